@@ -1,0 +1,132 @@
+"""The command line: `sciqa STEP --option value`, and the same for every file of `jobs/`."""
+
+import dataclasses
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from sciqa import storage
+from sciqa.cluster import Summary
+from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.errors import InputError, find_input_error
+from sciqa.exam import ReportOptions, report
+from sciqa.exam.report import differences
+from sciqa.inference import PredictOptions, predict
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.run import RunExamOptions, run_exam
+
+#: Every step: its function, its options and one line of help.
+STEPS: dict[str, tuple[Callable, type, str]] = {
+    "exam": (run_exam, RunExamOptions, "answer an exam: corpus, index, retrieve, predict and report"),
+    "corpus": (build_passages, CorpusOptions, "turn articles into the passages table"),
+    "index": (build_index, IndexOptions, "embed the passages and index them, shard by shard"),
+    "retrieve": (retrieve, RetrieveOptions, "find the passages of every question"),
+    "predict": (predict, PredictOptions, "rank the options of every question"),
+    "report": (report, ReportOptions, "render a run as one HTML page"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one step and exit: 0 when it is done, 2 for bad input (one message), 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in STEPS:
+        wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
+        print("usage: sciqa STEP [--config FILE.yaml] [OPTIONS]\n", file=sys.stdout if wants_help else sys.stderr)
+        for name, (_, _, about) in STEPS.items():
+            print(f"  {name:<9} {about}", file=sys.stdout if wants_help else sys.stderr)
+        print("\n`sciqa STEP --help` lists the options of a step.", file=sys.stdout if wants_help else sys.stderr)
+        sys.exit(0 if wants_help else 2)
+    _quiet()
+    function, kind, about = STEPS[arguments[0]]
+    started = time.monotonic()
+    try:
+        made = function(parse_options(kind, arguments[0], about, arguments[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if (bad_input := find_input_error(error)) is None:
+            raise
+        print(f"sciqa {arguments[0]}: error: {bad_input}", file=sys.stderr)
+        sys.exit(2)
+    show(made if isinstance(made, list) else [made], time.monotonic() - started)
+
+
+def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> object:
+    """Return a step's options from flags over those of a YAML file given as `--config FILE`.
+
+    Raises:
+        InputError: the file is missing, is no mapping, or names an option that the step does not have.
+    """
+    defaults = {}
+    if "--config" in arguments[:-1]:
+        at = arguments.index("--config")
+        defaults = read_config(arguments[at + 1], kind)
+        arguments = arguments[:at] + arguments[at + 2 :]
+    return tyro.cli(
+        kind,
+        prog=f"sciqa {step}",
+        description=about[0].upper() + about[1:] + ". --config FILE.yaml sets options that flags then override.",
+        args=arguments,
+        default=kind(**defaults) if defaults else None,
+    )
+
+
+def read_config(path: str, kind: type) -> dict:
+    """Return the options in a YAML file, hyphens or underscores in their names."""
+    try:
+        given = yaml.safe_load(storage.read_bytes(path)) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: `option: value` lines expected")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    options = {str(name).replace("-", "_"): value for name, value in given.items()}
+    for name in options:
+        if name not in fields:
+            raise InputError(f"{path}: no option {name!r}; there are {', '.join(sorted(fields))}")
+    return options
+
+
+def show(summaries: list[Summary], seconds: float) -> None:
+    """Print what was made: the readers' figures as a table, then a line per step with its path."""
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    predicted = [summary.details for summary in summaries if summary.stage == "predict" and summary.details]
+    if predicted:
+        table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
+        for column in ("reader", "MAP@3", "accuracy", "log loss", "calibration error", "seconds"):
+            table.add_column(column, justify="left" if column == "reader" else "right")
+        for row in predicted:
+            table.add_row(
+                row["reader"],
+                f"{row['map_at_3']:.3f} [{row['map_at_3_low']:.3f}, {row['map_at_3_high']:.3f}]",
+                f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
+                f"{row['log_loss']:.3f}",
+                f"{row['calibration_error']:.3f}",
+                f"{row['seconds']:.0f}",
+            )
+        console.print(table)
+    for summary in summaries:
+        for gain in differences(summary.details["readers"]) if summary.stage == "report" else []:
+            if {gain["reader"], gain["other"]} <= {row["reader"] for row in predicted}:
+                console.print(
+                    f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
+                    f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}]",
+                    markup=False,
+                )
+    for summary in summaries:
+        print(f"{summary.stage:<9} {summary.seconds:6.1f} s  {summary.made}\n{'':19}{summary.path}")
+    if len(summaries) > 1:
+        print(f"{'total':<9} {seconds:6.1f} s")
+
+
+def _quiet() -> None:
+    """Keep back what a person who runs a step can do nothing about."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("ray").setLevel(logging.ERROR)

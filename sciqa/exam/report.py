@@ -1,0 +1,135 @@
+"""One self-contained HTML page of a run: metrics, reliability, and every question with what was found for it."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from sciqa import storage
+from sciqa.cluster import Summary
+from sciqa.errors import InputError
+from sciqa.exam.metrics import bootstrap_interval, calibration_bins
+from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+
+READERS = ("open-book", "closed-book", "retrieval")
+
+
+@dataclass(kw_only=True)
+class ReportOptions(ExamOptions):
+    """What the page shows."""
+
+    report_questions: int = 1000
+    """Most questions listed on the page; the figures are of all."""
+
+
+def report(options: ReportOptions) -> Summary:
+    """Render `OUTPUT/report.html` from the tables of a run.
+
+    Raises:
+        InputError: no answers to this exam in the run's folder.
+    """
+    started = time.monotonic()
+    exam = open_exam(options)
+    readers = find_readers(options.output, exam)
+    if not readers:
+        raise InputError(f"{options.output}: no answers to the exam {options.exam}; run `sciqa predict` first")
+    main = next(iter(readers))
+    environment = Environment(
+        loader=PackageLoader("sciqa.exam", "."), autoescape=select_autoescape(default=True), trim_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        exam=options.exam,
+        total=exam.questions,
+        main=main,
+        metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
+        differences=differences(readers),
+        slices=readers[main]["metrics"][1:],
+        bins=_reliability(readers[main]["answers"]),
+        ranks=_rank_counts(readers[main]["answers"]),
+        questions=_questions(options, exam, readers[main]["answers"]),
+    )
+    path = storage.join(options.output, "report.html")
+    storage.write_bytes(path, page.encode())
+    made = f"one page on {', '.join(readers)}"
+    return Summary("report", path, made, time.monotonic() - started, {"readers": readers})
+
+
+def find_readers(output: str, exam: Exam) -> dict[str, dict]:
+    """Return `answers` (rows) and `metrics` (rows, the whole exam first) of each reader that answered this exam."""
+    readers = {}
+    for name in READERS:
+        folder = storage.join(output, "answers", name)
+        if not storage.exists(storage.join(folder, storage.MANIFEST)):
+            continue
+        if storage.read_manifest(folder, "predict")["inputs"]["exam"] == exam.sha256:
+            metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
+            readers[name] = {"answers": storage.read_table(folder).to_pylist(), "metrics": metrics}
+    return readers
+
+
+def differences(readers: dict[str, dict]) -> list[dict]:
+    """Return the first reader's gain in MAP@3 over each other one, with its 95 % paired-bootstrap interval."""
+    precisions = {
+        name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])
+        for name, reader in readers.items()
+    }
+    first, *others = precisions
+    gains = []
+    for other in others:
+        gain = precisions[first] - precisions[other]
+        if len(gain):
+            low, high = bootstrap_interval(gain)
+            gains.append({"reader": first, "other": other, "gain": float(gain.mean()), "low": low, "high": high})
+    return gains
+
+
+def _reliability(answers: list[dict]) -> list[dict]:
+    scored = [row for row in answers if row["answer"]]
+    if not scored:
+        return []
+    confidence = np.array([max(row["probabilities"]) for row in scored])
+    return calibration_bins(confidence, np.array([row["ranking"][0] == row["answer"] for row in scored], float))
+
+
+def _rank_counts(answers: list[dict]) -> list[int]:
+    """Return how often the correct option is ranked first, second, … ."""
+    ranks = [row["ranking"].index(row["answer"]) for row in answers if row["answer"]]
+    return np.bincount(ranks).tolist() if ranks else []
+
+
+def _questions(options: ReportOptions, exam: Exam, answers: list[dict]) -> list[dict]:
+    """Return the questions listed, each with its options by probability and the passages found for it."""
+    listed = []
+    for part in range(exam.shards):
+        if len(listed) >= options.report_questions:
+            break
+        passages = _passages(options.output, exam, part)
+        for question in exam.read_shard(part):
+            answer = answers[len(listed)]
+            given = options_of(question)
+            probabilities = dict(zip(given, answer["probabilities"], strict=True))
+            listed.append(
+                question
+                | {
+                    "options": [
+                        {"letter": letter, "text": given[letter], "probability": probabilities[letter]}
+                        for letter in answer["ranking"]
+                    ],
+                    "rank": answer["ranking"].index(question["answer"]) + 1 if question["answer"] else None,
+                    "slice": question.get("topic") or question.get("subject"),
+                    "passages": passages.get(question["id"], []),
+                }
+            )
+    return listed[: options.report_questions]
+
+
+def _passages(output: str, exam: Exam, part: int) -> dict[str, list[dict]]:
+    """Return the passages found for one shard of questions, by question, where there are any of this exam."""
+    folder = storage.join(output, "contexts")
+    if not storage.exists(storage.join(folder, storage.MANIFEST)):
+        return {}
+    if storage.read_manifest(folder, "retrieve")["inputs"]["exam"] != exam.sha256:
+        return {}
+    rows = storage.read_table(storage.join(folder, f"{part:05d}.parquet"), ["id", "passages"]).to_pylist()
+    return {row["id"]: row["passages"] for row in rows}

@@ -1,0 +1,5 @@
+"""Inference room: readers rank the options of every question; answers and metrics tables."""
+
+from sciqa.inference.predict import PredictOptions, predict
+
+__all__ = ["PredictOptions", "predict"]

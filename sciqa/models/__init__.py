@@ -1,0 +1,1 @@
+"""Models room: language models loaded from packages, folders, GGUF files or the hub."""
