@@ -89,7 +89,7 @@ def connect(options: RunOptions) -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
 
 
 def num_workers(options: RunOptions, parts: int) -> int:

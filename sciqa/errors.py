@@ -1,23 +1,24 @@
 """The error that a person can mend."""
 
+import re
+
 
 class InputError(Exception):
-    """Bad input: says which file, row and column, what was expected and what to do.
+    """Bad input: says which file, row and column, what was expected and what to do, on one line.
 
-    The command line prints it on one line and exits with code 2.
+    The command line prints it and exits with code 2.
     """
 
-    def __reduce__(self) -> tuple:
-        """Keep the message whole on the way from a worker to the driver."""
-        return (type(self), self.args)
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 def find_input_error(error: BaseException) -> InputError | None:
-    """Return the `InputError` inside an error that Ray wrapped on its way from a worker, if there is one."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, InputError):
-            return InputError(getattr(error, "cause", error).args[0])
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
+    """Return the `InputError` that an error is, or was in the worker where it was raised; None for any other.
+
+    Ray Data passes a worker's exception on as text within its own, so there it is found by its name.
+    """
+    if isinstance(error, InputError):
+        return error
+    found = re.search(rf"{re.escape(f'{__name__}.{InputError.__name__}')}: (.+)", str(error))
+    return InputError(found[1]) if found else None

@@ -1,0 +1,111 @@
+"""Passages a second: the index step through Ray Data beside one process, start-up left out.
+
+Embeds the same demo passages with the packaged all-MiniLM-L6-v2, in turn: plain `SentenceTransformer.encode`
+(float32, batches of 32, all cores), the same in bfloat16, OpenVINO in one process on all cores (the quickest
+single-process setting we know), and this project's pool of workers, which also writes the shards. Every setting has
+processes of its own, and time runs from the first passage taken to the last one done.
+Usage: python benchmarks/embedding.py [PASSAGES]
+"""
+
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+
+import ray
+
+from sciqa import cluster, storage
+from sciqa.cluster import RunOptions
+from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.hub import find_model
+from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.index import EmbedOptions, EmbedShard, embedded_text
+
+MODEL = "all-MiniLM-L6-v2"
+ROUNDS = 3
+SHARD = 128
+
+
+class TimedShard(EmbedShard):
+    """The worker of the index step, which also says when it took its shard and when it was done."""
+
+    def __call__(self, row: dict) -> dict:
+        """Add `started` and `finished`, seconds."""
+        started = time.time()
+        made = super().__call__(row)
+        return {"rows": made["rows"], "started": started, "finished": time.time()}
+
+
+def pool(folder: str, shards: list[dict]) -> float:
+    """Return passages a second of the index step's pool, writing included."""
+    workers = cluster.num_workers(RunOptions(), len(shards))
+    arguments = EmbedOptions().embed_arguments(workers)
+    with tempfile.TemporaryDirectory() as index:
+        rows = (
+            cluster.from_parts(shards)
+            .map(
+                TimedShard,
+                fn_constructor_kwargs={"passages": folder, "index": index, "embed": arguments},
+                **cluster.model_pool(workers),
+            )
+            .take_all()
+        )
+    seconds = max(row["finished"] for row in rows) - min(row["started"] for row in rows)
+    return sum(row["rows"] for row in rows) / seconds
+
+
+def single(kind: str, texts: list[str], threads: int, result: multiprocessing.Queue) -> None:
+    """Put passages a second of one process on all cores."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if kind == "OpenVINO":
+        encode = load_embedder(MODEL, threads, "openvino").encode
+    else:
+        from sentence_transformers import SentenceTransformer
+
+        settings = {"dtype": getattr(torch, kind)}
+        model = SentenceTransformer(find_model(MODEL).folder, device="cpu", model_kwargs=settings)
+        encode = lambda batch: model.encode(batch, batch_size=32, normalize_embeddings=True)  # noqa: E731
+    encode(texts[:64])
+    started = time.time()
+    encode(texts)
+    result.put(len(texts) / (time.time() - started))
+
+
+def main() -> None:
+    """Print the speed of every setting and its ratio to plain encode, round by round in turn."""
+    passages = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
+    cluster.connect(RunOptions())
+    threads = cluster.cluster_cpus()
+    rates: dict[str, list[float]] = {name: [] for name in ("float32", "bfloat16", "OpenVINO", "sciqa index")}
+    with tempfile.TemporaryDirectory() as output:
+        options = CorpusOptions(output=output, shard_passages=SHARD)
+        shards = build_passages(options).details["shards"][: passages // SHARD]
+        files = [storage.join(options.passages, f"{shard['name']}.parquet") for shard in shards]
+        rows = [row for file in files for row in storage.read_table(file).to_pylist()]
+        texts = [embedded_text(row["title"], row["section"], row["text"]) for row in rows]
+        context = multiprocessing.get_context("spawn")
+        for number in range(ROUNDS):
+            for name in rates:
+                if name == "sciqa index":
+                    rates[name].append(pool(options.passages, shards))
+                    continue
+                result = context.Queue()
+                process = context.Process(target=single, args=(name, texts, threads, result))
+                process.start()
+                rates[name].append(result.get())
+                process.join()
+            print(f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.0f}/s" for name, rate in rates.items()))
+    ray.shutdown()
+    print(f"{len(texts):,} passages, {threads} cores; median passages a second and ratios to each")
+    best = max((name for name in rates if name != "sciqa index"), key=lambda name: statistics.median(rates[name]))
+    for name, rate in rates.items():
+        to_plain = statistics.median(a / b for a, b in zip(rate, rates["float32"], strict=True))
+        to_best = statistics.median(a / b for a, b in zip(rate, rates[best], strict=True))
+        print(f"{name:<12} {statistics.median(rate):6.0f}  {to_plain:5.2f} x float32  {to_best:5.2f} x {best}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m sciqa` is `sciqa`."""
+
+from sciqa.cli import main
+
+main()

@@ -1,0 +1,170 @@
+"""The command line as a person uses it: bad input, one CPU, a running cluster, a killed run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from sciqa import storage
+from sciqa.cli import read_config
+from sciqa.errors import InputError
+from sciqa.retrieval import IndexOptions
+from sciqa.run import RunExamOptions
+
+JOBS = Path(__file__).parent.parent / "jobs"
+HEADER = "id,prompt,A,B,answer\n"
+ROW = "1,Which gas do plants take in?,Carbon dioxide,Helium,A\n"
+
+
+def sciqa(*arguments, **options):
+    command = [sys.executable, "-m", "sciqa", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, **options)
+
+
+def refused(result, *parts):
+    """Whether a run ended as bad input should: code 2, one line, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert all(part in result.stderr for part in parts), result.stderr
+    return True
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"id,prompt,A,answer\n1,p,a,A\n", ["no column 'B'"]),
+        ((HEADER + ROW + ROW).encode(), ["row 2", "column 'id'"]),
+        ((HEADER + "1,p,a,b,C\n").encode(), ["row 1", "column 'answer'", "'C'"]),
+        ((HEADER + "1,,a,b,A\n").encode(), ["row 1", "column 'prompt'"]),
+        (b"id,prompt,A,B\n1,\xff?,a,b\n", ["line 2, byte 3", "UTF-8"]),
+    ],
+    ids=["missing column", "duplicate id", "answer outside", "empty prompt", "not UTF-8"],
+)
+def test_bad_exams_exit_2_before_any_work(tmp_path, content, parts):
+    exam = tmp_path / "exam.csv"
+    exam.write_bytes(content)
+    assert refused(sciqa("exam", "--exam", exam, "--output", tmp_path / "run"), str(exam), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_parquet_exam_cut_short(tmp_path, small_index):
+    exam = tmp_path / "exam.parquet"
+    exam.write_bytes(Path(small_index, "passages", "00000-00000.parquet").read_bytes()[:-20])
+    assert refused(sciqa("exam", "--exam", exam, "--output", tmp_path / "run"), str(exam), "Parquet")
+
+
+def test_an_index_of_another_model(tmp_path, small_index):
+    manifest = storage.read_json(f"{small_index}/index/manifest.json")
+    storage.write_json(str(tmp_path / "index" / "manifest.json"), manifest | {"revision": "other", "model": "other"})
+    assert refused(sciqa("exam", "--output", tmp_path), "manifest.json", "embedding model other")
+    assert not (tmp_path / "passages").exists()
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert refused(sciqa("exam", "--output", tmp_path / "file" / "run"), str(tmp_path / "file"), "cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["exam", "--model", "no/such-model"], ["no/such-model"]),
+        (["exam", "--corpus", "absent.jsonl"], ["absent.jsonl", "no such file"]),
+        (["index"], ["passages", "sciqa corpus"]),
+        (["retrieve"], ["index", "sciqa index"]),
+        (["predict"], ["contexts", "sciqa retrieve"]),
+        (["report"], ["no answers", "sciqa predict"]),
+        (["exam", "--num-cpus", "0"], ["--num-cpus", "at least 1"]),
+        (["exam", "--top-k", "2", "--context-passages", "3"], ["--context-passages"]),
+        (["exam", "--config", "absent.yaml"], ["absent.yaml"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_other_bad_input(tmp_path, arguments, parts):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    assert refused(sciqa(*arguments, "--output", tmp_path / "run", env=environment), *parts)
+
+
+def test_unknown_options_and_steps_exit_2():
+    for arguments in ([], ["guess"], ["exam", "--guess", "1"], ["exam", "--top-k", "many"]):
+        assert sciqa(*arguments).returncode == 2
+    assert sciqa("--help").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["corpus", "index", "retrieve", "predict", "report", "exam"])
+def test_jobs_take_the_same_options_as_the_command(name):
+    command = [sys.executable, JOBS / f"{name}.py", "--help"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == sciqa(name, "--help").stdout
+
+
+def test_a_yaml_file_gives_options_that_are_checked(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("top-k: 7\nreader: retrieval\n")
+    assert RunExamOptions(**read_config(str(path), RunExamOptions)).top_k == 7
+    path.write_text("topk: 7\n")
+    with pytest.raises(InputError, match="no option 'topk'"):
+        read_config(str(path), IndexOptions)
+
+
+def tables(output):
+    """All that a run's tables hold, the figures of time left out."""
+    names = ("passages", "contexts", "answers/open-book", "metrics/open-book.parquet")
+    found = {name: storage.read_table(storage.join(str(output), name)).to_pylist() for name in names}
+    for row in found["metrics/open-book.parquet"]:
+        del row["seconds"], row["contexts"]
+    folder = Path(output) / "index"
+    found["vectors"] = {path.parent.name: np.load(path).tolist() for path in sorted(folder.glob("*/vectors.npy"))}
+    return found
+
+
+@pytest.fixture(scope="module")
+def exam_command(exam_file, corpus_file):
+    return ["exam", "--exam", exam_file, "--corpus", corpus_file, "--shard-passages", 24, "--shard-questions", 4]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, exam_command):
+    """The tables of a run on a single CPU, where nothing may wait for a second one."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    result = sciqa(*exam_command, "--num-cpus", 1, "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert "MAP@3" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert (output / "report.html").exists()
+    return tables(output)
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, exam_command, undisturbed):
+    command = [sys.executable, "-m", "sciqa", *map(str, exam_command), "--num-cpus", "2", "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while not (finished := list(tmp_path.glob("index/*/shard.json"))):
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+    total = len(undisturbed["vectors"])
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("index/*/shard.json")}
+    assert 0 < len(finished) < total
+    result = sciqa(*exam_command, "--num-cpus", 2, "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    kept = sum(path.stat().st_mtime_ns == written for path, written in finished.items())
+    assert kept == len(finished)
+    assert f"{total - kept} shards built, {kept} kept" in result.stdout
+    assert tables(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_running_gives_the_same_tables(tmp_path, cluster, exam_command, undisturbed):
+    address = ray.get_runtime_context().gcs_address
+    result = sciqa(*exam_command, "--address", address, "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert tables(tmp_path) == undisturbed
+    again = sciqa(*exam_command, "--address", address, "--output", tmp_path)
+    assert "0 shards built" in again.stdout
+    assert again.stdout.count("kept") == 4

@@ -1,0 +1,96 @@
+"""Embedding and index building, on real models."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from sciqa import storage
+from sciqa.corpus.articles import read_articles
+from sciqa.errors import InputError
+from sciqa.hub import find_model
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.index import read_index_manifest
+
+MINILM = "all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_vectors_are_those_of_sentence_transformers(backend):
+    texts = [article["text"] for article, _ in zip(read_articles("demo"), range(40), strict=False)]
+    reference = SentenceTransformer(find_model(MINILM).folder, device="cpu").encode(texts, normalize_embeddings=True)
+    vectors = load_embedder(MINILM, threads=2, backend=backend).encode(texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+    assert (reference * vectors).sum(axis=1).min() > 0.99
+
+
+def test_manifest_tells_the_model_and_the_checksum_of_every_file(small_index):
+    folder = storage.join(small_index, "index")
+    manifest = read_index_manifest(folder)
+    assert (manifest["model"], manifest["dimension"], manifest["normalised"]) == (MINILM, 384, True)
+    assert manifest["revision"] == find_model(MINILM).revision
+    assert manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"]) > 200
+    for shard in manifest["shards"]:
+        for name, digest in shard["sha256"].items():
+            data = storage.read_bytes(storage.join(folder, shard["name"], name))
+            assert hashlib.sha256(data).hexdigest() == digest
+
+
+def test_only_missing_shards_are_built_again(tmp_path, small_index):
+    run = tmp_path / "run"
+    shutil.copytree(small_index, run)
+    kept = storage.read_bytes(str(run / "index" / "00000-00002" / "vectors.npy"))
+    for lost in ("00000-00000", "00000-00003"):
+        shutil.rmtree(run / "index" / lost)
+    (run / "index" / "manifest.json").unlink()
+    (run / "index" / "00000-00004" / "shard.json").unlink()  # embedded, but not finished
+    summary = build_index(IndexOptions(output=str(run)))
+    assert summary.details == {"built": 3, "kept": 2}
+    assert storage.read_bytes(str(run / "index" / "00000-00002" / "vectors.npy")) == kept
+    again, before = (read_index_manifest(storage.join(path, "index")) for path in (str(run), small_index))
+    assert again == before
+    assert build_index(IndexOptions(output=str(run))).details == {"built": 0, "kept": 5}
+
+
+def test_an_index_of_another_model_is_refused(tmp_path, small_index):
+    other = tmp_path / "model"
+    shutil.copytree(find_model(MINILM).folder, other)
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\1")
+    for step, options in (
+        (build_index, IndexOptions(output=small_index, embedder=str(other))),
+        (retrieve, RetrieveOptions(output=small_index, embedder=str(other), exam="test")),
+    ):
+        with pytest.raises(InputError, match=r"manifest.json: this index was built with .*all-MiniLM-L6-v2"):
+            step(options)
+
+
+def test_contexts_hold_the_passages_nearest_to_question_and_options(tmp_path, small_index, exam_file):
+    options = RetrieveOptions(
+        output=str(tmp_path), passages=f"{small_index}/passages", index=f"{small_index}/index", exam=exam_file
+    )
+    summary = retrieve(options)
+    assert summary.details["recall"] >= 0.9
+    contexts = storage.read_table(options.contexts).to_pylist()
+    exam = storage.read_table(f"{tmp_path}/exam.parquet").to_pylist()
+    assert [row["id"] for row in contexts] == [row["id"] for row in exam]
+    for row in contexts:
+        scores = [passage["score"] for passage in row["passages"]]
+        assert len(scores) == 5
+        assert scores == sorted(scores, reverse=True)
+        assert all(passage["text"] in row["context"] for passage in row["passages"][:2])
+        assert row["passages"][2]["text"] not in row["context"]
+    assert "kept" in retrieve(options).made
+
+
+def test_a_context_given_by_the_exam_comes_first(tmp_path, small_index):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"id": "1", "prompt": "Which?", "A": "x", "B": "y", "context": "Given by the exam."}\n')
+    retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=str(exam)))
+    row = storage.read_table(str(tmp_path / "run" / "contexts")).to_pylist()[0]
+    assert row["context"].startswith("Given by the exam.\n")

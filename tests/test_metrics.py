@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from sciqa.exam.metrics import (
+    average_precision_at_3,
+    bootstrap_interval,
+    expected_calibration_error,
+    log_loss,
+    score,
+)
+
+
+def answer(ranking, probabilities, correct):
+    return {"ranking": list(ranking), "probabilities": probabilities, "answer": correct}
+
+
+def test_average_precision_is_the_reciprocal_rank_of_the_first_three():
+    assert average_precision_at_3(np.array([1, 2, 3, 4, 26])).tolist() == [1, 1 / 2, 1 / 3, 0, 0]
+
+
+def test_random_rankings_of_four_options_score_near_chance():
+    ranks = np.random.default_rng(0).integers(1, 5, 20_000)
+    assert average_precision_at_3(ranks).mean() == pytest.approx((1 + 1 / 2 + 1 / 3) / 4, abs=0.01)
+
+
+def test_log_loss_agrees_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    probabilities = rng.dirichlet(np.ones(4), 50)
+    correct = rng.integers(0, 4, 50)
+    expected = reference.log_loss(correct, probabilities, labels=range(4))
+    assert log_loss(probabilities[np.arange(50), correct]) == pytest.approx(expected)
+
+
+def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for seed in range(60):
+        low, high = bootstrap_interval((rng.random(80) < 0.7).astype(float), seed)
+        covered += low <= 0.7 <= high
+    assert 0.85 <= covered / 60 <= 1
+
+
+def test_calibration_error_is_zero_when_confidence_is_deserved_and_the_gap_when_it_is_not():
+    confidence = np.full(1000, 0.75)
+    correct = np.arange(1000) % 4 > 0
+    assert expected_calibration_error(confidence, correct) == pytest.approx(0)
+    assert expected_calibration_error(confidence, np.zeros(1000)) == pytest.approx(0.75)
+
+
+def test_score_counts_only_questions_with_an_answer():
+    rows = [
+        answer("AB", [0.9, 0.1], "A"),
+        answer("BA", [0.2, 0.8], "A"),
+        answer("AB", [0.5, 0.5], None),
+    ]
+    figures = score(rows)
+    assert figures["questions"] == 2
+    assert figures["map_at_3"] == 0.75
+    assert figures["accuracy"] == 0.5
+    assert figures["log_loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
+    assert score(rows[2:]) is None
