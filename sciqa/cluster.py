@@ -1,8 +1,11 @@
 """Ray for every step: connecting, sizing pools so that they cannot starve, and showing progress."""
 
+import contextlib
 import logging
 import math
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -70,26 +73,48 @@ class Summary:
 def connect(options: RunOptions) -> None:
     """Connect this process to Ray, starting it on this machine where none runs; once per process."""
     if not ray.is_initialized():
-        # Ray warns of constructor arguments that its own Ray Data places in the object store.
+        # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = "local" if options.num_cpus else options.address
-        try:
+        if address and ":" in address:
+            _check_reachable(address)
+        with _no_core_messages():
             ray.init(
                 address=address,
                 num_cpus=options.num_cpus,
-                include_dashboard=None if address != "local" else False,
-                configure_logging=True,
+                include_dashboard=False if address == "local" else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-        except ConnectionError as error:
-            raise InputError(f"--address {options.address}: no Ray cluster answers there ({error})") from error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
+
+
+def _check_reachable(address: str) -> None:
+    """Fail at once where nothing listens: Ray itself would try again for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+
+
+@contextlib.contextmanager
+def _no_core_messages() -> Iterator[None]:
+    """Keep back what Ray's core prints while it starts, such as the level just set; errors are raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def num_workers(options: RunOptions, parts: int) -> int:

@@ -82,6 +82,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
         (["report"], ["no answers", "sciqa predict"]),
         (["exam", "--num-cpus", "0"], ["--num-cpus", "at least 1"]),
         (["exam", "--top-k", "2", "--context-passages", "3"], ["--context-passages"]),
+        (["corpus", "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster"]),
         (["exam", "--config", "absent.yaml"], ["absent.yaml"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -71,9 +71,7 @@ def test_an_index_of_another_model_is_refused(tmp_path, small_index):
 
 
 def test_contexts_hold_the_passages_nearest_to_question_and_options(tmp_path, small_index, exam_file):
-    options = RetrieveOptions(
-        output=str(tmp_path), passages=f"{small_index}/passages", index=f"{small_index}/index", exam=exam_file
-    )
+    options = RetrieveOptions(output=str(tmp_path), index=f"{small_index}/index", exam=exam_file, context_passages=2)
     summary = retrieve(options)
     assert summary.details["recall"] >= 0.9
     contexts = storage.read_table(options.contexts).to_pylist()

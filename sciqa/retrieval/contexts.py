@@ -4,13 +4,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from sciqa import cluster, storage
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.embedder import Embedder, load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, embedded_text, read_index_manifest
 from sciqa.retrieval.search import ShardedIndex
 
@@ -32,7 +33,7 @@ class RetrieveOptions(ExamOptions, IndexOptions):
     """Folder of the contexts table; by default OUTPUT/contexts."""
     top_k: int = 5
     """Passages kept for each question, best first."""
-    context_passages: int = 2
+    context_passages: int = 1
     """How many of them make the text that the reader gets."""
 
     def __post_init__(self) -> None:
@@ -77,9 +78,17 @@ def retrieve(options: RetrieveOptions) -> Summary:
     return Summary("retrieve", options.contexts, made, time.monotonic() - started, manifest)
 
 
-def query_text(question: dict) -> str:
-    """Return what is embedded of a question: the prompt and all its options."""
-    return " ".join([question["prompt"], *options_of(question).values()])
+def embed_questions(embedder: Embedder, questions: list[dict]) -> np.ndarray:
+    """Return a query per question, unit vectors of shape (questions, dimension).
+
+    A query is the mean of two: the prompt, and the prompt with all options. The first finds the subject of a
+    question, the second the fact; together they find more than either (README, "What was measured").
+    """
+    prompts = [question["prompt"] for question in questions]
+    whole = [" ".join([question["prompt"], *options_of(question).values()]) for question in questions]
+    both = embedder.encode(prompts + whole)
+    queries = both[: len(prompts)] + both[len(prompts) :]
+    return queries / np.linalg.norm(queries, axis=1, keepdims=True)
 
 
 def _manifest(exam: Exam, rows: list[dict]) -> dict:
@@ -128,8 +137,8 @@ class EmbedQuestions:
 
     def __call__(self, row: dict) -> dict:
         """Add `vectors`, shape (questions, dimension), of the shard that `row["part"]` numbers."""
-        texts = [query_text(question) for question in self.exam.read_shard(row["part"])]
-        return {"part": row["part"], "vectors": self.embedder.encode(texts)}
+        queries = embed_questions(self.embedder, self.exam.read_shard(row["part"]))
+        return {"part": row["part"], "vectors": queries}
 
 
 def write_contexts(row: dict, exam: Exam, index: ShardedIndex, folder: str, top_k: int, context_passages: int) -> dict:

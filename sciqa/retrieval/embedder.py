@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "torch", "openvino"]
 
 
-def load_embedder(model: str, threads: int, backend: Backend = "openvino") -> "TorchEmbedder | OpenVinoEmbedder":
+class Embedder(Protocol):
+    """Turns text into vectors."""
+
+    def encode(self, texts: list[str], batch_size: int = ...) -> np.ndarray:
+        """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch."""
+
+
+def load_embedder(model: str, threads: int, backend: Backend = "openvino") -> Embedder:
     """Return a sentence-transformers model on this worker's device.
 
     Args:
@@ -40,7 +47,7 @@ class TorchEmbedder:
         self.model = _load(model, device, half_precision(device))
 
     def encode(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
-        """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch."""
+        """See `Embedder.encode`."""
         vectors = self.model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
         return _unit(vectors.float().cpu().numpy())  # a norm taken in 16 bits is off by up to 0.4 %
 
@@ -74,7 +81,7 @@ class OpenVinoEmbedder:
         self.compiled = core.compile_model(folder / "model.xml", "CPU", settings)
 
     def encode(self, texts: list[str], batch_size: int = 16) -> np.ndarray:
-        """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch."""
+        """See `Embedder.encode`."""
         tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")
         vectors = np.empty((len(texts), self.dimension), np.float32)
