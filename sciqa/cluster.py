@@ -171,6 +171,8 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
     done = 0
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(stage, total=total)
+        if not console.is_terminal:
+            console.print(f"{stage}: {total} {unit} to do, starting workers")
         for row in dataset.iter_rows():
             done += count(row)
             progress.update(task, completed=done)
