@@ -1,6 +1,7 @@
 """The command line as a person uses it: bad input, one CPU, a running cluster, a killed run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,14 +150,15 @@ def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, e
             assert run.poll() is None
             time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
-    total = len(undisturbed["vectors"])
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("index/*/shard.json")}
-    assert 0 < len(finished) < total
+    assert 0 < len(finished) < len(undisturbed["vectors"])
     result = sciqa(*exam_command, "--num-cpus", 2, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
-    kept = sum(path.stat().st_mtime_ns == written for path, written in finished.items())
-    assert kept == len(finished)
-    assert f"{total - kept} shards built, {kept} kept" in result.stdout
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
+    # Workers of the killed driver may have finished the shard they were at before they noticed.
+    built, kept = map(int, re.search(r"(\d+) shards built, (\d+) kept", result.stdout).groups())
+    assert kept >= len(finished)
+    assert built + kept == len(undisturbed["vectors"])
     assert tables(tmp_path) == undisturbed
 
 
