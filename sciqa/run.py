@@ -1,16 +1,21 @@
-"""The whole line: corpus, index, retrieve, predict and report, each kept where nothing changed."""
+"""Whole lines of steps: an exam from corpus to report, an adapter from corpus to training; done steps are kept."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from sciqa import storage
 from sciqa.cluster import Summary
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.corpus.articles import find_sources
-from sciqa.exam import ReportOptions, open_exam, report
-from sciqa.exam.report import READERS
-from sciqa.hub import check_causal
+from sciqa.exam import ReportOptions, open_exam, read_exam, report
 from sciqa.inference import PredictOptions, predict
-from sciqa.retrieval import RetrieveOptions, build_index, retrieve
+from sciqa.inference.predict import check_reader
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.index import check_index
+from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.examples import check_answers
+from sciqa.training.finetune import check_model
+
+COMPARED = ("open-book", "closed-book", "retrieval")
 
 
 @dataclass(kw_only=True)
@@ -28,13 +33,46 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         InputError: bad input of any step.
     """
     open_exam(options)
-    readers = [options.reader, *(name for name in READERS if options.compare and name != options.reader)]
+    readers = [options.reader, *(name for name in COMPARED if options.compare and name != options.reader)]
     if readers != ["retrieval"]:
-        check_causal(options.model)
+        check_reader(options)
     summaries = []
     if readers != ["closed-book"]:
         find_sources(options.corpus)
         check_index(options)
         summaries += [build_passages(options), build_index(options), retrieve(options)]
-    summaries += [predict(replace(options, reader=reader)) for reader in readers]
+    summaries += [
+        predict(replace(options, reader=reader, name=options.name if reader == options.reader else None))
+        for reader in readers
+    ]
     return [*summaries, report(options)]
+
+
+@dataclass(kw_only=True)
+class RunFinetuneOptions(CorpusOptions, IndexOptions, FinetuneOptions):
+    """Everything from corpus to adapter; with no options, SmolLM2 on the packaged exam and the demo corpus."""
+
+    top_k: int = 5
+    """Passages found for each question; --max-passages draws from them."""
+    context_passages: int = 1
+    """How many of them make the context of a question."""
+
+
+def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
+    """Find the contexts of training and validation questions, where they are not there yet, and train on them.
+
+    Raises:
+        InputError: bad input of any step.
+    """
+    for name in ("train", "validation"):
+        check_answers(read_exam(getattr(options, name)), getattr(options, name))
+    check_model(options)
+    find_sources(options.corpus)
+    check_index(options)
+    summaries = [build_passages(options), build_index(options)]
+    for name in ("train", "validation"):
+        shared = {field.name: getattr(options, field.name) for field in fields(IndexOptions)}
+        shared |= {"top_k": options.top_k, "context_passages": options.context_passages}
+        shared |= {"output": storage.join(options.output, name), "exam": getattr(options, name)}
+        summaries.append(retrieve(RetrieveOptions(**shared, contexts=getattr(options, f"{name}_contexts"))))
+    return [*summaries, finetune(options)]

@@ -123,6 +123,20 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
     return found
 
 
+def list_folders(path: str) -> list[str]:
+    """Return the names of the folders in a folder, sorted; none where it is not there."""
+    filesystem, inner = resolve(path)
+    entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+
+
+def copy_files(source: str, destination: str) -> None:
+    """Copy all files of a folder, from any storage to any other."""
+    (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)
+    to_fs.create_dir(to_path, recursive=True)
+    fs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
+
+
 def delete(path: str) -> None:
     """Delete a file or a folder with all it holds, if it is there."""
     filesystem, inner = resolve(path)

@@ -12,8 +12,6 @@ from sciqa.errors import InputError
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 
-READERS = ("open-book", "closed-book", "retrieval")
-
 
 @dataclass(kw_only=True)
 class ReportOptions(ExamOptions):
@@ -56,16 +54,18 @@ def report(options: ReportOptions) -> Summary:
 
 
 def find_readers(output: str, exam: Exam) -> dict[str, dict]:
-    """Return `answers` (rows) and `metrics` (rows, the whole exam first) of each reader that answered this exam."""
+    """Return `answers` and `metrics` (rows, the whole exam first) of each reader of this exam, best MAP@3 first."""
     readers = {}
-    for name in READERS:
+    for name in storage.list_folders(storage.join(output, "answers")):
         folder = storage.join(output, "answers", name)
         if not storage.exists(storage.join(folder, storage.MANIFEST)):
             continue
         if storage.read_manifest(folder, "predict")["inputs"]["exam"] == exam.sha256:
             metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
             readers[name] = {"answers": storage.read_table(folder).to_pylist(), "metrics": metrics}
-    return readers
+    return dict(
+        sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
+    )
 
 
 def differences(readers: dict[str, dict]) -> list[dict]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,12 +15,15 @@ from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.hub import check_causal, find_model
+from sciqa.hub import check_base, find_model, has_trained_head, local_path, model_family, weights_hash
+from sciqa.inference.blend import fit_weights
 from sciqa.retrieval.index import EmbedOptions
 
 # Spelt out here too, so that the driver need not import PyTorch to show its help.
-Normalise = Literal["none", "tokens", "characters"]
+Normalise = Literal["auto", "none", "tokens", "characters"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Prompt = Literal["auto", "plain", "chat"]
+Completion = Literal["auto", "text", "letter"]
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
 SCHEMA = pa.schema(
     [
@@ -50,55 +54,85 @@ class PredictOptions(ExamOptions, EmbedOptions):
     reader: ReaderName = "open-book"
     """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
     model: str = "SmolLM2-135M-Instruct"
-    """Causal language model: the packaged one, a local folder, a .gguf file or a hub id."""
+    """Model that reads: the packaged one, a local folder (a fine-tuned one too), a .gguf file or a hub id."""
+    adapter: str | None = None
+    """Adapter of that model, as `sciqa finetune` (OUTPUT/trained/NAME) or peft wrote it."""
+    name: str | None = None
+    """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
     precision: Precision = "auto"
     """Type of the weights; `auto` is 16 bits where the hardware has them."""
-    normalise: Normalise = "tokens"
-    """Divide an option's log-likelihood by its length in tokens or characters, or not."""
+    nf4: bool = False
+    """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
+    prompt: Prompt = "auto"
+    """`chat` is the tokenizer's chat template; `auto` is what the adapter was trained with, else `plain`."""
+    completion: Completion = "auto"
+    """Score the text or the letter of an option; `auto` is what the adapter was trained with, else the text."""
+    normalise: Normalise = "auto"
+    """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+    blend: tuple[str, ...] = ()
+    """Instead of reading, average the probabilities of these readers' answers (names in OUTPUT/answers)."""
+    blend_fit: str | None = None
+    """Output folder of a run on other questions with answers: the weights that suit the same readers there best."""
 
     def __post_init__(self) -> None:
-        """Fill the default folder and check the numbers."""
+        """Fill the defaults and check the numbers."""
         super().__post_init__()
         self.contexts = self.contexts or storage.join(self.output, "contexts")
+        self.model = local_path(self.model)
+        self.adapter = self.adapter and local_path(self.adapter)
+        own = Path(self.adapter or self.model)
+        default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
+        self.name = self.name or ("blend" if self.blend else default)
         if self.tokens_per_batch < 1:
             raise InputError(f"--tokens-per-batch: {self.tokens_per_batch} given, at least 1 expected")
+        if "/" in self.name or self.name.startswith((".", "_")):
+            raise InputError(f"--name: {self.name!r} given, the name of a folder expected")
+        if self.blend_fit and not self.blend:
+            raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
 
 
 def predict(options: PredictOptions) -> Summary:
     """Write the answers table of one reader, and its metrics where the exam has answers.
 
-    The tables are `OUTPUT/answers/READER/` and `OUTPUT/metrics/READER.parquet`. Finished shards of an earlier
+    The tables are `OUTPUT/answers/NAME/` and `OUTPUT/metrics/NAME.parquet`. Finished shards of an earlier
     run with the same inputs are kept.
 
     Raises:
-        InputError: a bad exam, no contexts of this exam, or no such model.
+        InputError: a bad exam, no contexts of this exam, no such model, or an adapter for another one.
     """
     started = time.monotonic()
     exam = open_exam(options)
     inputs = _inputs(options, exam)
-    folder = storage.join(options.output, "answers", options.reader)
+    folder = answers_path(options.output, options.name)
     present = storage.begin(folder, inputs)
     paths = {part: _part_path(folder, part) for part in range(exam.shards)}
     missing = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] not in present]
     if kept := storage.MANIFEST in present:
         manifest = storage.read_manifest(folder, "predict")
     else:
-        list(_answer_all(exam, options, folder, missing))
+        list(_answer_all(exam, options, folder, missing, inputs))
         manifest = {"seconds": time.monotonic() - started, "inputs": inputs}
-        _write_metrics(options, exam, folder, manifest["seconds"])
+        _write_metrics(options, exam, folder, manifest)
         storage.finish(folder, manifest)
-    made = f"{exam.questions:,} questions ranked, {options.reader}" + ", kept" * kept
+    made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept
+    if options.blend:
+        made += " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in inputs["blend"].items()) + ")"
     if 0 < len(missing) < exam.shards:
         made += f", {exam.shards - len(missing)} of {exam.shards} shards kept"
-    metrics = storage.read_table(metrics_path(options.output, options.reader)).to_pylist()
+    metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
 
-def metrics_path(output: str, reader: str) -> str:
+def metrics_path(output: str, name: str) -> str:
     """Return where a reader's metrics table is."""
-    return storage.join(output, "metrics", f"{reader}.parquet")
+    return storage.join(output, "metrics", f"{name}.parquet")
+
+
+def answers_path(output: str, name: str) -> str:
+    """Return where a reader's answers table is."""
+    return storage.join(output, "answers", name)
 
 
 def rank(letters: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -108,9 +142,23 @@ def rank(letters: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]
     return [letters[number] for number in order], shifted / shifted.sum()
 
 
+def check_reader(options: PredictOptions) -> None:
+    """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
+    family = model_family(options.model)
+    if options.adapter:
+        check_base(options.adapter, options.model)
+    elif family == "multiple-choice" and not has_trained_head(options.model):
+        raise InputError(
+            f"{options.model}: an encoder whose multiple-choice head has not been trained; "
+            "run `sciqa finetune` on it and pass what it makes as --adapter or --model"
+        )
+
+
 def _inputs(options: PredictOptions, exam: Exam) -> dict:
     """Check what the reader needs and return all that its answers follow from."""
-    inputs = {"exam": exam.sha256, "reader": options.reader}
+    inputs = {"exam": exam.sha256, "reader": options.name}
+    if options.blend:
+        return inputs | {"blend": _blend_weights(options, exam), "answers": _blended(options.output, options, exam)}
     if options.reader != "closed-book":
         contexts = storage.read_manifest(options.contexts, "retrieve")["inputs"]
         if contexts["exam"] != exam.sha256:
@@ -121,27 +169,56 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs["contexts"] = contexts
     if options.reader == "retrieval":
         return inputs | {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
-    check_causal(options.model)
-    revision = find_model(options.model).revision
-    return inputs | {"model": revision, "precision": options.precision, "normalise": options.normalise}
+    check_reader(options)
+    inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
+    inputs |= {"adapter": weights_hash(options.adapter) if options.adapter else None}
+    return inputs | {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
+
+
+def _blended(output: str, options: PredictOptions, exam: Exam | None) -> dict:
+    """Return, for each reader to blend, what its answers in an output folder follow from."""
+    found = {}
+    for name in options.blend:
+        folder = answers_path(output, name)
+        inputs = storage.read_manifest(folder, "predict")["inputs"]
+        if exam and inputs["exam"] != exam.sha256:
+            raise InputError(f"{folder}: answers to another exam than {options.exam}; run `sciqa predict` on it first")
+        found[name] = storage.fingerprint(inputs)
+    return found
+
+
+def _blend_weights(options: PredictOptions, exam: Exam) -> dict[str, float]:
+    _blended(options.output, options, exam)
+    if not options.blend_fit:
+        return {name: 1 / len(options.blend) for name in options.blend}
+    _blended(options.blend_fit, options, None)
+    return fit_weights({name: answers_path(options.blend_fit, name) for name in options.blend})
 
 
 def _part_path(folder: str, part: int) -> str:
     return storage.join(folder, f"{part:05d}.parquet")
 
 
-def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[int]) -> Iterator[dict]:
+def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[int], inputs: dict) -> Iterator[dict]:
     if not parts:
         return iter(())
     cluster.connect(options)
     workers = cluster.num_workers(options, len(parts))
-    if options.reader == "retrieval":
-        arguments = {"embed": options.embed_arguments(workers)}
+    sources = [] if options.reader == "closed-book" else [options.contexts]
+    if options.blend:
+        kind, arguments = "blend", {"weights": list(inputs["blend"].values())}
+        sources = [answers_path(options.output, name) for name in options.blend]
+    elif options.reader == "retrieval":
+        kind, arguments = "retrieval", {"embed": options.embed_arguments(workers)}
     else:
+        kind = "model"
+        given = {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
         arguments = {
-            "model": options.model,
+            "name": options.model,
+            "adapter": options.adapter,
             "precision": options.precision,
-            "normalise": options.normalise,
+            "nf4": options.nf4,
+            "style": {name: value for name, value in given.items() if value != "auto"},
             "tokens_per_batch": options.tokens_per_batch,
             "threads": cluster.threads_per_worker(workers),
         }
@@ -150,8 +227,8 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
         fn_constructor_kwargs={
             "exam": exam,
             "folder": folder,
-            "contexts": None if options.reader == "closed-book" else options.contexts,
-            "reader": options.reader,
+            "sources": sources,
+            "kind": kind,
             "arguments": arguments,
         },
         **cluster.model_pool(workers),
@@ -162,19 +239,18 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
 class AnswerShard:
     """Ray Data worker that holds a reader and writes the answers of one shard of questions at a time."""
 
-    def __init__(self, exam: Exam, folder: str, contexts: str | None, reader: str, arguments: dict) -> None:
-        from sciqa.inference.readers import LikelihoodReader, RetrievalReader
+    def __init__(self, exam: Exam, folder: str, sources: list[str], kind: str, arguments: dict) -> None:
+        from sciqa.inference.readers import READERS
 
-        self.exam, self.folder, self.contexts = exam, folder, contexts
-        self.reader = (RetrievalReader if reader == "retrieval" else LikelihoodReader)(**arguments)
+        self.exam, self.folder, self.sources = exam, folder, sources
+        self.reader = READERS[kind](**arguments)
 
     def __call__(self, row: dict) -> dict:
         """Rank the options of the shard that `row["part"]` numbers."""
         questions = self.exam.read_shard(row["part"])
-        contexts = []
-        if self.contexts:
-            contexts = storage.read_table(_part_path(self.contexts, row["part"])).to_pylist()
-        scores = self.reader.score(questions, contexts)
+        tables = [storage.read_table(_part_path(source, row["part"])).to_pylist() for source in self.sources]
+        found = list(zip(*tables, strict=True)) if tables else [()] * len(questions)
+        scores = self.reader.score(questions, found)
         answers = [_answer_row(*pair) for pair in zip(questions, scores, strict=True)]
         storage.write_table(_part_path(self.folder, row["part"]), pa.Table.from_pylist(answers, schema=SCHEMA))
         return {"part": row["part"], "questions": len(questions)}
@@ -212,14 +288,15 @@ def _score_slices(exam: Exam, folder: str) -> list[dict]:
     return [{"slice": name} | figures for name, figures in scored.items() if figures]
 
 
-def _write_metrics(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> None:
+def _write_metrics(options: PredictOptions, exam: Exam, folder: str, manifest: dict) -> None:
     cluster.connect(options)
+    model = options.embedder if options.reader == "retrieval" else options.model
     about = {
-        "reader": options.reader,
-        "model": options.embedder if options.reader == "retrieval" else options.model,
-        "adapter": None,
+        "reader": options.name,
+        "model": " + ".join(options.blend) or model,
+        "adapter": options.adapter,
         "contexts": None if options.reader == "closed-book" else options.contexts,
-        "seconds": seconds,
+        "seconds": manifest["seconds"],
     }
     rows = [about | row for row in ray.get(_score_slices.remote(exam, folder))]
-    storage.write_table(metrics_path(options.output, options.reader), pa.Table.from_pylist(rows, schema=METRICS))
+    storage.write_table(metrics_path(options.output, options.name), pa.Table.from_pylist(rows, schema=METRICS))

@@ -1,58 +1,130 @@
-"""Causal language models, from safetensors or GGUF, in the type the hardware is quickest in."""
+"""Causal language models: the log-likelihood of each option after a prompt that is computed once.
 
-from pathlib import Path
-from typing import Literal
+A question is one row of the batch: its prompt, then all its options one after the other. The attention mask
+lets the tokens of an option see the prompt and their own option, and their positions start where the prompt
+ends, so every option gets the keys and values of the prompt that were computed once, and the scores are those
+of as many separate sequences. Tokens are split as lm-evaluation-harness splits them: prompt and option are
+tokenised together, and the option's tokens are those beyond the tokens of the prompt alone.
+"""
+
+from collections.abc import Sequence
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sciqa.cache import cached_folder
-from sciqa.device import half_precision, this_device
-from sciqa.errors import InputError
-from sciqa.hub import ModelFiles, find_model
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+from sciqa.exam.questions import options_of
+from sciqa.models.scorer import Encoded, Scorer, divisors, prompt_text
 
 
-def load_causal(
-    name: str, precision: Precision = "auto", threads: int | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a causal model in evaluation mode, on this worker's device, and its tokenizer.
+class CausalScorer(Scorer):
+    """Scores options by the log-likelihood of their text, or of their letter, after the prompt."""
 
-    A GGUF file is turned into safetensors once per machine: de-quantising it takes ten times the time of
-    loading them.
+    auto_class = "AutoModelForCausalLM"
+
+    def encode(self, question: dict, context: str) -> Encoded:
+        """See `Scorer.encode`."""
+        return self._cut(question, context, lambda given: self._encode(question, given))
+
+    def _encode(self, question: dict, context: str) -> Encoded:
+        by_letter = options_of(question)
+        options = list(by_letter if self.style.completion == "letter" else by_letter.values())
+        if self.style.prompt == "chat":
+            asked = [{"role": "user", "content": prompt_text(question, context, self.style.completion, cue="")}]
+            prompt = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            return self.encode_text(prompt, options, add_special_tokens=False)
+        prompt = prompt_text(question, context, self.style.completion)
+        return self.encode_text(prompt, [f" {option}" for option in options])
+
+    def encode_text(self, prompt: str, options: list[str], add_special_tokens: bool = True) -> Encoded:
+        """Return a prompt and its continuations in tokens; each should begin with the space before it, if any."""
+        first = self.tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
+        texts = [prompt + option for option in options]
+        whole = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        tokens = [ids[len(first) :] for ids in whole]
+        return Encoded(first, tokens, divisors(options, tokens, self.style.normalise))
+
+    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+        """See `Scorer.padded_tokens`."""
+        return len(batch) * max(question.length for question in batch)
+
+    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+        """See `Scorer.forward`; differentiable."""
+        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+            return self._score_rows(batch)
+        ids, positions, mask = _layout(batch)
+        # The last prompt token predicts the first token of each option, so it is the first whose logits are wanted.
+        first = min(len(question.prompt) for question in batch) - 1
+        logits = self.model(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            position_ids=positions.to(self.device),
+            logits_to_keep=ids.shape[1] - first,
+            use_cache=False,
+        ).logits
+        scores = []
+        for row, question in zip(logits, batch, strict=True):
+            before = len(question.prompt) - 1 - first
+            spans, start = [], before + 1
+            for option in question.options:
+                spans.append([before, *range(start, start + len(option) - 1)][: len(option)])
+                start += len(option)
+            scores.append(_likelihoods(row, spans, question))
+        return scores
+
+    def _score_rows(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+        """Score with a row per option, as soft prompts need: peft puts them before plain, unpacked rows."""
+        rows = [question.prompt + option for question in batch for option in question.options]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
+        logits = iter(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -width:])
+        scores = []
+        for question in batch:
+            start = len(question.prompt) - 1
+            each = [
+                _likelihoods(next(logits), [range(start, start + len(option))], Encoded([], [option], [divisor]))
+                for option, divisor in zip(question.options, question.divisors, strict=True)
+            ]
+            scores.append(torch.cat(each))
+        return scores
+
+
+def _likelihoods(logits: torch.Tensor, spans: list[Sequence[int]], question: Encoded) -> torch.Tensor:
+    """Return normalised log-likelihoods, shape (options,), of options whose tokens the rows of `spans` predict.
 
     Args:
-        name: as `sciqa.hub.find_model` takes it.
-        precision: `auto` is bfloat16 where the device has it, float16 on older GPUs, float32 on older CPUs.
-        threads: CPU threads of this process; None leaves them as they are.
-
-    Raises:
-        InputError: the files hold no causal language model with a tokenizer.
+        logits: shape (tokens, vocabulary).
+        spans: for each option the rows that predict its tokens.
+        question: the options and their divisors.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    device = this_device()
-    files = find_model(name)
-    dtype = half_precision(device) if precision == "auto" else getattr(torch, precision)
-    try:
-        folder = files.folder
-        if files.gguf_file:
-            folder = cached_folder(f"gguf-{files.revision}", lambda folder: _convert_gguf(files, folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a causal language model with a tokenizer ({error})") from error
-    return model.to(device).eval(), tokenizer
+    predicted = logits[[row for span in spans for row in span]].float()
+    targets = torch.tensor([token for option in question.options for token in option], device=logits.device)
+    chosen = -torch.nn.functional.cross_entropy(predicted, targets.long(), reduction="none")
+    sums = torch.stack([part.sum() for part in chosen.split([len(option) for option in question.options])])
+    return sums / torch.tensor(question.divisors, device=logits.device)
 
 
-def _convert_gguf(files: ModelFiles, folder: Path) -> None:
-    source = {"pretrained_model_name_or_path": files.folder, "gguf_file": files.gguf_file}
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The loaded model counts as GGUF-quantised, which transformers will not save; a plain one takes its weights.
-    config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict())
-    plain.generation_config = loaded.generation_config
-    plain.save_pretrained(folder)
+def _layout(questions: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return token ids, positions and attention mask of rows that each hold a prompt and its options.
+
+    Returns:
+        ids and positions of shape (questions, tokens), and the mask of shape (questions, 1, tokens, tokens) with
+        True where a token (row) sees another (column).
+    """
+    width = max(question.length for question in questions)
+    ids = torch.zeros(len(questions), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    segment = torch.full_like(ids, -1)  # -1 padding, 0 prompt, 1… options
+    for number, question in enumerate(questions):
+        start = 0
+        for part, tokens in enumerate([question.prompt, *question.options]):
+            columns = slice(start, start + len(tokens))
+            ids[number, columns] = torch.tensor(tokens, dtype=torch.long)
+            positions[number, columns] = torch.arange(len(tokens)) + (len(question.prompt) if part else 0)
+            segment[number, columns] = part
+            start += len(tokens)
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    here, there = segment[:, :, None], segment[:, None, :]
+    sees = earlier & ((there == 0) | (here == there)) & (there >= 0)
+    # A padding token sees itself, since a row of the softmax with nothing to see is not a number.
+    sees |= torch.eye(width, dtype=torch.bool)
+    return ids, positions, sees[:, None]

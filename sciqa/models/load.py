@@ -1,0 +1,124 @@
+"""From names to a scorer: base model from safetensors or GGUF, in NF4 if asked, with its adapter attached."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from sciqa.cache import cached_folder
+from sciqa.device import half_precision, this_device
+from sciqa.errors import InputError
+from sciqa.hub import Family, ModelFiles, check_base, find_model, local_adapter, model_family
+from sciqa.models import adapter as adapters
+from sciqa.models.causal import CausalScorer
+from sciqa.models.multiple_choice import MultipleChoiceScorer
+from sciqa.models.scorer import Format, Scorer
+from sciqa.models.seq2seq import Seq2SeqScorer
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+SCORERS: dict[Family, type[Scorer]] = {
+    "causal": CausalScorer,
+    "multiple-choice": MultipleChoiceScorer,
+    "seq2seq": Seq2SeqScorer,
+}
+
+
+def load_scorer(
+    name: str,
+    *,
+    style: Format | None = None,
+    precision: Precision = "auto",
+    nf4: bool = False,
+    adapter: str | None = None,
+    threads: int | None = None,
+) -> Scorer:
+    """Return a model as a scorer in evaluation mode, on this worker's device.
+
+    Args:
+        name: as `sciqa.hub.find_model` takes it.
+        style: how questions are put to it; by default that of the adapter or fine-tuned model, else `Format()`.
+        precision: type of computing and of weights; `auto` is bfloat16 where the device has it, float16 on older
+            GPUs, float32 on older CPUs.
+        nf4: keep the linear layers in 4 bits (NF4 with double quantisation: Dettmers et al. 2023, QLoRA).
+        adapter: folder of an adapter that `sciqa finetune` or peft wrote for this model.
+        threads: CPU threads of this process; None leaves them as they are.
+
+    Raises:
+        InputError: the files hold no such model with a tokenizer, or the adapter is for another model.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    family = model_family(name)
+    model, tokenizer = load_base(name, family, as_dtype(precision), nf4)
+    folder = find_model(name).folder
+    if adapter:
+        folder = local_adapter(adapter)
+        check_base(folder, name)
+        model = adapters.attach(model, folder)
+    style = style or adapters.stored_style(folder) or Format()
+    return SCORERS[family](model, tokenizer, style).eval()
+
+
+def as_dtype(precision: Precision) -> torch.dtype:
+    """Return the torch type of a precision on this worker's device."""
+    return half_precision(this_device()) if precision == "auto" else getattr(torch, precision)
+
+
+def load_base(
+    name: str, family: Family, dtype: torch.dtype, nf4: bool = False
+) -> tuple[PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Return a base model in evaluation mode on this worker's device, and its tokenizer.
+
+    A GGUF file is turned into safetensors once per machine: de-quantising it takes ten times the time of
+    loading them.
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    files = find_model(name)
+    device = this_device()
+    how = {}
+    if nf4:
+        how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
+    try:
+        folder = plain_folder(files)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        auto = getattr(transformers, SCORERS[family].auto_class)
+        model = auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=dtype, **how)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
+    return (model if nf4 else model.to(device)).eval(), tokenizer
+
+
+def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return QLoRA's quantisation: NF4, double quantisation; stored as the compute type, which ZeRO-3 can shard."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+
+
+def plain_folder(files: ModelFiles) -> str:
+    """Return a folder with a model's weights as safetensors, converted from GGUF in the cache where need be."""
+    if not files.gguf_file:
+        return files.folder
+    return str(cached_folder(f"gguf-{files.revision}", lambda folder: _convert_gguf(files, folder)))
+
+
+def _convert_gguf(files: ModelFiles, folder: Path) -> None:
+    source = {"pretrained_model_name_or_path": files.folder, "gguf_file": files.gguf_file}
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The loaded model counts as GGUF-quantised, which transformers will not save; a plain one takes its weights.
+    config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(folder)

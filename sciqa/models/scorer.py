@@ -1,0 +1,154 @@
+"""What every reading model shares: how a question is put to it, and how its options are scored.
+
+A scorer is a torch module over a transformers model. Its forward pass gives a score for every option of a batch of
+questions, so that the trainer differentiates through the same computation by which the predictor ranks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sciqa.errors import InputError
+from sciqa.exam.questions import options_of
+
+Prompt = Literal["plain", "chat"]
+Completion = Literal["text", "letter"]
+Normalise = Literal["none", "tokens", "characters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How questions are put to a model; it travels with an adapter, which is of use only with its own.
+
+    Attributes:
+        prompt: `chat` is the tokenizer's chat template around the question, `plain` the question alone.
+        completion: what is scored after the prompt: the option's text, or its letter (the prompt then lists all
+            options).
+        normalise: what an option's log-likelihood is divided by.
+        max_length: tokens of prompt and option together; the context is cut to fit. None is the model's own limit.
+    """
+
+    prompt: Prompt = "plain"
+    completion: Completion = "text"
+    normalise: Normalise = "tokens"
+    max_length: int | None = None
+
+    def as_dict(self) -> dict:
+        """Return the fields, to be stored beside an adapter."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A question in tokens.
+
+    Attributes:
+        prompt: tokens of context and question.
+        options: tokens of each option.
+        divisors: what each option's log-likelihood is divided by.
+    """
+
+    prompt: list[int]
+    options: list[list[int]]
+    divisors: list[float]
+
+    @property
+    def length(self) -> int:
+        """Tokens that this question adds to a batch."""
+        return len(self.prompt) + sum(map(len, self.options))
+
+
+class Scorer(nn.Module):
+    """A model and its tokenizer as a scorer of options.
+
+    Args:
+        model: a transformers model, or one wrapped by peft.
+        tokenizer: of that model.
+        style: how questions are put to it.
+    """
+
+    #: Name of the transformers class that loads such a model.
+    auto_class: str
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.style = model, tokenizer, style
+        own = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+        self.limit = min(own, style.max_length or own)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return next(self.model.parameters()).device
+
+    def encode(self, question: dict, context: str) -> Encoded:
+        """Return a row of the exam table in tokens, only its context cut where it is too long.
+
+        Raises:
+            InputError: the question is too long without any context.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+        """Return an array of shape (options,) per question: higher is likelier, softmax gives probabilities."""
+        raise NotImplementedError
+
+    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+        """Return the tokens, padding included, that the model computes for a batch."""
+        raise NotImplementedError
+
+    def _cut(self, question: dict, context: str, encode: Callable[[str], Encoded]) -> Encoded:
+        """Encode with as much of the context as fits, cut from its end, where the less similar passages are."""
+        encoded = encode(context)
+        while (over := len(encoded.prompt) + max(map(len, encoded.options)) - self.limit) > 0:
+            if not context:
+                raise InputError(
+                    f"question {question['id']!r}: {self.limit + over} tokens without any context, the model's limit "
+                    f"is {self.limit}; shorten it or use a model with a longer context"
+                )
+            context = context[: min(len(context) - 1, int(len(context) * (1 - over / len(encoded.prompt))))]
+            encoded = encode(context)
+        return encoded
+
+
+def prompt_text(question: dict, context: str, completion: Completion = "text", cue: str = "\nAnswer:") -> str:
+    """Return what a generative model reads before an option."""
+    given = f"Context: {context}\n\n" if context else ""
+    asked = f"{'Question' if question['is_question'] else 'Task'}: {question['prompt']}"
+    listed = ""
+    if completion == "letter":
+        listed = "".join(f"\n{letter}. {option}" for letter, option in options_of(question).items())
+    return given + asked + listed + cue
+
+
+def divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
+    """Return what the log-likelihood of each option is divided by: its length in tokens or characters, or 1."""
+    lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]
+    return [float(max(1, length)) for length in lengths]
+
+
+def batch_by_tokens(questions: Sequence[Encoded], budget: int) -> list[list[int]]:
+    """Return the numbers of the questions in batches of like length, each of at most `budget` padded tokens."""
+    batches: list[list[int]] = []
+    longest = 0
+    for number in sorted(range(len(questions)), key=lambda number: -questions[number].length):
+        if not batches or (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = questions[number].length
+        batches[-1].append(number)
+    return batches
+
+
+@torch.inference_mode()
+def score_options(scorer: Scorer, questions: Sequence[Encoded], tokens_per_batch: int = 2048) -> list[np.ndarray]:
+    """Return the scores of every option, one array of shape (options,) per question, in the order given."""
+    scores: list[np.ndarray] = [np.empty(0)] * len(questions)
+    for batch in batch_by_tokens(questions, tokens_per_batch):
+        for number, score in zip(batch, scorer([questions[number] for number in batch]), strict=True):
+            scores[number] = score.double().cpu().numpy()
+    return scores

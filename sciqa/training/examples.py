@@ -1,0 +1,134 @@
+"""Training examples: questions with their contexts, varied by epoch, and the order in which steps see them.
+
+Everything follows from the seed and the number of a step, so that a run that was interrupted goes on with the
+very batches it would have seen.
+"""
+
+import string
+
+import numpy as np
+import pyarrow as pa
+
+from sciqa import storage
+from sciqa.errors import InputError
+from sciqa.exam.questions import Exam, options_of
+from sciqa.retrieval.index import embedded_text
+from sciqa.training.options import FinetuneOptions
+
+#: Questions are sorted by length within the questions of this many steps, so that batches waste little on padding.
+STEPS_SORTED_TOGETHER = 16
+
+
+class Examples:
+    """Questions with answers and the text that was found for each.
+
+    Args:
+        exam: the questions.
+        contexts: folder of their contexts table.
+    """
+
+    def __init__(self, exam: Exam, contexts: str) -> None:
+        self.questions = storage.read_table(exam.path)
+        self.contexts = storage.read_table(contexts, ["context", "passages"])
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def plain(self, number: int) -> tuple[dict, str, int]:
+        """Return a question as it stands, its context, and the number of the right option."""
+        question = self._question(number)
+        return question, self.contexts["context"][number].as_py(), _gold(question)
+
+    def varied(self, number: int, epoch: int, options: FinetuneOptions) -> tuple[dict, str, int]:
+        """Return `plain` with what the options vary: passages drawn, the gold one hidden, options rotated."""
+        question, context, _ = self.plain(number)
+        rng = np.random.default_rng([options.seed, epoch, number])
+        if options.max_passages:
+            context = self._draw_passages(question, number, rng, options)
+        if options.rotate:
+            question = _rotated(question, int(rng.integers(len(options_of(question)))))
+        return question, context, _gold(question)
+
+    def sizes(self) -> np.ndarray:
+        """Return the characters of every question, a stand-in for tokens that needs no tokenizer."""
+        return np.array([self._size(number) for number in range(len(self))])
+
+    def _question(self, number: int) -> dict:
+        return self.questions.slice(number, 1).to_pylist()[0]
+
+    def _size(self, number: int) -> int:
+        question = self._question(number)
+        context = len(self.contexts["context"][number].as_py())
+        return context + len(question["prompt"]) + sum(map(len, options_of(question).values()))
+
+    def _draw_passages(self, question: dict, number: int, rng: np.random.Generator, options: FinetuneOptions) -> str:
+        passages = self.contexts["passages"][number].as_py()
+        if rng.random() < options.hide_gold:
+            passages = [passage for passage in passages if passage["title"] != question.get("title")]
+        wanted = int(rng.integers(options.min_passages, options.max_passages + 1))
+        given = [question["context"]] if question["context"] else []
+        return "\n".join(given + [embedded_text(p["title"], "", p["text"]) for p in passages[:wanted]])
+
+
+class Order:
+    """Which questions each step, worker and micro-batch sees.
+
+    Every epoch is a new permutation; epochs follow each other without a seam, so no question is left out. Within
+    `STEPS_SORTED_TOGETHER` steps, questions of like length stand together.
+
+    Args:
+        sizes: a length of each question, shape (questions,).
+        steps: of the whole run.
+        batch_size: questions of a step.
+        seed: of the permutations.
+    """
+
+    def __init__(self, sizes: np.ndarray, steps: int, batch_size: int, seed: int) -> None:
+        self.sizes, self.steps, self.batch_size, self.seed = sizes, steps, batch_size, seed
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """Return the (epoch, number) of the questions of a step, longest first."""
+        first = step - step % STEPS_SORTED_TOGETHER
+        last = min(first + STEPS_SORTED_TOGETHER, self.steps)
+        seen = [self._at(place) for place in range(first * self.batch_size, last * self.batch_size)]
+        seen.sort(key=lambda pair: (-self.sizes[pair[1]], pair))
+        shuffled = np.random.default_rng([self.seed, first]).permutation(last - first)
+        start = int(shuffled[step - first]) * self.batch_size
+        return seen[start : start + self.batch_size]
+
+    def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> list[list[tuple[int, int]]]:
+        """Return what one worker computes in a step, `size` questions at a time."""
+        batch = self.batch(step)
+        return [batch[start : start + size] for start in range(rank * size, len(batch), size * world_size)]
+
+    def _at(self, place: int) -> tuple[int, int]:
+        epoch, position = divmod(place, len(self.sizes))
+        return epoch, int(self._permutation(epoch)[position])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, 1 << 20, epoch]).permutation(len(self.sizes))
+        return self._order
+
+
+def check_answers(questions: pa.Table, name: str) -> None:
+    """Raise `InputError` where a question has no answer: nothing can be learnt from it, nor measured."""
+    missing = [number for number, answer in enumerate(questions["answer"].to_pylist(), 1) if not answer]
+    if missing:
+        raise InputError(
+            f"{name}, row {missing[0]}, column 'answer': empty, as in {len(missing)} of {len(questions)} rows; "
+            "training and validation questions all need one"
+        )
+
+
+def _gold(question: dict) -> int:
+    return list(options_of(question)).index(question["answer"])
+
+
+def _rotated(question: dict, by: int) -> dict:
+    """Return a question whose options stand `by` places further on, the last ones first."""
+    texts = list(options_of(question).values())
+    moved = texts[-by:] + texts[:-by] if by else texts
+    answer = string.ascii_uppercase[(_gold(question) + by) % len(texts)]
+    return question | dict(zip(string.ascii_uppercase, moved, strict=False)) | {"answer": answer}

@@ -1,0 +1,236 @@
+"""The fine-tuning step: checks, the Ray Train run, and what is kept of it."""
+
+import queue
+import threading
+import time
+
+import pyarrow as pa
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.util.queue import Queue
+
+from sciqa import cluster, storage
+from sciqa.cluster import Summary
+from sciqa.errors import InputError
+from sciqa.exam.questions import Exam, ExamOptions, open_exam
+from sciqa.hub import find_model, model_family
+from sciqa.training.examples import check_answers
+from sciqa.training.options import FinetuneOptions
+
+#: Options that say where and how a run goes, not what comes out of it.
+ELSEWHERE = ("output", "address", "num_cpus", "train_contexts", "validation_contexts", "name", "max_failures", "mlflow")
+METRICS = pa.schema(
+    [
+        ("step", pa.int64()),
+        *((name, pa.float64()) for name in ("loss", "learning_rate")),
+        *((name, pa.int64()) for name in ("tokens", "padded_tokens")),
+        *((name, pa.float64()) for name in ("validation_loss", "map_at_3", "accuracy", "seconds")),
+    ]
+)
+
+
+def finetune(options: FinetuneOptions) -> Summary:
+    """Train an adapter, or a whole model, and keep the best step by validation MAP@3 in `OUTPUT/trained/NAME/`.
+
+    The folder holds the adapter as peft (or the model as transformers) writes it, `sciqa.json`, `metrics.parquet`
+    and TensorBoard's files. The same options again go on from the last checkpoint of a run that did not end.
+
+    Raises:
+        InputError: a bad exam, contexts of another exam, a base model that cannot be trained so, or a folder of
+            that name begun with other options.
+    """
+    started = time.monotonic()
+    exams = {split: _open(options, split) for split in ("train", "validation")}
+    steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
+    check_model(options)
+    cluster.connect(options)
+    workers = _workers(options)
+    folder = options.folder
+    inputs = _inputs(options, exams, workers)
+    _check_folder(folder, inputs)
+    if storage.exists(storage.join(folder, storage.MANIFEST)):
+        manifest = storage.read_manifest(folder, "finetune")
+        return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
+    storage.check_writable(folder)
+    storage.begin(folder, inputs)
+    manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
+    storage.finish(folder, manifest)
+    storage.delete(storage.join(folder, "checkpoints"))
+    return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
+
+
+def check_model(options: FinetuneOptions) -> None:
+    """Raise `InputError` where peft would refuse the model; a model without weights is enough to know."""
+    import torch
+    import transformers
+
+    from sciqa.models import adapter, load
+
+    family = model_family(options.model)
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(load.plain_folder(find_model(options.model)))
+    with torch.device("meta"):
+        model = getattr(transformers, load.SCORERS[family].auto_class).from_config(config)
+    adapter.make_trainable(model, family, options.method, options.peft_fields())
+
+
+def _open(options: FinetuneOptions, split: str) -> Exam:
+    """Return the exam of a split, all of whose questions have answers and contexts."""
+    name, contexts = getattr(options, split), getattr(options, f"{split}_contexts")
+    exam = open_exam(ExamOptions(output=storage.join(options.output, split), exam=name))
+    check_answers(storage.read_table(exam.path, ["answer"]), name)
+    if storage.read_manifest(contexts, "finetune")["inputs"]["exam"] != exam.sha256:
+        raise InputError(
+            f"{contexts}: these contexts belong to another exam than {name}; "
+            f"run `sciqa retrieve` with --exam {name} --contexts {contexts}"
+        )
+    return exam
+
+
+def _workers(options: FinetuneOptions) -> int:
+    """Return the world size: one worker per GPU, or per node where there is none; it must divide the batch."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    workers = options.num_workers or int(ray.cluster_resources().get("GPU", 0)) or nodes
+    if options.batch_size % (options.micro_batch * workers):
+        raise InputError(
+            f"--batch-size: {options.batch_size} given, a multiple of --micro-batch ({options.micro_batch}) "
+            f"times the number of workers ({workers}) expected"
+        )
+    return workers
+
+
+def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> dict:
+    """Return all that the outcome follows from."""
+    inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
+    inputs |= {f"{split} questions": exam.sha256 for split, exam in exams.items()}
+    for split in exams:
+        manifest = storage.read_manifest(getattr(options, f"{split}_contexts"), "finetune")
+        inputs[f"{split} contexts"] = storage.fingerprint(manifest["inputs"])
+    return inputs | {"num_workers": workers, "weights of the model": find_model(options.model).revision}
+
+
+def _check_folder(folder: str, inputs: dict) -> None:
+    """Raise `InputError` where the folder was begun with other options; mixing two runs would spoil both."""
+    path = storage.join(folder, storage.INPUTS)
+    if not storage.exists(path):
+        return
+    begun = storage.read_json(path)["inputs"]
+    if changed := sorted(name for name in inputs.keys() | begun.keys() if inputs.get(name) != begun.get(name)):
+        name = changed[0]
+        raise InputError(
+            f"{folder}: begun with other options ({name}: {begun.get(name)} there, {inputs.get(name)} now"
+            f"{f', and {len(changed) - 1} more' if changed[1:] else ''}); pass another --name, or delete the folder"
+        )
+
+
+def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
+    """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from sciqa.training.loop import HISTORY, train
+
+    gpu = cluster.has_gpu()
+    progress = Queue()
+    config = exams | {
+        "options": options,
+        "steps": steps,
+        "threads": cluster.threads_per_worker(workers),
+        "progress": progress,
+    }
+    trainer = TorchTrainer(
+        train,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cluster.MODEL_CPUS, "GPU": int(gpu)}
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=options.folder,
+            failure_config=FailureConfig(
+                max_failures=options.max_failures, max_preemption_failures=options.max_failures
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="quality"),
+            worker_runtime_env={"env_vars": {} if gpu else {"DS_ACCELERATOR": "cpu"}},
+        ),
+    )
+    with _Watcher(progress, steps):
+        result = trainer.fit()
+    if message := result.return_value.get("input_error"):
+        raise InputError(message)
+    best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
+    kept = [
+        storage.join(options.folder, "checkpoints", each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)
+    ]
+    storage.copy_files(storage.join(kept[0], "model"), options.folder)
+    history = storage.read_json(storage.join(kept[1], HISTORY))
+    table = pa.Table.from_pylist(history, schema=METRICS)
+    storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
+    return result.return_value | _figures(history, metrics)
+
+
+def _figures(history: list[dict], best: dict) -> dict:
+    evaluations = [row for row in history if "map_at_3" in row]
+    steps = [row for row in history if "loss" in row]
+    padded = sum(row["padded_tokens"] for row in steps)
+    return {
+        "best_step": best["step"],
+        "map_at_3": best["map_at_3"],
+        "map_at_3_untrained": evaluations[0]["map_at_3"],
+        "steps": evaluations[-1]["step"],
+        "loss": steps[-1]["loss"] if steps else None,
+        "padding": 1 - sum(row["tokens"] for row in steps) / padded if padded else 0.0,
+        "tokens_per_second": sum(row["tokens"] for row in steps) / max(1e-9, sum(row["seconds"] for row in steps)),
+    }
+
+
+def _made(manifest: dict) -> str:
+    held, whole = (manifest[name] / 1e6 for name in ("rank_bytes", "model_bytes"))
+    return (
+        f"step {manifest['best_step']} of {manifest['steps']}: validation MAP@3 {manifest['map_at_3']:.3f} "
+        f"({manifest['map_at_3_untrained']:.3f} untrained); {manifest['tokens_per_second']:.0f} tokens/s, "
+        f"{manifest['padding']:.1%} padding; {held:.0f} of {whole:.0f} MB of parameters "
+        f"on each rank ({held / whole:.0%}), {manifest['optimizer']}"
+    )
+
+
+class _Watcher:
+    """Shows the rows of the history as the workers put them into a queue."""
+
+    def __init__(self, rows: Queue, steps: int) -> None:
+        self.rows, self.steps = rows, steps
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join(timeout=10)
+        self.rows.shutdown()
+
+    def _watch(self) -> None:
+        started = said = time.monotonic()
+        cluster.console.print(f"finetune: {self.steps} steps to do, starting workers")
+        while True:
+            try:
+                row = self.rows.get(timeout=1)
+            except queue.Empty:
+                if self.done.is_set():
+                    return
+                continue
+            except ray.exceptions.RayError:
+                return
+            now = time.monotonic()
+            if "map_at_3" in row or now - said > 5 or row["step"] == 1:
+                said = now
+                cluster.console.print(_said(row, self.steps, now - started))
+
+
+def _said(row: dict, steps: int, seconds: float) -> str:
+    if "map_at_3" in row:
+        figures = f"validation MAP@3 {row['map_at_3']:.3f}, loss {row['validation_loss']:.3f}"
+    else:
+        figures = f"loss {row['loss']:.3f}, {row['tokens'] / row['seconds']:.0f} tokens/s"
+    return f"finetune: step {row['step']} of {steps}, {figures}, {seconds:.0f} s"

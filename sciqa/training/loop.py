@@ -1,0 +1,340 @@
+"""The training loop that every worker of Ray Train runs: one for all models, methods and ZeRO stages."""
+
+import contextlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import psutil
+import ray.train
+import torch
+import torch.distributed as dist
+import transformers
+from torch import nn
+
+from sciqa.device import this_device
+from sciqa.errors import InputError
+from sciqa.exam.metrics import average_precision_at_3
+from sciqa.hub import find_model, model_family
+from sciqa.models import adapter
+from sciqa.models.load import SCORERS, as_dtype, load_base
+from sciqa.models.scorer import Encoded, Format, Scorer, batch_by_tokens
+from sciqa.training.examples import Examples, Order
+from sciqa.training.options import FinetuneOptions, Loss
+from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
+
+HISTORY = "history.json"
+#: Padded tokens that a worker computes at once in an evaluation.
+EVALUATION_TOKENS = 2048
+
+
+def train(config: dict) -> dict:
+    """Train on one worker and report checkpoints; Ray Train calls it on every worker.
+
+    Args:
+        config: `options`, the `train` and `validation` exams, `threads` and `steps`; `progress`, a queue for the
+            rows of the history, or None.
+
+    Returns:
+        Figures of the run; `input_error` where the input was found to be bad.
+    """
+    try:
+        run = _Run(**config)
+        return run.train()
+    except InputError as error:  # the same on every worker, and not to be tried again
+        return {"input_error": str(error)}
+
+
+class _Run:
+    """One worker's part of a run."""
+
+    def __init__(self, options: FinetuneOptions, train: object, validation: object, steps: int, **how: object) -> None:
+        _quiet()
+        torch.set_num_threads(how["threads"])
+        self.options, self.steps, self.progress = options, steps, how["progress"]
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.examples = Examples(train, options.train_contexts)
+        sizes = self.examples.sizes()
+        self.order = Order(sizes, steps, options.batch_size, options.seed)
+        self.scorer = self._build()
+        self._check_memory(int(sizes.argmax()))
+        held_out = Examples(validation, options.validation_contexts)
+        plain = [held_out.plain(number) for number in range(len(held_out))]
+        self.validation = [(self.scorer.encode(*pair), gold) for *pair, gold in plain]
+        self.optimizer = self._optimizer()
+        self.engine, *_ = deepspeed.initialize(
+            model=self.scorer,
+            optimizer=self.optimizer,
+            lr_scheduler=_schedule(options, self.optimizer, steps),
+            config=deepspeed_config(options, self.world_size, as_dtype(options.precision)),
+            dist_init_required=False,
+        )
+        self.history: list[dict] = []
+        self.best = self.since_best = 0
+
+    def train(self) -> dict:
+        """Train from the last checkpoint, or the start, to the last step; return figures of the run."""
+        first = self._restore()
+        every = self.options.eval_every or max(1, self.steps // 10)
+        with contextlib.closing(_Writers(self.options, self.rank)) as writers:
+            if not self.history:
+                self._evaluate(0, writers)
+            for step in range(first + 1, self.steps + 1):
+                row = self._step(step)
+                self.history.append(row)
+                writers.write(row)
+                self._show(row)
+                if step % every == 0 or step == self.steps:
+                    self._evaluate(step, writers)
+                    if self.options.patience and self.since_best >= self.options.patience:
+                        break
+        held, whole = parameter_bytes(self.engine.module)
+        return {"rank_bytes": held, "model_bytes": whole, "optimizer": type(self.optimizer).__name__}
+
+    def _build(self) -> Scorer:
+        options = self.options
+        family = model_family(options.model)
+        dtype = as_dtype(options.precision)
+        torch.manual_seed(options.seed)  # new weights are the same on every worker
+        model, tokenizer = load_base(options.model, family, dtype, nf4=options.method == "qlora")
+        keep_layout(model)
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        model = adapter.make_trainable(model, family, options.method, options.peft_fields())
+        return SCORERS[family](model, tokenizer, style_of(options, tokenizer))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        options = self.options
+        trained = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
+        settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        paged = options.optimizer == "paged-adamw" or (options.optimizer == "auto" and options.method == "qlora")
+        if paged and this_device() == "cuda":
+            from bitsandbytes.optim import PagedAdamW32bit
+
+            return PagedAdamW32bit(trained, **settings)
+        return torch.optim.AdamW(trained, **settings)
+
+    def _step(self, step: int) -> dict:
+        """Take one optimizer step and return its row of the history."""
+        started = time.monotonic()
+        # Dropout follows from the step alone, so a run that goes on from a checkpoint draws what it would have.
+        torch.manual_seed((self.options.seed * 1_000_003 + step) * self.world_size + self.rank)
+        self.engine.train()
+        rate = self.optimizer.param_groups[0]["lr"]
+        losses, tokens, padded = [], 0, 0
+        for micro in self.order.micro_batches(step - 1, self.rank, self.world_size, self.options.micro_batch):
+            drawn = [self.examples.varied(number, epoch, self.options) for epoch, number in micro]
+            batch = [self.scorer.encode(*pair) for *pair, _ in drawn]
+            loss = loss_of(self.engine(batch), [gold for *_, gold in drawn], self.options.loss)
+            self.engine.backward(loss)
+            self.engine.step()
+            losses.append(loss.item())
+            tokens += sum(question.length for question in batch)
+            padded += self.scorer.padded_tokens(batch)
+        sums = torch.tensor([float(np.mean(losses)), tokens, padded], dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(sums)
+        loss, tokens, padded = sums.tolist()
+        return {
+            "step": step,
+            "loss": loss / self.world_size,
+            "learning_rate": rate,
+            "tokens": int(tokens),
+            "padded_tokens": int(padded),
+            "seconds": time.monotonic() - started,
+        }
+
+    def _evaluate(self, step: int, writers: "_Writers") -> None:
+        """Score the validation questions, keep the figures and report a checkpoint."""
+        started = time.monotonic()
+        scores = self._score_validation()
+        ranks = np.array([1 + int((s > s[gold]).sum()) for s, (_, gold) in zip(scores, self.validation, strict=True)])
+        golds = [gold for _, gold in self.validation]
+        row = {
+            "step": step,
+            "validation_loss": loss_of([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
+            "map_at_3": float(average_precision_at_3(ranks).mean()),
+            "accuracy": float((ranks == 1).mean()),
+            "seconds": time.monotonic() - started,
+        }
+        evaluations = [*(row for row in self.history if "map_at_3" in row), row]
+        best = max(range(len(evaluations)), key=lambda number: _quality(evaluations[number]))
+        self.since_best = len(evaluations) - 1 - best
+        self.history.append(row)
+        writers.write(row)
+        self._show(row)
+        self._checkpoint(row)
+
+    @torch.no_grad()
+    def _score_validation(self) -> list[np.ndarray]:
+        """Return scores of every validation question; each worker computes as many batches as any other."""
+        self.engine.eval()
+        questions: Sequence[Encoded] = [encoded for encoded, _ in self.validation]
+        batches = batch_by_tokens(questions, EVALUATION_TOKENS)
+        # ZeRO-3 gathers parameters in every forward pass, so all workers take part in the same number of them.
+        batches += batches[-1:] * (-len(batches) % self.world_size)
+        mine = {}
+        for batch in batches[self.rank :: self.world_size]:
+            scored = self.engine([questions[number] for number in batch])
+            mine |= {number: score.double().cpu().numpy() for number, score in zip(batch, scored, strict=True)}
+        everyone: list[dict] = [{}] * self.world_size
+        dist.all_gather_object(everyone, mine)
+        found = {number: score for part in everyone for number, score in part.items()}
+        return [found[number] for number in range(len(questions))]
+
+    def _checkpoint(self, row: dict) -> None:
+        """Report state to go on from, and the model as it now is, to Ray Train's storage."""
+        state = gather_trained(self.engine.module.model, self.rank)
+        with tempfile.TemporaryDirectory() as folder:
+            self.engine.save_checkpoint(folder, tag="state", exclude_frozen_parameters=True)
+            if self.rank == 0:
+                Path(folder, HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
+                self._save_model(Path(folder, "model"), state)
+            # Of equal MAP@3 the lower loss is the better; Ray Train keeps the best and the last checkpoint.
+            metrics = row | {"quality": _quality(row)}
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _save_model(self, folder: Path, state: dict) -> None:
+        name = self.options.model
+        description = {
+            "base": name,
+            "revision": find_model(name).revision,
+            "style": self.scorer.style.as_dict(),
+        }
+        adapter.save(self.scorer.model, folder, state, description)
+        if self.options.method == "full":
+            self.scorer.tokenizer.save_pretrained(folder)
+
+    def _restore(self) -> int:
+        """Load the last checkpoint, where there is one, and return its step."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            self.engine.load_checkpoint(folder, tag="state", load_module_strict=False)
+            self.history = json.loads(Path(folder, HISTORY).read_text(encoding="utf-8"))
+        return self.history[-1]["step"]
+
+    def _show(self, row: dict) -> None:
+        if self.rank == 0 and self.progress is not None:
+            self.progress.put(row)
+
+    def _check_memory(self, longest: int) -> None:
+        """Raise `InputError`, on all workers alike, where not even the least that a batch needs is free."""
+        question, context, _ = self.examples.plain(longest)
+        encoded = self.scorer.encode(question, context)
+        need = least_memory(self.scorer, encoded, self.options.micro_batch)
+        if this_device() == "cuda":
+            free = torch.cuda.mem_get_info()[0]
+        else:
+            free = psutil.virtual_memory().available // ray.train.get_context().get_local_world_size()
+        short = torch.tensor(float(need - free), device=this_device())
+        dist.all_reduce(short, dist.ReduceOp.MAX)
+        if short > 0:
+            raise InputError(
+                f"--micro-batch {self.options.micro_batch}: a batch of the longest questions ({encoded.length} tokens) "
+                f"needs at least {need / 1e9:.1f} GB on a worker, {short / 1e9:.1f} GB more than there are; "
+                "lower --micro-batch or --max-length, or pass --gradient-checkpointing"
+            )
+
+
+class _Writers:
+    """TensorBoard, and MLflow where asked, on rank 0."""
+
+    def __init__(self, options: FinetuneOptions, rank: int) -> None:
+        self.board = self.mlflow = None
+        if rank == 0:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(f"{options.folder}/tensorboard")
+            if options.mlflow:
+                import mlflow
+
+                self.mlflow = mlflow
+                mlflow.start_run(run_name=options.name)
+
+    def write(self, row: dict) -> None:
+        """Log the figures of a row."""
+        figures = {name: value for name, value in row.items() if name != "step"}
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, row["step"])
+        if self.mlflow:
+            self.mlflow.log_metrics(figures, step=row["step"])
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self.board:
+            self.board.close()
+        if self.mlflow:
+            self.mlflow.end_run()
+
+
+def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> torch.Tensor:
+    """Return the mean loss of questions.
+
+    Args:
+        scores: of the options, shape (options,) per question.
+        golds: number of the right option of each question.
+        loss: `ranking` is the cross-entropy of the options' softmax, which sets every option against the others;
+            `completion` the negative score of the right one, which for log-likelihoods is that of plain
+            supervised fine-tuning.
+    """
+    if loss == "completion":
+        return -torch.stack([score[gold] for score, gold in zip(scores, golds, strict=True)]).mean()
+    each = [-score.log_softmax(dim=0)[gold] for score, gold in zip(scores, golds, strict=True)]
+    return torch.stack(each).mean()
+
+
+def style_of(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase) -> Format:
+    """Return how questions are put to the model."""
+    chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
+    return Format(
+        prompt="chat" if chat and model_family(options.model) == "causal" else "plain",
+        completion=options.completion,
+        normalise=options.normalise,
+        max_length=options.max_length,
+    )
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Keep 4-bit weights as they are in evaluation.
+
+    On CPUs with AVX512-BF16, a bitsandbytes layer that runs in evaluation mode re-packs its weight in place. ZeRO-3
+    loses the packed bytes with the gathered copy, and the next step reads the old ones as if they were packed.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
+    """Return bytes that a training step needs beyond the weights already loaded, a bound from below.
+
+    Gradients and both moments of AdamW, in float32, of what is trained, and the input of every layer for the
+    backward pass, 2 bytes a value (2sbhL: Korthikanti et al. 2022, table 2, with full recomputation).
+    """
+    trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
+    config = scorer.model.config
+    tokens = scorer.padded_tokens([longest] * micro_batch)
+    inputs = 2 * tokens * config.hidden_size * config.num_hidden_layers
+    return 12 * trained + inputs
+
+
+def _quality(row: dict) -> float:
+    return row["map_at_3"] - 1e-6 * min(row["validation_loss"], 1e3)
+
+
+def _schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:
+    name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
+    return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)
+
+
+def _quiet() -> None:
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,0 +1,145 @@
+"""What a person can say of a training run."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import yaml
+
+from sciqa import storage
+from sciqa.cluster import RunOptions
+from sciqa.errors import InputError
+
+# Spelt out here too, so that the driver need not import PyTorch to show its help.
+Method = Literal["lora", "qlora", "prompt-tuning", "full"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Prompt = Literal["auto", "plain", "chat"]
+Completion = Literal["text", "letter"]
+Normalise = Literal["none", "tokens", "characters"]
+Loss = Literal["ranking", "completion"]
+Optimizer = Literal["auto", "adamw", "paged-adamw"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(RunOptions):
+    """What is trained, on what and how."""
+
+    train: str = "train"
+    """Questions to train on: a split of the packaged exam, or a .csv, .jsonl or .parquet file."""
+    validation: str = "validation"
+    """Questions that choose the best step: a split or a file, as for --train."""
+    train_contexts: str | None = None
+    """Folder of their contexts table; by default OUTPUT/train/contexts."""
+    validation_contexts: str | None = None
+    """Folder of their contexts table; by default OUTPUT/validation/contexts."""
+    name: str = "reader"
+    """What is trained is kept in OUTPUT/trained/NAME."""
+    model: str = "SmolLM2-135M-Instruct"
+    """Base model: a packaged one, a local folder, a .gguf file or a hub id; causal, multiple-choice or seq2seq."""
+    method: Method = "lora"
+    """`qlora` is LoRA over a base in 4 bits; `full` trains all weights."""
+    peft: str = "{}"
+    """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16, lora_alpha: 32, use_rslora: true}'."""
+    precision: Precision = "auto"
+    """Type of computing; `auto` is 16 bits where the hardware has them. What is trained is kept in float32."""
+    prompt: Prompt = "auto"
+    """`auto` is the tokenizer's chat template where it has one, for causal models."""
+    completion: Completion = "text"
+    """What a generative model is to say: the text of the right option, or its letter."""
+    normalise: Normalise = "tokens"
+    """Divide an option's log-likelihood by its length in tokens or characters, or not."""
+    loss: Loss = "ranking"
+    """`ranking`: cross-entropy over the options' scores; `completion`: likelihood of the right option alone."""
+    max_length: int | None = None
+    """Most tokens of a question; its context is cut to fit. By default the model's own limit."""
+    hide_gold: float = 0.0
+    """Share of training questions whose gold passage (column `title`) is left out of the context."""
+    min_passages: int = 0
+    """With --max-passages: each training question gets a number of passages between the two, drawn anew each epoch."""
+    max_passages: int = 0
+    """0 leaves the contexts as they were retrieved."""
+    rotate: bool = True
+    """Rotate the options of training questions, so that answers cannot depend on letters."""
+    epochs: float = 2.0
+    """Times that every training question is seen."""
+    steps: int | None = None
+    """Optimizer steps, instead of --epochs."""
+    batch_size: int = 16
+    """Questions in an optimizer step, over all workers."""
+    micro_batch: int = 4
+    """Questions that a worker computes at once."""
+    learning_rate: float = 2e-4
+    """Highest learning rate."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    optimizer: Optimizer = "auto"
+    """`auto` is bitsandbytes' paged AdamW for QLoRA on a GPU, PyTorch's AdamW elsewhere."""
+    zero: Literal[0, 2, 3] = 0
+    """DeepSpeed ZeRO stage: 2 shards optimizer state and gradients over the workers, 3 the parameters as well."""
+    offload: bool = False
+    """Keep what ZeRO shards in the memory of the CPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    eval_every: int | None = None
+    """Steps between evaluations and checkpoints; by default ten of them over the run."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better MAP@3."""
+    seed: int = 0
+    """Of the order of questions, of dropout and of new weights."""
+    max_failures: int = 3
+    """Times that a run whose worker was lost goes on from its last checkpoint."""
+    mlflow: bool = False
+    """Log to MLflow (its own environment variables say where), beside TensorBoard."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folders and check the numbers."""
+        super().__post_init__()
+        self.train_contexts = self.train_contexts or storage.join(self.output, "train", "contexts")
+        self.validation_contexts = self.validation_contexts or storage.join(self.output, "validation", "contexts")
+        if isinstance(self.peft, dict):
+            self.peft = json.dumps(self.peft)
+        self.peft_fields()
+        for name in ("batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least 1 expected")
+        for name in ("epochs", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, more than 0 expected")
+        for name in ("hide_gold", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, 0 to 1 expected")
+        if not 0 <= self.min_passages <= self.max_passages:
+            raise InputError(f"--min-passages: {self.min_passages} given, 0 to --max-passages expected")
+        if "/" in self.name or self.name.startswith((".", "_")) or not self.name:
+            raise InputError(f"--name: {self.name!r} given, the name of a folder expected")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if self.offload and not self.zero:
+            raise InputError("--offload: moves what ZeRO shards; use it with --zero 2 or 3")
+        if self.offload and self.zero == 3 and self.method == "qlora":
+            raise InputError("--offload: DeepSpeed cannot offload 4-bit parameters; use --zero 2, or --method lora")
+        if self.hide_gold and not self.max_passages:
+            raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
+
+    def peft_fields(self) -> dict:
+        """Return the fields for peft's configuration."""
+        try:
+            fields = yaml.safe_load(self.peft) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"--peft: not a YAML mapping ({error})") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"--peft: {self.peft!r} given, a mapping such as '{{r: 16}}' expected")
+        return fields
+
+    @property
+    def folder(self) -> str:
+        """Where what is trained is kept."""
+        return storage.join(self.output, "trained", self.name)

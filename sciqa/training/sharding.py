@@ -1,0 +1,61 @@
+"""DeepSpeed: its configuration from the options, and what each rank holds."""
+
+import deepspeed
+import torch
+from torch import nn
+
+from sciqa.training.options import FinetuneOptions
+
+#: ZeRO-3 leaves smaller parameters whole on every rank. DeepSpeed's 100,000 would leave most 4-bit layers of small
+#: models whole, since four or eight of their weights count as one element.
+PERSISTENCE_THRESHOLD = 10_000
+
+
+def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dtype) -> dict:
+    """Return DeepSpeed's configuration; batch and clipping are said in the options and nowhere else.
+
+    Trained weights are float32 and computing is in `dtype` under autocast, which holds for every ZeRO stage and
+    for one process alike.
+    """
+    zero = {"stage": options.zero}
+    if options.zero == 3:
+        zero |= {"stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD}
+    if options.offload:
+        zero |= {"offload_optimizer": {"device": "cpu"}}
+        zero |= {"offload_param": {"device": "cpu"}} if options.zero == 3 else {}
+    return {
+        "train_batch_size": options.batch_size,
+        "train_micro_batch_size_per_gpu": options.micro_batch,
+        "gradient_accumulation_steps": options.batch_size // (options.micro_batch * world_size),
+        "gradient_clipping": options.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
+        "steps_per_print": 1 << 30,
+    }
+
+
+def parameter_bytes(model: nn.Module) -> tuple[int, int]:
+    """Return the bytes of parameters that this rank holds between steps, and those of the whole model."""
+    held = whole = 0
+    for parameter in model.parameters():
+        size = parameter.element_size()
+        if hasattr(parameter, "ds_numel"):
+            whole += parameter.ds_numel * size
+            held += (parameter.ds_numel if parameter.ds_persist else parameter.ds_tensor.numel()) * size
+        else:
+            whole += parameter.numel() * size
+            held += parameter.numel() * size
+    return held, whole
+
+
+def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
+    """Return the trained weights by name on rank 0, {} on others; every rank must call it, for ZeRO-3 gathers."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                if rank == 0:
+                    state[name] = parameter.detach().cpu().clone()
+    return state

@@ -1,0 +1,196 @@
+"""Scores of options: against one sequence at a time, and against lm-evaluation-harness."""
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tiny import CAUSAL, tiny_model, tiny_tokenizer
+
+from sciqa.corpus.articles import read_articles
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.exam.questions import options_of
+from sciqa.models import adapter
+from sciqa.models.causal import CausalScorer
+from sciqa.models.load import load_scorer
+from sciqa.models.multiple_choice import MultipleChoiceScorer
+from sciqa.models.scorer import Encoded, Format, batch_by_tokens, divisors, prompt_text, score_options
+from sciqa.models.seq2seq import Seq2SeqScorer
+
+
+def random_questions(count, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, (count, 5))
+    return [
+        Encoded(
+            rng.integers(1, 200, rng.integers(1, 60)).tolist(),
+            [rng.integers(1, 200, n).tolist() for n in row],
+            [1.0] * len(row),
+        )
+        for row in sizes
+    ]
+
+
+def one_by_one(model, question):
+    """The reference: a full sequence per option, all logits, nothing shared."""
+    scores = []
+    for option in question.options:
+        with torch.inference_mode():
+            logits = model(torch.tensor([question.prompt + option])).logits[0].log_softmax(-1)
+        predicted = logits[len(question.prompt) - 1 : -1]
+        scores.append(predicted.gather(1, torch.tensor(option)[:, None]).sum().item())
+    return scores
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("budget", [1, 300, 100_000])
+def test_shared_prompts_score_as_separate_sequences(family, budget):
+    scorer = CausalScorer(tiny_model(family), None, Format())
+    questions = random_questions(12)
+    for question, scores in zip(questions, score_options(scorer, questions, budget), strict=True):
+        np.testing.assert_allclose(scores, one_by_one(scorer.model, question), atol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_other_options():
+    scorer = CausalScorer(tiny_model("llama"), None, Format())
+    whole = random_questions(1)[0]
+    together = score_options(scorer, [whole])[0]
+    turned = score_options(scorer, [Encoded(whole.prompt, whole.options[::-1], whole.divisors)])[0]
+    np.testing.assert_allclose(together, turned[::-1], atol=1e-5)
+
+
+def test_soft_prompts_come_before_every_option():
+    model = adapter.make_trainable(tiny_model("llama"), "causal", "prompt-tuning", {"num_virtual_tokens": 3})
+    questions = random_questions(4)
+    soft = model.get_prompt(1).detach()[0]
+    for question, scores in zip(questions, score_options(CausalScorer(model, None, Format()), questions), strict=True):
+        for option, score in zip(question.options, scores, strict=True):
+            ids = torch.tensor(question.prompt + option)
+            embedded = torch.cat([soft, model.get_base_model().get_input_embeddings()(ids)])
+            logits = model.get_base_model()(inputs_embeds=embedded[None]).logits[0].log_softmax(-1)
+            predicted = logits[len(soft) + len(question.prompt) - 1 : -1]
+            expected = predicted.gather(1, torch.tensor(option)[:, None]).sum().item()
+            assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_batch_of_unlike_questions_scores_as_each_alone():
+    questions = read_exam("validation").to_pylist()[:4]
+    questions[1] |= {"C": None, "D": None}
+    questions[2] |= {"E": "A fifth option"}
+    contexts = ["Some context. " * length for length in (1, 30, 0, 90)]
+    scorers = [
+        MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format()),
+        Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), Format(completion="letter")),
+        CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), Format(prompt="chat")),
+    ]
+    for scorer in scorers:
+        encoded = [scorer.encode(*pair) for pair in zip(questions, contexts, strict=True)]
+        together = score_options(scorer, encoded, 1 << 20)
+        for question, scores, alone in zip(questions, together, score_options(scorer, encoded, 1), strict=True):
+            assert len(scores) == len(options_of(question))
+            np.testing.assert_allclose(scores, alone, atol=1e-4)
+
+
+def choice_model():
+    from transformers import BertConfig, BertForMultipleChoice
+
+    torch.manual_seed(0)
+    return BertForMultipleChoice(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)).eval()
+
+
+def test_encoders_read_context_then_question_and_option_and_cut_the_context_alone():
+    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format(max_length=64))
+    question = {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium"}
+    first, second = scorer.encode(question, "Plants breathe. " * 100).options
+    assert len(first) == 64
+    text = scorer.tokenizer.decode(first)
+    assert text.startswith("[CLS] plants breathe. plants")
+    assert text.endswith("[SEP] which gas do plants take in? carbon dioxide [SEP]")
+    assert scorer.tokenizer.decode(scorer.encode(question, "").options[1]).startswith("[CLS] which gas")
+    reference = scorer.tokenizer("Plants breathe. " * 100, "Which gas do plants take in? Helium")
+    assert scorer._segments(second)[-5:] == reference["token_type_ids"][-5:] == [1] * 5
+    with pytest.raises(InputError, match=r"question .1.: \d+ tokens .* limit is 8"):
+        MultipleChoiceScorer(scorer.model, scorer.tokenizer, Format(max_length=8)).encode(question, "Plants.")
+
+
+def test_encoder_decoders_score_as_their_own_loss():
+    scorer = Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), Format())
+    question = read_exam("validation").to_pylist()[0]
+    encoded = scorer.encode(question, "Some context.")
+    for option, score in zip(encoded.options, score_options(scorer, [encoded])[0], strict=True):
+        loss = scorer.model(input_ids=torch.tensor([encoded.prompt]), labels=torch.tensor([option])).loss
+        assert score == pytest.approx(-loss.item(), abs=1e-4)
+
+
+def test_chat_templates_and_letters():
+    question = read_exam("validation").to_pylist()[0]
+    scorer = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), Format(prompt="chat", completion="letter"))
+    encoded = scorer.encode(question, "Some context.")
+    asked = scorer.tokenizer.decode(encoded.prompt)
+    assert asked.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert f"A. {question['A']}" in asked
+    assert [scorer.tokenizer.decode(option) for option in encoded.options] == list("ABCD")
+
+
+def test_batches_hold_every_question_once_within_the_budget():
+    questions = random_questions(50)
+    batches = batch_by_tokens(questions, 256)
+    assert sorted(number for batch in batches for number in batch) == list(range(50))
+    for batch in batches:
+        assert len(batch) * max(questions[number].length for number in batch) <= 256
+    assert len(batch_by_tokens(questions, 1)) == 50
+
+
+def test_normalisation_by_tokens_and_characters():
+    options, tokens = [" ab", " abcde"], [[1, 2], [3]]
+    assert divisors(options, tokens, "none") == [1, 1]
+    assert divisors(options, tokens, "tokens") == [2, 1]
+    assert divisors(options, tokens, "characters") == [3, 6]
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision="float32", threads=2)
+
+
+def test_scores_agree_with_lm_evaluation_harness(smollm2):
+    articles = {article["title"]: article["text"] for article in read_articles("demo")}
+    asked = []
+    for question in read_exam("validation").to_pylist()[:6]:
+        prompt = prompt_text(question, articles[question["title"]])
+        asked.append((prompt, [f" {option}" for option in options_of(question).values()]))
+    encoded = [smollm2.encode_text(*pair) for pair in asked]
+    ours = score_options(smollm2, encoded)
+    harness = HFLM(pretrained=smollm2.model, tokenizer=smollm2.tokenizer, batch_size=4)
+    requests = [Instance("loglikelihood", {}, (p, option), 0) for p, options in asked for option in options]
+    theirs = iter(score for score, _ in harness.loglikelihood(requests, disable_tqdm=True))
+    by_length = CausalScorer(smollm2.model, smollm2.tokenizer, Format(normalise="characters"))
+    normalised = score_options(by_length, [by_length.encode_text(*pair) for pair in asked])
+    for scores, divided, (_, options) in zip(ours, normalised, asked, strict=True):
+        reference = np.array([next(theirs) for _ in options])
+        np.testing.assert_allclose(scores, reference, atol=1e-3)
+        # As its acc_norm does: divided by the characters of the option.
+        np.testing.assert_allclose(divided, reference / [len(option) for option in options], atol=1e-3)
+
+
+def test_only_the_context_of_a_long_prompt_is_cut(smollm2):
+    question = read_exam("validation").to_pylist()[0]
+    context = "A word or two about cells. " * 500
+    limit, smollm2.limit = smollm2.limit, 200
+    try:
+        encoded = smollm2.encode(question, context)
+    finally:
+        smollm2.limit = limit
+    text = smollm2.tokenizer.decode(encoded.prompt)
+    assert 150 <= len(encoded.prompt) <= 199
+    assert text.startswith("Context: A word")
+    assert text.endswith(f"{question['prompt']}\nAnswer:")
+
+
+def test_scores_prefer_what_the_context_says(smollm2):
+    question = {"prompt": "What colour is the zorblax flower?", "is_question": True, "A": "violet", "B": "orange"}
+    for letter, colour in (("A", "violet"), ("B", "orange")):
+        context = f"The zorblax is a flower of the hills. The zorblax flower is {colour}."
+        scores = score_options(smollm2, [smollm2.encode(question, context)])[0]
+        assert "AB"[int(scores.argmax())] == letter

@@ -1,0 +1,58 @@
+"""Tiny random models of the real classes, in folders that `--model` takes, with the packaged models' tokenizers."""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from sciqa.hub import find_model
+from sciqa.models.load import plain_folder
+
+DECODER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+ENCODER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", transformers.LlamaConfig, DECODER),
+    "mistral": ("MistralForCausalLM", transformers.MistralConfig, DECODER),
+    "phi3": ("Phi3ForCausalLM", transformers.Phi3Config, DECODER),
+    "bert": ("BertModel", transformers.BertConfig, ENCODER),
+    "deberta-v2": (
+        "DebertaV2Model",
+        transformers.DebertaV2Config,
+        ENCODER | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0},
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        transformers.T5Config,
+        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+    ),
+}
+CAUSAL = ("llama", "mistral", "phi3")
+ENCODERS = ("bert", "deberta-v2")
+
+
+def tiny_model(family: str, **config: object) -> transformers.PreTrainedModel:
+    """Return a model with random weights, the same in every call, in evaluation mode."""
+    torch.manual_seed(0)
+    name, kind, fields = FAMILIES[family]
+    return getattr(transformers, name)(kind(**{"vocab_size": 200} | fields | config)).eval()
+
+
+def tiny_tokenizer(family: str) -> transformers.PreTrainedTokenizerBase:
+    """Return the packaged tokenizer that a family is given."""
+    name = "all-MiniLM-L6-v2" if family in ENCODERS else "SmolLM2-135M-Instruct"
+    return transformers.AutoTokenizer.from_pretrained(plain_folder(find_model(name)))
+
+
+def tiny_folder(folder: Path, family: str, **config: object) -> str:
+    """Write a tiny model and its tokenizer, and return the folder."""
+    tokenizer = tiny_tokenizer(family)
+    tiny_model(family, vocab_size=len(tokenizer), **config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
