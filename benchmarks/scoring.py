@@ -18,8 +18,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from sciqa.corpus.articles import read_articles
-from sciqa.inference.likelihood import encode, log_likelihoods
-from sciqa.models.causal import load_causal
+from sciqa.models.load import load_scorer
+from sciqa.models.scorer import Format, score_options
 
 ROUNDS = 3
 CONTEXT_TOKENS = 350
@@ -40,7 +40,8 @@ def build(tokenizer: object, questions: int) -> list[tuple[str, list[str]]]:
 def main() -> None:
     """Print both speeds, their ratio and the largest difference between the scores."""
     logging.disable(logging.WARNING)
-    model, tokenizer = load_causal("SmolLM2-135M-Instruct")
+    scorer = load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"))
+    model, tokenizer = scorer.model, scorer.tokenizer
     questions = build(tokenizer, int(sys.argv[1]) if len(sys.argv) > 1 else 16)
     with contextlib.redirect_stderr(io.StringIO()):
         harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
@@ -52,8 +53,8 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"sciqa": [], "lm-evaluation-harness": []}
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        encoded = [encode(tokenizer, *question) for question in questions]
-        ours = np.concatenate(log_likelihoods(model, encoded))
+        encoded = [scorer.encode_text(*question) for question in questions]
+        ours = np.concatenate(score_options(scorer, encoded))
         seconds["sciqa"].append(time.perf_counter() - started)
         started = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):

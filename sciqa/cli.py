@@ -1,6 +1,7 @@
 """The command line: `sciqa STEP --option value`, and the same for every file of `jobs/`."""
 
 import dataclasses
+import json
 import logging
 import sys
 import time
@@ -67,34 +68,40 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
     Raises:
         InputError: the file is missing, is no mapping, or names an option that the step does not have.
     """
-    defaults = {}
     if "--config" in arguments[:-1]:
         at = arguments.index("--config")
-        defaults = read_config(arguments[at + 1], kind)
-        arguments = arguments[:at] + arguments[at + 2 :]
+        given = read_config(arguments[at + 1], kind)
+        arguments = given + arguments[:at] + arguments[at + 2 :]
     return tyro.cli(
         kind,
         prog=f"sciqa {step}",
         description=about[0].upper() + about[1:] + ". --config FILE.yaml sets options that flags then override.",
         args=arguments,
-        default=kind(**defaults) if defaults else None,
     )
 
 
-def read_config(path: str, kind: type) -> dict:
-    """Return the options in a YAML file, hyphens or underscores in their names."""
+def read_config(path: str, kind: type) -> list[str]:
+    """Return the options in a YAML file, hyphens or underscores in their names, as flags."""
     try:
         given = yaml.safe_load(storage.read_bytes(path)) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({error})") from error
     if not isinstance(given, dict):
         raise InputError(f"{path}: `option: value` lines expected")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    options = {str(name).replace("-", "_"): value for name, value in given.items()}
-    for name in options:
-        if name not in fields:
-            raise InputError(f"{path}: no option {name!r}; there are {', '.join(sorted(fields))}")
-    return options
+    names = {field.name for field in dataclasses.fields(kind)}
+    flags = []
+    for option, value in given.items():
+        name = str(option).replace("-", "_")
+        if name not in names:
+            raise InputError(f"{path}: no option {option!r}; there are {', '.join(sorted(names))}")
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
 
 
 def show(summaries: list[Summary], seconds: float) -> None:
@@ -132,4 +139,5 @@ def show(summaries: list[Summary], seconds: float) -> None:
 def _quiet() -> None:
     """Keep back what a person who runs a step can do nothing about."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "bitsandbytes", "transformers", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -13,10 +13,10 @@ import pytest
 import ray
 
 from sciqa import storage
-from sciqa.cli import read_config
+from sciqa.cli import parse_options
 from sciqa.errors import InputError
 from sciqa.retrieval import IndexOptions
-from sciqa.run import RunExamOptions
+from sciqa.run import RunExamOptions, RunFinetuneOptions
 
 JOBS = Path(__file__).parent.parent / "jobs"
 HEADER = "id,prompt,A,B,answer\n"
@@ -99,19 +99,26 @@ def test_unknown_options_and_steps_exit_2():
     assert sciqa("--help").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["corpus", "index", "retrieve", "predict", "report", "exam"])
+@pytest.mark.parametrize("name", ["corpus", "index", "retrieve", "predict", "report", "exam", "finetune", "merge"])
 def test_jobs_take_the_same_options_as_the_command(name):
     command = [sys.executable, JOBS / f"{name}.py", "--help"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == sciqa(name, "--help").stdout
 
 
-def test_a_yaml_file_gives_options_that_are_checked(tmp_path):
+def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
     path = tmp_path / "options.yaml"
-    path.write_text("top-k: 7\nreader: retrieval\n")
-    assert RunExamOptions(**read_config(str(path), RunExamOptions)).top_k == 7
+    path.write_text("top-k: 7\nreader: retrieval\nshard_questions: 9\ncompare: true\nnf4: false\nblend: [a, b]\n")
+    given = ["--config", str(path), "--top-k", "8", "--output", str(tmp_path / "run")]
+    options = parse_options(RunExamOptions, "exam", "answer", given)
+    assert (options.top_k, options.reader, options.shard_questions, options.compare) == (8, "retrieval", 9, True)
+    assert (options.blend, options.nf4) == (("a", "b"), False)
+    assert options.index == f"{tmp_path}/run/index", "folders follow from the output that a flag gives"
+    path.write_text("peft: {r: 8, target_modules: [q_proj]}\nlearning_rate: 1.0e-3\n")
+    options = parse_options(RunFinetuneOptions, "finetune", "train", ["--config", str(path)])
+    assert (options.peft_fields(), options.learning_rate) == ({"r": 8, "target_modules": ["q_proj"]}, 1e-3)
     path.write_text("topk: 7\n")
     with pytest.raises(InputError, match="no option 'topk'"):
-        read_config(str(path), IndexOptions)
+        parse_options(IndexOptions, "index", "embed", ["--config", str(path)])
 
 
 def tables(output):
@@ -142,7 +149,6 @@ def undisturbed(tmp_path_factory, exam_command):
     return tables(output)
 
 
-@pytest.mark.slow
 def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, exam_command, undisturbed):
     command = [sys.executable, "-m", "sciqa", *map(str, exam_command), "--num-cpus", "2", "--output", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
@@ -162,7 +168,6 @@ def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, e
     assert tables(tmp_path) == undisturbed
 
 
-@pytest.mark.slow
 def test_a_cluster_that_is_running_gives_the_same_tables(tmp_path, cluster, exam_command, undisturbed):
     address = ray.get_runtime_context().gcs_address
     result = sciqa(*exam_command, "--address", address, "--output", tmp_path)

@@ -8,9 +8,9 @@ import transformers
 from sciqa.hub import find_model
 from sciqa.models.load import plain_folder
 
-DECODER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
+DECODER = {  # sizes that bitsandbytes' blocks of 64 weights divide
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

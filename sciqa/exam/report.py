@@ -46,6 +46,7 @@ def report(options: ReportOptions) -> Summary:
         bins=_reliability(readers[main]["answers"]),
         ranks=_rank_counts(readers[main]["answers"]),
         questions=_questions(options, exam, readers[main]["answers"]),
+        curves=_training_curves(options.output),
     )
     path = storage.join(options.output, "report.html")
     storage.write_bytes(path, page.encode())
@@ -82,6 +83,27 @@ def differences(readers: dict[str, dict]) -> list[dict]:
             low, high = bootstrap_interval(gain)
             gains.append({"reader": first, "other": other, "gain": float(gain.mean()), "low": low, "high": high})
     return gains
+
+
+def _training_curves(output: str) -> list[dict]:
+    """Return, of every model trained in this folder, its losses and validation figures by step, scaled to 0…1."""
+    curves = []
+    for name in storage.list_folders(storage.join(output, "trained")):
+        folder = storage.join(output, "trained", name)
+        if not storage.exists(storage.join(folder, storage.MANIFEST)):
+            continue
+        rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
+        last = max(1, rows[-1]["step"])
+        highest = max(max(row["loss"] or 0, row["validation_loss"] or 0) for row in rows) or 1
+        curves.append(
+            {"name": name, "steps": last, "highest": highest, "figures": storage.read_manifest(folder, "finetune")}
+            | {"loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None]}
+            | {
+                key: [(row["step"] / last, row[key] / scale) for row in rows if row["map_at_3"] is not None]
+                for key, scale in (("validation_loss", highest), ("map_at_3", 1))
+            }
+        )
+    return curves
 
 
 def _reliability(answers: list[dict]) -> list[dict]:

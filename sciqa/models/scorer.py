@@ -62,6 +62,10 @@ class Encoded:
         """Tokens that this question adds to a batch."""
         return len(self.prompt) + sum(map(len, self.options))
 
+    def only(self, number: int) -> "Encoded":
+        """Return the question with one of its options."""
+        return Encoded(self.prompt, [self.options[number]], self.divisors[number : number + 1])
+
 
 class Scorer(nn.Module):
     """A model and its tokenizer as a scorer of options.

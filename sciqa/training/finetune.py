@@ -1,5 +1,6 @@
 """The fine-tuning step: checks, the Ray Train run, and what is kept of it."""
 
+import os
 import queue
 import threading
 import time
@@ -125,11 +126,13 @@ def _check_folder(folder: str, inputs: dict) -> None:
 
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
+    gpu = cluster.has_gpu()
+    environment = {} if gpu else {"DS_ACCELERATOR": "cpu"}
+    os.environ |= environment
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from sciqa.training.loop import HISTORY, train
 
-    gpu = cluster.has_gpu()
     progress = Queue()
     config = exams | {
         "options": options,
@@ -151,7 +154,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
                 max_failures=options.max_failures, max_preemption_failures=options.max_failures
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="quality"),
-            worker_runtime_env={"env_vars": {} if gpu else {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": environment},
         ),
     )
     with _Watcher(progress, steps):

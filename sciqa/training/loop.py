@@ -131,8 +131,11 @@ class _Run:
         losses, tokens, padded = [], 0, 0
         for micro in self.order.micro_batches(step - 1, self.rank, self.world_size, self.options.micro_batch):
             drawn = [self.examples.varied(number, epoch, self.options) for epoch, number in micro]
-            batch = [self.scorer.encode(*pair) for *pair, _ in drawn]
-            loss = loss_of(self.engine(batch), [gold for *_, gold in drawn], self.options.loss)
+            batch, golds = [self.scorer.encode(*pair) for *pair, _ in drawn], [gold for *_, gold in drawn]
+            if self.options.loss == "completion":  # the other options have no part in it
+                batch = [question.only(gold) for question, gold in zip(batch, golds, strict=True)]
+                golds = [0] * len(batch)
+            loss = loss_of(self.engine(batch), golds, self.options.loss)
             self.engine.backward(loss)
             self.engine.step()
             losses.append(loss.item())

@@ -1,6 +1,5 @@
 """What a person can say of a training run."""
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,8 +102,6 @@ class FinetuneOptions(RunOptions):
         super().__post_init__()
         self.train_contexts = self.train_contexts or storage.join(self.output, "train", "contexts")
         self.validation_contexts = self.validation_contexts or storage.join(self.output, "validation", "contexts")
-        if isinstance(self.peft, dict):
-            self.peft = json.dumps(self.peft)
         self.peft_fields()
         for name in ("batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -122,6 +119,8 @@ class FinetuneOptions(RunOptions):
         self._check_combination()
 
     def _check_combination(self) -> None:
+        if self.loss == "completion" and self.normalise != "tokens":
+            raise InputError("--loss completion: is per token; leave --normalise at tokens")
         if self.offload and not self.zero:
             raise InputError("--offload: moves what ZeRO shards; use it with --zero 2 or 3")
         if self.offload and self.zero == 3 and self.method == "qlora":

@@ -1,0 +1,390 @@
+"""Training: losses of one process and many, what is saved, what a kill leaves, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import peft
+import psutil
+import pytest
+import torch
+import transformers
+from conftest import write_jsonl
+from tiny import CAUSAL, FAMILIES, tiny_folder
+
+from sciqa import storage
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.exam.questions import options_of
+from sciqa.inference import PredictOptions, predict
+from sciqa.models import adapter
+from sciqa.models.load import load_base, load_scorer
+from sciqa.models.merge import MergeOptions, merge
+from sciqa.models.scorer import score_options
+from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.examples import Examples, Order
+from sciqa.training.loop import keep_layout, loss_of
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, small_index):
+    """Options that name training and validation questions with their contexts."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = read_exam("validation").slice(0, 40).to_pylist()
+    options = {}
+    for split, part in (("train", rows[:32]), ("validation", rows[32:])):
+        write_jsonl(folder / f"{split}.jsonl", part)
+        output = str(folder / split)
+        retrieve(RetrieveOptions(output=output, index=f"{small_index}/index", exam=str(folder / f"{split}.jsonl")))
+        options |= {split: str(folder / f"{split}.jsonl"), f"{split}_contexts": f"{output}/contexts"}
+    return options
+
+
+@pytest.fixture(scope="module")
+def exam_contexts(tmp_path_factory, exam_file, small_index):
+    """The contexts table of the small exam."""
+    output = str(tmp_path_factory.mktemp("exam"))
+    return retrieve(RetrieveOptions(output=output, index=f"{small_index}/index", exam=exam_file)).path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny models, each made when it is first asked for."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = tiny_folder(root / family, family)
+        return made[family]
+
+    return folder
+
+
+def history(folder):
+    return storage.read_table(f"{folder}/metrics.parquet").to_pylist()
+
+
+def losses(folder):
+    return np.array([row["loss"] for row in history(folder) if row["loss"] is not None])
+
+
+def tiny_run(data, output, **changes):
+    """Options of a short float32 run."""
+    common = {"precision": "float32", "batch_size": 8, "micro_batch": 2, "eval_every": 100, "max_length": 128}
+    return FinetuneOptions(**data | common | {"output": str(output), "steps": STEPS, "learning_rate": 5e-3} | changes)
+
+
+def plain_losses(options, family):
+    """The reference: transformers, peft and PyTorch's AdamW in this process; no Ray, no DeepSpeed."""
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(1)
+    model, tokenizer = load_base(options.model, family, torch.float32, nf4=options.method == "qlora")
+    keep_layout(model)
+    model = adapter.make_trainable(model, family, options.method, options.peft_fields())
+    from sciqa.models.load import SCORERS
+    from sciqa.training.finetune import _open
+    from sciqa.training.loop import style_of
+
+    scorer = SCORERS[family](model, tokenizer, style_of(options, tokenizer)).train()
+    examples = Examples(_open(options, "train"), options.train_contexts)
+    order = Order(examples.sizes(), options.steps, options.batch_size, options.seed)
+    trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
+    warmup = round(options.warmup * options.steps)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, options.steps)
+    found = []
+    for step in range(options.steps):
+        drawn = [examples.varied(number, epoch, options) for epoch, number in order.batch(step)]
+        scores = scorer([scorer.encode(*pair) for *pair, _ in drawn])
+        loss = loss_of(scores, [gold for *_, gold in drawn], options.loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        found.append(loss.item())
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "method"),
+    [("llama", "causal", "lora"), ("llama", "causal", "qlora"), ("bert", "multiple-choice", "full")],
+)
+def test_one_process_and_shards_give_the_same_losses(tmp_path, cluster, data, models, family, kind, method):
+    base = {"model": models(family), "method": method}
+    if kind == "causal":
+        base |= {"peft": "{r: 4, lora_dropout: 0.0}", "loss": "completion", "learning_rate": 1e-2}
+    reference = plain_losses(tiny_run(data, tmp_path, **base), kind)
+    assert reference[0] - reference[-4:].mean() > 0.05, "nothing was learnt, so nothing was compared"
+    for zero, workers in ((0, 1), (2, 2), (3, 2)):
+        if workers == 1 and method == "qlora":
+            continue
+        # An evaluation in the middle, which must leave the next loss as it would have been.
+        options = tiny_run(data, tmp_path, **base, zero=zero, num_workers=workers, name=f"z{zero}", eval_every=7)
+        made = finetune(options)
+        np.testing.assert_allclose(losses(made.path), reference, rtol=1e-4, err_msg=f"ZeRO-{zero}, {workers} workers")
+        if zero == 3 and method == "qlora":
+            assert made.details["rank_bytes"] < 0.75 * made.details["model_bytes"]
+
+
+def test_evaluation_leaves_4_bit_weights_as_they_are(models):
+    """On a CPU with AVX512-BF16 bitsandbytes would re-pack them in place."""
+    model, _ = load_base(models("llama"), "causal", torch.float32, nf4=True)
+    keep_layout(model)
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "quant_state")}
+    before = {name: layer.weight.data.view(torch.uint8).clone() for name, layer in layers.items()}
+    assert len(before) == 14
+    with torch.no_grad():
+        model.eval()(torch.arange(20)[None])
+    for name, layer in layers.items():
+        assert torch.equal(layer.weight.data.view(torch.uint8), before[name])
+        assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+
+
+ARCHITECTURES = [
+    *(pytest.param(family, "lora", id=f"{family}-lora") for family in FAMILIES),
+    *(pytest.param(family, "full", id=f"{family}-full", marks=pytest.mark.slow) for family in FAMILIES),
+    *(pytest.param(family, "qlora", id=f"{family}-qlora", marks=pytest.mark.slow) for family in CAUSAL),
+]
+
+
+@pytest.mark.parametrize(("family", "method"), ARCHITECTURES)
+def test_every_architecture_trains_saves_loads_elsewhere_and_predicts(
+    tmp_path, cluster, data, models, family, method, exam_file, exam_contexts
+):
+    made = finetune(tiny_run(data, tmp_path, model=models(family), method=method, steps=2, name=method))
+    assert len(losses(made.path)) == 2
+    trained = {"model": made.path} if method == "full" else {"model": models(family), "adapter": made.path}
+    ours = load_scorer(trained["model"], adapter=trained.get("adapter"), precision="float32")
+    auto = getattr(transformers, ours.auto_class)
+    plain = auto.from_pretrained(trained["model"], use_safetensors=True)
+    if method != "full":
+        plain = peft.PeftModel.from_pretrained(plain, made.path)
+    question = read_exam("validation").to_pylist()[0]
+    encoded = ours.encode(question, "Some context.")
+    theirs = type(ours)(plain.eval(), ours.tokenizer, ours.style)
+    np.testing.assert_allclose(score_options(ours, [encoded])[0], score_options(theirs, [encoded])[0], atol=1e-5)
+    asked = {"output": str(tmp_path), "exam": exam_file, "contexts": exam_contexts}
+    answered = predict(PredictOptions(**asked, **trained, nf4=method == "qlora"))
+    assert answered.details["questions"] == 12
+    assert Path(answered.path).name == f"open-book-{method}"
+
+
+def test_the_best_step_is_kept_and_what_is_trained_differs_from_the_base(tmp_path, cluster, data, models):
+    fields = "{r: 4, use_rslora: true, target_modules: [q_proj, v_proj], layers_to_transform: [1]}"
+    fields = fields.replace("}", ", rank_pattern: {v_proj: 2}}")
+    options = tiny_run(data, tmp_path, model=models("llama"), peft=fields, eval_every=5, hide_gold=0.5, max_passages=3)
+    made = finetune(options)
+    evaluations = [row for row in history(made.path) if row["map_at_3"] is not None]
+    assert [row["step"] for row in evaluations] == [0, 5, 10, 15, 20]
+    best = max(evaluations, key=lambda row: (row["map_at_3"], -row["validation_loss"]))
+    assert made.details["best_step"] == best["step"]
+    config = json.loads(Path(made.path, "adapter_config.json").read_text())
+    assert (config["use_rslora"], config["layers_to_transform"], config["rank_pattern"]) == (True, [1], {"v_proj": 2})
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
+    scorer = load_scorer(models("llama"), adapter=made.path, precision="float32")
+    shapes = {name: tuple(weight.shape) for name, weight in scorer.named_parameters() if "lora_A" in name}
+    assert all(".layers.1." in name for name in shapes)
+    assert sorted(shape[0] for shape in shapes.values()) == [2, 4]
+    assert any(path.name.startswith("events") for path in Path(made.path, "tensorboard").iterdir())
+    again = finetune(options)
+    assert again.made.endswith("kept")
+    merged = merge(MergeOptions(model=models("llama"), adapter=made.path, output=str(tmp_path / "merged")))
+    whole = transformers.AutoModelForCausalLM.from_pretrained(merged.path, use_safetensors=True)
+    ids = torch.arange(30)[None]
+    np.testing.assert_allclose(whole(ids).logits.detach(), scorer.model(ids).logits.detach(), atol=1e-5)
+
+
+def test_soft_prompts_and_early_stopping(tmp_path, cluster, data, models):
+    made = finetune(
+        tiny_run(
+            data, tmp_path, model=models("llama"), method="prompt-tuning", peft="{num_virtual_tokens: 4}",
+            eval_every=1, patience=2, learning_rate=1e-8, steps=12,
+        )
+    )  # fmt: skip
+    assert made.details["steps"] < 12
+    weights = Path(made.path, "adapter_model.safetensors")
+    assert weights.stat().st_size < 10_000
+    with pytest.raises(InputError, match="nothing to merge"):
+        merge(MergeOptions(model=models("llama"), adapter=made.path, output=str(tmp_path / "merged")))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_optimizer_offload_and_gradient_checkpointing_change_no_loss(tmp_path, cluster, data, models):
+    common = {"model": models("llama"), "steps": 3, "loss": "completion", "completion": "letter"}
+    plain = finetune(tiny_run(data, tmp_path, **common, name="plain"))
+    other = tiny_run(data, tmp_path, **common, name="other", zero=2, offload=True, gradient_checkpointing=True)
+    np.testing.assert_allclose(losses(finetune(other).path), losses(plain.path), rtol=1e-4)
+
+
+def test_a_killed_worker_and_a_killed_driver_end_as_an_undisturbed_run(tmp_path, cluster, data, models):
+    common = {"model": models("llama"), "num_workers": 2, "zero": 2, "eval_every": 5, "steps": 25}
+    common |= {"peft": "{r: 4, lora_dropout: 0.1}"}
+    undisturbed = losses(finetune(tiny_run(data, tmp_path / "a", **common)).path)
+    options = tiny_run(data, tmp_path / "b", **common)
+    killer = threading.Thread(target=kill_a_worker, args=(options.folder,))
+    killer.start()
+    made = finetune(options)
+    killer.join()
+    assert len(losses(made.path)) == len(undisturbed) == 25
+    np.testing.assert_allclose(losses(made.path)[-1], undisturbed[-1], atol=1e-3)
+
+    options = tiny_run(data, tmp_path / "c", **common)
+    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
+    given = {name: value for name, value in vars(options).items() if name not in ("address",)} | {"num_cpus": 2}
+    command = [sys.executable, "-c", code, json.dumps(given)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        wait_for_checkpoint(options.folder, driver)
+        driver.send_signal(signal.SIGKILL)
+    assert not storage.exists(f"{options.folder}/_manifest.json")
+    made = finetune(options)
+    assert len(losses(made.path)) == 25
+    np.testing.assert_allclose(losses(made.path)[-1], undisturbed[-1], atol=1e-3)
+
+
+def wait_for_checkpoint(folder, driver=None):
+    """Wait until a checkpoint later than that of the untrained model is whole."""
+    end = time.monotonic() + 200
+    snapshot = Path(folder, "checkpoints", "checkpoint_manager_snapshot.json")
+    while time.monotonic() < end:
+        if snapshot.exists() and len(json.loads(snapshot.read_text() or "{}").get("checkpoint_results", [])) > 1:
+            return
+        assert driver is None or driver.poll() is None
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint")
+
+
+def kill_a_worker(folder):
+    """SIGKILL one of the two training workers of this machine in the middle of a run."""
+    wait_for_checkpoint(folder)
+    workers = [
+        process
+        for process in psutil.Process(os.getpid()).children(recursive=True) + list(psutil.process_iter())
+        if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
+    ]
+    workers[0].kill()
+
+
+def test_a_mixture_of_readers(tmp_path, cluster, exam_file, exam_contexts):
+    output = str(tmp_path)
+    for reader in ("retrieval", "closed-book"):
+        predict(PredictOptions(output=output, exam=exam_file, contexts=exam_contexts, reader=reader))
+    blend = {"output": output, "exam": exam_file, "blend": ("retrieval", "closed-book")}
+    even = predict(PredictOptions(**blend))
+    fitted = predict(PredictOptions(**blend, blend_fit=output, name="fitted"))
+    assert fitted.details["log_loss"] <= even.details["log_loss"] + 1e-9
+    each = [storage.read_table(f"{output}/answers/{name}").to_pylist() for name in (*blend["blend"], "blend")]
+    for first, second, mean in zip(*each, strict=True):
+        expected = (np.array(first["probabilities"]) + second["probabilities"]) / 2
+        np.testing.assert_allclose(mean["probabilities"], expected, atol=1e-9)
+    with pytest.raises(InputError, match="absent"):
+        predict(PredictOptions(output=output, exam=exam_file, blend=("absent",)))
+
+
+def flat(ranks):
+    return [pair for rank in ranks for micro in rank for pair in micro]
+
+
+def test_order_sees_every_question_once_an_epoch_and_wastes_little():
+    sizes = np.random.default_rng(0).integers(100, 3000, 200)
+    order = Order(sizes, 50, 16, seed=1)
+    seen = [pair for step in range(50) for pair in order.batch(step)]
+    assert sorted(seen) == [(epoch, number) for epoch in range(4) for number in range(200)]
+    one = [order.micro_batches(7, 0, 1, 4)]
+    two = [order.micro_batches(7, rank, 2, 4) for rank in range(2)]
+    assert sorted(flat(one)) == sorted(flat(two)) == sorted(order.batch(7))
+    batches = [sizes[[n for _, n in micro]] for step in range(50) for micro in order.micro_batches(step, 0, 1, 4)]
+    assert 1 - sum(b.sum() for b in batches) / sum(len(b) * b.max() for b in batches) < 0.1
+    assert [order.batch(step) for step in (3, 40)] == [Order(sizes, 50, 16, seed=1).batch(step) for step in (3, 40)]
+
+
+def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):
+    options = tiny_run(data, tmp_path, hide_gold=1.0, min_passages=1, max_passages=4)
+    from sciqa.training.finetune import _open
+
+    examples = Examples(_open(options, "train"), options.train_contexts)
+    letters = set()
+    for number in range(len(examples)):
+        question, _, gold = examples.plain(number)
+        for epoch in range(3):
+            varied, context, moved = examples.varied(number, epoch, options)
+            assert list(options_of(varied).values())[moved] == list(options_of(question).values())[gold]
+            assert sorted(options_of(varied).values()) == sorted(options_of(question).values())
+            letters.add(varied["answer"])
+            passages = examples.contexts["passages"][number].as_py()
+            gold_texts = [p["text"] for p in passages if p["title"] == question["title"]]
+            assert not any(text in context for text in gold_texts)
+            assert 1 <= sum(p["text"] in context for p in passages) <= 4
+    assert letters == set("ABCD")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"peft": "{target_modules: [no_such]}"}, ["--peft", "no_such"]),
+        ({"peft": "{rank: 4}"}, ["--peft", "rank"]),
+        ({"peft": "[r"}, ["--peft", "YAML"]),
+        ({"batch_size": 7}, ["--batch-size: 7", "multiple"]),
+        ({"hide_gold": 0.5}, ["--hide-gold", "--max-passages"]),
+        ({"offload": True}, ["--offload", "--zero"]),
+        ({"name": "../x"}, ["--name"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused_before_any_work(tmp_path, cluster, data, models, changes, parts):
+    with pytest.raises(InputError) as error:
+        finetune(tiny_run(data, tmp_path, model=models("llama"), **changes))
+    assert all(part in str(error.value) for part in parts), error.value
+    assert not (tmp_path / "trained").exists()
+
+
+def test_other_bad_input_is_refused(tmp_path, cluster, data, models, exam_file, exam_contexts):
+    unanswered = tmp_path / "unanswered.jsonl"
+    write_jsonl(unanswered, [row | {"answer": None} for row in read_exam(data["train"]).to_pylist()])
+    with pytest.raises(InputError, match=r"unanswered\.jsonl, row 1, column 'answer'"):
+        finetune(tiny_run(data | {"train": str(unanswered)}, tmp_path, model=models("llama")))
+    with pytest.raises(InputError, match="contexts belong to another exam"):
+        finetune(tiny_run(data | {"validation_contexts": data["train_contexts"]}, tmp_path, model=models("llama")))
+    vast = {"batch_size": 4_000_000, "micro_batch": 4_000_000, "steps": 1}
+    with pytest.raises(InputError, match=r"--micro-batch 4000000: .* GB more than there are"):
+        finetune(tiny_run(data, tmp_path / "big", model=models("llama"), **vast))
+    assert not list((tmp_path / "big").glob("trained/*/*.safetensors"))
+
+    options = tiny_run(data, tmp_path, model=models("llama"), steps=1)
+    made = finetune(options)
+    with pytest.raises(InputError, match=r"begun with other options \(learning_rate: 0.005 there, 1.0 now\)"):
+        finetune(tiny_run(data, tmp_path, model=models("llama"), steps=1, learning_rate=1.0))
+    common = {"output": str(tmp_path), "exam": exam_file, "contexts": exam_contexts}
+    with pytest.raises(InputError, match=r"an adapter for the base model .*llama, not for .*mistral"):
+        predict(PredictOptions(**common, model=models("mistral"), adapter=made.path))
+    with pytest.raises(InputError, match=r"no adapter_config\.json"):
+        predict(PredictOptions(**common, model=models("llama"), adapter=str(tmp_path)))
+    with pytest.raises(InputError, match="head has not been trained"):
+        predict(PredictOptions(**common, model="all-MiniLM-L6-v2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_smollm2_gives_the_same_losses_on_one_process_and_shards(tmp_path, cluster, data, method):
+    common = {"method": method, "precision": "auto", "learning_rate": 2e-4, "batch_size": 4, "prompt": "plain"}
+    found = {}
+    for zero, workers in ((0, 1), (2, 2), (3, 2)):
+        options = tiny_run(
+            data, tmp_path, model="SmolLM2-135M-Instruct", zero=zero, num_workers=workers, name=f"z{zero}",
+            eval_every=10, **common,
+        )  # fmt: skip
+        made = finetune(options)
+        found[zero] = losses(made.path)
+        if zero == 3 and method == "qlora":
+            assert made.details["rank_bytes"] <= 0.6 * made.details["model_bytes"]
+    for zero in (2, 3):
+        np.testing.assert_allclose(found[zero], found[0], rtol=2e-2)
