@@ -124,7 +124,7 @@ def show(summaries: list[Summary], seconds: float) -> None:
         console.print(table)
     for summary in summaries:
         for gain in differences(summary.details["readers"]) if summary.stage == "report" else []:
-            if {gain["reader"], gain["other"]} <= {row["reader"] for row in predicted}:
+            if not predicted or {gain["reader"], gain["other"]} <= {row["reader"] for row in predicted}:
                 console.print(
                     f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
                     f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}]",

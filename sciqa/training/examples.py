@@ -49,16 +49,16 @@ class Examples:
             question = _rotated(question, int(rng.integers(len(options_of(question)))))
         return question, context, _gold(question)
 
-    def sizes(self) -> np.ndarray:
+    def sizes(self, with_context: bool = True) -> np.ndarray:
         """Return the characters of every question, a stand-in for tokens that needs no tokenizer."""
-        return np.array([self._size(number) for number in range(len(self))])
+        return np.array([self._size(number, with_context) for number in range(len(self))])
 
     def _question(self, number: int) -> dict:
         return self.questions.slice(number, 1).to_pylist()[0]
 
-    def _size(self, number: int) -> int:
+    def _size(self, number: int, with_context: bool) -> int:
         question = self._question(number)
-        context = len(self.contexts["context"][number].as_py())
+        context = len(self.contexts["context"][number].as_py()) if with_context else 0
         return context + len(question["prompt"]) + sum(map(len, options_of(question).values()))
 
     def _draw_passages(self, question: dict, number: int, rng: np.random.Generator, options: FinetuneOptions) -> str:

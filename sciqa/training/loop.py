@@ -31,6 +31,8 @@ from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_
 HISTORY = "history.json"
 #: Padded tokens that a worker computes at once in an evaluation.
 EVALUATION_TOKENS = 2048
+#: Questions, the longest by characters, that are tried on the model before the first step.
+LONGEST_CHECKED = 16
 
 
 def train(config: dict) -> dict:
@@ -63,6 +65,7 @@ class _Run:
         sizes = self.examples.sizes()
         self.order = Order(sizes, steps, options.batch_size, options.seed)
         self.scorer = self._build()
+        self._check_lengths()
         self._check_memory(int(sizes.argmax()))
         held_out = Examples(validation, options.validation_contexts)
         plain = [held_out.plain(number) for number in range(len(held_out))]
@@ -227,6 +230,12 @@ class _Run:
     def _show(self, row: dict) -> None:
         if self.rank == 0 and self.progress is not None:
             self.progress.put(row)
+
+    def _check_lengths(self) -> None:
+        """Raise `InputError` for a question that does not fit the model, now and on every worker."""
+        for number in np.argsort(-self.examples.sizes(with_context=False))[:LONGEST_CHECKED]:
+            question, *_ = self.examples.plain(int(number))
+            self.scorer.encode(question, "")
 
     def _check_memory(self, longest: int) -> None:
         """Raise `InputError`, on all workers alike, where not even the least that a batch needs is free."""
