@@ -1,5 +1,6 @@
 """The fine-tuning step: checks, the Ray Train run, and what is kept of it."""
 
+import importlib.util
 import os
 import queue
 import threading
@@ -44,6 +45,8 @@ def finetune(options: FinetuneOptions) -> Summary:
     exams = {split: _open(options, split) for split in ("train", "validation")}
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
     check_model(options)
+    if options.mlflow and not importlib.util.find_spec("mlflow"):
+        raise InputError("--mlflow: MLflow is not installed; run `pip install 'sciqa[mlflow]'`")
     cluster.connect(options)
     workers = _workers(options)
     folder = options.folder

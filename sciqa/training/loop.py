@@ -15,11 +15,14 @@ import ray.train
 import torch
 import torch.distributed as dist
 import transformers
+from ray.util.queue import Queue
 from torch import nn
 
+from sciqa import storage
 from sciqa.device import this_device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3
+from sciqa.exam.questions import Exam
 from sciqa.hub import find_model, model_family
 from sciqa.models import adapter
 from sciqa.models.load import SCORERS, as_dtype, load_base
@@ -39,8 +42,8 @@ def train(config: dict) -> dict:
     """Train on one worker and report checkpoints; Ray Train calls it on every worker.
 
     Args:
-        config: `options`, the `train` and `validation` exams, `threads` and `steps`; `progress`, a queue for the
-            rows of the history, or None.
+        config: `options`, the `train` and `validation` exams, `threads` and `steps`, and `progress`, a queue that
+            takes the rows of the history.
 
     Returns:
         Figures of the run; `input_error` where the input was found to be bad.
@@ -55,10 +58,12 @@ def train(config: dict) -> dict:
 class _Run:
     """One worker's part of a run."""
 
-    def __init__(self, options: FinetuneOptions, train: object, validation: object, steps: int, **how: object) -> None:
-        _quiet()
-        torch.set_num_threads(how["threads"])
-        self.options, self.steps, self.progress = options, steps, how["progress"]
+    def __init__(
+        self, options: FinetuneOptions, train: Exam, validation: Exam, steps: int, threads: int, progress: Queue
+    ) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        torch.set_num_threads(threads)
+        self.options, self.steps, self.progress = options, steps, progress
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.examples = Examples(train, options.train_contexts)
@@ -79,7 +84,7 @@ class _Run:
             dist_init_required=False,
         )
         self.history: list[dict] = []
-        self.best = self.since_best = 0
+        self.since_best = 0
 
     def train(self) -> dict:
         """Train from the last checkpoint, or the start, to the last step; return figures of the run."""
@@ -228,7 +233,7 @@ class _Run:
         return self.history[-1]["step"]
 
     def _show(self, row: dict) -> None:
-        if self.rank == 0 and self.progress is not None:
+        if self.rank == 0:
             self.progress.put(row)
 
     def _check_lengths(self) -> None:
@@ -264,7 +269,9 @@ class _Writers:
         if rank == 0:
             from tensorboardX import SummaryWriter
 
-            self.board = SummaryWriter(f"{options.folder}/tensorboard")
+            self.folder = storage.join(options.folder, "tensorboard")
+            self.local = tempfile.mkdtemp() if "://" in self.folder else self.folder
+            self.board = SummaryWriter(self.local)
             if options.mlflow:
                 import mlflow
 
@@ -277,6 +284,9 @@ class _Writers:
         if self.board:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, row["step"])
+            if "map_at_3" in row and self.local != self.folder:
+                self.board.flush()
+                storage.copy_files(self.local, self.folder)
         if self.mlflow:
             self.mlflow.log_metrics(figures, step=row["step"])
 
@@ -346,7 +356,3 @@ def _quality(row: dict) -> float:
 def _schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:
     name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)
-
-
-def _quiet() -> None:
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
