@@ -65,15 +65,17 @@ def theirs(folder: str, steps: int) -> dict:
         model = adapter.make_trainable(model, "causal", "lora", {"r": 16})
         scorer = CausalScorer(model, tokenizer, Format())
         examples = Examples(_open_train(options, output), options.train_contexts)
-        order = Order(examples.sizes(), steps, BATCH, options.seed)
-        rows = []
-        for step in range(steps):
-            for epoch, number in order.batch(step):
-                question, context, gold = examples.varied(number, epoch, options)
-                encoded = scorer.encode(question, context)
-                option = encoded.options[gold]
-                ids = encoded.prompt + option
-                rows.append({"input_ids": ids, "labels": [-100] * len(encoded.prompt) + option})
+
+        def encode(epoch: int, number: int) -> tuple:
+            question, context, gold = examples.varied(number, epoch, options)
+            return scorer.encode(question, context).only(gold), 0
+
+        order = Order(len(examples), steps, BATCH, options.seed, encode)
+        rows = [
+            {"input_ids": row.prompt + row.options[0], "labels": [-100] * len(row.prompt) + row.options[0]}
+            for step in range(steps)
+            for row, _ in order.batch(step)
+        ]
 
         class InOrder(transformers.Trainer):
             def _get_train_sampler(self, dataset=None):

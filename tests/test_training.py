@@ -1,5 +1,6 @@
 """Training: losses of one process and many, what is saved, what a kill leaves, what is refused."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -96,16 +98,20 @@ def plain_losses(options, family):
 
     scorer = SCORERS[family](model, tokenizer, style_of(options, tokenizer)).train()
     examples = Examples(_open(options, "train"), options.train_contexts)
-    order = Order(examples.sizes(), options.steps, options.batch_size, options.seed)
+
+    def encode(epoch, number):
+        question, context, gold = examples.varied(number, epoch, options)
+        return scorer.encode(question, context), gold
+
+    order = Order(len(examples), options.steps, options.batch_size, options.seed, encode)
     trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
     warmup = round(options.warmup * options.steps)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, options.steps)
     found = []
     for step in range(options.steps):
-        drawn = [examples.varied(number, epoch, options) for epoch, number in order.batch(step)]
-        scores = scorer([scorer.encode(*pair) for *pair, _ in drawn])
-        loss = loss_of(scores, [gold for *_, gold in drawn], options.loss)
+        batch = order.batch(step)
+        loss = loss_of(scorer([question for question, _ in batch]), [gold for _, gold in batch], options.loss)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, options.clip)
         optimizer.step()
@@ -290,21 +296,21 @@ def test_a_mixture_of_readers(tmp_path, cluster, exam_file, exam_contexts):
         predict(PredictOptions(output=output, exam=exam_file, blend=("absent",)))
 
 
-def flat(ranks):
-    return [pair for rank in ranks for micro in rank for pair in micro]
-
-
 def test_order_sees_every_question_once_an_epoch_and_wastes_little():
     sizes = np.random.default_rng(0).integers(100, 3000, 200)
-    order = Order(sizes, 50, 16, seed=1)
-    seen = [pair for step in range(50) for pair in order.batch(step)]
-    assert sorted(seen) == [(epoch, number) for epoch in range(4) for number in range(200)]
-    one = [order.micro_batches(7, 0, 1, 4)]
-    two = [order.micro_batches(7, rank, 2, 4) for rank in range(2)]
-    assert sorted(flat(one)) == sorted(flat(two)) == sorted(order.batch(7))
-    batches = [sizes[[n for _, n in micro]] for step in range(50) for micro in order.micro_batches(step, 0, 1, 4)]
-    assert 1 - sum(b.sum() for b in batches) / sum(len(b) * b.max() for b in batches) < 0.1
-    assert [order.batch(step) for step in (3, 40)] == [Order(sizes, 50, 16, seed=1).batch(step) for step in (3, 40)]
+
+    def order():
+        return Order(200, 50, 16, 1, lambda epoch, number: (SimpleNamespace(length=sizes[number]), (epoch, number)))
+
+    seen = [[place for _, place in order().batch(step)] for step in range(50)]
+    assert sorted(itertools.chain(*seen)) == [(epoch, number) for epoch in range(4) for number in range(200)]
+    kept = order()
+    assert [[place for _, place in kept.batch(step)] for step in (3, 40, 3)] == [seen[3], seen[40], seen[3]]
+    for ranks in (1, 2):
+        micro = itertools.chain(*(kept.micro_batches(7, rank, ranks, 4) for rank in range(ranks)))
+        assert sorted(place for batch in micro for _, place in batch) == sorted(seen[7])
+    lengths = [[q.length for q, _ in micro] for step in range(50) for micro in kept.micro_batches(step, 0, 1, 4)]
+    assert 1 - sum(map(sum, lengths)) / sum(len(batch) * max(batch) for batch in lengths) < 0.1
 
 
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):

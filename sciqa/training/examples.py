@@ -5,6 +5,7 @@ very batches it would have seen.
 """
 
 import string
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,11 @@ import pyarrow as pa
 from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, options_of
+from sciqa.models.scorer import Encoded
 from sciqa.retrieval.index import embedded_text
 from sciqa.training.options import FinetuneOptions
 
+Encode = Callable[[int, int], tuple[Encoded, int]]
 #: Questions are sorted by length within the questions of this many steps, so that batches waste little on padding.
 STEPS_SORTED_TOGETHER = 16
 
@@ -71,45 +74,48 @@ class Examples:
 
 
 class Order:
-    """Which questions each step, worker and micro-batch sees.
+    """Which questions each step, worker and micro-batch sees, in tokens.
 
     Every epoch is a new permutation; epochs follow each other without a seam, so no question is left out. Within
     `STEPS_SORTED_TOGETHER` steps, questions of like length stand together.
 
     Args:
-        sizes: a length of each question, shape (questions,).
+        questions: how many there are.
         steps: of the whole run.
         batch_size: questions of a step.
         seed: of the permutations.
+        encode: gives what is trained on for an epoch and the number of a question: tokens with a `length`, and the
+            number of the right option.
     """
 
-    def __init__(self, sizes: np.ndarray, steps: int, batch_size: int, seed: int) -> None:
-        self.sizes, self.steps, self.batch_size, self.seed = sizes, steps, batch_size, seed
+    def __init__(self, questions: int, steps: int, batch_size: int, seed: int, encode: Encode) -> None:
+        self.questions, self.steps, self.batch_size, self.seed, self.encode = questions, steps, batch_size, seed, encode
+        self._first = self._epoch = -1
 
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """Return the (epoch, number) of the questions of a step, longest first."""
+    def batch(self, step: int) -> list[tuple[Encoded, int]]:
+        """Return the questions of a step, numbered from 0, longest first."""
         first = step - step % STEPS_SORTED_TOGETHER
         last = min(first + STEPS_SORTED_TOGETHER, self.steps)
-        seen = [self._at(place) for place in range(first * self.batch_size, last * self.batch_size)]
-        seen.sort(key=lambda pair: (-self.sizes[pair[1]], pair))
+        if first != self._first:
+            places = range(first * self.batch_size, last * self.batch_size)
+            self._first, self._window = first, [self.encode(*self._at(place)) for place in places]
+            self._window.sort(key=lambda pair: -pair[0].length)
         shuffled = np.random.default_rng([self.seed, first]).permutation(last - first)
         start = int(shuffled[step - first]) * self.batch_size
-        return seen[start : start + self.batch_size]
+        return self._window[start : start + self.batch_size]
 
-    def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> list[list[tuple[int, int]]]:
+    def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> list[list[tuple[Encoded, int]]]:
         """Return what one worker computes in a step, `size` questions at a time."""
         batch = self.batch(step)
         return [batch[start : start + size] for start in range(rank * size, len(batch), size * world_size)]
 
     def _at(self, place: int) -> tuple[int, int]:
-        epoch, position = divmod(place, len(self.sizes))
-        return epoch, int(self._permutation(epoch)[position])
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, 1 << 20, epoch]).permutation(len(self.sizes))
-        return self._order
+        """Return the epoch and the number of the question at a place in the order of the whole run."""
+        epoch, position = divmod(place, self.questions)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, 1 << 20, epoch])
+            self._epoch, self._permutation = epoch, rng.permutation(self.questions)
+        return epoch, int(self._permutation[position])
 
 
 def check_answers(questions: pa.Table, name: str) -> None:

@@ -67,11 +67,10 @@ class _Run:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.examples = Examples(train, options.train_contexts)
-        sizes = self.examples.sizes()
-        self.order = Order(sizes, steps, options.batch_size, options.seed)
+        self.order = Order(len(self.examples), steps, options.batch_size, options.seed, self._encode)
         self.scorer = self._build()
         self._check_lengths()
-        self._check_memory(int(sizes.argmax()))
+        self._check_memory()
         held_out = Examples(validation, options.validation_contexts)
         plain = [held_out.plain(number) for number in range(len(held_out))]
         self.validation = [(self.scorer.encode(*pair), gold) for *pair, gold in plain]
@@ -118,6 +117,14 @@ class _Run:
         model = adapter.make_trainable(model, family, options.method, options.peft_fields())
         return SCORERS[family](model, tokenizer, style_of(options, tokenizer))
 
+    def _encode(self, epoch: int, number: int) -> tuple[Encoded, int]:
+        """Return what is trained on of a question in an epoch."""
+        question, context, gold = self.examples.varied(number, epoch, self.options)
+        encoded = self.scorer.encode(question, context)
+        if self.options.loss == "completion":  # the other options have no part in it
+            return encoded.only(gold), 0
+        return encoded, gold
+
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.options
         trained = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
@@ -138,12 +145,8 @@ class _Run:
         rate = self.optimizer.param_groups[0]["lr"]
         losses, tokens, padded = [], 0, 0
         for micro in self.order.micro_batches(step - 1, self.rank, self.world_size, self.options.micro_batch):
-            drawn = [self.examples.varied(number, epoch, self.options) for epoch, number in micro]
-            batch, golds = [self.scorer.encode(*pair) for *pair, _ in drawn], [gold for *_, gold in drawn]
-            if self.options.loss == "completion":  # the other options have no part in it
-                batch = [question.only(gold) for question, gold in zip(batch, golds, strict=True)]
-                golds = [0] * len(batch)
-            loss = loss_of(self.engine(batch), golds, self.options.loss)
+            batch = [question for question, _ in micro]
+            loss = loss_of(self.engine(batch), [gold for _, gold in micro], self.options.loss)
             self.engine.backward(loss)
             self.engine.step()
             losses.append(loss.item())
@@ -242,9 +245,9 @@ class _Run:
             question, *_ = self.examples.plain(int(number))
             self.scorer.encode(question, "")
 
-    def _check_memory(self, longest: int) -> None:
+    def _check_memory(self) -> None:
         """Raise `InputError`, on all workers alike, where not even the least that a batch needs is free."""
-        question, context, _ = self.examples.plain(longest)
+        question, context, _ = self.examples.plain(int(self.examples.sizes().argmax()))
         encoded = self.scorer.encode(question, context)
         need = least_memory(self.scorer, encoded, self.options.micro_batch)
         if this_device() == "cuda":
