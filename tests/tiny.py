@@ -16,7 +16,15 @@ DECODER = {  # sizes that bitsandbytes' blocks of 64 weights divide
     "num_key_value_heads": 2,
     "pad_token_id": 0,
 }
-ENCODER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.2,  # at 0.02 so small a model says the same of everything
+}
 FAMILIES = {
     "llama": ("LlamaForCausalLM", transformers.LlamaConfig, DECODER),
     "mistral": ("MistralForCausalLM", transformers.MistralConfig, DECODER),
