@@ -6,6 +6,7 @@ very batches it would have seen.
 
 import string
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ import pyarrow as pa
 from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, options_of
-from sciqa.models.scorer import Encoded
 from sciqa.retrieval.index import embedded_text
 from sciqa.training.options import FinetuneOptions
 
-Encode = Callable[[int, int], tuple[Encoded, int]]
+if TYPE_CHECKING:  # the driver checks questions without PyTorch
+    from sciqa.models.scorer import Encoded
+
+Encode = Callable[[int, int], tuple["Encoded", int]]
 #: Questions are sorted by length within the questions of this many steps, so that batches waste little on padding.
 STEPS_SORTED_TOGETHER = 16
 
@@ -92,7 +95,7 @@ class Order:
         self.questions, self.steps, self.batch_size, self.seed, self.encode = questions, steps, batch_size, seed, encode
         self._first = self._epoch = -1
 
-    def batch(self, step: int) -> list[tuple[Encoded, int]]:
+    def batch(self, step: int) -> "list[tuple[Encoded, int]]":
         """Return the questions of a step, numbered from 0, longest first."""
         first = step - step % STEPS_SORTED_TOGETHER
         last = min(first + STEPS_SORTED_TOGETHER, self.steps)
@@ -104,7 +107,7 @@ class Order:
         start = int(shuffled[step - first]) * self.batch_size
         return self._window[start : start + self.batch_size]
 
-    def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> list[list[tuple[Encoded, int]]]:
+    def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> "list[list[tuple[Encoded, int]]]":
         """Return what one worker computes in a step, `size` questions at a time."""
         batch = self.batch(step)
         return [batch[start : start + size] for start in range(rank * size, len(batch), size * world_size)]
