@@ -17,10 +17,12 @@ import torch
 import transformers
 
 from sciqa import storage
+from sciqa.exam import read_exam
+from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
+from sciqa.models.format import Format
 from sciqa.models.load import load_base
-from sciqa.models.scorer import Format
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order
 
@@ -38,16 +40,12 @@ def options_for(folder: str, output: str, steps: int) -> FinetuneOptions:
 
 def ours(folder: str, steps: int) -> dict:
     """Return the seconds of our steps, and the share of padding."""
-    from sciqa.exam import read_exam
-
     with tempfile.TemporaryDirectory() as output:
         rows = read_exam("validation").slice(0, 1).to_pylist()
         storage.write_bytes(f"{output}/one.jsonl", json.dumps(rows[0]).encode())
         options = options_for(folder, output, steps)
         exam = storage.read_table(f"{folder}/validation/contexts").slice(0, 1)
         storage.write_table(f"{output}/validation/contexts/00000.parquet", exam)
-        from sciqa.exam.questions import ExamOptions, open_exam
-
         digest = open_exam(ExamOptions(output=f"{output}/validation", exam=options.validation)).sha256
         storage.finish(f"{output}/validation/contexts", {"inputs": {"exam": digest}})
         made = finetune(options)
@@ -64,7 +62,8 @@ def theirs(folder: str, steps: int) -> dict:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         model = adapter.make_trainable(model, "causal", "lora", {"r": 16})
         scorer = CausalScorer(model, tokenizer, Format())
-        examples = Examples(_open_train(options, output), options.train_contexts)
+        exam = open_exam(ExamOptions(output=f"{output}/train", exam=options.train))
+        examples = Examples(exam, options.train_contexts)
 
         def encode(epoch: int, number: int) -> tuple:
             question, context, gold = examples.varied(number, epoch, options)
@@ -97,12 +96,6 @@ def theirs(folder: str, steps: int) -> dict:
         collate = transformers.DataCollatorForSeq2Seq(tokenizer)
         InOrder(model, arguments, collate, train_dataset=rows, callbacks=[Clock()]).train()
         return {"seconds": seconds[SKIPPED:]}
-
-
-def _open_train(options: FinetuneOptions, output: str) -> object:
-    from sciqa.exam.questions import ExamOptions, open_exam
-
-    return open_exam(ExamOptions(output=f"{output}/train", exam=options.train))
 
 
 def main() -> None:

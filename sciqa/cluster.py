@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from sciqa.errors import InputError
 MODEL_CPUS = 0.5
 SEARCH_CPUS = 0.25
 TASK_CPUS = 0.25
+#: Seconds after which a stage says that it goes on.
+LONGEST_SILENCE = 15
 
 console = Console(stderr=True)
 
@@ -42,13 +45,23 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a cluster."""
-        for name in ("num_cpus", "num_workers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least 1 expected")
+        self.at_least(1, "num_cpus", "num_workers")
         if self.address and self.num_cpus:
             raise InputError("--num-cpus: sizes a new local Ray; leave it out with --address")
         if "://" not in self.output:  # workers of a local cluster do not share the driver's working folder
             self.output = os.path.abspath(self.output)  # noqa: PTH100 (Path.absolute keeps "..")
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Raise `InputError` where one of the options is given and less."""
+        for name in names:
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` unless an option `--name` can name a folder of a table."""
+    if not name or "/" in name or name.startswith((".", "_")):
+        raise InputError(f"--name: {name!r} given, the name of a folder expected")
 
 
 @dataclass
@@ -167,16 +180,45 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    if console.is_terminal:
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(stage, total=total)
+            for row in dataset.iter_rows():
+                progress.advance(task, count(row))
+                yield row
+        return
     started = said = time.monotonic()
     done = 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(stage, total=total)
-        if not console.is_terminal:
-            console.print(f"{stage}: {total} {unit} to do, starting workers")
+    with spoken(stage) as say:
+        say(f"{total} {unit} to do, starting workers")
         for row in dataset.iter_rows():
             done += count(row)
-            progress.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - said > 5:
+            if time.monotonic() - said > 5:
                 said = time.monotonic()
-                console.print(f"{stage}: {done} of {total} {unit}, {said - started:.0f} s")
+                say(f"{done} of {total} {unit}, {said - started:.0f} s")
             yield row
+
+
+@contextlib.contextmanager
+def spoken(stage: str) -> Iterator[Callable[[str], None]]:
+    """Give a function that prints a line of a stage's progress, and say that it goes on where nothing else is said."""
+    started = last = time.monotonic()
+    done = threading.Event()
+
+    def say(line: str) -> None:
+        nonlocal last
+        last = time.monotonic()
+        console.print(f"{stage}: {line}")
+
+    def watch() -> None:
+        while not done.wait(1):
+            if time.monotonic() - last > LONGEST_SILENCE:
+                say(f"at work, {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield say
+    finally:
+        done.set()
+        thread.join()

@@ -92,11 +92,7 @@ def model_family(name: str) -> Family:
     files = find_model(name)
     if files.gguf_file:
         return "causal"
-    config = Path(files.folder) / "config.json"
-    try:
-        about = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {config} cannot be read ({error})") from error
+    about = _read_config(name)
     kinds, kind = about.get("architectures") or [], about.get("model_type")
     if any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         return "causal"
@@ -107,14 +103,21 @@ def model_family(name: str) -> Family:
     if kind in auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES:
         return "multiple-choice"
     raise InputError(
-        f"{name}: {' '.join(kinds) or kind} in {config}; a causal, multiple-choice or seq2seq model expected"
+        f"{name}: {' '.join(kinds) or kind} in its config.json; a causal, multiple-choice or seq2seq model expected"
     )
 
 
 def has_trained_head(name: str) -> bool:
     """Whether a multiple-choice model's checkpoint has the head that scores options, or a plain encoder has not."""
-    config = json.loads((Path(find_model(name).folder) / "config.json").read_text(encoding="utf-8"))
-    return any(kind.endswith("ForMultipleChoice") for kind in config.get("architectures") or [])
+    return any(kind.endswith("ForMultipleChoice") for kind in _read_config(name).get("architectures") or [])
+
+
+def _read_config(name: str) -> dict:
+    config = Path(find_model(name).folder) / "config.json"
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: {config} cannot be read ({error})") from error
 
 
 def check_base(folder: str, model: str) -> None:
@@ -140,11 +143,11 @@ def local_adapter(folder: str) -> str:
     """Return an adapter's folder on this machine, copied into the cache where it is on other storage."""
     if "://" not in folder:
         return folder
-    name = f"adapter-{weights_hash(folder)}"
+    name = f"adapter-{adapter_hash(folder)}"
     return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
 
 
-def weights_hash(folder: str) -> str:
+def adapter_hash(folder: str) -> str:
     """Return a hash of an adapter's weights."""
     return hashlib.sha256(storage.read_bytes(storage.join(folder, ADAPTER_WEIGHTS))).hexdigest()[:16]
 

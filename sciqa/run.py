@@ -69,10 +69,14 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     check_model(options)
     find_sources(options.corpus)
     check_index(options)
+    shared = {field.name: getattr(options, field.name) for field in fields(IndexOptions)}
+    shared |= {"top_k": options.top_k, "context_passages": options.context_passages}
+    retrievals = [
+        RetrieveOptions(
+            **shared | {"output": storage.join(options.output, name), "exam": getattr(options, name)},
+            contexts=getattr(options, f"{name}_contexts"),
+        )
+        for name in ("train", "validation")
+    ]
     summaries = [build_passages(options), build_index(options)]
-    for name in ("train", "validation"):
-        shared = {field.name: getattr(options, field.name) for field in fields(IndexOptions)}
-        shared |= {"top_k": options.top_k, "context_passages": options.context_passages}
-        shared |= {"output": storage.join(options.output, name), "exam": getattr(options, name)}
-        summaries.append(retrieve(RetrieveOptions(**shared, contexts=getattr(options, f"{name}_contexts"))))
-    return [*summaries, finetune(options)]
+    return [*summaries, *map(retrieve, retrievals), finetune(options)]

@@ -12,7 +12,6 @@ from semantic_text_splitter import TextSplitter
 from sciqa import cluster, storage
 from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus.articles import find_sources, read_articles
-from sciqa.errors import InputError
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
 
@@ -34,9 +33,8 @@ class CorpusOptions(RunOptions):
         """Fill the default folder and check the numbers."""
         super().__post_init__()
         self.passages = self.passages or storage.join(self.output, "passages")
-        for name, least in (("passage_characters", 50), ("shard_passages", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, at least {least} expected")
+        self.at_least(50, "passage_characters")
+        self.at_least(1, "shard_passages")
 
 
 def build_passages(options: CorpusOptions) -> Summary:

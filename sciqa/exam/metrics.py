@@ -5,6 +5,13 @@ import numpy as np
 RESAMPLES = 10_000
 
 
+def rank(letters: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return letters by falling score (ties in their order) and the softmax of the scores in option order."""
+    shifted = np.exp(scores - scores.max())
+    order = np.argsort(-scores, kind="stable")
+    return [letters[number] for number in order], shifted / shifted.sum()
+
+
 def average_precision_at_3(ranks: np.ndarray) -> np.ndarray:
     """Return AP@3 of each question: 1, 1/2 or 1/3 where the correct option is ranked first to third, else 0.
 

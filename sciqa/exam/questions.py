@@ -31,8 +31,7 @@ class ExamOptions(RunOptions):
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
-        if self.shard_questions < 1:
-            raise InputError(f"--shard-questions: {self.shard_questions} given, at least 1 expected")
+        self.at_least(1, "shard_questions")
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,15 @@ import pyarrow as pa
 import ray
 
 from sciqa import cluster, storage
-from sciqa.cluster import Summary
+from sciqa.cluster import Summary, check_name
 from sciqa.errors import InputError
-from sciqa.exam.metrics import average_precision_at_3, score
+from sciqa.exam.metrics import average_precision_at_3, rank, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.hub import check_base, find_model, has_trained_head, local_path, model_family, weights_hash
+from sciqa.hub import adapter_hash, check_base, find_model, has_trained_head, local_path, model_family
 from sciqa.inference.blend import fit_weights
+from sciqa.models.format import Completion, Normalise, Precision, Prompt
 from sciqa.retrieval.index import EmbedOptions
 
-# Spelt out here too, so that the driver need not import PyTorch to show its help.
-Normalise = Literal["auto", "none", "tokens", "characters"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Prompt = Literal["auto", "plain", "chat"]
-Completion = Literal["auto", "text", "letter"]
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
 SCHEMA = pa.schema(
     [
@@ -63,11 +59,11 @@ class PredictOptions(ExamOptions, EmbedOptions):
     """Type of the weights; `auto` is 16 bits where the hardware has them."""
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
-    prompt: Prompt = "auto"
+    prompt: Literal["auto", Prompt] = "auto"
     """`chat` is the tokenizer's chat template; `auto` is what the adapter was trained with, else `plain`."""
-    completion: Completion = "auto"
+    completion: Literal["auto", Completion] = "auto"
     """Score the text or the letter of an option; `auto` is what the adapter was trained with, else the text."""
-    normalise: Normalise = "auto"
+    normalise: Literal["auto", Normalise] = "auto"
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
@@ -85,10 +81,8 @@ class PredictOptions(ExamOptions, EmbedOptions):
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
         self.name = self.name or ("blend" if self.blend else default)
-        if self.tokens_per_batch < 1:
-            raise InputError(f"--tokens-per-batch: {self.tokens_per_batch} given, at least 1 expected")
-        if "/" in self.name or self.name.startswith((".", "_")):
-            raise InputError(f"--name: {self.name!r} given, the name of a folder expected")
+        self.at_least(1, "tokens_per_batch")
+        check_name(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
 
@@ -114,7 +108,7 @@ def predict(options: PredictOptions) -> Summary:
     else:
         list(_answer_all(exam, options, folder, missing, inputs))
         manifest = {"seconds": time.monotonic() - started, "inputs": inputs}
-        _write_metrics(options, exam, folder, manifest)
+        _write_metrics(options, exam, folder, manifest["seconds"])
         storage.finish(folder, manifest)
     made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept
     if options.blend:
@@ -135,13 +129,6 @@ def answers_path(output: str, name: str) -> str:
     return storage.join(output, "answers", name)
 
 
-def rank(letters: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return letters by falling score (ties in their order) and the softmax of the scores in option order."""
-    shifted = np.exp(scores - scores.max())
-    order = np.argsort(-scores, kind="stable")
-    return [letters[number] for number in order], shifted / shifted.sum()
-
-
 def check_reader(options: PredictOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
     family = model_family(options.model)
@@ -158,7 +145,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     """Check what the reader needs and return all that its answers follow from."""
     inputs = {"exam": exam.sha256, "reader": options.name}
     if options.blend:
-        return inputs | {"blend": _blend_weights(options, exam), "answers": _blended(options.output, options, exam)}
+        return inputs | {"answers": _blended(options, exam), "blend": _blend_weights(options)}
     if options.reader != "closed-book":
         contexts = storage.read_manifest(options.contexts, "retrieve")["inputs"]
         if contexts["exam"] != exam.sha256:
@@ -171,28 +158,29 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         return inputs | {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
     check_reader(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
-    inputs |= {"adapter": weights_hash(options.adapter) if options.adapter else None}
+    inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
     return inputs | {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
 
 
-def _blended(output: str, options: PredictOptions, exam: Exam | None) -> dict:
-    """Return, for each reader to blend, what its answers in an output folder follow from."""
+def _blended(options: PredictOptions, exam: Exam) -> dict[str, str]:
+    """Return, for each reader to blend, what its answers follow from."""
     found = {}
     for name in options.blend:
-        folder = answers_path(output, name)
+        folder = answers_path(options.output, name)
         inputs = storage.read_manifest(folder, "predict")["inputs"]
-        if exam and inputs["exam"] != exam.sha256:
+        if inputs["exam"] != exam.sha256:
             raise InputError(f"{folder}: answers to another exam than {options.exam}; run `sciqa predict` on it first")
         found[name] = storage.fingerprint(inputs)
     return found
 
 
-def _blend_weights(options: PredictOptions, exam: Exam) -> dict[str, float]:
-    _blended(options.output, options, exam)
+def _blend_weights(options: PredictOptions) -> dict[str, float]:
     if not options.blend_fit:
         return {name: 1 / len(options.blend) for name in options.blend}
-    _blended(options.blend_fit, options, None)
-    return fit_weights({name: answers_path(options.blend_fit, name) for name in options.blend})
+    folders = {name: answers_path(options.blend_fit, name) for name in options.blend}
+    for folder in folders.values():
+        storage.read_manifest(folder, "predict")
+    return fit_weights(folders)
 
 
 def _part_path(folder: str, part: int) -> str:
@@ -288,7 +276,7 @@ def _score_slices(exam: Exam, folder: str) -> list[dict]:
     return [{"slice": name} | figures for name, figures in scored.items() if figures]
 
 
-def _write_metrics(options: PredictOptions, exam: Exam, folder: str, manifest: dict) -> None:
+def _write_metrics(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> None:
     cluster.connect(options)
     model = options.embedder if options.reader == "retrieval" else options.model
     about = {
@@ -296,7 +284,7 @@ def _write_metrics(options: PredictOptions, exam: Exam, folder: str, manifest: d
         "model": " + ".join(options.blend) or model,
         "adapter": options.adapter,
         "contexts": None if options.reader == "closed-book" else options.contexts,
-        "seconds": manifest["seconds"],
+        "seconds": seconds,
     }
     rows = [about | row for row in ray.get(_score_slices.remote(exam, folder))]
     storage.write_table(metrics_path(options.output, options.name), pa.Table.from_pylist(rows, schema=METRICS))

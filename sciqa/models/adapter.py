@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import peft
 import torch
@@ -11,9 +10,8 @@ from transformers import PreTrainedModel
 
 from sciqa.errors import InputError
 from sciqa.hub import ABOUT_TRAINED, Family, about_trained
-from sciqa.models.scorer import Format
+from sciqa.models.format import Format, Method
 
-Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 #: peft has no task of multiple choice; without one it passes everything through to the model.
 TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "multiple-choice": None}
 

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 import torch
 import transformers
@@ -14,11 +13,10 @@ from sciqa.errors import InputError
 from sciqa.hub import Family, ModelFiles, check_base, find_model, local_adapter, model_family
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
+from sciqa.models.format import Format, Precision
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.scorer import Format, Scorer
+from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,

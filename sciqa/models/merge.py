@@ -40,23 +40,22 @@ def merge(options: MergeOptions) -> Summary:
     check_base(options.adapter, options.model)
     if storage.exists(options.output):
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
-    storage.check_writable(options.output)
+    storage.check_writable(options.output.rpartition("/")[0] or ".")
+    import peft
     import torch
 
     from sciqa.models import adapter, load
 
+    if peft.PeftConfig.from_pretrained(local_adapter(options.adapter)).is_prompt_learning:
+        raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
     family = model_family(options.model)
     base, tokenizer = load.load_base(options.model, family, getattr(torch, options.precision))
-    attached = adapter.attach(base, local_adapter(options.adapter))
-    if attached.active_peft_config.is_prompt_learning:
-        storage.delete(options.output)
-        raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
-    merged = attached.merge_and_unload()
+    merged = adapter.attach(base, local_adapter(options.adapter)).merge_and_unload()
     with tempfile.TemporaryDirectory() as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
         storage.copy_files(folder, options.output)
-    weights = sum(file.stat().st_size for file in Path(options.output).glob("*.safetensors"))
     storage.write_json(storage.join(options.output, ABOUT_TRAINED), about_trained(options.adapter))
     made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
     return Summary("merge", options.output, made, time.monotonic() - started)

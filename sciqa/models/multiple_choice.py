@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import DataCollatorForMultipleChoice
 
-from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
-from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.scorer import Encoded, Scorer, too_long
 
 #: Rows are padded to a multiple of this many tokens, which tensor cores want.
 PAD_TO_MULTIPLE_OF = 8
@@ -24,10 +23,7 @@ class MultipleChoiceScorer(Scorer):
         limit = min(self.limit, self.tokenizer.model_max_length)
         bare = max(map(len, self.tokenizer(asked)["input_ids"]))
         if bare + 1 > limit:
-            raise InputError(
-                f"question {question['id']!r}: {bare} tokens without any context, the model's limit is {limit}; "
-                "shorten it or use a model with a longer context"
-            )
+            raise too_long(question, bare, limit)
         if context:
             pairs = self.tokenizer([context] * len(asked), asked, truncation="only_first", max_length=limit)
             return Encoded([], pairs["input_ids"], [])

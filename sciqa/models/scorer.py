@@ -5,8 +5,7 @@ questions, so that the trainer differentiates through the same computation by wh
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,32 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
-
-Prompt = Literal["plain", "chat"]
-Completion = Literal["text", "letter"]
-Normalise = Literal["none", "tokens", "characters"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """How questions are put to a model; it travels with an adapter, which is of use only with its own.
-
-    Attributes:
-        prompt: `chat` is the tokenizer's chat template around the question, `plain` the question alone.
-        completion: what is scored after the prompt: the option's text, or its letter (the prompt then lists all
-            options).
-        normalise: what an option's log-likelihood is divided by.
-        max_length: tokens of prompt and option together; the context is cut to fit. None is the model's own limit.
-    """
-
-    prompt: Prompt = "plain"
-    completion: Completion = "text"
-    normalise: Normalise = "tokens"
-    max_length: int | None = None
-
-    def as_dict(self) -> dict:
-        """Return the fields, to be stored beside an adapter."""
-        return asdict(self)
+from sciqa.models.format import Completion, Format, Normalise
 
 
 @dataclass(frozen=True)
@@ -111,13 +85,18 @@ class Scorer(nn.Module):
         encoded = encode(context)
         while (over := len(encoded.prompt) + max(map(len, encoded.options)) - self.limit) > 0:
             if not context:
-                raise InputError(
-                    f"question {question['id']!r}: {self.limit + over} tokens without any context, the model's limit "
-                    f"is {self.limit}; shorten it or use a model with a longer context"
-                )
+                raise too_long(question, self.limit + over, self.limit)
             context = context[: min(len(context) - 1, int(len(context) * (1 - over / len(encoded.prompt))))]
             encoded = encode(context)
         return encoded
+
+
+def too_long(question: dict, tokens: int, limit: int) -> InputError:
+    """Return the error of a question that does not fit a model even without its context."""
+    return InputError(
+        f"question {question['id']!r}: {tokens} tokens without any context, the model's limit is {limit}; "
+        "shorten it or use a model with a longer context"
+    )
 
 
 def prompt_text(question: dict, context: str, completion: Completion = "text", cue: str = "\nAnswer:") -> str:

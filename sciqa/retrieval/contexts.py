@@ -149,12 +149,21 @@ def write_contexts(row: dict, exam: Exam, index: ShardedIndex, folder: str, top_
     contexts = []
     for question, scores in zip(questions, hits.scores.tolist(), strict=True):
         best = [next(passages) | {"score": score} for score in scores]
-        texts = [embedded_text(passage["title"], passage["section"], passage["text"]) for passage in best]
-        given = [question["context"]] if question["context"] else []
-        context = "\n".join(given + texts[:context_passages])
+        context = context_text(question, best[:context_passages])
         contexts.append({"id": question["id"], "passages": best, "context": context})
     storage.write_table(_part_path(folder, row["part"]), pa.Table.from_pylist(contexts, schema=SCHEMA))
     return _count(questions, contexts)
+
+
+def context_text(question: dict, passages: list[dict]) -> str:
+    """Return what the reader gets: the context that the exam gives, if any, then the passages.
+
+    Args:
+        question: row of the exam table.
+        passages: `title`, `text` and, where it is known, `section` of each.
+    """
+    given = [question["context"]] if question["context"] else []
+    return "\n".join(given + [embedded_text(p["title"], p.get("section") or "", p["text"]) for p in passages])
 
 
 def _count(questions: list[dict], contexts: list[dict]) -> dict[str, int]:

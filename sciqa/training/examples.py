@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, options_of
-from sciqa.retrieval.index import embedded_text
+from sciqa.retrieval.contexts import context_text
 from sciqa.training.options import FinetuneOptions
 
 if TYPE_CHECKING:  # the driver checks questions without PyTorch
@@ -42,7 +43,7 @@ class Examples:
 
     def plain(self, number: int) -> tuple[dict, str, int]:
         """Return a question as it stands, its context, and the number of the right option."""
-        question = self._question(number)
+        question = self.questions.slice(number, 1).to_pylist()[0]
         return question, self.contexts["context"][number].as_py(), _gold(question)
 
     def varied(self, number: int, epoch: int, options: FinetuneOptions) -> tuple[dict, str, int]:
@@ -57,23 +58,16 @@ class Examples:
 
     def sizes(self, with_context: bool = True) -> np.ndarray:
         """Return the characters of every question, a stand-in for tokens that needs no tokenizer."""
-        return np.array([self._size(number, with_context) for number in range(len(self))])
-
-    def _question(self, number: int) -> dict:
-        return self.questions.slice(number, 1).to_pylist()[0]
-
-    def _size(self, number: int, with_context: bool) -> int:
-        question = self._question(number)
-        context = len(self.contexts["context"][number].as_py()) if with_context else 0
-        return context + len(question["prompt"]) + sum(map(len, options_of(question).values()))
+        named = [name for name in ("prompt", *string.ascii_uppercase) if name in self.questions.column_names]
+        columns = [self.questions[name] for name in named] + [self.contexts["context"]] * with_context
+        return sum(pc.fill_null(pc.utf8_length(column), 0).to_numpy() for column in columns)
 
     def _draw_passages(self, question: dict, number: int, rng: np.random.Generator, options: FinetuneOptions) -> str:
         passages = self.contexts["passages"][number].as_py()
         if rng.random() < options.hide_gold:
             passages = [passage for passage in passages if passage["title"] != question.get("title")]
         wanted = int(rng.integers(options.min_passages, options.max_passages + 1))
-        given = [question["context"]] if question["context"] else []
-        return "\n".join(given + [embedded_text(p["title"], "", p["text"]) for p in passages[:wanted]])
+        return context_text(question, passages[:wanted])
 
 
 class Order:

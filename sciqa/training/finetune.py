@@ -5,6 +5,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 import pyarrow as pa
 import ray
@@ -219,8 +220,12 @@ class _Watcher:
         self.rows.shutdown()
 
     def _watch(self) -> None:
+        with cluster.spoken("finetune") as say:
+            say(f"{self.steps} steps to do, starting workers")
+            self._say_rows(say)
+
+    def _say_rows(self, say: Callable[[str], None]) -> None:
         started = said = time.monotonic()
-        cluster.console.print(f"finetune: {self.steps} steps to do, starting workers")
         while True:
             try:
                 row = self.rows.get(timeout=1)
@@ -233,7 +238,7 @@ class _Watcher:
             now = time.monotonic()
             if "map_at_3" in row or now - said > 5 or row["step"] == 1:
                 said = now
-                cluster.console.print(_said(row, self.steps, now - started))
+                say(_said(row, self.steps, now - started))
 
 
 def _said(row: dict, steps: int, seconds: float) -> str:
@@ -241,4 +246,4 @@ def _said(row: dict, steps: int, seconds: float) -> str:
         figures = f"validation MAP@3 {row['map_at_3']:.3f}, loss {row['validation_loss']:.3f}"
     else:
         figures = f"loss {row['loss']:.3f}, {row['tokens'] / row['seconds']:.0f} tokens/s"
-    return f"finetune: step {row['step']} of {steps}, {figures}, {seconds:.0f} s"
+    return f"step {row['step']} of {steps}, {figures}, {seconds:.0f} s"

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import deepspeed
@@ -21,12 +22,13 @@ from torch import nn
 from sciqa import storage
 from sciqa.device import this_device
 from sciqa.errors import InputError
-from sciqa.exam.metrics import average_precision_at_3
+from sciqa.exam.metrics import average_precision_at_3, rank
 from sciqa.exam.questions import Exam
 from sciqa.hub import find_model, model_family
 from sciqa.models import adapter
+from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, as_dtype, load_base
-from sciqa.models.scorer import Encoded, Format, Scorer, batch_by_tokens
+from sciqa.models.scorer import Encoded, Scorer, batch_by_tokens
 from sciqa.training.examples import Examples, Order
 from sciqa.training.options import FinetuneOptions, Loss
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
@@ -49,8 +51,7 @@ def train(config: dict) -> dict:
         Figures of the run; `input_error` where the input was found to be bad.
     """
     try:
-        run = _Run(**config)
-        return run.train()
+        return _Run(**config).train()
     except InputError as error:  # the same on every worker, and not to be tried again
         return {"input_error": str(error)}
 
@@ -83,7 +84,6 @@ class _Run:
             dist_init_required=False,
         )
         self.history: list[dict] = []
-        self.since_best = 0
 
     def train(self) -> dict:
         """Train from the last checkpoint, or the start, to the last step; return figures of the run."""
@@ -99,7 +99,7 @@ class _Run:
                 self._show(row)
                 if step % every == 0 or step == self.steps:
                     self._evaluate(step, writers)
-                    if self.options.patience and self.since_best >= self.options.patience:
+                    if self.options.patience and _evaluations_since_best(self.history) >= self.options.patience:
                         break
         held, whole = parameter_bytes(self.engine.module)
         return {"rank_bytes": held, "model_bytes": whole, "optimizer": type(self.optimizer).__name__}
@@ -168,8 +168,9 @@ class _Run:
         """Score the validation questions, keep the figures and report a checkpoint."""
         started = time.monotonic()
         scores = self._score_validation()
-        ranks = np.array([1 + int((s > s[gold]).sum()) for s, (_, gold) in zip(scores, self.validation, strict=True)])
         golds = [gold for _, gold in self.validation]
+        pairs = zip(scores, golds, strict=True)
+        ranks = np.array([1 + rank(list(range(len(each))), each)[0].index(gold) for each, gold in pairs])
         row = {
             "step": step,
             "validation_loss": loss_of([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
@@ -177,9 +178,6 @@ class _Run:
             "accuracy": float((ranks == 1).mean()),
             "seconds": time.monotonic() - started,
         }
-        evaluations = [*(row for row in self.history if "map_at_3" in row), row]
-        best = max(range(len(evaluations)), key=lambda number: _quality(evaluations[number]))
-        self.since_best = len(evaluations) - 1 - best
         self.history.append(row)
         writers.write(row)
         self._show(row)
@@ -216,11 +214,7 @@ class _Run:
 
     def _save_model(self, folder: Path, state: dict) -> None:
         name = self.options.model
-        description = {
-            "base": name,
-            "revision": find_model(name).revision,
-            "style": self.scorer.style.as_dict(),
-        }
+        description = {"base": name, "revision": find_model(name).revision, "style": asdict(self.scorer.style)}
         adapter.save(self.scorer.model, folder, state, description)
         if self.options.method == "full":
             self.scorer.tokenizer.save_pretrained(folder)
@@ -354,6 +348,11 @@ def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
 
 def _quality(row: dict) -> float:
     return row["map_at_3"] - 1e-6 * min(row["validation_loss"], 1e3)
+
+
+def _evaluations_since_best(history: list[dict]) -> int:
+    qualities = [_quality(row) for row in history if "map_at_3" in row]
+    return len(qualities) - 1 - qualities.index(max(qualities))
 
 
 def _schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:

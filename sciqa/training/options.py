@@ -6,15 +6,10 @@ from typing import Literal
 import yaml
 
 from sciqa import storage
-from sciqa.cluster import RunOptions
+from sciqa.cluster import RunOptions, check_name
 from sciqa.errors import InputError
+from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
 
-# Spelt out here too, so that the driver need not import PyTorch to show its help.
-Method = Literal["lora", "qlora", "prompt-tuning", "full"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Prompt = Literal["auto", "plain", "chat"]
-Completion = Literal["text", "letter"]
-Normalise = Literal["none", "tokens", "characters"]
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -42,7 +37,7 @@ class FinetuneOptions(RunOptions):
     """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16, lora_alpha: 32, use_rslora: true}'."""
     precision: Precision = "auto"
     """Type of computing; `auto` is 16 bits where the hardware has them. What is trained is kept in float32."""
-    prompt: Prompt = "auto"
+    prompt: Literal["auto", Prompt] = "auto"
     """`auto` is the tokenizer's chat template where it has one, for causal models."""
     completion: Completion = "text"
     """What a generative model is to say: the text of the right option, or its letter."""
@@ -103,9 +98,7 @@ class FinetuneOptions(RunOptions):
         self.train_contexts = self.train_contexts or storage.join(self.output, "train", "contexts")
         self.validation_contexts = self.validation_contexts or storage.join(self.output, "validation", "contexts")
         self.peft_fields()
-        for name in ("batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least 1 expected")
+        self.at_least(1, "batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length")
         for name in ("epochs", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, more than 0 expected")
@@ -114,8 +107,7 @@ class FinetuneOptions(RunOptions):
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, 0 to 1 expected")
         if not 0 <= self.min_passages <= self.max_passages:
             raise InputError(f"--min-passages: {self.min_passages} given, 0 to --max-passages expected")
-        if "/" in self.name or self.name.startswith((".", "_")) or not self.name:
-            raise InputError(f"--name: {self.name!r} given, the name of a folder expected")
+        check_name(self.name)
         self._check_combination()
 
     def _check_combination(self) -> None:
