@@ -18,8 +18,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from sciqa.corpus.articles import read_articles
+from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
-from sciqa.models.scorer import Format, score_options
+from sciqa.models.scorer import score_options
 
 ROUNDS = 3
 CONTEXT_TOKENS = 350

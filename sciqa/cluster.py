@@ -187,33 +187,38 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
                 progress.advance(task, count(row))
                 yield row
         return
-    started = said = time.monotonic()
+    said = time.monotonic()
     done = 0
-    with spoken(stage) as say:
-        say(f"{total} {unit} to do, starting workers")
+    with spoken(stage, f"{total} {unit} to do, starting workers") as say:
         for row in dataset.iter_rows():
             done += count(row)
             if time.monotonic() - said > 5:
                 said = time.monotonic()
-                say(f"{done} of {total} {unit}, {said - started:.0f} s")
+                say(f"{done} of {total} {unit}")
             yield row
 
 
 @contextlib.contextmanager
-def spoken(stage: str) -> Iterator[Callable[[str], None]]:
-    """Give a function that prints a line of a stage's progress, and say that it goes on where nothing else is said."""
+def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
+    """Give a function that prints a line of a stage's progress, and say that it goes on where nothing else is said.
+
+    Args:
+        stage: name shown.
+        begun: the first line; those that follow end with the seconds since.
+    """
+    console.print(f"{stage}: {begun}")
     started = last = time.monotonic()
     done = threading.Event()
 
     def say(line: str) -> None:
         nonlocal last
         last = time.monotonic()
-        console.print(f"{stage}: {line}")
+        console.print(f"{stage}: {line}, {last - started:.0f} s")
 
     def watch() -> None:
         while not done.wait(1):
             if time.monotonic() - last > LONGEST_SILENCE:
-                say(f"at work, {time.monotonic() - started:.0f} s")
+                say("at work")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -13,9 +13,10 @@ from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
+from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.scorer import Encoded, Format, batch_by_tokens, divisors, prompt_text, score_options
+from sciqa.models.scorer import Encoded, batch_by_tokens, divisors, prompt_text, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 
 

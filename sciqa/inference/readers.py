@@ -32,7 +32,7 @@ class ModelReader:
 
     Args:
         tokens_per_batch: padded tokens that are computed at once.
-        style: fields of `sciqa.models.scorer.Format` that differ from what the model was trained with.
+        style: fields of `sciqa.models.format.Format` that differ from what the model was trained with.
         model: further arguments of `sciqa.models.load.load_scorer`.
     """
 

@@ -58,7 +58,7 @@ def load_scorer(
         check_base(folder, name)
         model = adapters.attach(model, folder)
         if not nf4 and not model.active_peft_config.is_prompt_learning:
-            model = model.merge_and_unload()  # beside a small base, the adapter's own products take as long again
+            model = model.merge_and_unload()  # so that no batch pays for the adapter's own products
     style = style or adapters.stored_style(folder) or Format()
     return SCORERS[family](model, tokenizer, style).eval()
 

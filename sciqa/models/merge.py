@@ -9,7 +9,7 @@ from typing import Literal
 from sciqa import storage
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
-from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
+from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path
 
 
 @dataclass(kw_only=True)
@@ -42,18 +42,16 @@ def merge(options: MergeOptions) -> Summary:
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
     storage.check_writable(options.output.rpartition("/")[0] or ".")
     import peft
-    import torch
 
-    from sciqa.models import adapter, load
+    from sciqa.models.load import load_scorer
 
     if peft.PeftConfig.from_pretrained(local_adapter(options.adapter)).is_prompt_learning:
         raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
-    family = model_family(options.model)
-    base, tokenizer = load.load_base(options.model, family, getattr(torch, options.precision))
-    merged = adapter.attach(base, local_adapter(options.adapter)).merge_and_unload()
+    scorer = load_scorer(options.model, precision=options.precision, adapter=options.adapter)
+    merged = scorer.model
     with tempfile.TemporaryDirectory() as folder:
         merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        scorer.tokenizer.save_pretrained(folder)
         weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
         storage.copy_files(folder, options.output)
     storage.write_json(storage.join(options.output, ABOUT_TRAINED), about_trained(options.adapter))

@@ -220,12 +220,11 @@ class _Watcher:
         self.rows.shutdown()
 
     def _watch(self) -> None:
-        with cluster.spoken("finetune") as say:
-            say(f"{self.steps} steps to do, starting workers")
+        with cluster.spoken("finetune", f"{self.steps} steps to do, starting workers") as say:
             self._say_rows(say)
 
     def _say_rows(self, say: Callable[[str], None]) -> None:
-        started = said = time.monotonic()
+        said = time.monotonic()
         while True:
             try:
                 row = self.rows.get(timeout=1)
@@ -238,12 +237,12 @@ class _Watcher:
             now = time.monotonic()
             if "map_at_3" in row or now - said > 5 or row["step"] == 1:
                 said = now
-                say(_said(row, self.steps, now - started))
+                say(_said(row, self.steps))
 
 
-def _said(row: dict, steps: int, seconds: float) -> str:
+def _said(row: dict, steps: int) -> str:
     if "map_at_3" in row:
         figures = f"validation MAP@3 {row['map_at_3']:.3f}, loss {row['validation_loss']:.3f}"
     else:
         figures = f"loss {row['loss']:.3f}, {row['tokens'] / row['seconds']:.0f} tokens/s"
-    return f"step {row['step']} of {steps}, {figures}, {seconds:.0f} s"
+    return f"step {row['step']} of {steps}, {figures}"

@@ -90,7 +90,7 @@ class _Run:
         """Train from the last checkpoint, or the start, to the last step; return figures of the run."""
         first = self._restore()
         every = self.options.eval_every or max(1, self.steps // 10)
-        # Autocast casts what enters an adapter; peft's own cast, to float32 and back, would take a fifth of the time.
+        # Autocast casts what enters an adapter; peft's own cast, to float32 and back, would only take time.
         autocast = as_dtype(self.options.precision) != torch.float32
         uncast = disable_input_dtype_casting(self.scorer, active=autocast)
         with contextlib.closing(_Writers(self.options, self.rank)) as writers, uncast:
