@@ -18,9 +18,10 @@ import ray
 from sciqa import cluster, storage
 from sciqa.cluster import RunOptions
 from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.windows import embedded_text
 from sciqa.hub import find_model
 from sciqa.retrieval.embedder import load_embedder
-from sciqa.retrieval.index import EmbedOptions, EmbedShard, embedded_text
+from sciqa.retrieval.index import EmbedShard, IndexOptions
 
 MODEL = "all-MiniLM-L6-v2"
 ROUNDS = 3
@@ -40,13 +41,13 @@ class TimedShard(EmbedShard):
 def pool(folder: str, shards: list[dict]) -> float:
     """Return passages a second of the index step's pool, writing included."""
     workers = cluster.num_workers(RunOptions(), len(shards))
-    arguments = EmbedOptions().embed_arguments(workers)
     with tempfile.TemporaryDirectory() as index:
+        options = IndexOptions(passages=folder, index=index)
         rows = (
             cluster.from_parts(shards)
             .map(
                 TimedShard,
-                fn_constructor_kwargs={"passages": folder, "index": index, "embed": arguments},
+                fn_constructor_kwargs={"options": options, "embed": options.embed_arguments(workers)},
                 **cluster.model_pool(workers),
             )
             .take_all()

@@ -6,11 +6,14 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sciqa import storage
 from sciqa.cache import cached_folder
 from sciqa.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Family = Literal["causal", "multiple-choice", "seq2seq"]
 #: Names of what Python packages carry: (package, path inside it).
@@ -81,6 +84,25 @@ def find_model(name: str) -> ModelFiles:
     if not weights:
         raise InputError(f"{name}: no *.safetensors weights in {path}; other formats are not loaded")
     return ModelFiles(str(path), None, _hash_weights(weights))
+
+
+def load_tokenizer(name: str) -> "Tokenizer":
+    """Return a model's fast tokenizer, which neither cuts nor pads, without PyTorch where the model has it ready."""
+    from tokenizers import Tokenizer
+
+    folder = Path(find_model(name).folder)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{name}: no tokenizer in it that can be loaded ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def model_family(name: str) -> Family:

@@ -52,6 +52,19 @@ def read_bytes(path: str) -> bytes:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 
+def sha256(path: str) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    filesystem, inner = resolve(path)
+    digest = hashlib.sha256()
+    try:
+        with filesystem.open_input_stream(inner) as stream:
+            while data := stream.read(1 << 22):
+                digest.update(data)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    return digest.hexdigest()
+
+
 def write_bytes(path: str, data: bytes) -> str:
     """Write a file aside, move it into place, and return the sha256 of what was written."""
     filesystem, inner = resolve(path)
@@ -101,7 +114,10 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def list_files(path: str, *suffixes: str) -> list[str]:
-    """Return the path itself where it is a file, else the files of a folder with one of the suffixes, sorted."""
+    """Return the path itself where it is a file, else the files of a folder with one of the suffixes, sorted.
+
+    Files and folders whose names begin with a dot or an underscore are not looked at.
+    """
     return [file for file, _ in stat_files(path, *suffixes)]
 
 
@@ -113,11 +129,14 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
         raise InputError(f"{path}: no such file or folder")
     if info.type == fs.FileType.File:
         return [(path, [info.size, info.mtime_ns])]
-    found = sorted(
-        (join(path, entry.path[len(inner) :].lstrip("/")), [entry.size, entry.mtime_ns])
-        for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
-        if entry.type == fs.FileType.File and entry.extension in suffixes and not entry.base_name.startswith((".", "_"))
-    )
+    endings = tuple(f".{suffix}" for suffix in suffixes)
+    found = []
+    for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True)):
+        name = entry.path[len(inner) :].lstrip("/")
+        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+        if entry.type == fs.FileType.File and name.endswith(endings) and not hidden:
+            found.append((join(path, name), [entry.size, entry.mtime_ns]))
+    found.sort()
     if not found:
         raise InputError(f"{path}: holds no file ending in {' or '.join('.' + suffix for suffix in suffixes)}")
     return found
@@ -174,7 +193,7 @@ def begin(folder: str, inputs: dict) -> set[str]:
     key = {"fingerprint": fingerprint(inputs), "inputs": inputs}
     if exists(join(folder, INPUTS)):
         if read_json(join(folder, INPUTS)).get("fingerprint") == key["fingerprint"]:
-            return set(_names(folder))
+            return set(names(folder))
         delete(folder)
     write_json(join(folder, INPUTS), key)
     return set()
@@ -192,7 +211,8 @@ def read_manifest(folder: str, step: str) -> dict:
     return read_json(join(folder, MANIFEST))
 
 
-def _names(folder: str) -> Iterator[str]:
+def names(folder: str) -> Iterator[str]:
+    """Yield the names of what is in a folder, but for what is being written."""
     filesystem, inner = resolve(folder)
     for entry in filesystem.get_file_info(fs.FileSelector(inner)):
         if not entry.base_name.startswith("."):

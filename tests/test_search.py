@@ -1,5 +1,6 @@
 """Sharded search against one FAISS index over all vectors."""
 
+import bm25s
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -7,8 +8,12 @@ import pytest
 import ray
 
 from sciqa import storage
-from sciqa.retrieval.index import read_index_manifest, write_faiss
-from sciqa.retrieval.search import ShardedIndex, merge_hits, search_flat
+from sciqa.corpus.windows import embedded_text
+from sciqa.errors import find_input_error
+from sciqa.retrieval import IndexOptions, search
+from sciqa.retrieval.index import ROW_GROUP, _train, read_index_manifest, write_index
+from sciqa.retrieval.search import Hits, ShardedIndex, StoredVectors, fuse_hits, merge_hits, search_flat
+from sciqa.retrieval.words import split_terms
 
 DIMENSION = 32
 
@@ -22,17 +27,22 @@ def flat_search(vectors, queries, k):
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def make_index(folder, vectors, shards):
-    """Write an index of the vectors in shards, as the embedding workers leave them for `write_faiss`."""
-    records = []
+def make_index(folder, vectors, shards, **options):
+    """Write an index of the vectors in shards, as the embedding workers leave them for `write_index`."""
+    options = IndexOptions(index=str(folder), **options)
+    named = []
     for number, rows in enumerate(np.array_split(np.arange(len(vectors)), shards)):
         name = f"{number:05d}"
-        np.save(_made(folder / name) / "vectors.npy", vectors[rows])
-        table = pa.table({"passage_id": [str(row) for row in rows]})
-        storage.write_table(str(folder / name / "passages.parquet"), table)
-        shard = {"name": name, "rows": len(rows), "sha256": {}, "passages_sha256": ""}
-        records.append(write_faiss(shard, str(folder), "revision"))
-    return records
+        np.save(_made(folder / name) / "vectors.npy", vectors[rows].astype(options.vector_type))
+        columns = {name: [f"{name} {row}" for row in rows] for name in ("title", "section", "text")}
+        table = pa.table({"passage_id": [str(row) for row in rows], **columns})
+        storage.write_table(str(folder / name / "passages.parquet"), table, ROW_GROUP)
+        record = {"name": name, "rows": len(rows), "dimension": DIMENSION, "sha256": {}}
+        storage.write_json(str(folder / name / "embedded.json"), record)
+        named.append({"name": name, "rows": len(rows), "sha256": ""})
+    trained = _train(options, named)
+    records = [write_index({"part": shard}, options, trained)["record"] for shard in named]
+    return {"shards": records, "factory": options.factory}
 
 
 def _made(folder):
@@ -74,7 +84,7 @@ def test_real_embeddings_in_shards_equal_one_flat_index(small_index):
     )
     assert len(manifest["shards"]) == 5
     queries = vectors[::17] + 0.01
-    hits = ShardedIndex(index_folder, manifest["shards"], groups=2).search(queries, 10)
+    hits = ShardedIndex(index_folder, manifest, groups=2).search(queries, 10)
     scores, rows = flat_search(vectors, queries, 10)
     np.testing.assert_array_equal(hits.rows, rows)
     np.testing.assert_allclose(hits.scores, scores, atol=1e-5)
@@ -96,3 +106,84 @@ def test_the_cut_among_equal_scores_takes_the_lowest_rows():
     hits = search_flat(index, np.array([[1, 0]], np.float32), 4, offset=100)
     assert hits.rows.tolist() == [[100, 101, 102, 103]]
     assert merge_hits([hits, search_flat(index, np.array([[1, 0]], np.float32), 4)], 4).rows.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.fixture(scope="module")
+def unit_vectors():
+    """Vectors around some hundred centres, as those of passages lie around subjects."""
+    rng = np.random.default_rng(2)
+    centres = rng.normal(size=(100, DIMENSION))
+    vectors = centres[rng.integers(100, size=6000)] + 0.5 * rng.normal(size=(6000, DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "metric"),
+    [
+        ("IVF32,Flat", "nprobe=12", "l2"),
+        ("IVF32,PQ8", "nprobe=12", "inner-product"),
+        ("OPQ8,IVF32,PQ8", "nprobe=12", "l2"),
+        ("HNSW16", "efSearch=128", "inner-product"),
+    ],
+)
+def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_vectors, factory, parameters, metric):
+    manifest = make_index(tmp_path, unit_vectors, 3, factory=factory, metric=metric)
+    index = ShardedIndex(str(tmp_path), manifest, groups=2, parameters=parameters, candidates=200)
+    queries = unit_vectors[::60]
+    hits = index.search(queries, 10)
+    _, rows = flat_search(unit_vectors, queries, 10)
+    found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(hits.rows.tolist(), rows.tolist(), strict=True)])
+    assert found >= 0.95
+    np.testing.assert_allclose(hits.scores, (queries[:, None] * unit_vectors[hits.rows]).sum(axis=2), atol=1e-5)
+    assert (np.diff(hits.scores, axis=1) <= 0).all()
+
+
+def test_half_precision_on_disk_is_read_row_by_row(tmp_path, cluster, unit_vectors):
+    make_index(tmp_path, unit_vectors[:100], 1, vector_type="float16")
+    stored = StoredVectors(str(tmp_path / "00000" / "vectors.npy"))
+    rows = np.array([99, 3, 3, 50])
+    np.testing.assert_allclose(stored.read(rows), unit_vectors[rows], atol=1e-3)
+
+
+def test_hits_of_many_groups_are_merged_in_a_tree(tmp_path, cluster, vectors, queries, monkeypatch):
+    monkeypatch.setattr(search, "FAN_IN", 2)
+    index = ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, 12), groups=5)
+    np.testing.assert_array_equal(index.search(queries, 7).rows, flat_search(vectors, queries, 7)[1])
+
+
+def test_words_of_shards_rank_like_one_bm25_index_each(small_index):
+    folder = storage.join(small_index, "index")
+    manifest = read_index_manifest(folder)
+    asked = ["Which planet is the largest?", "zzzz unknown zzzz"]
+    hits = ShardedIndex(folder, manifest, groups=2).search_words(asked, 6)
+    expected, first = [], 0
+    for shard in manifest["shards"]:
+        rows = storage.read_table(storage.join(folder, shard["name"], "passages.parquet")).to_pylist()
+        texts = [embedded_text(row["title"], row["section"], row["text"]) for row in rows]
+        reference = bm25s.BM25()
+        reference.index(split_terms(texts), show_progress=False)
+        known = [term for term in split_terms(asked)[0] if term in reference.vocab_dict]
+        expected += [(-score, first + row) for row, score in enumerate(reference.get_scores(known)) if score > 0]
+        first += len(rows)
+    assert hits.rows[0].tolist() == [row for _, row in sorted(expected)[:6]]
+    np.testing.assert_allclose(hits.scores[0], [-score for score, _ in sorted(expected)[:6]], rtol=1e-5)
+    assert hits.rows[1].tolist() == [-1] * 6
+
+
+def test_fusion_sums_reciprocal_ranks():
+    first = Hits(np.array([[3.0, 2.0]]), np.array([[7, 5]]))
+    second = Hits(np.array([[9.0, -np.inf]]), np.array([[5, -1]]))
+    fused = fuse_hits([first, second], 3)
+    assert fused.rows.tolist() == [[5, 7, -1]]
+    np.testing.assert_allclose(fused.scores[0, :2], [1 / 61 + 1 / 62, 1 / 61])
+
+
+def test_a_flipped_byte_is_found_before_the_search(tmp_path, cluster, vectors):
+    manifest = make_index(tmp_path, vectors, 2)
+    path = tmp_path / "00001" / "index.faiss"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Exception, match="sha256 differs") as error:
+        ShardedIndex(str(tmp_path), manifest, groups=2).check()
+    assert str(path) in str(find_input_error(error.value))

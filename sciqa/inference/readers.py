@@ -5,11 +5,11 @@ from typing import Protocol
 
 import numpy as np
 
+from sciqa.corpus.windows import embedded_text
 from sciqa.exam.questions import options_of
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import score_options
 from sciqa.retrieval.embedder import load_embedder
-from sciqa.retrieval.index import embedded_text
 
 #: Cosines lie close together; this is the scale that sentence-transformers trains them with.
 COSINE_SCALE = 20.0
@@ -57,7 +57,8 @@ class RetrievalReader:
         """See `Reader.score`."""
         contexts = [context for (context,) in found]
         asked = [f"{q['prompt']} {option}" for q in questions for option in options_of(q).values()]
-        texts = [embedded_text(p["title"], "", p["text"]) for context in contexts for p in context["passages"]]
+        passages = [passage for context in contexts for passage in context["passages"]]
+        texts = [embedded_text(p["title"], p["section"], p["text"]) for p in passages]
         asked_vectors, found_vectors = iter(self.embedder.encode(asked)), iter(self.embedder.encode(texts))
         scores = []
         for question, context in zip(questions, contexts, strict=True):

@@ -3,26 +3,30 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from sciqa import cluster, storage
 from sciqa.cluster import Summary
+from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.retrieval.embedder import Embedder, load_embedder
-from sciqa.retrieval.index import IndexOptions, check_index, embedded_text, read_index_manifest
-from sciqa.retrieval.search import ShardedIndex
+from sciqa.hub import find_model, load_tokenizer
+from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.index import IndexOptions, check_index, read_index_manifest
+from sciqa.retrieval.search import Hits, ShardedIndex, fuse_hits
 
-PASSAGE = pa.struct(
-    [("passage_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("score", pa.float32())]
-)
+TEXTS = ("passage_id", "title", "section", "text")
+PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
 SCHEMA = pa.schema([("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("context", pa.string())])
-
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
+#: Texts that a question is looked up by: its prompt, the prompt with all options, the mean of the vectors of those two
+#: (the first finds the subject, the second the fact), or the prompt with each option, a ranking of its own for each.
+Query = Literal["prompt", "whole", "mean", "options"]
 
 
 @dataclass(kw_only=True)
@@ -31,35 +35,73 @@ class RetrieveOptions(ExamOptions, IndexOptions):
 
     contexts: str | None = None
     """Folder of the contexts table; by default OUTPUT/contexts."""
+    dense: tuple[Query, ...] = ("mean",)
+    """Queries by vector: `prompt`, `whole` (with all options), their `mean`, `options` (with each option)."""
+    words: tuple[Literal["prompt", "whole", "options"], ...] = ("options",)
+    """Queries by words (BM25). Several rankings are fused by reciprocal rank."""
+    depth: int = 50
+    """Passages of each ranking that are fused."""
+    candidates: int = 100
+    """Passages that are scored again with the stored vectors, where the index is not Flat."""
+    search_parameters: str | None = None
+    """FAISS parameters of the search, such as nprobe=32 or efSearch=64."""
+    rerank: str | None = None
+    """Cross-encoder (folder or hub id) that puts the best passages in its own order."""
+    rerank_passages: int = 20
+    """How many of them."""
     top_k: int = 5
     """Passages kept for each question, best first."""
     context_passages: int = 1
     """How many of them make the text that the reader gets."""
+    context_sentences: int | None = None
+    """Take this many sentences for it instead, of those passages the ones nearest to the question."""
+    context_tokens: int | None = None
+    """Most tokens (the embedder's) of those sentences."""
+    context_order: Literal["text", "nearest"] = "text"
+    """Sentences as they follow each other in the passages, or the nearest first."""
+    evaluate: bool = False
+    """Only measure: recall, MRR and nDCG of every kind of query, as a table, against the exam's column `title` (gold
+    article) or `passage_id`."""
 
     def __post_init__(self) -> None:
         """Fill the default folder and check the numbers."""
         super().__post_init__()
         self.contexts = self.contexts or storage.join(self.output, "contexts")
+        self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
         if not 1 <= self.context_passages <= self.top_k:
             raise InputError(f"--context-passages: {self.context_passages} given, 1 to --top-k ({self.top_k}) expected")
+        if not self.dense and not self.words:
+            raise InputError("--dense: none given and no --words, at least one query of either expected")
+
+
+#: Options that the passages found, and the text made of them, follow from.
+FINDING = (
+    "dense", "words", "depth", "candidates", "search_parameters", "rerank_passages", "top_k",
+    "context_passages", "context_sentences", "context_tokens", "context_order",
+)  # fmt: skip
 
 
 def retrieve(options: RetrieveOptions) -> Summary:
     """Write the contexts table: `id`, `passages` (best first, with scores) and `context` of every question.
 
     Raises:
-        InputError: a bad exam, no index, or an index of another embedding model.
+        InputError: a bad exam, no index, an index of another embedding model, or one whose files were changed.
     """
     started = time.monotonic()
     exam = open_exam(options)
     check_index(options)
     index = read_index_manifest(options.index)
     storage.check_writable(options.contexts)
+    if options.evaluate:
+        from sciqa.retrieval.evaluate import evaluate
+
+        return evaluate(options, exam, index)
     inputs = {
         "exam": exam.sha256,
         "index": storage.fingerprint(index),
-        "top_k": options.top_k,
-        "context_passages": options.context_passages,
+        "prefix": options.prefix("query"),
+        "rerank": find_model(options.rerank).revision if options.rerank else None,
+        **{name: getattr(options, name) for name in FINDING},
     }
     present = storage.begin(options.contexts, inputs)
     if kept := storage.MANIFEST in present:
@@ -68,7 +110,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
         paths = {part: _part_path(options.contexts, part) for part in range(exam.shards)}
         finished = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] in present]
         rows = [_count(exam.read_shard(part), storage.read_table(paths[part]).to_pylist()) for part in finished]
-        rows.extend(_find_all(exam, options, index, sorted(paths.keys() - set(finished))))
+        rows.extend(run_workers(FindContexts, exam, options, index, sorted(paths.keys() - set(finished))))
         manifest = _manifest(exam, rows)
         storage.finish(options.contexts, manifest | {"inputs": inputs})
     made = f"contexts of {exam.questions:,} questions"
@@ -76,19 +118,6 @@ def retrieve(options: RetrieveOptions) -> Summary:
         made += f"; gold article among the first {options.top_k} for {manifest['recall']:.1%}"
     made += ", kept" * kept
     return Summary("retrieve", options.contexts, made, time.monotonic() - started, manifest)
-
-
-def embed_questions(embedder: Embedder, questions: list[dict]) -> np.ndarray:
-    """Return a query per question, unit vectors of shape (questions, dimension).
-
-    A query is the mean of two: the prompt, and the prompt with all options. The first finds the subject of a
-    question, the second the fact; together they find more than either (README, "What was measured").
-    """
-    prompts = [question["prompt"] for question in questions]
-    whole = [" ".join([question["prompt"], *options_of(question).values()]) for question in questions]
-    both = embedder.encode(prompts + whole)
-    queries = both[: len(prompts)] + both[len(prompts) :]
-    return queries / np.linalg.norm(queries, axis=1, keepdims=True)
 
 
 def _manifest(exam: Exam, rows: list[dict]) -> dict:
@@ -100,59 +129,163 @@ def _part_path(folder: str, part: int) -> str:
     return storage.join(folder, f"{part:05d}.parquet")
 
 
-def _find_all(exam: Exam, options: RetrieveOptions, index: dict, parts: list[int]) -> Iterator[dict]:
+def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict, parts: list[int]) -> Iterator[dict]:
+    """Start the search actors and a pool of workers over them, and yield a row for each shard of questions."""
     if not parts:
         return iter(())
     cluster.connect(options)
     workers = cluster.num_workers(options, 1 + exam.questions // QUESTIONS_PER_WORKER)
-    groups = ShardedIndex(options.index, index["shards"], min(len(index["shards"]), cluster.cluster_cpus()))
-    rows = (
-        cluster.from_parts(parts)
-        .map(
-            EmbedQuestions,
-            fn_constructor_kwargs={"exam": exam, "embed": options.embed_arguments(workers)},
-            **cluster.model_pool(workers),
-        )
-        .map(
-            write_contexts,
-            fn_kwargs={
-                "exam": exam,
-                "index": groups,
-                "folder": options.contexts,
-                "top_k": options.top_k,
-                "context_passages": options.context_passages,
-            },
-            num_cpus=cluster.TASK_CPUS,
-        )
+    groups = ShardedIndex(
+        options.index,
+        index,
+        min(len(index["shards"]), cluster.cluster_cpus()),
+        parameters=options.search_parameters,
+        candidates=options.candidates,
     )
+    groups.check()
+    arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
+    rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **cluster.model_pool(workers))
     return cluster.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
 
 
-class EmbedQuestions:
-    """Ray Data worker that embeds one shard of questions at a time."""
+def query_texts(questions: list[dict], query: Query) -> list[list[str]]:
+    """Return the texts of a kind of query: one list of a text per question for each ranking that it makes."""
+    prompts = [question["prompt"] for question in questions]
+    options = [list(options_of(question).values()) for question in questions]
+    if query == "prompt":
+        return [prompts]
+    if query == "whole":
+        return [[" ".join([prompt, *given]) for prompt, given in zip(prompts, options, strict=True)]]
+    # A question with fewer options than others asks its last one again.
+    return [
+        [f"{prompt} {given[min(number, len(given) - 1)]}" for prompt, given in zip(prompts, options, strict=True)]
+        for number in range(max(map(len, options)))
+    ]
 
-    def __init__(self, exam: Exam, embed: dict) -> None:
-        self.exam = exam
+
+class Finder:
+    """Ray Data worker that finds the passages of one shard of questions at a time."""
+
+    def __init__(self, exam: Exam, options: RetrieveOptions, index: ShardedIndex, embed: dict) -> None:
+        self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
+        self.prefix = options.prefix("query")
+
+    def embed(self, questions: list[dict], query: Query) -> list[np.ndarray]:
+        """Return the vectors of a kind of query, unit vectors of shape (questions, dimension) for each ranking."""
+        if query == "mean":
+            (prompt,), (whole,) = self.embed(questions, "prompt"), self.embed(questions, "whole")
+            mean = prompt + whole
+            return [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
+        texts = query_texts(questions, query)
+        vectors = self.embedder.encode([self.prefix + text for ranking in texts for text in ranking])
+        return np.split(vectors, len(texts))
+
+    def rank_dense(self, questions: list[dict], query: Query, k: int) -> list[Hits]:
+        """Return a kind of query's rankings by vector."""
+        return [self.index.search(vectors, k) for vectors in self.embed(questions, query)]
+
+    def rank_words(self, questions: list[dict], query: Query, k: int) -> list[Hits]:
+        """Return a kind of query's rankings by BM25."""
+        return [self.index.search_words(texts, k) for texts in query_texts(questions, query)]
+
+
+class FindContexts(Finder):
+    """Ray Data worker that writes the contexts of one shard of questions at a time."""
+
+    def __init__(self, exam: Exam, options: RetrieveOptions, index: ShardedIndex, embed: dict) -> None:
+        super().__init__(exam, options, index, embed)
+        if options.rerank:
+            from sentence_transformers import CrossEncoder
+
+            folder = find_model(options.rerank).folder
+            self.judge = CrossEncoder(folder, model_kwargs={"use_safetensors": True}, trust_remote_code=False)
+        if options.context_tokens:
+            self.tokenizer = load_tokenizer(options.embedder)
 
     def __call__(self, row: dict) -> dict:
-        """Add `vectors`, shape (questions, dimension), of the shard that `row["part"]` numbers."""
-        queries = embed_questions(self.embedder, self.exam.read_shard(row["part"]))
-        return {"part": row["part"], "vectors": queries}
+        """Write the part of the contexts table that `row["part"]` numbers."""
+        questions, options = self.exam.read_shard(row["part"]), self.options
+        found = self._passages(questions, options.rerank_passages if options.rerank else options.top_k)
+        if options.rerank:
+            found = self._judge(questions, found)
+        found = [passages[: options.top_k] for passages in found]
+        read = [passages[: options.context_passages] for passages in found]
+        if options.context_sentences or options.context_tokens:
+            read = self._sentences(questions, read)
+        contexts = [
+            {"id": question["id"], "passages": passages, "context": context_text(question, chosen)}
+            for question, passages, chosen in zip(questions, found, read, strict=True)
+        ]
+        storage.write_table(_part_path(options.contexts, row["part"]), pa.Table.from_pylist(contexts, schema=SCHEMA))
+        return _count(questions, contexts)
+
+    def _passages(self, questions: list[dict], k: int) -> list[list[dict]]:
+        dense, words = self.options.dense, self.options.words
+        fused = len(dense + words) > 1 or "options" in dense + words
+        depth = max(k, self.options.depth) if fused else k
+        lists = [hits for query in dense for hits in self.rank_dense(questions, query, depth)]
+        lists += [hits for query in words for hits in self.rank_words(questions, query, depth)]
+        hits = fuse_hits(lists, k) if len(lists) > 1 else lists[0]
+        there = hits.rows >= 0
+        passages = iter(self.index.passages(hits.rows[there]))
+        return [
+            [next(passages) | {"score": float(score)} for score in scores[mask]]
+            for scores, mask in zip(hits.scores, there, strict=True)
+        ]
+
+    def _judge(self, questions: list[dict], found: list[list[dict]]) -> list[list[dict]]:
+        """Put each question's passages in the order of the cross-encoder, with its scores."""
+        (asked,) = query_texts(questions, "whole")
+        pairs = [
+            (text, embedded_text(p["title"], p["section"], p["text"]))
+            for text, passages in zip(asked, found, strict=True)
+            for p in passages
+        ]
+        scores = iter(self.judge.predict(pairs, show_progress_bar=False).tolist() if pairs else [])
+        judged = [[passage | {"score": next(scores)} for passage in passages] for passages in found]
+        return [sorted(passages, key=lambda passage: -passage["score"]) for passages in judged]
+
+    def _sentences(self, questions: list[dict], found: list[list[dict]]) -> list[list[dict]]:
+        """Return, as passages, the sentences nearest to each question, as many as the options allow."""
+        (queries,) = self.embed(questions, "mean")
+        sentences = [
+            [passage | {"text": text.strip()} for passage in passages for text in split_sentences(passage["text"])]
+            for passages in found
+        ]
+        texts = [embedded_text(s["title"], s["section"], s["text"]) for several in sentences for s in several]
+        vectors = self.embedder.encode([self.options.prefix("passage") + text for text in texts]) if texts else []
+        chosen, first = [], 0
+        for query, several in zip(queries, sentences, strict=True):
+            nearness = np.array(vectors[first : first + len(several)]).reshape(len(several), -1) @ query
+            first += len(several)
+            order = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
+            order = self._within_budget([several[number]["text"] for number in order], order)
+            if self.options.context_order == "text":
+                order = sorted(order)
+            chosen.append(_join([several[number] for number in order]))
+        return chosen
+
+    def _within_budget(self, texts: list[str], order: np.ndarray) -> list[int]:
+        """Return the numbers of the first sentences that fit the budget of tokens; those too long are passed over."""
+        left, taken = self.options.context_tokens, []
+        for text, number in zip(texts, order.tolist(), strict=True):
+            length = len(self.tokenizer.encode(text, add_special_tokens=False).ids) if left is not None else 0
+            if left is None or length <= left:
+                taken.append(number)
+                left = None if left is None else left - length
+        return taken
 
 
-def write_contexts(row: dict, exam: Exam, index: ShardedIndex, folder: str, top_k: int, context_passages: int) -> dict:
-    """Search for one shard of questions and write its part of the contexts table."""
-    questions = exam.read_shard(row["part"])
-    hits = index.search(row["vectors"], top_k)
-    passages = iter(index.passages(hits.rows.ravel()))
-    contexts = []
-    for question, scores in zip(questions, hits.scores.tolist(), strict=True):
-        best = [next(passages) | {"score": score} for score in scores]
-        context = context_text(question, best[:context_passages])
-        contexts.append({"id": question["id"], "passages": best, "context": context})
-    storage.write_table(_part_path(folder, row["part"]), pa.Table.from_pylist(contexts, schema=SCHEMA))
-    return _count(questions, contexts)
+def _join(sentences: list[dict]) -> list[dict]:
+    """Return sentences as passages, those that follow each other in one passage as one."""
+    joined: list[dict] = []
+    for sentence in sentences:
+        if joined and joined[-1]["passage_id"] == sentence["passage_id"]:
+            joined[-1]["text"] += " " + sentence["text"]
+        else:
+            joined.append(dict(sentence))
+    return joined
 
 
 def context_text(question: dict, passages: list[dict]) -> str:
@@ -160,10 +293,10 @@ def context_text(question: dict, passages: list[dict]) -> str:
 
     Args:
         question: row of the exam table.
-        passages: `title`, `text` and, where it is known, `section` of each.
+        passages: `title`, `section` and `text` of each.
     """
     given = [question["context"]] if question["context"] else []
-    return "\n".join(given + [embedded_text(p["title"], p.get("section") or "", p["text"]) for p in passages])
+    return "\n".join(given + [embedded_text(p["title"], p["section"], p["text"]) for p in passages])
 
 
 def _count(questions: list[dict], contexts: list[dict]) -> dict[str, int]:

@@ -1,18 +1,26 @@
-"""Passages to the index: each shard embedded by a pool of workers, each with its FAISS file."""
+"""Passages to the index: each shard embedded by a pool of workers, each with its FAISS file and its BM25 files."""
 
 import io
+import json
+import os
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
+from sciqa.corpus.windows import embedded_text
 from sciqa.errors import InputError
 from sciqa.hub import find_model
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
+#: Passages that are read together from a shard's table.
+ROW_GROUP = 128
 
 
 @dataclass(kw_only=True)
@@ -23,6 +31,10 @@ class EmbedOptions(RunOptions):
     """Sentence-transformers model: the packaged one, a local folder or a hub id."""
     embed_backend: Backend = "auto"
     """`auto` embeds with torch on a GPU and with OpenVINO on a CPU."""
+    query_prefix: str | None = None
+    """Put before every query; by default what the model's own configuration names as its prompt for queries."""
+    passage_prefix: str | None = None
+    """Put before every passage; by default what the model's own configuration names for passages or documents."""
 
     def embed_arguments(self, workers: int) -> dict:
         """Return the arguments of `load_embedder` for each of a number of workers of the connected cluster."""
@@ -30,6 +42,13 @@ class EmbedOptions(RunOptions):
         if backend == "auto":
             backend = "torch" if cluster.has_gpu() else "openvino"
         return {"model": self.embedder, "threads": cluster.threads_per_worker(workers), "backend": backend}
+
+    def prefix(self, kind: Literal["query", "passage"]) -> str:
+        """Return what is put before every text of a kind."""
+        given = self.query_prefix if kind == "query" else self.passage_prefix
+        about = Path(find_model(self.embedder).folder) / "config_sentence_transformers.json"
+        prompts = json.loads(about.read_text()).get("prompts", {}) if given is None and about.exists() else {}
+        return given or prompts.get(kind) or (prompts.get("document") if kind == "passage" else None) or ""
 
 
 @dataclass(kw_only=True)
@@ -40,50 +59,78 @@ class IndexOptions(EmbedOptions):
     """Folder of the passages table; by default OUTPUT/passages."""
     index: str | None = None
     """Folder of the index; by default OUTPUT/index."""
+    factory: str = "Flat"
+    """FAISS factory string of every shard: Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are not,
+    so their candidates are scored again with the stored vectors."""
+    metric: Literal["inner-product", "l2"] = "inner-product"
+    """What nearness is; vectors have length 1, so both rank alike."""
+    vector_type: Literal["float32", "float16"] = "float32"
+    """Type of the stored vectors."""
+    train_vectors: int = 100_000
+    """Most vectors that a factory which needs training is trained on, once for all shards."""
 
     def __post_init__(self) -> None:
-        """Fill the default folders."""
+        """Fill the default folders and check the numbers."""
         super().__post_init__()
         self.passages = self.passages or storage.join(self.output, "passages")
         self.index = self.index or storage.join(self.output, "index")
+        self.at_least(1, "train_vectors")
+
+    def embedding(self) -> dict:
+        """Return all that a shard's vectors follow from, besides its passages."""
+        revision = find_model(self.embedder).revision
+        return {"revision": revision, "prefix": self.prefix("passage"), "vector_type": self.vector_type}
+
+    def building(self) -> dict:
+        """Return all that a trained FAISS index follows from, besides the sample."""
+        return self.embedding() | {"factory": self.factory, "metric": self.metric}
 
 
 def build_index(options: IndexOptions) -> Summary:
     """Embed every passage and write the index: a folder per shard and `manifest.json`, written last.
 
-    A shard holds `passages.parquet`, `vectors.npy` (float32, one unit vector per passage), `index.faiss` and
-    `shard.json`, which is written last: a shard that has it, made from the same passages, is kept.
+    A shard holds `passages.parquet`, `vectors.npy` (one unit vector per passage), `index.faiss`, `words/` and the
+    records `embedded.json` and `shard.json`, each written after what it tells of: a shard whose records tell of the
+    same passages and options is kept, and of one with some other passages, the vectors of those it still has.
 
     Raises:
-        InputError: no passages, or an index there that another embedding model made.
+        InputError: no passages, an index there that another embedding model made, or a factory that FAISS refuses.
     """
     started = time.monotonic()
     passages = storage.read_manifest(options.passages, "corpus")
     check_index(options)
     storage.check_writable(options.index)
-    revision = find_model(options.embedder).revision
-    wanted = {shard["name"]: shard for shard in passages["shards"]}
-    shards = {name: _read_shard(options.index, shard, revision) for name, shard in wanted.items()}
-    missing = [wanted[name] for name, shard in shards.items() if shard is None]
+    shards = passages["shards"]
+    if not shards:
+        raise InputError(f"{options.passages}: holds no passages; give `sciqa corpus` articles with text")
+    embedding, trained = options.embedding(), _trained_hash(options)
+    building = trained and embedding | trained
+    embedded = {shard["name"]: _read_record(options.index, shard, "embedded.json", embedding) for shard in shards}
+    finished = {shard["name"]: _read_record(options.index, shard, "shard.json", building) for shard in shards}
+    missing = [shard for shard in shards if not (embedded[shard["name"]] and finished[shard["name"]])]
     if missing:
         storage.delete(storage.join(options.index, MANIFEST))
-        for row in _build_shards(missing, options, revision):
-            shards[row["name"]] = row
+        about = {"model": options.embedder, "revision": embedding["revision"]}
+        storage.write_json(storage.join(options.index, "model.json"), about)
+        cluster.connect(options)
+        _embed([shard for shard in missing if not embedded[shard["name"]]], options)
+        trained = trained or _train(options, shards)
+        for record in _index(missing, options, trained):
+            finished[record["name"]] = record
     manifest = {
         "model": options.embedder,
-        "revision": revision,
-        "dimension": next(iter(shards.values()))["dimension"] if shards else 0,
+        "dimension": next(iter(finished.values()))["dimension"],
         "normalised": True,
-        "metric": "inner product",
-        "rows": sum(shard["rows"] for shard in shards.values()),
-        "shards": list(shards.values()),
+        "rows": sum(shard["rows"] for shard in finished.values()),
+        "shards": list(finished.values()),
         "version": __version__,
+        **options.building(),
     }
     storage.write_json(storage.join(options.index, MANIFEST), manifest)
-    made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions; {len(missing)} shards built"
-    made += f", {len(shards) - len(missing)} kept"
-    details = {"built": len(missing), "kept": len(shards) - len(missing)}
-    return Summary("index", options.index, made, time.monotonic() - started, details)
+    kept = len(shards) - len(missing)
+    made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {options.factory}; "
+    made += f"{len(missing)} shards built, {kept} kept"
+    return Summary("index", options.index, made, time.monotonic() - started, {"built": len(missing), "kept": kept})
 
 
 def read_index_manifest(index: str) -> dict:
@@ -95,7 +142,7 @@ def read_index_manifest(index: str) -> dict:
 
 
 def check_index(options: IndexOptions) -> None:
-    """Raise `InputError` where the index folder was built, or begun, with another embedding model."""
+    """Raise `InputError` where the index was built, or begun, with another model, or the factory is none of FAISS."""
     for name in (MANIFEST, "model.json"):
         path = storage.join(options.index, name)
         if storage.exists(path):
@@ -106,86 +153,176 @@ def check_index(options: IndexOptions) -> None:
                     f"(revision {made.get('revision')}), not {options.embedder} ({revision}); "
                     "pass that model as --embedder, or another folder as --index"
                 )
+    pooling = Path(find_model(options.embedder).folder) / "1_Pooling" / "config.json"
+    if options.factory != "Flat" and pooling.exists():
+        empty_index(options, json.loads(pooling.read_text()).get("word_embedding_dimension", 384))
 
 
-def embedded_text(title: str, section: str, text: str) -> str:
-    """Return what is embedded of a passage: its headings, unless the text begins with them, and its text."""
-    headings = [heading for heading in (title, section) if heading and not text.startswith(heading)]
-    return ". ".join([*headings, text])
+def empty_index(options: IndexOptions, dimension: int) -> object:
+    """Return a FAISS index by the factory string, with nothing in it."""
+    import faiss
+
+    metric = faiss.METRIC_INNER_PRODUCT if options.metric == "inner-product" else faiss.METRIC_L2
+    try:
+        return faiss.index_factory(dimension, options.factory, metric)
+    except RuntimeError as error:
+        reason = str(error).rpartition("Error: ")[2].strip()
+        raise InputError(
+            f"--factory {options.factory}: FAISS makes no index of {dimension} dimensions from it ({reason})"
+        ) from error
 
 
-def _read_shard(index: str, passages: dict, revision: str) -> dict | None:
-    """Return a finished shard's record, or None where it is missing or made from other passages."""
-    path = storage.join(index, passages["name"], "shard.json")
-    if not storage.exists(path):
+def _key(shard: dict, about: dict) -> str:
+    return storage.fingerprint([shard["sha256"], about])
+
+
+def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict | None:
+    """Return a shard's record, or None where it is missing or tells of other passages or options."""
+    path = storage.join(index, shard["name"], name)
+    if about is None or not storage.exists(path):
         return None
-    shard = storage.read_json(path)
-    current = shard["passages_sha256"] == passages["sha256"] and shard["revision"] == revision
-    return shard if current else None
+    record = storage.read_json(path)
+    return record if record["key"] == _key(shard, about) else None
 
 
-def _build_shards(missing: list[dict], options: IndexOptions, revision: str) -> list[dict]:
-    storage.write_json(storage.join(options.index, "model.json"), {"model": options.embedder, "revision": revision})
-    cluster.connect(options)
-    workers = cluster.num_workers(options, len(missing))
-    rows = (
-        cluster.from_parts(missing)
-        .map(
-            EmbedShard,
-            fn_constructor_kwargs={
-                "passages": options.passages,
-                "index": options.index,
-                "embed": options.embed_arguments(workers),
-            },
-            **cluster.model_pool(workers),
-        )
-        # FAISS and PyTorch each bring an OpenMP runtime, so they work in different processes.
-        .map(write_faiss, fn_kwargs={"index": options.index, "revision": revision}, num_cpus=cluster.TASK_CPUS)
+def _embed(shards: list[dict], options: IndexOptions) -> None:
+    if not shards:
+        return
+    workers = cluster.num_workers(options, len(shards))
+    rows = cluster.from_parts(shards).map(
+        EmbedShard,
+        fn_constructor_kwargs={"options": options, "embed": options.embed_arguments(workers)},
+        **cluster.model_pool(workers),
     )
-    total = sum(shard["rows"] for shard in missing)
-    return list(cluster.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]))
+    total = sum(shard["rows"] for shard in shards)
+    for _ in cluster.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):
+        pass
+
+
+def _trained_hash(options: IndexOptions) -> dict | None:
+    """Return what tells of the trained index that is there, or None where it was made by other options."""
+    path = storage.join(options.index, "trained.json")
+    if not storage.exists(path) or (made := storage.read_json(path))["building"] != options.building():
+        return None
+    return {"trained": made["sha256"]}
+
+
+def _train(options: IndexOptions, shards: list[dict]) -> dict:
+    """Train the factory's index once for all shards, where it needs that, and record it."""
+    digest = ""
+    dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
+    if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
+        rows = cluster.from_parts([shards]).map(train_index, fn_kwargs={"options": options}, num_cpus=1)
+        total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
+        for row in cluster.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
+            digest = row["sha256"]
+    storage.write_json(storage.join(options.index, "trained.json"), {"building": options.building(), "sha256": digest})
+    return {"trained": digest}
+
+
+def _index(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
+    # FAISS and PyTorch each bring an OpenMP runtime, so they work in different processes.
+    arguments = {"options": options, "trained": trained}
+    rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1)
+    return [row["record"] for row in cluster.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]
 
 
 class EmbedShard:
     """Ray Data worker that embeds one shard of passages at a time and writes its rows and vectors."""
 
-    def __init__(self, passages: str, index: str, embed: dict) -> None:
+    def __init__(self, options: IndexOptions, embed: dict) -> None:
         self.embedder = load_embedder(**embed)
-        self.passages, self.index = passages, index
+        self.options = options
 
     def __call__(self, row: dict) -> dict:
-        """Write `passages.parquet` and `vectors.npy` of the shard that `row["part"]` names."""
-        shard = row["part"]
-        table = storage.read_table(storage.join(self.passages, f"{shard['name']}.parquet"))
-        columns = (table[name].to_pylist() for name in ("title", "section", "text"))
-        vectors = self.embedder.encode([embedded_text(*texts) for texts in zip(*columns, strict=True)])
-        folder = storage.join(self.index, shard["name"])
+        """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
+        shard, options, embedding = row["part"], self.options, self.options.embedding()
+        table = storage.read_table(storage.join(options.passages, f"{shard['name']}.parquet"))
+        folder = storage.join(options.index, shard["name"])
+        known = _stored_vectors(folder, embedding)
+        columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
+        texts = {name: embedding["prefix"] + embedded_text(*text) for name, *text in zip(*columns, strict=True)}
+        new = [name for name in texts if name not in known]
+        known |= dict(zip(new, self.embedder.encode([texts[name] for name in new]), strict=True)) if new else {}
+        vectors = np.stack([known[name] for name in table["passage_id"].to_pylist()]).astype(options.vector_type)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
-        return {
+        storage.delete(storage.join(folder, "embedded.json"))
+        record = {
             "name": shard["name"],
-            "passages_sha256": shard["sha256"],
+            "key": _key(shard, embedding),
+            "embedding": embedding,
             "rows": len(vectors),
+            "dimension": vectors.shape[1],
             "sha256": {
-                "passages.parquet": storage.write_table(storage.join(folder, "passages.parquet"), table),
+                "passages.parquet": storage.write_table(storage.join(folder, "passages.parquet"), table, ROW_GROUP),
                 "vectors.npy": storage.write_bytes(storage.join(folder, "vectors.npy"), buffer.getvalue()),
             },
         }
+        storage.write_json(storage.join(folder, "embedded.json"), record)
+        return {"rows": len(vectors)}
 
 
-def write_faiss(shard: dict, index: str, revision: str) -> dict:
-    """Write a shard's flat inner-product FAISS file from its vectors, then its `shard.json`."""
+def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:
+    """Return the vectors that a shard's folder has, by passage id, where they were made in the same way."""
+    path = storage.join(folder, "embedded.json")
+    if not storage.exists(path) or storage.read_json(path)["embedding"] != embedding:
+        return {}
+    names = storage.read_table(storage.join(folder, "passages.parquet"), ["passage_id"])["passage_id"].to_pylist()
+    return dict(zip(names, _read_vectors(folder), strict=True))
+
+
+def _read_vectors(folder: str) -> np.ndarray:
+    return np.load(io.BytesIO(storage.read_bytes(storage.join(folder, "vectors.npy"))))
+
+
+def train_index(row: dict, options: IndexOptions) -> dict:
+    """Train the factory's index on vectors taken evenly from all shards, and write it as `trained.faiss`."""
     import faiss
 
-    folder = storage.join(index, shard["name"])
-    vectors = np.load(io.BytesIO(storage.read_bytes(storage.join(folder, "vectors.npy"))))
-    flat = faiss.IndexFlatIP(vectors.shape[1])
-    flat.add(vectors)
-    digest = storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(flat).tobytes())
-    shard = shard | {
-        "dimension": vectors.shape[1],
-        "revision": revision,
-        "sha256": shard["sha256"] | {"index.faiss": digest},
-    }
-    storage.write_json(storage.join(folder, "shard.json"), shard)
-    return shard
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs meanwhile
+    shards = row["part"]
+    step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
+    taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step] for shard in shards]
+    sample = np.concatenate(taken).astype(np.float32)
+    index = empty_index(options, sample.shape[1])
+    try:
+        index.train(sample)
+    except RuntimeError as error:
+        reason = str(error).rpartition("failed: ")[2].strip()
+        raise InputError(
+            f"--factory {options.factory}: cannot be trained on {len(sample):,} vectors ({reason}); "
+            "choose one with fewer lists or codes, or Flat"
+        ) from error
+    path = storage.join(options.index, "trained.faiss")
+    return {"rows": len(sample), "sha256": storage.write_bytes(path, faiss.serialize_index(index).tobytes())}
+
+
+def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
+    """Write a shard's FAISS file and BM25 files, then its `shard.json`."""
+    import faiss
+
+    from sciqa.retrieval.words import write_words
+
+    faiss.omp_set_num_threads(1)
+    shard = row["part"]
+    folder = storage.join(options.index, shard["name"])
+    record = storage.read_json(storage.join(folder, "embedded.json"))
+    storage.delete(storage.join(folder, "shard.json"))
+    vectors = _read_vectors(folder)
+    if trained["trained"]:
+        data = storage.read_bytes(storage.join(options.index, "trained.faiss"))
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    else:
+        index = empty_index(options, vectors.shape[1])
+    index.add(vectors.astype(np.float32))
+    digests = {"index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index))}
+    table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
+    with tempfile.TemporaryDirectory() as aside:
+        write_words(Path(aside), [embedded_text(**passage) for passage in table.to_pylist()])
+        for file in sorted(Path(aside).iterdir()):
+            name = f"words/{file.name}"
+            digests[name] = storage.write_bytes(storage.join(folder, name), file.read_bytes())
+    record |= {"key": _key(shard, options.embedding() | trained), "sha256": record["sha256"] | digests}
+    storage.write_json(storage.join(folder, "shard.json"), record)
+    return {"record": record}

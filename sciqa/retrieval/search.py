@@ -1,11 +1,20 @@
-"""Exact search over a sharded index: every group of shards in an actor, the hits merged."""
+"""Search over a sharded index: every group of shards in an actor, the hits merged in a tree."""
 
+import functools
+import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import ray
 
 from sciqa import cluster, storage
+from sciqa.cache import cached_folder
+from sciqa.errors import InputError
+from sciqa.retrieval.index import ROW_GROUP
+
+#: Groups whose hits one task merges.
+FAN_IN = 8
 
 
 @dataclass(frozen=True)
@@ -13,33 +22,12 @@ class Hits:
     """The best passages of each question, best first; ties in the order of the passages.
 
     Attributes:
-        scores: inner products, float32, shape (questions, k).
-        rows: row numbers over the whole index, int64, shape (questions, k).
+        scores: float32, shape (questions, k), higher is better; -inf where there are fewer than k.
+        rows: row numbers over the whole index, int64, shape (questions, k); -1 where there are fewer than k.
     """
 
     scores: np.ndarray
     rows: np.ndarray
-
-
-def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
-    """Return the k best rows of one FAISS index; among equal scores the lowest rows win, at the cut too.
-
-    FAISS leaves it open which of several rows with the k-th score it returns, so more are asked for until the
-    last score asked for is below the k-th: only so do shards agree with one index over all rows.
-
-    Args:
-        index: a FAISS index by inner product.
-        queries: unit vectors, float32, shape (questions, dimension).
-        k: hits per question; fewer come back where the index has fewer rows.
-        offset: row number of the index's first row.
-    """
-    k = min(k, index.ntotal)
-    wanted = min(k + 1, index.ntotal)
-    while True:
-        scores, rows = index.search(queries, wanted)
-        if wanted == index.ntotal or (scores[:, -1] < scores[:, k - 1]).all():
-            return merge_hits([Hits(scores, rows + offset)], k)
-        wanted = min(2 * wanted, index.ntotal)
 
 
 def merge_hits(parts: list[Hits], k: int) -> Hits:
@@ -50,39 +38,180 @@ def merge_hits(parts: list[Hits], k: int) -> Hits:
     return Hits(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
 
 
+def fuse_hits(lists: list[Hits], k: int) -> Hits:
+    """Return the k best rows of several rankings by reciprocal-rank fusion, with their fused scores.
+
+    A row's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher 2009).
+    """
+    scores = np.full((len(lists[0].rows), k), -np.inf, np.float32)
+    rows = np.full(scores.shape, -1, np.int64)
+    for question in range(len(scores)):
+        fused: dict[int, float] = {}
+        for hits in lists:
+            for rank, row in enumerate(hits.rows[question].tolist(), 1):
+                if row >= 0:
+                    fused[row] = fused.get(row, 0) + 1 / (60 + rank)
+        best = sorted(fused.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+        if best:
+            rows[question, : len(best)], scores[question, : len(best)] = zip(*best, strict=True)
+    return Hits(scores, rows)
+
+
+def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
+    """Return the k best rows of one flat FAISS index; among equal scores the lowest rows win, at the cut too.
+
+    FAISS leaves it open which of several rows with the k-th score it returns, so more are asked for until the
+    last score asked for is below the k-th: only so do shards agree with one index over all rows.
+
+    Args:
+        index: a flat FAISS index.
+        queries: unit vectors, float32, shape (questions, dimension).
+        k: hits per question; fewer come back where the index has fewer rows.
+        offset: row number of the index's first row.
+    """
+    k = min(k, index.ntotal)
+    wanted = min(k + 1, index.ntotal)
+    while True:
+        hits = search_any(index, queries, wanted, offset)
+        if wanted == index.ntotal or (hits.scores[:, -1] < hits.scores[:, k - 1]).all():
+            return merge_hits([hits], k)
+        wanted = min(2 * wanted, index.ntotal)
+
+
+def search_any(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
+    """Return what FAISS finds, at most k rows, with the scores of its own codes; of L2 distances the negative."""
+    import faiss
+
+    scores, rows = index.search(queries, min(k, index.ntotal))
+    if index.metric_type == faiss.METRIC_L2:
+        scores = -scores
+    return Hits(np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + offset))
+
+
 class ShardGroup:
     """Ray actor that holds some shards of an index and answers for them; restarted from storage when lost.
+
+    FAISS files are mapped where FAISS can, and vectors and passages are read as they are asked for, so that a group
+    takes little more memory than what its searches touch.
 
     Args:
         index: folder of the index.
         shards: records of its manifest, with `offset`, the number of the shard's first row.
         threads: FAISS threads.
+        exact: whether the FAISS files are flat.
+        parameters: FAISS search parameters, such as `nprobe=32`.
     """
 
-    def __init__(self, index: str, shards: list[dict], threads: int) -> None:
+    def __init__(self, index: str, shards: list[dict], threads: int, exact: bool, parameters: str | None) -> None:
         import faiss
 
         faiss.omp_set_num_threads(threads)
-        self.indexes, self.tables, self.offsets = [], [], []
-        for shard in shards:
-            folder = storage.join(index, shard["name"])
-            data = np.frombuffer(storage.read_bytes(storage.join(folder, "index.faiss")), np.uint8)
-            self.indexes.append(faiss.deserialize_index(data))
-            self.tables.append(storage.read_table(storage.join(folder, "passages.parquet")))
-            self.offsets.append(shard["offset"])
+        self.shards, self.exact = shards, exact
+        self.folders = [storage.join(index, shard["name"]) for shard in shards]
+        self.offsets = [shard["offset"] for shard in shards]
+        self.indexes = [_open_faiss(storage.join(folder, "index.faiss")) for folder in self.folders]
+        for opened in self.indexes if parameters else []:
+            faiss.ParameterSpace().set_index_parameters(opened, parameters)
+
+    def check(self) -> None:
+        """Raise `InputError` where a file is not the one that was written."""
+        for folder, shard in zip(self.folders, self.shards, strict=True):
+            for name, digest in shard["sha256"].items():
+                if storage.sha256(storage.join(folder, name)) != digest:
+                    raise InputError(
+                        f"{storage.join(folder, name)}: not the file that was written (its sha256 differs); "
+                        f"delete {folder} and run `sciqa index` again"
+                    )
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Return the best hits in this group's shards."""
+        search = search_flat if self.exact else search_any
         pairs = zip(self.indexes, self.offsets, strict=True)
-        return merge_hits([search_flat(index, queries, k, offset) for index, offset in pairs], k)
+        return merge_hits([search(index, queries, k, offset) for index, offset in pairs], k)
+
+    def search_words(self, queries: list[str], k: int) -> Hits:
+        """Return the best hits of each query by BM25 in this group's shards."""
+        from sciqa.retrieval.words import split_terms
+
+        terms = split_terms(queries)
+        scores = np.full((len(self.shards), len(queries), k), -np.inf, np.float32)
+        rows = np.full(scores.shape, -1, np.int64)
+        for number, offset in enumerate(self.offsets):
+            for query, named in enumerate(terms):
+                found = self._words(number).search(named, k)
+                scores[number, query, : len(found[0])] = found[0]
+                rows[number, query, : len(found[1])] = found[1] + offset
+        return merge_hits([Hits(*pair) for pair in zip(scores, rows, strict=True)], k)
+
+    def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the inner products of queries, by their numbers, with the stored vectors of rows of this group."""
+        scores = np.empty(len(rows), np.float32)
+        which = np.searchsorted(self.offsets, rows, side="right") - 1
+        for number in np.unique(which):
+            chosen = which == number
+            vectors = self._vectors(number).read(rows[chosen] - self.offsets[number])
+            scores[chosen] = np.einsum("qd,qd->q", vectors, queries[questions[chosen]])
+        return scores
 
     def passages(self, rows: np.ndarray) -> list[dict]:
         """Return the passages of row numbers of this group, in their order."""
         which = np.searchsorted(self.offsets, rows, side="right") - 1
-        return [
-            self.tables[shard].slice(row - self.offsets[shard], 1).to_pylist()[0]
-            for shard, row in zip(which, rows, strict=True)
-        ]
+        first = np.array(self.offsets)[which]
+        places = [(int(shard), *divmod(int(row), ROW_GROUP)) for shard, row in zip(which, rows - first, strict=True)]
+        groups = {
+            place: self._table(place[0]).read_row_group(place[1]) for place in sorted({place[:2] for place in places})
+        }
+        return [groups[shard, group].slice(at, 1).to_pylist()[0] for shard, group, at in places]
+
+    @functools.cache  # noqa: B019 (an actor lives as long as its process)
+    def _words(self, number: int) -> object:
+        from sciqa.retrieval.words import WordIndex
+
+        return WordIndex(Path(_local_folder(storage.join(self.folders[number], "words"), self.shards[number])))
+
+    @functools.cache  # noqa: B019
+    def _table(self, number: int) -> object:
+        return storage.open_parquet(storage.join(self.folders[number], "passages.parquet"))
+
+    @functools.cache  # noqa: B019
+    def _vectors(self, number: int) -> "StoredVectors":
+        return StoredVectors(storage.join(self.folders[number], "vectors.npy"))
+
+
+class StoredVectors:
+    """Rows of an `.npy` file of vectors, read from any storage as they are asked for."""
+
+    def __init__(self, path: str) -> None:
+        filesystem, inner = storage.resolve(path)
+        self.file = filesystem.open_input_file(inner)
+        head = io.BytesIO(self.file.read_at(4096, 0))
+        np.lib.format.read_magic(head)
+        (_, self.dimension), _, self.dtype = np.lib.format.read_array_header_1_0(head)
+        self.start, self.width = head.tell(), self.dimension * self.dtype.itemsize
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return vectors by row number, float32, shape (rows, dimension)."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        data = b"".join(self.file.read_at(self.width, self.start + self.width * int(row)) for row in wanted)
+        vectors = np.frombuffer(data, self.dtype).reshape(-1, self.dimension)
+        return vectors.astype(np.float32)[places]
+
+
+def _open_faiss(path: str) -> object:
+    """Open a FAISS file, mapped where it is on this machine and FAISS can."""
+    import faiss
+
+    if "://" in path:
+        return faiss.deserialize_index(np.frombuffer(storage.read_bytes(path), np.uint8))
+    return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+
+
+def _local_folder(folder: str, shard: dict) -> str:
+    """Return a folder of a shard on this machine, copied into the cache where it is on other storage."""
+    if "://" not in folder:
+        return folder
+    name = f"words-{storage.fingerprint(shard['sha256'])}"
+    return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
 
 
 class ShardedIndex:
@@ -90,29 +219,85 @@ class ShardedIndex:
 
     Args:
         index: folder of the index.
-        shards: the shards of its manifest, in order.
-        groups: number of actors to spread them over.
+        manifest: its manifest.
+        groups: number of actors to spread its shards over.
         threads: FAISS threads of each.
+        parameters: FAISS search parameters.
+        candidates: hits that are scored again with the stored vectors, where the FAISS files are not exact.
     """
 
-    def __init__(self, index: str, shards: list[dict], groups: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        index: str,
+        manifest: dict,
+        groups: int,
+        threads: int = 1,
+        parameters: str | None = None,
+        candidates: int = 100,
+    ) -> None:
+        shards = manifest["shards"]
         starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
         placed = [shard | {"offset": int(start)} for shard, start in zip(shards, starts, strict=False)]
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         actor = ray.remote(ShardGroup).options(
             num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
         )
+        self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
-        self.groups = [actor.remote(index, [placed[number] for number in part], threads) for part in parts]
+        self.groups = [
+            actor.remote(index, [placed[number] for number in part], threads, self.exact, parameters) for part in parts
+        ]
+
+    def check(self) -> None:
+        """Raise `InputError` where a file of the index is not the one that was written."""
+        ray.get([group.check.remote() for group in self.groups])
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
-        """Return the k best hits over all shards."""
+        """Return the k best hits over all shards.
+
+        Args:
+            queries: unit vectors, float32, shape (questions, dimension).
+            k: hits per question.
+        """
         reference = ray.put(queries)
-        return merge_hits(ray.get([group.search.remote(reference, k) for group in self.groups]), k)
+        if self.exact:
+            return _merge_tree([group.search.remote(reference, k) for group in self.groups], k)
+        wanted = max(k, self.candidates)
+        hits = _merge_tree([group.search.remote(reference, wanted) for group in self.groups], wanted)
+        return self._score_again(reference, hits, k)
+
+    def search_words(self, queries: list[str], k: int) -> Hits:
+        """Return the k best hits of each query by BM25 over all shards."""
+        return _merge_tree([group.search_words.remote(queries, k) for group in self.groups], k)
 
     def passages(self, rows: np.ndarray) -> list[dict]:
         """Return the passages of row numbers over the whole index, in their order, each asked of its group."""
-        which = np.searchsorted(self.firsts, rows, side="right") - 1
+        which = self._group_of(rows)
         found = [group.passages.remote(rows[which == number]) for number, group in enumerate(self.groups)]
         answers = [iter(passages) for passages in ray.get(found)]
         return [next(answers[number]) for number in which]
+
+    def _score_again(self, queries: ray.ObjectRef, hits: Hits, k: int) -> Hits:
+        questions, places = np.nonzero(hits.rows >= 0)
+        rows = hits.rows[questions, places]
+        which = self._group_of(rows)
+        chosen = [which == number for number in range(len(self.groups))]
+        asked = [
+            group.score.remote(queries, questions[mask], rows[mask])
+            for group, mask in zip(self.groups, chosen, strict=True)
+        ]
+        scores = np.full(hits.scores.shape, -np.inf, np.float32)
+        for mask, found in zip(chosen, ray.get(asked), strict=True):
+            scores[questions[mask], places[mask]] = found
+        return merge_hits([Hits(scores, hits.rows)], k)
+
+    def _group_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.firsts, rows, side="right") - 1
+
+
+def _merge_tree(parts: list[ray.ObjectRef], k: int) -> Hits:
+    """Merge the hits of groups, some at a time, so that no process takes in those of all."""
+    merge = ray.remote(num_cpus=0)(lambda *hits: merge_hits(list(hits), k))
+    while len(parts) > FAN_IN:
+        parts = [merge.remote(*parts[at : at + FAN_IN]) for at in range(0, len(parts), FAN_IN)]
+    return merge_hits(ray.get(parts), k)

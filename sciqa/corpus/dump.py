@@ -1,0 +1,181 @@
+"""MediaWiki dumps (`pages-articles*.xml.bz2`): pages read as a stream, any part of a multistream file by itself."""
+
+import bz2
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.parsers import expat
+
+import pyarrow as pa
+
+from sciqa import storage
+from sciqa.errors import InputError
+
+#: What every bz2 stream begins with: its header and that of its first block. A multistream dump is many streams of
+#: some hundred pages each; the ten bytes find them without the index file.
+STREAM = re.compile(rb"BZh[1-9]1AY&SY")
+MAGIC_BYTES = 10
+CHUNK = 1 << 18
+#: Characters above which a page is left out. MediaWiki itself takes no more than 2 MiB.
+LONGEST_PAGE = 10_000_000
+
+
+@dataclass
+class Page:
+    """A page of a dump; `text` is None where it is longer than `LONGEST_PAGE`."""
+
+    title: str = ""
+    namespace: str = ""
+    text: str | None = ""
+    redirect: bool = False
+
+
+def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Page]:
+    """Yield the pages in those streams of a dump that begin within a range of bytes.
+
+    Args:
+        path: a dump, `.xml.bz2` or `.xml`; the latter is read whole.
+        start: first byte of the range.
+        end: byte after the range, or None for the end of the file.
+
+    Raises:
+        InputError: a file that was cut off, is no dump, or declares entities.
+    """
+    filesystem, inner = storage.resolve(path)
+    with filesystem.open_input_file(inner) as file:
+        size = file.size()
+        chunks = _streams(file, path, start, end or size) if path.endswith(".bz2") else _chunks(file, 0)
+        parser = _PageParser(path)
+        if start:
+            parser.feed(b"<mediawiki>")
+        empty = True
+        for chunk in chunks:
+            empty = False
+            yield from parser.feed(chunk)
+        if (end is None or end >= size) and not parser.closed and not (empty and start):
+            raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
+
+
+def site_of(path: str) -> str:
+    """Return what a page's title is put behind to give its address, from the head of a dump."""
+    filesystem, inner = storage.resolve(path)
+    with filesystem.open_input_file(inner) as file:
+        head = file.read(CHUNK)
+    if path.endswith(".bz2"):
+        head = bz2.BZ2Decompressor().decompress(head, max_length=CHUNK)
+    base = re.search(rb"<base>(.*/).*</base>", head)
+    return base[1].decode() if base else ""
+
+
+def check_whole(path: str) -> None:
+    """Raise `InputError` where a dump is no bz2 file, or its last stream was cut off."""
+    filesystem, inner = storage.resolve(path)
+    with filesystem.open_input_file(inner) as file:
+        if not STREAM.match(file.read(MAGIC_BYTES)):
+            raise InputError(f"{path}: not a bz2 file; a dump pages-articles*.xml.bz2 expected")
+        file.seek(max(0, file.size() - 16 * CHUNK))
+        tail = file.read()
+    streams = list(STREAM.finditer(tail))
+    if streams:
+        stream = bz2.BZ2Decompressor()
+        last = stream.decompress(tail[streams[-1].start() :])
+        if not stream.eof or not last.rstrip().endswith(b"</mediawiki>"):
+            raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
+
+
+def _chunks(file: pa.NativeFile, start: int) -> Iterator[bytes]:
+    file.seek(start)
+    while chunk := file.read(CHUNK):
+        yield chunk
+
+
+def _streams(file: pa.NativeFile, path: str, start: int, end: int) -> Iterator[bytes]:
+    """Yield, decompressed, the streams that begin in a range; each is read to its own end."""
+    position = _find_stream(file, start, end)
+    file.seek(position)
+    data = b""
+    while position < end:
+        stream = bz2.BZ2Decompressor()
+        try:
+            while not stream.eof:
+                if stream.needs_input:
+                    data = data or file.read(CHUNK)
+                    if not data:
+                        raise InputError(f"{path}: cut off in the bz2 stream at byte {position}; fetch it again")
+                text = stream.decompress(data, max_length=CHUNK)
+                data = b""
+                if text:
+                    yield text
+        except (OSError, EOFError) as error:
+            raise InputError(
+                f"{path}: the bz2 stream at byte {position} is damaged ({error}); fetch it again"
+            ) from error
+        data = stream.unused_data or file.read(CHUNK)
+        position = file.tell() - len(data)
+        if not data:
+            return
+
+
+def _find_stream(file: pa.NativeFile, start: int, end: int) -> int:
+    """Return where the first stream at or after a byte begins, or `end` where there is none."""
+    kept, at = b"", start
+    file.seek(start)
+    while at - len(kept) < end and (chunk := file.read(CHUNK)):
+        found = STREAM.search(kept + chunk)
+        if found:
+            return at - len(kept) + found.start()
+        at += len(chunk)
+        kept = (kept + chunk)[-MAGIC_BYTES + 1 :]
+    return end
+
+
+class _PageParser:
+    """Pages from XML fed in pieces; it holds one page at a time, and no more of it than `LONGEST_PAGE`."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.closed = path, False
+        self._pages: list[Page] = []
+        self._page, self._parts, self._length = Page(), None, 0
+        self._parser = expat.ParserCreate()
+        self._parser.buffer_text = True
+        self._parser.StartElementHandler = self._begin
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._take
+        self._parser.EntityDeclHandler = self._refuse
+
+    def feed(self, data: bytes) -> list[Page]:
+        """Return the pages that end in a piece."""
+        self._pages = []
+        try:
+            self._parser.Parse(data)
+        except expat.ExpatError as error:
+            after = f" after the page {self._page.title!r}" if self._page.title else ""
+            raise InputError(f"{self.path}: not well-formed XML{after} ({error}); fetch it again") from error
+        return self._pages
+
+    def _begin(self, tag: str, attributes: dict) -> None:
+        if tag == "page":
+            self._page = Page()
+        elif tag == "redirect":
+            self._page.redirect = True
+        elif tag in ("title", "ns", "text"):
+            self._parts, self._length = [], 0
+
+    def _take(self, data: str) -> None:
+        if self._parts is not None:
+            self._length += len(data)
+            if self._length <= LONGEST_PAGE:
+                self._parts.append(data)
+
+    def _end(self, tag: str) -> None:
+        if tag in ("title", "ns", "text"):
+            value = "".join(self._parts) if self._length <= LONGEST_PAGE else None
+            setattr(self._page, "namespace" if tag == "ns" else tag, value)
+            self._parts = None
+        elif tag == "page":
+            self._pages.append(self._page)
+        elif tag == "mediawiki":
+            self.closed = True
+
+    def _refuse(self, name: str, *_: object) -> None:
+        raise InputError(f"{self.path}: declares the XML entity {name!r}, which no dump does; it is not read")

@@ -1,0 +1,109 @@
+"""Retrieval measured: recall@k, MRR and nDCG of every kind of query, against the gold article or passage."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from sciqa import storage
+from sciqa.cluster import Summary
+from sciqa.errors import InputError
+from sciqa.exam.questions import Exam
+from sciqa.retrieval.contexts import Finder, RetrieveOptions, run_workers
+from sciqa.retrieval.search import fuse_hits
+
+#: Queries by vector and by words that are measured; with more than one of them, fused.
+SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("prompt",), ()),
+    (("whole",), ()),
+    (("mean",), ()),
+    (("options",), ()),
+    ((), ("prompt",)),
+    ((), ("whole",)),
+    ((), ("options",)),
+    (("mean",), ("prompt",)),
+    (("mean",), ("whole",)),
+    (("mean",), ("options",)),
+    (("mean",), ("prompt", "whole")),
+    (("mean",), ("prompt", "options")),
+    (("options",), ("options",)),
+)
+CUTS = (1, 5, 10)
+SCHEMA = pa.schema(
+    [("dense", pa.list_(pa.string())), ("words", pa.list_(pa.string())), ("questions", pa.int64())]
+    + [(f"recall_at_{k}", pa.float64()) for k in CUTS]
+    + [("mrr", pa.float64()), ("ndcg_at_10", pa.float64())]
+)
+
+
+def evaluate(options: RetrieveOptions, exam: Exam, index: dict) -> Summary:
+    """Measure every one of `SETTINGS` and write the figures to OUTPUT/retrieval.parquet.
+
+    Raises:
+        InputError: no question names a gold article or passage.
+    """
+    started = time.monotonic()
+    columns = set(storage.open_parquet(exam.path).schema_arrow.names)
+    if not columns & {"title", "passage_id"}:
+        raise InputError(f"{options.exam}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")
+    sums: Counter = Counter()
+    for row in run_workers(MeasureRankings, exam, options, index, list(range(exam.shards))):
+        sums.update(dict(zip(row["names"], row["sums"], strict=True)))
+    rows = []
+    for number, (dense, words) in enumerate(SETTINGS):
+        figures = {name: sums[f"{number} {name}"] / max(1, sums["gold"]) for name in SCHEMA.names[3:]}
+        rows.append({"dense": dense, "words": words, "questions": int(sums["gold"]), **figures})
+    path = storage.join(options.output, "retrieval.parquet")
+    storage.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    best = max(rows, key=lambda row: (row["recall_at_5"], row["mrr"]))
+    made = f"{len(rows)} settings on {int(sums['gold']):,} questions; best recall@5 {best['recall_at_5']:.3f} by "
+    made += " and ".join(f"{kind} {' '.join(best[kind])}" for kind in ("dense", "words") if best[kind])
+    return Summary("retrieve", path, made, time.monotonic() - started, {"evaluation": rows})
+
+
+def figures_of(rank: int) -> dict[str, float]:
+    """Return the figures of one question.
+
+    Args:
+        rank: place of the gold article among the distinct articles found, from 1; 0 where it was not found. With one
+            relevant item, nDCG is 1 / log2(1 + rank) (Järvelin and Kekäläinen 2002).
+    """
+    figures = {f"recall_at_{k}": float(0 < rank <= k) for k in CUTS}
+    figures["mrr"] = 1 / rank if rank else 0.0
+    figures["ndcg_at_10"] = 1 / float(np.log2(1 + rank)) if 0 < rank <= 10 else 0.0
+    return figures
+
+
+class MeasureRankings(Finder):
+    """Ray Data worker that ranks one shard of questions at a time by every setting."""
+
+    def __call__(self, row: dict) -> dict:
+        """Return sums of the figures over the questions that `row["part"]` numbers."""
+        questions = self.exam.read_shard(row["part"])
+        asked = [question for question in questions if question.get("title") or question.get("passage_id")]
+        depth = self.options.depth
+        lists = {
+            (kind, query): rank(asked, query, depth)
+            for kind, rank in enumerate((self.rank_dense, self.rank_words))
+            for query in {query for setting in SETTINGS for query in setting[kind]}
+            if asked
+        }
+        sums: Counter = Counter(gold=len(asked))
+        for number, setting in enumerate(SETTINGS if asked else ()):
+            several = [hits for kind in (0, 1) for query in setting[kind] for hits in lists[kind, query]]
+            rows = fuse_hits(several, depth).rows
+            passages = iter(self.index.passages(rows[rows >= 0]))
+            for question, found in zip(asked, rows, strict=True):
+                rank = _rank_of(question, [next(passages) for _ in found[found >= 0]])
+                sums.update({f"{number} {name}": figure for name, figure in figures_of(rank).items()})
+        return {"questions": len(questions), "names": list(sums), "sums": [float(value) for value in sums.values()]}
+
+
+def _rank_of(question: dict, passages: list[dict]) -> int:
+    """Return the place of the gold passage, or of the gold article among the distinct ones, from 1; 0 for none."""
+    if question.get("passage_id"):
+        names, gold = [passage["passage_id"] for passage in passages], question["passage_id"]
+    else:
+        names, gold = list(dict.fromkeys(passage["title"] for passage in passages)), question["title"]
+    return names.index(gold) + 1 if gold in names else 0

@@ -1,0 +1,43 @@
+"""Search by words: BM25 over the passages of one shard.
+
+BM25 as Lucene scores it (Robertson and Zaragoza 2009; bm25s), with the document frequencies of the shard itself, as
+distributed search engines do by default; terms are English stems, numbers and single letters included.
+"""
+
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import Stemmer
+
+TERM = r"(?u)\b\w+\b"
+
+
+def split_terms(texts: list[str]) -> list[list[str]]:
+    """Return the terms of each text."""
+    stemmer = Stemmer.Stemmer("english")
+    return bm25s.tokenize(texts, token_pattern=TERM, stemmer=stemmer, return_ids=False, show_progress=False)
+
+
+def write_words(folder: Path, texts: list[str]) -> None:
+    """Write the BM25 index of a shard's texts into a folder."""
+    terms = split_terms(texts)
+    numbers = {term: number for number, term in enumerate(sorted({term for text in terms for term in text}))}
+    index = bm25s.BM25()
+    index.index(([[numbers[term] for term in text] for text in terms], numbers), show_progress=False)
+    index.save(folder, show_progress=False)
+
+
+class WordIndex:
+    """A shard's BM25 index, its postings mapped from the folder that `write_words` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+
+    def search(self, terms: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and rows of the best passages that hold a term, at most k; of equal ones the first."""
+        known = [term for term in terms if term in self.index.vocab_dict]
+        scores = self.index.get_scores(known) if known else np.zeros(0, np.float32)
+        rows = np.flatnonzero(scores > 0)
+        rows = rows[np.lexsort((rows, -scores[rows]))[:k]]
+        return scores[rows], rows
