@@ -21,7 +21,7 @@ from sciqa.exam import ReportOptions, report
 from sciqa.exam.report import differences
 from sciqa.inference import PredictOptions, predict
 from sciqa.models.merge import MergeOptions, merge
-from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval import EvaluateOptions, IndexOptions, build_index, retrieve_or_evaluate
 from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 
 #: Every step: its function, its options and one line of help.
@@ -29,7 +29,7 @@ STEPS: dict[str, tuple[Callable, type, str]] = {
     "exam": (run_exam, RunExamOptions, "answer an exam: corpus, index, retrieve, predict and report"),
     "corpus": (build_passages, CorpusOptions, "turn articles into the passages table"),
     "index": (build_index, IndexOptions, "embed the passages and index them, shard by shard"),
-    "retrieve": (retrieve, RetrieveOptions, "find the passages of every question"),
+    "retrieve": (retrieve_or_evaluate, EvaluateOptions, "find the passages of every question, or measure how well"),
     "predict": (predict, PredictOptions, "rank the options of every question"),
     "finetune": (run_finetune, RunFinetuneOptions, "train an adapter, or a whole model, on questions with answers"),
     "merge": (merge, MergeOptions, "add an adapter's weights into its base model"),
@@ -105,24 +105,14 @@ def read_config(path: str, kind: type) -> list[str]:
 
 
 def show(summaries: list[Summary], seconds: float) -> None:
-    """Print what was made: the readers' figures as a table, then a line per step with its path."""
+    """Print what was made: figures as tables, then a line per step with its path."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     predicted = [summary.details for summary in summaries if summary.stage == "predict" and summary.details]
     if predicted:
-        table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-        for column in ("reader", "MAP@3", "accuracy", "log loss", "calibration error", "seconds"):
-            table.add_column(column, justify="left" if column == "reader" else "right")
-        for row in predicted:
-            table.add_row(
-                row["reader"],
-                f"{row['map_at_3']:.3f} [{row['map_at_3_low']:.3f}, {row['map_at_3_high']:.3f}]",
-                f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
-                f"{row['log_loss']:.3f}",
-                f"{row['calibration_error']:.3f}",
-                f"{row['seconds']:.0f}",
-            )
-        console.print(table)
+        console.print(_score_table(predicted))
     for summary in summaries:
+        if "evaluation" in summary.details:
+            console.print(_retrieval_table(summary.details["evaluation"]))
         for gain in differences(summary.details["readers"]) if summary.stage == "report" else []:
             if not predicted or {gain["reader"], gain["other"]} <= {row["reader"] for row in predicted}:
                 console.print(
@@ -134,6 +124,32 @@ def show(summaries: list[Summary], seconds: float) -> None:
         print(f"{summary.stage:<9} {summary.seconds:6.1f} s  {summary.made}\n{'':19}{summary.path}")
     if len(summaries) > 1:
         print(f"{'total':<9} {seconds:6.1f} s")
+
+
+def _score_table(readers: list[dict]) -> Table:
+    table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
+    for column in ("reader", "MAP@3", "accuracy", "log loss", "calibration error", "seconds"):
+        table.add_column(column, justify="left" if column == "reader" else "right")
+    for row in readers:
+        table.add_row(
+            row["reader"],
+            f"{row['map_at_3']:.3f} [{row['map_at_3_low']:.3f}, {row['map_at_3_high']:.3f}]",
+            f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
+            f"{row['log_loss']:.3f}",
+            f"{row['calibration_error']:.3f}",
+            f"{row['seconds']:.0f}",
+        )
+    return table
+
+
+def _retrieval_table(rows: list[dict]) -> Table:
+    table = Table(title=f"Retrieval, {rows[0]['questions']} questions", title_justify="left")
+    figures = [name for name in rows[0] if name not in ("dense", "words", "questions")]
+    for column in ("dense", "words", *figures):
+        table.add_column(column.replace("_at_", "@"), justify="right" if column in figures else "left")
+    for row in rows:
+        table.add_row(" ".join(row["dense"]), " ".join(row["words"]), *(f"{row[name]:.3f}" for name in figures))
+    return table
 
 
 def _quiet() -> None:

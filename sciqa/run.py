@@ -9,7 +9,7 @@ from sciqa.corpus.articles import find_sources
 from sciqa.exam import ReportOptions, open_exam, read_exam, report
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
-from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.index import check_index
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import check_answers
@@ -49,13 +49,8 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
 
 
 @dataclass(kw_only=True)
-class RunFinetuneOptions(CorpusOptions, IndexOptions, FinetuneOptions):
+class RunFinetuneOptions(CorpusOptions, FindOptions, FinetuneOptions):
     """Everything from corpus to adapter; with no options, SmolLM2 on the packaged exam and the demo corpus."""
-
-    top_k: int = 5
-    """Passages found for each question; --max-passages draws from them."""
-    context_passages: int = 1
-    """How many of them make the context of a question."""
 
 
 def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
@@ -69,8 +64,7 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     check_model(options)
     find_sources(options.corpus)
     check_index(options)
-    shared = {field.name: getattr(options, field.name) for field in fields(IndexOptions)}
-    shared |= {"top_k": options.top_k, "context_passages": options.context_passages}
+    shared = {field.name: getattr(options, field.name) for field in fields(FindOptions)}
     retrievals = [
         RetrieveOptions(
             **shared | {"output": storage.join(options.output, name), "exam": getattr(options, name)},

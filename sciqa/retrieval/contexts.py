@@ -30,11 +30,9 @@ Query = Literal["prompt", "whole", "mean", "options"]
 
 
 @dataclass(kw_only=True)
-class RetrieveOptions(ExamOptions, IndexOptions):
-    """What is found for each question."""
+class FindOptions(IndexOptions):
+    """How passages are found, and how they become a context."""
 
-    contexts: str | None = None
-    """Folder of the contexts table; by default OUTPUT/contexts."""
     dense: tuple[Query, ...] = ("mean",)
     """Queries by vector: `prompt`, `whole` (with all options), their `mean`, `options` (with each option)."""
     words: tuple[Literal["prompt", "whole", "options"], ...] = ("options",)
@@ -59,19 +57,28 @@ class RetrieveOptions(ExamOptions, IndexOptions):
     """Most tokens (the embedder's) of those sentences."""
     context_order: Literal["text", "nearest"] = "text"
     """Sentences as they follow each other in the passages, or the nearest first."""
-    evaluate: bool = False
-    """Only measure: recall, MRR and nDCG of every kind of query, as a table, against the exam's column `title` (gold
-    article) or `passage_id`."""
 
     def __post_init__(self) -> None:
-        """Fill the default folder and check the numbers."""
+        """Check the numbers."""
         super().__post_init__()
-        self.contexts = self.contexts or storage.join(self.output, "contexts")
         self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
         if not 1 <= self.context_passages <= self.top_k:
             raise InputError(f"--context-passages: {self.context_passages} given, 1 to --top-k ({self.top_k}) expected")
         if not self.dense and not self.words:
             raise InputError("--dense: none given and no --words, at least one query of either expected")
+
+
+@dataclass(kw_only=True)
+class RetrieveOptions(ExamOptions, FindOptions):
+    """What is found for each question."""
+
+    contexts: str | None = None
+    """Folder of the contexts table; by default OUTPUT/contexts."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folder."""
+        super().__post_init__()
+        self.contexts = self.contexts or storage.join(self.output, "contexts")
 
 
 #: Options that the passages found, and the text made of them, follow from.
@@ -92,10 +99,6 @@ def retrieve(options: RetrieveOptions) -> Summary:
     check_index(options)
     index = read_index_manifest(options.index)
     storage.check_writable(options.contexts)
-    if options.evaluate:
-        from sciqa.retrieval.evaluate import evaluate
-
-        return evaluate(options, exam, index)
     inputs = {
         "exam": exam.sha256,
         "index": storage.fingerprint(index),

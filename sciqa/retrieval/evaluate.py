@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pyarrow as pa
 from sciqa import storage
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
-from sciqa.exam.questions import Exam
-from sciqa.retrieval.contexts import Finder, RetrieveOptions, run_workers
+from sciqa.exam.questions import open_exam
+from sciqa.retrieval.contexts import Finder, RetrieveOptions, retrieve, run_workers
+from sciqa.retrieval.index import check_index, read_index_manifest
 from sciqa.retrieval.search import fuse_hits
 
 #: Queries by vector and by words that are measured; with more than one of them, fused.
@@ -37,13 +39,30 @@ SCHEMA = pa.schema(
 )
 
 
-def evaluate(options: RetrieveOptions, exam: Exam, index: dict) -> Summary:
+@dataclass(kw_only=True)
+class EvaluateOptions(RetrieveOptions):
+    """What is found for each question, or how well."""
+
+    evaluate: bool = False
+    """Only measure: recall, MRR and nDCG of every kind of query, as a table, against the exam's column `title` (gold
+    article) or `passage_id`."""
+
+
+def retrieve_or_evaluate(options: EvaluateOptions) -> Summary:
+    """Write the contexts table, or with `evaluate` measure; see `retrieve` and `evaluate`."""
+    return evaluate(options) if options.evaluate else retrieve(options)
+
+
+def evaluate(options: RetrieveOptions) -> Summary:
     """Measure every one of `SETTINGS` and write the figures to OUTPUT/retrieval.parquet.
 
     Raises:
-        InputError: no question names a gold article or passage.
+        InputError: a bad exam or index, or an exam of which no question names a gold article or passage.
     """
     started = time.monotonic()
+    exam = open_exam(options)
+    check_index(options)
+    index = read_index_manifest(options.index)
     columns = set(storage.open_parquet(exam.path).schema_arrow.names)
     if not columns & {"title", "passage_id"}:
         raise InputError(f"{options.exam}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")

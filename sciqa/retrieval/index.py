@@ -283,7 +283,7 @@ def train_index(row: dict, options: IndexOptions) -> dict:
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs meanwhile
     shards = row["part"]
     step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
-    taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step] for shard in shards]
+    taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step].copy() for shard in shards]
     sample = np.concatenate(taken).astype(np.float32)
     index = empty_index(options, sample.shape[1])
     try:
