@@ -105,6 +105,12 @@ def load_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
+def longest_text(name: str) -> int | None:
+    """Return the tokens of a text that a sentence-transformers model reads, None where it does not tell."""
+    about = Path(find_model(name).folder) / "sentence_bert_config.json"
+    return json.loads(about.read_text(encoding="utf-8")).get("max_seq_length") if about.exists() else None
+
+
 def model_family(name: str) -> Family:
     """Return what kind of reader a model is, from its configuration.
 

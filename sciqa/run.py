@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from sciqa import storage
 from sciqa.cluster import Summary
 from sciqa.corpus import CorpusOptions, build_passages
-from sciqa.corpus.articles import find_sources
+from sciqa.corpus.passages import check_corpus
 from sciqa.exam import ReportOptions, open_exam, read_exam, report
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
@@ -38,7 +38,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         check_reader(options)
     summaries = []
     if readers != ["closed-book"]:
-        find_sources(options.corpus)
+        check_corpus(options)
         check_index(options)
         summaries += [build_passages(options), build_index(options), retrieve(options)]
     summaries += [
@@ -62,7 +62,7 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     for name in ("train", "validation"):
         check_answers(read_exam(getattr(options, name)), getattr(options, name))
     check_model(options)
-    find_sources(options.corpus)
+    check_corpus(options)
     check_index(options)
     shared = {field.name: getattr(options, field.name) for field in fields(FindOptions)}
     retrievals = [

@@ -109,6 +109,11 @@ def test_the_demo_corpus_is_whole():
     assert all(article["title"] and article["text"] for article in articles)
 
 
+def test_passages_longer_than_the_embedder_reads_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--passage-tokens: 300 given, but all-MiniLM-L6-v2 reads no more than 256"):
+        build_passages(CorpusOptions(output=str(tmp_path), passage_tokens=300))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -142,15 +147,15 @@ def reworded(text, number):
 
 def test_repeats_are_dropped_wherever_they_stand_however_the_corpus_is_split(tmp_path, cluster):
     others = list(islice(read_articles("demo"), 60))
-    near = {"title": "Water again", "text": reworded(LONG, 1007)}
+    near = {"title": "Wine", "text": reworded(LONG, 8)}
     rows = [ARTICLES[0], *others, near, *others[:5], {"title": "Ice", "text": "Ice is not water that is frozen."}]
     write_jsonl(tmp_path / "a.jsonl", rows)
-    first, one = build(tmp_path, tmp_path / "a.jsonl", "one", passage_tokens=512)
-    second, many = build(tmp_path, tmp_path / "a.jsonl", "many", passage_tokens=512, part_bytes=4000, shard_passages=9)
+    first, one = build(tmp_path, tmp_path / "a.jsonl", "one", passage_tokens=256)
+    second, many = build(tmp_path, tmp_path / "a.jsonl", "many", passage_tokens=256, part_bytes=4000, shard_passages=9)
     assert passages_of(first) == passages_of(second)
     assert len(many.details["shards"]) > len(one.details["shards"])
     titles = [row["title"] for row in passages_of(first)]
-    assert "Water again" not in titles
+    assert "Wine" not in titles
     assert titles.count("Ice") == 1
     assert (
         one.details["duplicates"]

@@ -18,7 +18,7 @@ from sciqa.corpus import duplicates
 from sciqa.corpus.articles import Piece, find_sources, read_articles, split_sources
 from sciqa.corpus.windows import Splitter
 from sciqa.errors import InputError
-from sciqa.hub import find_model, load_tokenizer
+from sciqa.hub import find_model, load_tokenizer, longest_text
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
 
@@ -65,7 +65,7 @@ def build_passages(options: CorpusOptions) -> Summary:
         InputError: a corpus that cannot be read, with file, row and column.
     """
     started = time.monotonic()
-    sources = find_sources(options.corpus)
+    sources = check_corpus(options)
     removed = _read_titles(options.remove) if options.remove else []
     storage.check_writable(options.passages)
     cut = {
@@ -86,6 +86,20 @@ def build_passages(options: CorpusOptions) -> Summary:
         storage.finish(options.passages, manifest)
         _tidy(options.passages, manifest)
     return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
+
+
+def check_corpus(options: CorpusOptions) -> list[tuple[str, list]]:
+    """Return the files of the corpus, as `find_sources` does.
+
+    Raises:
+        InputError: a corpus that cannot be read, or passages longer than the embedder reads.
+    """
+    longest = longest_text(options.embedder)
+    if longest and options.passage_tokens > longest:
+        raise InputError(
+            f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"
+        )
+    return find_sources(options.corpus)
 
 
 def _read_titles(path: str) -> list[str]:

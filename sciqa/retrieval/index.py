@@ -21,6 +21,8 @@ from sciqa.retrieval.embedder import Backend, load_embedder
 MANIFEST = "manifest.json"
 #: Passages that are read together from a shard's table.
 ROW_GROUP = 128
+#: Vectors that FAISS is given at once, in float32.
+ADDED = 16_384
 
 
 @dataclass(kw_only=True)
@@ -315,7 +317,8 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
         index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     else:
         index = empty_index(options, vectors.shape[1])
-    index.add(vectors.astype(np.float32))
+    for start in range(0, len(vectors), ADDED):
+        index.add(vectors[start : start + ADDED].astype(np.float32))
     digests = {"index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index))}
     table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
     with tempfile.TemporaryDirectory() as aside:

@@ -38,6 +38,7 @@ class WordIndex:
         """Return scores and rows of the best passages that hold a term, at most k; of equal ones the first."""
         known = [term for term in terms if term in self.index.vocab_dict]
         scores = self.index.get_scores(known) if known else np.zeros(0, np.float32)
-        rows = np.flatnonzero(scores > 0)
+        least = np.partition(scores, -k)[-k] if k < len(scores) else 0
+        rows = np.flatnonzero((scores > 0) & (scores >= least))
         rows = rows[np.lexsort((rows, -scores[rows]))[:k]]
         return scores[rows], rows
