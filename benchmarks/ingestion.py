@@ -46,7 +46,7 @@ def run(first: str, dump: str, cpus: int) -> dict:
 
 def main() -> None:
     """Print the rates at 1, 2 and 4 times a number of articles on two cores, and at 2 times it on one."""
-    articles = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    articles = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
     with tempfile.TemporaryDirectory() as folder:
         dumps = {}
         for size in (200, articles, 2 * articles, 4 * articles):
