@@ -148,15 +148,17 @@ def undisturbed(tmp_path_factory, exam_command):
     return tables(output)
 
 
-def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, exam_command, undisturbed):
+@pytest.mark.parametrize("record", ["embedded.json", "shard.json"])
+def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, exam_command, undisturbed, record):
     command = [sys.executable, "-m", "sciqa", *map(str, exam_command), "--num-cpus", "2", "--output", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while not (finished := list(tmp_path.glob("index/*/embedded.json"))):
+        while not (finished := list(tmp_path.glob(f"index/*/{record}"))):
             assert run.poll() is None
             time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("index/*/embedded.json")}
-    assert 0 < len(finished) < len(undisturbed["vectors"])
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"index/*/{record}")}
+    assert 0 < len(finished) <= len(undisturbed["vectors"])
+    assert not (tmp_path / "index" / "manifest.json").exists()
     result = sciqa(*exam_command, "--num-cpus", 2, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())

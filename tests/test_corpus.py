@@ -74,6 +74,7 @@ def test_a_sentence_longer_than_a_passage_is_cut_between_words():
 
 def test_jsonl_and_parquet_give_the_same_passages_at_any_shard_size(tmp_path, cluster):
     write_jsonl(tmp_path / "a.jsonl", ARTICLES)
+    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")  # a blank line is no row
     pq.write_table(pa.Table.from_pylist(ARTICLES), tmp_path / "a.parquet")
     first, _ = build(tmp_path, tmp_path / "a.jsonl", "one", passage_tokens=64)
     second, summary = build(tmp_path, tmp_path / "a.parquet", "two", passage_tokens=64, shard_passages=2)

@@ -15,7 +15,7 @@ import pytest
 from dump import write_dump
 
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus import CorpusOptions, build_passages, wikitext
 from sciqa.corpus import dump as reader
 from sciqa.corpus.articles import find_sources, read_articles, split_sources
 from sciqa.errors import InputError
@@ -107,6 +107,15 @@ def test_a_huge_page_and_broken_wikitext_are_counted_not_held(tmp_path, cluster)
     assert made["skipped"] == {"too long": 1}
     assert made["articles"] == 2
     assert {row["title"] for row in rows} == {"Broken", "Ice"}
+
+
+def test_a_page_that_the_parser_fails_on_is_counted(tmp_path, monkeypatch):
+    def fail(text):
+        raise ValueError(text)
+
+    path = write_pages(tmp_path / "a.xml.bz2", ("Ice", "Ice is frozen water."))
+    monkeypatch.setattr(wikitext, "read_sections", fail)
+    assert read_all(path, part_bytes=10_000) == {"unreadable wikitext": 1}
 
 
 BOMB = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'

@@ -136,7 +136,11 @@ def _read_dump(path: str, start: int, end: int | None, counts: Counter) -> Itera
             counts["disambiguation"] += 1
         else:
             url = site and site + quote(page.title.replace(" ", "_"))
-            sections = wikitext.read_sections(page.text)
+            try:
+                sections = wikitext.read_sections(page.text)
+            except Exception:  # whatever one page does to the parser, the other millions are read
+                counts["unreadable wikitext"] += 1
+                continue
             yield [{"title": page.title, "section": name, "text": text, "url": url} for name, text in sections]
 
 
@@ -212,11 +216,15 @@ def _read_jsonl(path: str, start: int, end: int | None) -> Iterator[tuple[int, d
         file.seek(max(0, start - 1))
         at = file.tell() + len(file.readline()) if start else 0
         while (end is None or at < end) and (line := file.readline()):
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise InputError(f"{_place(path, at)}, byte {error.start + 1}: not UTF-8") from error
-            except ValueError as error:
-                raise InputError(f"{_place(path, at)}: not JSON ({error}); one article a line expected") from error
-            yield at, row
+            if line.strip():
+                yield at, _parse_line(path, at, line)
             at += len(line)
+
+
+def _parse_line(path: str, at: int, line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{_place(path, at)}, byte {error.start + 1}: not UTF-8") from error
+    except ValueError as error:
+        raise InputError(f"{_place(path, at)}: not JSON ({error}); one article a line expected") from error
