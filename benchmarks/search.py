@@ -3,7 +3,7 @@
 Vectors are those of the demo corpus, each repeated with noise until there are enough (noise of length NOISE, then unit
 length again), and queries are made the same way. They stand in shards of 125,000, which are indexed and searched as by
 `sciqa index --factory` and `sciqa retrieve`, by two search actors of one thread each. Memory is the highest resident
-set of any process of the run, read while it runs.
+set of any worker, as the kernel keeps it.
 Usage: python benchmarks/search.py [VECTORS ...]
 """
 
@@ -24,7 +24,7 @@ from sciqa import cluster, storage
 from sciqa.cluster import RunOptions
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.retrieval import IndexOptions, build_index
-from sciqa.retrieval.index import _index, _train
+from sciqa.retrieval.index import index_shards, train_factory
 from sciqa.retrieval.search import ShardedIndex
 
 SHARD, NOISE, QUERIES, BATCH, ROUNDS = 125_000, 0.7, 1024, 256, 3
@@ -92,7 +92,7 @@ def build(index: str, shards: list[dict], factory: str) -> tuple[dict, float, fl
     """Index all shards by a factory; return the manifest, seconds, and the peak memory of a process."""
     options = IndexOptions(index=index, factory=factory, vector_type="float16")
     peak, started = Peak(), time.monotonic()
-    records = _index(shards, options, _train(options, shards))
+    records = index_shards(shards, options, train_factory(options, shards))
     records.sort(key=lambda record: record["name"])
     return {"shards": records, "factory": factory}, time.monotonic() - started, peak.stop()
 

@@ -105,10 +105,28 @@ def load_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
+def read_about(name: str, file: str) -> dict | list:
+    """Return what a JSON file in a model's folder holds, {} where there is no such file."""
+    path = Path(find_model(name).folder) / file
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: {path} cannot be read ({error})") from error
+
+
 def longest_text(name: str) -> int | None:
     """Return the tokens of a text that a sentence-transformers model reads, None where it does not tell."""
-    about = Path(find_model(name).folder) / "sentence_bert_config.json"
-    return json.loads(about.read_text(encoding="utf-8")).get("max_seq_length") if about.exists() else None
+    return read_about(name, "sentence_bert_config.json").get("max_seq_length")
+
+
+def vector_size(name: str) -> int | None:
+    """Return the dimension of a sentence-transformers model's vectors, None where its modules do not tell."""
+    for module in reversed(read_about(name, "modules.json")):
+        about = read_about(name, f"{module['path']}/config.json")
+        for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
+            if key in about:
+                return about[key]
+    return None
 
 
 def model_family(name: str) -> Family:
@@ -141,11 +159,9 @@ def has_trained_head(name: str) -> bool:
 
 
 def _read_config(name: str) -> dict:
-    config = Path(find_model(name).folder) / "config.json"
-    try:
-        return json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {config} cannot be read ({error})") from error
+    if not (about := read_about(name, "config.json")):
+        raise InputError(f"{name}: no config.json in {find_model(name).folder}")
+    return about
 
 
 def check_base(folder: str, model: str) -> None:

@@ -110,6 +110,12 @@ def test_the_demo_corpus_is_whole():
     assert all(article["title"] and article["text"] for article in articles)
 
 
+def test_an_empty_corpus_is_refused(tmp_path, cluster):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"a\.jsonl: empty; files with articles expected"):
+        build(tmp_path, tmp_path / "a.jsonl")
+
+
 def test_passages_longer_than_the_embedder_reads_are_refused(tmp_path):
     with pytest.raises(InputError, match="--passage-tokens: 300 given, but all-MiniLM-L6-v2 reads no more than 256"):
         build_passages(CorpusOptions(output=str(tmp_path), passage_tokens=300))

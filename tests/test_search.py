@@ -11,7 +11,7 @@ from sciqa import storage
 from sciqa.corpus.windows import embedded_text
 from sciqa.errors import find_input_error
 from sciqa.retrieval import IndexOptions, search
-from sciqa.retrieval.index import ROW_GROUP, _train, read_index_manifest, write_index
+from sciqa.retrieval.index import ROW_GROUP, read_index_manifest, train_factory, write_index
 from sciqa.retrieval.search import Hits, ShardedIndex, StoredVectors, fuse_hits, merge_hits, search_flat
 from sciqa.retrieval.words import split_terms
 
@@ -40,7 +40,7 @@ def make_index(folder, vectors, shards, **options):
         record = {"name": name, "rows": len(rows), "dimension": DIMENSION, "sha256": {}}
         storage.write_json(str(folder / name / "embedded.json"), record)
         named.append({"name": name, "rows": len(rows), "sha256": ""})
-    trained = _train(options, named)
+    trained = train_factory(options, named)
     records = [write_index({"part": shard}, options, trained)["record"] for shard in named]
     return {"shards": records, "factory": options.factory}
 

@@ -16,8 +16,6 @@ from sciqa.hub import packaged_path
 FIELDS = ("title", "section", "text", "url")
 KINDS = ("xml.bz2", "xml", "parquet", "jsonl", "txt", "pdf")
 DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"
-#: Characters above which a text is left out.
-LONGEST = dump.LONGEST_PAGE
 
 
 class Piece(TypedDict):
@@ -109,12 +107,11 @@ def read_articles(path: str, start: int = 0, end: int | None = None, counts: Cou
     elif path.endswith(".pdf"):
         articles = _read_pdf(path, counts)
     else:
-        articles = iter([_read_demo()] if path == "demo" else [[_read_text(path)]])
-        articles = ([row] for rows in articles for row in rows)
+        articles = _read_demo() if path == "demo" else _read_text(path)
     for sections in articles:
         if not any(row["text"].strip() for row in sections):
             counts["no text"] += 1
-        elif any(len(row["text"]) > LONGEST for row in sections):
+        elif any(len(row["text"]) > dump.LONGEST_PAGE for row in sections):
             counts["too long"] += 1
         else:
             counts["articles"] += 1
@@ -144,21 +141,21 @@ def _read_dump(path: str, start: int, end: int | None, counts: Counter) -> Itera
             yield [{"title": page.title, "section": name, "text": text, "url": url} for name, text in sections]
 
 
-def _read_demo() -> Iterator[dict]:
+def _read_demo() -> Iterator[list[dict]]:
     articles = json.loads(packaged_path("demo").read_text(encoding="utf-8"))
     for article in articles.values():
         title = article["title"]
         url = f"https://en.wikipedia.org/wiki/{quote(title.replace(' ', '_'))}"
-        yield {"title": title, "section": "", "text": article["extract"], "url": url}
+        yield [{"title": title, "section": "", "text": article["extract"], "url": url}]
 
 
-def _read_text(path: str) -> dict:
+def _read_text(path: str) -> Iterator[list[dict]]:
     data = storage.read_bytes(path)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, byte {error.start + 1}: not UTF-8") from error
-    return {"title": PurePosixPath(path).stem, "section": "", "text": text, "url": path}
+    yield [{"title": PurePosixPath(path).stem, "section": "", "text": text, "url": path}]
 
 
 def _read_pdf(path: str, counts: Counter) -> Iterator[list[dict]]:

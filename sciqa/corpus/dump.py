@@ -44,7 +44,9 @@ def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Pa
     filesystem, inner = storage.resolve(path)
     with filesystem.open_input_file(inner) as file:
         size = file.size()
-        chunks = _streams(file, path, start, end or size) if path.endswith(".bz2") else _chunks(file, 0)
+        chunks = (
+            _streams(file, path, start, end or size) if path.endswith(".bz2") else iter(lambda: file.read(CHUNK), b"")
+        )
         parser = _PageParser(path)
         if start:
             parser.feed(b"<mediawiki>")
@@ -81,12 +83,6 @@ def check_whole(path: str) -> None:
         last = stream.decompress(tail[streams[-1].start() :])
         if not stream.eof or not last.rstrip().endswith(b"</mediawiki>"):
             raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
-
-
-def _chunks(file: pa.NativeFile, start: int) -> Iterator[bytes]:
-    file.seek(start)
-    while chunk := file.read(CHUNK):
-        yield chunk
 
 
 def _streams(file: pa.NativeFile, path: str, start: int, end: int) -> Iterator[bytes]:

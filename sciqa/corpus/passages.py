@@ -74,12 +74,10 @@ def build_passages(options: CorpusOptions) -> Summary:
         "overlap": options.passage_overlap,
         "shard": options.shard_passages,
     }
-    present = storage.begin(options.passages, cut)
     inputs = storage.fingerprint([sources, removed, options.part_bytes])
-    kept = storage.MANIFEST in present and storage.read_manifest(options.passages, "corpus")["inputs"] == inputs
-    if kept:
-        manifest = storage.read_manifest(options.passages, "corpus")
-    else:
+    whole = storage.MANIFEST in storage.begin(options.passages, cut)
+    manifest = storage.read_manifest(options.passages, "corpus") if whole else {}
+    if not (kept := manifest.get("inputs") == inputs):
         storage.delete(storage.join(options.passages, storage.MANIFEST))
         cluster.connect(options)
         manifest = _build(options, sources, removed) | {"inputs": inputs}
@@ -125,6 +123,8 @@ def _build(options: CorpusOptions, sources: list[tuple[str, list]], removed: lis
         {"number": number, "pieces": pieces, "key": storage.fingerprint([[p, about[p["path"]]] for p in pieces])}
         for number, pieces in enumerate(split_sources(sources, options.part_bytes))
     ]
+    if not parts:
+        raise InputError(f"{', '.join(options.corpus)}: empty; files with articles expected")
     split = _run(parts, split_part, "passages", "parts", options=options)
     paths = [_part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
     hashes = np.array([duplicates.title_hash(title) for title in removed], np.uint64)
@@ -161,15 +161,15 @@ def _run(parts: list[dict], function: object, stage: str, unit: str, **arguments
     return sorted((row["done"] for row in done), key=lambda row: row["number"])
 
 
-def _part_path(folder: str, part: int, name: str) -> str:
-    return storage.join(folder, "_parts", f"{part:05d}", name)
+def _part_path(folder: str, part: int, *names: str) -> str:
+    return storage.join(folder, "_parts", f"{part:05d}", *names)
 
 
 def split_part(row: dict, options: CorpusOptions) -> dict:
     """Write one part's passages, duplicates and all, and the entries that find those; its record comes last."""
     part = row["part"]
-    folder = _part_path(options.passages, part["number"], "")
-    record = _part_path(options.passages, part["number"], "part.json")
+    folder = _part_path(options.passages, part["number"])
+    record = storage.join(folder, "part.json")
     if storage.exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
         return {"done": done}
     storage.delete(folder)
@@ -185,7 +185,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         signatures.append(duplicates.sign([passage["text"] for passage in chunk]))
         titles.append(np.array([duplicates.title_hash(passage["title"]) for passage in chunk], np.uint64))
         chunks, rows = chunks + 1, rows + len(chunk)
-    entries = _part_path(options.passages, part["number"], "entries.arrow")
+    entries = storage.join(folder, "entries.arrow")
     duplicates.write_entries(entries, np.concatenate(signatures), np.concatenate(titles))
     done = {"number": part["number"], "key": part["key"], "articles": counts.pop("articles", 0)}
     done |= {"skipped": dict(counts), "passages": rows, "chunks": chunks}

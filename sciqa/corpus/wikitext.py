@@ -539,7 +539,7 @@ FIRST = (
     "nobold", "noitalic", "normal", "vanchor", "visible anchor", "notatypo", "not a typo", "as written", "sic",
     "linktext", "center", "block indent", "blockindent", "bi", "columns-list", "chem name", "chemical formula",
     "subatomicparticle", "subatomic particle", "allele", "flag", "flagcountry", "flagu", "cn span",
-    "citation needed span", "clarify span", "bold", "italic", "wikt", "equationref", "ill", "no.", "unité",
+    "citation needed span", "clarify span", "bold", "italic", "wikt", "equationref", "no.", "unité",
 )
 SECOND = (
     "lang", "wikt-lang", "langx", "script", "color", "colour", "font color", "fontcolor", "colored text", "sort", "hs",

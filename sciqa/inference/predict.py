@@ -155,7 +155,8 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
             )
         inputs["contexts"] = contexts
     if options.reader == "retrieval":
-        return inputs | {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
+        inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
+        return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
     check_reader(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
@@ -197,7 +198,8 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
         kind, arguments = "blend", {"weights": list(inputs["blend"].values())}
         sources = [answers_path(options.output, name) for name in options.blend]
     elif options.reader == "retrieval":
-        kind, arguments = "retrieval", {"embed": options.embed_arguments(workers)}
+        prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
+        kind, arguments = "retrieval", {"embed": options.embed_arguments(workers), **prefixes}
     else:
         kind = "model"
         given = {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}

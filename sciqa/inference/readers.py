@@ -50,15 +50,16 @@ class ModelReader:
 class RetrievalReader:
     """No language model: an option scores the cosine of question and option to the nearest found passage."""
 
-    def __init__(self, embed: dict) -> None:
+    def __init__(self, embed: dict, query_prefix: str, passage_prefix: str) -> None:
         self.embedder = load_embedder(**embed)
+        self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[np.ndarray]:
         """See `Reader.score`."""
         contexts = [context for (context,) in found]
-        asked = [f"{q['prompt']} {option}" for q in questions for option in options_of(q).values()]
+        asked = [f"{self.query_prefix}{q['prompt']} {option}" for q in questions for option in options_of(q).values()]
         passages = [passage for context in contexts for passage in context["passages"]]
-        texts = [embedded_text(p["title"], p["section"], p["text"]) for p in passages]
+        texts = [self.passage_prefix + embedded_text(p["title"], p["section"], p["text"]) for p in passages]
         asked_vectors, found_vectors = iter(self.embedder.encode(asked)), iter(self.embedder.encode(texts))
         scores = []
         for question, context in zip(questions, contexts, strict=True):

@@ -81,13 +81,6 @@ class RetrieveOptions(ExamOptions, FindOptions):
         self.contexts = self.contexts or storage.join(self.output, "contexts")
 
 
-#: Options that the passages found, and the text made of them, follow from.
-FINDING = (
-    "dense", "words", "depth", "candidates", "search_parameters", "rerank_passages", "top_k",
-    "context_passages", "context_sentences", "context_tokens", "context_order",
-)  # fmt: skip
-
-
 def retrieve(options: RetrieveOptions) -> Summary:
     """Write the contexts table: `id`, `passages` (best first, with scores) and `context` of every question.
 
@@ -103,8 +96,8 @@ def retrieve(options: RetrieveOptions) -> Summary:
         "exam": exam.sha256,
         "index": storage.fingerprint(index),
         "prefix": options.prefix("query"),
+        **{name: getattr(options, name) for name in FindOptions.__annotations__},
         "rerank": find_model(options.rerank).revision if options.rerank else None,
-        **{name: getattr(options, name) for name in FINDING},
     }
     present = storage.begin(options.contexts, inputs)
     if kept := storage.MANIFEST in present:
@@ -172,25 +165,37 @@ class Finder:
     def __init__(self, exam: Exam, options: RetrieveOptions, index: ShardedIndex, embed: dict) -> None:
         self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
-        self.prefix = options.prefix("query")
+        self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
+        self.questions: list[dict] = []
+        self._vectors: dict[Query, list[np.ndarray]] = {}
 
-    def embed(self, questions: list[dict], query: Query) -> list[np.ndarray]:
-        """Return the vectors of a kind of query, unit vectors of shape (questions, dimension) for each ranking."""
-        if query == "mean":
-            (prompt,), (whole,) = self.embed(questions, "prompt"), self.embed(questions, "whole")
-            mean = prompt + whole
-            return [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
-        texts = query_texts(questions, query)
-        vectors = self.embedder.encode([self.prefix + text for ranking in texts for text in ranking])
-        return np.split(vectors, len(texts))
+    def take(self, questions: list[dict]) -> None:
+        """Set the questions that the other methods are about."""
+        self.questions, self._vectors = questions, {}
 
-    def rank_dense(self, questions: list[dict], query: Query, k: int) -> list[Hits]:
+    def embed(self, texts: list[str], kind: Literal["query", "passage"]) -> np.ndarray:
+        """Return unit vectors of texts, shape (texts, dimension)."""
+        return self.embedder.encode([self.prefixes[kind] + text for text in texts])
+
+    def vectors(self, query: Query) -> list[np.ndarray]:
+        """Return the vectors of a kind of query, shape (questions, dimension), one array for each of its rankings."""
+        if query not in self._vectors:
+            if query == "mean":
+                mean = self.vectors("prompt")[0] + self.vectors("whole")[0]
+                self._vectors[query] = [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
+            else:
+                texts = query_texts(self.questions, query)
+                vectors = self.embed([text for ranking in texts for text in ranking], "query")
+                self._vectors[query] = np.split(vectors, len(texts))
+        return self._vectors[query]
+
+    def rank_dense(self, query: Query, k: int) -> list[Hits]:
         """Return a kind of query's rankings by vector."""
-        return [self.index.search(vectors, k) for vectors in self.embed(questions, query)]
+        return [self.index.search(vectors, k) for vectors in self.vectors(query)]
 
-    def rank_words(self, questions: list[dict], query: Query, k: int) -> list[Hits]:
+    def rank_words(self, query: Query, k: int) -> list[Hits]:
         """Return a kind of query's rankings by BM25."""
-        return [self.index.search_words(texts, k) for texts in query_texts(questions, query)]
+        return [self.index.search_words(texts, k) for texts in query_texts(self.questions, query)]
 
 
 class FindContexts(Finder):
@@ -209,13 +214,14 @@ class FindContexts(Finder):
     def __call__(self, row: dict) -> dict:
         """Write the part of the contexts table that `row["part"]` numbers."""
         questions, options = self.exam.read_shard(row["part"]), self.options
-        found = self._passages(questions, options.rerank_passages if options.rerank else options.top_k)
+        self.take(questions)
+        found = self._passages(options.rerank_passages if options.rerank else options.top_k)
         if options.rerank:
-            found = self._judge(questions, found)
+            found = self._judge(found)
         found = [passages[: options.top_k] for passages in found]
         read = [passages[: options.context_passages] for passages in found]
         if options.context_sentences or options.context_tokens:
-            read = self._sentences(questions, read)
+            read = self._sentences(read)
         contexts = [
             {"id": question["id"], "passages": passages, "context": context_text(question, chosen)}
             for question, passages, chosen in zip(questions, found, read, strict=True)
@@ -223,12 +229,12 @@ class FindContexts(Finder):
         storage.write_table(_part_path(options.contexts, row["part"]), pa.Table.from_pylist(contexts, schema=SCHEMA))
         return _count(questions, contexts)
 
-    def _passages(self, questions: list[dict], k: int) -> list[list[dict]]:
+    def _passages(self, k: int) -> list[list[dict]]:
         dense, words = self.options.dense, self.options.words
         fused = len(dense + words) > 1 or "options" in dense + words
         depth = max(k, self.options.depth) if fused else k
-        lists = [hits for query in dense for hits in self.rank_dense(questions, query, depth)]
-        lists += [hits for query in words for hits in self.rank_words(questions, query, depth)]
+        lists = [hits for query in dense for hits in self.rank_dense(query, depth)]
+        lists += [hits for query in words for hits in self.rank_words(query, depth)]
         hits = fuse_hits(lists, k) if len(lists) > 1 else lists[0]
         there = hits.rows >= 0
         passages = iter(self.index.passages(hits.rows[there]))
@@ -237,9 +243,9 @@ class FindContexts(Finder):
             for scores, mask in zip(hits.scores, there, strict=True)
         ]
 
-    def _judge(self, questions: list[dict], found: list[list[dict]]) -> list[list[dict]]:
+    def _judge(self, found: list[list[dict]]) -> list[list[dict]]:
         """Put each question's passages in the order of the cross-encoder, with its scores."""
-        (asked,) = query_texts(questions, "whole")
+        (asked,) = query_texts(self.questions, "whole")
         pairs = [
             (text, embedded_text(p["title"], p["section"], p["text"]))
             for text, passages in zip(asked, found, strict=True)
@@ -249,34 +255,36 @@ class FindContexts(Finder):
         judged = [[passage | {"score": next(scores)} for passage in passages] for passages in found]
         return [sorted(passages, key=lambda passage: -passage["score"]) for passages in judged]
 
-    def _sentences(self, questions: list[dict], found: list[list[dict]]) -> list[list[dict]]:
+    def _sentences(self, found: list[list[dict]]) -> list[list[dict]]:
         """Return, as passages, the sentences nearest to each question, as many as the options allow."""
-        (queries,) = self.embed(questions, "mean")
+        (queries,) = self.vectors("mean")
         sentences = [
             [passage | {"text": text.strip()} for passage in passages for text in split_sentences(passage["text"])]
             for passages in found
         ]
         texts = [embedded_text(s["title"], s["section"], s["text"]) for several in sentences for s in several]
-        vectors = self.embedder.encode([self.options.prefix("passage") + text for text in texts]) if texts else []
+        vectors = self.embed(texts, "passage") if texts else []
         chosen, first = [], 0
         for query, several in zip(queries, sentences, strict=True):
             nearness = np.array(vectors[first : first + len(several)]).reshape(len(several), -1) @ query
             first += len(several)
             order = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
-            order = self._within_budget([several[number]["text"] for number in order], order)
+            order = self._within_budget(several, order.tolist())
             if self.options.context_order == "text":
                 order = sorted(order)
             chosen.append(_join([several[number] for number in order]))
         return chosen
 
-    def _within_budget(self, texts: list[str], order: np.ndarray) -> list[int]:
-        """Return the numbers of the first sentences that fit the budget of tokens; those too long are passed over."""
-        left, taken = self.options.context_tokens, []
-        for text, number in zip(texts, order.tolist(), strict=True):
-            length = len(self.tokenizer.encode(text, add_special_tokens=False).ids) if left is not None else 0
-            if left is None or length <= left:
+    def _within_budget(self, sentences: list[dict], order: list[int]) -> list[int]:
+        """Return the first of some numbers whose sentences fit the budget of tokens; those too long are passed over."""
+        if (left := self.options.context_tokens) is None:
+            return order
+        taken = []
+        for number in order:
+            length = len(self.tokenizer.encode(sentences[number]["text"], add_special_tokens=False).ids)
+            if length <= left:
                 taken.append(number)
-                left = None if left is None else left - length
+                left -= length
         return taken
 
 

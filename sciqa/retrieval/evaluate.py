@@ -101,22 +101,29 @@ class MeasureRankings(Finder):
         """Return sums of the figures over the questions that `row["part"]` numbers."""
         questions = self.exam.read_shard(row["part"])
         asked = [question for question in questions if question.get("title") or question.get("passage_id")]
+        self.take(asked)
+        sums: Counter = Counter(gold=len(asked))
+        for number, fused in enumerate(self._rankings() if asked else ()):
+            for question, passages in zip(asked, fused, strict=True):
+                figures = figures_of(_rank_of(question, passages))
+                sums.update({f"{number} {name}": figure for name, figure in figures.items()})
+        return {"questions": len(questions), "names": list(sums), "sums": [float(value) for value in sums.values()]}
+
+    def _rankings(self) -> list[list[list[dict]]]:
+        """Return the passages of every setting and question, best first; what several find is fetched once."""
         depth = self.options.depth
         lists = {
-            (kind, query): rank(asked, query, depth)
+            (kind, query): rank(query, depth)
             for kind, rank in enumerate((self.rank_dense, self.rank_words))
             for query in {query for setting in SETTINGS for query in setting[kind]}
-            if asked
         }
-        sums: Counter = Counter(gold=len(asked))
-        for number, setting in enumerate(SETTINGS if asked else ()):
-            several = [hits for kind in (0, 1) for query in setting[kind] for hits in lists[kind, query]]
-            rows = fuse_hits(several, depth).rows
-            passages = iter(self.index.passages(rows[rows >= 0]))
-            for question, found in zip(asked, rows, strict=True):
-                rank = _rank_of(question, [next(passages) for _ in found[found >= 0]])
-                sums.update({f"{number} {name}": figure for name, figure in figures_of(rank).items()})
-        return {"questions": len(questions), "names": list(sums), "sums": [float(value) for value in sums.values()]}
+        fused = [
+            fuse_hits([hits for kind in (0, 1) for query in setting[kind] for hits in lists[kind, query]], depth).rows
+            for setting in SETTINGS
+        ]
+        rows = np.unique(np.concatenate([found[found >= 0] for found in fused]))
+        passages = dict(zip(rows.tolist(), self.index.passages(rows), strict=True))
+        return [[[passages[row] for row in found.tolist() if row >= 0] for found in setting] for setting in fused]
 
 
 def _rank_of(question: dict, passages: list[dict]) -> int:

@@ -1,7 +1,6 @@
 """Passages to the index: each shard embedded by a pool of workers, each with its FAISS file and its BM25 files."""
 
 import io
-import json
 import os
 import tempfile
 import time
@@ -15,7 +14,7 @@ from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus.windows import embedded_text
 from sciqa.errors import InputError
-from sciqa.hub import find_model
+from sciqa.hub import find_model, read_about, vector_size
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
@@ -48,9 +47,10 @@ class EmbedOptions(RunOptions):
     def prefix(self, kind: Literal["query", "passage"]) -> str:
         """Return what is put before every text of a kind."""
         given = self.query_prefix if kind == "query" else self.passage_prefix
-        about = Path(find_model(self.embedder).folder) / "config_sentence_transformers.json"
-        prompts = json.loads(about.read_text()).get("prompts", {}) if given is None and about.exists() else {}
-        return given or prompts.get(kind) or (prompts.get("document") if kind == "passage" else None) or ""
+        if given is not None:
+            return given
+        prompts = read_about(self.embedder, "config_sentence_transformers.json").get("prompts", {})
+        return prompts.get(kind) or prompts.get({"query": "query", "passage": "document"}[kind]) or ""
 
 
 @dataclass(kw_only=True)
@@ -116,8 +116,8 @@ def build_index(options: IndexOptions) -> Summary:
         storage.write_json(storage.join(options.index, "model.json"), about)
         cluster.connect(options)
         _embed([shard for shard in missing if not embedded[shard["name"]]], options)
-        trained = trained or _train(options, shards)
-        for record in _index(missing, options, trained):
+        trained = trained or train_factory(options, shards)
+        for record in index_shards(missing, options, trained):
             finished[record["name"]] = record
     manifest = {
         "model": options.embedder,
@@ -155,9 +155,8 @@ def check_index(options: IndexOptions) -> None:
                     f"(revision {made.get('revision')}), not {options.embedder} ({revision}); "
                     "pass that model as --embedder, or another folder as --index"
                 )
-    pooling = Path(find_model(options.embedder).folder) / "1_Pooling" / "config.json"
-    if options.factory != "Flat" and pooling.exists():
-        empty_index(options, json.loads(pooling.read_text()).get("word_embedding_dimension", 384))
+    if options.factory != "Flat" and (dimension := vector_size(options.embedder)):
+        empty_index(options, dimension)
 
 
 def empty_index(options: IndexOptions, dimension: int) -> object:
@@ -209,8 +208,8 @@ def _trained_hash(options: IndexOptions) -> dict | None:
     return {"trained": made["sha256"]}
 
 
-def _train(options: IndexOptions, shards: list[dict]) -> dict:
-    """Train the factory's index once for all shards, where it needs that, and record it."""
+def train_factory(options: IndexOptions, shards: list[dict]) -> dict:
+    """Train the factory's index once for all shards, where it needs that, and return what tells of it."""
     digest = ""
     dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
     if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
@@ -222,7 +221,8 @@ def _train(options: IndexOptions, shards: list[dict]) -> dict:
     return {"trained": digest}
 
 
-def _index(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
+def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
+    """Write the FAISS and BM25 files of embedded shards, and return their records."""
     # FAISS and PyTorch each bring an OpenMP runtime, so they work in different processes.
     arguments = {"options": options, "trained": trained}
     rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1)

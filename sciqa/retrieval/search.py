@@ -146,22 +146,25 @@ class ShardGroup:
     def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the inner products of queries, by their numbers, with the stored vectors of rows of this group."""
         scores = np.empty(len(rows), np.float32)
-        which = np.searchsorted(self.offsets, rows, side="right") - 1
+        which, inner = self._places(rows)
         for number in np.unique(which):
             chosen = which == number
-            vectors = self._vectors(number).read(rows[chosen] - self.offsets[number])
+            vectors = self._vectors(number).read(inner[chosen])
             scores[chosen] = np.einsum("qd,qd->q", vectors, queries[questions[chosen]])
         return scores
 
     def passages(self, rows: np.ndarray) -> list[dict]:
         """Return the passages of row numbers of this group, in their order."""
-        which = np.searchsorted(self.offsets, rows, side="right") - 1
-        first = np.array(self.offsets)[which]
-        places = [(int(shard), *divmod(int(row), ROW_GROUP)) for shard, row in zip(which, rows - first, strict=True)]
-        groups = {
-            place: self._table(place[0]).read_row_group(place[1]) for place in sorted({place[:2] for place in places})
-        }
+        pairs = zip(*self._places(rows), strict=True)
+        places = [(int(shard), *divmod(int(row), ROW_GROUP)) for shard, row in pairs]
+        named = {(shard, group) for shard, group, _ in places}
+        groups = {(shard, group): self._table(shard).read_row_group(group) for shard, group in named}
         return [groups[shard, group].slice(at, 1).to_pylist()[0] for shard, group, at in places]
+
+    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which shard of the group each row is in, and its number within that."""
+        which = np.searchsorted(self.offsets, rows, side="right") - 1
+        return which, rows - np.array(self.offsets)[which]
 
     @functools.cache  # noqa: B019 (an actor lives as long as its process)
     def _words(self, number: int) -> object:
