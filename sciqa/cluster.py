@@ -189,7 +189,7 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
         return
     said = time.monotonic()
     done = 0
-    with spoken(stage, f"{total} {unit} to do, starting workers") as say:
+    with spoken(stage, f"0 of {total} {unit}, starting workers") as say:
         for row in dataset.iter_rows():
             done += count(row)
             if time.monotonic() - said > 5:

@@ -125,7 +125,7 @@ def _build(options: CorpusOptions, sources: list[tuple[str, list]], removed: lis
     ]
     if not parts:
         raise InputError(f"{', '.join(options.corpus)}: empty; files with articles expected")
-    split = _run(parts, split_part, "passages", "parts", options=options)
+    split = _run(parts, split_part, "parts read", options=options)
     paths = [_part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
     hashes = np.array([duplicates.title_hash(title) for title in removed], np.uint64)
     tasks = min(duplicates.BUCKETS, 1 + sum(row["passages"] for row in split) // 100_000)
@@ -135,9 +135,9 @@ def _build(options: CorpusOptions, sources: list[tuple[str, list]], removed: lis
     ]
     storage.delete(storage.join(options.passages, "_duplicates"))
     arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
-    _run(ranges, write_duplicates, "repeats", "ranges", **arguments)
+    _run(ranges, write_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
-    written = _run(parts, write_shards, "shards", "parts", **arguments)
+    written = _run(parts, write_shards, "parts written", **arguments)
     skipped = sum((Counter(row["skipped"]) for row in split), Counter())
     return {
         "articles": sum(row["articles"] for row in split),
@@ -155,9 +155,9 @@ def _tidy(folder: str, manifest: dict) -> None:
             storage.delete(storage.join(folder, name))
 
 
-def _run(parts: list[dict], function: object, stage: str, unit: str, **arguments: object) -> list[dict]:
+def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
     rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1)
-    done = cluster.rows_with_progress(rows, stage, len(parts), unit, lambda row: 1)
+    done = cluster.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])
 
 
