@@ -48,7 +48,7 @@ def pool(folder: str, shards: list[dict]) -> float:
             .map(
                 TimedShard,
                 fn_constructor_kwargs={"options": options, "embed": options.embed_arguments(workers)},
-                **cluster.model_pool(workers),
+                **cluster.model_pool(RunOptions(), workers, len(shards), 0),
             )
             .take_all()
         )

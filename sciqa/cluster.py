@@ -1,6 +1,7 @@
-"""Ray for every step: connecting, sizing pools so that they cannot starve, and showing progress."""
+"""Ray for every step: connecting, asking for resources so that pools cannot starve, and showing progress."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -8,24 +9,37 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.accelerators import accelerators
+from ray.util.metrics import Gauge
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sciqa.errors import InputError
 
-#: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves half of every
+#: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
 #: CPU to the search actors and to the tasks that feed and follow the pool: with all of it taken, Ray Data
 #: waits for ever without an error. The fractions hold on one CPU as on a thousand.
-MODEL_CPUS = 0.5
-SEARCH_CPUS = 0.25
-TASK_CPUS = 0.25
+MODEL_CPUS = 0.9
+SEARCH_CPUS = 0.05
+TASK_CPUS = 0.05
+#: Values of `--accelerator` that name no kind of GPU.
+ACCELERATORS = ("auto", "cpu", "gpu")
+#: Host memory that a model worker asks Ray for, as a multiple of the bytes of its weights.
+LOADING = 1.25
 #: Seconds after which a stage says that it goes on.
 LONGEST_SILENCE = 15
+#: Seconds without any node on its way after which a cluster is said to lack what a stage needs.
+LONGEST_WAIT = 20
 
 console = Console(stderr=True)
 
@@ -40,21 +54,28 @@ class RunOptions:
     """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
     num_cpus: int | None = None
     """CPUs of a new local Ray; leave it out to use all, or to use a cluster that is running."""
-    num_workers: int | None = None
-    """Model workers of each stage; by default one per CPU, or one per GPU where there are GPUs."""
+    num_workers: int | Literal["auto"] = "auto"
+    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
+    accelerator: str = "auto"
+    """`auto`: GPUs where the cluster has some now; `cpu`: none; `gpu`, or a kind such as A10G or H100: that a worker
+    asks for one, so that a cluster which has none yet starts a node."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without a cluster."""
         self.at_least(1, "num_cpus", "num_workers")
         if self.address and self.num_cpus:
             raise InputError("--num-cpus: sizes a new local Ray; leave it out with --address")
+        kinds = {name for key, name in vars(accelerators).items() if key.isupper()}
+        if self.accelerator not in kinds.union(ACCELERATORS):
+            expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
+            raise InputError(f"--accelerator: {self.accelerator!r} given, {expected} expected")
         if "://" not in self.output:  # workers of a local cluster do not share the driver's working folder
             self.output = os.path.abspath(self.output)  # noqa: PTH100 (Path.absolute keeps "..")
 
     def at_least(self, least: float, *names: str) -> None:
         """Raise `InputError` where one of the options is given and less."""
         for name in names:
-            if (value := getattr(self, name)) is not None and value < least:
+            if isinstance(value := getattr(self, name), int | float) and value < least:
                 raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
 
 
@@ -84,7 +105,11 @@ class Summary:
 
 
 def connect(options: RunOptions) -> None:
-    """Connect this process to Ray, starting it on this machine where none runs; once per process."""
+    """Connect this process to Ray, starting it on this machine where none runs; once per process.
+
+    Raises:
+        InputError: no cluster at the address, no room in it for a task, or nodes that do not see the output folder.
+    """
     if not ray.is_initialized():
         # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -100,6 +125,8 @@ def connect(options: RunOptions) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+        wait_for_room({"CPU": 1})
+        _check_shared(options.output)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -130,10 +157,95 @@ def _no_core_messages() -> Iterator[None]:
         os.close(nowhere)
 
 
+def wait_for_room(needs: dict[str, float]) -> None:
+    """Return when some node of the cluster is large enough for a worker, waiting for one that is on its way.
+
+    Args:
+        needs: resources by Ray's names.
+
+    Raises:
+        InputError: no node is, and none is being started.
+    """
+    if _has_room(needs):
+        return
+    group = placement_group([needs])  # a demand that an autoscaler sees
+    asked = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
+    try:
+        waited = time.monotonic()
+        with spoken("cluster", f"waiting for a node with {asked}"):
+            while not _has_room(needs):
+                if _node_on_its_way():
+                    waited = time.monotonic()
+                if time.monotonic() - waited > LONGEST_WAIT:
+                    largest = "; ".join(sorted({_described(node["Resources"]) for node in _nodes()}))
+                    raise InputError(
+                        f"the cluster has too few resources: a worker needs a node with {asked}, there are nodes "
+                        f"with {largest}, and no other is being started; add one, or a node type that has it, or "
+                        "pass --accelerator cpu, a smaller --model or another --num-workers"
+                    )
+                time.sleep(0.5)
+    finally:
+        remove_placement_group(group)
+
+
+def _nodes() -> list[dict]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _has_room(needs: dict[str, float]) -> bool:
+    return any(all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items()) for node in _nodes())
+
+
+def _described(resources: dict[str, float]) -> str:
+    kinds = [name for name in resources if name in ("GPU", "memory") or name.startswith("accelerator_type:")]
+    return ", ".join(f"{name} {resources.get(name, 0):g}" for name in ["CPU", *sorted(kinds)])
+
+
+def _node_on_its_way() -> bool:
+    """Whether an autoscaler, of either version, is starting a node."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        return bool(status.pending_launches or status.pending_nodes)
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    return bool(report.get("pending_launches") or report.get("pending_nodes"))
+
+
+def _check_shared(output: str) -> None:
+    """Raise `InputError` where a node does not see the folder that this process writes to."""
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in _nodes() if node["NodeID"] != here]
+    if "://" in output or not others:
+        return
+    marker = Path(output, f".shared-{uuid.uuid4().hex}")
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error}); pass --output a folder that can") from error
+    try:
+        sees = ray.remote(num_cpus=0)(lambda path: os.path.exists(path))  # noqa: PTH110 (a pickled lambda)
+        place = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others}
+        seen = ray.get([sees.options(scheduling_strategy=place[node["NodeID"]]).remote(str(marker)) for node in others])
+    finally:
+        marker.unlink()
+    blind = [node["NodeManagerAddress"] for node, there in zip(others, seen, strict=True) if not there]
+    if blind:
+        raise InputError(
+            f"--output {output}: a folder of this machine, which the nodes {', '.join(sorted(set(blind)))} do not see; "
+            "pass a folder that all nodes mount, or a URI such as s3://bucket/run"
+        )
+
+
 def num_workers(options: RunOptions, parts: int) -> int:
-    """Return how many model workers to start for a number of parts: never more than there are parts."""
-    available = int(ray.cluster_resources().get("GPU", 0)) or cluster_cpus()
-    return max(1, min(options.num_workers or available, parts))
+    """Return how many model workers to start with for a number of parts: never more than there are parts."""
+    if options.num_workers != "auto":
+        return min(options.num_workers, parts)
+    available = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(options) else cluster_cpus()
+    return max(1, min(available, parts))
 
 
 def cluster_cpus() -> int:
@@ -142,19 +254,60 @@ def cluster_cpus() -> int:
 
 
 def threads_per_worker(workers: int) -> int:
-    """Return the CPU threads of each of a number of workers, so that together they fill the CPUs and no more."""
-    return max(1, cluster_cpus() // workers)
+    """Return the CPU threads of each of a number of workers: together they fill the CPUs, and none more than a node."""
+    largest = max(node["Resources"].get("CPU", 0) for node in _nodes())
+    return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 
 
-def has_gpu() -> bool:
+def uses_gpu(options: RunOptions) -> bool:
     """Whether model workers get a GPU each."""
-    return ray.cluster_resources().get("GPU", 0) >= 1
+    if options.accelerator == "auto":
+        return ray.cluster_resources().get("GPU", 0) >= 1
+    return options.accelerator != "cpu"
 
 
-def model_pool(workers: int) -> dict:
-    """Return the arguments of `Dataset.map` that give a stage its fixed pool of model workers."""
-    resources = {"num_gpus": 1} if has_gpu() else {"num_cpus": MODEL_CPUS}
-    return {"compute": ActorPoolStrategy(size=workers), **resources}
+def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, float]:
+    """Return what each of a number of model workers asks Ray for, by Ray's names, waiting for a node that has it.
+
+    Args:
+        options: of the run.
+        workers: how many there will be.
+        weights: bytes of the weights that each loads.
+    """
+    needs = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
+    if weights:
+        needs["memory"] = int(LOADING * weights)
+    kind = named_accelerator(options)
+    wait_for_room(needs | ({f"accelerator_type:{kind}": 0.001} if kind else {}))
+    return needs
+
+
+def named_accelerator(options: RunOptions) -> str | None:
+    """Return the kind of GPU that was asked for by name."""
+    return None if options.accelerator in ACCELERATORS else options.accelerator
+
+
+def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> dict:
+    """Return the arguments of `Dataset.map` that give a stage its pool of model workers.
+
+    With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
+    cluster's autoscaler for nodes.
+
+    Args:
+        options: of the run.
+        workers: as `num_workers` returned it.
+        parts: number of parts of the stage.
+        weights: bytes of the weights that each worker loads.
+    """
+    needs = worker_needs(options, workers, weights)
+    most = parts if options.num_workers == "auto" else workers
+    return {
+        "compute": ActorPoolStrategy(min_size=workers, max_size=most),
+        "num_cpus": needs.get("CPU"),
+        "num_gpus": needs.get("GPU"),
+        "memory": needs.get("memory"),
+        "accelerator_type": named_accelerator(options),
+    }
 
 
 def from_parts(parts: list) -> Dataset:
@@ -165,6 +318,9 @@ def from_parts(parts: list) -> Dataset:
 def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, count: Callable[[dict], int]) -> Iterator:
     """Yield a dataset's rows as they finish, showing how much is done.
 
+    A person sees a bar, a log a line every few seconds, and that of a submitted job a line of JSON for each row. Ray's
+    metrics `sciqa_done` and `sciqa_total`, tagged with stage and unit, say the same.
+
     Args:
         dataset: one small row per finished part.
         stage: name shown.
@@ -172,6 +328,20 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
         unit: what is counted, in plural.
         count: the units in a row.
     """
+    metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
+    tags = {"stage": stage, "unit": unit}
+    metrics[1].set(total, tags)
+    done = 0
+    with (_bar if console.is_terminal else _lines)(stage, total, unit) as show:
+        for row in dataset.iter_rows():
+            done += count(row)
+            metrics[0].set(done, tags)
+            show(done, row)
+            yield row
+
+
+@contextlib.contextmanager
+def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -180,22 +350,35 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    if console.is_terminal:
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(stage, total=total)
-            for row in dataset.iter_rows():
-                progress.advance(task, count(row))
-                yield row
-        return
-    said = time.monotonic()
-    done = 0
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(stage, total=total)
+        yield lambda done, row: progress.update(task, completed=done)
+
+
+@contextlib.contextmanager
+def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
+    started = said = time.monotonic()
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     with spoken(stage, f"0 of {total} {unit}, starting workers") as say:
-        for row in dataset.iter_rows():
-            done += count(row)
-            if time.monotonic() - said > 5:
-                said = time.monotonic()
-                say(f"{done} of {total} {unit}")
-            yield row
+
+        def show(done: int, row: dict) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if submitted:
+                about = {"stage": stage, "unit": unit, "done": done, "total": total, "seconds": round(now - started, 1)}
+                console.out(json.dumps(about | {"part": row}, default=str), highlight=False)
+            if now - said > 5:
+                said = now
+                say(f"{done} of {total} {unit}, {_at_work()}")
+
+        yield show
+
+
+def _at_work() -> str:
+    """Return what the cluster has at present, in words."""
+    resources = ray.cluster_resources()
+    kinds = [f"{resources[name]:.0f} {name}s" for name in ("CPU", "GPU") if resources.get(name)]
+    return f"{len(_nodes())} nodes with {' and '.join(kinds)}" if len(_nodes()) > 1 else " and ".join(kinds)
 
 
 @contextlib.contextmanager

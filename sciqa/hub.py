@@ -86,6 +86,14 @@ def find_model(name: str) -> ModelFiles:
     return ModelFiles(str(path), None, _hash_weights(weights))
 
 
+def weight_bytes(name: str) -> int:
+    """Return the bytes of a model's weights in 16 bits, of a GGUF file's as if its weights had four."""
+    files = find_model(name)
+    if files.gguf_file:
+        return 4 * Path(files.folder, files.gguf_file).stat().st_size
+    return sum(path.stat().st_size for path in Path(files.folder).glob("*.safetensors"))
+
+
 def load_tokenizer(name: str) -> "Tokenizer":
     """Return a model's fast tokenizer, which neither cuts nor pads, without PyTorch where the model has it ready."""
     from tokenizers import Tokenizer

@@ -15,7 +15,7 @@ from sciqa.cluster import Summary, check_name
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.hub import adapter_hash, check_base, find_model, has_trained_head, local_path, model_family
+from sciqa.hub import adapter_hash, check_base, find_model, has_trained_head, local_path, model_family, weight_bytes
 from sciqa.inference.blend import fit_weights
 from sciqa.models.format import Completion, Normalise, Precision, Prompt
 from sciqa.retrieval.index import EmbedOptions
@@ -194,6 +194,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
     cluster.connect(options)
     workers = cluster.num_workers(options, len(parts))
     sources = [] if options.reader == "closed-book" else [options.contexts]
+    weights = 0 if options.blend else weight_bytes(options.embedder if options.reader == "retrieval" else options.model)
     if options.blend:
         kind, arguments = "blend", {"weights": list(inputs["blend"].values())}
         sources = [answers_path(options.output, name) for name in options.blend]
@@ -221,7 +222,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
             "kind": kind,
             "arguments": arguments,
         },
-        **cluster.model_pool(workers),
+        **cluster.model_pool(options, workers, len(parts), weights),
     )
     return cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 

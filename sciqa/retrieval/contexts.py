@@ -13,7 +13,7 @@ from sciqa.cluster import Summary
 from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.hub import find_model, load_tokenizer
+from sciqa.hub import find_model, load_tokenizer, weight_bytes
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, read_index_manifest
 from sciqa.retrieval.search import Hits, ShardedIndex, fuse_hits
@@ -130,7 +130,8 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
     if not parts:
         return iter(())
     cluster.connect(options)
-    workers = cluster.num_workers(options, 1 + exam.questions // QUESTIONS_PER_WORKER)
+    most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
+    workers = cluster.num_workers(options, most)
     groups = ShardedIndex(
         options.index,
         index,
@@ -140,7 +141,8 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
     )
     groups.check()
     arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
-    rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **cluster.model_pool(workers))
+    pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
+    rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
     return cluster.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
 
 

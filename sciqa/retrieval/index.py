@@ -14,7 +14,7 @@ from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus.windows import embedded_text
 from sciqa.errors import InputError
-from sciqa.hub import find_model, read_about, vector_size
+from sciqa.hub import find_model, read_about, vector_size, weight_bytes
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
@@ -41,7 +41,7 @@ class EmbedOptions(RunOptions):
         """Return the arguments of `load_embedder` for each of a number of workers of the connected cluster."""
         backend = self.embed_backend
         if backend == "auto":
-            backend = "torch" if cluster.has_gpu() else "openvino"
+            backend = "torch" if cluster.uses_gpu(self) else "openvino"
         return {"model": self.embedder, "threads": cluster.threads_per_worker(workers), "backend": backend}
 
     def prefix(self, kind: Literal["query", "passage"]) -> str:
@@ -193,7 +193,7 @@ def _embed(shards: list[dict], options: IndexOptions) -> None:
     rows = cluster.from_parts(shards).map(
         EmbedShard,
         fn_constructor_kwargs={"options": options, "embed": options.embed_arguments(workers)},
-        **cluster.model_pool(workers),
+        **cluster.model_pool(options, workers, len(shards), weight_bytes(options.embedder)),
     )
     total = sum(shard["rows"] for shard in shards)
     for _ in cluster.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):
@@ -262,7 +262,7 @@ class EmbedShard:
             },
         }
         storage.write_json(storage.join(folder, "embedded.json"), record)
-        return {"rows": len(vectors)}
+        return {"shard": shard["name"], "rows": len(vectors)}
 
 
 def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:

@@ -16,12 +16,15 @@ from sciqa import cluster, storage
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
-from sciqa.hub import find_model, model_family
+from sciqa.hub import find_model, model_family, weight_bytes
 from sciqa.training.examples import check_answers
 from sciqa.training.options import FinetuneOptions
 
 #: Options that say where and how a run goes, not what comes out of it.
-ELSEWHERE = ("output", "address", "num_cpus", "train_contexts", "validation_contexts", "name", "max_failures", "mlflow")
+ELSEWHERE = (
+    *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow"),
+    *("train_contexts", "validation_contexts"),
+)
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
@@ -94,8 +97,10 @@ def _open(options: FinetuneOptions, split: str) -> Exam:
 
 def _workers(options: FinetuneOptions) -> int:
     """Return the world size: one worker per GPU, or per node where there is none; it must divide the batch."""
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    workers = options.num_workers or int(ray.cluster_resources().get("GPU", 0)) or nodes
+    workers = options.num_workers
+    if workers == "auto":
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if cluster.uses_gpu(options) else 0
+        workers = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
     if options.batch_size % (options.micro_batch * workers):
         raise InputError(
             f"--batch-size: {options.batch_size} given, a multiple of --micro-batch ({options.micro_batch}) "
@@ -130,7 +135,7 @@ def _check_folder(folder: str, inputs: dict) -> None:
 
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
-    gpu = cluster.has_gpu()
+    gpu = cluster.uses_gpu(options)
     environment = {} if gpu else {"DS_ACCELERATOR": "cpu"}
     os.environ |= environment
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -149,7 +154,10 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cluster.MODEL_CPUS, "GPU": int(gpu)}
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker=cluster.worker_needs(options, workers, weight_bytes(options.model)),
+            accelerator_type=cluster.named_accelerator(options),
         ),
         run_config=RunConfig(
             name="checkpoints",
