@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import ray
+from ray._private.utils import read_ray_address
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.accelerators import accelerators
 from ray.util.metrics import Gauge
@@ -114,8 +115,8 @@ def connect(options: RunOptions) -> None:
         # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        address = "local" if options.num_cpus else options.address
-        if address and ":" in address:
+        address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS") or _last_started()
+        if ":" in address:
             _check_reachable(address)
         with _no_core_messages():
             ray.init(
@@ -132,6 +133,19 @@ def connect(options: RunOptions) -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
+
+
+def _last_started() -> str:
+    """Return the address of the cluster that `ray start` started here last, or `local` where it is gone.
+
+    Of one that was killed Ray keeps the address, and tries to reach it for many minutes.
+    """
+    address = read_ray_address()
+    with contextlib.suppress(InputError):
+        if address:
+            _check_reachable(address)
+            return address
+    return "local"
 
 
 def _check_reachable(address: str) -> None:

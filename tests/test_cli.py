@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 
+from sciqa import cluster as sciqa_cluster
 from sciqa import storage
 from sciqa.cli import parse_options
 from sciqa.errors import InputError
@@ -90,6 +92,17 @@ def test_an_output_that_cannot_be_written(tmp_path):
 def test_other_bad_input(tmp_path, arguments, parts):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     assert refused(sciqa(*arguments, "--output", tmp_path / "run", env=environment), *parts)
+
+
+def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(sciqa_cluster, "read_ray_address", lambda: "127.0.0.1:1")
+    assert sciqa_cluster._last_started() == "local"
+    with socket.socket() as running:
+        running.bind(("127.0.0.1", 0))
+        running.listen()
+        address = f"127.0.0.1:{running.getsockname()[1]}"
+        monkeypatch.setattr(sciqa_cluster, "read_ray_address", lambda: address)
+        assert sciqa_cluster._last_started() == address
 
 
 def test_unknown_options_and_steps_exit_2():
