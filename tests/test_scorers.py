@@ -16,7 +16,7 @@ from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.scorer import Encoded, batch_by_tokens, divisors, prompt_text, score_options
+from sciqa.models.scorer import Encoded, divisors, prompt_text, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 
 
@@ -135,12 +135,13 @@ def test_chat_templates_and_letters():
 
 
 def test_batches_hold_every_question_once_within_the_budget():
+    scorer = CausalScorer(tiny_model("llama"), None, Format())
     questions = random_questions(50)
-    batches = batch_by_tokens(questions, 256)
+    batches = scorer.batches(questions, 256)
     assert sorted(number for batch in batches for number in batch) == list(range(50))
     for batch in batches:
         assert len(batch) * max(questions[number].length for number in batch) <= 256
-    assert len(batch_by_tokens(questions, 1)) == 50
+    assert len(scorer.batches(questions, 1)) == 50
 
 
 def test_normalisation_by_tokens_and_characters():
