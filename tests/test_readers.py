@@ -68,7 +68,7 @@ def test_rotations_average_over_the_orders_of_the_options(run, llama):
     # So the order in which the options are given changes nothing any more.
     again = turned.score([rotate_options(question, 1)], found)[0].scores
     np.testing.assert_allclose(np.roll(again, -1), once, atol=1e-4)
-    with pytest.raises(InputError, match="--rotations 4: .* order changes nothing"):
+    with pytest.raises(InputError, match=r"--rotations 4: .* order changes nothing"):
         predict(PredictOptions(**run, model=llama, rotations=4))
 
 
@@ -140,7 +140,7 @@ def test_corrupt_weights_and_missing_tokenizers_are_refused(run, llama, tmp_path
     with pytest.raises(InputError, match="broken: not a whole causal model"):
         predict(PredictOptions(**run, model=str(broken)))
     mute = shutil.copytree(llama, tmp_path / "mute", ignore=shutil.ignore_patterns("*token*", "*.jinja"))
-    with pytest.raises(InputError, match="mute: .* tokenizer"):
+    with pytest.raises(InputError, match=r"mute: .* tokenizer"):
         predict(PredictOptions(**run, model=str(mute)))
     find_model.cache_clear()
 

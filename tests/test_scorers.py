@@ -105,7 +105,7 @@ def test_the_likelihood_of_a_yes_is_that_of_separate_sequences(prompt):
 def test_options_without_tokens_are_refused():
     question = {"id": "q7", "prompt": "Which?", "is_question": True, "A": "helium", "B": "\u200b"}
     scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format())
-    with pytest.raises(InputError, match="question 'q7', option B: .* no tokens"):
+    with pytest.raises(InputError, match=r"question 'q7', option B: .* no tokens"):
         scorer.encode(question, "")
 
 
