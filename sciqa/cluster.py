@@ -229,15 +229,23 @@ def _check_shared(output: str) -> None:
     try:
         sees = ray.remote(num_cpus=0)(lambda path: os.path.exists(path))  # noqa: PTH110 (a pickled lambda)
         place = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others}
-        seen = ray.get([sees.options(scheduling_strategy=place[node["NodeID"]]).remote(str(marker)) for node in others])
+        asked = [sees.options(scheduling_strategy=place[node["NodeID"]]).remote(str(marker)) for node in others]
+        blind = [node["NodeManagerAddress"] for node, seen in zip(others, asked, strict=True) if _is_false(seen)]
     finally:
         marker.unlink()
-    blind = [node["NodeManagerAddress"] for node, there in zip(others, seen, strict=True) if not there]
     if blind:
         raise InputError(
             f"--output {output}: a folder of this machine, which the nodes {', '.join(sorted(set(blind)))} do not see; "
             "pass a folder that all nodes mount, or a URI such as s3://bucket/run"
         )
+
+
+def _is_false(answer: ray.ObjectRef) -> bool:
+    """Whether a node answers no; one that has left meanwhile gives no answer."""
+    try:
+        return not ray.get(answer)
+    except ray.exceptions.RayError:
+        return False
 
 
 def num_workers(options: RunOptions, parts: int) -> int:
@@ -277,9 +285,24 @@ def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, f
     needs = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
     if weights:
         needs["memory"] = int(LOADING * weights)
-    kind = named_accelerator(options)
-    wait_for_room(needs | ({f"accelerator_type:{kind}": 0.001} if kind else {}))
+    wait_for_room(needs | _accelerator_needs(options))
     return needs
+
+
+def check_accelerator(options: RunOptions) -> None:
+    """Wait for a node with the accelerator that was asked for, so that a run does not find late that there is none.
+
+    Raises:
+        InputError: there is none, and none is being started.
+    """
+    if options.accelerator not in ("auto", "cpu"):
+        connect(options)
+        wait_for_room({"GPU": 1} | _accelerator_needs(options))
+
+
+def _accelerator_needs(options: RunOptions) -> dict[str, float]:
+    kind = named_accelerator(options)
+    return {f"accelerator_type:{kind}": 0.001} if kind else {}
 
 
 def named_accelerator(options: RunOptions) -> str | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 
 from sciqa import storage
-from sciqa.cluster import Summary
+from sciqa.cluster import Summary, check_accelerator
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.corpus.passages import check_corpus
 from sciqa.exam import ReportOptions, open_exam, read_exam, report
@@ -40,6 +40,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     if readers != ["closed-book"]:
         check_corpus(options)
         check_index(options)
+        check_accelerator(options)
         summaries += [build_passages(options), build_index(options), retrieve(options)]
     summaries += [
         predict(replace(options, reader=reader, name=options.name if reader == options.reader else None))
@@ -64,6 +65,7 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     check_model(options)
     check_corpus(options)
     check_index(options)
+    check_accelerator(options)
     shared = {field.name: getattr(options, field.name) for field in fields(FindOptions)}
     retrievals = [
         RetrieveOptions(
