@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,7 +170,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, undisturbed):
     assert 0 < len(kept) < 21
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"{len(kept)} of 21 shards kept" in again.stdout
+    # A worker may have finished its shard after the driver was gone.
+    assert len(kept) <= int(re.search(r"(\d+) of 21 shards kept", again.stdout)[1]) < 21
     assert kept.items() <= finished(tmp_path).items()
     assert answers({"output": tmp_path}, "closed-book") == undisturbed
 
