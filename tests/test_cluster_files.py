@@ -101,12 +101,12 @@ def test_what_can_be_lost_is_on_spot():
 @pytest.mark.parametrize(
     ("name", "accelerator", "count", "expected"),
     [
-        ("cluster.yaml", "cpu", 2, {"cpu": 1}),
+        ("cluster.yaml", "cpu", 2, {"cpu": 2}),
         ("cluster.yaml", "gpu", 1, {"gpu": 1}),
         ("cluster.yaml", "A10G", 2, {"gpu": 2}),
         ("cluster.yaml", "A10G", 3, {"gpu": 2, "unmet": 1}),
         ("cluster.yaml", "L40S", 4, {"training": 1}),
-        ("kuberay.yaml", "cpu", 2, {"cpu": 1}),
+        ("kuberay.yaml", "cpu", 2, {"cpu": 2}),
         ("kuberay.yaml", "A10G", 2, {"gpu": 2}),
     ],
 )
@@ -136,7 +136,7 @@ def test_tasks_bring_nodes_without_gpus_up_to_the_most(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_accelerators_in_the_examples_are_there(name):
-    named = set(re.findall(r"--accelerator (\w+)", (ROOT / name).read_text()))
+    named = set(re.findall(r"--accelerator ([A-Z]\w+)", (ROOT / name).read_text()))
     offered = {kind for resources in workers(name).values() for kind in resources if kind.startswith("accelerator_")}
     assert {f"accelerator_type:{kind}" for kind in named} <= offered
 

@@ -1,5 +1,6 @@
 """Three nodes, one of which is lost while it works: the tables are those of an undisturbed run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,39 +8,56 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
 import ray
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
+from test_training import data, losses, tiny_run  # noqa: F401 (a fixture)
+from tiny import tiny_folder
 
 from sciqa import storage
 from sciqa.cluster import RunOptions, connect
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.run import RunExamOptions, run_exam
+from sciqa.training import FinetuneOptions, finetune
 
-#: Files that tell that a step is in its middle.
-SIGNS = {"index": "index/*/embedded.json", "retrieve": "contexts/*.parquet"}
+#: Of each step: its function and options, files that tell by their number that it is in its middle, and the Ray actors
+#: that do its work.
+STEPS = {
+    "index": (build_index, IndexOptions, "index/*/embedded.json", "MapWorker"),
+    "retrieve": (retrieve, RetrieveOptions, "contexts/*.parquet", "MapWorker"),
+    "exam": (run_exam, RunExamOptions, "answers/*/*.parquet", "MapWorker"),
+    "finetune": (finetune, FinetuneOptions, "trained/*/checkpoints/checkpoint_2*", "RayTrainWorker"),
+}
 
 
-def lose_a_node(step: str, output: str, corpus: str, exam: str) -> None:
+def lose_a_node(step: str, given: str) -> None:
     """Run a step on three nodes of one CPU and take one away, with a worker of the step on it, in its middle."""
+    function, kind, sign, worker = STEPS[step]
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(given).items()}
+    options = kind(**given)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    others = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    others = {node.node_id: node for node in (nodes.add_node(num_cpus=1) for _ in range(2))}
     nodes.wait_for_nodes()
     connect(RunOptions(address=nodes.address))
 
     def lose() -> None:
-        while len(list(Path(output).glob(SIGNS[step]))) < 2:
+        while len(list(Path(options.output).glob(sign))) < 2:
             time.sleep(0.05)
-        nodes.remove_node(others[0], allow_graceful=False)
-        print("lost", len(list(Path(output).glob(SIGNS[step]))), flush=True)
+        at_work = {
+            actor["Address"]["NodeID"]
+            for actor in actors().values()
+            if actor["State"] == "ALIVE" and worker in actor["ActorClassName"]
+        }
+        nodes.remove_node(others[sorted(at_work & others.keys())[0]], allow_graceful=False)
+        print("lost", len(list(Path(options.output).glob(sign))), flush=True)
 
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
-    if step == "index":
-        build_passages(CorpusOptions(output=output, corpus=(corpus,), shard_passages=12))
-        build_index(IndexOptions(output=output, num_workers=3))
-    else:
-        retrieve(RetrieveOptions(output=output, index=corpus, exam=exam, shard_questions=2, num_workers=3))
+    function(options)
     thread.join(timeout=60)
     print("nodes left", sum(node["Alive"] for node in ray.nodes()), flush=True)
     ray.shutdown()
@@ -47,8 +65,9 @@ def lose_a_node(step: str, output: str, corpus: str, exam: str) -> None:
     os._exit(0)  # Ray's own exit code tells of the node that was lost
 
 
-def run_losing_a_node(step, output, corpus, exam):
-    command = [sys.executable, __file__, step, str(output), str(corpus), str(exam)]
+def run_losing_a_node(step, **options):
+    """Run a step and return how many of its files were there when the node was lost."""
+    command = [sys.executable, __file__, step, json.dumps(options, default=str)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr
     assert "nodes left 2" in result.stdout
@@ -56,22 +75,44 @@ def run_losing_a_node(step, output, corpus, exam):
 
 
 def test_a_node_lost_while_embedding(tmp_path, cluster, corpus_file):
-    finished = run_losing_a_node("index", tmp_path / "lost", corpus_file, "")
-    build_passages(CorpusOptions(output=str(tmp_path / "whole"), corpus=(corpus_file,), shard_passages=12))
+    for name in ("lost", "whole"):
+        build_passages(CorpusOptions(output=str(tmp_path / name), corpus=(corpus_file,), shard_passages=12))
+    finished = run_losing_a_node("index", output=tmp_path / "lost", num_workers=3)
     build_index(IndexOptions(output=str(tmp_path / "whole")))
     lost, whole = (storage.read_json(str(tmp_path / name / "index/manifest.json")) for name in ("lost", "whole"))
     assert finished < len(whole["shards"])
     assert lost == whole
 
 
-def test_a_node_lost_while_searching(tmp_path, cluster, small_index, exam_file):
-    index = f"{small_index}/index"
-    finished = run_losing_a_node("retrieve", tmp_path / "lost", index, "validation")
-    options = RetrieveOptions(output=str(tmp_path / "whole"), index=index, exam="validation", shard_questions=2)
-    retrieve(options)
+def test_a_node_lost_while_searching(tmp_path, cluster, small_index):
+    given = {"index": f"{small_index}/index", "exam": "validation", "shard_questions": 2}
+    finished = run_losing_a_node("retrieve", **given, output=tmp_path / "lost", num_workers=3)
+    retrieve(RetrieveOptions(**given, output=str(tmp_path / "whole")))
     lost, whole = (storage.read_table(str(tmp_path / name / "contexts")) for name in ("lost", "whole"))
     assert finished < len(read_exam("validation")) / 2
     assert lost == whole
+
+
+def test_a_node_lost_while_an_exam_is_answered(tmp_path, cluster, corpus_file):
+    given = {"corpus": (corpus_file,), "exam": "validation", "shard_questions": 6, "shard_passages": 56}
+    finished = run_losing_a_node("exam", **given, output=tmp_path / "lost", num_workers=3)
+    run_exam(RunExamOptions(**given, output=str(tmp_path / "whole")))
+    assert finished < 21
+    for name in ("passages", "contexts", "answers/open-book"):
+        lost, whole = (storage.read_table(str(tmp_path / run / name)) for run in ("lost", "whole"))
+        assert lost == whole
+
+
+@pytest.mark.slow
+def test_a_node_lost_while_training(tmp_path, cluster, data):  # noqa: F811
+    common = {"num_workers": 2, "zero": 2, "eval_every": 5, "steps": 25}
+    common |= {"model": tiny_folder(tmp_path / "model", "llama"), "peft": "{r: 4, lora_dropout: 0.1}"}
+    given = tiny_run(data, tmp_path / "lost", **common)
+    run_losing_a_node("finetune", **{name: value for name, value in vars(given).items() if value is not None})
+    made = finetune(tiny_run(data, tmp_path / "whole", **common))
+    lost, whole = losses(given.folder), losses(made.path)
+    assert len(lost) == len(whole) == 25
+    np.testing.assert_allclose(lost, whole, atol=1e-3)
 
 
 if __name__ == "__main__":
