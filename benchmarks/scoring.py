@@ -2,8 +2,10 @@
 
 Both score the same prompts (a context of about 350 tokens and a question) and five options each with the packaged
 SmolLM2-135M-Instruct, in the type that the hardware is quickest in and on the same threads. lm-evaluation-harness
-runs every option as a sequence of its own, in batches of 8; this project computes the prompt once. Runs in turn,
-three rounds; needs `pip install -e '.[dev]'` and demo.txt. Usage: python benchmarks/scoring.py [QUESTIONS]
+runs every option as a sequence of its own, in batches of 8; this project computes what sequences begin with once: the
+prompt for all options, and a context for all questions on it. Measured with a context for each question, and with one
+for every eight. Runs in turn, three rounds; needs `pip install -e '.[dev]'` and demo.txt.
+Usage: python benchmarks/scoring.py [QUESTIONS]
 """
 
 import contextlib
@@ -18,6 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from sciqa.corpus.articles import read_articles
+from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import score_options
@@ -26,26 +29,21 @@ ROUNDS = 3
 CONTEXT_TOKENS = 350
 
 
-def build(tokenizer: object, questions: int) -> list[tuple[str, list[str]]]:
-    """Return prompts of demo articles with five options each: the start of the next articles' texts."""
+def build(tokenizer: object, questions: int, shared: int) -> list[tuple[str, list[str]]]:
+    """Return prompts of demo articles, each for so many questions, with five options: the starts of other articles."""
     articles = [article["text"] for article in read_articles("demo")]
     built = []
     for number in range(questions):
-        context = " ".join(articles[number * 7 : number * 7 + 7])
+        first = number // shared * 7
+        context = " ".join(articles[first : first + 7])
         context = tokenizer.decode(tokenizer(context)["input_ids"][:CONTEXT_TOKENS])
         options = [" " + articles[5000 + number * 5 + option][:90] for option in range(5)]
-        built.append((f"Context: {context}\n\nQuestion: Which of these is said?\nAnswer:", options))
+        built.append((f"Context: {context}\n\nQuestion: Which of these is said, {number}?\nAnswer:", options))
     return built
 
 
-def main() -> None:
-    """Print both speeds, their ratio and the largest difference between the scores."""
-    logging.disable(logging.WARNING)
-    scorer = load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"))
-    model, tokenizer = scorer.model, scorer.tokenizer
-    questions = build(tokenizer, int(sys.argv[1]) if len(sys.argv) > 1 else 16)
-    with contextlib.redirect_stderr(io.StringIO()):
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+def measure(scorer: CausalScorer, harness: HFLM, questions: list[tuple[str, list[str]]]) -> None:
+    """Print both speeds, their ratio, and how far scores and rankings agree."""
     requests = [
         Instance("loglikelihood", {}, (prompt, option), number)
         for number, (prompt, options) in enumerate(questions)
@@ -55,21 +53,37 @@ def main() -> None:
     for _ in range(ROUNDS):
         started = time.perf_counter()
         encoded = [scorer.encode_text(*question) for question in questions]
-        ours = np.concatenate(score_options(scorer, encoded))
+        ours = np.array(score_options(scorer, encoded))
         seconds["sciqa"].append(time.perf_counter() - started)
         started = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
-            theirs = np.array([score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)])
+            flat = [score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+        theirs = np.array(flat).reshape(ours.shape)
         seconds["lm-evaluation-harness"].append(time.perf_counter() - started)
-    tokens = statistics.mean(len(question.prompt) for question in encoded)
-    print(f"{len(questions)} questions, prompts of {tokens:.0f} tokens, 5 options, {model.dtype}, {model.device}")
     for name, times in seconds.items():
         rates = sorted(len(questions) / value for value in times)
-        print(f"{name:<22} {statistics.median(rates):6.2f} questions/s (rounds {rates[0]:.2f} to {rates[-1]:.2f})")
+        print(f"  {name:<22} {statistics.median(rates):6.2f} questions/s (rounds {rates[0]:.2f} to {rates[-1]:.2f})")
     pairs = zip(seconds["lm-evaluation-harness"], seconds["sciqa"], strict=True)
     ratios = sorted(theirs / ours for theirs, ours in pairs)
-    print(f"ratio {statistics.median(ratios):.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")
-    print(f"largest difference of scores {np.abs(ours - theirs).max():.3f} (of about {np.abs(theirs).mean():.0f})")
+    print(f"  ratio {statistics.median(ratios):.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    same = (np.argsort(-ours, kind="stable") == np.argsort(-theirs, kind="stable")).all(axis=1).mean()
+    print(f"  largest difference of scores {np.abs(ours - theirs).max():.4f} (of about {np.abs(theirs).mean():.0f})")
+    print(f"  same ranking for {same:.1%}", flush=True)
+
+
+def main() -> None:
+    """Measure in the quickest type with contexts for one and for eight questions, and compare scores in float32."""
+    logging.disable(logging.WARNING)
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 16
+    for precision, shared in (("auto", 1), ("auto", 8), ("float32", 8)):
+        scorer = load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision=precision)
+        with contextlib.redirect_stderr(io.StringIO()):
+            harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=8)
+        questions = build(scorer.tokenizer, number, shared)
+        tokens = statistics.mean(len(scorer.encode_text(*question).prompt) for question in questions)
+        about = f"{number} questions, {shared} to a context, prompts of {tokens:.0f} tokens, 5 options"
+        print(f"{about}, {scorer.model.dtype}, {scorer.device}")
+        measure(scorer, harness, questions)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def show(summaries: list[Summary], seconds: float) -> None:
 
 def _score_table(readers: list[dict]) -> Table:
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-    for column in ("reader", "MAP@3", "accuracy", "log loss", "calibration error", "seconds"):
+    for column in ("reader", "MAP@3", "accuracy", "log loss", "calibration error", "position bias", "seconds"):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for row in readers:
         table.add_row(
@@ -137,6 +137,7 @@ def _score_table(readers: list[dict]) -> Table:
             f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
             f"{row['log_loss']:.3f}",
             f"{row['calibration_error']:.3f}",
+            "" if row["position_bias"] is None else f"{row['position_bias']:.3f}",
             f"{row['seconds']:.0f}",
         )
     return table

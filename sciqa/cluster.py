@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sciqa.errors import InputError
+from sciqa.errors import InputError, find_input_error
 
 #: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
 #: CPU to the search actors and to the tasks that feed and follow the pool: with all of it taken, Ray Data
@@ -364,17 +364,30 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
         total: number of units in all parts.
         unit: what is counted, in plural.
         count: the units in a row.
+
+    Raises:
+        InputError: a worker found bad input.
     """
     metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
     tags = {"stage": stage, "unit": unit}
     metrics[1].set(total, tags)
     done = 0
     with (_bar if console.is_terminal else _lines)(stage, total, unit) as show:
-        for row in dataset.iter_rows():
+        for row in _rows(dataset):
             done += count(row)
             metrics[0].set(done, tags)
             show(done, row)
             yield row
+
+
+def _rows(dataset: Dataset) -> Iterator[dict]:
+    """Yield a dataset's rows; bad input that a worker found is raised as such here too."""
+    try:
+        yield from dataset.iter_rows()
+    except Exception as error:
+        if bad_input := find_input_error(error):
+            raise bad_input from error
+        raise
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from sciqa.exam.metrics import (
     bootstrap_interval,
     expected_calibration_error,
     log_loss,
+    position_bias,
     score,
 )
 
@@ -60,3 +61,10 @@ def test_score_counts_only_questions_with_an_answer():
     assert figures["accuracy"] == 0.5
     assert figures["log_loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
     assert score(rows[2:]) is None
+
+
+def test_position_bias_is_the_spread_of_accuracy_by_letter():
+    letters = ["A"] * 40 + ["B"] * 20 + ["C"] * 19
+    correct = np.array([1.0] * 30 + [0.0] * 10 + [1.0] * 20 + [0.0] * 19)
+    assert position_bias(letters, correct) == pytest.approx(1 - 0.75), "too few stand at C to say"
+    assert position_bias(letters[:40], correct[:40]) is None

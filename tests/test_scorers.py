@@ -1,5 +1,7 @@
 """Scores of options: against one sequence at a time, and against lm-evaluation-harness."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,8 @@ from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.scorer import Encoded, batch_by_tokens, divisors, prompt_text, score_options
+from sciqa.models.packing import pack
+from sciqa.models.scorer import Encoded, divisors, prompt_text, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 
 
@@ -51,6 +54,59 @@ def test_shared_prompts_score_as_separate_sequences(family, budget):
     questions = random_questions(12)
     for question, scores in zip(questions, score_options(scorer, questions, budget), strict=True):
         np.testing.assert_allclose(scores, one_by_one(scorer.model, question), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("budget", [1, 400, 100_000])
+def test_shared_contexts_score_as_separate_sequences(family, budget):
+    scorer = CausalScorer(tiny_model(family), None, Format())
+    rng = np.random.default_rng(3)
+    contexts = [rng.integers(1, 200, length).tolist() for length in (90, 140)]
+    questions = [
+        replace(question, prompt=contexts[number % 2] + question.prompt) if number % 4 else question
+        for number, question in enumerate(random_questions(13))
+    ]
+    # One prompt is how another begins, and two are equal.
+    questions += [replace(questions[1], prompt=contexts[1] + [7]), replace(questions[2], prompt=contexts[1] + [7])]
+    if budget > 1:
+        packed = pack(questions)
+        assert len(packed.ids) == 6
+        assert packed.ids.numel() < len(questions) * max(question.length for question in questions)
+    for question, scores in zip(questions, score_options(scorer, questions, budget), strict=True):
+        np.testing.assert_allclose(scores, one_by_one(scorer.model, question), atol=1e-4)
+
+
+def test_batches_with_shared_contexts_keep_to_the_budget():
+    scorer = CausalScorer(tiny_model("llama"), None, Format())
+    questions = [replace(question, prompt=[5] * 100 + question.prompt) for question in random_questions(40)]
+    batches = scorer.batches(questions, 512)
+    assert sorted(number for batch in batches for number in batch) == list(range(40))
+    for batch in batches:
+        assert scorer.padded_tokens([questions[number] for number in batch]) <= 512
+    assert len(batches) < sum(question.length for question in questions) / 512
+
+
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+def test_the_likelihood_of_a_yes_is_that_of_separate_sequences(prompt):
+    question = read_exam("validation").to_pylist()[0]
+    style = Format(prompt=prompt, completion="yes")
+    scorer = CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), style)
+    encoded = scorer.encode(question, "Some context.")
+    for option, tokens, score in zip("ABCD", encoded.options, score_options(scorer, [encoded])[0], strict=True):
+        ids = encoded.prompt + tokens
+        text = scorer.tokenizer.decode(ids)
+        assert f"Proposed answer: {question[option]}\n" in text
+        assert text.endswith("Yes")
+        with torch.inference_mode():
+            logits = scorer.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert score == pytest.approx(logits[-2, ids[-1]].item(), abs=1e-4)
+
+
+def test_options_without_tokens_are_refused():
+    question = {"id": "q7", "prompt": "Which?", "is_question": True, "A": "helium", "B": "\u200b"}
+    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format())
+    with pytest.raises(InputError, match=r"question 'q7', option B: .* no tokens"):
+        scorer.encode(question, "")
 
 
 def test_scores_do_not_depend_on_the_other_options():
@@ -105,6 +161,8 @@ def test_encoders_read_context_then_question_and_option_and_cut_the_context_alon
     question = {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium"}
     first, second = scorer.encode(question, "Plants breathe. " * 100).options
     assert len(first) == 64
+    assert scorer.encode(question, "Plants breathe. " * 100).cut
+    assert not scorer.encode(question, "Plants breathe.").cut
     text = scorer.tokenizer.decode(first)
     assert text.startswith("[CLS] plants breathe. plants")
     assert text.endswith("[SEP] which gas do plants take in? carbon dioxide [SEP]")
@@ -135,12 +193,13 @@ def test_chat_templates_and_letters():
 
 
 def test_batches_hold_every_question_once_within_the_budget():
+    scorer = CausalScorer(tiny_model("llama"), None, Format())
     questions = random_questions(50)
-    batches = batch_by_tokens(questions, 256)
+    batches = scorer.batches(questions, 256)
     assert sorted(number for batch in batches for number in batch) == list(range(50))
     for batch in batches:
         assert len(batch) * max(questions[number].length for number in batch) <= 256
-    assert len(batch_by_tokens(questions, 1)) == 50
+    assert len(scorer.batches(questions, 1)) == 50
 
 
 def test_normalisation_by_tokens_and_characters():
@@ -184,6 +243,8 @@ def test_only_the_context_of_a_long_prompt_is_cut(smollm2):
     finally:
         smollm2.limit = limit
     text = smollm2.tokenizer.decode(encoded.prompt)
+    assert encoded.cut
+    assert not smollm2.encode(question, context[:100]).cut
     assert 150 <= len(encoded.prompt) <= 199
     assert text.startswith("Context: A word")
     assert text.endswith(f"{question['prompt']}\nAnswer:")

@@ -299,23 +299,6 @@ def kill_a_worker(folder):
     workers[0].kill()
 
 
-def test_a_mixture_of_readers(tmp_path, cluster, exam_file, exam_contexts, models):
-    output = str(tmp_path)
-    for reader in ("retrieval", "closed-book"):
-        asked = {"output": output, "exam": exam_file, "contexts": exam_contexts, "reader": reader, "name": reader}
-        predict(PredictOptions(**asked, model=models("llama")))
-    blend = {"output": output, "exam": exam_file, "blend": ("retrieval", "closed-book")}
-    even = predict(PredictOptions(**blend))
-    fitted = predict(PredictOptions(**blend, blend_fit=output, name="fitted"))
-    assert fitted.details["log_loss"] <= even.details["log_loss"] + 1e-9
-    each = [storage.read_table(f"{output}/answers/{name}").to_pylist() for name in (*blend["blend"], "blend")]
-    for first, second, mean in zip(*each, strict=True):
-        expected = (np.array(first["probabilities"]) + second["probabilities"]) / 2
-        np.testing.assert_allclose(mean["probabilities"], expected, atol=1e-9)
-    with pytest.raises(InputError, match="absent"):
-        predict(PredictOptions(output=output, exam=exam_file, blend=("absent",)))
-
-
 def test_order_sees_every_question_once_an_epoch_and_wastes_little():
     sizes = np.random.default_rng(0).integers(100, 3000, 200)
 

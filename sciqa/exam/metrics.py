@@ -68,7 +68,22 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     return float(sum(gaps) / len(confidence))
 
 
-def score(answers: list[dict]) -> dict[str, float | int | list[float]] | None:
+def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
+    """Return by how much accuracy differs between the letters at which the correct option stands, from 0 to 1.
+
+    The highest less the lowest; letters with fewer than 20 questions are left out, and with fewer than two others there
+    is none. A reader without any bias shows some too, by chance: about twice the standard error of a letter's accuracy.
+
+    Args:
+        letters: of the correct option of each question.
+        correct: whether it is ranked first, shape (questions,).
+    """
+    names, counts = np.unique(letters, return_counts=True)
+    each = [correct[np.array(letters) == name].mean() for name, count in zip(names, counts, strict=True) if count >= 20]
+    return float(max(each) - min(each)) if len(each) > 1 else None
+
+
+def score(answers: list[dict]) -> dict[str, float | int | None] | None:
     """Return the metrics of rows of the answers table, None where no row has an answer."""
     answers = [row for row in answers if row["answer"]]
     if not answers:
@@ -90,4 +105,5 @@ def score(answers: list[dict]) -> dict[str, float | int | list[float]] | None:
         "accuracy_high": accuracy_high,
         "log_loss": log_loss(given),
         "calibration_error": expected_calibration_error(confidence, correct),
+        "position_bias": position_bias([row["answer"] for row in answers], correct),
     }

@@ -73,6 +73,17 @@ def options_of(question: dict) -> dict[str, str]:
     return {letter: question[letter] for letter in string.ascii_uppercase if question.get(letter)}
 
 
+def rotate_options(question: dict, by: int) -> dict:
+    """Return a question whose options stand `by` places further on, the last ones first."""
+    texts = list(options_of(question).values())
+    moved = texts[-by:] + texts[:-by] if by else texts
+    rotated = question | dict(zip(string.ascii_uppercase, moved, strict=False))
+    if question.get("answer"):
+        place = string.ascii_uppercase.index(question["answer"]) + by
+        rotated["answer"] = string.ascii_uppercase[place % len(texts)]
+    return rotated
+
+
 def read_exam(exam: str) -> pa.Table:
     """Read and validate an exam.
 

@@ -1,13 +1,15 @@
 """The batch predictor: a pool of readers writes ranked answers, and their metrics, to Parquet."""
 
+import io
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import ray
 
 from sciqa import cluster, storage
@@ -15,10 +17,22 @@ from sciqa.cluster import Summary, check_name
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.hub import adapter_hash, check_base, find_model, has_trained_head, local_path, model_family, weight_bytes
-from sciqa.inference.blend import fit_weights
+from sciqa.hub import (
+    about_trained,
+    adapter_hash,
+    check_base,
+    find_model,
+    has_trained_head,
+    local_path,
+    model_family,
+    weight_bytes,
+)
+from sciqa.inference.blend import fit_blend
 from sciqa.models.format import Completion, Normalise, Precision, Prompt
 from sciqa.retrieval.index import EmbedOptions
+
+if TYPE_CHECKING:  # readers need PyTorch, which only workers import
+    from sciqa.inference.readers import Scored
 
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
 SCHEMA = pa.schema(
@@ -29,14 +43,16 @@ SCHEMA = pa.schema(
         ("probabilities", pa.list_(pa.float64())),
         ("answer", pa.string()),
         ("average_precision", pa.float64()),
+        ("context_cut", pa.bool_()),
     ]
 )
+SUBMISSION = "submission.csv"
 METRICS = pa.schema(
     [
         *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
         ("questions", pa.int64()),
         *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
-        *((name, pa.float64()) for name in ("log_loss", "calibration_error", "seconds")),
+        *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
     ]
 )
 
@@ -62,13 +78,20 @@ class PredictOptions(ExamOptions, EmbedOptions):
     prompt: Literal["auto", Prompt] = "auto"
     """`chat` is the tokenizer's chat template; `auto` is what the adapter was trained with, else `plain`."""
     completion: Literal["auto", Completion] = "auto"
-    """Score the text or the letter of an option; `auto` is what the adapter was trained with, else the text."""
+    """Score an option's text, its letter, or a yes to it; `auto` is what the adapter was trained with, else text."""
     normalise: Literal["auto", Normalise] = "auto"
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
+    rotations: int = 1
+    """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+    cascade: str | None = None
+    """Read only what this reader (a name in OUTPUT/answers) is least certain of, by entropy, and keep its others."""
+    cascade_share: float = 0.5
+    """Share of the questions that are read."""
     blend: tuple[str, ...] = ()
-    """Instead of reading, average the probabilities of these readers' answers (names in OUTPUT/answers)."""
+    """Instead of reading, pool the probabilities of these readers' answers (names in OUTPUT/answers); one is enough to
+    calibrate it with --blend-fit."""
     blend_fit: str | None = None
     """Output folder of a run on other questions with answers: the weights that suit the same readers there best."""
 
@@ -80,17 +103,23 @@ class PredictOptions(ExamOptions, EmbedOptions):
         self.adapter = self.adapter and local_path(self.adapter)
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
+        default = f"{self.cascade}-then-{default}" if self.cascade else default
         self.name = self.name or ("blend" if self.blend else default)
-        self.at_least(1, "tokens_per_batch")
+        self.at_least(1, "tokens_per_batch", "rotations")
         check_name(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
+        if self.cascade and self.blend:
+            raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
+        if not 0 < self.cascade_share <= 1:
+            raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
 
 
 def predict(options: PredictOptions) -> Summary:
     """Write the answers table of one reader, and its metrics where the exam has answers.
 
-    The tables are `OUTPUT/answers/NAME/` and `OUTPUT/metrics/NAME.parquet`. Finished shards of an earlier
+    The tables are `OUTPUT/answers/NAME/`, with the competition's `submission.csv` beside its shards, and
+    `OUTPUT/metrics/NAME.parquet`. Finished shards of an earlier
     run with the same inputs are kept.
 
     Raises:
@@ -106,15 +135,18 @@ def predict(options: PredictOptions) -> Summary:
     if kept := storage.MANIFEST in present:
         manifest = storage.read_manifest(folder, "predict")
     else:
-        list(_answer_all(exam, options, folder, missing, inputs))
-        manifest = {"seconds": time.monotonic() - started, "inputs": inputs}
-        _write_metrics(options, exam, folder, manifest["seconds"])
+        cluster.connect(options)
+        work = _work(options, exam)
+        list(_answer_all(exam, options, folder, missing, work))
+        seconds = time.monotonic() - started + work.seconds_before
+        cut = _write_results(options, exam, folder, seconds)
+        manifest = {"seconds": seconds, "inputs": inputs, "about": work.about, "cut": cut}
         storage.finish(folder, manifest)
-    made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept
-    if options.blend:
-        made += " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in inputs["blend"].items()) + ")"
+    made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept + manifest["about"]
     if 0 < len(missing) < exam.shards:
         made += f", {exam.shards - len(missing)} of {exam.shards} shards kept"
+    if manifest["cut"]:
+        made += f"; {manifest['cut']:,} contexts cut to the model's limit"
     metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
@@ -139,13 +171,23 @@ def check_reader(options: PredictOptions) -> None:
             f"{options.model}: an encoder whose multiple-choice head has not been trained; "
             "run `sciqa finetune` on it and pass what it makes as --adapter or --model"
         )
+    trained = about_trained(options.adapter or find_model(options.model).folder).get("style", {})
+    completion = trained.get("completion", "text") if options.completion == "auto" else options.completion
+    if options.rotations > 1 and (family == "multiple-choice" or completion != "letter"):
+        raise InputError(
+            f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
+            "changes nothing; it is for prompts that list them (--completion letter)"
+        )
 
 
 def _inputs(options: PredictOptions, exam: Exam) -> dict:
     """Check what the reader needs and return all that its answers follow from."""
     inputs = {"exam": exam.sha256, "reader": options.name}
     if options.blend:
-        return inputs | {"answers": _blended(options, exam), "blend": _blend_weights(options)}
+        inputs["answers"] = _answers_of(options.output, options.blend, exam)
+        return inputs | {"fit": options.blend_fit and _answers_of(options.blend_fit, options.blend)}
+    if options.cascade:
+        inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam), "share": options.cascade_share}
     if options.reader != "closed-book":
         contexts = storage.read_manifest(options.contexts, "retrieve")["inputs"]
         if contexts["exam"] != exam.sha256:
@@ -160,69 +202,113 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     check_reader(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
-    return inputs | {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
+    return inputs | {name: getattr(options, name) for name in ("prompt", "completion", "normalise", "rotations")}
 
 
-def _blended(options: PredictOptions, exam: Exam) -> dict[str, str]:
-    """Return, for each reader to blend, what its answers follow from."""
+def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
+    """Return what the answers of some readers follow from, by name; those to an exam, where one is given."""
     found = {}
-    for name in options.blend:
-        folder = answers_path(options.output, name)
+    for name in readers:
+        folder = answers_path(output, name)
         inputs = storage.read_manifest(folder, "predict")["inputs"]
-        if inputs["exam"] != exam.sha256:
-            raise InputError(f"{folder}: answers to another exam than {options.exam}; run `sciqa predict` on it first")
+        if exam and inputs["exam"] != exam.sha256:
+            raise InputError(f"{folder}: answers to another exam; run `sciqa predict` on this one first")
         found[name] = storage.fingerprint(inputs)
     return found
-
-
-def _blend_weights(options: PredictOptions) -> dict[str, float]:
-    if not options.blend_fit:
-        return {name: 1 / len(options.blend) for name in options.blend}
-    folders = {name: answers_path(options.blend_fit, name) for name in options.blend}
-    for folder in folders.values():
-        storage.read_manifest(folder, "predict")
-    return fit_weights(folders)
 
 
 def _part_path(folder: str, part: int) -> str:
     return storage.join(folder, f"{part:05d}.parquet")
 
 
-def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[int], inputs: dict) -> Iterator[dict]:
-    if not parts:
-        return iter(())
-    cluster.connect(options)
-    workers = cluster.num_workers(options, len(parts))
-    sources = [] if options.reader == "closed-book" else [options.contexts]
-    weights = 0 if options.blend else weight_bytes(options.embedder if options.reader == "retrieval" else options.model)
+@dataclass(frozen=True)
+class _Work:
+    """What the workers of a reader are told.
+
+    Attributes:
+        kind: of the reader, in `sciqa.inference.readers.READERS`.
+        arguments: of that.
+        sources: folders of the tables that it takes, besides the exam.
+        weights: bytes of the weights that each worker loads.
+        about: what is said of it at the end.
+        seconds_before: that the answers took which it takes.
+    """
+
+    kind: str
+    arguments: dict
+    sources: tuple[str, ...] = ()
+    weights: int = 0
+    about: str = ""
+    seconds_before: float = 0.0
+
+
+def _work(options: PredictOptions, exam: Exam) -> _Work:
     if options.blend:
-        kind, arguments = "blend", {"weights": list(inputs["blend"].values())}
-        sources = [answers_path(options.output, name) for name in options.blend]
-    elif options.reader == "retrieval":
+        return _blending(options)
+    workers = cluster.num_workers(options, exam.shards)
+    sources = () if options.reader == "closed-book" else (options.contexts,)
+    if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
-        kind, arguments = "retrieval", {"embed": options.embed_arguments(workers), **prefixes}
+        arguments = {"embed": options.embed_arguments(workers), **prefixes}
+        work = _Work("retrieval", arguments, sources, weight_bytes(options.embedder))
     else:
-        kind = "model"
         given = {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
         arguments = {
             "name": options.model,
-            "adapter": options.adapter,
-            "precision": options.precision,
-            "nf4": options.nf4,
+            **{name: getattr(options, name) for name in ("adapter", "precision", "nf4")},
+            **{name: getattr(options, name) for name in ("tokens_per_batch", "rotations")},
             "style": {name: value for name, value in given.items() if value != "auto"},
-            "tokens_per_batch": options.tokens_per_batch,
             "threads": cluster.threads_per_worker(workers),
         }
+        work = _Work("model", arguments, sources, weight_bytes(options.model))
+    return _cascading(options, work) if options.cascade else work
+
+
+def _blending(options: PredictOptions) -> _Work:
+    folders = {name: answers_path(options.output, name) for name in options.blend}
+    weights, said = {name: 1 / len(folders) for name in folders}, ""
+    if options.blend_fit:
+        fitted = {name: answers_path(options.blend_fit, name) for name in folders}
+        fit = ray.get(ray.remote(num_cpus=cluster.TASK_CPUS)(fit_blend).remote(fitted))
+        weights, said = fit.weights, f"; {fit.said()}"
+    about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
+    seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
+    return _Work("blend", {"weights": list(weights.values())}, tuple(folders.values()), 0, about, seconds)
+
+
+def _cascading(options: PredictOptions, work: _Work) -> _Work:
+    """Return the work of a reader that reads what another is least certain of."""
+    before = answers_path(options.output, options.cascade)
+    least, asked = ray.get(_least_certain.remote(before, options.cascade_share))
+    return replace(
+        work,
+        kind="cascade",
+        arguments={"least_entropy": least, "reader": work.kind, "arguments": work.arguments},
+        sources=(*work.sources, before),
+        about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
+        seconds_before=storage.read_manifest(before, "predict")["seconds"],
+    )
+
+
+@ray.remote(num_cpus=cluster.TASK_CPUS)
+def _least_certain(folder: str, share: float) -> tuple[float, int]:
+    """Return the least entropy among the least certain share of answers, and how many answers have as much."""
+    from sciqa.inference.readers import entropy
+
+    answers = storage.read_table(folder, ["probabilities"])["probabilities"].to_pylist()
+    entropies = np.array([entropy(probabilities) for probabilities in answers])
+    least = float(np.sort(entropies)[-max(1, round(share * len(entropies)))])
+    return least, int((entropies >= least).sum())
+
+
+def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[int], work: _Work) -> Iterator[dict]:
+    if not parts:
+        return iter(())
+    workers = cluster.num_workers(options, len(parts))
     rows = cluster.from_parts(parts).map(
         AnswerShard,
-        fn_constructor_kwargs={
-            "exam": exam,
-            "folder": folder,
-            "sources": sources,
-            "kind": kind,
-            "arguments": arguments,
-        },
-        **cluster.model_pool(options, workers, len(parts), weights),
+        fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work},
+        **cluster.model_pool(options, workers, len(parts), work.weights),
     )
     return cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 
@@ -230,25 +316,25 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
 class AnswerShard:
     """Ray Data worker that holds a reader and writes the answers of one shard of questions at a time."""
 
-    def __init__(self, exam: Exam, folder: str, sources: list[str], kind: str, arguments: dict) -> None:
+    def __init__(self, exam: Exam, folder: str, work: _Work) -> None:
         from sciqa.inference.readers import READERS
 
-        self.exam, self.folder, self.sources = exam, folder, sources
-        self.reader = READERS[kind](**arguments)
+        self.exam, self.folder, self.sources = exam, folder, work.sources
+        self.reader = READERS[work.kind](**work.arguments)
 
     def __call__(self, row: dict) -> dict:
         """Rank the options of the shard that `row["part"]` numbers."""
         questions = self.exam.read_shard(row["part"])
         tables = [storage.read_table(_part_path(source, row["part"])).to_pylist() for source in self.sources]
         found = list(zip(*tables, strict=True)) if tables else [()] * len(questions)
-        scores = self.reader.score(questions, found)
-        answers = [_answer_row(*pair) for pair in zip(questions, scores, strict=True)]
+        scored = self.reader.score(questions, found)
+        answers = [_answer_row(*pair) for pair in zip(questions, scored, strict=True)]
         storage.write_table(_part_path(self.folder, row["part"]), pa.Table.from_pylist(answers, schema=SCHEMA))
         return {"part": row["part"], "questions": len(questions)}
 
 
-def _answer_row(question: dict, scores: np.ndarray) -> dict:
-    ranking, probabilities = rank(list(options_of(question)), scores)
+def _answer_row(question: dict, scored: "Scored") -> dict:
+    ranking, probabilities = rank(list(options_of(question)), scored.scores)
     answer, precision = question["answer"], None
     if answer:
         precision = float(average_precision_at_3(np.array(ranking.index(answer) + 1)))
@@ -259,13 +345,25 @@ def _answer_row(question: dict, scores: np.ndarray) -> dict:
         "probabilities": probabilities.tolist(),
         "answer": answer,
         "average_precision": precision,
+        "context_cut": scored.cut,
     }
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
-def _score_slices(exam: Exam, folder: str) -> list[dict]:
-    """Score all answers, and those of each topic or subject and of the instructions, on a worker."""
-    answers = storage.read_table(folder, ["id", "ranking", "probabilities", "answer"]).to_pylist()
+def _sum_up(exam: Exam, folder: str) -> tuple[list[dict], int]:
+    """Write the competition's file, score all answers and those of each slice, and count the contexts cut."""
+    table = storage.read_table(folder)
+    lines = io.BytesIO()
+    pa.csv.write_csv(table.select(["id", "prediction"]), lines)
+    storage.write_bytes(storage.join(folder, SUBMISSION), lines.getvalue())
+    answers = table.to_pylist()
+    scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
+    rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
+    return rows, sum(answer["context_cut"] for answer in answers)
+
+
+def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
+    """Return all answers, those of each topic or subject, and those of the instructions."""
     columns = ["topic", "subject", "is_question"]
     file = storage.open_parquet(exam.path)
     present = [name for name in columns if name in file.schema_arrow.names]
@@ -275,12 +373,11 @@ def _score_slices(exam: Exam, folder: str) -> list[dict]:
             slices.setdefault(f"{name}: {question[name]}", []).append(answer)
         if not question["is_question"]:
             slices.setdefault("instructions", []).append(answer)
-    scored = {name: score(rows) for name, rows in slices.items()}
-    return [{"slice": name} | figures for name, figures in scored.items() if figures]
+    return slices
 
 
-def _write_metrics(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> None:
-    cluster.connect(options)
+def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> int:
+    """Write the metrics table, and the competition's file; return how many contexts were cut."""
     model = options.embedder if options.reader == "retrieval" else options.model
     about = {
         "reader": options.name,
@@ -289,5 +386,7 @@ def _write_metrics(options: PredictOptions, exam: Exam, folder: str, seconds: fl
         "contexts": None if options.reader == "closed-book" else options.contexts,
         "seconds": seconds,
     }
-    rows = [about | row for row in ray.get(_score_slices.remote(exam, folder))]
-    storage.write_table(metrics_path(options.output, options.name), pa.Table.from_pylist(rows, schema=METRICS))
+    rows, cut = ray.get(_sum_up.remote(exam, folder))
+    table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
+    storage.write_table(metrics_path(options.output, options.name), table)
+    return cut

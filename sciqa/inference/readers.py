@@ -1,12 +1,13 @@
 """Readers: from questions and their contexts to a score for every option."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from sciqa.corpus.windows import embedded_text
-from sciqa.exam.questions import options_of
+from sciqa.exam.questions import options_of, rotate_options
+from sciqa.inference.blend import log_probabilities
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import score_options
 from sciqa.retrieval.embedder import load_embedder
@@ -15,11 +16,24 @@ from sciqa.retrieval.embedder import load_embedder
 COSINE_SCALE = 20.0
 
 
-class Reader(Protocol):
-    """Scores options; probabilities are the softmax of the scores."""
+@dataclass(frozen=True)
+class Scored:
+    """A question read.
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[np.ndarray]:
-        """Return an array of shape (options,) per question.
+    Attributes:
+        scores: of its options, shape (options,); probabilities are their softmax.
+        cut: whether its context was cut to fit the model.
+    """
+
+    scores: np.ndarray
+    cut: bool = False
+
+
+class Reader(Protocol):
+    """Scores options."""
+
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+        """Return the scores of every question.
 
         Args:
             questions: rows of the exam table.
@@ -33,18 +47,38 @@ class ModelReader:
     Args:
         tokens_per_batch: padded tokens that are computed at once.
         style: fields of `sciqa.models.format.Format` that differ from what the model was trained with.
+        rotations: orders of the options, spread evenly, over which probabilities are averaged.
         model: further arguments of `sciqa.models.load.load_scorer`.
     """
 
-    def __init__(self, tokens_per_batch: int, style: dict, **model: object) -> None:
-        self.scorer, self.tokens_per_batch = load_scorer(**model), tokens_per_batch
+    def __init__(self, tokens_per_batch: int, style: dict, rotations: int, **model: object) -> None:
+        self.scorer, self.tokens_per_batch, self.rotations = load_scorer(**model), tokens_per_batch, rotations
         self.scorer.style = replace(self.scorer.style, **style)
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[np.ndarray]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; without contexts the reader answers closed-book."""
         texts = [rows[0]["context"] if rows else "" for rows in found]
-        encoded = [self.scorer.encode(*pair) for pair in zip(questions, texts, strict=True)]
-        return score_options(self.scorer, encoded, self.tokens_per_batch)
+        turns = [(number, by) for number, question in enumerate(questions) for by in self._turns(question)]
+        encoded = [self.scorer.encode(rotate_options(questions[number], by), texts[number]) for number, by in turns]
+        scores: list[list[np.ndarray]] = [[] for _ in questions]
+        for (number, by), each in zip(turns, score_options(self.scorer, encoded, self.tokens_per_batch), strict=True):
+            scores[number].append(np.roll(each, -by))
+        cut = {number for (number, _), question in zip(turns, encoded, strict=True) if question.cut}
+        return [Scored(mean_scores(each), number in cut) for number, each in enumerate(scores)]
+
+    def _turns(self, question: dict) -> list[int]:
+        """Return by how many places the options are rotated, in turn."""
+        options = len(options_of(question))
+        turns = min(self.rotations, options)
+        return [turn * options // turns for turn in range(turns)]
+
+
+def mean_scores(scores: list[np.ndarray]) -> np.ndarray:
+    """Return scores whose softmax is the mean of those of several, each of shape (options,)."""
+    if len(scores) == 1:
+        return scores[0]
+    shifted = np.exp(np.array(scores) - np.max(scores, axis=1, keepdims=True))
+    return np.log(np.maximum((shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0), 1e-300))
 
 
 class RetrievalReader:
@@ -54,7 +88,7 @@ class RetrievalReader:
         self.embedder = load_embedder(**embed)
         self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[np.ndarray]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`."""
         contexts = [context for (context,) in found]
         asked = [f"{self.query_prefix}{q['prompt']} {option}" for q in questions for option in options_of(q).values()]
@@ -65,20 +99,48 @@ class RetrievalReader:
         for question, context in zip(questions, contexts, strict=True):
             options = np.stack([next(asked_vectors) for _ in options_of(question)])
             passages = np.stack([next(found_vectors) for _ in context["passages"]])
-            scores.append(COSINE_SCALE * (options @ passages.T).max(axis=1))
+            scores.append(Scored(COSINE_SCALE * (options @ passages.T).max(axis=1)))
         return scores
 
 
 class BlendReader:
-    """No model of its own: the weighted mean of what other readers answered."""
+    """No model of its own: the log-linear pool of what other readers answered."""
 
     def __init__(self, weights: list[float]) -> None:
         self.weights = np.array(weights)
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[np.ndarray]:
-        """See `Reader.score`; the logarithms of the mean probabilities."""
-        each = [np.array([row["probabilities"] for row in rows]) for rows in found]
-        return [np.log(np.maximum(self.weights @ probabilities, 1e-300)) for probabilities in each]
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+        """See `Reader.score`."""
+        return [Scored(self.weights @ log_probabilities(rows)) for rows in found]
 
 
-READERS = {"model": ModelReader, "retrieval": RetrievalReader, "blend": BlendReader}
+class CascadeReader:
+    """Keeps what another reader answered where that was certain, and reads the rest itself.
+
+    Args:
+        least_entropy: of the answers that are not kept; see `entropy`.
+        reader: name of the reader of the rest.
+        arguments: of that.
+    """
+
+    def __init__(self, least_entropy: float, reader: str, arguments: dict) -> None:
+        self.least_entropy, self.reader = least_entropy, READERS[reader](**arguments)
+
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+        """See `Reader.score`; the last table of each question is the answers of the other reader."""
+        scored = [Scored(log_probabilities(rows[-1:])[0]) for rows in found]
+        unsure = [n for n, rows in enumerate(found) if entropy(rows[-1]["probabilities"]) >= self.least_entropy]
+        if unsure:
+            read = self.reader.score([questions[n] for n in unsure], [found[n][:-1] for n in unsure])
+            for number, each in zip(unsure, read, strict=True):
+                scored[number] = each
+        return scored
+
+
+def entropy(probabilities: list[float]) -> float:
+    """Return the entropy of an answer, as a share of that of a guess among as many options."""
+    given = np.maximum(probabilities, 1e-300)
+    return float(-(given * np.log(given)).sum() / np.log(len(given)))
+
+
+READERS = {"model": ModelReader, "retrieval": RetrievalReader, "blend": BlendReader, "cascade": CascadeReader}

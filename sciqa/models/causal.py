@@ -1,10 +1,7 @@
 """Causal language models: the log-likelihood of each option after a prompt that is computed once.
 
-A question is one row of the batch: its prompt, then all its options one after the other. The attention mask
-lets the tokens of an option see the prompt and their own option, and their positions start where the prompt
-ends, so every option gets the keys and values of the prompt that were computed once, and the scores are those
-of as many separate sequences. Tokens are split as lm-evaluation-harness splits them: prompt and option are
-tokenised together, and the option's tokens are those beyond the tokens of the prompt alone.
+Tokens are split as lm-evaluation-harness splits them: prompt and option are tokenised together, and the option's tokens
+are those beyond the tokens of the prompt alone.
 """
 
 from collections.abc import Sequence
@@ -12,7 +9,20 @@ from collections.abc import Sequence
 import torch
 
 from sciqa.exam.questions import options_of
-from sciqa.models.scorer import Encoded, Scorer, divisors, prompt_text
+from sciqa.models.packing import pack, row_tokens, share_prefixes
+from sciqa.models.scorer import (
+    CUE,
+    Encoded,
+    Scorer,
+    batch_by_tokens,
+    check_tokens,
+    common_tokens,
+    divisors,
+    prompt_text,
+)
+
+#: What is asked of each option where the likelihood of a yes ranks them.
+YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"
 
 
 class CausalScorer(Scorer):
@@ -25,14 +35,37 @@ class CausalScorer(Scorer):
         return self._cut(question, context, lambda given: self._encode(question, given))
 
     def _encode(self, question: dict, context: str) -> Encoded:
-        by_letter = options_of(question)
+        if self.style.completion == "yes":
+            return self._encode_yes(question, context)
+        by_letter, space = options_of(question), self._space
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
-        if self.style.prompt == "chat":
-            asked = [{"role": "user", "content": prompt_text(question, context, self.style.completion, cue="")}]
-            prompt = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-            return self.encode_text(prompt, options, add_special_tokens=False)
-        prompt = prompt_text(question, context, self.style.completion)
-        return self.encode_text(prompt, [f" {option}" for option in options])
+        prompt = self._prompt(question, context)
+        check_tokens(self.tokenizer, question, by_letter)
+        return self.encode_text(prompt, [space + option for option in options], bool(space))
+
+    def _encode_yes(self, question: dict, context: str) -> Encoded:
+        """Return prompts that each propose an option: what differs as options, of which the yes at the end counts."""
+        cues = [YES_CUE.format(option=option) for option in options_of(question).values()]
+        prompts = [self._prompt(question, context, cue) for cue in cues]
+        whole = [f"{prompt}{self._space}Yes" for prompt in prompts]
+        before, rows = (
+            self.tokenizer(texts, add_special_tokens=bool(self._space))["input_ids"] for texts in (prompts, whole)
+        )
+        shared = min(common_tokens(rows), *(len(row) - 1 for row in before))
+        counted = [len(row) - len(start) for row, start in zip(rows, before, strict=True)]
+        return Encoded(rows[0][:shared], [row[shared:] for row in rows], [1.0] * len(rows), counted)
+
+    @property
+    def _space(self) -> str:
+        """What stands between prompt and option; a chat template ends where the answer begins."""
+        return "" if self.style.prompt == "chat" else " "
+
+    def _prompt(self, question: dict, context: str, cue: str | None = None) -> str:
+        """Return what the model reads before it says an option, or yes to the one that the cue proposes."""
+        if self.style.prompt == "plain":
+            return prompt_text(question, context, self.style.completion, cue or CUE)
+        asked = [{"role": "user", "content": prompt_text(question, context, self.style.completion, cue or "")}]
+        return self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
 
     def encode_text(self, prompt: str, options: list[str], add_special_tokens: bool = True) -> Encoded:
         """Return a prompt and its continuations in tokens; each should begin with the space before it, if any."""
@@ -42,33 +75,38 @@ class CausalScorer(Scorer):
         tokens = [ids[len(first) :] for ids in whole]
         return Encoded(first, tokens, divisors(options, tokens, self.style.normalise))
 
+    @property
+    def _soft_prompt(self) -> bool:
+        return getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
+
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
-        return len(batch) * max(question.length for question in batch)
+        rows = share_prefixes(batch)
+        return len(rows) * max(row_tokens([batch[number] for number in row]) for row in rows)
+
+    def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
+        """See `Scorer.batches`; questions whose prompts begin alike, as with one context for several, share a row."""
+        if self._soft_prompt:
+            return super().batches(questions, budget)
+        rows = share_prefixes(questions, budget)
+        return batch_by_tokens(rows, [row_tokens([questions[number] for number in row]) for row in rows], budget)
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
-        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+        if self._soft_prompt:
             return self._score_rows(batch)
-        ids, positions, mask = _layout(batch)
-        # The last prompt token predicts the first token of each option, so it is the first whose logits are wanted.
-        first = min(len(question.prompt) for question in batch) - 1
+        packed = pack(batch)
         logits = self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions.to(self.device),
-            logits_to_keep=ids.shape[1] - first,
+            input_ids=packed.ids.to(self.device),
+            attention_mask=packed.mask.to(self.device),
+            position_ids=packed.positions.to(self.device),
+            logits_to_keep=packed.ids.shape[1] - packed.first,
             use_cache=False,
         ).logits
-        scores = []
-        for row, question in zip(logits, batch, strict=True):
-            before = len(question.prompt) - 1 - first
-            spans, start = [], before + 1
-            for option in question.options:
-                spans.append([before, *range(start, start + len(option) - 1)][: len(option)])
-                start += len(option)
-            scores.append(_likelihoods(row, spans, question))
-        return scores
+        return [
+            likelihoods(logits[row], [[column - packed.first for column in span] for span in spans], question)
+            for (row, spans), question in zip(packed.places, batch, strict=True)
+        ]
 
     def _score_rows(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """Score with a row per option, as soft prompts need: peft puts them before plain, unpacked rows."""
@@ -79,52 +117,25 @@ class CausalScorer(Scorer):
         logits = iter(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -width:])
         scores = []
         for question in batch:
-            start = len(question.prompt) - 1
-            each = [
-                _likelihoods(next(logits), [range(start, start + len(option))], Encoded([], [option], [divisor]))
-                for option, divisor in zip(question.options, question.divisors, strict=True)
-            ]
+            each = []
+            for number, (option, counted) in enumerate(zip(question.options, question.counted, strict=True)):
+                last = len(question.prompt) + len(option) - 1
+                each.append(likelihoods(next(logits), [range(last - counted, last)], question.only(number)))
             scores.append(torch.cat(each))
         return scores
 
 
-def _likelihoods(logits: torch.Tensor, spans: list[Sequence[int]], question: Encoded) -> torch.Tensor:
+def likelihoods(logits: torch.Tensor, spans: list[Sequence[int]], question: Encoded) -> torch.Tensor:
     """Return normalised log-likelihoods, shape (options,), of options whose tokens the rows of `spans` predict.
 
     Args:
         logits: shape (tokens, vocabulary).
-        spans: for each option the rows that predict its tokens.
-        question: the options and their divisors.
+        spans: for each option the rows that predict those of its tokens that count.
+        question: the options, how many of their tokens count, and their divisors.
     """
+    pairs = zip(question.options, question.counted, strict=True)
+    targets = torch.tensor([token for option, counted in pairs for token in option[len(option) - counted :]])
     predicted = logits[[row for span in spans for row in span]].float()
-    targets = torch.tensor([token for option in question.options for token in option], device=logits.device)
-    chosen = -torch.nn.functional.cross_entropy(predicted, targets.long(), reduction="none")
-    sums = torch.stack([part.sum() for part in chosen.split([len(option) for option in question.options])])
+    chosen = -torch.nn.functional.cross_entropy(predicted, targets.to(logits.device), reduction="none")
+    sums = torch.stack([part.sum() for part in chosen.split(question.counted)])
     return sums / torch.tensor(question.divisors, device=logits.device)
-
-
-def _layout(questions: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return token ids, positions and attention mask of rows that each hold a prompt and its options.
-
-    Returns:
-        ids and positions of shape (questions, tokens), and the mask of shape (questions, 1, tokens, tokens) with
-        True where a token (row) sees another (column).
-    """
-    width = max(question.length for question in questions)
-    ids = torch.zeros(len(questions), width, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    segment = torch.full_like(ids, -1)  # -1 padding, 0 prompt, 1… options
-    for number, question in enumerate(questions):
-        start = 0
-        for part, tokens in enumerate([question.prompt, *question.options]):
-            columns = slice(start, start + len(tokens))
-            ids[number, columns] = torch.tensor(tokens, dtype=torch.long)
-            positions[number, columns] = torch.arange(len(tokens)) + (len(question.prompt) if part else 0)
-            segment[number, columns] = part
-            start += len(tokens)
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    here, there = segment[:, :, None], segment[:, None, :]
-    sees = earlier & ((there == 0) | (here == there)) & (there >= 0)
-    # A padding token sees itself, since a row of the softmax with nothing to see is not a number.
-    sees |= torch.eye(width, dtype=torch.bool)
-    return ids, positions, sees[:, None]

@@ -6,7 +6,7 @@ from typing import Literal
 Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Prompt = Literal["plain", "chat"]
-Completion = Literal["text", "letter"]
+Completion = Literal["text", "letter", "yes"]
 Normalise = Literal["none", "tokens", "characters"]
 
 
@@ -16,8 +16,8 @@ class Format:
 
     Attributes:
         prompt: `chat` is the tokenizer's chat template around the question, `plain` the question alone.
-        completion: what is scored after the prompt: the option's text, or its letter (the prompt then lists all
-            options).
+        completion: what is scored after the prompt: the option's text, its letter (the prompt then lists all options),
+            or a yes to the proposal of that option.
         normalise: what an option's log-likelihood is divided by.
         max_length: tokens of prompt and option together; the context is cut to fit. None is the model's own limit.
     """

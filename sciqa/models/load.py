@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sciqa.cache import cached_folder
@@ -89,8 +90,8 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         auto = getattr(transformers, SCORERS[family].auto_class)
         model = auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=dtype, **how)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{name}: not a whole {family} model with a tokenizer ({error})") from error
     return (model if nf4 else model.to(device)).eval(), tokenizer
 
 

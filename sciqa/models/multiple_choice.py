@@ -6,7 +6,7 @@ import torch
 from transformers import DataCollatorForMultipleChoice
 
 from sciqa.exam.questions import options_of
-from sciqa.models.scorer import Encoded, Scorer, too_long
+from sciqa.models.scorer import Encoded, Scorer, check_tokens, too_long
 
 #: Rows are padded to a multiple of this many tokens, which tensor cores want.
 PAD_TO_MULTIPLE_OF = 8
@@ -19,14 +19,21 @@ class MultipleChoiceScorer(Scorer):
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
-        asked = [f"{question['prompt']} {option}" for option in options_of(question).values()]
+        options = options_of(question)
+        check_tokens(self.tokenizer, question, options)
+        asked = [f"{question['prompt']} {option}" for option in options.values()]
         limit = min(self.limit, self.tokenizer.model_max_length)
         bare = max(map(len, self.tokenizer(asked)["input_ids"]))
         if bare + 1 > limit:
             raise too_long(question, bare, limit)
         if context:
-            pairs = self.tokenizer([context] * len(asked), asked, truncation="only_first", max_length=limit)
-            return Encoded([], pairs["input_ids"], [])
+            pairs = self.tokenizer([context] * len(asked), asked)["input_ids"]
+            cut = max(map(len, pairs)) > limit
+            if cut:
+                pairs = self.tokenizer([context] * len(asked), asked, truncation="only_first", max_length=limit)[
+                    "input_ids"
+                ]
+            return Encoded([], pairs, [], cut=cut)
         return Encoded([], self.tokenizer(asked)["input_ids"], [])
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:

@@ -5,7 +5,7 @@ questions, so that the trainer differentiates through the same computation by wh
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Completion, Format, Normalise
 
+#: What asks for an option.
+CUE = "\nAnswer:"
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -25,11 +28,20 @@ class Encoded:
         prompt: tokens of context and question.
         options: tokens of each option.
         divisors: what each option's log-likelihood is divided by.
+        counted: how many of each option's last tokens its log-likelihood is of; by default all.
+        cut: whether the context was cut to fit the model.
     """
 
     prompt: list[int]
     options: list[list[int]]
     divisors: list[float]
+    counted: list[int] = field(default_factory=list)
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        """Fill the default."""
+        if not self.counted:
+            object.__setattr__(self, "counted", [len(option) for option in self.options])
 
     @property
     def length(self) -> int:
@@ -38,7 +50,8 @@ class Encoded:
 
     def only(self, number: int) -> "Encoded":
         """Return the question with one of its options."""
-        return Encoded(self.prompt, [self.options[number]], self.divisors[number : number + 1])
+        one = slice(number, number + 1)
+        return replace(self, options=self.options[one], divisors=self.divisors[one], counted=self.counted[one])
 
 
 class Scorer(nn.Module):
@@ -80,15 +93,19 @@ class Scorer(nn.Module):
         """Return the tokens, padding included, that the model computes for a batch."""
         raise NotImplementedError
 
+    def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
+        """Return the numbers of the questions in batches of like length, each of at most `budget` padded tokens."""
+        return batch_by_tokens([[number] for number in range(len(questions))], [q.length for q in questions], budget)
+
     def _cut(self, question: dict, context: str, encode: Callable[[str], Encoded]) -> Encoded:
         """Encode with as much of the context as fits, cut from its end, where the less similar passages are."""
-        encoded = encode(context)
+        encoded, whole = encode(context), context
         while (over := len(encoded.prompt) + max(map(len, encoded.options)) - self.limit) > 0:
             if not context:
                 raise too_long(question, self.limit + over, self.limit)
             context = context[: min(len(context) - 1, int(len(context) * (1 - over / len(encoded.prompt))))]
             encoded = encode(context)
-        return encoded
+        return replace(encoded, cut=context != whole)
 
 
 def too_long(question: dict, tokens: int, limit: int) -> InputError:
@@ -99,7 +116,26 @@ def too_long(question: dict, tokens: int, limit: int) -> InputError:
     )
 
 
-def prompt_text(question: dict, context: str, completion: Completion = "text", cue: str = "\nAnswer:") -> str:
+def check_tokens(tokenizer: PreTrainedTokenizerBase, question: dict, options: dict[str, str]) -> None:
+    """Raise `InputError` for an option that a tokenizer leaves nothing of."""
+    tokens = tokenizer(list(options.values()), add_special_tokens=False)["input_ids"]
+    for letter, ids in zip(options, tokens, strict=True):
+        if not ids:
+            raise InputError(
+                f"question {question['id']!r}, option {letter}: {options[letter]!r} gives the model no tokens; "
+                "write it in characters that its tokenizer knows, or leave it out"
+            )
+
+
+def common_tokens(rows: list[list[int]]) -> int:
+    """Return how many tokens all rows begin with."""
+    first, last = min(rows), max(rows)
+    return next(
+        (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), min(map(len, rows))
+    )
+
+
+def prompt_text(question: dict, context: str, completion: Completion = "text", cue: str = CUE) -> str:
     """Return what a generative model reads before an option."""
     given = f"Context: {context}\n\n" if context else ""
     asked = f"{'Question' if question['is_question'] else 'Task'}: {question['prompt']}"
@@ -115,23 +151,29 @@ def divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list
     return [float(max(1, length)) for length in lengths]
 
 
-def batch_by_tokens(questions: Sequence[Encoded], budget: int) -> list[list[int]]:
-    """Return the numbers of the questions in batches of like length, each of at most `budget` padded tokens."""
-    batches: list[list[int]] = []
+def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
+    """Return the numbers of questions in batches of rows of like length, each of at most `budget` padded tokens.
+
+    Args:
+        rows: numbers of the questions in each row.
+        lengths: tokens of each row.
+        budget: tokens; a longer row is a batch of its own.
+    """
+    batches: list[list[list[int]]] = []
     longest = 0
-    for number in sorted(range(len(questions)), key=lambda number: -questions[number].length):
+    for number in sorted(range(len(rows)), key=lambda number: -lengths[number]):
         if not batches or (len(batches[-1]) + 1) * longest > budget:
             batches.append([])
-            longest = questions[number].length
-        batches[-1].append(number)
-    return batches
+            longest = lengths[number]
+        batches[-1].append(rows[number])
+    return [[number for row in batch for number in row] for batch in batches]
 
 
 @torch.inference_mode()
 def score_options(scorer: Scorer, questions: Sequence[Encoded], tokens_per_batch: int = 2048) -> list[np.ndarray]:
     """Return the scores of every option, one array of shape (options,) per question, in the order given."""
     scores: list[np.ndarray] = [np.empty(0)] * len(questions)
-    for batch in batch_by_tokens(questions, tokens_per_batch):
+    for batch in scorer.batches(questions, tokens_per_batch):
         for number, score in zip(batch, scorer([questions[number] for number in batch]), strict=True):
             scores[number] = score.double().cpu().numpy()
     return scores

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
-from sciqa.models.scorer import Encoded, Scorer, divisors, prompt_text
+from sciqa.models.scorer import Encoded, Scorer, check_tokens, divisors, prompt_text
 
 #: Label that the loss leaves out.
 IGNORED = -100
@@ -19,9 +20,12 @@ class Seq2SeqScorer(Scorer):
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
+        if self.style.completion == "yes":
+            raise InputError("--completion yes: for causal models only; use text or letter")
         by_letter = options_of(question)
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         tokens = self.tokenizer(options)["input_ids"]
+        check_tokens(self.tokenizer, question, by_letter)
 
         def encode(given: str) -> Encoded:
             prompt = self.tokenizer(prompt_text(question, given, self.style.completion))["input_ids"]

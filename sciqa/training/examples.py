@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from sciqa import storage
 from sciqa.errors import InputError
-from sciqa.exam.questions import Exam, options_of
+from sciqa.exam.questions import Exam, options_of, rotate_options
 from sciqa.retrieval.contexts import context_text
 from sciqa.training.options import FinetuneOptions
 
@@ -53,7 +53,7 @@ class Examples:
         if options.max_passages:
             context = self._draw_passages(question, number, rng, options)
         if options.rotate:
-            question = _rotated(question, int(rng.integers(len(options_of(question)))))
+            question = rotate_options(question, int(rng.integers(len(options_of(question)))))
         return question, context, _gold(question)
 
     def sizes(self, with_context: bool = True) -> np.ndarray:
@@ -127,11 +127,3 @@ def check_answers(questions: pa.Table, name: str) -> None:
 
 def _gold(question: dict) -> int:
     return list(options_of(question)).index(question["answer"])
-
-
-def _rotated(question: dict, by: int) -> dict:
-    """Return a question whose options stand `by` places further on, the last ones first."""
-    texts = list(options_of(question).values())
-    moved = texts[-by:] + texts[:-by] if by else texts
-    answer = string.ascii_uppercase[(_gold(question) + by) % len(texts)]
-    return question | dict(zip(string.ascii_uppercase, moved, strict=False)) | {"answer": answer}

@@ -29,7 +29,7 @@ from sciqa.hub import find_model, model_family
 from sciqa.models import adapter
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, as_dtype, load_base
-from sciqa.models.scorer import Encoded, Scorer, batch_by_tokens
+from sciqa.models.scorer import Encoded, Scorer
 from sciqa.training.examples import Examples, Order
 from sciqa.training.options import FinetuneOptions, Loss
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
@@ -192,7 +192,7 @@ class _Run:
         """Return scores of every validation question; each worker computes as many batches as any other."""
         self.engine.eval()
         questions: Sequence[Encoded] = [encoded for encoded, _ in self.validation]
-        batches = batch_by_tokens(questions, EVALUATION_TOKENS)
+        batches = self.scorer.batches(questions, EVALUATION_TOKENS)
         # ZeRO-3 gathers parameters in every forward pass, so all workers take part in the same number of them.
         batches += batches[-1:] * (-len(batches) % self.world_size)
         mine = {}

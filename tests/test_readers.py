@@ -1,0 +1,196 @@
+"""What readers make of each other's answers and of the order of options: blends, cascades, rotations, resuming."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from tiny import tiny_folder
+
+from sciqa import storage
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.exam.questions import rotate_options
+from sciqa.hub import find_model
+from sciqa.inference import PredictOptions, predict
+from sciqa.inference.blend import pool_weights
+from sciqa.inference.readers import ModelReader, entropy
+from sciqa.retrieval import RetrieveOptions, retrieve
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("llama"), "llama", initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_index, exam_file):
+    """A run folder with contexts and the answers of the retrieval reader."""
+    output = str(tmp_path_factory.mktemp("run"))
+    options = {"output": output, "exam": exam_file, "shard_questions": 5}
+    retrieve(RetrieveOptions(**options, index=f"{small_index}/index"))
+    predict(PredictOptions(**options, reader="retrieval"))
+    return options
+
+
+def answers(run, name):
+    return storage.read_table(f"{run['output']}/answers/{name}").to_pylist()
+
+
+def test_a_submission_in_the_competitions_form(run):
+    path = Path(run["output"], "answers", "retrieval", "submission.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"id": row["id"], "prediction": row["prediction"]} for row in answers(run, "retrieval")]
+
+
+def test_rotations_average_over_the_orders_of_the_options(run, llama):
+    style = {"completion": "letter"}
+    common = {"tokens_per_batch": 2048, "style": style, "name": llama, "precision": "float32"}
+    question = read_exam("validation").to_pylist()[0]
+    plain, turned = ModelReader(rotations=1, **common), ModelReader(rotations=4, **common)
+    found = [({"context": "Some context."},)]
+    each = []
+    for by in range(4):
+        scores = plain.score([rotate_options(question, by)], found)[0].scores
+        each.append(np.roll(np.exp(scores) / np.exp(scores).sum(), -by))
+    assert np.ptp(np.array(each), axis=0).max() > 0.01, "this reader does favour some letters"
+    once = turned.score([question], found)[0].scores
+    np.testing.assert_allclose(np.exp(once) / np.exp(once).sum(), np.mean(each, axis=0), atol=1e-5)
+    # So the order in which the options are given changes nothing any more.
+    again = turned.score([rotate_options(question, 1)], found)[0].scores
+    np.testing.assert_allclose(np.roll(again, -1), once, atol=1e-4)
+    with pytest.raises(InputError, match=r"--rotations 4: .* order changes nothing"):
+        predict(PredictOptions(**run, model=llama, rotations=4))
+
+
+def test_rotated_questions_keep_their_right_option():
+    question = read_exam("validation").to_pylist()[0]
+    for by in range(4):
+        turned = rotate_options(question, by)
+        assert turned[turned["answer"]] == question[question["answer"]]
+    assert rotate_options(question | {"answer": None}, 1)["answer"] is None
+
+
+def test_a_cascade_reads_what_is_least_certain(run, llama):
+    predict(PredictOptions(**run, model=llama, name="strong"))
+    summary = predict(PredictOptions(**run, model=llama, cascade="retrieval", cascade_share=0.25, name="cascade"))
+    assert "3 of them read" in summary.made
+    first, strong, both = (answers(run, name) for name in ("retrieval", "strong", "cascade"))
+    order = sorted(range(len(first)), key=lambda number: -entropy(first[number]["probabilities"]))
+    for number, row in enumerate(both):
+        expected = strong if number in order[:3] else first
+        assert row["ranking"] == expected[number]["ranking"]
+        np.testing.assert_allclose(row["probabilities"], expected[number]["probabilities"], atol=1e-5)
+    seconds = [storage.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", "cascade")]
+    assert summary.details["seconds"] == seconds[1] > seconds[0]
+    with pytest.raises(InputError, match="absent"):
+        predict(PredictOptions(**run, model=llama, cascade="absent"))
+
+
+def test_a_blend_is_the_log_linear_pool(run, llama):
+    predict(PredictOptions(**run, model=llama, reader="closed-book", name="closed"))
+    blend = PredictOptions(**run, blend=("retrieval", "closed"))
+    even = predict(blend)
+    fitted = predict(PredictOptions(**run, blend=blend.blend, blend_fit=run["output"], name="fitted"))
+    assert fitted.details["log_loss"] <= even.details["log_loss"] + 1e-6
+    assert "cross-validated on 12 questions: MAP@3" in fitted.made
+    for first, second, pooled in zip(*(answers(run, name) for name in (*blend.blend, "blend")), strict=True):
+        product = np.sqrt(np.array(first["probabilities"]) * second["probabilities"])
+        np.testing.assert_allclose(pooled["probabilities"], product / product.sum(), atol=1e-9)
+    with pytest.raises(InputError, match="absent"):
+        predict(PredictOptions(**run, blend=("absent",)))
+
+
+def test_one_reader_in_a_blend_is_calibrated_by_its_temperature():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 4))
+    golds = np.array([rng.choice(4, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    overconfident = [row[None] - np.log(np.exp(row).sum()) for row in 3 * logits]
+    (weight,) = pool_weights(overconfident, golds)
+    assert 1 / weight == pytest.approx(3, rel=0.1), "the temperature by which it was made too sure"
+    useless = [np.vstack([row, rng.normal(size=4)]) for row in overconfident]
+    weights = pool_weights(useless, golds)
+    assert weights[1] == pytest.approx(0, abs=0.05)
+
+
+def test_contexts_cut_to_the_models_limit_are_counted(run, llama, tmp_path):
+    short = shutil.copytree(llama, tmp_path / "short")
+    config = storage.read_json(str(short / "config.json"))
+    storage.write_json(str(short / "config.json"), config | {"max_position_embeddings": 140})
+    summary = predict(PredictOptions(**run, model=str(short), name="short"))
+    cut = sum(row["context_cut"] for row in answers(run, "short"))
+    assert 0 < cut < 12
+    assert f"{cut} contexts cut to the model's limit" in summary.made
+    assert not any(row["context_cut"] for row in answers(run, "retrieval"))
+
+
+def test_corrupt_weights_and_missing_tokenizers_are_refused(run, llama, tmp_path):
+    broken = shutil.copytree(llama, tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:-1000])
+    with pytest.raises(InputError, match="broken: not a whole causal model"):
+        predict(PredictOptions(**run, model=str(broken)))
+    mute = shutil.copytree(llama, tmp_path / "mute", ignore=shutil.ignore_patterns("*token*", "*.jinja"))
+    with pytest.raises(InputError, match=r"mute: .* tokenizer"):
+        predict(PredictOptions(**run, model=str(mute)))
+    find_model.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cluster):
+    """Closed-book answers to the validation split in 21 shards."""
+    options = {"output": str(tmp_path_factory.mktemp("undisturbed")), "exam": "validation", "shard_questions": 6}
+    predict(PredictOptions(**options, reader="closed-book"))
+    return answers(options, "closed-book")
+
+
+def finished(output):
+    return {path: path.stat().st_mtime_ns for path in Path(output).glob("answers/closed-book/*.parquet")}
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, undisturbed):
+    command = [sys.executable, "-m", "sciqa", "predict", "--output", str(tmp_path), "--exam", "validation"]
+    command += ["--reader", "closed-book", "--shard-questions", "6", "--num-cpus", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while not finished(tmp_path):
+            assert driver.poll() is None
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    kept = finished(tmp_path)
+    assert 0 < len(kept) < 21
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    # A worker may have finished its shard after the driver was gone.
+    assert len(kept) <= int(re.search(r"(\d+) of 21 shards kept", again.stdout)[1]) < 21
+    assert kept.items() <= finished(tmp_path).items()
+    assert answers({"output": tmp_path}, "closed-book") == undisturbed
+
+
+def test_a_killed_worker_is_replaced(tmp_path, cluster, undisturbed):
+    killed = []
+
+    def kill() -> None:
+        while not finished(tmp_path):
+            time.sleep(0.02)
+        for process in psutil.Process(os.getpid()).children(recursive=True):
+            if "AnswerShard" in " ".join(process.cmdline()):
+                killed.append((len(finished(tmp_path)), process.kill()))
+                return
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    options = {"output": str(tmp_path), "exam": "validation", "shard_questions": 6}
+    predict(PredictOptions(**options, reader="closed-book"))
+    thread.join(timeout=10)
+    assert killed[0][0] < 21
+    assert answers(options, "closed-book") == undisturbed
