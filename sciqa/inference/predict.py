@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from sciqa import cluster, storage
-from sciqa.cluster import Summary, check_name
+from sciqa.cluster import RunOptions, Summary, check_name
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
@@ -42,19 +42,13 @@ METRICS = pa.schema(
 
 
 @dataclass(kw_only=True)
-class PredictOptions(ExamOptions, EmbedOptions):
-    """What answers the questions."""
+class ModelOptions(RunOptions):
+    """The model that reads."""
 
-    contexts: str | None = None
-    """Folder of the contexts table; by default OUTPUT/contexts."""
-    reader: ReaderName = "open-book"
-    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
     model: str = "SmolLM2-135M-Instruct"
     """Model that reads: the packaged one, a local folder (a fine-tuned one too), a .gguf file or a hub id."""
     adapter: str | None = None
     """Adapter of that model, as `sciqa finetune` (OUTPUT/trained/NAME) or peft wrote it."""
-    name: str | None = None
-    """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
     precision: Precision = "auto"
     """Type of the weights; `auto` is 16 bits where the hardware has them."""
     nf4: bool = False
@@ -67,6 +61,38 @@ class PredictOptions(ExamOptions, EmbedOptions):
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+
+    def __post_init__(self) -> None:
+        """Make paths that are here absolute and check the numbers."""
+        super().__post_init__()
+        self.model = local_path(self.model)
+        self.adapter = self.adapter and local_path(self.adapter)
+        self.at_least(1, "tokens_per_batch")
+
+    def reader_arguments(self, threads: int) -> dict:
+        """Return the arguments of `sciqa.inference.readers.ModelReader` with a number of CPU threads."""
+        given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
+        return {
+            "name": self.model,
+            "adapter": self.adapter,
+            "precision": self.precision,
+            "nf4": self.nf4,
+            "style": {name: value for name, value in given.items() if value != "auto"},
+            "tokens_per_batch": self.tokens_per_batch,
+            "threads": threads,
+        }
+
+
+@dataclass(kw_only=True)
+class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
+    """What answers the questions."""
+
+    contexts: str | None = None
+    """Folder of the contexts table; by default OUTPUT/contexts."""
+    reader: ReaderName = "open-book"
+    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
+    name: str | None = None
+    """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
     blend: tuple[str, ...] = ()
     """Instead of reading, average the probabilities of these readers' answers (names in OUTPUT/answers)."""
     blend_fit: str | None = None
@@ -76,12 +102,9 @@ class PredictOptions(ExamOptions, EmbedOptions):
         """Fill the defaults and check the numbers."""
         super().__post_init__()
         self.contexts = self.contexts or storage.join(self.output, "contexts")
-        self.model = local_path(self.model)
-        self.adapter = self.adapter and local_path(self.adapter)
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
         self.name = self.name or ("blend" if self.blend else default)
-        self.at_least(1, "tokens_per_batch")
         check_name(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
@@ -129,7 +152,7 @@ def answers_path(output: str, name: str) -> str:
     return storage.join(output, "answers", name)
 
 
-def check_reader(options: PredictOptions) -> None:
+def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
     family = model_family(options.model)
     if options.adapter:
@@ -202,17 +225,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         kind, arguments = "retrieval", {"embed": options.embed_arguments(workers), **prefixes}
     else:
-        kind = "model"
-        given = {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
-        arguments = {
-            "name": options.model,
-            "adapter": options.adapter,
-            "precision": options.precision,
-            "nf4": options.nf4,
-            "style": {name: value for name, value in given.items() if value != "auto"},
-            "tokens_per_batch": options.tokens_per_batch,
-            "threads": cluster.threads_per_worker(workers),
-        }
+        kind, arguments = "model", options.reader_arguments(cluster.threads_per_worker(workers))
     rows = cluster.from_parts(parts).map(
         AnswerShard,
         fn_constructor_kwargs={
