@@ -19,7 +19,7 @@ from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.errors import InputError, find_input_error
 from sciqa.exam import ReportOptions, report
 from sciqa.exam.report import differences
-from sciqa.inference import PredictOptions, predict
+from sciqa.inference import AskOptions, PredictOptions, ask, predict
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.retrieval import EvaluateOptions, IndexOptions, build_index, retrieve_or_evaluate
 from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
@@ -31,6 +31,7 @@ STEPS: dict[str, tuple[Callable, type, str]] = {
     "index": (build_index, IndexOptions, "embed the passages and index them, shard by shard"),
     "retrieve": (retrieve_or_evaluate, EvaluateOptions, "find the passages of every question, or measure how well"),
     "predict": (predict, PredictOptions, "rank the options of every question"),
+    "ask": (ask, AskOptions, "answer one question: rank its options, or reply in words with citations"),
     "finetune": (run_finetune, RunFinetuneOptions, "train an adapter, or a whole model, on questions with answers"),
     "merge": (merge, MergeOptions, "add an adapter's weights into its base model"),
     "report": (report, ReportOptions, "render a run as one HTML page"),
@@ -71,7 +72,9 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
     if "--config" in arguments[:-1]:
         at = arguments.index("--config")
         given = read_config(arguments[at + 1], kind)
-        arguments = given + arguments[:at] + arguments[at + 2 :]
+        rest = arguments[:at] + arguments[at + 2 :]
+        first = next((number for number, argument in enumerate(rest) if argument.startswith("-")), len(rest))
+        arguments = rest[:first] + given + rest[first:]  # the question of `ask` stays out of reach of lists
     return tyro.cli(
         kind,
         prog=f"sciqa {step}",
@@ -111,6 +114,8 @@ def show(summaries: list[Summary], seconds: float) -> None:
     if predicted:
         console.print(_score_table(predicted))
     for summary in summaries:
+        if summary.stage == "ask":
+            _show_sources(summary.details, console)
         if "evaluation" in summary.details:
             console.print(_retrieval_table(summary.details["evaluation"]))
         for gain in differences(summary.details["readers"]) if summary.stage == "report" else []:
@@ -124,6 +129,18 @@ def show(summaries: list[Summary], seconds: float) -> None:
         print(f"{summary.stage:<9} {summary.seconds:6.1f} s  {summary.made}\n{'':19}{summary.path}")
     if len(summaries) > 1:
         print(f"{'total':<9} {seconds:6.1f} s")
+
+
+def _show_sources(details: dict, console: Console) -> None:
+    """Print the ranking, if any, and the passages that an answer cites, or else those that it was made from."""
+    for place, (option, probability) in enumerate(details.get("ranking", ()), 1):
+        console.print(f"{place:>2}  {probability:.3f}  {option}", markup=False)
+    cited = details.get("cited")
+    console.print("\npassages cited" if cited else "\npassages read" + ", none is cited" * (cited is not None))
+    for number in cited or details["read"]:
+        passage = details["passages"][number - 1]
+        where = ", ".join(filter(None, [passage["title"], passage["section"]]))
+        console.print(f"[{number}] {where}  {passage.get('url') or ''}".rstrip(), markup=False, soft_wrap=True)
 
 
 def _score_table(readers: list[dict]) -> Table:

@@ -12,7 +12,7 @@ from sciqa.corpus.windows import embedded_text
 from sciqa.errors import find_input_error
 from sciqa.retrieval import IndexOptions, search
 from sciqa.retrieval.index import ROW_GROUP, read_index_manifest, train_factory, write_index
-from sciqa.retrieval.search import Hits, ShardedIndex, StoredVectors, fuse_hits, merge_hits, search_flat
+from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, StoredVectors, fuse_hits, merge_hits, search_flat
 from sciqa.retrieval.words import split_terms
 
 DIMENSION = 32
@@ -136,6 +136,24 @@ def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_
     assert found >= 0.95
     np.testing.assert_allclose(hits.scores, (queries[:, None] * unit_vectors[hits.rows]).sum(axis=2), atol=1e-5)
     assert (np.diff(hits.scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF32,PQ8"])
+def test_one_process_finds_what_the_actors_find(tmp_path, cluster, unit_vectors, factory):
+    manifest = make_index(tmp_path, unit_vectors, 3, factory=factory)
+    settings = {"parameters": "nprobe=12" if "IVF" in factory else None, "candidates": 50}
+    here, spread = LocalIndex(str(tmp_path), manifest, **settings), ShardedIndex(str(tmp_path), manifest, 2, **settings)
+    for k in (1, 10, 60):
+        found, expected = here.search(unit_vectors[::300], k), spread.search(unit_vectors[::300], k)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    texts = ["title 17 and text 4000", "5999"]
+    found, expected = here.search_words(texts, 5), spread.search_words(texts, 5)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    rows = np.array([5999, 0, 3000, 17])
+    assert here.passages(rows) == spread.passages(rows)
+    assert [passage["passage_id"] for passage in here.passages(rows)] == ["5999", "0", "3000", "17"]
 
 
 def test_half_precision_on_disk_is_read_row_by_row(tmp_path, cluster, unit_vectors):

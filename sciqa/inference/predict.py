@@ -13,7 +13,7 @@ import pyarrow.csv
 import ray
 
 from sciqa import cluster, storage
-from sciqa.cluster import Summary, check_name
+from sciqa.cluster import RunOptions, Summary, check_name
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
@@ -58,19 +58,13 @@ METRICS = pa.schema(
 
 
 @dataclass(kw_only=True)
-class PredictOptions(ExamOptions, EmbedOptions):
-    """What answers the questions."""
+class ModelOptions(RunOptions):
+    """The model that reads."""
 
-    contexts: str | None = None
-    """Folder of the contexts table; by default OUTPUT/contexts."""
-    reader: ReaderName = "open-book"
-    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
     model: str = "SmolLM2-135M-Instruct"
     """Model that reads: the packaged one, a local folder (a fine-tuned one too), a .gguf file or a hub id."""
     adapter: str | None = None
     """Adapter of that model, as `sciqa finetune` (OUTPUT/trained/NAME) or peft wrote it."""
-    name: str | None = None
-    """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
     precision: Precision = "auto"
     """Type of the weights; `auto` is 16 bits where the hardware has them."""
     nf4: bool = False
@@ -85,6 +79,39 @@ class PredictOptions(ExamOptions, EmbedOptions):
     """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+
+    def __post_init__(self) -> None:
+        """Make paths that are here absolute and check the numbers."""
+        super().__post_init__()
+        self.model = local_path(self.model)
+        self.adapter = self.adapter and local_path(self.adapter)
+        self.at_least(1, "tokens_per_batch", "rotations")
+
+    def reader_arguments(self, threads: int) -> dict:
+        """Return the arguments of `sciqa.inference.readers.ModelReader` with a number of CPU threads."""
+        given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
+        return {
+            "name": self.model,
+            "adapter": self.adapter,
+            "precision": self.precision,
+            "nf4": self.nf4,
+            "style": {name: value for name, value in given.items() if value != "auto"},
+            "tokens_per_batch": self.tokens_per_batch,
+            "rotations": self.rotations,
+            "threads": threads,
+        }
+
+
+@dataclass(kw_only=True)
+class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
+    """What answers the questions."""
+
+    contexts: str | None = None
+    """Folder of the contexts table; by default OUTPUT/contexts."""
+    reader: ReaderName = "open-book"
+    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
+    name: str | None = None
+    """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
     cascade: str | None = None
     """Read only what this reader (a name in OUTPUT/answers) is least certain of, by entropy, and keep its others."""
     cascade_share: float = 0.5
@@ -99,13 +126,10 @@ class PredictOptions(ExamOptions, EmbedOptions):
         """Fill the defaults and check the numbers."""
         super().__post_init__()
         self.contexts = self.contexts or storage.join(self.output, "contexts")
-        self.model = local_path(self.model)
-        self.adapter = self.adapter and local_path(self.adapter)
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
         default = f"{self.cascade}-then-{default}" if self.cascade else default
         self.name = self.name or ("blend" if self.blend else default)
-        self.at_least(1, "tokens_per_batch", "rotations")
         check_name(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
@@ -161,7 +185,7 @@ def answers_path(output: str, name: str) -> str:
     return storage.join(output, "answers", name)
 
 
-def check_reader(options: PredictOptions) -> None:
+def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
     family = model_family(options.model)
     if options.adapter:
@@ -252,14 +276,7 @@ def _work(options: PredictOptions, exam: Exam) -> _Work:
         arguments = {"embed": options.embed_arguments(workers), **prefixes}
         work = _Work("retrieval", arguments, sources, weight_bytes(options.embedder))
     else:
-        given = {name: getattr(options, name) for name in ("prompt", "completion", "normalise")}
-        arguments = {
-            "name": options.model,
-            **{name: getattr(options, name) for name in ("adapter", "precision", "nf4")},
-            **{name: getattr(options, name) for name in ("tokens_per_batch", "rotations")},
-            "style": {name: value for name, value in given.items() if value != "auto"},
-            "threads": cluster.threads_per_worker(workers),
-        }
+        arguments = options.reader_arguments(cluster.threads_per_worker(workers))
         work = _Work("model", arguments, sources, weight_bytes(options.model))
     return _cascading(options, work) if options.cascade else work
 

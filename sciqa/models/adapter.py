@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import peft
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from sciqa.errors import InputError
 from sciqa.hub import ABOUT_TRAINED, Family, about_trained
 from sciqa.models.format import Format, Method
+
+if TYPE_CHECKING:  # peft takes a second to import, which a model without an adapter need not wait for
+    import peft
 
 #: peft has no task of multiple choice; without one it passes everything through to the model.
 TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "multiple-choice": None}
@@ -28,6 +31,8 @@ def make_trainable(model: PreTrainedModel, family: Family, method: Method, field
     Raises:
         InputError: peft refuses the fields, or finds none of the modules they name.
     """
+    import peft
+
     if method == "full":
         return model.float().requires_grad_()
     try:
@@ -40,8 +45,10 @@ def make_trainable(model: PreTrainedModel, family: Family, method: Method, field
     return wrapped
 
 
-def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> peft.PeftConfig:
+def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
     """Return peft's configuration: the given fields over our defaults, the heads of the model always saved."""
+    import peft
+
     if method == "prompt-tuning":
         if family != "causal":
             raise InputError("--method prompt-tuning: for causal models only; use lora or full")
@@ -62,12 +69,14 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def attach(model: PreTrainedModel, folder: str) -> peft.PeftModel:
+def attach(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
     """Return the model with a stored adapter, frozen.
 
     Raises:
         InputError: the adapter's weights do not fit the model.
     """
+    import peft
+
     try:
         attached = peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -93,6 +102,8 @@ def save(model: nn.Module, folder: Path, state: dict[str, torch.Tensor], descrip
         state: its trained weights by their names in the model, gathered where they are sharded.
         description: stored as `sciqa.json`.
     """
+    import peft
+
     if isinstance(model, peft.PeftModel):
         model.peft_config["default"].base_model_name_or_path = description["base"]
         model.save_pretrained(folder, state_dict=state, safe_serialization=True)

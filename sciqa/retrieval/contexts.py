@@ -16,7 +16,7 @@ from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.hub import find_model, load_tokenizer, weight_bytes
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, read_index_manifest
-from sciqa.retrieval.search import Hits, ShardedIndex, fuse_hits
+from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits
 
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
@@ -150,7 +150,7 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str]]:
     """Return the texts of a kind of query: one list of a text per question for each ranking that it makes."""
     prompts = [question["prompt"] for question in questions]
     options = [list(options_of(question).values()) for question in questions]
-    if query == "prompt":
+    if query == "prompt" or not any(options):
         return [prompts]
     if query == "whole":
         return [[" ".join([prompt, *given]) for prompt, given in zip(prompts, options, strict=True)]]
@@ -164,7 +164,7 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str]]:
 class Finder:
     """Ray Data worker that finds the passages of one shard of questions at a time."""
 
-    def __init__(self, exam: Exam, options: RetrieveOptions, index: ShardedIndex, embed: dict) -> None:
+    def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
         self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
         self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
@@ -203,7 +203,7 @@ class Finder:
 class FindContexts(Finder):
     """Ray Data worker that writes the contexts of one shard of questions at a time."""
 
-    def __init__(self, exam: Exam, options: RetrieveOptions, index: ShardedIndex, embed: dict) -> None:
+    def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
         super().__init__(exam, options, index, embed)
         if options.rerank:
             from sentence_transformers import CrossEncoder
@@ -215,7 +215,19 @@ class FindContexts(Finder):
 
     def __call__(self, row: dict) -> dict:
         """Write the part of the contexts table that `row["part"]` numbers."""
-        questions, options = self.exam.read_shard(row["part"]), self.options
+        questions = self.exam.read_shard(row["part"])
+        contexts = self.find(questions)
+        table = pa.Table.from_pylist(contexts, schema=SCHEMA)
+        storage.write_table(_part_path(self.options.contexts, row["part"]), table)
+        return _count(questions, contexts)
+
+    def find(self, questions: list[dict]) -> list[dict]:
+        """Return a row of the contexts table for each question, with `read`, the passages that its context is made of.
+
+        Args:
+            questions: rows of the exam table.
+        """
+        options = self.options
         self.take(questions)
         found = self._passages(options.rerank_passages if options.rerank else options.top_k)
         if options.rerank:
@@ -224,12 +236,10 @@ class FindContexts(Finder):
         read = [passages[: options.context_passages] for passages in found]
         if options.context_sentences or options.context_tokens:
             read = self._sentences(read)
-        contexts = [
-            {"id": question["id"], "passages": passages, "context": context_text(question, chosen)}
+        return [
+            {"id": question["id"], "passages": passages, "context": context_text(question, chosen), "read": chosen}
             for question, passages, chosen in zip(questions, found, read, strict=True)
         ]
-        storage.write_table(_part_path(options.contexts, row["part"]), pa.Table.from_pylist(contexts, schema=SCHEMA))
-        return _count(questions, contexts)
 
     def _passages(self, k: int) -> list[list[dict]]:
         dense, words = self.options.dense, self.options.words

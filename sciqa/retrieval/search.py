@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def search_any(index: object, queries: np.ndarray, k: int, offset: int = 0) -> H
 
 
 class ShardGroup:
-    """Ray actor that holds some shards of an index and answers for them; restarted from storage when lost.
+    """Holds some shards of an index and answers for them; as a Ray actor, restarted from storage when lost.
 
     FAISS files are mapped where FAISS can, and vectors and passages are read as they are asked for, so that a group
     takes little more memory than what its searches touch.
@@ -217,6 +218,46 @@ def _local_folder(folder: str, shard: dict) -> str:
     return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
 
 
+def _placed(manifest: dict) -> list[dict]:
+    """Return the records of an index's shards with `offset`, the number of each shard's first row."""
+    starts = np.cumsum([0, *(shard["rows"] for shard in manifest["shards"])])
+    return [shard | {"offset": int(start)} for shard, start in zip(manifest["shards"], starts, strict=False)]
+
+
+def _score_again(hits: Hits, k: int, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Hits:
+    """Return the k best candidates by what `score` gives to pairs of question numbers and row numbers."""
+    questions, places = np.nonzero(hits.rows >= 0)
+    scores = np.full(hits.scores.shape, -np.inf, np.float32)
+    scores[questions, places] = score(questions, hits.rows[questions, places])
+    return merge_hits([Hits(scores, hits.rows)], k)
+
+
+class LocalIndex:
+    """All shards of an index in this process, without Ray, which takes longer to start than a question to answer.
+
+    It answers as `ShardedIndex` does, with one FAISS thread: FAISS and PyTorch each bring an OpenMP runtime, and with
+    one thread that of FAISS never starts any beside PyTorch's. Files are mapped, not checked against their sha256.
+
+    Args:
+        index: folder of the index.
+        manifest: its manifest.
+        parameters: FAISS search parameters.
+        candidates: hits that are scored again with the stored vectors, where the FAISS files are not exact.
+    """
+
+    def __init__(self, index: str, manifest: dict, parameters: str | None = None, candidates: int = 100) -> None:
+        self.exact, self.candidates = manifest["factory"] == "Flat", candidates
+        self.group = ShardGroup(index, _placed(manifest), 1, self.exact, parameters)
+        self.search_words, self.passages = self.group.search_words, self.group.passages
+
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        """See `ShardedIndex.search`."""
+        if self.exact:
+            return self.group.search(queries, k)
+        hits = self.group.search(queries, max(k, self.candidates))
+        return _score_again(hits, k, functools.partial(self.group.score, queries))
+
+
 class ShardedIndex:
     """All groups of an index, and what they answer together; it travels to any worker.
 
@@ -238,9 +279,7 @@ class ShardedIndex:
         parameters: str | None = None,
         candidates: int = 100,
     ) -> None:
-        shards = manifest["shards"]
-        starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
-        placed = [shard | {"offset": int(start)} for shard, start in zip(shards, starts, strict=False)]
+        placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         actor = ray.remote(ShardGroup).options(
             num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
@@ -264,10 +303,9 @@ class ShardedIndex:
         """
         reference = ray.put(queries)
         if self.exact:
-            return _merge_tree([group.search.remote(reference, k) for group in self.groups], k)
+            return self._search(reference, k)
         wanted = max(k, self.candidates)
-        hits = _merge_tree([group.search.remote(reference, wanted) for group in self.groups], wanted)
-        return self._score_again(reference, hits, k)
+        return _score_again(self._search(reference, wanted), k, functools.partial(self._score, reference))
 
     def search_words(self, queries: list[str], k: int) -> Hits:
         """Return the k best hits of each query by BM25 over all shards."""
@@ -280,19 +318,20 @@ class ShardedIndex:
         answers = [iter(passages) for passages in ray.get(found)]
         return [next(answers[number]) for number in which]
 
-    def _score_again(self, queries: ray.ObjectRef, hits: Hits, k: int) -> Hits:
-        questions, places = np.nonzero(hits.rows >= 0)
-        rows = hits.rows[questions, places]
+    def _search(self, queries: ray.ObjectRef, k: int) -> Hits:
+        return _merge_tree([group.search.remote(queries, k) for group in self.groups], k)
+
+    def _score(self, queries: ray.ObjectRef, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         which = self._group_of(rows)
         chosen = [which == number for number in range(len(self.groups))]
         asked = [
             group.score.remote(queries, questions[mask], rows[mask])
             for group, mask in zip(self.groups, chosen, strict=True)
         ]
-        scores = np.full(hits.scores.shape, -np.inf, np.float32)
+        scores = np.empty(len(rows), np.float32)
         for mask, found in zip(chosen, ray.get(asked), strict=True):
-            scores[questions[mask], places[mask]] = found
-        return merge_hits([Hits(scores, hits.rows)], k)
+            scores[mask] = found
+        return scores
 
     def _group_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.firsts, rows, side="right") - 1

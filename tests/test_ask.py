@@ -1,0 +1,269 @@
+"""One question in one process: against `retrieve` and `predict`, and in words against plain transformers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import write_jsonl
+from tiny import tiny_folder
+
+from sciqa import storage
+from sciqa.cli import main, parse_options
+from sciqa.corpus.windows import embedded_text, split_sentences
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.exam.questions import options_of
+from sciqa.hub import find_model
+from sciqa.inference import AskOptions, PredictOptions, ask, predict
+from sciqa.inference.writer import NEAR, MarkedStream, nearest_passage
+from sciqa.models.load import plain_folder
+from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.retrieval.contexts import FindContexts
+from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.search import LocalIndex
+
+SMOLLM2 = "SmolLM2-135M-Instruct"
+QUESTION = "Which planet is the largest?"
+EMBED = {"model": "all-MiniLM-L6-v2", "threads": 2, "backend": "openvino"}
+
+
+@pytest.fixture(scope="module")
+def asked(small_index):
+    """A function from a question and options to the summary of `ask` on the small index."""
+    return lambda question, **options: ask(AskOptions(question=question, output=small_index, **options))
+
+
+@pytest.mark.parametrize("settings", [{}, {"context_passages": 3, "context_sentences": 3, "dense": ("options",)}])
+def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings):
+    questions = [row | {"is_question": True} for row in read_exam("validation").slice(0, 2).to_pylist()]
+    write_jsonl(tmp_path / "exam.jsonl", questions)
+    common = {"output": str(tmp_path / "run"), "exam": str(tmp_path / "exam.jsonl"), "shard_questions": 1}
+    retrieve(RetrieveOptions(**common, index=f"{small_index}/index", **settings))
+    predict(PredictOptions(**common))
+    contexts = storage.read_table(f"{tmp_path}/run/contexts").to_pylist()
+    answers = storage.read_table(f"{tmp_path}/run/answers/open-book").to_pylist()
+    for question, context, answer in zip(questions, contexts, answers, strict=True):
+        options = options_of(question)
+        details = asked(question["prompt"], options=tuple(options.values()), **settings).details
+        assert [p["passage_id"] for p in details["passages"]] == [p["passage_id"] for p in context["passages"]]
+        np.testing.assert_allclose(
+            [p["score"] for p in details["passages"]], [p["score"] for p in context["passages"]], rtol=1e-6
+        )
+        assert [option for option, _ in details["ranking"]] == [options[letter] for letter in answer["ranking"]]
+        by_option = dict(details["ranking"])
+        np.testing.assert_allclose([by_option[option] for option in options.values()], answer["probabilities"], 1e-4)
+        best = details["passages"][0]
+        if not settings:
+            assert details["read"] == [1]
+            assert context["context"] == embedded_text(best["title"], best["section"], best["text"])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of models that write: the packaged one, one that has no chat template, and a T5 without one."""
+    folders = {"chat": plain_folder(find_model(SMOLLM2))}
+    for family in ("llama", "t5"):
+        folders[family] = tiny_folder(tmp_path_factory.mktemp(family), family)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(folders[family])
+        Path(folders[family], "chat_template.jinja").unlink(missing_ok=True)
+    return folders
+
+
+def written_by_transformers(name, folder, context, **settings):
+    """The reference: the answer to a prompt spelled out here, generated whole."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    auto = transformers.AutoModelForSeq2SeqLM if name == "t5" else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32)
+    prompt = f"Context: {context}\n\nQuestion: {QUESTION}"
+    if name == "chat":
+        asked = [{"role": "user", "content": f"{prompt}\n\nAnswer in one or two sentences."}]
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    else:
+        prompt += "\nAnswer:"
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    torch.manual_seed(5)
+    made = model.generate(**inputs, max_new_tokens=24, **settings)[0]
+    text = tokenizer.decode(made[1 if name == "t5" else inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    # The line of the answer is all that a plain model is asked for.
+    return text if name == "chat" else re.match(r"\s*[^\n]*", text)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "settings"),
+    [
+        ("chat", {}, {"do_sample": False}),
+        ("chat", {"num_beams": 3}, {"do_sample": False, "num_beams": 3}),
+        (
+            "chat",
+            {"do_sample": True, "temperature": 0.7, "sample_top_k": 20, "top_p": 0.9, "seed": 5},
+            {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
+        ),
+        ("llama", {}, {"do_sample": False}),
+        ("t5", {}, {"do_sample": False}),
+    ],
+    ids=["greedy", "beams", "sampled", "no chat template", "t5"],
+)
+def test_words_are_those_of_transformers(asked, models, capsys, name, given, settings):
+    folder = models[name]
+    details = asked(QUESTION, model=folder, precision="float32", max_new_tokens=24, context_passages=2, **given).details
+    said = capsys.readouterr().out
+    texts = [embedded_text(p["title"], p["section"], p["text"]) for p in details["passages"]]
+    expected = written_by_transformers(name, folder, "\n".join(texts[:2]), **settings)
+    assert re.sub(r" \[[1-5]\]", "", said).strip() == expected.strip()
+    assert said[0] == said.strip()[0]
+    assert details["read"] == [1, 2]
+    assert {int(number) for number in re.findall(r" \[([1-5])\]", said)} == set(details["cited"])
+
+
+@pytest.fixture(scope="module")
+def found(small_index):
+    """A finder in this process, and what it finds for an open question."""
+    options = AskOptions(question="How do plants differ from animals?", output=small_index)
+    index = LocalIndex(options.index, read_index_manifest(options.index))
+    finder = FindContexts(None, options, index, EMBED)
+    return finder, finder.find([options.as_row()])[0]["passages"]
+
+
+def test_a_sentence_of_a_passage_is_marked_with_it(found):
+    finder, passages = found
+    assert len(passages) == 5
+    cite = nearest_passage(passages, finder)
+    for number, passage in enumerate(passages, 1):
+        assert cite(embedded_text(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
+    assert cite("The stock market fell on Tuesday.") is None
+    assert nearest_passage([], finder)("Anything.") is None
+
+
+def test_marks_of_an_answer_are_the_nearest_passages(found, small_index, capsys):
+    finder, passages = found
+    details = ask(AskOptions(question=finder.options.question, output=small_index)).details
+    assert details["passages"] == passages
+    said = capsys.readouterr().out
+    pieces = re.split(r" \[(\d)\](?=\s)", said)
+    assert len(pieces) > 1
+    texts = [
+        (number, embedded_text(p["title"], p["section"], sentence.strip()))
+        for number, p in enumerate(passages, 1)
+        for sentence in split_sentences(p["text"])
+    ]
+    vectors = finder.embed([text for _, text in texts], "passage")
+    for piece, mark in zip(pieces[::2], [*map(int, pieces[1::2]), None], strict=True):
+        *unmarked, last = [sentence.strip() for sentence in split_sentences(piece) if sentence.strip()] or [""]
+        for sentence, given in [*((each, None) for each in unmarked), (last, mark)] if last else []:
+            nearness = vectors @ finder.embed([sentence], "passage")[0]
+            assert given == (texts[int(nearness.argmax())][0] if nearness.max() >= NEAR else None), sentence
+
+
+def test_marks_come_behind_whole_sentences_however_the_text_comes(capsys):
+    text = "It is 3.5 m, as Dr. Low says. Is it?\n\nNo! 1. One\n2. Two and"
+    marks = {"It is 3.5 m, as Dr. Low says.": 2, "No!": 1, "2. Two and": 2}
+    expected = "It is 3.5 m, as Dr. Low says. [2] Is it?\n\nNo! [1] 1. One\n2. Two and [2]\n"
+    for chunks in ([text], re.findall(r"\S+\s*", text)):
+        stream = MarkedStream(None, marks.get)
+        for chunk in chunks:
+            stream.on_finalized_text(chunk)
+            shown = capsys.readouterr().out
+            assert not shown or not shown[-1].isspace()
+            stream.text = getattr(stream, "text", "") + shown
+        stream.on_finalized_text("", stream_end=True)
+        assert stream.text + capsys.readouterr().out == expected
+        assert stream.cited == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"question": "  "}, "question is empty"),
+        ({"options": ("a",)}, "--options: 1 given"),
+        ({"options": tuple(map(str, range(27)))}, "--options: 27 given"),
+        ({"options": ("a", "b", " a ")}, "'a' is given twice"),
+        ({"options": ("a", " ")}, "'' is empty"),
+        ({"temperature": 0.0, "do_sample": True}, "--temperature: 0.0"),
+        ({"temperature": 0.5}, "--temperature: shapes the draws of --do-sample"),
+        ({"top_p": 1.5, "do_sample": True}, "--top-p: 1.5"),
+        ({"sample_top_k": 0, "do_sample": True}, "--sample-top-k: 0"),
+        ({"num_beams": 0}, "--num-beams: 0"),
+        ({"max_new_tokens": 0}, "--max-new-tokens: 0"),
+        ({"context_passages": 0}, "--context-passages: 0"),
+    ],
+)
+def test_bad_questions_and_numbers(options, part):
+    with pytest.raises(InputError) as error:
+        AskOptions(**{"question": "Which?"} | options)
+    assert part in str(error.value)
+
+
+def test_what_is_missing_exits_2(tmp_path, small_index, capsys):
+    encoder = tiny_folder(tmp_path / "encoder", "bert")
+    head = transformers.AutoModelForMultipleChoice.from_pretrained(encoder)
+    head.save_pretrained(encoder)
+    llama = tiny_folder(tmp_path / "llama", "llama", max_position_embeddings=64)
+    for arguments, part in (
+        (["Which?", "--output", tmp_path], "run `sciqa index`"),
+        (["Which?", "--output", small_index, "--model", encoder], "writes no words"),
+        (["Which? " * 60, "--output", small_index, "--model", llama], "tokens without any context"),
+        (["Which?", "--output", small_index, "--model", "no/such-model"], "no/such-model"),
+        ([" ", "--output", small_index], "question is empty"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(["ask", *map(str, arguments)])
+        assert exit_.value.code == 2
+        assert part in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_other_families_rank(tmp_path, asked, family):
+    folder = tiny_folder(tmp_path / family, family)
+    if family == "bert":
+        transformers.AutoModelForMultipleChoice.from_pretrained(folder).save_pretrained(folder)
+    options = ("Jupiter", "Mars", "a fish")
+    ranking = asked(QUESTION, options=options, model=folder).details["ranking"]
+    assert sorted(option for option, _ in ranking) == sorted(options)
+    probabilities = [probability for _, probability in ranking]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1)
+
+
+def test_a_long_context_is_cut_to_leave_room_for_the_answer(tmp_path, asked, capsys, monkeypatch):
+    lengths = []
+    generate = transformers.LlamaForCausalLM.generate
+
+    def measured(model, **settings):
+        made = generate(model, **settings)
+        lengths.append((settings["input_ids"].shape[1], made.shape[1]))
+        return made
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", measured)
+    folder = tiny_folder(tmp_path / "llama", "llama", max_position_embeddings=96)
+    asked(QUESTION, model=folder, context_passages=5, max_new_tokens=16, prompt="chat")
+    ((given, made),) = lengths
+    assert 70 < given <= 80
+    assert made <= 96
+
+
+def test_a_question_stays_apart_from_lists_of_a_config_file(tmp_path):
+    (tmp_path / "ask.yaml").write_text("options: [a, b]\ndense: [prompt]\n")
+    for arguments in (["Which?", "--config", "ask.yaml"], ["--config", "ask.yaml", "Which?", "--top-k", "3"]):
+        given = [str(tmp_path / "ask.yaml") if argument == "ask.yaml" else argument for argument in arguments]
+        options = parse_options(AskOptions, "ask", "answer", given)
+        assert (options.question, options.options, options.dense) == ("Which?", ("a", "b"), ("prompt",))
+
+
+def test_the_command_answers_in_a_process_of_its_own_without_ray(small_index):
+    code = "import ray, sys; from sciqa.cli import main; main(sys.argv[1:]); assert not ray.is_initialized()"
+    command = [sys.executable, "-c", code, "ask", QUESTION, "--output", small_index]
+    ranked = subprocess.run([*command, "--options", "Jupiter", "Mars"], capture_output=True, text=True, timeout=300)
+    assert ranked.returncode == 0, ranked.stderr
+    found = re.findall(r"(?m)^ (\d)  ([01]\.\d{3})  (Jupiter|Mars)$", ranked.stdout)
+    assert [place for place, _, _ in found] == ["1", "2"]
+    assert sum(float(probability) for _, probability, _ in found) == pytest.approx(1, abs=0.002)
+    assert re.search(r"passages read\n\[1\] .+  https://", ranked.stdout)
+    assert ranked.stderr.startswith("ask: searching")
+    assert len(ranked.stderr.splitlines()) == 1
