@@ -240,11 +240,15 @@ def _check_shared(output: str) -> None:
         )
 
 
-def num_workers(options: RunOptions, parts: int) -> int:
-    """Return how many model workers to start with for a number of parts: never more than there are parts."""
+def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -> int:
+    """Return how many model workers to start with for a number of parts: never more than there are parts.
+
+    Without GPUs `auto` is one per CPU, or per node for workers that fill one.
+    """
     if options.num_workers != "auto":
         return min(options.num_workers, parts)
-    available = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(options) else cluster_cpus()
+    cpus = len(_nodes()) if whole_nodes else cluster_cpus()
+    available = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(options) else cpus
     return max(1, min(available, parts))
 
 

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +19,9 @@ from sciqa.exam.metrics import average_precision_at_3, rank, score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.hub import adapter_hash, check_base, find_model, has_trained_head, local_path, model_family, weight_bytes
 from sciqa.inference.blend import fit_weights
+from sciqa.inference.passes import passes_said, split_passes
 from sciqa.models.format import Completion, Normalise, Precision, Prompt
+from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
 from sciqa.retrieval.index import EmbedOptions
 
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
@@ -67,6 +71,12 @@ class PredictOptions(ExamOptions, EmbedOptions):
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+    stream: bool = False
+    """Read the model layer by layer, for causal models larger than memory; without an adapter."""
+    stream_questions: int = 1024
+    """Questions that go through a streamed model together, in whole shards; each time all its weights are read."""
+    stream_memory: int = 1_000_000_000
+    """Bytes of hidden states that a worker keeps in memory; where they are more, they are in a file in its TMPDIR."""
     blend: tuple[str, ...] = ()
     """Instead of reading, average the probabilities of these readers' answers (names in OUTPUT/answers)."""
     blend_fit: str | None = None
@@ -81,7 +91,15 @@ class PredictOptions(ExamOptions, EmbedOptions):
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
         self.name = self.name or ("blend" if self.blend else default)
-        self.at_least(1, "tokens_per_batch")
+        self.at_least(1, "tokens_per_batch", "stream_questions")
+        self.at_least(0, "stream_memory")
+        if self.stream and self.adapter:
+            raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
+        if self.stream and self.nf4:
+            raise InputError(
+                "--stream: computes with weights as they are stored; leave --nf4 out, or pass a model that "
+                "bitsandbytes has stored in 4 bits"
+            )
         check_name(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
@@ -132,6 +150,8 @@ def answers_path(output: str, name: str) -> str:
 def check_reader(options: PredictOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
     family = model_family(options.model)
+    if options.stream:
+        check_streamed(options.model)
     if options.adapter:
         check_base(options.adapter, options.model)
     elif family == "multiple-choice" and not has_trained_head(options.model):
@@ -190,9 +210,11 @@ def _part_path(folder: str, part: int) -> str:
 
 def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[int], inputs: dict) -> Iterator[dict]:
     if not parts:
-        return iter(())
+        return
     cluster.connect(options)
-    workers = cluster.num_workers(options, len(parts))
+    streams = options.stream and options.reader != "retrieval" and not options.blend
+    parts = split_passes(options, parts) if streams else parts
+    workers = cluster.num_workers(options, len(parts), whole_nodes=streams)
     sources = [] if options.reader == "closed-book" else [options.contexts]
     weights = 0 if options.blend else weight_bytes(options.embedder if options.reader == "retrieval" else options.model)
     if options.blend:
@@ -213,18 +235,24 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[in
             "tokens_per_batch": options.tokens_per_batch,
             "threads": cluster.threads_per_worker(workers),
         }
-    rows = cluster.from_parts(parts).map(
-        AnswerShard,
-        fn_constructor_kwargs={
-            "exam": exam,
-            "folder": folder,
-            "sources": sources,
-            "kind": kind,
-            "arguments": arguments,
-        },
-        **cluster.model_pool(options, workers, len(parts), weights),
-    )
-    return cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
+    with passes_said("predict") if streams else nullcontext() as say:
+        if streams:
+            arguments["streaming"] = Streaming(options.stream_memory, say)
+            weights = streamed_bytes(options.model) + options.stream_memory
+        rows = cluster.from_parts(parts).map(
+            AnswerShard,
+            fn_constructor_kwargs={
+                "exam": exam,
+                "folder": folder,
+                "sources": sources,
+                "kind": kind,
+                "arguments": arguments,
+            },
+            **cluster.model_pool(options, workers, len(parts), weights),
+        )
+        yield from cluster.rows_with_progress(
+            rows, "predict", exam.questions, "questions", lambda row: row["questions"]
+        )
 
 
 class AnswerShard:
@@ -237,13 +265,18 @@ class AnswerShard:
         self.reader = READERS[kind](**arguments)
 
     def __call__(self, row: dict) -> dict:
-        """Rank the options of the shard that `row["part"]` numbers."""
-        questions = self.exam.read_shard(row["part"])
-        tables = [storage.read_table(_part_path(source, row["part"])).to_pylist() for source in self.sources]
-        found = list(zip(*tables, strict=True)) if tables else [()] * len(questions)
-        scores = self.reader.score(questions, found)
-        answers = [_answer_row(*pair) for pair in zip(questions, scores, strict=True)]
-        storage.write_table(_part_path(self.folder, row["part"]), pa.Table.from_pylist(answers, schema=SCHEMA))
+        """Rank the options of the shard that `row["part"]` numbers, or of the several of a pass."""
+        parts = np.atleast_1d(row["part"]).tolist()
+        shards = [self.exam.read_shard(part) for part in parts]
+        tables = [
+            [storage.read_table(_part_path(source, part)).to_pylist() for part in parts] for source in self.sources
+        ]
+        questions = list(chain(*shards))
+        found = list(zip(*(chain(*table) for table in tables), strict=True)) if tables else [()] * len(questions)
+        scores = iter(self.reader.score(questions, found))
+        for part, shard in zip(parts, shards, strict=True):
+            answers = [_answer_row(question, next(scores)) for question in shard]
+            storage.write_table(_part_path(self.folder, part), pa.Table.from_pylist(answers, schema=SCHEMA))
         return {"part": row["part"], "questions": len(questions)}
 
 

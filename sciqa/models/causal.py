@@ -50,7 +50,7 @@ class CausalScorer(Scorer):
         """See `Scorer.forward`; differentiable."""
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
             return self._score_rows(batch)
-        ids, positions, mask = _layout(batch)
+        ids, positions, mask = layout(batch)
         # The last prompt token predicts the first token of each option, so it is the first whose logits are wanted.
         first = min(len(question.prompt) for question in batch) - 1
         logits = self.model(
@@ -62,12 +62,7 @@ class CausalScorer(Scorer):
         ).logits
         scores = []
         for row, question in zip(logits, batch, strict=True):
-            before = len(question.prompt) - 1 - first
-            spans, start = [], before + 1
-            for option in question.options:
-                spans.append([before, *range(start, start + len(option) - 1)][: len(option)])
-                start += len(option)
-            scores.append(_likelihoods(row, spans, question))
+            scores.append(_likelihoods(row[[column - first for column in predicting(question)]], question))
         return scores
 
     def _score_rows(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
@@ -81,29 +76,41 @@ class CausalScorer(Scorer):
         for question in batch:
             start = len(question.prompt) - 1
             each = [
-                _likelihoods(next(logits), [range(start, start + len(option))], Encoded([], [option], [divisor]))
+                _likelihoods(next(logits)[start : start + len(option)], Encoded([], [option], [divisor]))
                 for option, divisor in zip(question.options, question.divisors, strict=True)
             ]
             scores.append(torch.cat(each))
         return scores
 
 
-def _likelihoods(logits: torch.Tensor, spans: list[Sequence[int]], question: Encoded) -> torch.Tensor:
-    """Return normalised log-likelihoods, shape (options,), of options whose tokens the rows of `spans` predict.
+def _likelihoods(logits: torch.Tensor, question: Encoded) -> torch.Tensor:
+    """Return normalised log-likelihoods, shape (options,), of options whose tokens `logits`, one row each, predict."""
+    chosen = -torch.nn.functional.cross_entropy(logits.float(), targets(question).to(logits.device), reduction="none")
+    return normalised(chosen, question)
 
-    Args:
-        logits: shape (tokens, vocabulary).
-        spans: for each option the rows that predict its tokens.
-        question: the options and their divisors.
-    """
-    predicted = logits[[row for span in spans for row in span]].float()
-    targets = torch.tensor([token for option in question.options for token in option], device=logits.device)
-    chosen = -torch.nn.functional.cross_entropy(predicted, targets.long(), reduction="none")
+
+def targets(question: Encoded) -> torch.Tensor:
+    """Return the tokens of all options, one option after the other."""
+    return torch.tensor([token for option in question.options for token in option], dtype=torch.long)
+
+
+def predicting(question: Encoded) -> list[int]:
+    """Return for each of these tokens the place in the question's row that predicts it."""
+    last = len(question.prompt) - 1
+    columns, start = [], last + 1
+    for option in question.options:
+        columns += [last, *range(start, start + len(option) - 1)][: len(option)]
+        start += len(option)
+    return columns
+
+
+def normalised(chosen: torch.Tensor, question: Encoded) -> torch.Tensor:
+    """Return the sums, shape (options,), of the log-likelihoods of the options' tokens over their divisors."""
     sums = torch.stack([part.sum() for part in chosen.split([len(option) for option in question.options])])
-    return sums / torch.tensor(question.divisors, device=logits.device)
+    return sums / torch.tensor(question.divisors, device=chosen.device)
 
 
-def _layout(questions: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def layout(questions: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return token ids, positions and attention mask of rows that each hold a prompt and its options.
 
     Returns:
