@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.accelerators import accelerators
 from ray.util.metrics import Gauge
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -262,11 +263,21 @@ def _is_false(answer: ray.ObjectRef) -> bool:
         return False
 
 
-def num_workers(options: RunOptions, parts: int) -> int:
-    """Return how many model workers to start with for a number of parts: never more than there are parts."""
+def queue_here() -> Queue:
+    """Return a queue on this node: one on a node that is lost would take a run with it, this ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -> int:
+    """Return how many model workers to start with for a number of parts: never more than there are parts.
+
+    Without GPUs `auto` is one per CPU, or per node for workers that fill one.
+    """
     if options.num_workers != "auto":
         return min(options.num_workers, parts)
-    available = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(options) else cluster_cpus()
+    cpus = len(_nodes()) if whole_nodes else cluster_cpus()
+    available = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(options) else cpus
     return max(1, min(available, parts))
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,12 +36,17 @@ class ModelFiles:
     Attributes:
         folder: holds configuration, tokenizer and weights.
         gguf_file: name of the GGUF file in the folder, or None where the weights are safetensors.
-        revision: hash that changes when the weights do.
+        weights: paths of its weights.
     """
 
     folder: str
     gguf_file: str | None
-    revision: str
+    weights: tuple[Path, ...]
+
+    @functools.cached_property
+    def revision(self) -> str:
+        """Hash that changes when the weights do; reads them all, once per process, where it is asked for."""
+        return _hash_weights(self.weights)
 
 
 def packaged_path(name: str) -> Path:
@@ -77,13 +83,13 @@ def find_model(name: str) -> ModelFiles:
     """
     path = packaged_path(name) if name in PACKAGED else Path(name)
     if path.suffix == ".gguf" and path.is_file():
-        return ModelFiles(str(path.parent), path.name, _hash_weights([path]))
+        return ModelFiles(str(path.parent), path.name, (path,))
     if not path.is_dir():
         path = _fetch(name)
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise InputError(f"{name}: no *.safetensors weights in {path}; other formats are not loaded")
-    return ModelFiles(str(path), None, _hash_weights(weights))
+    return ModelFiles(str(path), None, tuple(weights))
 
 
 def weight_bytes(name: str) -> int:
@@ -204,7 +210,7 @@ def adapter_hash(folder: str) -> str:
     return hashlib.sha256(storage.read_bytes(storage.join(folder, ADAPTER_WEIGHTS))).hexdigest()[:16]
 
 
-def _hash_weights(files: list[Path]) -> str:
+def _hash_weights(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

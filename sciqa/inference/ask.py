@@ -63,6 +63,9 @@ class AskOptions(FindOptions, ModelOptions):
     metric: Suppress[str] = "inner-product"
     vector_type: Suppress[str] = "float32"
     train_vectors: Suppress[int] = 100_000
+    stream: Suppress[bool] = False
+    stream_questions: Suppress[int] = 1024
+    stream_memory: Suppress[int] = 0
 
     def __post_init__(self) -> None:
         """Fill the defaults that depend on the form of the answer; check the question, its options and the numbers."""

@@ -2,8 +2,10 @@
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +30,9 @@ from sciqa.hub import (
     weight_bytes,
 )
 from sciqa.inference.blend import fit_blend
+from sciqa.inference.passes import passes_said, split_passes
 from sciqa.models.format import Completion, Normalise, Precision, Prompt
+from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
 from sciqa.retrieval.index import EmbedOptions
 
 if TYPE_CHECKING:  # readers need PyTorch, which only workers import
@@ -79,13 +83,27 @@ class ModelOptions(RunOptions):
     """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+    stream: bool = False
+    """Read the model layer by layer, for causal models larger than memory; without an adapter."""
+    stream_questions: int = 1024
+    """Questions that go through a streamed model together, in whole shards; each time all its weights are read."""
+    stream_memory: int = 1_000_000_000
+    """Bytes of hidden states that a worker keeps in memory; where they are more, they are in a file in its TMPDIR."""
 
     def __post_init__(self) -> None:
         """Make paths that are here absolute and check the numbers."""
         super().__post_init__()
         self.model = local_path(self.model)
         self.adapter = self.adapter and local_path(self.adapter)
-        self.at_least(1, "tokens_per_batch", "rotations")
+        self.at_least(1, "tokens_per_batch", "rotations", "stream_questions")
+        self.at_least(0, "stream_memory")
+        if self.stream and self.adapter:
+            raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
+        if self.stream and self.nf4:
+            raise InputError(
+                "--stream: computes with weights as they are stored; leave --nf4 out, or pass a model that "
+                "bitsandbytes has stored in 4 bits"
+            )
 
     def reader_arguments(self, threads: int) -> dict:
         """Return the arguments of `sciqa.inference.readers.ModelReader` with a number of CPU threads."""
@@ -160,8 +178,9 @@ def predict(options: PredictOptions) -> Summary:
         manifest = storage.read_manifest(folder, "predict")
     else:
         cluster.connect(options)
-        work = _work(options, exam)
-        list(_answer_all(exam, options, folder, missing, work))
+        with passes_said("predict") if options.stream else nullcontext() as say:
+            work = _work(options, missing, say)
+            list(_answer_all(exam, options, folder, work))
         seconds = time.monotonic() - started + work.seconds_before
         cut = _write_results(options, exam, folder, seconds)
         manifest = {"seconds": seconds, "inputs": inputs, "about": work.about, "cut": cut}
@@ -188,6 +207,8 @@ def answers_path(output: str, name: str) -> str:
 def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
     family = model_family(options.model)
+    if options.stream:
+        check_streamed(options.model)
     if options.adapter:
         check_base(options.adapter, options.model)
     elif family == "multiple-choice" and not has_trained_head(options.model):
@@ -250,6 +271,8 @@ class _Work:
     """What the workers of a reader are told.
 
     Attributes:
+        parts: numbers of the shards to answer, each by itself or, of a streamed model, those of a pass together.
+        workers: how many workers there are.
         kind: of the reader, in `sciqa.inference.readers.READERS`.
         arguments: of that.
         sources: folders of the tables that it takes, besides the exam.
@@ -258,6 +281,8 @@ class _Work:
         seconds_before: that the answers took which it takes.
     """
 
+    parts: list
+    workers: int
     kind: str
     arguments: dict
     sources: tuple[str, ...] = ()
@@ -266,22 +291,27 @@ class _Work:
     seconds_before: float = 0.0
 
 
-def _work(options: PredictOptions, exam: Exam) -> _Work:
+def _work(options: PredictOptions, parts: list[int], say: Callable[[str], object] | None) -> _Work:
     if options.blend:
-        return _blending(options)
-    workers = cluster.num_workers(options, exam.shards)
+        return _blending(options, parts)
     sources = () if options.reader == "closed-book" else (options.contexts,)
+    if options.stream and options.reader != "retrieval":
+        parts = split_passes(options, parts)
+        workers = cluster.num_workers(options, len(parts), whole_nodes=True)
+        arguments = options.reader_arguments(cluster.threads_per_worker(workers))
+        arguments["streaming"] = Streaming(options.stream_memory, say)
+        weights = streamed_bytes(options.model) + options.stream_memory
+        return _cascading(options, _Work(parts, workers, "model", arguments, sources, weights))
+    workers = cluster.num_workers(options, len(parts))
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
-        arguments = {"embed": options.embed_arguments(workers), **prefixes}
-        work = _Work("retrieval", arguments, sources, weight_bytes(options.embedder))
-    else:
-        arguments = options.reader_arguments(cluster.threads_per_worker(workers))
-        work = _Work("model", arguments, sources, weight_bytes(options.model))
-    return _cascading(options, work) if options.cascade else work
+        arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
+        return _cascading(options, _Work(parts, workers, "retrieval", arguments, sources, weights))
+    arguments, weights = options.reader_arguments(cluster.threads_per_worker(workers)), weight_bytes(options.model)
+    return _cascading(options, _Work(parts, workers, "model", arguments, sources, weights))
 
 
-def _blending(options: PredictOptions) -> _Work:
+def _blending(options: PredictOptions, parts: list[int]) -> _Work:
     folders = {name: answers_path(options.output, name) for name in options.blend}
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
@@ -290,11 +320,15 @@ def _blending(options: PredictOptions) -> _Work:
         weights, said = fit.weights, f"; {fit.said()}"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
     seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
-    return _Work("blend", {"weights": list(weights.values())}, tuple(folders.values()), 0, about, seconds)
+    workers = cluster.num_workers(options, len(parts))
+    arguments = {"weights": list(weights.values())}
+    return _Work(parts, workers, "blend", arguments, tuple(folders.values()), 0, about, seconds)
 
 
 def _cascading(options: PredictOptions, work: _Work) -> _Work:
-    """Return the work of a reader that reads what another is least certain of."""
+    """Return the work of a reader, or with `--cascade` of one that reads what another is least certain of."""
+    if not options.cascade:
+        return work
     before = answers_path(options.output, options.cascade)
     least, asked = ray.get(_least_certain.remote(before, options.cascade_share))
     return replace(
@@ -318,16 +352,15 @@ def _least_certain(folder: str, share: float) -> tuple[float, int]:
     return least, int((entropies >= least).sum())
 
 
-def _answer_all(exam: Exam, options: PredictOptions, folder: str, parts: list[int], work: _Work) -> Iterator[dict]:
-    if not parts:
-        return iter(())
-    workers = cluster.num_workers(options, len(parts))
-    rows = cluster.from_parts(parts).map(
+def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: _Work) -> Iterator[dict]:
+    if not work.parts:
+        return
+    rows = cluster.from_parts(work.parts).map(
         AnswerShard,
         fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work},
-        **cluster.model_pool(options, workers, len(parts), work.weights),
+        **cluster.model_pool(options, work.workers, len(work.parts), work.weights),
     )
-    return cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
+    yield from cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 
 
 class AnswerShard:
@@ -340,13 +373,18 @@ class AnswerShard:
         self.reader = READERS[work.kind](**work.arguments)
 
     def __call__(self, row: dict) -> dict:
-        """Rank the options of the shard that `row["part"]` numbers."""
-        questions = self.exam.read_shard(row["part"])
-        tables = [storage.read_table(_part_path(source, row["part"])).to_pylist() for source in self.sources]
-        found = list(zip(*tables, strict=True)) if tables else [()] * len(questions)
-        scored = self.reader.score(questions, found)
-        answers = [_answer_row(*pair) for pair in zip(questions, scored, strict=True)]
-        storage.write_table(_part_path(self.folder, row["part"]), pa.Table.from_pylist(answers, schema=SCHEMA))
+        """Rank the options of the shard that `row["part"]` numbers, or of the several of a pass."""
+        parts = np.atleast_1d(row["part"]).tolist()
+        shards = [self.exam.read_shard(part) for part in parts]
+        tables = [
+            [storage.read_table(_part_path(source, part)).to_pylist() for part in parts] for source in self.sources
+        ]
+        questions = list(chain(*shards))
+        found = list(zip(*(chain(*table) for table in tables), strict=True)) if tables else [()] * len(questions)
+        scored = iter(self.reader.score(questions, found))
+        for part, shard in zip(parts, shards, strict=True):
+            answers = [_answer_row(question, next(scored)) for question in shard]
+            storage.write_table(_part_path(self.folder, part), pa.Table.from_pylist(answers, schema=SCHEMA))
         return {"part": row["part"], "questions": len(questions)}
 
 

@@ -104,8 +104,8 @@ class CausalScorer(Scorer):
             use_cache=False,
         ).logits
         return [
-            likelihoods(logits[row], [[column - packed.first for column in span] for span in spans], question)
-            for (row, spans), question in zip(packed.places, batch, strict=True)
+            likelihoods(logits[row, [column - packed.first for column in columns]], question)
+            for (row, columns), question in zip(packed.places, batch, strict=True)
         ]
 
     def _score_rows(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
@@ -120,22 +120,29 @@ class CausalScorer(Scorer):
             each = []
             for number, (option, counted) in enumerate(zip(question.options, question.counted, strict=True)):
                 last = len(question.prompt) + len(option) - 1
-                each.append(likelihoods(next(logits), [range(last - counted, last)], question.only(number)))
+                each.append(likelihoods(next(logits)[last - counted : last], question.only(number)))
             scores.append(torch.cat(each))
         return scores
 
 
-def likelihoods(logits: torch.Tensor, spans: list[Sequence[int]], question: Encoded) -> torch.Tensor:
-    """Return normalised log-likelihoods, shape (options,), of options whose tokens the rows of `spans` predict.
+def likelihoods(logits: torch.Tensor, question: Encoded) -> torch.Tensor:
+    """Return normalised log-likelihoods, shape (options,), of options.
 
     Args:
-        logits: shape (tokens, vocabulary).
-        spans: for each option the rows that predict those of its tokens that count.
-        question: the options, how many of their tokens count, and their divisors.
+        logits: one row for each of their tokens that count, which it predicts, shape (tokens, vocabulary).
+        question: the options.
     """
+    chosen = -torch.nn.functional.cross_entropy(logits.float(), targets(question).to(logits.device), reduction="none")
+    return normalised(chosen, question)
+
+
+def targets(question: Encoded) -> torch.Tensor:
+    """Return the tokens of all options that count, one option after the other."""
     pairs = zip(question.options, question.counted, strict=True)
-    targets = torch.tensor([token for option, counted in pairs for token in option[len(option) - counted :]])
-    predicted = logits[[row for span in spans for row in span]].float()
-    chosen = -torch.nn.functional.cross_entropy(predicted, targets.to(logits.device), reduction="none")
+    return torch.tensor([token for option, counted in pairs for token in option[len(option) - counted :]])
+
+
+def normalised(chosen: torch.Tensor, question: Encoded) -> torch.Tensor:
+    """Return the sums, shape (options,), of the log-likelihoods of the options' tokens over their divisors."""
     sums = torch.stack([part.sum() for part in chosen.split(question.counted)])
-    return sums / torch.tensor(question.divisors, device=logits.device)
+    return sums / torch.tensor(question.divisors, device=chosen.device)

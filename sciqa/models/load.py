@@ -18,6 +18,8 @@ from sciqa.models.format import Format, Precision
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
+from sciqa.models.stored import Streaming, check_streamed
+from sciqa.models.streamed import StreamedScorer
 
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
@@ -34,6 +36,7 @@ def load_scorer(
     nf4: bool = False,
     adapter: str | None = None,
     threads: int | None = None,
+    streaming: Streaming | None = None,
 ) -> Scorer:
     """Return a model as a scorer in evaluation mode, on this worker's device.
 
@@ -45,12 +48,15 @@ def load_scorer(
         nf4: keep the linear layers in 4 bits (NF4 with double quantisation: Dettmers et al. 2023, QLoRA).
         adapter: folder of an adapter that `sciqa finetune` or peft wrote for this model.
         threads: CPU threads of this process; None leaves them as they are.
+        streaming: read a causal model, without an adapter, layer by layer in every pass, and how.
 
     Raises:
         InputError: the files hold no such model with a tokenizer, or the adapter is for another model.
     """
     if threads:
         torch.set_num_threads(threads)
+    if streaming:
+        return _load_streamed(name, style, as_dtype(precision), streaming).eval()
     family = model_family(name)
     model, tokenizer = load_base(name, family, as_dtype(precision), nf4)
     folder = find_model(name).folder
@@ -62,6 +68,18 @@ def load_scorer(
             model = model.merge_and_unload()  # so that no batch pays for the adapter's own products
     style = style or adapters.stored_style(folder) or Format()
     return SCORERS[family](model, tokenizer, style).eval()
+
+
+def _load_streamed(name: str, style: Format | None, dtype: torch.dtype, streaming: Streaming) -> StreamedScorer:
+    _silence()
+    folder = plain_folder(find_model(name))
+    check_streamed(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        style = style or adapters.stored_style(find_model(name).folder) or Format()
+        return StreamedScorer(folder, tokenizer, style, dtype, streaming)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
 
 
 def as_dtype(precision: Precision) -> torch.dtype:
@@ -77,9 +95,7 @@ def load_base(
     A GGUF file is turned into safetensors once per machine: de-quantising it takes ten times the time of
     loading them.
     """
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+    _silence()
     files = find_model(name)
     device = this_device()
     how = {}
@@ -93,6 +109,12 @@ def load_base(
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{name}: not a whole {family} model with a tokenizer ({error})") from error
     return (model if nf4 else model.to(device)).eval(), tokenizer
+
+
+def _silence() -> None:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -25,18 +25,19 @@ class Packed:
         ids: tokens, shape (rows, tokens).
         positions: shape (rows, tokens).
         mask: True where a token (row) sees another (column), shape (rows, 1, tokens, tokens).
-        places: of each question its row, and for each option the columns that predict those of its tokens that count.
+        places: of each question its row, and the columns that predict the tokens of its options that count, one option
+            after the other.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
-    places: list[tuple[int, list[list[int]]]]
+    places: list[tuple[int, list[int]]]
 
     @property
     def first(self) -> int:
         """The first column whose logits are wanted."""
-        return min(spans[0][0] for _, spans in self.places)
+        return min(min(columns) for _, columns in self.places)
 
 
 def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
@@ -77,7 +78,7 @@ def pack(questions: Sequence[Encoded]) -> Packed:
     width = max(row_tokens([questions[number] for number in row]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions, sees = torch.zeros_like(ids), torch.zeros(len(rows), width, width, dtype=torch.bool)
-    places: list[tuple[int, list[list[int]]]] = [(0, [])] * len(questions)
+    places: list[tuple[int, list[int]]] = [(0, [])] * len(questions)
     for at, numbers in enumerate(rows):
         row = _Row(ids[at], positions[at])
         shared = shared_tokens([questions[number] for number in numbers])
@@ -85,12 +86,12 @@ def pack(questions: Sequence[Encoded]) -> Packed:
         for number in numbers:
             question = questions[number]
             stem = row.add(question.prompt[shared:], prefix)
-            spans = []
+            wanted = []
             for option, counted in zip(question.options, question.counted, strict=True):
                 start = row.parts[row.add(option, stem)].start
                 columns = [row.parts[stem].stop - 1, *range(start, start + len(option) - 1)]
-                spans.append(columns[len(option) - counted : len(option)])
-            places[number] = (at, spans)
+                wanted += columns[len(option) - counted : len(option)]
+            places[number] = (at, wanted)
         sees[at] = row.sees()
     return Packed(ids, positions, sees[:, None], places)
 

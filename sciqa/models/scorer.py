@@ -4,7 +4,7 @@ A scorer is a torch module over a transformers model. Its forward pass gives a s
 questions, so that the trainer differentiates through the same computation by which the predictor ranks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,6 +88,10 @@ class Scorer(nn.Module):
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """Return an array of shape (options,) per question: higher is likelier, softmax gives probabilities."""
         raise NotImplementedError
+
+    def score_batches(self, batches: Sequence[Sequence[Encoded]]) -> Iterable[list[torch.Tensor]]:
+        """Return the scores of each batch, as `forward` gives them."""
+        return map(self, batches)
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """Return the tokens, padding included, that the model computes for a batch."""
@@ -173,7 +177,9 @@ def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> l
 def score_options(scorer: Scorer, questions: Sequence[Encoded], tokens_per_batch: int = 2048) -> list[np.ndarray]:
     """Return the scores of every option, one array of shape (options,) per question, in the order given."""
     scores: list[np.ndarray] = [np.empty(0)] * len(questions)
-    for batch in scorer.batches(questions, tokens_per_batch):
-        for number, score in zip(batch, scorer([questions[number] for number in batch]), strict=True):
+    batches = scorer.batches(questions, tokens_per_batch)
+    found = scorer.score_batches([[questions[number] for number in batch] for batch in batches])
+    for batch, each in zip(batches, found, strict=True):
+        for number, score in zip(batch, each, strict=True):
             scores[number] = score.double().cpu().numpy()
     return scores

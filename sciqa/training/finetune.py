@@ -11,7 +11,6 @@ import pyarrow as pa
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sciqa import cluster, storage
 from sciqa.cluster import Summary
@@ -143,9 +142,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
 
     from sciqa.training.loop import HISTORY, train
 
-    # A queue on a node that is lost would take the run with it; this one ends with the driver.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    progress = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    progress = cluster.queue_here()
     config = exams | {
         "options": options,
         "steps": steps,

@@ -1,0 +1,184 @@
+"""Weights as they lie on disk: where each tensor is in its safetensors files, and reading them ahead of their use."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sciqa.errors import InputError
+from sciqa.hub import find_model, read_about, weight_bytes
+
+#: Kinds of decoder (`model_type` of config.json) that are streamed: their layers alone change the hidden states, and
+#: their logits are the normalised last ones times the head.
+STREAMED = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+#: Bytes of an element, by the names of safetensors.
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+#: Two threads that read in pieces of this many bytes get what the disk gives, through the page cache too.
+READERS, CHUNK = 2, 8 << 20
+#: Tensors begin in a buffer where torch would have them begin.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a streamed model is read.
+
+    Attributes:
+        memory: bytes of hidden states beyond which they are kept in a memory-mapped file.
+        say: is told, in words, how far a pass is.
+    """
+
+    memory: int = 1_000_000_000
+    say: Callable[[str], object] | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor, or some of its rows, in a safetensors file.
+
+    Attributes:
+        path: of the file.
+        kind: type of its elements, by the name of safetensors.
+        shape: of the tensor.
+        offset: where its bytes begin in the file.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * BYTES[self.kind]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one of its rows."""
+        return self.nbytes // self.shape[0]
+
+    def rows(self, start: int, stop: int) -> "Stored":
+        """Return some rows of the tensor."""
+        return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * self.row_bytes)
+
+
+Piece = dict[str, Stored]
+
+
+def check_streamed(name: str) -> None:
+    """Raise `InputError` unless a model can be streamed; its weights themselves are not read.
+
+    A GGUF file is checked when it has been converted.
+    """
+    if find_model(name).gguf_file:
+        return
+    kind = read_about(name, "config.json").get("model_type")
+    if kind not in STREAMED:
+        raise InputError(
+            f"{name}: {kind} in its config.json; --stream reads decoders of the kinds {', '.join(STREAMED)}; "
+            "leave it out for others"
+        )
+    find_tensors(find_model(name).folder)
+
+
+def find_tensors(folder: str) -> dict[str, Stored]:
+    """Return where every tensor of a model is, by its name.
+
+    Raises:
+        InputError: a file is missing, cut short or not safetensors.
+    """
+    found = {}
+    for path in _weight_files(Path(folder)):
+        try:
+            with safe_open(path, "np"):  # checks the header, and that the file holds all that it names
+                pass
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error}); write or fetch it again") from error
+        header.pop("__metadata__", None)
+        for name, about in header.items():
+            begin = 8 + size + about["data_offsets"][0]
+            found[name] = Stored(str(path), about["dtype"], tuple(about["shape"]), begin)
+    return found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers would load."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return [folder / "model.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: no index of weights ({error!r}); write or fetch it again") from error
+    return [folder / Path(name).name for name in names]
+
+
+def streamed_bytes(name: str) -> int:
+    """Return the bytes of the two layers that are in memory at once; of a GGUF file those of the whole model.
+
+    It is converted, whole, before it is streamed.
+    """
+    if find_model(name).gguf_file:
+        return weight_bytes(name)
+    layers: dict[str, int] = {}
+    for tensor_name, tensor in find_tensors(find_model(name).folder).items():
+        if tensor_name.startswith("model.layers."):
+            layer = tensor_name.split(".")[2]
+            layers[layer] = layers.get(layer, 0) + tensor.nbytes
+    return 2 * max(layers.values(), default=0)
+
+
+def places(piece: Piece) -> tuple[list[int], int]:
+    """Return where each tensor of a piece begins in its buffer, and the bytes that the buffer needs."""
+    starts, end = [], 0
+    for tensor in piece.values():
+        starts.append(end)
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    return starts, end
+
+
+def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterator[int]:
+    """Read pieces into two buffers in turn, each while the one before is used, and yield the number of its buffer.
+
+    What is in it lasts until the next is asked for.
+
+    Raises:
+        InputError: a file ends before a tensor does.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(READERS) as pool:
+        files = {path: os.open(path, os.O_RDONLY) for path in {t.path for piece in pieces for t in piece.values()}}
+        for file in files.values():
+            stack.callback(os.close, file)
+
+        def begin(number: int) -> list[Future]:
+            coming = []
+            for start, tensor in zip(places(pieces[number])[0], pieces[number].values(), strict=True):
+                whole = buffers[number % 2][start : start + tensor.nbytes]
+                for at in range(0, len(whole), CHUNK):
+                    coming.append(pool.submit(_read, files[tensor.path], tensor, at, whole[at : at + CHUNK]))
+            return coming
+
+        coming = begin(0)
+        for number in range(len(pieces)):
+            reading, coming = coming, begin(number + 1) if number + 1 < len(pieces) else []
+            for part in reading:
+                part.result()
+            yield number % 2
+
+
+def _read(file: int, tensor: Stored, at: int, into: memoryview) -> None:
+    while into:
+        got = os.preadv(file, [into], tensor.offset + at)
+        if not got:
+            raise InputError(f"{tensor.path}: has become shorter since it was opened; write or fetch it again")
+        into, at = into[got:], at + got

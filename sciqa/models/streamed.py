@@ -1,0 +1,271 @@
+"""Causal language models larger than memory: a layer at a time is read, and all questions pass through it.
+
+A pass takes every question through a layer before the next one is looked at, so each weight is read once however many
+questions there are. In memory are two layers, of which one computes while the other is read, and the hidden states of
+the questions. The model is transformers' own, built without weights: for each layer and batch its forward pass runs
+with the weights of that layer, and the other layers pass on what they get. So masks, positions and rotations are the
+model's own, and the scores are those of the whole model.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from sciqa.device import this_device
+from sciqa.errors import InputError
+from sciqa.models.causal import CausalScorer, normalised, targets
+from sciqa.models.format import Format
+from sciqa.models.packing import pack
+from sciqa.models.scorer import Encoded
+from sciqa.models.stored import Piece, Stored, Streaming, find_tensors, places, read_ahead
+
+#: Names of the weights outside the layers, and what those of the layers begin with.
+EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."
+TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+#: Bytes of the blocks of rows in which the embedding, of which only blocks with a token are read, and the head are.
+EMBEDDING_BLOCK, HEAD_BLOCK = 1 << 20, 32 << 20
+#: Logits that are computed at once.
+LOGITS = 1 << 23
+#: Seconds between two words about a pass.
+SILENCE = 5
+
+Weights = dict[str, torch.Tensor]
+Step = tuple[Piece, Callable[[Weights], None]]
+
+
+class StreamedScorer(CausalScorer):
+    """Scores as `CausalScorer` does, with the weights of one layer at a time.
+
+    Args:
+        folder: of a model of one of the kinds in `sciqa.models.stored.STREAMED`.
+        tokenizer: of that model.
+        style: how questions are put to it.
+        dtype: type of computing.
+        streaming: how the model is read.
+
+    Raises:
+        InputError: the files lack weights that such a model has, or have them in another shape or type.
+    """
+
+    def __init__(
+        self, folder: str, tokenizer: PreTrainedTokenizerBase, style: Format, dtype: torch.dtype, streaming: Streaming
+    ) -> None:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        super().__init__(model, tokenizer, style)
+        self.dtype, self.streaming, self.said = dtype, streaming, 0.0
+        self.decoder, self.norm = model.model, model.model.norm
+        self.decoder.norm = nn.Identity()
+        self.decoder.rotary_emb = type(self.decoder.rotary_emb)(config=config).to(self.device)
+        for layer in self.decoder.layers:
+            layer.forward = _pass_on
+        self._find_weights(folder)
+        largest = max(HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(places(p)[1] for p in self.layers))
+        pinned = self.device.type == "cuda"
+        self.buffers = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+
+    def _find_weights(self, folder: str) -> None:
+        tensors = find_tensors(folder)
+        shapes = {name: tuple(weight.shape) for name, weight in self.model.named_parameters()}
+        shapes[NORM] = tuple(self.norm.weight.shape)
+        names = (EMBEDDING, NORM, EMBEDDING if self.model.config.tie_word_embeddings else HEAD)
+        whole = {name: tensors[name] for name in names if name in tensors}  # not those in 4 bits
+        self.table, self.final, self.head = (_stored(folder, whole, name, shapes[name])[name] for name in names)
+        self.layers: list[Piece] = [{} for _ in self.decoder.layers]
+        for name, shape in shapes.items():
+            if name.startswith(LAYERS):
+                found = _stored(folder, tensors, name, shape)
+                number = int(name.removeprefix(LAYERS).split(".")[0])
+                self.layers[number] |= {key.removeprefix("model."): tensor for key, tensor in found.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """See `Scorer.device`."""
+        return torch.device(this_device())
+
+    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+        """See `Scorer.forward`; a pass over all weights, not differentiable."""
+        return self.score_batches([batch])[0]
+
+    @torch.inference_mode()
+    def score_batches(self, batches: Sequence[Sequence[Encoded]]) -> list[list[torch.Tensor]]:
+        """See `Scorer.score_batches`; one pass over all weights.
+
+        Raises:
+            InputError: no room on disk for hidden states, or a file has become shorter.
+        """
+        tokens = sum(map(self.padded_tokens, batches))
+        with _room(tokens, self.model.config.hidden_size, self.dtype, self.streaming.memory) as states:
+            work = _Pass(self, batches, states)
+            steps = list(work.steps())
+            reading = read_ahead([piece for piece, _ in steps], [memoryview(b.numpy()) for b in self.buffers])
+            for (piece, use), number in zip(steps, reading, strict=True):
+                use(self._weights(piece, self.buffers[number]))
+            return work.scores()
+
+    def _weights(self, piece: Piece, buffer: torch.Tensor) -> Weights:
+        """Return what has been read as the model computes with it: where type and device are those, the buffer's own.
+
+        Weights in 4 bits are unpacked.
+        """
+        weights: Weights = {}
+        packed: dict[str, Weights] = {}
+        for (name, stored), start in zip(piece.items(), places(piece)[0], strict=True):
+            tensor = buffer[start : start + stored.nbytes].view(TYPES[stored.kind]).view(stored.shape).to(self.device)
+            owner, _, part = name.partition(".weight.")
+            (packed.setdefault(f"{owner}.weight", {}) if part else weights)[part or name] = tensor
+        for name, state in packed.items():
+            weights[name] = _unpacked(weights[name], state)
+        return {name: tensor.to(self.dtype) for name, tensor in weights.items()}
+
+    def say(self, layer: int, work: "_Pass") -> None:
+        """Tell how far a pass is, at most every few seconds."""
+        if not self.streaming.say or time.monotonic() - self.said < SILENCE:
+            return
+        self.said = time.monotonic()
+        megabytes = work.states.nbytes / 1e6
+        place = "memory" if work.states.nbytes <= self.streaming.memory else "a file"
+        questions = sum(map(len, work.batches))
+        self.streaming.say(
+            f"layer {layer + 1} of {len(self.layers)}, {questions} questions, {megabytes:.0f} MB of states in {place}"
+        )
+
+
+class _Pass:
+    """Batches of questions on their way through a model.
+
+    Args:
+        scorer: the model.
+        batches: the questions.
+        states: shape (tokens, hidden size): room for the hidden states of all batches, padding included.
+    """
+
+    def __init__(self, scorer: StreamedScorer, batches: Sequence[Sequence[Encoded]], states: torch.Tensor) -> None:
+        self.scorer, self.batches, self.states = scorer, batches, states
+        packed = [pack(batch) for batch in batches]
+        ids, self.places = [each.ids for each in packed], [each.places for each in packed]
+        parts = states.split([part.numel() for part in ids])
+        self.parts = [part.view(*each.shape, -1) for part, each in zip(parts, ids, strict=True)]
+        self.ids = torch.cat([part.flatten() for part in ids])
+        self.targets = torch.cat([targets(question) for batch in batches for question in batch]).to(scorer.device)
+        self.chosen = torch.zeros(len(self.targets), device=scorer.device)
+        self.total = torch.full_like(self.chosen, -torch.inf)
+
+    def steps(self) -> Iterator[Step]:
+        """Yield, in the order of computing, what is to be read and what is then done with it."""
+        scorer = self.scorer
+        ids, order = self.ids.sort()
+        for start, stop in _blocks(scorer.table, EMBEDDING_BLOCK):
+            first, last = torch.searchsorted(ids, torch.tensor([start, stop])).tolist()
+            if first < last:
+                rows = scorer.table.rows(int(ids[first]), int(ids[last - 1]) + 1)
+                yield {"rows": rows}, partial(self._embed, order[first:last], int(ids[first]))
+        for number, piece in enumerate(scorer.layers):
+            yield piece, partial(self._compute, number)
+        yield {"weight": scorer.final}, self._gather
+        for start, stop in _blocks(scorer.head, HEAD_BLOCK):
+            yield {"rows": scorer.head.rows(start, stop)}, partial(self._compare, start)
+
+    def _embed(self, places: torch.Tensor, first: int, weights: Weights) -> None:
+        """Fill in the states of tokens whose embeddings have been read."""
+        self.states[places] = weights["rows"].to(self.states.device)[self.ids[places] - first]
+
+    def _compute(self, number: int, weights: Weights) -> None:
+        """Take every batch through a layer."""
+        scorer = self.scorer
+        scorer.say(number, self)
+        layer = scorer.decoder.layers[number]
+        del layer.forward
+        for batch, states in zip(self.batches, self.parts, strict=True):
+            packed = pack(batch)
+            given = {
+                "inputs_embeds": states.to(scorer.device),
+                "attention_mask": packed.mask.to(scorer.device),
+                "position_ids": packed.positions.to(scorer.device),
+                "use_cache": False,
+            }
+            states.copy_(functional_call(scorer.decoder, weights, kwargs=given, tie_weights=False).last_hidden_state)
+        layer.forward = _pass_on
+
+    def _gather(self, weights: Weights) -> None:
+        """Normalise the states that predict a token of an option."""
+        pairs = zip(self.parts, self.places, strict=True)
+        rows = [part[row, columns] for part, places in pairs for row, columns in places]
+        self.last = functional_call(self.scorer.norm, weights, (torch.cat(rows).to(self.scorer.device),))
+
+    def _compare(self, start: int, weights: Weights) -> None:
+        """Compute the logits of some of the vocabulary, and add them to what the likelihoods are made of."""
+        rows = weights["rows"]
+        step = max(1, LOGITS // len(rows))
+        for at in range(0, len(self.targets), step):
+            some = slice(at, at + step)
+            logits = nn.functional.linear(self.last[some], rows).float()
+            self.total[some] = torch.logaddexp(self.total[some], logits.logsumexp(-1))
+            token = self.targets[some] - start
+            here = ((token >= 0) & (token < len(rows))).nonzero()[:, 0]
+            self.chosen[at + here] = logits[here, token[here]]
+
+    def scores(self) -> list[list[torch.Tensor]]:
+        """Return the scores of every batch, when all steps are done."""
+        found = iter((self.chosen - self.total).split([sum(q.counted) for b in self.batches for q in b]))
+        return [[normalised(next(found), question) for question in batch] for batch in self.batches]
+
+
+def _pass_on(hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+    """Be a layer whose turn it is not."""
+    return hidden_states
+
+
+def _stored(folder: str, tensors: Piece, name: str, shape: tuple[int, ...]) -> Piece:
+    """Return where a weight is, with what is stored beside it where it is in 4 bits."""
+    found = {key: tensor for key, tensor in tensors.items() if key == name or key.startswith(f"{name}.")}
+    if name not in found:
+        raise InputError(f"{folder}: no {name} in its safetensors files; --stream needs every weight under that name")
+    if len(found) == 1 and found[name].shape != shape:
+        raise InputError(f"{folder}: {name} has the shape {found[name].shape}, by its config.json {shape} is expected")
+    if kinds := {tensor.kind for tensor in found.values()} - TYPES.keys():
+        raise InputError(
+            f"{folder}: {name} is stored as {', '.join(kinds)}; --stream reads {', '.join(TYPES)} and 4 bits as "
+            "bitsandbytes stores them"
+        )
+    return found
+
+
+def _blocks(tensor: Stored, size: int) -> Iterator[tuple[int, int]]:
+    """Yield first row and end of blocks of at most `size` bytes, or of a row."""
+    step = max(1, size // tensor.row_bytes)
+    for start in range(0, tensor.shape[0], step):
+        yield start, min(start + step, tensor.shape[0])
+
+
+def _unpacked(packed: torch.Tensor, state: Weights) -> torch.Tensor:
+    """Return a weight that bitsandbytes stored in 4 bits (Dettmers et al. 2023, QLoRA)."""
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    return dequantize_4bit(packed.view(torch.uint8).reshape(-1, 1), QuantState.from_dict(state, packed.device))
+
+
+@contextmanager
+def _room(tokens: int, size: int, dtype: torch.dtype, memory: int) -> Iterator[torch.Tensor]:
+    """Give room for hidden states, shape (tokens, size): in memory, or where that is too much in a mapped file."""
+    if tokens * size * dtype.itemsize <= memory:
+        yield torch.empty(tokens, size, dtype=dtype)
+        return
+    with tempfile.NamedTemporaryFile(prefix="sciqa-states-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, tokens * size * dtype.itemsize)
+        except OSError as error:
+            raise InputError(
+                f"{tempfile.gettempdir()}: no room for {tokens * size * dtype.itemsize / 1e9:.1f} GB of hidden states "
+                f"({error}); set TMPDIR, pass a larger --stream-memory, or fewer --stream-questions"
+            ) from error
+        yield torch.from_file(file.name, shared=True, size=tokens * size, dtype=dtype).view(tokens, size)
