@@ -21,6 +21,7 @@ from sciqa.exam import ReportOptions, report
 from sciqa.exam.report import differences
 from sciqa.inference import AskOptions, PredictOptions, ask, predict
 from sciqa.models.merge import MergeOptions, merge
+from sciqa.plan import PlanOptions, plan
 from sciqa.retrieval import EvaluateOptions, IndexOptions, build_index, retrieve_or_evaluate
 from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 
@@ -34,6 +35,7 @@ STEPS: dict[str, tuple[Callable, type, str]] = {
     "ask": (ask, AskOptions, "answer one question: rank its options, or reply in words with citations"),
     "finetune": (run_finetune, RunFinetuneOptions, "train an adapter, or a whole model, on questions with answers"),
     "merge": (merge, MergeOptions, "add an adapter's weights into its base model"),
+    "plan": (plan, PlanOptions, "say what a run will take, and what has room for it, before anything is started"),
     "report": (report, ReportOptions, "render a run as one HTML page"),
 }
 
@@ -125,8 +127,11 @@ def show(summaries: list[Summary], seconds: float) -> None:
                     f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}]",
                     markup=False,
                 )
+        for title, rows in summary.details.items() if summary.stage == "plan" else []:
+            console.print(_plain_table(title, rows))
     for summary in summaries:
-        print(f"{summary.stage:<9} {summary.seconds:6.1f} s  {summary.made}\n{'':19}{summary.path}")
+        path = f"\n{'':19}{summary.path}" if summary.path else ""
+        print(f"{summary.stage:<9} {summary.seconds:6.1f} s  {summary.made}{path}")
     if len(summaries) > 1:
         print(f"{'total':<9} {seconds:6.1f} s")
 
@@ -168,6 +173,24 @@ def _retrieval_table(rows: list[dict]) -> Table:
     for row in rows:
         table.add_row(" ".join(row["dense"]), " ".join(row["words"]), *(f"{row[name]:.3f}" for name in figures))
     return table
+
+
+def _plain_table(title: str, rows: list[dict]) -> Table:
+    """Return a table with a column for every key; numbers have three digits, and none is shown as a dash."""
+    table = Table(title=title, title_justify="left")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    numbers = {name: any(isinstance(row.get(name), int | float) for row in rows) for name in columns}
+    for name in columns:
+        table.add_column(name, justify="right" if numbers[name] else "left")
+    for row in rows:
+        table.add_row(*(_plain(row.get(name, "–")) for name in columns))
+    return table
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _quiet() -> None:

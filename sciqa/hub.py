@@ -92,6 +92,23 @@ def find_model(name: str) -> ModelFiles:
     return ModelFiles(str(path), None, tuple(weights))
 
 
+def config_files(name: str) -> tuple[Path, str | None]:
+    """Return the folder with a model's configuration, and the name of its GGUF file where it is one.
+
+    Weights need not be there, and of a hub id only the configuration is fetched.
+
+    Raises:
+        InputError: nothing of that name, or no configuration in it.
+    """
+    path = packaged_path(name) if name in PACKAGED else Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return path.parent, path.name
+    if not path.is_dir():
+        path = _fetch(name, ["config.json"])
+    _read_config(name, path)
+    return path, None
+
+
 def weight_bytes(name: str) -> int:
     """Return the bytes of a model's weights in 16 bits, of a GGUF file's as if its weights had four."""
     files = find_model(name)
@@ -121,11 +138,7 @@ def load_tokenizer(name: str) -> "Tokenizer":
 
 def read_about(name: str, file: str) -> dict | list:
     """Return what a JSON file in a model's folder holds, {} where there is no such file."""
-    path = Path(find_model(name).folder) / file
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {path} cannot be read ({error})") from error
+    return _read_json(name, Path(find_model(name).folder) / file)
 
 
 def longest_text(name: str) -> int | None:
@@ -150,9 +163,14 @@ def model_family(name: str) -> Family:
         InputError: no such model, or one of a kind that cannot rank options.
     """
     files = find_model(name)
-    if files.gguf_file:
+    return folder_family(name, Path(files.folder), files.gguf_file)
+
+
+def folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
+    """Return what kind of reader a model is that has its configuration in a folder, as `model_family` does."""
+    if gguf_file:
         return "causal"
-    about = _read_config(name)
+    about = _read_config(name, folder)
     kinds, kind = about.get("architectures") or [], about.get("model_type")
     if any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         return "causal"
@@ -169,13 +187,21 @@ def model_family(name: str) -> Family:
 
 def has_trained_head(name: str) -> bool:
     """Whether a multiple-choice model's checkpoint has the head that scores options, or a plain encoder has not."""
-    return any(kind.endswith("ForMultipleChoice") for kind in _read_config(name).get("architectures") or [])
+    about = _read_config(name, Path(find_model(name).folder))
+    return any(kind.endswith("ForMultipleChoice") for kind in about.get("architectures") or [])
 
 
-def _read_config(name: str) -> dict:
-    if not (about := read_about(name, "config.json")):
-        raise InputError(f"{name}: no config.json in {find_model(name).folder}")
+def _read_config(name: str, folder: Path) -> dict:
+    if not (about := _read_json(name, folder / "config.json")):
+        raise InputError(f"{name}: no config.json in {folder}")
     return about
+
+
+def _read_json(name: str, path: Path) -> dict | list:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: {path} cannot be read ({error})") from error
 
 
 def check_base(folder: str, model: str) -> None:
@@ -218,12 +244,12 @@ def _hash_weights(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, only: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=NEVER_FETCHED))
+        return Path(snapshot_download(name, allow_patterns=only, ignore_patterns=NEVER_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name}: neither a folder, a .gguf file, a packaged model ({', '.join(PACKAGED)}), "

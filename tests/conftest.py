@@ -10,7 +10,7 @@ from sciqa.cluster import RunOptions, connect
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
-from sciqa.retrieval import IndexOptions, build_index
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 
 QUESTIONS = 12
 ARTICLES = 240
@@ -51,6 +51,20 @@ def small_index(tmp_path_factory: pytest.TempPathFactory, cluster: None, corpus_
     build_passages(CorpusOptions(output=output, corpus=(corpus_file,), shard_passages=56))
     build_index(IndexOptions(output=output))
     return output
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, small_index: str) -> dict[str, str]:
+    """Options that name training and validation questions with their contexts."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = read_exam("validation").slice(0, 40).to_pylist()
+    options = {}
+    for split, part in (("train", rows[:32]), ("validation", rows[32:])):
+        write_jsonl(folder / f"{split}.jsonl", part)
+        output = str(folder / split)
+        retrieve(RetrieveOptions(output=output, index=f"{small_index}/index", exam=str(folder / f"{split}.jsonl")))
+        options |= {split: str(folder / f"{split}.jsonl"), f"{split}_contexts": f"{output}/contexts"}
+    return options
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

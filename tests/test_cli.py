@@ -111,7 +111,9 @@ def test_unknown_options_and_steps_exit_2():
     assert sciqa("--help").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["corpus", "index", "retrieve", "predict", "report", "exam", "finetune", "merge"])
+@pytest.mark.parametrize(
+    "name", ["corpus", "index", "retrieve", "predict", "report", "exam", "finetune", "merge", "plan"]
+)
 def test_jobs_take_the_same_options_as_the_command(name):
     command = [sys.executable, JOBS / f"{name}.py", "--help"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == sciqa(name, "--help").stdout

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
-from test_training import data, losses, tiny_run  # noqa: F401 (a fixture)
+from test_training import losses, tiny_run
 from tiny import tiny_folder
 
 from sciqa import storage
@@ -104,7 +104,7 @@ def test_a_node_lost_while_an_exam_is_answered(tmp_path, cluster, corpus_file):
 
 
 @pytest.mark.slow
-def test_a_node_lost_while_training(tmp_path, cluster, data):  # noqa: F811
+def test_a_node_lost_while_training(tmp_path, cluster, data):
     common = {"num_workers": 2, "zero": 2, "eval_every": 5, "steps": 25}
     common |= {"model": tiny_folder(tmp_path / "model", "llama"), "peft": "{r: 4, lora_dropout: 0.1}"}
     given = tiny_run(data, tmp_path / "lost", **common)

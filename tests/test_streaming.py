@@ -79,7 +79,9 @@ def test_models_stored_in_four_bits(tmp_path, folders):
     tokenizer.save_pretrained(tmp_path)
     assert streamed_bytes(str(tmp_path)) < streamed_bytes(folders["llama"]) / 5
     streams = score(tmp_path, Streaming())
-    unpacked = score_options(CausalScorer(model.dequantize(torch.float32), tokenizer, Format()), random_questions(12), 300)
+    unpacked = score_options(
+        CausalScorer(model.dequantize(torch.float32), tokenizer, Format()), random_questions(12), 300
+    )
     np.testing.assert_allclose(streams, np.concatenate(unpacked), atol=1e-4)
     assert np.abs(streams - score(folders["llama"])).max() > 0.01
 

@@ -38,20 +38,6 @@ STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, small_index):
-    """Options that name training and validation questions with their contexts."""
-    folder = tmp_path_factory.mktemp("data")
-    rows = read_exam("validation").slice(0, 40).to_pylist()
-    options = {}
-    for split, part in (("train", rows[:32]), ("validation", rows[32:])):
-        write_jsonl(folder / f"{split}.jsonl", part)
-        output = str(folder / split)
-        retrieve(RetrieveOptions(output=output, index=f"{small_index}/index", exam=str(folder / f"{split}.jsonl")))
-        options |= {split: str(folder / f"{split}.jsonl"), f"{split}_contexts": f"{output}/contexts"}
-    return options
-
-
-@pytest.fixture(scope="module")
 def exam_contexts(tmp_path_factory, exam_file, small_index):
     """The contexts table of the small exam."""
     output = str(tmp_path_factory.mktemp("exam"))

@@ -117,6 +117,20 @@ def _silence() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model without weights, on PyTorch's meta device, from its configuration alone.
+
+    Raises:
+        InputError: a configuration that transformers cannot read, or of no model of that family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+        with torch.device("meta"):
+            return getattr(transformers, SCORERS[family].auto_class).from_config(config, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: not the configuration of a {family} model ({error})") from error
+
+
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """Return QLoRA's quantisation: NF4, double quantisation; stored as the compute type, which ZeRO-3 can shard."""
     return BitsAndBytesConfig(

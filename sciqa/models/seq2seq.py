@@ -42,12 +42,13 @@ class Seq2SeqScorer(Scorer):
         """See `Scorer.forward`; differentiable."""
         prompts = _padded([question.prompt for question in batch], 0).to(self.device)
         mask = _padded([[1] * len(question.prompt) for question in batch], 0).to(self.device)
-        counts = torch.tensor([len(question.options) for question in batch], device=self.device)
+        counts = [len(question.options) for question in batch]
+        row = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], device=self.device)
         labels = _padded([option for question in batch for option in question.options], IGNORED).to(self.device)
         states = self.model.get_encoder()(input_ids=prompts, attention_mask=mask).last_hidden_state
         logits = self.model(
-            encoder_outputs=BaseModelOutput(states.repeat_interleave(counts, 0)),
-            attention_mask=mask.repeat_interleave(counts, 0),
+            encoder_outputs=BaseModelOutput(states[row]),
+            attention_mask=mask[row],
             decoder_input_ids=self._shifted(labels),
             use_cache=False,
         ).logits
@@ -55,7 +56,7 @@ class Seq2SeqScorer(Scorer):
             logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
         divisor = torch.tensor([value for question in batch for value in question.divisors], device=self.device)
-        return list((-chosen.sum(dim=1) / divisor).split(counts.tolist()))
+        return list((-chosen.sum(dim=1) / divisor).split(counts))
 
     def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the decoder's input: its start token, then all labels but the last."""

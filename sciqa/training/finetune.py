@@ -70,15 +70,11 @@ def finetune(options: FinetuneOptions) -> Summary:
 def check_model(options: FinetuneOptions) -> None:
     """Raise `InputError` where peft would refuse the model; a model without weights is enough to know."""
     import torch
-    import transformers
 
     from sciqa.models import adapter, load
 
-    family = model_family(options.model)
-    transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(load.plain_folder(find_model(options.model)))
-    with torch.device("meta"):
-        model = getattr(transformers, load.SCORERS[family].auto_class).from_config(config)
+    files, family = find_model(options.model), model_family(options.model)
+    model = load.empty_model(files.folder, files.gguf_file, family, torch.float32)
     adapter.make_trainable(model, family, options.method, options.peft_fields())
 
 

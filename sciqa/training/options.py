@@ -13,6 +13,9 @@ from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
+#: ZeRO-3 leaves smaller parameters whole on every rank. DeepSpeed's 100,000 would leave most 4-bit layers of small
+#: models whole, since four or eight of their weights count as one element.
+PERSISTENCE_THRESHOLD = 10_000
 
 
 @dataclass(kw_only=True)

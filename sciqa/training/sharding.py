@@ -4,15 +4,12 @@ import deepspeed
 import torch
 from torch import nn
 
-from sciqa.training.options import FinetuneOptions
+from sciqa.training.options import PERSISTENCE_THRESHOLD, FinetuneOptions
 
 if not torch.cuda.is_available():
     # On a CPU DeepSpeed would look through its kernels and compile one, for all-reduces of inference, that training
     # never calls; where there is no C++ compiler that fails.
     deepspeed.ops.__compatible_ops__ = {}
-#: ZeRO-3 leaves smaller parameters whole on every rank. DeepSpeed's 100,000 would leave most 4-bit layers of small
-#: models whole, since four or eight of their weights count as one element.
-PERSISTENCE_THRESHOLD = 10_000
 
 
 def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dtype) -> dict:
