@@ -88,7 +88,8 @@ class PlanOptions(VolumeOptions):
         super().__post_init__()
         self.model = local_path(self.model)
         self.training()
-        self.at_least(1, "context_passages")
+        if self.context_passages < 1:
+            raise InputError(f"--context-passages: {self.context_passages} given, at least 1 expected")
         if not 0 < self.utilisation <= 1:
             raise InputError(f"--utilisation: {self.utilisation} given, more than 0 and at most 1 expected")
         if unknown := [name for name in self.accelerator if name not in ACCELERATORS]:

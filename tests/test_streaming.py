@@ -112,7 +112,8 @@ def test_every_weight_is_read_once_and_the_embedding_in_part(folders, monkeypatc
         parameter.nbytes for parameter in tiny_model("llama", vocab_size=49152, num_hidden_layers=3).parameters()
     )
     # The tokens are among the first 200 of 49,152.
-    assert sum(read) == weights - scorer.table.nbytes + scorer.table.rows(0, 199).nbytes
+    rest = weights - scorer.table.nbytes
+    assert rest + scorer.table.rows(0, 150).nbytes < sum(read) <= rest + scorer.table.rows(0, 200).nbytes
 
 
 def test_predict_streams_to_the_same_answers(tmp_path, cluster, exam_file, folders):
