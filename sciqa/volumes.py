@@ -25,9 +25,9 @@ PASSAGES_PER_ARTICLE, ARTICLE_CHARACTERS, ARTICLE_TOKENS = 40 / 6.9, 960, 214
 WORD_BYTES, PASSAGE_BYTES = 590 / 480, 2 * 280 / 480
 #: Measured on a core of AMD EPYC with AVX512-BF16 (README). `corpus` reads the 105 GB of XML that become 40 million
 #: passages at 1 MB a second, `index` embeds 44 passages of 107 tokens a second (all-MiniLM-L6-v2), and SmolLM2-135M
-#: trains on 110 tokens and answers 1.8 questions of 260 tokens a second; the last three in operations a second.
+#: trains on 110 tokens and answers 1.8 questions of 170 tokens a second; these three as operations a second.
 PASSAGES_PER_CORE_SECOND = 40e6 / 105e3
-CORE_FLOPS = {"index": 1.1e11, "finetune": 5e10, "predict": 1.0e11}
+CORE_FLOPS = {"index": 1.1e11, "finetune": 6e10, "predict": 7e10}
 #: Bytes of a part, and parts, spread evenly over the corpus, that are read to know what the rest becomes; and sections
 #: of these that are cut into passages.
 SAMPLED_BYTES, SAMPLED_PARTS, SAMPLED_SECTIONS = 500_000, 6, 600
@@ -140,8 +140,14 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
     faiss.omp_set_num_threads(1)
     empty_index(options, dimension)
     lists = [int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] for number, unit in LISTS.findall(options.factory)]
+    # A random rotation has the size of a learnt one.
+    options.factory = re.sub(r"OPQ\d+(?:_(\d+))?", lambda found: f"RR{found[1] or ''}", options.factory)
     options.factory = LISTS.sub("IVF1", options.factory)
     index = empty_index(options, dimension)
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    for part in (inner, getattr(inner, "pq", None)):
+        if hasattr(part, "cp"):
+            part.cp.niter = part.cp.min_points_per_centroid = 1
     vectors = np.random.default_rng(0).standard_normal((1024, dimension)).astype(np.float32)
     try:
         index.train(vectors)
