@@ -150,12 +150,12 @@ def plan(options: PlanOptions) -> Summary:
     longest = f"{options.micro_batch} questions of {exams['train'].longest.length} tokens at once"
     details = {
         f"Model {options.model}": [_model_row(options, model)],
-        f"Memory of each of {options.num_workers} training workers, GB: {longest}": [
+        f"Memory of a training worker, of {options.num_workers}, in GB: {longest}": [
             about | {name: size / 1e9 for name, size in vars(memory).items()} | {"total": memory.total / 1e9}
             for about, memory in rows
         ],
         "Corpus and index": [index_row(options, volume)],
-        f"Hours of {options.num_workers} workers": list(_hour_rows(options, kinds, flops, volume, needs)),
+        "Hours": list(_hour_rows(options, kinds, flops, volume, needs)),
     }
     if nodes:
         details[f"Node types of {options.cluster}"] = room
@@ -278,19 +278,21 @@ def _remedies(options: PlanOptions, kinds: list[str], need: Need, longest: "Enco
     if not need.device:
         yield "a node type with more CPUs and memory"
         return
-    changes = [{"method": "qlora"}] if need.stage == "predict" else _changes(options)
-    for change in changes:
-        changed = replace(options, **change)
-        if changed.training() == options.training():
+    if any(fits_accelerator(kind, need.device) for kind in kinds):
+        host = need.memory / 1e9
+        yield f"nodes with GPUs for {need.workers} workers, and {host:.1f} GB of the host's memory for each"
+        return
+    for change in [{"method": "qlora"}] if need.stage == "predict" else _changes(options):
+        try:
+            changed = replace(options, **change)
+            size = _device_bytes(changed, need.stage, longest)
+        except InputError:  # options that do not go together
             continue
-        size = _device_bytes(changed, need.stage, longest)
         if any(fits_accelerator(kind, size) for kind in kinds):
-            yield " ".join(
-                f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.items()
-            )
+            given = {name.replace("_", "-"): value for name, value in change.items()}
+            yield " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())
     larger = [kind for kind in ACCELERATORS if fits_accelerator(kind, need.device)]
     yield f"a GPU of {math.ceil(need.device / ROOM / 1e9)} GB" + (f" ({', '.join(larger)})" if larger else "")
-    yield f"nodes with {need.workers} GPUs in all, each with {need.memory / 1e9:.1f} GB of the host's memory"
 
 
 def _changes(options: PlanOptions) -> Iterator[dict]:
@@ -299,8 +301,10 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
     yield {"gradient_checkpointing": True}
     yield {"micro_batch": 1}
     yield smaller
-    yield {"method": "qlora"}
-    yield {"method": "qlora"} | smaller
+    for method in ("lora", "qlora"):
+        if options.method in {"lora": ["full"], "qlora": ["full", "lora"]}[method]:
+            yield {"method": method}
+            yield {"method": method} | smaller
     for workers in (2, 4, 8, 16):
         if options.batch_size % workers == 0:
             yield smaller | {"zero": 3, "num_workers": workers}
@@ -343,16 +347,17 @@ def _hour_rows(
     options: PlanOptions, kinds: list[str], flops: dict[str, int], volume: Volume, needs: list[Need]
 ) -> Iterator[dict]:
     """Yield the operations, and the hours and cost of every stage on each accelerator and on a CPU core."""
-    yield {"on": "operations, 10^12"} | {stage: count / 1e12 for stage, count in flops.items()}
+    reading = {"corpus": "–"} if "corpus" in options.stages else {}
+    yield {"on": "operations, 10^12"} | reading | {stage: count / 1e12 for stage, count in flops.items()}
     prices = dict(zip(kinds, options.price * (1 if len(options.price) > 1 else len(kinds)), strict=False))
     for kind in kinds:
         speed = ACCELERATORS[kind].teraflops * 1e12 * options.utilisation * options.num_workers
         hours = {stage: count / speed / 3600 for stage, count in flops.items()}
-        row = {"on": f"{options.num_workers} {kind}"} | hours
+        row = {"on": f"{options.num_workers} {kind}"} | reading | hours
         if lacking := [need.stage for need in needs if need.device and not fits_accelerator(kind, need.device)]:
             row["no room for"] = ", ".join(lacking)
         if kind in prices:
             row["cost"] = sum(hours.values()) * options.num_workers * prices[kind]
         yield row
-    reading = {"corpus": volume.passages / PASSAGES_PER_CORE_SECOND / 3600} if "corpus" in options.stages else {}
+    reading = dict.fromkeys(reading, volume.passages / PASSAGES_PER_CORE_SECOND / 3600)
     yield {"on": "a CPU core"} | reading | {stage: count / CORE_FLOPS[stage] / 3600 for stage, count in flops.items()}

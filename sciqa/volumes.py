@@ -130,7 +130,7 @@ def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
 def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
     """Return the bytes of a shard's FAISS file with no vector in it, and those that each vector adds.
 
-    A small index of that kind is made from random vectors, with one list, and the centroids of the others are added.
+    A small index of that kind with one list takes random vectors, and the centroids of the other lists are added.
 
     Raises:
         InputError: FAISS makes no index from the factory string.
@@ -143,20 +143,26 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
     # A random rotation has the size of a learnt one.
     options.factory = re.sub(r"OPQ\d+(?:_(\d+))?", lambda found: f"RR{found[1] or ''}", options.factory)
     options.factory = LISTS.sub("IVF1", options.factory)
-    index = empty_index(options, dimension)
-    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-    for part in (inner, getattr(inner, "pq", None)):
-        if hasattr(part, "cp"):
-            part.cp.niter = part.cp.min_points_per_centroid = 1
+    index = inner = empty_index(options, dimension)
     vectors = np.random.default_rng(0).standard_normal((1024, dimension)).astype(np.float32)
-    try:
-        index.train(vectors)
-    except RuntimeError as error:
-        raise InputError(f"--factory {options.factory}: its size cannot be planned ({error})") from error
+    if isinstance(index, faiss.IndexPreTransform):
+        inner, turned = faiss.downcast_index(index.index), vectors
+        for number in range(index.chain.size()):
+            transform = faiss.downcast_VectorTransform(index.chain.at(number))
+            transform.train(turned)
+            turned = transform.apply(turned)
+    turned = vectors[:, : inner.d].copy()
+    if hasattr(inner, "pq"):  # its tables have their size before they are trained
+        if isinstance(inner, faiss.IndexIVF):
+            inner.quantizer.add(turned[:1])
+        inner.is_trained = True
+    else:
+        inner.train(turned)
+    index.is_trained = True
     fixed = len(faiss.serialize_index(index))
     index.add(vectors)
     each = (len(faiss.serialize_index(index)) - fixed) / len(vectors)
-    return fixed + 4 * dimension * sum(number - 1 for number in lists), each
+    return fixed + 4 * inner.d * sum(number - 1 for number in lists), each
 
 
 def embedder_model(options: VolumeOptions) -> "nn.Module":

@@ -345,7 +345,7 @@ def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
     """
     trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
     config = scorer.model.config
-    tokens = scorer.padded_tokens([longest] * micro_batch)
+    tokens = micro_batch * scorer.padded_tokens([longest])
     inputs = 2 * tokens * config.hidden_size * config.num_hidden_layers
     return 12 * trained + inputs
 
