@@ -133,12 +133,6 @@ PUBLISHED = {
     "7B LoRA, Lit-GPT": (
         21.30, LLAMA_7B, "lora", {"target_modules": ["q_proj", "v_proj"]}, [1304], {},
     ),
-    # Answer.AI, fsdp_qlora, benchmarks_03_2024.md: 20.94 GiB reserved on each of two RTX 3090 (DDP).
-    "7B QLoRA, Answer.AI": (
-        20.94 * 1.0737, LLAMA_7B, "qlora",
-        {"r": 64, "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"]},
-        [2048] * 8, {"gradient_checkpointing": True},
-    ),
     # peft, docs/source/accelerate/deepspeed.md: Llama-2-70b, ZeRO-3 on two GPUs of 40 GB, all linear layers.
     "70B QLoRA, peft": (
         36.6, LLAMA_70B, "qlora", {"lora_dropout": 0.1}, [2048] * 2,
