@@ -116,9 +116,10 @@ def connect(options: RunOptions) -> None:
         # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS") or _last_started()
-        if ":" in address:
+        address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS")
+        if address and ":" in address:
             _check_reachable(address)
+        address = address or _last_started()
         with _no_core_messages():
             ray.init(
                 address=address,

@@ -156,6 +156,11 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
 
+    @property
+    def streams(self) -> bool:
+        """Whether a model is read, layer by layer."""
+        return self.stream and self.reader != "retrieval" and not self.blend
+
 
 def predict(options: PredictOptions) -> Summary:
     """Write the answers table of one reader, and its metrics where the exam has answers.
@@ -178,7 +183,7 @@ def predict(options: PredictOptions) -> Summary:
         manifest = storage.read_manifest(folder, "predict")
     else:
         cluster.connect(options)
-        with passes_said("predict") if options.stream else nullcontext() as say:
+        with passes_said("predict") if options.streams else nullcontext() as say:
             work = _work(options, missing, say)
             list(_answer_all(exam, options, folder, work))
         seconds = time.monotonic() - started + work.seconds_before
@@ -294,20 +299,19 @@ class _Work:
 def _work(options: PredictOptions, parts: list[int], say: Callable[[str], object] | None) -> _Work:
     if options.blend:
         return _blending(options, parts)
+    parts = split_passes(options, parts) if options.streams else parts
+    workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams)
     sources = () if options.reader == "closed-book" else (options.contexts,)
-    if options.stream and options.reader != "retrieval":
-        parts = split_passes(options, parts)
-        workers = cluster.num_workers(options, len(parts), whole_nodes=True)
-        arguments = options.reader_arguments(cluster.threads_per_worker(workers))
-        arguments["streaming"] = Streaming(options.stream_memory, say)
-        weights = streamed_bytes(options.model) + options.stream_memory
-        return _cascading(options, _Work(parts, workers, "model", arguments, sources, weights))
-    workers = cluster.num_workers(options, len(parts))
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
         return _cascading(options, _Work(parts, workers, "retrieval", arguments, sources, weights))
-    arguments, weights = options.reader_arguments(cluster.threads_per_worker(workers)), weight_bytes(options.model)
+    arguments = options.reader_arguments(cluster.threads_per_worker(workers))
+    if options.streams:
+        arguments["streaming"] = Streaming(options.stream_memory, say)
+        weights = streamed_bytes(options.model) + options.stream_memory
+    else:
+        weights = weight_bytes(options.model)
     return _cascading(options, _Work(parts, workers, "model", arguments, sources, weights))
 
 

@@ -32,7 +32,11 @@ class CausalScorer(Scorer):
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
-        return self._cut(question, context, lambda given: self._encode(question, given))
+        options = options_of(question)
+        check_tokens(question, options, self.tokenizer(list(options.values()), add_special_tokens=False)["input_ids"])
+        encoded = self._cut(question, context, lambda given: self._encode(question, given))
+        check_tokens(question, options, encoded.options)  # none may be left of one beyond the prompt's own tokens
+        return encoded
 
     def _encode(self, question: dict, context: str) -> Encoded:
         if self.style.completion == "yes":
@@ -40,7 +44,6 @@ class CausalScorer(Scorer):
         by_letter, space = options_of(question), self._space
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         prompt = self._prompt(question, context)
-        check_tokens(self.tokenizer, question, by_letter)
         return self.encode_text(prompt, [space + option for option in options], bool(space))
 
     def _encode_yes(self, question: dict, context: str) -> Encoded:

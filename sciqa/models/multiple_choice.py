@@ -20,7 +20,7 @@ class MultipleChoiceScorer(Scorer):
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
         options = options_of(question)
-        check_tokens(self.tokenizer, question, options)
+        check_tokens(question, options, self.tokenizer(list(options.values()), add_special_tokens=False)["input_ids"])
         asked = [f"{question['prompt']} {option}" for option in options.values()]
         limit = min(self.limit, self.tokenizer.model_max_length)
         bare = max(map(len, self.tokenizer(asked)["input_ids"]))

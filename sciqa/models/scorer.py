@@ -120,9 +120,14 @@ def too_long(question: dict, tokens: int, limit: int) -> InputError:
     )
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, question: dict, options: dict[str, str]) -> None:
-    """Raise `InputError` for an option that a tokenizer leaves nothing of."""
-    tokens = tokenizer(list(options.values()), add_special_tokens=False)["input_ids"]
+def check_tokens(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
+    """Raise `InputError` for an option that a tokenizer left nothing of.
+
+    Args:
+        question: row of the exam table.
+        options: its options by letter.
+        tokens: of each option.
+    """
     for letter, ids in zip(options, tokens, strict=True):
         if not ids:
             raise InputError(

@@ -25,7 +25,9 @@ class Seq2SeqScorer(Scorer):
         by_letter = options_of(question)
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         tokens = self.tokenizer(options)["input_ids"]
-        check_tokens(self.tokenizer, question, by_letter)
+        check_tokens(
+            question, by_letter, self.tokenizer(list(by_letter.values()), add_special_tokens=False)["input_ids"]
+        )
 
         def encode(given: str) -> Encoded:
             prompt = self.tokenizer(prompt_text(question, given, self.style.completion))["input_ids"]
