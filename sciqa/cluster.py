@@ -193,7 +193,7 @@ def wait_for_room(needs: dict[str, float]) -> None:
                 if _node_on_its_way():
                     waited = time.monotonic()
                 if time.monotonic() - waited > LONGEST_WAIT:
-                    largest = "; ".join(sorted({_described(node["Resources"]) for node in _nodes()}))
+                    largest = "; ".join(sorted({_described(each) for each in _resources()}))
                     raise InputError(
                         f"the cluster has too few resources: a worker needs a node with {asked}, there are nodes "
                         f"with {largest}, and no other is being started; add one, or a node type that has it, or "
@@ -208,8 +208,12 @@ def _nodes() -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def _resources() -> list[dict[str, float]]:
+    return [node["Resources"] for node in _nodes()]
+
+
 def _has_room(needs: dict[str, float]) -> bool:
-    return any(all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items()) for node in _nodes())
+    return any(all(each.get(name, 0) >= amount for name, amount in needs.items()) for each in _resources())
 
 
 def _described(resources: dict[str, float]) -> str:
@@ -273,12 +277,18 @@ def queue_here() -> Queue:
 def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -> int:
     """Return how many model workers to start with for a number of parts: never more than there are parts.
 
-    Without GPUs `auto` is one per CPU, or per node for workers that fill one.
+    `auto` is one per GPU, of the kind that was asked for; without GPUs one per CPU, or per node for workers that fill
+    one.
     """
     if options.num_workers != "auto":
         return min(options.num_workers, parts)
-    cpus = len(_nodes()) if whole_nodes else cluster_cpus()
-    available = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(options) else cpus
+    if uses_gpu(options):
+        kind = _accelerator_needs(options)
+        available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))
+    elif whole_nodes:
+        available = sum(each.get("CPU", 0) >= 1 for each in _resources())
+    else:
+        available = cluster_cpus()
     return max(1, min(available, parts))
 
 
@@ -289,7 +299,7 @@ def cluster_cpus() -> int:
 
 def threads_per_worker(workers: int) -> int:
     """Return the CPU threads of each of a number of workers: together they fill the CPUs, and none more than a node."""
-    largest = max(node["Resources"].get("CPU", 0) for node in _nodes())
+    largest = max(each.get("CPU", 0) for each in _resources())
     return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 
 

@@ -117,6 +117,11 @@ def test_the_autoscaler_brings_the_node_that_model_workers_ask_for(name, acceler
     total = sum((Counter(node["Resources"]) for node in nodes), Counter())
     monkeypatch.setattr(ray, "cluster_resources", lambda: total)
     options = RunOptions(accelerator=accelerator)
+    if accelerator in ("A10G", "L40S"):  # a node of each type has so many of that kind
+        of_kind = sum(
+            each.get("GPU", 0) for each in workers(name).values() if f"accelerator_type:{accelerator}" in each
+        )
+        assert cluster.num_workers(options, 100) == of_kind
     pool = cluster.model_pool(options, count, count, WEIGHTS)
     # Ray Data asks for a CPU where a pool of GPU workers names none, and Ray for a trace of a named accelerator.
     asked = {"CPU": pool["num_cpus"] or 1, "GPU": pool["num_gpus"], "memory": pool["memory"]}

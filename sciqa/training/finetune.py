@@ -95,8 +95,7 @@ def _workers(options: FinetuneOptions) -> int:
     """Return the world size: one worker per GPU, or per node where there is none; it must divide the batch."""
     workers = options.num_workers
     if workers == "auto":
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if cluster.uses_gpu(options) else 0
-        workers = gpus or sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+        workers = cluster.num_workers(options, options.batch_size, whole_nodes=True)
     if options.batch_size % (options.micro_batch * workers):
         raise InputError(
             f"--batch-size: {options.batch_size} given, a multiple of --micro-batch ({options.micro_batch}) "
