@@ -32,7 +32,7 @@ def measure(first: str, dump: str, cpus: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_passages(CorpusOptions(output=f"{folder}/first", corpus=(first,), part_bytes=20_000))
         peak, started = Peak(), time.monotonic()
-        made = build_passages(CorpusOptions(output=f"{folder}/run", corpus=(dump,), part_bytes=250_000))
+        made = build_passages(CorpusOptions(output=f"{folder}/run", corpus=(dump,), part_bytes=1_000_000))
         seconds = time.monotonic() - started
         print(json.dumps({"rate": made.details["articles"] / seconds, "peak": peak.stop()}))
     ray.shutdown()
@@ -46,7 +46,7 @@ def run(first: str, dump: str, cpus: int) -> dict:
 
 def main() -> None:
     """Print the rates at 1, 2 and 4 times a number of articles on two cores, and at 2 times it on one."""
-    articles = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    articles = int(sys.argv[1]) if len(sys.argv) > 1 else 16_000
     with tempfile.TemporaryDirectory() as folder:
         dumps = {}
         for size in (200, articles, 2 * articles, 4 * articles):

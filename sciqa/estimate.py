@@ -34,6 +34,9 @@ CODE_BOOKS = 4 * (16 + 256 + 1)
 #: Elements of DeepSpeed's gradient bucket, which it makes whole, and those between two uses of a parameter up to which
 #: ZeRO-3 keeps it gathered: the defaults of `reduce_bucket_size` and `stage3_max_reuse_distance`.
 REDUCE_BUCKET, REUSE_DISTANCE = 500_000_000, 1_000_000_000
+#: Memory that an allocator takes, as a multiple of the tensors in it at their peak. Of Llama 2 7B with LoRA, PyTorch
+#: reserved 10.22 GiB on a GPU for 9.16 (Answer.AI, fsdp_qlora, benchmarks_03_2024.md).
+RESERVED = 1.12
 #: Projections of cross-attention, by their names in T5 and in BART, that read what the encoder gave.
 CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
@@ -100,9 +103,14 @@ class Memory:
     host: int = 0
 
     @property
-    def total(self) -> int:
-        """All bytes of the worker's own memory."""
+    def tensors(self) -> int:
+        """Bytes of all tensors of the worker."""
         return self.parameters + self.gradients + self.optimizer + self.buffers + self.activations
+
+    @property
+    def total(self) -> int:
+        """All bytes of the worker's own memory, with what its allocator holds besides tensors."""
+        return round(RESERVED * self.tensors)
 
 
 def nf4_bytes(weights: int) -> tuple[int, int]:

@@ -37,11 +37,11 @@ AWS_FAMILIES = {
     **{"g4dn": "T4", "g5": "A10G", "g6": "L4", "g6e": "L40S", "p4d": "A100-40G", "p4de": "A100-80G"},
     **{"p5": "H100", "p5e": "H200", "p5en": "H200"},
 }
-#: Share of a GPU's memory that a plan may fill: CUDA's own context and what lies unused between tensors take the rest.
+#: Share of a GPU's memory that a plan may fill: CUDA's own context and libraries take the rest.
 ROOM = 0.9
-#: Memory of a process on a CPU beside that of its tensors: 2.34 GB beside 1.47 in training SmolLM2-135M, since glibc
-#: keeps what is freed.
-PROCESS = 1.6
+#: Memory of a process on a CPU beside what is planned: 2.34 GB beside 1.65 in training SmolLM2-135M, since glibc keeps
+#: what is freed.
+PROCESS = 1.42
 
 
 @dataclass(frozen=True)
