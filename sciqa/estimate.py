@@ -25,15 +25,15 @@ from sciqa.models.adapter import make_trainable
 from sciqa.models.format import Format, Method
 from sciqa.models.load import SCORERS, empty_model
 from sciqa.models.scorer import Encoded
-from sciqa.training.options import PERSISTENCE_THRESHOLD, FinetuneOptions
+from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 #: Weights that share a constant of 8 bits in NF4, and constants that share one of 32 (Dettmers et al. 2023, QLoRA).
 BLOCK, OUTER_BLOCK = 64, 256
 #: Bytes of a 4-bit layer's two code books (16 and 256 float32 values) and of the mean of its constants.
 CODE_BOOKS = 4 * (16 + 256 + 1)
-#: Elements of DeepSpeed's gradient bucket, which it makes whole, and those between two uses of a parameter up to which
-#: ZeRO-3 keeps it gathered: the defaults of `reduce_bucket_size` and `stage3_max_reuse_distance`.
-REDUCE_BUCKET, REUSE_DISTANCE = 500_000_000, 1_000_000_000
+#: Elements between two uses of a parameter up to which ZeRO-3 keeps it gathered: DeepSpeed's default of
+#: `stage3_max_reuse_distance`.
+REUSE_DISTANCE = 1_000_000_000
 #: Memory that an allocator takes, as a multiple of the tensors in it at their peak. Of Llama 2 7B with LoRA, PyTorch
 #: reserved 10.22 GiB on a GPU for 9.16 (Answer.AI, fsdp_qlora, benchmarks_03_2024.md).
 RESERVED = 1.12

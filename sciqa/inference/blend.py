@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from string import ascii_uppercase
 
 import numpy as np
-from scipy.optimize import minimize
 
 from sciqa import storage
 from sciqa.errors import InputError
@@ -92,6 +91,8 @@ def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
         logs: log-probabilities of each question, shape (readers, options).
         golds: number of the right option of each question, shape (questions,).
     """
+    from scipy.optimize import minimize  # slow to import, and few commands fit
+
     even = np.full(len(logs[0]), 1 / len(logs[0]))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:

@@ -16,6 +16,9 @@ Schedule = Literal["cosine", "linear", "constant"]
 #: ZeRO-3 leaves smaller parameters whole on every rank. DeepSpeed's 100,000 would leave most 4-bit layers of small
 #: models whole, since four or eight of their weights count as one element.
 PERSISTENCE_THRESHOLD = 10_000
+#: Elements of the bucket in which ZeRO sums up gradients. It is made whole, and DeepSpeed's 500,000,000 would take 2 GB
+#: of every GPU, whatever is trained.
+REDUCE_BUCKET = 50_000_000
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ import deepspeed
 import torch
 from torch import nn
 
-from sciqa.training.options import PERSISTENCE_THRESHOLD, FinetuneOptions
+from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 if not torch.cuda.is_available():
     # On a CPU DeepSpeed would look through its kernels and compile one, for all-reduces of inference, that training
@@ -18,7 +18,7 @@ def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dty
     Trained weights are float32 and computing is in `dtype` under autocast, which holds for every ZeRO stage and
     for one process alike.
     """
-    zero = {"stage": options.zero}
+    zero = {"stage": options.zero, "reduce_bucket_size": REDUCE_BUCKET}
     if options.zero == 3:
         zero |= {"stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD}
     if options.offload:
