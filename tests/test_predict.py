@@ -9,9 +9,8 @@ from conftest import QUESTIONS
 from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, report
-from sciqa.exam.metrics import average_precision_at_3
+from sciqa.exam.metrics import average_precision_at_3, rank
 from sciqa.inference import PredictOptions, predict
-from sciqa.inference.predict import rank
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 

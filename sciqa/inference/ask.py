@@ -66,6 +66,7 @@ class AskOptions(FindOptions, ModelOptions):
     stream: Suppress[bool] = False
     stream_questions: Suppress[int] = 1024
     stream_memory: Suppress[int] = 0
+    engine: Suppress[str] = "torch"
 
     def __post_init__(self) -> None:
         """Fill the defaults that depend on the form of the answer; check the question, its options and the numbers."""

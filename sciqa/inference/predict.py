@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ import ray
 from sciqa import cluster, storage
 from sciqa.cluster import RunOptions, Summary, check_name
 from sciqa.errors import InputError
-from sciqa.exam.metrics import average_precision_at_3, rank, score
-from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+from sciqa.exam.metrics import score
+from sciqa.exam.questions import Exam, ExamOptions, open_exam
 from sciqa.hub import (
     about_trained,
     adapter_hash,
@@ -29,27 +29,15 @@ from sciqa.hub import (
     model_family,
     weight_bytes,
 )
+from sciqa.inference.answers import part_path, read_found, write_answers
 from sciqa.inference.blend import fit_blend
+from sciqa.inference.engine import Shards, answer_requests, check_engine
 from sciqa.inference.passes import passes_said, split_passes
-from sciqa.models.format import Completion, Normalise, Precision, Prompt
+from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
 from sciqa.retrieval.index import EmbedOptions
 
-if TYPE_CHECKING:  # readers need PyTorch, which only workers import
-    from sciqa.inference.readers import Scored
-
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("ranking", pa.list_(pa.string())),
-        ("prediction", pa.string()),
-        ("probabilities", pa.list_(pa.float64())),
-        ("answer", pa.string()),
-        ("average_precision", pa.float64()),
-        ("context_cut", pa.bool_()),
-    ]
-)
 SUBMISSION = "submission.csv"
 METRICS = pa.schema(
     [
@@ -83,6 +71,8 @@ class ModelOptions(RunOptions):
     """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
     tokens_per_batch: int = 2048
     """Tokens that a worker computes at once."""
+    engine: Engine = "torch"
+    """`vllm`: causal models in safetensors run in vLLM, as `ray.data.llm` starts it (`pip install 'sciqa[vllm]'`)."""
     stream: bool = False
     """Read the model layer by layer, for causal models larger than memory; without an adapter."""
     stream_questions: int = 1024
@@ -97,6 +87,12 @@ class ModelOptions(RunOptions):
         self.adapter = self.adapter and local_path(self.adapter)
         self.at_least(1, "tokens_per_batch", "rotations", "stream_questions")
         self.at_least(0, "stream_memory")
+        for name in ("adapter", "nf4", "stream"):
+            if self.engine == "vllm" and getattr(self, name):
+                raise InputError(
+                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
+                    "(`sciqa merge` makes one model of a base and its adapter)"
+                )
         if self.stream and self.adapter:
             raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
         if self.stream and self.nf4:
@@ -153,13 +149,24 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
         if self.cascade and self.blend:
             raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
+        if self.cascade and self.engine == "vllm":
+            raise InputError("--cascade: not with --engine vllm, which answers whole shards; leave one of them out")
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
 
     @property
     def streams(self) -> bool:
         """Whether a model is read, layer by layer."""
-        return self.stream and self.reader != "retrieval" and not self.blend
+        return self.stream and self._reads
+
+    @property
+    def in_vllm(self) -> bool:
+        """Whether a model is read by vLLM."""
+        return self.engine == "vllm" and self._reads
+
+    @property
+    def _reads(self) -> bool:
+        return self.reader != "retrieval" and not self.blend
 
 
 def predict(options: PredictOptions) -> Summary:
@@ -177,7 +184,7 @@ def predict(options: PredictOptions) -> Summary:
     inputs = _inputs(options, exam)
     folder = answers_path(options.output, options.name)
     present = storage.begin(folder, inputs)
-    paths = {part: _part_path(folder, part) for part in range(exam.shards)}
+    paths = {part: part_path(folder, part) for part in range(exam.shards)}
     missing = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] not in present]
     if kept := storage.MANIFEST in present:
         manifest = storage.read_manifest(folder, "predict")
@@ -211,6 +218,8 @@ def answers_path(output: str, name: str) -> str:
 
 def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
+    if options.engine == "vllm":
+        check_engine(options.model)
     family = model_family(options.model)
     if options.stream:
         check_streamed(options.model)
@@ -252,7 +261,8 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     check_reader(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
-    return inputs | {name: getattr(options, name) for name in ("prompt", "completion", "normalise", "rotations")}
+    given = ("prompt", "completion", "normalise", "rotations", "engine")
+    return inputs | {name: getattr(options, name) for name in given}
 
 
 def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
@@ -267,12 +277,8 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     return found
 
 
-def _part_path(folder: str, part: int) -> str:
-    return storage.join(folder, f"{part:05d}.parquet")
-
-
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What the workers of a reader are told.
 
     Attributes:
@@ -296,26 +302,26 @@ class _Work:
     seconds_before: float = 0.0
 
 
-def _work(options: PredictOptions, parts: list[int], say: Callable[[str], object] | None) -> _Work:
+def _work(options: PredictOptions, parts: list[int], say: Callable[[str], object] | None) -> Work:
     if options.blend:
         return _blending(options, parts)
     parts = split_passes(options, parts) if options.streams else parts
-    workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams)
+    workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
     sources = () if options.reader == "closed-book" else (options.contexts,)
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
-        return _cascading(options, _Work(parts, workers, "retrieval", arguments, sources, weights))
+        return _cascading(options, Work(parts, workers, "retrieval", arguments, sources, weights))
     arguments = options.reader_arguments(cluster.threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = Streaming(options.stream_memory, say)
         weights = streamed_bytes(options.model) + options.stream_memory
     else:
         weights = weight_bytes(options.model)
-    return _cascading(options, _Work(parts, workers, "model", arguments, sources, weights))
+    return _cascading(options, Work(parts, workers, "model", arguments, sources, weights))
 
 
-def _blending(options: PredictOptions, parts: list[int]) -> _Work:
+def _blending(options: PredictOptions, parts: list[int]) -> Work:
     folders = {name: answers_path(options.output, name) for name in options.blend}
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
@@ -326,10 +332,10 @@ def _blending(options: PredictOptions, parts: list[int]) -> _Work:
     seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_workers(options, len(parts))
     arguments = {"weights": list(weights.values())}
-    return _Work(parts, workers, "blend", arguments, tuple(folders.values()), 0, about, seconds)
+    return Work(parts, workers, "blend", arguments, tuple(folders.values()), 0, about, seconds)
 
 
-def _cascading(options: PredictOptions, work: _Work) -> _Work:
+def _cascading(options: PredictOptions, work: Work) -> Work:
     """Return the work of a reader, or with `--cascade` of one that reads what another is least certain of."""
     if not options.cascade:
         return work
@@ -356,21 +362,22 @@ def _least_certain(folder: str, share: float) -> tuple[float, int]:
     return least, int((entropies >= least).sum())
 
 
-def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: _Work) -> Iterator[dict]:
+def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) -> Iterator[dict]:
     if not work.parts:
         return
-    rows = cluster.from_parts(work.parts).map(
-        AnswerShard,
-        fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work},
-        **cluster.model_pool(options, work.workers, len(work.parts), work.weights),
-    )
+    parts = cluster.from_parts(work.parts)
+    pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
+    if options.in_vllm:
+        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder)
+    else:
+        rows = parts.map(AnswerShard, fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work}, **pool)
     yield from cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 
 
 class AnswerShard:
     """Ray Data worker that holds a reader and writes the answers of one shard of questions at a time."""
 
-    def __init__(self, exam: Exam, folder: str, work: _Work) -> None:
+    def __init__(self, exam: Exam, folder: str, work: Work) -> None:
         from sciqa.inference.readers import READERS
 
         self.exam, self.folder, self.sources = exam, folder, work.sources
@@ -380,32 +387,12 @@ class AnswerShard:
         """Rank the options of the shard that `row["part"]` numbers, or of the several of a pass."""
         parts = np.atleast_1d(row["part"]).tolist()
         shards = [self.exam.read_shard(part) for part in parts]
-        tables = [
-            [storage.read_table(_part_path(source, part)).to_pylist() for part in parts] for source in self.sources
-        ]
         questions = list(chain(*shards))
-        found = list(zip(*(chain(*table) for table in tables), strict=True)) if tables else [()] * len(questions)
-        scored = iter(self.reader.score(questions, found))
+        found = chain(*(read_found(self.sources, *each) for each in zip(parts, map(len, shards), strict=True)))
+        scored = iter(self.reader.score(questions, list(found)))
         for part, shard in zip(parts, shards, strict=True):
-            answers = [_answer_row(question, next(scored)) for question in shard]
-            storage.write_table(_part_path(self.folder, part), pa.Table.from_pylist(answers, schema=SCHEMA))
+            write_answers(self.folder, part, shard, [next(scored) for _ in shard])
         return {"part": row["part"], "questions": len(questions)}
-
-
-def _answer_row(question: dict, scored: "Scored") -> dict:
-    ranking, probabilities = rank(list(options_of(question)), scored.scores)
-    answer, precision = question["answer"], None
-    if answer:
-        precision = float(average_precision_at_3(np.array(ranking.index(answer) + 1)))
-    return {
-        "id": question["id"],
-        "ranking": ranking,
-        "prediction": " ".join(ranking[:3]),
-        "probabilities": probabilities.tolist(),
-        "answer": answer,
-        "average_precision": precision,
-        "context_cut": scored.cut,
-    }
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)

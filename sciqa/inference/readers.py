@@ -1,32 +1,20 @@
 """Readers: from questions and their contexts to a score for every option."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from sciqa.corpus.windows import embedded_text
 from sciqa.exam.questions import options_of, rotate_options
+from sciqa.inference.answers import Scored, Turn, mean_turns, turns_of
 from sciqa.inference.blend import log_probabilities
 from sciqa.models.load import load_scorer
-from sciqa.models.scorer import score_options
+from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.retrieval.embedder import load_embedder
 
 #: Cosines lie close together; this is the scale that sentence-transformers trains them with.
 COSINE_SCALE = 20.0
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A question read.
-
-    Attributes:
-        scores: of its options, shape (options,); probabilities are their softmax.
-        cut: whether its context was cut to fit the model.
-    """
-
-    scores: np.ndarray
-    cut: bool = False
 
 
 class Reader(Protocol):
@@ -57,28 +45,19 @@ class ModelReader:
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; without contexts the reader answers closed-book."""
-        texts = [rows[0]["context"] if rows else "" for rows in found]
-        turns = [(number, by) for number, question in enumerate(questions) for by in self._turns(question)]
-        encoded = [self.scorer.encode(rotate_options(questions[number], by), texts[number]) for number, by in turns]
-        scores: list[list[np.ndarray]] = [[] for _ in questions]
-        for (number, by), each in zip(turns, score_options(self.scorer, encoded, self.tokens_per_batch), strict=True):
-            scores[number].append(np.roll(each, -by))
-        cut = {number for (number, _), question in zip(turns, encoded, strict=True) if question.cut}
-        return [Scored(mean_scores(each), number in cut) for number, each in enumerate(scores)]
-
-    def _turns(self, question: dict) -> list[int]:
-        """Return by how many places the options are rotated, in turn."""
-        options = len(options_of(question))
-        turns = min(self.rotations, options)
-        return [turn * options // turns for turn in range(turns)]
+        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
+        scores = score_options(self.scorer, encoded, self.tokens_per_batch)
+        cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
+        return mean_turns(turns, scores, cut)
 
 
-def mean_scores(scores: list[np.ndarray]) -> np.ndarray:
-    """Return scores whose softmax is the mean of those of several, each of shape (options,)."""
-    if len(scores) == 1:
-        return scores[0]
-    shifted = np.exp(np.array(scores) - np.max(scores, axis=1, keepdims=True))
-    return np.log(np.maximum((shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0), 1e-300))
+def encode_turns(
+    scorer: Scorer, questions: list[dict], found: list[tuple[dict, ...]], rotations: int
+) -> tuple[list[Turn], list[Encoded]]:
+    """Return questions, with contexts where they are given, in several orders of their options, and these in tokens."""
+    texts = [rows[0]["context"] if rows else "" for rows in found]
+    turns = turns_of(questions, rotations)
+    return turns, [scorer.encode(rotate_options(questions[turn.number], turn.by), texts[turn.number]) for turn in turns]
 
 
 class RetrievalReader:

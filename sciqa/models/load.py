@@ -1,6 +1,7 @@
 """From names to a scorer: base model from safetensors or GGUF, in NF4 if asked, with its adapter attached."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,6 +81,26 @@ def _load_streamed(name: str, style: Format | None, dtype: torch.dtype, streamin
         return StreamedScorer(folder, tokenizer, style, dtype, streaming)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
+
+
+def load_encoder(name: str, style: dict) -> CausalScorer:
+    """Return a causal model's scorer without its weights: it encodes questions and scores none.
+
+    Args:
+        name: of a model in safetensors, as `sciqa.hub.find_model` takes it.
+        style: fields of `Format` that differ from what the model was trained with.
+
+    Raises:
+        InputError: there is no tokenizer with it, or no configuration of such a model.
+    """
+    _silence()
+    folder = find_model(name).folder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
+    model = empty_model(folder, None, "causal", torch.bfloat16)
+    return CausalScorer(model, tokenizer, replace(adapters.stored_style(folder) or Format(), **style))
 
 
 def as_dtype(precision: Precision) -> torch.dtype:

@@ -1,0 +1,163 @@
+"""Scores by vLLM's engine: what is asked of it, what is refused, and, where it is installed, its own answers."""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_folder, tiny_model, tiny_tokenizer
+
+from sciqa import storage
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.hub import find_model
+from sciqa.inference import PredictOptions, predict
+from sciqa.inference.answers import mean_turns
+from sciqa.inference.engine import add_scores, requests_of, scored_turns
+from sciqa.inference.readers import encode_turns
+from sciqa.models.causal import CausalScorer
+from sciqa.models.format import Format
+from sciqa.models.load import load_encoder, plain_folder
+from sciqa.models.scorer import score_options
+from sciqa.retrieval import RetrieveOptions, retrieve
+
+PACKAGED = "SmolLM2-135M-Instruct"
+
+
+def answered(model, request):
+    """A request with what vLLM says of the next token: the log-likelihoods of those that were asked for."""
+    asked = request["sampling_params"]
+    assert (asked["max_tokens"], asked["temperature"]) == (1, 0)
+    with torch.inference_mode():
+        logits = model(torch.tensor([request["tokenized_prompt"]])).logits[0, -1].log_softmax(-1)
+    return request | {"logprobs": [{token: {"logprob": logits[token].item()} for token in asked["logprob_token_ids"]}]}
+
+
+@pytest.mark.parametrize(
+    ("style", "rotations"),
+    [
+        (Format(), 1),
+        (Format(normalise="characters", max_length=120), 1),
+        (Format(prompt="chat", completion="letter"), 3),
+        (Format(completion="yes", normalise="none"), 1),
+    ],
+    ids=["text", "cut contexts", "letters", "yes"],
+)
+def test_requests_add_up_to_our_own_scores(style, rotations):
+    model = tiny_model("llama", vocab_size=49152, initializer_range=0.2)
+    scorer = CausalScorer(model, tiny_tokenizer("llama"), style)
+    questions = read_exam("validation").to_pylist()[:4]
+    questions[1] |= {"C": None, "D": None}
+    questions[2] |= {"B": f"{questions[2]['A']} and more", "E": "A fifth option"}
+    found = [({"context": "Some context. " * times},) for times in (1, 30, 0, 90)]
+    turns, encoded = encode_turns(scorer, questions, found, rotations)
+    rows = []
+    for turn, each in zip(turns, encoded, strict=True):
+        requests = requests_of(each)
+        if style.completion != "text":
+            assert len(requests) == (1 if style.completion == "letter" else len(each.options))
+        assert max(len(request["tokenized_prompt"]) for request in requests) < scorer.limit
+        about = {"part": 0, "requests": 0, "question": turn.number, "by": turn.by, "cut": each.cut}
+        rows += [add_scores(answered(model, request) | about) for request in requests]
+    random.Random(0).shuffle(rows)
+    cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
+    assert bool(cut) == (style.max_length is not None)
+    ours = mean_turns(turns, score_options(scorer, encoded), cut)
+    for mine, scored in zip(ours, scored_turns(rows), strict=True):
+        np.testing.assert_allclose(scored.scores, mine.scores, atol=1e-4)
+        assert scored.cut == mine.cut
+
+
+def test_options_that_begin_alike_share_their_requests():
+    encoded = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), Format()).encode_text("Q", [" a b", " a c"])
+    assert [request["wanted"] for request in requests_of(encoded)] == [
+        [encoded.options[0][0]] * 2,
+        [encoded.options[0][1], encoded.options[1][1]],
+    ]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("llama"), "llama", initializer_range=0.2)
+
+
+def test_an_encoder_without_weights_gives_the_scorers_tokens(llama):
+    question = read_exam("validation").to_pylist()[0]
+    scorer = CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), Format(completion="letter"))
+    encoder = load_encoder(llama, {"completion": "letter"})
+    assert encoder.encode(question, "Word. " * 3000) == scorer.encode(question, "Word. " * 3000)
+    assert encoder.limit == scorer.limit
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("other", [{"adapter": "a"}, {"nf4": True}, {"stream": True}, {"cascade": "retrieval"}])
+def test_what_vllm_does_not_go_with(other):
+    with pytest.raises(InputError, match=f"--{next(iter(other))}: not with --engine vllm"):
+        PredictOptions(engine="vllm", **other)
+
+
+def say_installed(monkeypatch, installed):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed if name == "vllm" else find(name))
+
+
+def test_vllm_must_be_installed(monkeypatch, tmp_path, llama):
+    say_installed(monkeypatch, None)
+    options = PredictOptions(engine="vllm", model=llama, reader="closed-book", output=str(tmp_path))
+    with pytest.raises(InputError, match=r"--engine vllm: .* not installed; run `pip install 'sciqa\[vllm\]'`"):
+        predict(options)
+
+
+def test_vllm_reads_causal_models_in_safetensors(monkeypatch, tmp_path):
+    say_installed(monkeypatch, object())
+    common = {"engine": "vllm", "reader": "closed-book", "output": str(tmp_path / "run")}
+    with pytest.raises(InputError, match=f"{PACKAGED} is a GGUF file"):
+        predict(PredictOptions(**common))
+    encoder = tiny_folder(tmp_path / "t5", "t5")
+    with pytest.raises(InputError, match="t5 is seq2seq"):
+        predict(PredictOptions(**common, model=encoder))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_index, exam_file):
+    """Options of a run with contexts, and of a model that vLLM takes."""
+    pytest.importorskip("vllm")
+    output = str(tmp_path_factory.mktemp("run"))
+    options = {"output": output, "exam": exam_file, "shard_questions": 5}
+    retrieve(RetrieveOptions(**options, index=f"{small_index}/index"))
+    return options | {"model": plain_folder(find_model(PACKAGED)), "precision": "float32"}
+
+
+def answers(run, name):
+    return storage.read_table(f"{run['output']}/answers/{name}").to_pylist()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"prompt": "chat", "completion": "letter", "rotations": 2}, {"completion": "yes", "reader": "closed-book"}],
+    ids=["text", "letters", "yes"],
+)
+def test_vllm_answers_as_our_own_scorer(run, how):
+    predict(PredictOptions(**run, **how, name="torch"))
+    predict(PredictOptions(**run, **how, engine="vllm", name="vllm"))
+    for ours, theirs in zip(answers(run, "torch"), answers(run, "vllm"), strict=True):
+        np.testing.assert_allclose(theirs.pop("probabilities"), ours.pop("probabilities"), atol=1e-3)
+        assert theirs == ours
+
+
+def test_vllm_answers_only_the_shards_that_are_missing(run):
+    options = PredictOptions(**run, completion="letter", engine="vllm", name="resumed")
+    predict(options)
+    folder = Path(run["output"], "answers", "resumed")
+    first, times = answers(run, "resumed"), {path: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
+    assert len(times) == 3
+    (folder / storage.MANIFEST).unlink()
+    (folder / "00001.parquet").unlink()
+    assert "2 of 3 shards kept" in predict(options).made
+    changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["00001.parquet"]
+    assert [row["ranking"] for row in answers(run, "resumed")] == [row["ranking"] for row in first]
+    # Another engine keeps none of them.
+    assert "kept" not in predict(PredictOptions(**run, completion="letter", name="resumed")).made
