@@ -2,7 +2,9 @@
 
 import importlib.util
 import random
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +120,17 @@ def test_vllm_reads_causal_models_in_safetensors(monkeypatch, tmp_path):
     encoder = tiny_folder(tmp_path / "t5", "t5")
     with pytest.raises(InputError, match="t5 is seq2seq"):
         predict(PredictOptions(**common, model=encoder))
+
+
+def test_without_a_gpu_vllm_must_be_built_for_cpus(monkeypatch, tmp_path, cluster, llama):
+    say_installed(monkeypatch, object())
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: False)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    options = PredictOptions(engine="vllm", model=llama, reader="closed-book", accelerator="cpu", output=str(tmp_path))
+    with pytest.raises(InputError, match="this build of vLLM needs a GPU"):
+        predict(options)
 
 
 @pytest.fixture(scope="module")
