@@ -37,6 +37,7 @@ from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
 from sciqa.retrieval.index import EmbedOptions
 
+Doubt = Literal["margin", "entropy"]
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
 SUBMISSION = "submission.csv"
 METRICS = pa.schema(
@@ -127,9 +128,11 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     name: str | None = None
     """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
     cascade: str | None = None
-    """Read only what this reader (a name in OUTPUT/answers) is least certain of, by entropy, and keep its others."""
+    """Read only what this reader (a name in OUTPUT/answers) is least certain of, and keep its others."""
     cascade_share: float = 0.5
     """Share of the questions that are read."""
+    cascade_by: Doubt = "margin"
+    """How certain it is: by `margin`, how much likelier its first option is than its second, or by `entropy`."""
     blend: tuple[str, ...] = ()
     """Instead of reading, pool the probabilities of these readers' answers (names in OUTPUT/answers); one is enough to
     calibrate it with --blend-fit."""
@@ -246,7 +249,8 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs["answers"] = _answers_of(options.output, options.blend, exam)
         return inputs | {"fit": options.blend_fit and _answers_of(options.blend_fit, options.blend)}
     if options.cascade:
-        inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam), "share": options.cascade_share}
+        inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
+        inputs |= {"share": options.cascade_share, "by": options.cascade_by}
     if options.reader != "closed-book":
         contexts = storage.read_manifest(options.contexts, "retrieve")["inputs"]
         if contexts["exam"] != exam.sha256:
@@ -340,11 +344,16 @@ def _cascading(options: PredictOptions, work: Work) -> Work:
     if not options.cascade:
         return work
     before = answers_path(options.output, options.cascade)
-    least, asked = ray.get(_least_certain.remote(before, options.cascade_share))
+    least, asked = ray.get(_least_certain.remote(before, options.cascade_share, options.cascade_by))
     return replace(
         work,
         kind="cascade",
-        arguments={"least_entropy": least, "reader": work.kind, "arguments": work.arguments},
+        arguments={
+            "measure": options.cascade_by,
+            "least": least,
+            "reader": work.kind,
+            "arguments": work.arguments,
+        },
         sources=(*work.sources, before),
         about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
         seconds_before=storage.read_manifest(before, "predict")["seconds"],
@@ -352,14 +361,14 @@ def _cascading(options: PredictOptions, work: Work) -> Work:
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
-def _least_certain(folder: str, share: float) -> tuple[float, int]:
-    """Return the least entropy among the least certain share of answers, and how many answers have as much."""
-    from sciqa.inference.readers import entropy
+def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
+    """Return the least doubt among the least certain share of answers, and about how many answers there is as much."""
+    from sciqa.inference.readers import DOUBT
 
     answers = storage.read_table(folder, ["probabilities"])["probabilities"].to_pylist()
-    entropies = np.array([entropy(probabilities) for probabilities in answers])
-    least = float(np.sort(entropies)[-max(1, round(share * len(entropies)))])
-    return least, int((entropies >= least).sum())
+    doubts = np.array([DOUBT[measure](probabilities) for probabilities in answers])
+    least = float(np.sort(doubts)[-max(1, round(share * len(doubts)))])
+    return least, int((doubts >= least).sum())
 
 
 def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) -> Iterator[dict]:

@@ -97,18 +97,19 @@ class CascadeReader:
     """Keeps what another reader answered where that was certain, and reads the rest itself.
 
     Args:
-        least_entropy: of the answers that are not kept; see `entropy`.
+        measure: of doubt, by its name in `DOUBT`.
+        least: of the doubts about answers that are not kept.
         reader: name of the reader of the rest.
         arguments: of that.
     """
 
-    def __init__(self, least_entropy: float, reader: str, arguments: dict) -> None:
-        self.least_entropy, self.reader = least_entropy, READERS[reader](**arguments)
+    def __init__(self, measure: str, least: float, reader: str, arguments: dict) -> None:
+        self.doubt, self.least, self.reader = DOUBT[measure], least, READERS[reader](**arguments)
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; the last table of each question is the answers of the other reader."""
         scored = [Scored(log_probabilities(rows[-1:])[0]) for rows in found]
-        unsure = [n for n, rows in enumerate(found) if entropy(rows[-1]["probabilities"]) >= self.least_entropy]
+        unsure = [n for n, rows in enumerate(found) if self.doubt(rows[-1]["probabilities"]) >= self.least]
         if unsure:
             read = self.reader.score([questions[n] for n in unsure], [found[n][:-1] for n in unsure])
             for number, each in zip(unsure, read, strict=True):
@@ -122,4 +123,11 @@ def entropy(probabilities: list[float]) -> float:
     return float(-(given * np.log(given)).sum() / np.log(len(given)))
 
 
+def second_to_first(probabilities: list[float]) -> float:
+    """Return the second largest probability as a share of the largest; no temperature changes the order of these."""
+    second, first = sorted(probabilities)[-2:]
+    return second / first
+
+
+DOUBT = {"margin": second_to_first, "entropy": entropy}
 READERS = {"model": ModelReader, "retrieval": RetrievalReader, "blend": BlendReader, "cascade": CascadeReader}
