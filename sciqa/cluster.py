@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sciqa import storage
 from sciqa.errors import InputError, find_input_error
 
 #: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
@@ -71,8 +72,13 @@ class RunOptions:
         if self.accelerator not in kinds.union(ACCELERATORS):
             expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
             raise InputError(f"--accelerator: {self.accelerator!r} given, {expected} expected")
-        if "://" not in self.output:  # workers of a local cluster do not share the driver's working folder
-            self.output = os.path.abspath(self.output)  # noqa: PTH100 (Path.absolute keeps "..")
+        self.make_absolute("output")
+
+    def make_absolute(self, *names: str) -> None:
+        """Make options absolute that name folders, where they are given."""
+        for name in names:
+            if path := getattr(self, name):
+                setattr(self, name, storage.absolute(path))
 
     def at_least(self, least: float, *names: str) -> None:
         """Raise `InputError` where one of the options is given and less."""
@@ -281,7 +287,7 @@ def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -
     one.
     """
     if options.num_workers != "auto":
-        return min(options.num_workers, parts)
+        return max(1, min(options.num_workers, parts))
     if uses_gpu(options):
         kind = _accelerator_needs(options)
         available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))

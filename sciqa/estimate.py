@@ -103,14 +103,14 @@ class Memory:
     host: int = 0
 
     @property
-    def tensors(self) -> int:
-        """Bytes of all tensors of the worker."""
-        return self.parameters + self.gradients + self.optimizer + self.buffers + self.activations
-
-    @property
     def total(self) -> int:
         """All bytes of the worker's own memory, with what its allocator holds besides tensors."""
-        return round(RESERVED * self.tensors)
+        return reserved(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
+
+
+def reserved(tensors: int) -> int:
+    """Return the bytes that an allocator takes for so many of tensors."""
+    return round(RESERVED * tensors)
 
 
 def nf4_bytes(weights: int) -> tuple[int, int]:

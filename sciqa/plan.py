@@ -150,7 +150,7 @@ def plan(options: PlanOptions) -> Summary:
     longest = f"{options.micro_batch} questions of {exams['train'].longest.length} tokens at once"
     details = {
         f"Model {options.model}": [_model_row(options, model)],
-        f"Memory of a training worker, of {options.num_workers}, in GB: {longest}": [
+        f"Memory of a training worker, of {options.num_workers}, in GB, its allocator's in the total: {longest}": [
             about | {name: size / 1e9 for name, size in vars(memory).items()} | {"total": memory.total / 1e9}
             for about, memory in rows
         ],
@@ -218,21 +218,21 @@ def _activations(options: PlanOptions, model: "Sketch", longest: "Encoded", chec
 
 def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "Encoded") -> list[Need]:
     """Return what each stage needs of a node."""
-    from sciqa.estimate import peak_activations
+    from sciqa.estimate import peak_activations, reserved
 
     nf4 = options.method == "qlora"
     batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
     answering = model.weight_bytes("nf4" if nf4 else "bfloat16")
     answering += peak_activations(model, batch, training=False, nf4=nf4)
     # What paged AdamW keeps moves to the host where a GPU is full.
-    training = memory.total - (memory.optimizer if nf4 else 0)
+    training = replace(memory, optimizer=0).total if nf4 else memory.total
     loading = int(cluster.LOADING * model.weight_bytes("bfloat16"))
     embedder = int(cluster.LOADING * sum(2 * each.numel() for each in embedder_model(options).parameters()))
     needs = [
         Need("corpus", 1, 0),
         Need("index", 1, embedder),
         Need("finetune", options.num_workers, loading + memory.host, training),
-        Need("predict", 1, loading, answering),
+        Need("predict", 1, loading, reserved(answering)),
     ]
     return [need for need in needs if need.stage in options.stages]
 

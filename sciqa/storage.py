@@ -149,6 +149,11 @@ def list_folders(path: str) -> list[str]:
     return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
 
 
+def absolute(path: str) -> str:
+    """Return a path that workers can take too, which may not share the driver's working folder; a URI is one."""
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+
+
 def copy_files(source: str, destination: str) -> None:
     """Copy all files of a folder, from any storage to any other."""
     (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)

@@ -24,9 +24,9 @@ PASSAGES_PER_ARTICLE, ARTICLE_CHARACTERS, ARTICLE_TOKENS = 40 / 6.9, 960, 214
 #: passages, held twice, 280 bytes each time, for 480 characters.
 WORD_BYTES, PASSAGE_BYTES = 590 / 480, 2 * 280 / 480
 #: Measured on a core of AMD EPYC with AVX512-BF16 (README). `corpus` reads the 105 GB of XML that become 40 million
-#: passages at 1 MB a second, `index` embeds 44 passages of 107 tokens a second (all-MiniLM-L6-v2), and SmolLM2-135M
+#: passages at 1.8 MB a second, `index` embeds 44 passages of 107 tokens a second (all-MiniLM-L6-v2), and SmolLM2-135M
 #: trains on 110 tokens and answers 1.8 questions of 170 tokens a second; these three as operations a second.
-PASSAGES_PER_CORE_SECOND = 40e6 / 105e3
+PASSAGES_PER_CORE_SECOND = 1.8 * 40e6 / 105e3
 CORE_FLOPS = {"index": 1.1e11, "finetune": 6e10, "predict": 7e10}
 #: Bytes of a part, and parts, spread evenly over the corpus, that are read to know what the rest becomes; and sections
 #: of these that are cut into passages.

@@ -13,11 +13,11 @@ from tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa import storage
 from sciqa.errors import InputError
-from sciqa.exam import read_exam
+from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.hub import find_model
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.answers import mean_turns
-from sciqa.inference.engine import add_scores, requests_of, scored_turns
+from sciqa.inference.engine import Shards, add_scores, requests_of, scored_turns
 from sciqa.inference.readers import encode_turns
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
@@ -61,7 +61,7 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
         if style.completion != "text":
             assert len(requests) == (1 if style.completion == "letter" else len(each.options))
         assert max(len(request["tokenized_prompt"]) for request in requests) < scorer.limit
-        about = {"part": 0, "requests": 0, "question": turn.number, "by": turn.by, "cut": each.cut}
+        about = {"part": 0, "request": 0, "requests": 0, "question": turn.number, "by": turn.by, "cut": each.cut}
         rows += [add_scores(answered(model, request) | about) for request in requests]
     random.Random(0).shuffle(rows)
     cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
@@ -70,6 +70,25 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
     for mine, scored in zip(ours, scored_turns(rows), strict=True):
         np.testing.assert_allclose(scored.scores, mine.scores, atol=1e-4)
         assert scored.cut == mine.cut
+
+
+def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, tmp_path):
+    exam = open_exam(ExamOptions(exam=exam_file, output=str(tmp_path), shard_questions=6))
+    question = {"part": 0, "requests": 12, "by": 0, "cut": False}
+    rows = [
+        question | {"request": 2 * number + half, "question": number, "scores": [-1.0, half - 0.5, -2.0, -3.0]}
+        for number in range(6)
+        for half in (0, 1)
+    ]
+    random.Random(0).shuffle(rows)
+    twice = [rows[0], *rows[:7], rows[3], *rows[7:], rows[5]]
+    written = list(Shards(SimpleNamespace(iter_rows=lambda: iter(twice)), exam, str(tmp_path / "answers")).iter_rows())
+    assert written == [{"part": 0, "questions": 6}]
+    answers = storage.read_table(str(tmp_path / "answers")).to_pylist()
+    assert [row["ranking"] for row in answers] == [["B", "A", "C", "D"]] * 6
+    missing = SimpleNamespace(iter_rows=lambda: iter([*rows[:11], rows[0]]))
+    with pytest.raises(RuntimeError, match=r"shards \[0\]"):
+        list(Shards(missing, exam, str(tmp_path / "answers")).iter_rows())
 
 
 def test_options_that_begin_alike_share_their_requests():

@@ -98,9 +98,11 @@ def test_a_cascade_reads_what_is_least_certain(run, llama, by):
     first, strong, both = (answers(run, name) for name in ("retrieval", "strong", "cascade"))
     order = sorted(range(len(first)), key=lambda number: -DOUBT[by](first[number]["probabilities"]))
     for number, row in enumerate(both):
-        expected = strong if number in order[:3] else first
-        assert row["ranking"] == expected[number]["ranking"]
-        np.testing.assert_allclose(row["probabilities"], expected[number]["probabilities"], atol=1e-3)
+        read = number in order[:3]
+        expected = (strong if read else first)[number]
+        assert row["ranking"] == expected["ranking"]
+        # What is read again is batched otherwise, in 16 bits.
+        np.testing.assert_allclose(row["probabilities"], expected["probabilities"], atol=1e-3 if read else 1e-9)
     seconds = [storage.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", "cascade")]
     assert summary.details["seconds"] == seconds[1] > seconds[0]
     with pytest.raises(InputError, match="absent"):

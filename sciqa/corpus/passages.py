@@ -49,6 +49,8 @@ class CorpusOptions(RunOptions):
         """Fill the default folder and check the numbers."""
         super().__post_init__()
         self.passages = self.passages or storage.join(self.output, "passages")
+        self.make_absolute("passages")
+        self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
         self.at_least(32, "passage_tokens")
         self.at_least(0, "passage_overlap")
         self.at_least(1, "shard_passages", "part_bytes")

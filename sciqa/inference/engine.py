@@ -24,7 +24,7 @@ from sciqa.hub import find_model, model_family
 from sciqa.inference.answers import Scored, Turn, mean_turns, read_found, write_answers
 
 if TYPE_CHECKING:
-    from sciqa.inference.predict import PredictOptions, Work
+    from sciqa.inference.predict import ModelOptions, PredictOptions, Work
     from sciqa.models.scorer import Encoded
 
 #: Stands for a token where a request asks for none of an option's.
@@ -34,17 +34,24 @@ REQUESTS = 64
 #: Sequences that an engine computes at once, each with at least one token.
 SEQUENCES = 256
 #: Bytes of keys and values that are kept where there is no GPU whose memory they fill.
-CPU_CACHE = 1 << 30
+CPU_CACHE = 4 << 30
 
 
-def check_engine(model: str) -> None:
-    """Raise `InputError` unless vLLM is installed and reads such a model."""
+def check_engine(options: "ModelOptions") -> None:
+    """Raise `InputError` unless vLLM is installed, reads such a model and has what it computes on; connects to Ray."""
+    model = options.model
     if not importlib.util.find_spec("vllm"):
         raise InputError("--engine vllm: vLLM is not installed; run `pip install 'sciqa[vllm]'`")
     if find_model(model).gguf_file:
         raise InputError(f"--engine vllm: {model} is a GGUF file; pass a --model in safetensors, or --engine torch")
     if (family := model_family(model)) != "causal":
         raise InputError(f"--engine vllm: scores with causal models; {model} is {family}, pass --engine torch for it")
+    cluster.connect(options)
+    if not cluster.uses_gpu(options):
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            raise InputError("--engine vllm: this build of vLLM needs a GPU, and none is used; pass --engine torch")
 
 
 def requests_of(question: "Encoded") -> list[dict]:
@@ -86,7 +93,7 @@ def add_scores(row: dict) -> dict:
         0.0 if token == NO_TOKEN else logprobs[token]["logprob"] / divisor
         for token, divisor in zip(row["wanted"], row["divisors"], strict=True)
     ]
-    return {name: row[name] for name in ("part", "requests", "question", "by", "cut")} | {"scores": scores}
+    return {name: row[name] for name in ("part", "request", "requests", "question", "by", "cut")} | {"scores": scores}
 
 
 class EncodeShard:
@@ -107,7 +114,7 @@ class EncodeShard:
         self.scorer = load_encoder(name, style)
 
     def __call__(self, row: dict) -> list[dict]:
-        """Return the requests of the shard that `row["part"]` numbers, each with how many there are."""
+        """Return the requests of the shard that `row["part"]` numbers, each with its number and how many there are."""
         from sciqa.inference.readers import encode_turns
 
         questions = self.exam.read_shard(row["part"])
@@ -118,7 +125,7 @@ class EncodeShard:
             for turn, each in zip(turns, encoded, strict=True)
             for request in requests_of(each)
         ]
-        return [request | {"requests": len(requests)} for request in requests]
+        return [each | {"request": number, "requests": len(requests)} for number, each in enumerate(requests)]
 
 
 def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
@@ -129,19 +136,10 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
         exam: the questions.
         options: of the run.
         work: what the reader is told.
-        pool: of engines, as `sciqa.cluster.model_pool` returned it.
-
-    Raises:
-        InputError: no GPU is used, and vLLM was not built for CPUs.
+        pool: of engines, as `sciqa.cluster.model_pool` returned it; `ray.data.llm` takes no memory to ask for.
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    on_cpu = not cluster.uses_gpu(options)
-    if on_cpu:
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            raise InputError("--engine vllm: this build of vLLM needs a GPU, and none is used; pass --engine torch")
     engine = {
         "dtype": options.precision,
         "load_format": "safetensors",
@@ -154,7 +152,7 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
     kinds = [(kind, pool[f"num_{kind.lower()}s"]) for kind in ("CPU", "GPU")]
     config = vLLMEngineProcessorConfig(
         model_source=options.model,
-        engine_kwargs=engine | ({"kv_cache_memory_bytes": CPU_CACHE} if on_cpu else {}),
+        engine_kwargs=engine | ({} if cluster.uses_gpu(options) else {"kv_cache_memory_bytes": CPU_CACHE}),
         batch_size=REQUESTS,
         log_engine_metrics=False,  # they need Ray Serve
         concurrency=(pool["compute"].min_size, pool["compute"].max_size),
@@ -182,7 +180,8 @@ class Shards:
     """Answered requests as a dataset of shards: a shard's answers are written once all its requests are there.
 
     Attributes:
-        answered: rows of `add_scores`, in any order; of no more than the unfinished shards they are kept.
+        answered: rows of `add_scores`, in any order, some perhaps twice after a worker was lost; of no more than the
+            unfinished shards they are kept.
         exam: the questions.
         folder: of the answers table.
     """
@@ -193,12 +192,20 @@ class Shards:
 
     def iter_rows(self) -> Iterator[dict]:
         """Yield a row per shard that has been written, with its number and its `questions`."""
-        waiting: dict[int, list[dict]] = {}
+        waiting: dict[int, dict[int, dict]] = {}
+        done = set()
         for row in self.answered.iter_rows():
-            rows = waiting.setdefault(row["part"], [])
-            rows.append(row)
+            part = row["part"]
+            if part in done:
+                continue
+            rows = waiting.setdefault(part, {})
+            rows[row["request"]] = row
             if len(rows) == row["requests"]:
-                yield ray.get(_write_shard.remote(self.exam, self.folder, waiting.pop(row["part"])))
+                done.add(part)
+                answered = [rows for _, rows in sorted(waiting.pop(part).items())]
+                yield ray.get(_write_shard.remote(self.exam, self.folder, answered))
+        if waiting:
+            raise RuntimeError(f"vLLM left requests of the shards {sorted(waiting)} without an answer; run it again")
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
@@ -210,7 +217,7 @@ def _write_shard(exam: Exam, folder: str, answered: list[dict]) -> dict:
 
 
 def scored_turns(answered: list[dict]) -> list[Scored]:
-    """Return the questions of a shard read, by all its answered requests in any order."""
+    """Return the questions of a shard read, by all its answered requests."""
     sums: dict[tuple[int, int], np.ndarray] = {}
     for row in answered:
         turn = (row["question"], row["by"])

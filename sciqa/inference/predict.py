@@ -143,6 +143,7 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
         """Fill the defaults and check the numbers."""
         super().__post_init__()
         self.contexts = self.contexts or storage.join(self.output, "contexts")
+        self.make_absolute("contexts", "blend_fit")
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
         default = f"{self.cascade}-then-{default}" if self.cascade else default
@@ -222,7 +223,7 @@ def answers_path(output: str, name: str) -> str:
 def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
     if options.engine == "vllm":
-        check_engine(options.model)
+        check_engine(options)
     family = model_family(options.model)
     if options.stream:
         check_streamed(options.model)
@@ -362,7 +363,7 @@ def _cascading(options: PredictOptions, work: Work) -> Work:
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
-    """Return the least doubt among the least certain share of answers, and about how many answers there is as much."""
+    """Return the doubt that a share of the answers reaches, and how many do: more than that share where some tie."""
     from sciqa.inference.readers import DOUBT
 
     answers = storage.read_table(folder, ["probabilities"])["probabilities"].to_pylist()

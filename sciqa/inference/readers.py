@@ -124,7 +124,7 @@ def entropy(probabilities: list[float]) -> float:
 
 
 def second_to_first(probabilities: list[float]) -> float:
-    """Return the second largest probability as a share of the largest; no temperature changes the order of these."""
+    """Return the second largest probability as a share of the largest; a temperature leaves its order as it is."""
     second, first = sorted(probabilities)[-2:]
     return second / first
 

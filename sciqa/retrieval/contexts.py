@@ -79,6 +79,7 @@ class RetrieveOptions(ExamOptions, FindOptions):
         """Fill the default folder."""
         super().__post_init__()
         self.contexts = self.contexts or storage.join(self.output, "contexts")
+        self.make_absolute("contexts")
 
 
 def retrieve(options: RetrieveOptions) -> Summary:

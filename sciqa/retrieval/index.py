@@ -76,6 +76,7 @@ class IndexOptions(EmbedOptions):
         super().__post_init__()
         self.passages = self.passages or storage.join(self.output, "passages")
         self.index = self.index or storage.join(self.output, "index")
+        self.make_absolute("passages", "index")
         self.at_least(1, "train_vectors")
 
     def embedding(self) -> dict:

@@ -99,7 +99,7 @@ def _workers(options: FinetuneOptions) -> int:
     if options.batch_size % (options.micro_batch * workers):
         raise InputError(
             f"--batch-size: {options.batch_size} given, a multiple of --micro-batch ({options.micro_batch}) "
-            f"times the number of workers ({workers}) expected"
+            f"times the number of workers ({workers}; --num-workers) expected"
         )
     return workers
 

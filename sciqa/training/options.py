@@ -103,6 +103,7 @@ class FinetuneOptions(RunOptions):
         super().__post_init__()
         self.train_contexts = self.train_contexts or storage.join(self.output, "train", "contexts")
         self.validation_contexts = self.validation_contexts or storage.join(self.output, "validation", "contexts")
+        self.make_absolute("train_contexts", "validation_contexts")
         self.peft_fields()
         self.at_least(1, "batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length")
         for name in ("epochs", "learning_rate"):
