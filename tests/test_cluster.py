@@ -197,6 +197,7 @@ def test_a_submitted_exam_brings_nodes_and_lets_them_go(head, local_run, tmp_pat
     wait_until(lambda: head.nodes() == 0)
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_both_finish(head, local_run, tmp_path):
     jobs = [head.submit("exam", **given(local_run, tmp_path / name)) for name in ("one", "two")]
     for job, name in zip(jobs, ("one", "two"), strict=True):

@@ -93,6 +93,7 @@ def test_a_node_lost_while_searching(tmp_path, cluster, small_index):
     assert lost == whole
 
 
+@pytest.mark.slow
 def test_a_node_lost_while_an_exam_is_answered(tmp_path, cluster, corpus_file):
     given = {"corpus": (corpus_file,), "exam": "validation", "shard_questions": 6, "shard_passages": 56}
     finished = run_losing_a_node("exam", **given, output=tmp_path / "lost", num_workers=3)

@@ -110,7 +110,11 @@ def plain_losses(options, family):
 
 @pytest.mark.parametrize(
     ("family", "kind", "method"),
-    [("llama", "causal", "lora"), ("llama", "causal", "qlora"), ("bert", "multiple-choice", "full")],
+    [
+        pytest.param("llama", "causal", "lora", marks=pytest.mark.slow),
+        ("llama", "causal", "qlora"),
+        ("bert", "multiple-choice", "full"),
+    ],
 )
 def test_one_process_and_shards_give_the_same_losses(tmp_path, cluster, data, models, family, kind, method):
     base = {"model": models(family), "method": method, "learning_rate": 2e-3}
