@@ -23,9 +23,9 @@ from sciqa.retrieval import RetrieveOptions, retrieve
 
 def write_exam(path, most):
     """Write the questions of all splits as one exam, each with its split in its id."""
-    splits = [read_exam(split).slice(0, most) for split in ("train", "validation", "test")]
     tables = []
-    for split, table in zip(("train", "validation", "test"), splits, strict=True):
+    for split in ("train", "validation", "test"):
+        table = read_exam(split).slice(0, most)
         ids = pa.array([f"{split}-{each}" for each in table["id"].to_pylist()])
         tables.append(table.set_column(table.schema.get_field_index("id"), "id", ids))
     pq.write_table(pa.concat_tables(tables), path)

@@ -72,13 +72,12 @@ class RunOptions:
         if self.accelerator not in kinds.union(ACCELERATORS):
             expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
             raise InputError(f"--accelerator: {self.accelerator!r} given, {expected} expected")
-        self.make_absolute("output")
+        self.output = storage.absolute(self.output)
 
-    def make_absolute(self, *names: str) -> None:
-        """Make options absolute that name folders, where they are given."""
-        for name in names:
-            if path := getattr(self, name):
-                setattr(self, name, storage.absolute(path))
+    def fill_folder(self, name: str, *default: str) -> None:
+        """Make an option absolute that names a folder; where it is not given, that is one within the output folder."""
+        given = getattr(self, name)
+        setattr(self, name, storage.absolute(given) if given else storage.join(self.output, *default))
 
     def at_least(self, least: float, *names: str) -> None:
         """Raise `InputError` where one of the options is given and less."""
@@ -287,8 +286,8 @@ def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -
     one.
     """
     if options.num_workers != "auto":
-        return max(1, min(options.num_workers, parts))
-    if uses_gpu(options):
+        available = options.num_workers
+    elif uses_gpu(options):
         kind = _accelerator_needs(options)
         available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))
     elif whole_nodes:

@@ -154,6 +154,11 @@ def absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
 
 
+def part_path(folder: str, part: int) -> str:
+    """Return where a shard is of a table whose shards are those of the exam."""
+    return join(folder, f"{part:05d}.parquet")
+
+
 def copy_files(source: str, destination: str) -> None:
     """Copy all files of a folder, from any storage to any other."""
     (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)

@@ -18,6 +18,7 @@ from sciqa.cli import parse_options
 from sciqa.errors import InputError
 from sciqa.retrieval import IndexOptions
 from sciqa.run import RunExamOptions, RunFinetuneOptions
+from sciqa.training import FinetuneOptions
 
 JOBS = Path(__file__).parent.parent / "jobs"
 HEADER = "id,prompt,A,B,answer\n"
@@ -188,3 +189,21 @@ def test_a_cluster_that_is_running_gives_the_same_tables(tmp_path, cluster, exam
     again = sciqa(*exam_command, "--address", address, "--output", tmp_path)
     assert "0 shards built" in again.stdout
     assert again.stdout.count("kept") == 4
+
+
+def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "embedder", "reranker"):
+        (tmp_path / name).mkdir()
+    exam = RunExamOptions(
+        output="run", corpus=("demo", "papers", "s3://bucket/dump"), passages="passages", model="model",
+        embedder="embedder", rerank="reranker", contexts="../contexts", blend=("a",), blend_fit="other",
+    )  # fmt: skip
+    assert exam.corpus == ("demo", f"{tmp_path}/papers", "s3://bucket/dump")
+    assert [exam.output, exam.passages, exam.index] == [f"{tmp_path}/{n}" for n in ("run", "passages", "run/index")]
+    assert (exam.contexts, exam.blend_fit) == (f"{tmp_path.parent}/contexts", f"{tmp_path}/other")
+    assert [exam.model, exam.embedder, exam.rerank] == [f"{tmp_path}/{n}" for n in ("model", "embedder", "reranker")]
+    train = FinetuneOptions(output="s3://bucket/run", model="model", train_contexts="contexts")
+    assert (train.model, train.train_contexts) == (f"{tmp_path}/model", f"{tmp_path}/contexts")
+    assert train.validation_contexts == "s3://bucket/run/validation/contexts"
+    assert FinetuneOptions(model="SmolLM2-135M-Instruct").model == "SmolLM2-135M-Instruct"

@@ -18,7 +18,7 @@ from sciqa.corpus import duplicates
 from sciqa.corpus.articles import Piece, find_sources, read_articles, split_sources
 from sciqa.corpus.windows import Splitter
 from sciqa.errors import InputError
-from sciqa.hub import find_model, load_tokenizer, longest_text
+from sciqa.hub import find_model, load_tokenizer, local_path, longest_text
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
 
@@ -48,8 +48,8 @@ class CorpusOptions(RunOptions):
     def __post_init__(self) -> None:
         """Fill the default folder and check the numbers."""
         super().__post_init__()
-        self.passages = self.passages or storage.join(self.output, "passages")
-        self.make_absolute("passages")
+        self.embedder = local_path(self.embedder)
+        self.fill_folder("passages", "passages")
         self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
         self.at_least(32, "passage_tokens")
         self.at_least(0, "passage_overlap")

@@ -153,5 +153,5 @@ def _passages(output: str, exam: Exam, part: int) -> dict[str, list[dict]]:
         return {}
     if storage.read_manifest(folder, "retrieve")["inputs"]["exam"] != exam.sha256:
         return {}
-    rows = storage.read_table(storage.join(folder, f"{part:05d}.parquet"), ["id", "passages"]).to_pylist()
+    rows = storage.read_table(storage.part_path(folder, part), ["id", "passages"]).to_pylist()
     return {row["id"]: row["passages"] for row in rows}

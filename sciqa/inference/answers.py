@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +37,7 @@ class Scored:
     cut: bool = False
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """A question with its options in one order.
 
     Attributes:
@@ -81,11 +81,6 @@ def _mean_scores(scores: list[np.ndarray]) -> np.ndarray:
     return np.log(np.maximum((shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0), 1e-300))
 
 
-def part_path(folder: str, part: int) -> str:
-    """Return where a shard of a table is that follows the shards of the exam."""
-    return storage.join(folder, f"{part:05d}.parquet")
-
-
 def read_found(sources: Sequence[str], part: int, questions: int) -> list[tuple[dict, ...]]:
     """Return for each question of a shard its row of every table that is read with it.
 
@@ -94,14 +89,14 @@ def read_found(sources: Sequence[str], part: int, questions: int) -> list[tuple[
         part: number of the shard.
         questions: how many it has.
     """
-    tables = [storage.read_table(part_path(source, part)).to_pylist() for source in sources]
+    tables = [storage.read_table(storage.part_path(source, part)).to_pylist() for source in sources]
     return list(zip(*tables, strict=True)) if tables else [()] * questions
 
 
 def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored]) -> None:
     """Write a shard of the answers table."""
     rows = [_answer_row(*pair) for pair in zip(questions, scored, strict=True)]
-    storage.write_table(part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
+    storage.write_table(storage.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def _answer_row(question: dict, scored: Scored) -> dict:
@@ -118,3 +113,19 @@ def _answer_row(question: dict, scored: Scored) -> dict:
         "average_precision": precision,
         "context_cut": scored.cut,
     }
+
+
+def entropy(probabilities: list[float]) -> float:
+    """Return the entropy of an answer, as a share of that of a guess among as many options."""
+    given = np.maximum(probabilities, 1e-300)
+    return float(-(given * np.log(given)).sum() / np.log(len(given)))
+
+
+def second_to_first(probabilities: list[float]) -> float:
+    """Return the second largest probability as a share of the largest; a temperature leaves its order as it is."""
+    second, first = sorted(probabilities)[-2:]
+    return second / first
+
+
+#: Measures of how unsure an answer is, by the names that `--cascade-by` takes.
+DOUBT = {"margin": second_to_first, "entropy": entropy}

@@ -218,10 +218,10 @@ def _write_shard(exam: Exam, folder: str, answered: list[dict]) -> dict:
 
 def scored_turns(answered: list[dict]) -> list[Scored]:
     """Return the questions of a shard read, by all its answered requests."""
-    sums: dict[tuple[int, int], np.ndarray] = {}
+    sums: dict[Turn, np.ndarray] = {}
     for row in answered:
-        turn = (row["question"], row["by"])
+        turn = Turn(row["question"], row["by"])
         sums[turn] = sums.get(turn, 0) + np.array(row["scores"])
     turns = sorted(sums)
     cut = {row["question"] for row in answered if row["cut"]}
-    return mean_turns([Turn(*turn) for turn in turns], [sums[turn] for turn in turns], cut)
+    return mean_turns(turns, [sums[turn] for turn in turns], cut)

@@ -29,7 +29,7 @@ from sciqa.hub import (
     model_family,
     weight_bytes,
 )
-from sciqa.inference.answers import part_path, read_found, write_answers
+from sciqa.inference.answers import DOUBT, read_found, write_answers
 from sciqa.inference.blend import fit_blend
 from sciqa.inference.engine import Shards, answer_requests, check_engine
 from sciqa.inference.passes import passes_said, split_passes
@@ -142,8 +142,8 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     def __post_init__(self) -> None:
         """Fill the defaults and check the numbers."""
         super().__post_init__()
-        self.contexts = self.contexts or storage.join(self.output, "contexts")
-        self.make_absolute("contexts", "blend_fit")
+        self.fill_folder("contexts", "contexts")
+        self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
         own = Path(self.adapter or self.model)
         default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
         default = f"{self.cascade}-then-{default}" if self.cascade else default
@@ -188,7 +188,7 @@ def predict(options: PredictOptions) -> Summary:
     inputs = _inputs(options, exam)
     folder = answers_path(options.output, options.name)
     present = storage.begin(folder, inputs)
-    paths = {part: part_path(folder, part) for part in range(exam.shards)}
+    paths = {part: storage.part_path(folder, part) for part in range(exam.shards)}
     missing = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] not in present]
     if kept := storage.MANIFEST in present:
         manifest = storage.read_manifest(folder, "predict")
@@ -364,8 +364,6 @@ def _cascading(options: PredictOptions, work: Work) -> Work:
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
     """Return the doubt that a share of the answers reaches, and how many do: more than that share where some tie."""
-    from sciqa.inference.readers import DOUBT
-
     answers = storage.read_table(folder, ["probabilities"])["probabilities"].to_pylist()
     doubts = np.array([DOUBT[measure](probabilities) for probabilities in answers])
     least = float(np.sort(doubts)[-max(1, round(share * len(doubts)))])

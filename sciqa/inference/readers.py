@@ -7,7 +7,7 @@ import numpy as np
 
 from sciqa.corpus.windows import embedded_text
 from sciqa.exam.questions import options_of, rotate_options
-from sciqa.inference.answers import Scored, Turn, mean_turns, turns_of
+from sciqa.inference.answers import DOUBT, Scored, Turn, mean_turns, turns_of
 from sciqa.inference.blend import log_probabilities
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
@@ -117,17 +117,4 @@ class CascadeReader:
         return scored
 
 
-def entropy(probabilities: list[float]) -> float:
-    """Return the entropy of an answer, as a share of that of a guess among as many options."""
-    given = np.maximum(probabilities, 1e-300)
-    return float(-(given * np.log(given)).sum() / np.log(len(given)))
-
-
-def second_to_first(probabilities: list[float]) -> float:
-    """Return the second largest probability as a share of the largest; a temperature leaves its order as it is."""
-    second, first = sorted(probabilities)[-2:]
-    return second / first
-
-
-DOUBT = {"margin": second_to_first, "entropy": entropy}
 READERS = {"model": ModelReader, "retrieval": RetrievalReader, "blend": BlendReader, "cascade": CascadeReader}

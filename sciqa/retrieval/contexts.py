@@ -13,7 +13,7 @@ from sciqa.cluster import Summary
 from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.hub import find_model, load_tokenizer, weight_bytes
+from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, read_index_manifest
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits
@@ -59,8 +59,9 @@ class FindOptions(IndexOptions):
     """Sentences as they follow each other in the passages, or the nearest first."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Make the path of a cross-encoder that is here absolute and check the numbers."""
         super().__post_init__()
+        self.rerank = self.rerank and local_path(self.rerank)
         self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
         if not 1 <= self.context_passages <= self.top_k:
             raise InputError(f"--context-passages: {self.context_passages} given, 1 to --top-k ({self.top_k}) expected")
@@ -78,8 +79,7 @@ class RetrieveOptions(ExamOptions, FindOptions):
     def __post_init__(self) -> None:
         """Fill the default folder."""
         super().__post_init__()
-        self.contexts = self.contexts or storage.join(self.output, "contexts")
-        self.make_absolute("contexts")
+        self.fill_folder("contexts", "contexts")
 
 
 def retrieve(options: RetrieveOptions) -> Summary:
@@ -104,7 +104,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
     if kept := storage.MANIFEST in present:
         manifest = storage.read_manifest(options.contexts, "retrieve")
     else:
-        paths = {part: _part_path(options.contexts, part) for part in range(exam.shards)}
+        paths = {part: storage.part_path(options.contexts, part) for part in range(exam.shards)}
         finished = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] in present]
         rows = [_count(exam.read_shard(part), storage.read_table(paths[part]).to_pylist()) for part in finished]
         rows.extend(run_workers(FindContexts, exam, options, index, sorted(paths.keys() - set(finished))))
@@ -120,10 +120,6 @@ def retrieve(options: RetrieveOptions) -> Summary:
 def _manifest(exam: Exam, rows: list[dict]) -> dict:
     gold = sum(row["gold"] for row in rows)
     return {"questions": exam.questions, "recall": sum(row["found"] for row in rows) / gold if gold else None}
-
-
-def _part_path(folder: str, part: int) -> str:
-    return storage.join(folder, f"{part:05d}.parquet")
 
 
 def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict, parts: list[int]) -> Iterator[dict]:
@@ -219,7 +215,7 @@ class FindContexts(Finder):
         questions = self.exam.read_shard(row["part"])
         contexts = self.find(questions)
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
-        storage.write_table(_part_path(self.options.contexts, row["part"]), table)
+        storage.write_table(storage.part_path(self.options.contexts, row["part"]), table)
         return _count(questions, contexts)
 
     def find(self, questions: list[dict]) -> list[dict]:

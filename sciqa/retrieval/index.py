@@ -14,7 +14,7 @@ from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus.windows import embedded_text
 from sciqa.errors import InputError
-from sciqa.hub import find_model, read_about, vector_size, weight_bytes
+from sciqa.hub import find_model, local_path, read_about, vector_size, weight_bytes
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
@@ -36,6 +36,11 @@ class EmbedOptions(RunOptions):
     """Put before every query; by default what the model's own configuration names as its prompt for queries."""
     passage_prefix: str | None = None
     """Put before every passage; by default what the model's own configuration names for passages or documents."""
+
+    def __post_init__(self) -> None:
+        """Make the path of an embedder that is here absolute."""
+        super().__post_init__()
+        self.embedder = local_path(self.embedder)
 
     def embed_arguments(self, workers: int) -> dict:
         """Return the arguments of `load_embedder` for each of a number of workers of the connected cluster."""
@@ -74,9 +79,8 @@ class IndexOptions(EmbedOptions):
     def __post_init__(self) -> None:
         """Fill the default folders and check the numbers."""
         super().__post_init__()
-        self.passages = self.passages or storage.join(self.output, "passages")
-        self.index = self.index or storage.join(self.output, "index")
-        self.make_absolute("passages", "index")
+        self.fill_folder("passages", "passages")
+        self.fill_folder("index", "index")
         self.at_least(1, "train_vectors")
 
     def embedding(self) -> dict:

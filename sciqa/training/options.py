@@ -8,6 +8,7 @@ import yaml
 from sciqa import storage
 from sciqa.cluster import RunOptions, check_name
 from sciqa.errors import InputError
+from sciqa.hub import local_path
 from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
 
 Loss = Literal["ranking", "completion"]
@@ -101,9 +102,9 @@ class FinetuneOptions(RunOptions):
     def __post_init__(self) -> None:
         """Fill the default folders and check the numbers."""
         super().__post_init__()
-        self.train_contexts = self.train_contexts or storage.join(self.output, "train", "contexts")
-        self.validation_contexts = self.validation_contexts or storage.join(self.output, "validation", "contexts")
-        self.make_absolute("train_contexts", "validation_contexts")
+        self.model = local_path(self.model)
+        self.fill_folder("train_contexts", "train", "contexts")
+        self.fill_folder("validation_contexts", "validation", "contexts")
         self.peft_fields()
         self.at_least(1, "batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length")
         for name in ("epochs", "learning_rate"):
