@@ -386,7 +386,8 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
     metrics `sciqa_done` and `sciqa_total`, tagged with stage and unit, say the same.
 
     Args:
-        dataset: one small row per finished part.
+        dataset: one small row per finished part; what it has as `notes` (texts that a user should see) is printed, each
+            text once.
         stage: name shown.
         total: number of units in all parts.
         unit: what is counted, in plural.
@@ -398,9 +399,13 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
     metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
     tags = {"stage": stage, "unit": unit}
     metrics[1].set(total, tags)
-    done = 0
+    done, noted = 0, set()
     with (_bar if console.is_terminal else _lines)(stage, total, unit) as show:
         for row in _rows(dataset):
+            for note in dict.fromkeys(row.pop("notes", None) or ()):
+                if note not in noted:
+                    console.print(f"{stage}: {note}", markup=False)
+                noted.add(note)
             done += count(row)
             metrics[0].set(done, tags)
             show(done, row)
