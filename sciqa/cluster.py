@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sciqa import storage
+from sciqa.device import Device
 from sciqa.errors import InputError, find_input_error
 
 #: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
@@ -315,6 +316,11 @@ def uses_gpu(options: RunOptions) -> bool:
     return options.accelerator != "cpu"
 
 
+def device(options: RunOptions) -> Device:
+    """Return what model workers compute on; they are told, for a worker without a GPU sees those of its host too."""
+    return "cuda" if uses_gpu(options) else "cpu"
+
+
 def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, float]:
     """Return what each of a number of model workers asks Ray for, by Ray's names, waiting for a node that has it.
 
@@ -367,7 +373,7 @@ def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> d
     most = parts if options.num_workers == "auto" else workers
     return {
         "compute": ActorPoolStrategy(min_size=workers, max_size=most),
-        "num_cpus": needs.get("CPU"),
+        "num_cpus": needs.get("CPU", 0),  # for none, Ray Data would take a whole one, which feeding a pool may need
         "num_gpus": needs.get("GPU"),
         "memory": needs.get("memory"),
         "accelerator_type": named_accelerator(options),

@@ -123,8 +123,8 @@ def test_the_autoscaler_brings_the_node_that_model_workers_ask_for(name, acceler
         )
         assert cluster.num_workers(options, 100) == of_kind
     pool = cluster.model_pool(options, count, count, WEIGHTS)
-    # Ray Data asks for a CPU where a pool of GPU workers names none, and Ray for a trace of a named accelerator.
-    asked = {"CPU": pool["num_cpus"] or 1, "GPU": pool["num_gpus"], "memory": pool["memory"]}
+    # Ray asks for a trace of a named accelerator.
+    asked = {"CPU": pool["num_cpus"], "GPU": pool["num_gpus"], "memory": pool["memory"]}
     asked |= {f"accelerator_type:{pool['accelerator_type']}": 0.001} if pool["accelerator_type"] else {}
     asked = {resource: amount for resource, amount in asked.items() if amount}
     assert started(name, [asked] * count) == expected

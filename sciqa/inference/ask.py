@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional, Suppress
 
 from sciqa.cluster import Summary, spoken
+from sciqa.device import this_device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import rank
 from sciqa.hub import model_family
@@ -53,11 +54,12 @@ class AskOptions(FindOptions, ModelOptions):
     """Draw from the likeliest tokens that together have this probability."""
     seed: int = 0
     """Of the draws: the same seed gives the same answer."""
+    accelerator: str = "auto"
+    """`auto`: a GPU where this machine has one; `cpu`: none; `gpu`, or its kind: one that must be there."""
     # What builds an index or sizes a cluster says nothing here.
     address: Suppress[str | None] = None
     num_cpus: Suppress[int | None] = None
     num_workers: Suppress[str] = "auto"
-    accelerator: Suppress[str] = "auto"
     passages: Suppress[str | None] = None
     factory: Suppress[str] = "Flat"
     metric: Suppress[str] = "inner-product"
@@ -124,17 +126,13 @@ def ask(options: AskOptions) -> Summary:
         )
     question, threads = options.as_row(), len(os.sched_getaffinity(0))
     with spoken("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
-        from sciqa.device import this_device
         from sciqa.inference.readers import ModelReader
 
-        backend = options.embed_backend
-        if backend == "auto":
-            backend = "torch" if this_device() == "cuda" else "openvino"
+        device = this_device(options.accelerator)
         index = LocalIndex(options.index, manifest, options.search_parameters, options.candidates)
-        embed = {"model": options.embedder, "threads": threads, "backend": backend}
-        finder = FindContexts(None, options, index, embed)
+        finder = FindContexts(None, options, index, options.embed_on(device, threads))
         (found,) = finder.find([question])
-        reader = ModelReader(**options.reader_arguments(threads))
+        reader = ModelReader(**options.reader_arguments(device, threads))
         if options.options:
             (scored,) = reader.score([question], [(found,)])
     read = {passage["passage_id"] for passage in found["read"]}

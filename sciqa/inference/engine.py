@@ -47,11 +47,11 @@ def check_engine(options: "ModelOptions") -> None:
     if (family := model_family(model)) != "causal":
         raise InputError(f"--engine vllm: scores with causal models; {model} is {family}, pass --engine torch for it")
     cluster.connect(options)
-    if not cluster.uses_gpu(options):
-        from vllm.platforms import current_platform
+    from vllm.platforms import current_platform
 
-        if not current_platform.is_cpu():
-            raise InputError("--engine vllm: this build of vLLM needs a GPU, and none is used; pass --engine torch")
+    if cluster.uses_gpu(options) == current_platform.is_cpu():
+        says = "computes on CPUs; pass --accelerator cpu," if current_platform.is_cpu() else "needs a GPU; use one,"
+        raise InputError(f"--engine vllm: this build of vLLM {says} or pass --engine torch")
 
 
 def requests_of(question: "Encoded") -> list[dict]:

@@ -16,6 +16,7 @@ import ray
 
 from sciqa import cluster, storage
 from sciqa.cluster import RunOptions, Summary, check_name
+from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
@@ -102,8 +103,8 @@ class ModelOptions(RunOptions):
                 "bitsandbytes has stored in 4 bits"
             )
 
-    def reader_arguments(self, threads: int) -> dict:
-        """Return the arguments of `sciqa.inference.readers.ModelReader` with a number of CPU threads."""
+    def reader_arguments(self, device: Device, threads: int) -> dict:
+        """Return the arguments of `sciqa.inference.readers.ModelReader` for a device and a number of CPU threads."""
         given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
         return {
             "name": self.model,
@@ -114,6 +115,7 @@ class ModelOptions(RunOptions):
             "tokens_per_batch": self.tokens_per_batch,
             "rotations": self.rotations,
             "threads": threads,
+            "device": device,
         }
 
 
@@ -317,7 +319,7 @@ def _work(options: PredictOptions, parts: list[int], say: Callable[[str], object
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
         return _cascading(options, Work(parts, workers, "retrieval", arguments, sources, weights))
-    arguments = options.reader_arguments(cluster.threads_per_worker(workers))
+    arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = Streaming(options.stream_memory, say)
         weights = streamed_bytes(options.model) + options.stream_memory

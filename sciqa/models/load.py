@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sciqa.cache import cached_folder
-from sciqa.device import half_precision, this_device
+from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
 from sciqa.hub import Family, ModelFiles, check_base, find_model, local_adapter, model_family
 from sciqa.models import adapter as adapters
@@ -38,8 +38,9 @@ def load_scorer(
     adapter: str | None = None,
     threads: int | None = None,
     streaming: Streaming | None = None,
+    device: Device = "cpu",
 ) -> Scorer:
-    """Return a model as a scorer in evaluation mode, on this worker's device.
+    """Return a model as a scorer in evaluation mode.
 
     Args:
         name: as `sciqa.hub.find_model` takes it.
@@ -50,16 +51,20 @@ def load_scorer(
         adapter: folder of an adapter that `sciqa finetune` or peft wrote for this model.
         threads: CPU threads of this process; None leaves them as they are.
         streaming: read a causal model, without an adapter, layer by layer in every pass, and how.
+        device: what it computes on.
 
     Raises:
-        InputError: the files hold no such model with a tokenizer, or the adapter is for another model.
+        InputError: the files hold no such model with a tokenizer, the adapter is for another model, or there is no such
+            device.
     """
     if threads:
         torch.set_num_threads(threads)
+    check_device(device)
+    dtype = as_dtype(precision, device)
     if streaming:
-        return _load_streamed(name, style, as_dtype(precision), streaming).eval()
+        return _load_streamed(name, style, dtype, streaming, device).eval()
     family = model_family(name)
-    model, tokenizer = load_base(name, family, as_dtype(precision), nf4)
+    model, tokenizer = load_base(name, family, dtype, nf4, device)
     folder = find_model(name).folder
     if adapter:
         folder = local_adapter(adapter)
@@ -71,14 +76,16 @@ def load_scorer(
     return SCORERS[family](model, tokenizer, style).eval()
 
 
-def _load_streamed(name: str, style: Format | None, dtype: torch.dtype, streaming: Streaming) -> StreamedScorer:
+def _load_streamed(
+    name: str, style: Format | None, dtype: torch.dtype, streaming: Streaming, device: Device
+) -> StreamedScorer:
     _silence()
     folder = plain_folder(find_model(name))
     check_streamed(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         style = style or adapters.stored_style(find_model(name).folder) or Format()
-        return StreamedScorer(folder, tokenizer, style, dtype, streaming)
+        return StreamedScorer(folder, tokenizer, style, dtype, streaming, device)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
 
@@ -103,22 +110,21 @@ def load_encoder(name: str, style: dict) -> CausalScorer:
     return CausalScorer(model, tokenizer, replace(adapters.stored_style(folder) or Format(), **style))
 
 
-def as_dtype(precision: Precision) -> torch.dtype:
-    """Return the torch type of a precision on this worker's device."""
-    return half_precision(this_device()) if precision == "auto" else getattr(torch, precision)
+def as_dtype(precision: Precision, device: Device) -> torch.dtype:
+    """Return the torch type of a precision on a device."""
+    return half_precision(device) if precision == "auto" else getattr(torch, precision)
 
 
 def load_base(
-    name: str, family: Family, dtype: torch.dtype, nf4: bool = False
+    name: str, family: Family, dtype: torch.dtype, nf4: bool = False, device: Device = "cpu"
 ) -> tuple[PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """Return a base model in evaluation mode on this worker's device, and its tokenizer.
+    """Return a base model in evaluation mode on a device, and its tokenizer.
 
     A GGUF file is turned into safetensors once per machine: de-quantising it takes ten times the time of
     loading them.
     """
     _silence()
     files = find_model(name)
-    device = this_device()
     how = {}
     if nf4:
         how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}

@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from sciqa.device import this_device
+from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.models.causal import CausalScorer, normalised, targets
 from sciqa.models.format import Format
@@ -50,19 +50,27 @@ class StreamedScorer(CausalScorer):
         style: how questions are put to it.
         dtype: type of computing.
         streaming: how the model is read.
+        device: what it computes on; hidden states are in host memory.
 
     Raises:
         InputError: the files lack weights that such a model has, or have them in another shape or type.
     """
 
     def __init__(
-        self, folder: str, tokenizer: PreTrainedTokenizerBase, style: Format, dtype: torch.dtype, streaming: Streaming
+        self,
+        folder: str,
+        tokenizer: PreTrainedTokenizerBase,
+        style: Format,
+        dtype: torch.dtype,
+        streaming: Streaming,
+        device: Device,
     ) -> None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         super().__init__(model, tokenizer, style)
         self.dtype, self.streaming, self.said = dtype, streaming, 0.0
+        self.computes_on = torch.device(device)
         self.decoder, self.norm = model.model, model.model.norm
         self.decoder.norm = nn.Identity()
         self.decoder.rotary_emb = type(self.decoder.rotary_emb)(config=config).to(self.device)
@@ -90,7 +98,7 @@ class StreamedScorer(CausalScorer):
     @property
     def device(self) -> torch.device:
         """See `Scorer.device`."""
-        return torch.device(this_device())
+        return self.computes_on
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; a pass over all weights, not differentiable."""

@@ -206,7 +206,8 @@ class FindContexts(Finder):
             from sentence_transformers import CrossEncoder
 
             folder = find_model(options.rerank).folder
-            self.judge = CrossEncoder(folder, model_kwargs={"use_safetensors": True}, trust_remote_code=False)
+            settings = {"model_kwargs": {"use_safetensors": True}, "trust_remote_code": False}
+            self.judge = CrossEncoder(folder, device=embed.get("device", "cpu"), **settings)
         if options.context_tokens:
             self.tokenizer = load_tokenizer(options.embedder)
 

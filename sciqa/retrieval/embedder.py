@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from sciqa.cache import cached_folder
+from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
 from sciqa.hub import find_model
 
@@ -23,27 +24,26 @@ class Embedder(Protocol):
         """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch."""
 
 
-def load_embedder(model: str, threads: int, backend: Backend = "openvino") -> Embedder:
-    """Return a sentence-transformers model on this worker's device.
+def load_embedder(model: str, threads: int, backend: Backend = "openvino", device: Device = "cpu") -> Embedder:
+    """Return a sentence-transformers model.
 
     Args:
         model: name as `sciqa.hub.find_model` takes it.
         threads: CPU threads of this worker.
-        backend: `torch`, or `openvino` for a CPU.
+        backend: `torch`, or `openvino`, which computes on the CPU.
+        device: what torch computes on.
     """
-    return (TorchEmbedder if backend == "torch" else OpenVinoEmbedder)(model, threads)
+    return TorchEmbedder(model, threads, device) if backend == "torch" else OpenVinoEmbedder(model, threads)
 
 
 class TorchEmbedder:
     """The model as sentence-transformers runs it, in 16 bits where the hardware has them."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, device: Device) -> None:
         import torch
 
-        from sciqa.device import half_precision, this_device
-
         torch.set_num_threads(threads)
-        device = this_device()
+        check_device(device)
         self.model = _load(model, device, half_precision(device))
 
     def encode(self, texts: list[str], batch_size: int = 32) -> np.ndarray:

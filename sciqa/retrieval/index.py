@@ -13,6 +13,7 @@ import numpy as np
 from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus.windows import embedded_text
+from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.hub import find_model, local_path, read_about, vector_size, weight_bytes
 from sciqa.retrieval.embedder import Backend, load_embedder
@@ -44,10 +45,14 @@ class EmbedOptions(RunOptions):
 
     def embed_arguments(self, workers: int) -> dict:
         """Return the arguments of `load_embedder` for each of a number of workers of the connected cluster."""
+        return self.embed_on(cluster.device(self), cluster.threads_per_worker(workers))
+
+    def embed_on(self, device: Device, threads: int) -> dict:
+        """Return the arguments of `load_embedder` for a device and a number of CPU threads."""
         backend = self.embed_backend
         if backend == "auto":
-            backend = "torch" if cluster.uses_gpu(self) else "openvino"
-        return {"model": self.embedder, "threads": cluster.threads_per_worker(workers), "backend": backend}
+            backend = "torch" if device == "cuda" else "openvino"
+        return {"model": self.embedder, "threads": threads, "backend": backend, "device": device}
 
     def prefix(self, kind: Literal["query", "passage"]) -> str:
         """Return what is put before every text of a kind."""

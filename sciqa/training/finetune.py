@@ -52,6 +52,8 @@ def finetune(options: FinetuneOptions) -> Summary:
     if options.mlflow and not importlib.util.find_spec("mlflow"):
         raise InputError("--mlflow: MLflow is not installed; run `pip install 'sciqa[mlflow]'`")
     cluster.connect(options)
+    if options.optimizer == "paged-adamw" and cluster.device(options) == "cpu":
+        raise InputError("--optimizer paged-adamw: pages between GPU and host, and no GPU is used; pass adamw or auto")
     workers = _workers(options)
     folder = options.folder
     inputs = _inputs(options, exams, workers)
@@ -130,9 +132,11 @@ def _check_folder(folder: str, inputs: dict) -> None:
 
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
-    gpu = cluster.uses_gpu(options)
-    environment = {} if gpu else {"DS_ACCELERATOR": "cpu"}
-    os.environ |= environment
+    device = cluster.device(options)
+    environment = {"DS_ACCELERATOR": device}
+    if device == "cpu":  # Ray Train makes a GPU of the host current where a worker sees one, and takes memory of it
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    os.environ["DS_ACCELERATOR"] = "cpu"  # this process only names what its workers run
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from sciqa.training.loop import HISTORY, train
@@ -142,15 +146,16 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
         "options": options,
         "steps": steps,
         "threads": cluster.threads_per_worker(workers),
+        "device": device,
         "progress": progress,
     }
     trainer = TorchTrainer(
         train,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=gpu,
+            use_gpu=device == "cuda",
             resources_per_worker=cluster.worker_needs(options, workers, weight_bytes(options.model)),
             accelerator_type=cluster.named_accelerator(options),
         ),

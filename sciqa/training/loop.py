@@ -21,7 +21,7 @@ from ray.util.queue import Queue
 from torch import nn
 
 from sciqa import storage
-from sciqa.device import this_device
+from sciqa.device import Device, check_device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank
 from sciqa.exam.questions import Exam
@@ -31,7 +31,7 @@ from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, as_dtype, load_base
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.training.examples import Examples, Order
-from sciqa.training.options import FinetuneOptions, Loss
+from sciqa.training.options import NO_SCALER, FinetuneOptions, Loss
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
 
 HISTORY = "history.json"
@@ -45,8 +45,8 @@ def train(config: dict) -> dict:
     """Train on one worker and report checkpoints; Ray Train calls it on every worker.
 
     Args:
-        config: `options`, the `train` and `validation` exams, `threads` and `steps`, and `progress`, a queue that
-            takes the rows of the history.
+        config: `options`, the `train` and `validation` exams, `steps`, `threads` and `device` of this worker, and
+            `progress`, a queue that takes the rows of the history.
 
     Returns:
         Figures of the run; `input_error` where the input was found to be bad.
@@ -61,11 +61,22 @@ class _Run:
     """One worker's part of a run."""
 
     def __init__(
-        self, options: FinetuneOptions, train: Exam, validation: Exam, steps: int, threads: int, progress: Queue
+        self,
+        options: FinetuneOptions,
+        train: Exam,
+        validation: Exam,
+        steps: int,
+        threads: int,
+        device: Device,
+        progress: Queue,
     ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
+        check_device(device)
         self.options, self.steps, self.progress = options, steps, progress
+        self.device, self.dtype = device, as_dtype(options.precision, device)
+        if self.dtype == torch.float16 and options.zero:
+            raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.examples = Examples(train, options.train_contexts)
@@ -81,7 +92,7 @@ class _Run:
             model=self.scorer,
             optimizer=self.optimizer,
             lr_scheduler=_schedule(options, self.optimizer, steps),
-            config=deepspeed_config(options, self.world_size, as_dtype(options.precision)),
+            config=deepspeed_config(options, self.world_size, self.dtype),
             dist_init_required=False,
         )
         self.history: list[dict] = []
@@ -91,8 +102,7 @@ class _Run:
         first = self._restore()
         every = self.options.eval_every or max(1, self.steps // 10)
         # Autocast casts what enters an adapter; peft's own cast, to float32 and back, would only take time.
-        autocast = as_dtype(self.options.precision) != torch.float32
-        uncast = disable_input_dtype_casting(self.scorer, active=autocast)
+        uncast = disable_input_dtype_casting(self.scorer, active=self.dtype != torch.float32)
         with contextlib.closing(_Writers(self.options, self.rank)) as writers, uncast:
             if not self.history:
                 self._evaluate(0, writers)
@@ -111,9 +121,8 @@ class _Run:
     def _build(self) -> Scorer:
         options = self.options
         family = model_family(options.model)
-        dtype = as_dtype(options.precision)
         torch.manual_seed(options.seed)  # new weights are the same on every worker
-        model, tokenizer = load_base(options.model, family, dtype, nf4=options.method == "qlora")
+        model, tokenizer = load_base(options.model, family, self.dtype, options.method == "qlora", self.device)
         keep_layout(model)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -133,8 +142,8 @@ class _Run:
         options = self.options
         trained = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
         settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
-        paged = options.optimizer == "paged-adamw" or (options.optimizer == "auto" and options.method == "qlora")
-        if paged and this_device() == "cuda":
+        own = options.method == "qlora" and self.device == "cuda" and not options.offload
+        if options.optimizer == "paged-adamw" or (options.optimizer == "auto" and own):
             from bitsandbytes.optim import PagedAdamW32bit
 
             return PagedAdamW32bit(trained, **settings)
@@ -248,11 +257,11 @@ class _Run:
         question, context, _ = self.examples.plain(int(self.examples.sizes().argmax()))
         encoded = self.scorer.encode(question, context)
         need = least_memory(self.scorer, encoded, self.options.micro_batch)
-        if this_device() == "cuda":
+        if self.device == "cuda":
             free = torch.cuda.mem_get_info()[0]
         else:
             free = psutil.virtual_memory().available // ray.train.get_context().get_local_world_size()
-        short = torch.tensor(float(need - free), device=this_device())
+        short = torch.tensor(float(need - free), device=self.device)
         dist.all_reduce(short, dist.ReduceOp.MAX)
         if short > 0:
             raise InputError(

@@ -20,6 +20,12 @@ PERSISTENCE_THRESHOLD = 10_000
 #: Elements of the bucket in which ZeRO sums up gradients. It is made whole, and DeepSpeed's 500,000,000 would take 2 GB
 #: of every GPU, whatever is trained.
 REDUCE_BUCKET = 50_000_000
+#: Read in DeepSpeed 0.19.8: under autocast its ZeRO optimizers clip gradients still scaled up, and do not lower
+#: the scale where they overflow. Without ZeRO it does both as PyTorch documents it.
+NO_SCALER = (
+    "--precision float16: with --zero 2 and 3 DeepSpeed does not scale gradients as float16 needs; pass --precision "
+    "float32, bfloat16 where the hardware has it, or --zero 0"
+)
 
 
 @dataclass(kw_only=True)
@@ -125,6 +131,10 @@ class FinetuneOptions(RunOptions):
             raise InputError("--offload: moves what ZeRO shards; use it with --zero 2 or 3")
         if self.offload and self.zero == 3 and self.method == "qlora":
             raise InputError("--offload: DeepSpeed cannot offload 4-bit parameters; use --zero 2, or --method lora")
+        if self.offload and self.optimizer == "paged-adamw":
+            raise InputError("--optimizer paged-adamw: pages a state on the GPU, and --offload keeps it off; pass one")
+        if self.zero and self.precision == "float16":
+            raise InputError(NO_SCALER)
         if self.hide_gold and not self.max_passages:
             raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
 

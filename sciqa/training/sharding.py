@@ -2,11 +2,12 @@
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
-if not torch.cuda.is_available():
+if get_accelerator().device_name() == "cpu":  # by DS_ACCELERATOR, which the driver sets for its workers
     # On a CPU DeepSpeed would look through its kernels and compile one, for all-reduces of inference, that training
     # never calls; where there is no C++ compiler that fails.
     deepspeed.ops.__compatible_ops__ = {}
