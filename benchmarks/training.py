@@ -23,6 +23,7 @@ from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import load_base
+from sciqa.retrieval.contexts import CONTEXTS_FORMAT
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order
 
@@ -47,7 +48,8 @@ def ours(folder: str, steps: int) -> dict:
         exam = storage.read_table(f"{folder}/validation/contexts").slice(0, 1)
         storage.write_table(f"{output}/validation/contexts/00000.parquet", exam)
         digest = open_exam(ExamOptions(output=f"{output}/validation", exam=options.validation)).sha256
-        storage.finish(f"{output}/validation/contexts", {"inputs": {"exam": digest}})
+        about = {"format": CONTEXTS_FORMAT, "inputs": {"exam": digest}, "rows": 1}
+        storage.finish(f"{output}/validation/contexts", about)
         made = finetune(options)
         history = storage.read_table(f"{made.path}/metrics.parquet").to_pylist()
         seconds = [row["seconds"] for row in history if row["loss"] is not None]

@@ -1,10 +1,23 @@
-"""Files made once per machine from a model's own files, so that the next worker starts quickly."""
+"""What is made once per machine from a model's own files, so that the next worker starts quickly."""
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+#: A file that was changed less than this many seconds ago can change again within the same tick of its clock.
+TICK = 0.05
+_hashes: dict[str, tuple[list[int], str]] = {}
+
+
+def cache_root() -> Path:
+    """Return the folder of the machine's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sciqa"
 
 
 def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
@@ -14,7 +27,7 @@ def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
         name: of the folder; it must change with all that the content follows from.
         build: writes the content into the folder it is given.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sciqa"
+    root = cache_root()
     folder = root / name
     if not folder.exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -28,3 +41,35 @@ def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file, which is read once per machine for as long as it is not changed.
+
+    The machine's cache keeps the hash under the absolute path, with the size and the times of change that the file had.
+    """
+    path = path.resolve()
+    name = hashlib.sha256(str(path).encode()).hexdigest()
+    record = cache_root() / "hashes" / f"{name}.json"
+    state = _state(path)
+    if name not in _hashes:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            about = json.loads(record.read_text(encoding="utf-8"))
+            _hashes[name] = about["state"], about["sha256"]
+    if name in _hashes and _hashes[name][0] == state:
+        return _hashes[name][1]
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if _state(path) == state and time.time() - state[2] / 1e9 > TICK:
+        _hashes[name] = state, digest
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+            record.parent.mkdir(parents=True, exist_ok=True)
+            aside = record.with_name(f".{name}.{os.getpid()}")
+            aside.write_text(json.dumps({"path": str(path), "state": state, "sha256": digest}), encoding="utf-8")
+            aside.replace(record)
+    return digest
+
+
+def _state(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]

@@ -23,10 +23,10 @@ from ray.util.metrics import Gauge
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sciqa import storage
+from sciqa.console import console
 from sciqa.device import Device
 from sciqa.errors import InputError, find_input_error
 
@@ -44,8 +44,6 @@ LOADING = 1.25
 LONGEST_SILENCE = 15
 #: Seconds without any node on its way after which a cluster is said to lack what a stage needs.
 LONGEST_WAIT = 20
-
-console = Console(stderr=True)
 
 
 @dataclass(kw_only=True)

@@ -1,10 +1,8 @@
 """From the name of a model to its files: packaged, a local folder, a GGUF file, or a hub id."""
 
 import functools
-import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sciqa import storage
 from sciqa.cache import cached_folder
 from sciqa.errors import InputError
+from sciqa.identity import find_weights, hash_others, hash_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,17 +35,36 @@ class ModelFiles:
     Attributes:
         folder: holds configuration, tokenizer and weights.
         gguf_file: name of the GGUF file in the folder, or None where the weights are safetensors.
-        weights: paths of its weights.
+        weights: paths of the weights that are loaded.
     """
 
     folder: str
     gguf_file: str | None
     weights: tuple[Path, ...]
 
-    @functools.cached_property
+    @property
     def revision(self) -> str:
-        """Hash that changes when the weights do; reads them all, once per process, where it is asked for."""
-        return _hash_weights(self.weights)
+        """Hash of all that the model is loaded from: weights, configurations, tokenizer, chat template, pooling.
+
+        Weights are read once per machine, and those of a snapshot in the hub's cache never.
+        """
+        return storage.fingerprint({"weights": self.weights_hash, "others": self.others})
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of the weights' content alone."""
+        return hash_weights(self.weights)
+
+    @property
+    def others(self) -> dict[str, str]:
+        """Hashes of what the model is loaded from besides its weights, by the path in its folder."""
+        return hash_others(Path(self.folder), self.gguf_file is not None)
+
+    @property
+    def tokenizer(self) -> str:
+        """Hash of what `load_tokenizer` reads."""
+        others = self.others
+        return others.get("tokenizer.json") or self.revision
 
 
 def packaged_path(name: str) -> Path:
@@ -70,7 +88,6 @@ def local_path(name: str) -> str:
     return str(Path(name).absolute()) if name not in PACKAGED and Path(name).exists() else name
 
 
-@functools.cache
 def find_model(name: str) -> ModelFiles:
     """Find a model's files, fetching them once where the name is a hub id.
 
@@ -86,9 +103,12 @@ def find_model(name: str) -> ModelFiles:
         return ModelFiles(str(path.parent), path.name, (path,))
     if not path.is_dir():
         path = _fetch(name)
-    weights = sorted(path.glob("*.safetensors"))
+    weights = find_weights(path)
     if not weights:
-        raise InputError(f"{name}: no *.safetensors weights in {path}; other formats are not loaded")
+        raise InputError(
+            f"{name}: no weights in {path} (model.safetensors, or the files that model.safetensors.index.json names); "
+            "other formats are not loaded"
+        )
     return ModelFiles(str(path), None, tuple(weights))
 
 
@@ -104,7 +124,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
     if not path.is_dir():
-        path = _fetch(name, ["config.json"])
+        path = _fetch(name, ("config.json",))
     _read_config(name, path)
     return path, None
 
@@ -114,7 +134,7 @@ def weight_bytes(name: str) -> int:
     files = find_model(name)
     if files.gguf_file:
         return 4 * Path(files.folder, files.gguf_file).stat().st_size
-    return sum(path.stat().st_size for path in Path(files.folder).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files.weights if path.exists())
 
 
 def load_tokenizer(name: str) -> "Tokenizer":
@@ -204,17 +224,41 @@ def _read_json(name: str, path: Path) -> dict | list:
         raise InputError(f"{name}: {path} cannot be read ({error})") from error
 
 
-def check_base(folder: str, model: str) -> None:
-    """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model."""
+def about_base(name: str) -> dict:
+    """Return what an adapter or fine-tuned model keeps of its base model, for `check_base`."""
+    files = find_model(name)
+    return {"base": name, "revision": files.weights_hash, "others": files.others}
+
+
+def check_base(folder: str, model: str) -> str | None:
+    """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
+
+    Returns:
+        What to say where the model has the weights that the adapter was trained on, but another tokenizer or
+        configuration.
+    """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not storage.exists(storage.join(folder, name)):
             raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
     made_for = about_trained(folder)
-    if made_for and made_for["revision"] != find_model(model).revision:
+    if not made_for:
+        return None
+    files = find_model(model)
+    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != _hash_all(files):
         raise InputError(
-            f"{folder}: an adapter for the base model {made_for['base']}, not for {model}; "
-            f"pass --model {made_for['base']}"
+            f"{folder}: an adapter for the base model {made_for.get('base')}, not for {model}; "
+            f"pass --model {made_for.get('base')}"
         )
+    trained, now = made_for.get("others", files.others), files.others
+    changed = sorted(name for name in trained.keys() | now.keys() if trained.get(name) != now.get(name))
+    if not changed:
+        return None
+    return f"{folder}: {', '.join(changed)} of {model} changed since this adapter was trained; its scores may be worse"
+
+
+def _hash_all(files: ModelFiles) -> str:
+    """Return the hash that earlier versions kept with an adapter, of every safetensors file in its base's folder."""
+    return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))
 
 
 def about_trained(folder: str) -> dict:
@@ -232,24 +276,18 @@ def local_adapter(folder: str) -> str:
 
 
 def adapter_hash(folder: str) -> str:
-    """Return a hash of an adapter's weights."""
-    return hashlib.sha256(storage.read_bytes(storage.join(folder, ADAPTER_WEIGHTS))).hexdigest()[:16]
+    """Return a hash of an adapter: its weights, its configuration, and the form of the prompt kept beside them."""
+    paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
+    return storage.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
 
 
-def _hash_weights(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def _fetch(name: str, only: list[str] | None = None) -> Path:
+@functools.cache
+def _fetch(name: str, only: tuple[str, ...] | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=only, ignore_patterns=NEVER_FETCHED))
+        return Path(snapshot_download(name, allow_patterns=only and list(only), ignore_patterns=NEVER_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name}: neither a folder, a .gguf file, a packaged model ({', '.join(PACKAGED)}), "

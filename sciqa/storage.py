@@ -5,17 +5,23 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from sciqa.console import console
 from sciqa.errors import InputError
 
 INPUTS = "_inputs.json"
 MANIFEST = "_manifest.json"
+#: What is said of a table whose `format` is not the program's.
+OTHERWISE = "made by another version of sciqa, which computes this otherwise"
 
 
 def resolve(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
@@ -108,6 +114,17 @@ def open_parquet(path: str) -> pq.ParquetFile:
         raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
 
 
+def read_rows(path: str, first: int, last: int, columns: list[str] | None = None) -> list[dict]:
+    """Return the rows of one Parquet file from number `first` up to but not including `last`, however it is cut."""
+    file = open_parquet(path)
+    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+    groups = [n for n in range(file.num_row_groups) if starts[n] < last and first < starts[n + 1]]
+    if not groups:
+        return []
+    table = file.read_row_groups(groups, columns)
+    return table.slice(first - int(starts[groups[0]]), last - first).to_pylist()
+
+
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or every one in a folder in the order of their names."""
     return pa.concat_tables([open_parquet(file).read(columns) for file in list_files(path, "parquet")])
@@ -154,9 +171,14 @@ def absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
 
 
+def part_name(part: int) -> str:
+    """Return the name of the file of a shard, by its number."""
+    return f"{part:05d}.parquet"
+
+
 def part_path(folder: str, part: int) -> str:
-    """Return where a shard is of a table whose shards are those of the exam."""
-    return join(folder, f"{part:05d}.parquet")
+    """Return where a shard is of a table whose shards are numbered."""
+    return join(folder, part_name(part))
 
 
 def copy_files(source: str, destination: str) -> None:
@@ -191,22 +213,76 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def begin(folder: str, inputs: dict) -> set[str]:
-    """Open a table's folder for writing and return the names of the parts it already holds.
+def rows_hash(rows: Iterable[dict]) -> str:
+    """Return a hash of rows in their order; the order of their columns and empty cells do not count."""
+    digest = hashlib.sha256()
+    for row in rows:
+        given = {name: value for name, value in row.items() if value is not None}
+        digest.update(json.dumps(given, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+class Begun(NamedTuple):
+    """A table's folder that is open for writing.
+
+    Attributes:
+        names: of what it already holds.
+        rows: in each of its parts, where they are of even size.
+    """
+
+    names: set[str]
+    rows: int | None
+
+
+def defaults_of(*kinds: type) -> dict:
+    """Return the default of every option of some dataclasses, by its name."""
+    return {field.name: field.default for kind in kinds for field in fields(kind)}
+
+
+def differing(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
+    """Return in what two tables' inputs differ: (there, now) by name, of nested ones `outer: inner`.
+
+    A name that one of them lacks counts as the option's default, so that options which came later change nothing.
+
+    Args:
+        begun: inputs as JSON gave them back.
+        inputs: those of now.
+        defaults: of the options, by name.
+    """
+    inputs = json.loads(json.dumps(inputs))
+    defaults = json.loads(json.dumps(defaults, default=str))
+    changed = {}
+    for name in sorted(begun.keys() | inputs.keys()):
+        there, now = (each.get(name, defaults.get(name)) for each in (begun, inputs))
+        if isinstance(there, dict) and isinstance(now, dict):
+            changed |= {f"{name}: {inner}": pair for inner, pair in differing(there, now, defaults).items()}
+        elif there != now:
+            changed[name] = there, now
+    return changed
+
+
+def begin(folder: str, inputs: dict, defaults: dict | None = None, rows: int | None = None) -> Begun:
+    """Open a table's folder for writing.
 
     A folder that was begun from other inputs is emptied first: a table never mixes two runs.
 
     Args:
         folder: where the table's parts go.
-        inputs: all that the table's content follows from.
+        inputs: all that the table's content follows from, and `format`, of what the program computes.
+        defaults: of the options among the inputs, by name; see `differing`.
+        rows: wanted in each part; a table that has parts goes on with the rows that those have.
     """
-    key = {"fingerprint": fingerprint(inputs), "inputs": inputs}
     if exists(join(folder, INPUTS)):
-        if read_json(join(folder, INPUTS)).get("fingerprint") == key["fingerprint"]:
-            return set(names(folder))
+        begun = read_json(join(folder, INPUTS))
+        if not (changed := differing(begun["inputs"], inputs, defaults or {})):
+            held = set(names(folder))
+            if begun.get("rows") == rows or any(name.endswith(".parquet") for name in held):
+                return Begun(held, begun.get("rows"))
+        elif "format" in changed:
+            console.print(f"{folder}: {OTHERWISE}; made anew", markup=False, soft_wrap=True)
         delete(folder)
-    write_json(join(folder, INPUTS), key)
-    return set()
+    write_json(join(folder, INPUTS), {"inputs": inputs, "rows": rows})
+    return Begun(set(), rows)
 
 
 def finish(folder: str, manifest: dict) -> None:
@@ -214,11 +290,20 @@ def finish(folder: str, manifest: dict) -> None:
     write_json(join(folder, MANIFEST), manifest)
 
 
-def read_manifest(folder: str, step: str) -> dict:
-    """Return the manifest of a whole table, or raise `InputError` that names the step that makes it."""
+def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
+    """Return the manifest of a whole table, or raise `InputError` that names the step that makes it.
+
+    Args:
+        folder: of the table.
+        step: that makes it.
+        version: the `format` that the table must have, where that matters.
+    """
     if not exists(join(folder, MANIFEST)):
         raise InputError(f"{folder}: not there, or not finished; run `sciqa {step}` with the same --output first")
-    return read_json(join(folder, MANIFEST))
+    manifest = read_json(join(folder, MANIFEST))
+    if version is not None and manifest.get("format") != version:
+        raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step}` again")
+    return manifest
 
 
 def names(folder: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,21 @@ def test_other_bad_input_is_refused(tmp_path, cluster, data, models, exam_file, 
 
     options = tiny_run(data, tmp_path, model=models("llama"), steps=1)
     made = finetune(options)
+    path = storage.join(made.path, storage.INPUTS)
+    begun = storage.read_json(path)
+    del begun["inputs"]["clip"]  # as a version without that option would have stored it
+    storage.write_json(path, begun)
+    assert finetune(options).made.endswith("kept")
+    moved = shutil.copytree(models("llama"), tmp_path / "moved")
+    assert finetune(tiny_run(data, tmp_path, model=str(moved), steps=1)).made.endswith("kept")
+    (moved / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(InputError, match=r"begun with other options \(others of the model: chat_template.jinja: "):
+        finetune(tiny_run(data, tmp_path, model=str(moved), steps=1))
+    with pytest.raises(InputError, match=r"begun with other options \(clip: 1.0 there, 0.5 now\)"):
+        finetune(tiny_run(data, tmp_path, model=models("llama"), steps=1, clip=0.5))
+    del begun["inputs"]["format"]  # as versions before there were formats
+    storage.write_json(path, begun)
+    assert finetune(options).made.endswith("kept")
     with pytest.raises(InputError, match=r"begun with other options \(learning_rate: 0.005 there, 1.0 now\)"):
         finetune(tiny_run(data, tmp_path, model=models("llama"), steps=1, learning_rate=1.0))
     common = {"output": str(tmp_path), "exam": exam_file, "contexts": exam_contexts}

@@ -20,6 +20,9 @@ from sciqa.corpus.windows import Splitter
 from sciqa.errors import InputError
 from sciqa.hub import find_model, load_tokenizer, local_path, longest_text
 
+#: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
+#: are not kept.
+PASSAGES_FORMAT = 2
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
 
 
@@ -71,18 +74,19 @@ def build_passages(options: CorpusOptions) -> Summary:
     removed = _read_titles(options.remove) if options.remove else []
     storage.check_writable(options.passages)
     cut = {
-        "tokenizer": find_model(options.embedder).revision,
+        "format": PASSAGES_FORMAT,
+        "tokenizer": find_model(options.embedder).tokenizer,
         "tokens": options.passage_tokens,
         "overlap": options.passage_overlap,
         "shard": options.shard_passages,
     }
     inputs = storage.fingerprint([sources, removed, options.part_bytes])
-    whole = storage.MANIFEST in storage.begin(options.passages, cut)
+    whole = storage.MANIFEST in storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions)).names
     manifest = storage.read_manifest(options.passages, "corpus") if whole else {}
     if not (kept := manifest.get("inputs") == inputs):
         storage.delete(storage.join(options.passages, storage.MANIFEST))
         cluster.connect(options)
-        manifest = _build(options, sources, removed) | {"inputs": inputs}
+        manifest = _build(options, sources, removed) | {"inputs": inputs, "format": PASSAGES_FORMAT}
         storage.finish(options.passages, manifest)
         _tidy(options.passages, manifest)
     return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
@@ -233,7 +237,8 @@ def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
         if len(table):
             name = f"{number:05d}-{chunk:05d}"
             digest = storage.write_table(storage.join(folder, f"{name}.parquet"), table)
-            done["shards"].append({"name": name, "rows": len(table), "sha256": digest})
+            content = storage.rows_hash(table.to_pylist())
+            done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
     storage.write_json(record, done)
     return {"done": done}

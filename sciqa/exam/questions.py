@@ -14,6 +14,8 @@ from sciqa import storage
 from sciqa.cluster import RunOptions
 from sciqa.errors import InputError
 
+#: What an exam table's Parquet metadata calls the hash of its rows.
+EXAM_HASH = b"sciqa.exam"
 SPLITS = ("train", "validation", "test")
 #: Values of `is_question` as people write them.
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -39,33 +41,65 @@ class Exam:
     """An exam on storage, as every step opens it.
 
     Attributes:
-        path: the exam table; its row groups are the shards of questions.
-        sha256: of the table, to know a run's questions again.
+        path: the exam table.
+        sha256: of its content, whatever its file's format, to know a run's questions again.
         questions: number of rows.
-        shards: number of row groups.
+        shard_questions: rows of a shard, the unit of work and of resuming.
     """
 
     path: str
     sha256: str
     questions: int
-    shards: int
+    shard_questions: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.questions // self.shard_questions)
+
+    def first(self, number: int) -> int:
+        """Return the number of the first question of a shard, from 0."""
+        return number * self.shard_questions
 
     def read_shard(self, number: int) -> list[dict]:
-        """Return the questions of one shard."""
-        return storage.open_parquet(self.path).read_row_group(number).to_pylist()
+        """Return the questions of one shard.
+
+        Raises:
+            InputError: another exam has been written over this one.
+        """
+        about = storage.open_parquet(self.path).schema_arrow.metadata or {}
+        if about.get(EXAM_HASH, self.sha256.encode()) != self.sha256.encode():
+            raise InputError(f"{self.path}: replaced by another exam while this run was reading it; run it again")
+        return storage.read_rows(self.path, self.first(number), self.first(number + 1))
+
+    def read_ids(self) -> list[str]:
+        """Return the ids of all questions."""
+        return storage.read_table(self.path, ["id"])["id"].to_pylist()
 
 
 def open_exam(options: ExamOptions) -> Exam:
-    """Validate the exam of the options and write its table to the run's folder.
+    """Validate the exam of the options and write its table to the run's folder, where it is not there yet.
 
     Raises:
         InputError: with file, row and column of what is wrong.
     """
     table = read_exam(options.exam)
-    storage.check_writable(options.output)
     path = storage.join(options.output, "exam.parquet")
-    digest = storage.write_table(path, table, row_group_size=options.shard_questions)
-    return Exam(path, digest, len(table), -(-len(table) // options.shard_questions))
+    exam = Exam(path, storage.rows_hash(table.to_pylist()), len(table), options.shard_questions)
+    storage.check_writable(options.output)
+    if not _is_stored(exam, table.column_names):
+        marked = table.replace_schema_metadata({EXAM_HASH: exam.sha256})
+        storage.write_table(path, marked, row_group_size=options.shard_questions)
+    return exam
+
+
+def _is_stored(exam: Exam, columns: list[str]) -> bool:
+    """Whether the file of an exam's table holds it already, however that was written."""
+    try:
+        table = storage.open_parquet(exam.path).read()
+    except (InputError, pa.ArrowException, OSError):
+        return False
+    return set(table.column_names) == set(columns) and storage.rows_hash(table.to_pylist()) == exam.sha256
 
 
 def options_of(question: dict) -> dict[str, str]:

@@ -11,6 +11,7 @@ from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+from sciqa.exam.table import QuestionTable
 
 
 @dataclass(kw_only=True)
@@ -61,9 +62,11 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
         folder = storage.join(output, "answers", name)
         if not storage.exists(storage.join(folder, storage.MANIFEST)):
             continue
-        if storage.read_manifest(folder, "predict")["inputs"]["exam"] == exam.sha256:
+        manifest = storage.read_manifest(folder, "predict")
+        if manifest["inputs"]["exam"] == exam.sha256:
             metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
-            readers[name] = {"answers": storage.read_table(folder).to_pylist(), "metrics": metrics}
+            answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
+            readers[name] = {"answers": answers, "metrics": metrics}
     return dict(
         sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
     )
@@ -123,11 +126,13 @@ def _rank_counts(answers: list[dict]) -> list[int]:
 def _questions(options: ReportOptions, exam: Exam, answers: list[dict]) -> list[dict]:
     """Return the questions listed, each with its options by probability and the passages found for it."""
     listed = []
+    contexts = _contexts(options.output, exam)
     for part in range(exam.shards):
         if len(listed) >= options.report_questions:
             break
-        passages = _passages(options.output, exam, part)
-        for question in exam.read_shard(part):
+        questions = exam.read_shard(part)
+        found = contexts.read(questions, exam.first(part), ["passages"]) if contexts else [{}] * len(questions)
+        for question, passages in zip(questions, found, strict=True):
             answer = answers[len(listed)]
             given = options_of(question)
             probabilities = dict(zip(given, answer["probabilities"], strict=True))
@@ -140,18 +145,16 @@ def _questions(options: ReportOptions, exam: Exam, answers: list[dict]) -> list[
                     ],
                     "rank": answer["ranking"].index(question["answer"]) + 1 if question["answer"] else None,
                     "slice": question.get("topic") or question.get("subject"),
-                    "passages": passages.get(question["id"], []),
+                    "passages": passages.get("passages", []),
                 }
             )
     return listed[: options.report_questions]
 
 
-def _passages(output: str, exam: Exam, part: int) -> dict[str, list[dict]]:
-    """Return the passages found for one shard of questions, by question, where there are any of this exam."""
+def _contexts(output: str, exam: Exam) -> QuestionTable | None:
+    """Return the run's contexts table, where there is one of this exam."""
     folder = storage.join(output, "contexts")
     if not storage.exists(storage.join(folder, storage.MANIFEST)):
-        return {}
-    if storage.read_manifest(folder, "retrieve")["inputs"]["exam"] != exam.sha256:
-        return {}
-    rows = storage.read_table(storage.part_path(folder, part), ["id", "passages"]).to_pylist()
-    return {row["id"]: row["passages"] for row in rows}
+        return None
+    manifest = storage.read_manifest(folder, "retrieve")
+    return QuestionTable(folder, manifest["rows"]) if manifest["inputs"]["exam"] == exam.sha256 else None

@@ -8,9 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from sciqa import storage
+from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank
-from sciqa.exam.questions import options_of
+from sciqa.exam.questions import Exam, options_of
+from sciqa.exam.table import QuestionTable
 
+#: Of what readers compute; raised with every change of it, so that answers made otherwise are not kept.
+ANSWERS_FORMAT = 2
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -81,16 +85,32 @@ def _mean_scores(scores: list[np.ndarray]) -> np.ndarray:
     return np.log(np.maximum((shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0), 1e-300))
 
 
-def read_found(sources: Sequence[str], part: int, questions: int) -> list[tuple[dict, ...]]:
-    """Return for each question of a shard its row of every table that is read with it.
+def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
+    """Return a finished answers table, and what it was made from.
 
     Args:
-        sources: folders of those tables.
-        part: number of the shard.
-        questions: how many it has.
+        folder: of the table.
+        exam: whose questions it is read with; None for any.
+
+    Raises:
+        InputError: none is there, or it is of another exam, or another version of the program made it.
     """
-    tables = [storage.read_table(storage.part_path(source, part)).to_pylist() for source in sources]
-    return list(zip(*tables, strict=True)) if tables else [()] * questions
+    manifest = storage.read_manifest(folder, "predict", ANSWERS_FORMAT)
+    if exam and manifest["inputs"]["exam"] != exam.sha256:
+        raise InputError(f"{folder}: answers to another exam; run `sciqa predict` on this one first")
+    return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
+
+
+def read_found(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
+    """Return for each of some questions its row of every table that is read with it.
+
+    Args:
+        sources: those tables.
+        questions: that follow each other in the exam.
+        first: number of the first of them there, from 0.
+    """
+    tables = [source.read(questions, first) for source in sources]
+    return list(zip(*tables, strict=True)) if tables else [()] * len(questions)
 
 
 def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored]) -> None:

@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from sciqa import cluster
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam
+from sciqa.exam.table import QuestionTable
 from sciqa.hub import find_model, model_family
 from sciqa.inference.answers import Scored, Turn, mean_turns, read_found, write_answers
 
@@ -101,13 +102,13 @@ class EncodeShard:
 
     Args:
         exam: the questions.
-        sources: folders of the tables that are read with them.
+        sources: the tables that are read with them.
         name: of the model.
         style: fields of `sciqa.models.format.Format` that differ from what the model was trained with.
         rotations: orders of the options.
     """
 
-    def __init__(self, exam: Exam, sources: tuple[str, ...], name: str, style: dict, rotations: int) -> None:
+    def __init__(self, exam: Exam, sources: tuple[QuestionTable, ...], name: str, style: dict, rotations: int) -> None:
         from sciqa.models.load import load_encoder
 
         self.exam, self.sources, self.rotations = exam, sources, rotations
@@ -118,7 +119,7 @@ class EncodeShard:
         from sciqa.inference.readers import encode_turns
 
         questions = self.exam.read_shard(row["part"])
-        found = read_found(self.sources, row["part"], len(questions))
+        found = read_found(self.sources, questions, self.exam.first(row["part"]))
         turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
         requests = [
             {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request

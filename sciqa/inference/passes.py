@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from sciqa.inference.predict import PredictOptions
 
 
-def split_passes(options: "PredictOptions", parts: list[int]) -> list[list[int]]:
-    """Return shards in groups that each go through the model in one pass: few, but one for every worker."""
+def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list[list[int]]:
+    """Return shards, of so many rows each, in groups that go through the model in one pass.
+
+    The groups are few, but one for every worker.
+    """
     if not parts:
         return []
-    fewest = -(-len(parts) * options.shard_questions // options.stream_questions)
+    fewest = -(-len(parts) * rows // options.stream_questions)
     workers = cluster.num_workers(options, len(parts), whole_nodes=True)
     return [group.tolist() for group in np.array_split(parts, min(len(parts), max(fewest, workers)))]
 

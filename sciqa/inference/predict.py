@@ -20,6 +20,7 @@ from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import score
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
+from sciqa.exam.table import QuestionTable
 from sciqa.hub import (
     about_trained,
     adapter_hash,
@@ -30,12 +31,13 @@ from sciqa.hub import (
     model_family,
     weight_bytes,
 )
-from sciqa.inference.answers import DOUBT, read_found, write_answers
+from sciqa.inference.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_found, write_answers
 from sciqa.inference.blend import fit_blend
 from sciqa.inference.engine import Shards, answer_requests, check_engine
 from sciqa.inference.passes import passes_said, split_passes
 from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
+from sciqa.retrieval.contexts import FindOptions, open_contexts
 from sciqa.retrieval.index import EmbedOptions
 
 Doubt = Literal["margin", "entropy"]
@@ -189,19 +191,21 @@ def predict(options: PredictOptions) -> Summary:
     exam = open_exam(options)
     inputs = _inputs(options, exam)
     folder = answers_path(options.output, options.name)
-    present = storage.begin(folder, inputs)
-    paths = {part: storage.part_path(folder, part) for part in range(exam.shards)}
-    missing = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] not in present]
-    if kept := storage.MANIFEST in present:
+    defaults = storage.defaults_of(PredictOptions, FindOptions)
+    begun = storage.begin(folder, inputs, defaults, exam.shard_questions)
+    exam = replace(exam, shard_questions=begun.rows)
+    missing = [part for part in range(exam.shards) if storage.part_name(part) not in begun.names]
+    if kept := storage.MANIFEST in begun.names:
         manifest = storage.read_manifest(folder, "predict")
     else:
         cluster.connect(options)
         with passes_said("predict") if options.streams else nullcontext() as say:
-            work = _work(options, missing, say)
+            work = _work(options, exam, missing, say)
             list(_answer_all(exam, options, folder, work))
         seconds = time.monotonic() - started + work.seconds_before
         cut = _write_results(options, exam, folder, seconds)
-        manifest = {"seconds": seconds, "inputs": inputs, "about": work.about, "cut": cut}
+        manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
+        manifest |= {"seconds": seconds, "about": work.about, "cut": cut}
         storage.finish(folder, manifest)
     made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept + manifest["about"]
     if 0 < len(missing) < exam.shards:
@@ -230,7 +234,8 @@ def check_reader(options: ModelOptions) -> None:
     if options.stream:
         check_streamed(options.model)
     if options.adapter:
-        check_base(options.adapter, options.model)
+        if said := check_base(options.adapter, options.model):
+            cluster.console.print(said, markup=False, soft_wrap=True)
     elif family == "multiple-choice" and not has_trained_head(options.model):
         raise InputError(
             f"{options.model}: an encoder whose multiple-choice head has not been trained; "
@@ -247,7 +252,7 @@ def check_reader(options: ModelOptions) -> None:
 
 def _inputs(options: PredictOptions, exam: Exam) -> dict:
     """Check what the reader needs and return all that its answers follow from."""
-    inputs = {"exam": exam.sha256, "reader": options.name}
+    inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     if options.blend:
         inputs["answers"] = _answers_of(options.output, options.blend, exam)
         return inputs | {"fit": options.blend_fit and _answers_of(options.blend_fit, options.blend)}
@@ -255,13 +260,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
     if options.reader != "closed-book":
-        contexts = storage.read_manifest(options.contexts, "retrieve")["inputs"]
-        if contexts["exam"] != exam.sha256:
-            raise InputError(
-                f"{options.contexts}: these contexts belong to another exam than {options.exam}; "
-                "run `sciqa retrieve` with the same --exam and --output"
-            )
-        inputs["contexts"] = contexts
+        inputs["contexts"] = open_contexts(options.contexts, exam, options.exam)[1]
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
@@ -276,11 +275,7 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     """Return what the answers of some readers follow from, by name; those to an exam, where one is given."""
     found = {}
     for name in readers:
-        folder = answers_path(output, name)
-        inputs = storage.read_manifest(folder, "predict")["inputs"]
-        if exam and inputs["exam"] != exam.sha256:
-            raise InputError(f"{folder}: answers to another exam; run `sciqa predict` on this one first")
-        found[name] = storage.fingerprint(inputs)
+        found[name] = storage.fingerprint(open_answers(answers_path(output, name), exam)[1])
     return found
 
 
@@ -293,7 +288,7 @@ class Work:
         workers: how many workers there are.
         kind: of the reader, in `sciqa.inference.readers.READERS`.
         arguments: of that.
-        sources: folders of the tables that it takes, besides the exam.
+        sources: the tables that it takes, besides the exam.
         weights: bytes of the weights that each worker loads.
         about: what is said of it at the end.
         seconds_before: that the answers took which it takes.
@@ -303,32 +298,32 @@ class Work:
     workers: int
     kind: str
     arguments: dict
-    sources: tuple[str, ...] = ()
+    sources: tuple[QuestionTable, ...] = ()
     weights: int = 0
     about: str = ""
     seconds_before: float = 0.0
 
 
-def _work(options: PredictOptions, parts: list[int], say: Callable[[str], object] | None) -> Work:
+def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[str], object] | None) -> Work:
     if options.blend:
-        return _blending(options, parts)
-    parts = split_passes(options, parts) if options.streams else parts
+        return _blending(options, exam, parts)
+    parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
     workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
-    sources = () if options.reader == "closed-book" else (options.contexts,)
+    sources = () if options.reader == "closed-book" else (open_contexts(options.contexts, exam, options.exam)[0],)
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
-        return _cascading(options, Work(parts, workers, "retrieval", arguments, sources, weights))
+        return _cascading(options, exam, Work(parts, workers, "retrieval", arguments, sources, weights))
     arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = Streaming(options.stream_memory, say)
         weights = streamed_bytes(options.model) + options.stream_memory
     else:
         weights = weight_bytes(options.model)
-    return _cascading(options, Work(parts, workers, "model", arguments, sources, weights))
+    return _cascading(options, exam, Work(parts, workers, "model", arguments, sources, weights))
 
 
-def _blending(options: PredictOptions, parts: list[int]) -> Work:
+def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
     folders = {name: answers_path(options.output, name) for name in options.blend}
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
@@ -339,10 +334,11 @@ def _blending(options: PredictOptions, parts: list[int]) -> Work:
     seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_workers(options, len(parts))
     arguments = {"weights": list(weights.values())}
-    return Work(parts, workers, "blend", arguments, tuple(folders.values()), 0, about, seconds)
+    tables = tuple(open_answers(folder, exam)[0] for folder in folders.values())
+    return Work(parts, workers, "blend", arguments, tables, 0, about, seconds)
 
 
-def _cascading(options: PredictOptions, work: Work) -> Work:
+def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
     """Return the work of a reader, or with `--cascade` of one that reads what another is least certain of."""
     if not options.cascade:
         return work
@@ -357,7 +353,7 @@ def _cascading(options: PredictOptions, work: Work) -> Work:
             "reader": work.kind,
             "arguments": work.arguments,
         },
-        sources=(*work.sources, before),
+        sources=(*work.sources, open_answers(before, exam)[0]),
         about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
         seconds_before=storage.read_manifest(before, "predict")["seconds"],
     )
@@ -398,7 +394,8 @@ class AnswerShard:
         parts = np.atleast_1d(row["part"]).tolist()
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
-        found = chain(*(read_found(self.sources, *each) for each in zip(parts, map(len, shards), strict=True)))
+        firsts = map(self.exam.first, parts)
+        found = chain(*(read_found(self.sources, *each) for each in zip(shards, firsts, strict=True)))
         scored = iter(self.reader.score(questions, list(found)))
         for part, shard in zip(parts, shards, strict=True):
             write_answers(self.folder, part, shard, [next(scored) for _ in shard])
@@ -408,7 +405,7 @@ class AnswerShard:
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _sum_up(exam: Exam, folder: str) -> tuple[list[dict], int]:
     """Write the competition's file, score all answers and those of each slice, and count the contexts cut."""
-    table = storage.read_table(folder)
+    table = QuestionTable(folder, exam.shard_questions).read_all(exam)
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
     storage.write_bytes(storage.join(folder, SUBMISSION), lines.getvalue())

@@ -22,6 +22,8 @@ from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.stored import Streaming, check_streamed
 from sciqa.models.streamed import StreamedScorer
 
+#: Of the models converted from GGUF in the machine's cache; raised with every change of what converting makes.
+GGUF_FORMAT = 2
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
     "multiple-choice": MultipleChoiceScorer,
@@ -173,7 +175,7 @@ def plain_folder(files: ModelFiles) -> str:
     """Return a folder with a model's weights as safetensors, converted from GGUF in the cache where need be."""
     if not files.gguf_file:
         return files.folder
-    return str(cached_folder(f"gguf-{files.revision}", lambda folder: _convert_gguf(files, folder)))
+    return str(cached_folder(f"gguf-{GGUF_FORMAT}-{files.revision}", lambda folder: _convert_gguf(files, folder)))
 
 
 def _convert_gguf(files: ModelFiles, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sciqa import storage
 from sciqa.cluster import Summary
+from sciqa.console import console
 from sciqa.errors import InputError
 from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path
 
@@ -37,7 +38,8 @@ def merge(options: MergeOptions) -> Summary:
         InputError: no such adapter, one for another base, or of a kind that has no weights to add.
     """
     started = time.monotonic()
-    check_base(options.adapter, options.model)
+    if said := check_base(options.adapter, options.model):
+        console.print(said, markup=False, soft_wrap=True)
     if storage.exists(options.output):
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
     storage.check_writable(options.output.rpartition("/")[0] or ".")

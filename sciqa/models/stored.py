@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from sciqa.errors import InputError
 from sciqa.hub import find_model, read_about, weight_bytes
+from sciqa.identity import find_weights
 
 #: Kinds of decoder (`model_type` of config.json) that are streamed: their layers alone change the hidden states, and
 #: their logits are the normalised last ones times the head.
@@ -95,7 +96,7 @@ def find_tensors(folder: str) -> dict[str, Stored]:
         InputError: a file is missing, cut short or not safetensors.
     """
     found = {}
-    for path in _weight_files(Path(folder)):
+    for path in find_weights(Path(folder)):
         try:
             with safe_open(path, "np"):  # checks the header, and that the file holds all that it names
                 pass
@@ -109,18 +110,6 @@ def find_tensors(folder: str) -> dict[str, Stored]:
             begin = 8 + size + about["data_offsets"][0]
             found[name] = Stored(str(path), about["dtype"], tuple(about["shape"]), begin)
     return found
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers would load."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists() or not index.exists():
-        return [folder / "model.safetensors"]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index}: no index of weights ({error!r}); write or fetch it again") from error
-    return [folder / Path(name).name for name in names]
 
 
 def streamed_bytes(name: str) -> int:

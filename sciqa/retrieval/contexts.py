@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,11 +13,14 @@ from sciqa.cluster import Summary
 from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+from sciqa.exam.table import QuestionTable
 from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
 from sciqa.retrieval.embedder import load_embedder
-from sciqa.retrieval.index import IndexOptions, check_index, read_index_manifest
+from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits
 
+#: Of what this module computes; raised with every change of it, so that contexts made otherwise are not kept.
+CONTEXTS_FORMAT = 2
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
 SCHEMA = pa.schema([("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("context", pa.string())])
@@ -94,27 +97,52 @@ def retrieve(options: RetrieveOptions) -> Summary:
     index = read_index_manifest(options.index)
     storage.check_writable(options.contexts)
     inputs = {
+        "format": CONTEXTS_FORMAT,
         "exam": exam.sha256,
-        "index": storage.fingerprint(index),
+        "index": index_identity(index),
         "prefix": options.prefix("query"),
         **{name: getattr(options, name) for name in FindOptions.__annotations__},
         "rerank": find_model(options.rerank).revision if options.rerank else None,
     }
-    present = storage.begin(options.contexts, inputs)
-    if kept := storage.MANIFEST in present:
+    begun = storage.begin(options.contexts, inputs, storage.defaults_of(FindOptions), exam.shard_questions)
+    if kept := storage.MANIFEST in begun.names:
         manifest = storage.read_manifest(options.contexts, "retrieve")
     else:
-        paths = {part: storage.part_path(options.contexts, part) for part in range(exam.shards)}
-        finished = [part for part, path in paths.items() if path.rsplit("/", 1)[-1] in present]
-        rows = [_count(exam.read_shard(part), storage.read_table(paths[part]).to_pylist()) for part in finished]
-        rows.extend(run_workers(FindContexts, exam, options, index, sorted(paths.keys() - set(finished))))
-        manifest = _manifest(exam, rows)
-        storage.finish(options.contexts, manifest | {"inputs": inputs})
+        exam = replace(exam, shard_questions=begun.rows)
+        table = QuestionTable(options.contexts, begun.rows)
+        finished = [part for part in range(exam.shards) if storage.part_name(part) in begun.names]
+        rows = [
+            _count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished
+        ]
+        missing = sorted(set(range(exam.shards)) - set(finished))
+        rows.extend(run_workers(FindContexts, exam, options, index, missing))
+        manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
+        storage.finish(options.contexts, manifest)
     made = f"contexts of {exam.questions:,} questions"
     if manifest["recall"] is not None:
         made += f"; gold article among the first {options.top_k} for {manifest['recall']:.1%}"
     made += ", kept" * kept
     return Summary("retrieve", options.contexts, made, time.monotonic() - started, manifest)
+
+
+def open_contexts(folder: str, exam: Exam, name: str) -> tuple[QuestionTable, dict]:
+    """Return the finished contexts table of an exam, and what it was made from.
+
+    Args:
+        folder: of the table.
+        exam: whose questions it is read with.
+        name: of that exam, as the user gave it.
+
+    Raises:
+        InputError: none is there, or it is of another exam, or another version of the program made it.
+    """
+    manifest = storage.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
+    if manifest["inputs"]["exam"] != exam.sha256:
+        raise InputError(
+            f"{folder}: these contexts belong to another exam than {name}; "
+            f"run `sciqa retrieve` with --exam {name} --contexts {folder}"
+        )
+    return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
 def _manifest(exam: Exam, rows: list[dict]) -> dict:

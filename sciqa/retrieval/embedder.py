@@ -14,6 +14,9 @@ from sciqa.hub import find_model
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+#: Of the traced models in the machine's cache; raised with every change of what tracing makes.
+TRACE_FORMAT = 2
+
 Backend = Literal["auto", "torch", "openvino"]
 
 
@@ -64,7 +67,8 @@ class OpenVinoEmbedder:
         import openvino as ov
         from tokenizers import Tokenizer
 
-        folder = cached_folder(f"openvino-{find_model(model).revision}", lambda folder: _trace(model, folder))
+        name = f"openvino-{TRACE_FORMAT}-{find_model(model).revision}"
+        folder = cached_folder(name, lambda folder: _trace(model, folder))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         about = json.loads((folder / "embedder.json").read_text())
         self.dimension, self.pad_id = about["dimension"], about["pad_id"]

@@ -12,6 +12,8 @@ import numpy as np
 
 from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
+from sciqa.console import console
+from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.corpus.windows import embedded_text
 from sciqa.device import Device
 from sciqa.errors import InputError
@@ -19,6 +21,9 @@ from sciqa.hub import find_model, local_path, read_about, vector_size, weight_by
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
+#: Of the vectors, and of what else a shard holds; each is raised with every change of what the program computes for
+#: them, so that what was computed otherwise is not kept.
+VECTORS_FORMAT, INDEX_FORMAT = 2, 2
 #: Passages that are read together from a shard's table.
 ROW_GROUP = 128
 #: Vectors that FAISS is given at once, in float32.
@@ -90,12 +95,19 @@ class IndexOptions(EmbedOptions):
 
     def embedding(self) -> dict:
         """Return all that a shard's vectors follow from, besides its passages."""
-        revision = find_model(self.embedder).revision
-        return {"revision": revision, "prefix": self.prefix("passage"), "vector_type": self.vector_type}
+        return {
+            "format": VECTORS_FORMAT,
+            "revision": find_model(self.embedder).revision,
+            "prefix": self.prefix("passage"),
+            "vector_type": self.vector_type,
+        }
 
-    def building(self) -> dict:
-        """Return all that a trained FAISS index follows from, besides the sample."""
-        return self.embedding() | {"factory": self.factory, "metric": self.metric}
+    def building(self, embedding: dict) -> dict:
+        """Return all that a trained FAISS index follows from, besides the passages: `embedding` and more."""
+        building = {"index_format": INDEX_FORMAT, "factory": self.factory, "metric": self.metric}
+        if self.factory != "Flat":
+            building["train_vectors"] = self.train_vectors
+        return embedding | building
 
 
 def build_index(options: IndexOptions) -> Summary:
@@ -109,24 +121,26 @@ def build_index(options: IndexOptions) -> Summary:
         InputError: no passages, an index there that another embedding model made, or a factory that FAISS refuses.
     """
     started = time.monotonic()
-    passages = storage.read_manifest(options.passages, "corpus")
+    passages = storage.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)
     check_index(options)
     storage.check_writable(options.index)
     shards = passages["shards"]
     if not shards:
         raise InputError(f"{options.passages}: holds no passages; give `sciqa corpus` articles with text")
-    embedding, trained = options.embedding(), _trained_hash(options)
-    building = trained and embedding | trained
+    embedding = options.embedding()
+    building = options.building(embedding)
+    _say_format(options.index)
+    trained = _trained_hash(options.index, building)
     embedded = {shard["name"]: _read_record(options.index, shard, "embedded.json", embedding) for shard in shards}
-    finished = {shard["name"]: _read_record(options.index, shard, "shard.json", building) for shard in shards}
+    finished = {shard["name"]: _read_record(options.index, shard, "shard.json", trained) for shard in shards}
     missing = [shard for shard in shards if not (embedded[shard["name"]] and finished[shard["name"]])]
     if missing:
         storage.delete(storage.join(options.index, MANIFEST))
-        about = {"model": options.embedder, "revision": embedding["revision"]}
+        about = {"model": options.embedder, **embedding}
         storage.write_json(storage.join(options.index, "model.json"), about)
         cluster.connect(options)
-        _embed([shard for shard in missing if not embedded[shard["name"]]], options)
-        trained = trained or train_factory(options, shards)
+        _embed([shard for shard in missing if not embedded[shard["name"]]], options, embedding)
+        trained = trained or train_factory(options, shards, building)
         for record in index_shards(missing, options, trained):
             finished[record["name"]] = record
     manifest = {
@@ -136,7 +150,7 @@ def build_index(options: IndexOptions) -> Summary:
         "rows": sum(shard["rows"] for shard in finished.values()),
         "shards": list(finished.values()),
         "version": __version__,
-        **options.building(),
+        **building,
     }
     storage.write_json(storage.join(options.index, MANIFEST), manifest)
     kept = len(shards) - len(missing)
@@ -150,7 +164,25 @@ def read_index_manifest(index: str) -> dict:
     path = storage.join(index, MANIFEST)
     if not storage.exists(path):
         raise InputError(f"{index}: no finished index; run `sciqa index` with the same --output first")
-    return storage.read_json(path)
+    manifest = storage.read_json(path)
+    if not _is_current(manifest):
+        raise InputError(f"{path}: {storage.OTHERWISE}; run `sciqa index` again")
+    return manifest
+
+
+def _is_current(manifest: dict) -> bool:
+    return (manifest.get("format"), manifest.get("index_format")) == (VECTORS_FORMAT, INDEX_FORMAT)
+
+
+def _say_format(index: str) -> None:
+    path = storage.join(index, MANIFEST)
+    if storage.exists(path) and not _is_current(storage.read_json(path)):
+        console.print(f"{path}: {storage.OTHERWISE}; made anew", markup=False, soft_wrap=True)
+
+
+def index_identity(manifest: dict) -> str:
+    """Return a hash of all that an index follows from: passages, embedding model, factory, formats."""
+    return storage.fingerprint([shard["key"] for shard in manifest["shards"]])
 
 
 def check_index(options: IndexOptions) -> None:
@@ -159,11 +191,14 @@ def check_index(options: IndexOptions) -> None:
         path = storage.join(options.index, name)
         if storage.exists(path):
             made = storage.read_json(path)
-            if made.get("revision") != (revision := find_model(options.embedder).revision):
+            files = find_model(options.embedder)
+            # Earlier versions kept a hash of the weights alone.
+            revision = files.revision if made.get("format") else files.weights_hash
+            if made.get("revision") != revision:
                 raise InputError(
                     f"{path}: this index was built with the embedding model {made.get('model')} "
-                    f"(revision {made.get('revision')}), not {options.embedder} ({revision}); "
-                    "pass that model as --embedder, or another folder as --index"
+                    f"(revision {made.get('revision')}), not {options.embedder} as it is now ({revision}: weights, "
+                    "configuration, tokenizer, pooling); pass that model as --embedder, or another folder as --index"
                 )
     if options.factory != "Flat" and (dimension := vector_size(options.embedder)):
         empty_index(options, dimension)
@@ -184,7 +219,7 @@ def empty_index(options: IndexOptions, dimension: int) -> object:
 
 
 def _key(shard: dict, about: dict) -> str:
-    return storage.fingerprint([shard["sha256"], about])
+    return storage.fingerprint([shard["content"], about])
 
 
 def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict | None:
@@ -196,13 +231,17 @@ def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict
     return record if record["key"] == _key(shard, about) else None
 
 
-def _embed(shards: list[dict], options: IndexOptions) -> None:
+def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
     if not shards:
         return
     workers = cluster.num_workers(options, len(shards))
     rows = cluster.from_parts(shards).map(
         EmbedShard,
-        fn_constructor_kwargs={"options": options, "embed": options.embed_arguments(workers)},
+        fn_constructor_kwargs={
+            "options": options,
+            "embed": options.embed_arguments(workers),
+            "embedding": embedding,
+        },
         **cluster.model_pool(options, workers, len(shards), weight_bytes(options.embedder)),
     )
     total = sum(shard["rows"] for shard in shards)
@@ -210,16 +249,25 @@ def _embed(shards: list[dict], options: IndexOptions) -> None:
         pass
 
 
-def _trained_hash(options: IndexOptions) -> dict | None:
-    """Return what tells of the trained index that is there, or None where it was made by other options."""
-    path = storage.join(options.index, "trained.json")
-    if not storage.exists(path) or (made := storage.read_json(path))["building"] != options.building():
+def _trained_hash(index: str, building: dict) -> dict | None:
+    """Return `building` and what tells of the trained index that is there, or None where others trained it."""
+    path = storage.join(index, "trained.json")
+    if not storage.exists(path) or (made := storage.read_json(path))["building"] != building:
         return None
-    return {"trained": made["sha256"]}
+    return building | {"trained": made["sha256"]}
 
 
-def train_factory(options: IndexOptions, shards: list[dict]) -> dict:
-    """Train the factory's index once for all shards, where it needs that, and return what tells of it."""
+def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
+    """Train the factory's index once for all shards, where it needs that.
+
+    Args:
+        options: of the index.
+        shards: of the passages, all embedded.
+        building: all that the index follows from, besides the sample.
+
+    Returns:
+        `building` with `trained`, the sha256 of the trained index, empty where the factory needs none.
+    """
     digest = ""
     dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
     if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
@@ -227,8 +275,8 @@ def train_factory(options: IndexOptions, shards: list[dict]) -> dict:
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
         for row in cluster.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
             digest = row["sha256"]
-    storage.write_json(storage.join(options.index, "trained.json"), {"building": options.building(), "sha256": digest})
-    return {"trained": digest}
+    storage.write_json(storage.join(options.index, "trained.json"), {"building": building, "sha256": digest})
+    return building | {"trained": digest}
 
 
 def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
@@ -242,13 +290,13 @@ def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> li
 class EmbedShard:
     """Ray Data worker that embeds one shard of passages at a time and writes its rows and vectors."""
 
-    def __init__(self, options: IndexOptions, embed: dict) -> None:
+    def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
         self.embedder = load_embedder(**embed)
-        self.options = options
+        self.options, self.embedding = options, embedding
 
     def __call__(self, row: dict) -> dict:
         """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
-        shard, options, embedding = row["part"], self.options, self.options.embedding()
+        shard, options, embedding = row["part"], self.options, self.embedding
         table = storage.read_table(storage.join(options.passages, f"{shard['name']}.parquet"))
         folder = storage.join(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
@@ -336,6 +384,6 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
         for file in sorted(Path(aside).iterdir()):
             name = f"words/{file.name}"
             digests[name] = storage.write_bytes(storage.join(folder, name), file.read_bytes())
-    record |= {"key": _key(shard, options.embedding() | trained), "sha256": record["sha256"] | digests}
+    record |= {"key": _key(shard, trained), "sha256": record["sha256"] | digests}
     storage.write_json(storage.join(folder, "shard.json"), record)
     return {"record": record}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, options_of, rotate_options
-from sciqa.retrieval.contexts import context_text
+from sciqa.retrieval.contexts import context_text, open_contexts
 from sciqa.training.options import FinetuneOptions
 
 if TYPE_CHECKING:  # the driver checks questions without PyTorch
@@ -36,7 +36,7 @@ class Examples:
 
     def __init__(self, exam: Exam, contexts: str) -> None:
         self.questions = storage.read_table(exam.path)
-        self.contexts = storage.read_table(contexts, ["context", "passages"])
+        self.contexts = open_contexts(contexts, exam, exam.path)[0].read_all(exam, ["context", "passages"])
 
     def __len__(self) -> int:
         return len(self.questions)

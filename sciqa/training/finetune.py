@@ -17,14 +17,21 @@ from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
 from sciqa.hub import find_model, model_family, weight_bytes
+from sciqa.retrieval.contexts import FindOptions, open_contexts
 from sciqa.training.examples import check_answers
 from sciqa.training.options import FinetuneOptions
 
 #: Options that say where and how a run goes, not what comes out of it.
 ELSEWHERE = (
     *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow"),
-    *("train_contexts", "validation_contexts"),
+    # What these name is compared by its content.
+    *("model", "train", "validation", "train_contexts", "validation_contexts"),
 )
+#: Of what training computes; raised with every change of it. Versions before there was one kept the first of these
+#: inputs otherwise, and not the last.
+TRAINED_FORMAT = 2
+FORMERLY = ("format", *(f"{split} {what}" for split in ("train", "validation") for what in ("questions", "contexts")))
+FORMERLY += ("others of the model",)
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
@@ -57,12 +64,13 @@ def finetune(options: FinetuneOptions) -> Summary:
     workers = _workers(options)
     folder = options.folder
     inputs = _inputs(options, exams, workers)
-    _check_folder(folder, inputs)
+    begun = _check_folder(folder, inputs)
     if storage.exists(storage.join(folder, storage.MANIFEST)):
         manifest = storage.read_manifest(folder, "finetune")
         return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
     storage.check_writable(folder)
-    storage.begin(folder, inputs)
+    if not begun:
+        storage.begin(folder, inputs)
     manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
     storage.finish(folder, manifest)
     storage.delete(storage.join(folder, "checkpoints"))
@@ -85,11 +93,7 @@ def _open(options: FinetuneOptions, split: str) -> Exam:
     name, contexts = getattr(options, split), getattr(options, f"{split}_contexts")
     exam = open_exam(ExamOptions(output=storage.join(options.output, split), exam=name))
     check_answers(storage.read_table(exam.path, ["answer"]), name)
-    if storage.read_manifest(contexts, "finetune")["inputs"]["exam"] != exam.sha256:
-        raise InputError(
-            f"{contexts}: these contexts belong to another exam than {name}; "
-            f"run `sciqa retrieve` with --exam {name} --contexts {contexts}"
-        )
+    open_contexts(contexts, exam, name)
     return exam
 
 
@@ -109,25 +113,38 @@ def _workers(options: FinetuneOptions) -> int:
 def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> dict:
     """Return all that the outcome follows from."""
     inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
-    inputs |= {f"{split} questions": exam.sha256 for split, exam in exams.items()}
-    for split in exams:
-        manifest = storage.read_manifest(getattr(options, f"{split}_contexts"), "finetune")
-        inputs[f"{split} contexts"] = storage.fingerprint(manifest["inputs"])
-    return inputs | {"num_workers": workers, "weights of the model": find_model(options.model).revision}
+    for split, exam in exams.items():
+        inputs[f"{split} questions"] = exam.sha256
+        inputs[f"{split} contexts"] = open_contexts(getattr(options, f"{split}_contexts"), exam, exam.path)[1]
+    files = find_model(options.model)
+    inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
+    return inputs | {"format": TRAINED_FORMAT, "num_workers": workers}
 
 
-def _check_folder(folder: str, inputs: dict) -> None:
-    """Raise `InputError` where the folder was begun with other options; mixing two runs would spoil both."""
+def _check_folder(folder: str, inputs: dict) -> bool:
+    """Whether the folder has been begun; mixing two runs would spoil both.
+
+    Raises:
+        InputError: it was begun with other options.
+    """
     path = storage.join(folder, storage.INPUTS)
     if not storage.exists(path):
-        return
+        return False
     begun = storage.read_json(path)["inputs"]
-    if changed := sorted(name for name in inputs.keys() | begun.keys() if inputs.get(name) != begun.get(name)):
-        name = changed[0]
+    passed = set(ELSEWHERE)
+    if "format" not in begun:
+        passed |= set(FORMERLY)
+        said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
+        cluster.console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
+    begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
+    if changed := storage.differing(begun, inputs, storage.defaults_of(FinetuneOptions, FindOptions)):
+        name, (there, now) = next(iter(changed.items()))
         raise InputError(
-            f"{folder}: begun with other options ({name}: {begun.get(name)} there, {inputs.get(name)} now"
-            f"{f', and {len(changed) - 1} more' if changed[1:] else ''}); pass another --name, or delete the folder"
+            f"{folder}: begun with other options ({name}: {there} there, {now} now"
+            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); "
+            "pass another --name, or delete the folder"
         )
+    return True
 
 
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:

@@ -25,7 +25,7 @@ from sciqa.device import Device, check_device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, rank
 from sciqa.exam.questions import Exam
-from sciqa.hub import find_model, model_family
+from sciqa.hub import about_base, model_family
 from sciqa.models import adapter
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, as_dtype, load_base
@@ -226,8 +226,7 @@ class _Run:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _save_model(self, folder: Path, state: dict) -> None:
-        name = self.options.model
-        description = {"base": name, "revision": find_model(name).revision, "style": asdict(self.scorer.style)}
+        description = about_base(self.options.model) | {"style": asdict(self.scorer.style)}
         adapter.save(self.scorer.model, folder, state, description)
         if self.options.method == "full":
             self.scorer.tokenizer.save_pretrained(folder)

@@ -1,0 +1,76 @@
+"""Tables with a row per question of an exam, read beside its questions, whatever the size of their shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from sciqa import storage
+from sciqa.errors import InputError
+
+if TYPE_CHECKING:
+    from sciqa.exam.questions import Exam
+
+
+@dataclass(frozen=True)
+class QuestionTable:
+    """A finished table of contexts or answers; its shards need not be cut as those of the table it is read for.
+
+    Attributes:
+        folder: that holds it.
+        rows: in each of its shards, but for the last.
+    """
+
+    folder: str
+    rows: int
+
+    def read(self, questions: Sequence[dict], first: int, columns: list[str] | None = None) -> list[dict]:
+        """Return the rows of some questions that follow each other in the exam.
+
+        Args:
+            questions: of the exam.
+            first: number of the first of them, from 0.
+            columns: to read besides `id`; by default all.
+
+        Raises:
+            InputError: the table's rows there are not those questions'.
+        """
+        last = first + len(questions)
+        columns = columns and ["id", *columns]
+        found = []
+        for part in range(first // self.rows, -(-last // self.rows)):
+            start = part * self.rows
+            path = storage.part_path(self.folder, part)
+            found += storage.read_rows(path, max(first - start, 0), min(last - start, self.rows), columns)
+        check_ids(self.folder, [row["id"] for row in found], [question["id"] for question in questions], first)
+        return found
+
+    def read_all(self, exam: "Exam", columns: list[str] | None = None) -> pa.Table:
+        """Return the rows of all questions of an exam, in its order; see `read`."""
+        columns = columns and ["id", *columns]
+        paths = [storage.part_path(self.folder, part) for part in range(-(-exam.questions // self.rows))]
+        table = pa.concat_tables([storage.open_parquet(path).read(columns) for path in paths])
+        check_ids(self.folder, table["id"].to_pylist(), exam.read_ids(), 0)
+        return table
+
+
+def check_ids(folder: str, found: list[str], expected: list[str], first: int) -> None:
+    """Raise `InputError` unless the rows of a table are those of the questions that are read with it.
+
+    Args:
+        folder: of the table.
+        found: ids of the rows.
+        expected: ids of the questions.
+        first: number of the first question in the exam, from 0.
+    """
+    if found == expected:
+        return
+    pairs = zip(found, expected, strict=False)
+    at = next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
+    there = f"the row of question {found[at]!r}" if at < len(found) else "no row"
+    wanted = f"that of question {expected[at]!r}" if at < len(expected) else "none"
+    raise InputError(
+        f"{folder}, row {first + at + 1}: {there} where {wanted} is expected; "
+        "its shards are of another exam; delete the folder and run the step that makes it again"
+    )

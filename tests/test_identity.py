@@ -1,0 +1,468 @@
+"""What is kept and what is made anew: the identity of models, adapters, exams, tables and indexes."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import peft
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from tiny import tiny_folder
+
+from sciqa import cache, storage
+from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.errors import InputError
+from sciqa.exam import ExamOptions, ReportOptions, open_exam, read_exam, report
+from sciqa.hub import about_base, adapter_hash, check_base, find_model
+from sciqa.inference import PredictOptions, predict
+from sciqa.models.load import load_base
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, contexts, index, retrieve
+
+READ = [
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model"),
+    *("chat_template.jinja", "additional_chat_templates/rag.jinja", "sciqa.json", "sentence_bert_config.json"),
+    *("modules.json", "1_Pooling/config.json", "2_Dense/config.json"),
+]
+UNREAD = ["README.md", ".gitattributes", "picture.png", "consolidated.safetensors", "optimizer.safetensors"]
+UNREAD += ["pytorch_model.bin", "onnx/config.json", "_manifest.json", "LICENSE.txt"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with all kinds of files that a model can have."""
+    folder = tmp_path / "model"
+    for name in [*READ, *UNREAD, "model.safetensors", "2_Dense/model.safetensors"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"name": name}))
+    return folder
+
+
+def revision(folder):
+    return find_model(str(folder)).revision
+
+
+@pytest.mark.parametrize("name", [*READ, "model.safetensors", "2_Dense/model.safetensors"])
+def test_every_file_that_is_loaded_makes_another_model(model, name):
+    before = revision(model)
+    (model / name).write_text(json.dumps({"name": "x" * len(name)}))
+    changed = revision(model)
+    assert changed != before
+    (model / name).unlink()
+    if name != "model.safetensors":
+        assert revision(model) not in (before, changed)
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_no_other_file_does(model, name):
+    before = revision(model)
+    (model / name).write_text("changed")
+    assert revision(model) == before
+    (model / name).unlink()
+    assert revision(shutil.copytree(model, model.parent / "copy")) == before
+
+
+def test_weights_in_several_files_are_those_of_the_index(model):
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model-00002-of-00002.safetensors").write_text("second")
+    with pytest.raises(InputError, match=r"none: no weights in .*index\.json"):
+        find_model(str(shutil.copytree(model, model.parent / "none", ignore=lambda *_: ["2_Dense"])))
+    about = {"weight_map": {"a": "model-00002-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(about))
+    assert [path.name for path in find_model(str(model)).weights][:2] == sorted(about["weight_map"].values())
+    before = revision(model)
+    (model / "model-00002-of-00002.safetensors").write_text("SECOND")
+    assert revision(model) != before
+    (model / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-00001-of-00002.safetensors: weights that cannot be read"):
+        revision(model)
+
+
+def test_a_gguf_file_is_itself_and_the_template_beside_it(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF one")
+    first = find_model(str(tmp_path / "model.gguf")).revision
+    (tmp_path / "other.gguf").write_bytes(b"another in this folder")
+    (tmp_path / "notes.json").write_text("{}")
+    assert find_model(str(tmp_path / "model.gguf")).revision == first
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    second = find_model(str(tmp_path / "model.gguf")).revision
+    (tmp_path / "model.gguf").write_bytes(b"GGUF two")
+    assert len({first, second, find_model(str(tmp_path / "model.gguf")).revision}) == 3
+
+
+@pytest.fixture
+def reads(monkeypatch, tmp_path):
+    """The names of files whose content was read for a hash, with a cache of the machine's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_hashes", {})
+    read, digest = [], hashlib.file_digest
+
+    def counted(stream, name):
+        read.append(Path(stream.name).name)
+        return digest(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    return read
+
+
+def test_weights_are_read_once_per_machine(model, reads, monkeypatch):
+    monkeypatch.setattr(cache, "TICK", -1)
+    first = revision(model)
+    assert sorted(reads) == ["model.safetensors"] * 2
+    assert revision(model) == first
+    cache._hashes.clear()  # as in another process
+    assert revision(model) == first
+    command = "import sys; from sciqa.hub import find_model; print(find_model(sys.argv[1]).revision)"
+    again = subprocess.run([sys.executable, "-c", command, model], capture_output=True, text=True, check=True)
+    assert again.stdout.strip() == first
+    assert len(reads) == 2
+    (model / "model.safetensors").write_text("others now")
+    assert revision(model) != first
+    assert len(reads) == 3
+
+
+def test_a_file_that_has_just_been_written_is_read_again(tmp_path, reads):
+    """Within a tick of the file system's clock it could be written twice and look the same."""
+    for text in ("one", "two"):
+        (tmp_path / "file").write_text(text)
+        assert cache.hash_file(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(model, tmp_path, reads):
+    local = revision(model)
+    before = len(reads)
+    repository = tmp_path / "hub" / "models--some--model"
+    snapshot = repository / "snapshots" / ("0123456789" * 4)
+    for path in (path for path in model.rglob("*") if path.is_file()):
+        digest = hashlib.sha256(path.read_bytes())
+        blob = repository / "blobs" / (digest.hexdigest() if path.suffix == ".safetensors" else digest.hexdigest()[:40])
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(path.read_bytes())
+        link = snapshot / path.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    (tmp_path / "link").symlink_to(snapshot)
+    assert revision(snapshot) == revision(tmp_path / "link") == local
+    assert len(reads) == before
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "sciqa.json"])
+def test_every_file_of_an_adapter_counts(tmp_path, name):
+    for each in ("adapter_config.json", "adapter_model.safetensors", "sciqa.json", "README.md"):
+        (tmp_path / each).write_text(each)
+    before = adapter_hash(str(tmp_path))
+    (tmp_path / "README.md").write_text("changed")
+    assert adapter_hash(str(tmp_path)) == before
+    (tmp_path / name).write_text("changed")
+    assert adapter_hash(str(tmp_path)) != before
+
+
+def test_an_adapter_goes_with_its_base_however_it_was_described(model, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+    formerly = hashlib.sha256()  # of every safetensors file in the folder, as earlier versions stored it
+    for path in sorted(model.glob("*.safetensors")):
+        formerly.update(hashlib.sha256(path.read_bytes()).digest())
+    for about in ({"base": "it", "revision": formerly.hexdigest()[:16], "style": {}}, about_base(str(model))):
+        (adapter / "sciqa.json").write_text(json.dumps(about))
+        assert check_base(str(adapter), str(model)) is None
+    (model / "README.md").write_text("changed")
+    (model / "tokenizer.json").write_text("{}")
+    said = check_base(str(adapter), str(model))
+    assert "tokenizer.json" in said
+    assert "changed since this adapter was trained" in said
+    (model / "model.safetensors").write_text("of another model")
+    with pytest.raises(InputError, match="an adapter for the base model"):
+        check_base(str(adapter), str(model))
+
+
+QUESTIONS = [
+    {"id": str(number), "prompt": f"{prompt}?", "A": "iron", "B": "helium", "C": "a whale", "answer": "B"}
+    for number, prompt in enumerate(["Which is a gas", "What fills balloons", "Which is lightest", "Which is noble"])
+]
+
+
+def write_exam(path, rows=QUESTIONS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_an_exam_is_its_rows(tmp_path):
+    exams = {"jsonl": write_exam(tmp_path / "exam.jsonl")}
+    turned = [dict(reversed(row.items())) for row in QUESTIONS]
+    exams["turned"] = write_exam(tmp_path / "turned.jsonl", turned)
+    table = read_exam(exams["jsonl"])
+    exams["parquet"] = str(tmp_path / "exam.parquet")
+    pq.write_table(table, exams["parquet"], compression="snappy", row_group_size=1)
+    exams["wider"] = write_exam(tmp_path / "wider.jsonl", [row | {"D": None} for row in QUESTIONS])
+    opened = {
+        name: open_exam(ExamOptions(exam=path, output=str(tmp_path / name), shard_questions=size))
+        for size, (name, path) in enumerate(exams.items(), 1)
+    }
+    assert len({exam.sha256 for exam in opened.values()}) == 1
+    for exam in opened.values():
+        read = [row for part in range(exam.shards) for row in exam.read_shard(part)]
+        assert [row["id"] for row in read] == [row["id"] for row in QUESTIONS]
+    for rows in (QUESTIONS[::-1], [*QUESTIONS[:3], QUESTIONS[3] | {"answer": "A"}], QUESTIONS[:3]):
+        other = open_exam(ExamOptions(exam=write_exam(tmp_path / "other.jsonl", rows), output=str(tmp_path / "other")))
+        assert other.sha256 != opened["jsonl"].sha256
+
+
+def test_an_exam_written_over_while_it_is_read_is_noticed(tmp_path):
+    exam = open_exam(ExamOptions(exam=write_exam(tmp_path / "exam.jsonl"), output=str(tmp_path)))
+    others = [row | {"answer": "A"} for row in QUESTIONS]  # the same ids
+    open_exam(ExamOptions(exam=write_exam(tmp_path / "other.jsonl", others), output=str(tmp_path)))
+    with pytest.raises(InputError, match=r"exam\.parquet: replaced by another exam"):
+        exam.read_shard(0)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("models") / "llama", "llama", initializer_range=0.2)
+
+
+def scores(path):
+    return storage.read_table(path, ["id", "probabilities"]).to_pylist()
+
+
+def change_template(folder):
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }} So it is{% endfor %}")
+
+
+def change_config(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+
+
+def change_tokenizer(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    template = tokenizer.chat_template
+    about = json.loads((folder / "tokenizer.json").read_text())
+    about["normalizer"] = {"type": "Lowercase"} if not about.get("normalizer") else None
+    about["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps(about))
+    assert transformers.AutoTokenizer.from_pretrained(folder).chat_template == template
+
+
+@pytest.mark.parametrize("change", [change_template, change_config, change_tokenizer])
+def test_a_changed_model_answers_anew(tmp_path, cluster, llama, change):
+    folder = shutil.copytree(llama, tmp_path / "model")
+    options = {"exam": write_exam(tmp_path / "exam.jsonl"), "model": str(folder), "reader": "closed-book"}
+    options |= {"precision": "float32", "prompt": "chat"}
+    first = predict(PredictOptions(output=str(tmp_path / "run"), **options))
+    before = scores(first.path)
+    (folder / "README.md").write_text("about it")
+    assert "kept" in predict(PredictOptions(output=str(tmp_path / "run"), **options)).made
+    change(folder)
+    again = predict(PredictOptions(output=str(tmp_path / "run"), **options))
+    assert "kept" not in again.made
+    assert scores(again.path) != before
+    fresh = predict(PredictOptions(output=str(tmp_path / "fresh"), **options))
+    assert scores(again.path) == scores(fresh.path)
+
+
+def test_a_changed_adapter_answers_anew(tmp_path, cluster, llama):
+    model, _ = load_base(llama, "causal", torch.float32)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    options = {"exam": write_exam(tmp_path / "exam.jsonl"), "model": llama, "reader": "closed-book"}
+    options |= {"precision": "float32", "adapter": str(tmp_path / "adapter"), "output": str(tmp_path / "run")}
+    before = scores(predict(PredictOptions(**options)).path)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 64}))
+    again = predict(PredictOptions(**options))
+    assert "kept" not in again.made
+    assert scores(again.path) != before
+
+
+@pytest.fixture
+def found(tmp_path, small_index, exam_file):
+    """Options of a run with contexts in shards of five questions."""
+    options = {"output": str(tmp_path / "run"), "exam": exam_file}
+    retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=5, **options))
+    return options
+
+
+def test_tables_of_any_shard_size_are_kept_and_read_right(tmp_path, found, small_index):
+    exam = storage.read_table(f"{found['output']}/exam.parquet")
+    pq.write_table(exam, f"{found['output']}/exam.parquet", compression="gzip", row_group_size=3)
+    again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=32, **found))
+    assert again.made.endswith("kept")
+    reader = {"reader": "retrieval", "embed_backend": "openvino"}
+    predict(PredictOptions(shard_questions=5, name="same", **reader, **found))
+    for size in (4, 32):
+        made = predict(PredictOptions(shard_questions=size, name=f"by{size}", **reader, **found))
+        one, other = scores(made.path), scores(f"{found['output']}/answers/same")
+        assert [row["id"] for row in one] == [row["id"] for row in other] == exam["id"].to_pylist()
+        for row, same in zip(one, other, strict=True):
+            np.testing.assert_allclose(row["probabilities"], same["probabilities"], atol=0.02)
+        kept = predict(PredictOptions(shard_questions=7, name=f"by{size}", **reader, **found))
+        assert kept.made.endswith("kept")
+    blended = predict(PredictOptions(shard_questions=5, blend=("by4", "by32"), **found))
+    for row, same in zip(scores(blended.path), scores(f"{found['output']}/answers/by4"), strict=True):
+        np.testing.assert_allclose(row["probabilities"], same["probabilities"], atol=0.02)
+    page = storage.read_bytes(report(ReportOptions(shard_questions=3, **found)).path).decode()
+    assert page.count("gold article") >= 1
+
+
+def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
+    path = Path(found["output"], "contexts")
+    whole = storage.read_table(str(path)).to_pylist()
+    (path / "_manifest.json").unlink()
+    (path / "00001.parquet").unlink()
+    written = (path / "00002.parquet").stat().st_mtime_ns
+    again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=2, **found))
+    assert "kept" not in again.made
+    rows = storage.read_table(str(path)).to_pylist()
+    assert [row["id"] for row in rows] == [row["id"] for row in whole]
+    assert [row["context"] for row in rows] == [row["context"] for row in whole]
+    assert (path / "00002.parquet").stat().st_mtime_ns == written
+    assert sorted(file.name for file in path.glob("*.parquet")) == ["00000.parquet", "00001.parquet", "00002.parquet"]
+
+
+def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_index):
+    path = Path(found["output"], "contexts")
+    for file in ("_manifest.json", "00000.parquet", "00001.parquet", "00002.parquet"):
+        (path / file).unlink()
+    retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=6, **found))
+    assert sorted(file.name for file in path.glob("*.parquet")) == ["00000.parquet", "00001.parquet"]
+
+
+def test_shards_of_another_exam_are_refused(found):
+    path = f"{found['output']}/contexts/00001.parquet"
+    storage.write_table(path, storage.read_table(f"{found['output']}/contexts/00000.parquet"))
+    with pytest.raises(InputError, match=r"contexts, row 6: the row of question '.*' where that of question '.*' is"):
+        predict(PredictOptions(reader="retrieval", **found))
+    storage.write_table(path, storage.read_table(path).slice(0, 3))
+    with pytest.raises(InputError, match=r"contexts, row \d+: "):
+        predict(PredictOptions(reader="retrieval", **found))
+
+
+def test_a_newer_program_makes_anew_what_it_computes_otherwise(found, small_index, monkeypatch, capsys):
+    monkeypatch.setattr(contexts, "CONTEXTS_FORMAT", contexts.CONTEXTS_FORMAT + 1)
+    with pytest.raises(InputError, match=r"contexts: made by another version of sciqa.*run `sciqa retrieve` again"):
+        predict(PredictOptions(reader="retrieval", **found))
+    capsys.readouterr()
+    again = retrieve(RetrieveOptions(index=f"{small_index}/index", **found))
+    assert "kept" not in again.made
+    assert "made by another version of sciqa" in capsys.readouterr().err
+
+
+def test_an_option_that_came_later_leaves_tables_as_they_are(found, small_index):
+    path = f"{found['output']}/contexts/_inputs.json"
+    begun = storage.read_json(path)
+    del begun["inputs"]["context_order"]  # as a version without that option would have stored it
+    storage.write_json(path, begun)
+    options = {"index": f"{small_index}/index", **found}
+    assert retrieve(RetrieveOptions(**options)).made.endswith("kept")
+    other = RetrieveOptions(context_order="nearest", context_sentences=2, **options)
+    assert "kept" not in retrieve(other).made
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    """A tiny sentence-transformers model."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    root = tmp_path_factory.mktemp("embedder")
+    transformer = Transformer(tiny_folder(root / "bert", "bert"), max_seq_length=256)
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(root / "model"))
+    return root / "model"
+
+
+@pytest.fixture
+def indexed(tmp_path, cluster, embedder):
+    """Options of a run with a corpus of three articles and its index."""
+    texts = ["Helium is a noble gas. It is light.", "Iron is a metal. It rusts.", "A whale is a mammal. It swims."]
+    articles = [{"title": text.split()[0], "text": text} for text in texts]
+    write_exam(tmp_path / "articles.jsonl", articles)
+    options = {"output": str(tmp_path / "run"), "embedder": str(shutil.copytree(embedder, tmp_path / "embedder"))}
+    build_passages(CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), shard_passages=2, **options))
+    build_index(IndexOptions(**options))
+    return options
+
+
+def change_json(folder, name, **fields):
+    path = Path(folder, name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_pooling(folder):
+    about = json.loads(Path(folder, "1_Pooling/config.json").read_text())
+    if "pooling_mode" in about:
+        change_json(folder, "1_Pooling/config.json", pooling_mode="cls")
+    else:
+        fields = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+        change_json(folder, "1_Pooling/config.json", **fields)
+
+
+def change_length(folder):
+    change_json(folder, "sentence_bert_config.json", max_seq_length=32)
+
+
+@pytest.mark.parametrize("change", [change_pooling, change_length])
+def test_an_embedder_whose_files_changed_is_another_one(tmp_path, indexed, change):
+    change(indexed["embedder"])
+    options = IndexOptions(**indexed)
+    for step in (build_index, retrieve):
+        asked = options if step is build_index else RetrieveOptions(exam="test", **indexed)
+        with pytest.raises(InputError, match=r"manifest\.json: this index was built with the embedding model"):
+            step(asked)
+    other = IndexOptions(index=str(tmp_path / "other"), **indexed)
+    assert build_index(other).details["built"] == 2
+    before, after = (np.load(Path(each.index, "00000-00000", "vectors.npy")) for each in (options, other))
+    same = np.allclose(before, after, atol=1e-3)
+    assert same == (change is change_length), "no text is so long that its vector would be another"
+
+
+def test_an_index_is_kept_when_the_same_passages_are_written_anew(tmp_path, indexed):
+    shutil.rmtree(tmp_path / "run" / "passages")
+    articles = tmp_path / "articles.jsonl"
+    articles.rename(tmp_path / "moved.jsonl")
+    corpus = CorpusOptions(corpus=(str(tmp_path / "moved.jsonl"),), shard_passages=2, **indexed)
+    build_passages(corpus)
+    for path in Path(corpus.passages).glob("*.parquet"):  # as another version of pyarrow would write it
+        pq.write_table(pq.read_table(path), path, compression="snappy")
+    about = storage.read_json(f"{corpus.passages}/_manifest.json")
+    for shard in about["shards"]:
+        shard["sha256"] = hashlib.sha256(Path(corpus.passages, f"{shard['name']}.parquet").read_bytes()).hexdigest()
+    storage.write_json(f"{corpus.passages}/_manifest.json", about)
+    assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
+
+
+def test_a_shard_of_another_factory_is_not_taken_for_a_finished_one(indexed):
+    """A run that was killed after its factory was set, and before any shard was built by it."""
+    options = IndexOptions(factory="HNSW4", **indexed)
+    passages = storage.read_manifest(options.passages, "corpus")
+    index.train_factory(options, passages["shards"], options.building(options.embedding()))
+    assert build_index(options).details == {"built": 2, "kept": 0}
+    assert build_index(options).details == {"built": 0, "kept": 2}
+
+
+def test_a_newer_program_embeds_anew(indexed, monkeypatch, capsys):
+    monkeypatch.setattr(index, "INDEX_FORMAT", index.INDEX_FORMAT + 1)
+    with pytest.raises(InputError, match=r"manifest\.json: made by another version of sciqa.*run `sciqa index` again"):
+        retrieve(RetrieveOptions(exam="test", **indexed))
+    capsys.readouterr()
+    assert build_index(IndexOptions(**indexed)).details == {"built": 2, "kept": 0}
+    assert "made by another version of sciqa" in capsys.readouterr().err
+    assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
+
+
+def test_passages_follow_from_the_tokenizer_and_not_from_the_weights(tmp_path, indexed):
+    corpus = CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), shard_passages=2, **indexed)
+    change_pooling(indexed["embedder"])
+    assert build_passages(corpus).made.endswith("kept")
+    change_json(indexed["embedder"], "tokenizer.json", version="1.0", truncation=None, padding=None, added_tokens=[])
+    assert not build_passages(corpus).made.endswith("kept")
