@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import CAUSAL, tiny_model, tiny_tokenizer
@@ -256,3 +257,41 @@ def test_scores_prefer_what_the_context_says(smollm2):
         context = f"The zorblax is a flower of the hills. The zorblax flower is {colour}."
         scores = score_options(smollm2, [smollm2.encode(question, context)])[0]
         assert "AB"[int(scores.argmax())] == letter
+
+
+@pytest.mark.parametrize("kind", ["llama", "soft prompt", "bert", "t5"])
+def test_tokens_and_padding_are_those_that_the_model_computes(kind, monkeypatch):
+    """Some questions stand twice in a batch, as in a training set smaller than it."""
+    family = "llama" if kind == "soft prompt" else kind
+    model = tiny_model(family, **({} if family != "bert" else {"vocab_size": len(tiny_tokenizer("bert"))}))
+    if kind == "bert":
+        model = transformers.BertForMultipleChoice(model.config).eval()
+    if kind == "soft prompt":
+        model = adapter.make_trainable(model, "causal", "prompt-tuning", {"num_virtual_tokens": 4}).eval()
+    classes = {"bert": MultipleChoiceScorer, "t5": Seq2SeqScorer}
+    scorer = classes.get(kind, CausalScorer)(model, tiny_tokenizer(family), Format())
+    questions = [replace(question, prompt=[7] * 70 + question.prompt) for question in random_questions(4)]
+    if kind == "bert":
+        questions = [Encoded([], question.options[: 2 + number], []) for number, question in enumerate(questions)]
+        monkeypatch.setattr(scorer, "_segments", lambda row: [0] * len(row))
+    batch = questions + questions[:2] * (kind != "bert")
+    computed = []
+
+    def count(module, arguments, given):
+        ids = next(x for x in (given.get("input_ids"), given.get("inputs_embeds"), *arguments) if x is not None)
+        computed.append(ids.shape[0] * ids.shape[1])
+
+    inner = {"t5": [scorer.model.encoder, scorer.model.decoder] if kind == "t5" else []}.get(kind)
+    for module in inner or [scorer.model.base_model.base_model if kind != "bert" else scorer.model.bert]:
+        module.register_forward_pre_hook(count, with_kwargs=True)
+    with torch.no_grad():
+        scorer(batch)
+    assert scorer.padded_tokens(batch) == sum(computed)
+    assert 0 < scorer.tokens(batch) <= scorer.padded_tokens(batch)
+    if kind == "llama":
+        assert scorer.padded_tokens(batch) < sum(question.length for question in batch)
+    if kind != "bert":
+        one = batch[:1]
+        virtual = 4 * len(one[0].options) if kind == "soft prompt" else 0
+        prompts = len(one[0].options) if kind == "soft prompt" else 1
+        assert scorer.tokens(one) == virtual + prompts * len(one[0].prompt) + sum(map(len, one[0].options))

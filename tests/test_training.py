@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from sciqa.models.scorer import score_options
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order
-from sciqa.training.loop import keep_layout, loss_of
+from sciqa.training.loop import _Run, keep_layout, loss_of
 
 STEPS = 20
 
@@ -305,6 +306,67 @@ def test_order_sees_every_question_once_an_epoch_and_wastes_little():
         assert sorted(place for batch in micro for _, place in batch) == sorted(seen[7])
     lengths = [[q.length for q, _ in micro] for step in range(50) for micro in kept.micro_batches(step, 0, 1, 4)]
     assert 1 - sum(map(sum, lengths)) / sum(len(batch) * max(batch) for batch in lengths) < 0.1
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(1, 3), (4, 4), (16, 4), (16, 2.5), (48, 2)])
+def test_steps_hold_different_questions_whatever_their_number(batch_size, epochs):
+    for questions in range(1, 101):
+        steps = max(1, round(epochs * questions / batch_size))
+        rng = np.random.default_rng(questions)
+        sizes = rng.integers(100, 3000, questions)
+
+        def encode(epoch, number, sizes=sizes):
+            return SimpleNamespace(length=sizes[number]), (epoch, number)
+
+        order = Order(questions, steps, batch_size, questions, encode)
+        seen = [[place for _, place in order.batch(step)] for step in range(steps)]
+        for step, batch in enumerate(seen):
+            assert len(batch) == batch_size
+            assert len({number for _, number in batch}) == min(batch_size, questions), (questions, step)
+            # What a step holds is of the epochs in whose course it comes.
+            places = range(step * batch_size, (step + 1) * batch_size)
+            assert Counter(epoch for epoch, _ in batch) == Counter(place // questions for place in places)
+        every = Counter(itertools.chain(*seen))
+        assert max(every.values()) == 1
+        last = steps * batch_size // questions
+        assert all((epoch, number) in every for epoch in range(last) for number in range(questions))
+        # A run that goes on, or another process, sees the same.
+        for step in rng.permutation(steps)[:5].tolist():
+            again = Order(questions, steps, batch_size, questions, encode)
+            assert [place for _, place in again.batch(step)] == seen[step]
+            assert [place for _, place in order.batch(step)] == seen[step]
+
+
+@pytest.mark.parametrize(("zero", "workers"), [pytest.param(0, 1, marks=pytest.mark.slow), (2, 2)])
+def test_a_diverged_run_is_no_run_and_its_name_is_free_again(tmp_path, cluster, data, models, zero, workers):
+    common = {"model": models("llama"), "steps": 6, "eval_every": 2, "warmup": 0.0}
+    options = tiny_run(data, tmp_path, **common, zero=zero, num_workers=workers, learning_rate=1e30)
+    with pytest.raises(InputError, match=r"step [1-6]: .* not a finite number.* lower --learning-rate than 1e\+30"):
+        finetune(options)
+    assert not Path(options.folder).exists()
+    made = finetune(tiny_run(data, tmp_path, **common))
+    assert np.isfinite(losses(made.path)).all()
+    assert made.details["steps"] == 6
+
+
+def test_gradients_that_are_no_numbers_end_a_run_though_its_loss_is_one():
+    run = SimpleNamespace(norms=[torch.tensor(float("nan"))], skipped=0, dtype=torch.float32)
+    assert not np.isfinite(_Run._norm_taken(run))
+    run.norms = []  # DeepSpeed's ZeRO leaves such a step out
+    assert not np.isfinite(_Run._norm_taken(run))
+    run.dtype, run.skipped = torch.float16, 0  # but a scale may be looked for, for a while
+    assert [np.isfinite(_Run._norm_taken(run)) for _ in range(30)] == [True] * 24 + [False] * 6
+    run.norms = [torch.tensor(3.0), torch.tensor(4.0)]
+    assert _Run._norm_taken(run) == 5
+
+
+def test_float16_learns_as_float32_does(tmp_path, cluster, data, models):
+    common = {"model": models("llama"), "loss": "completion", "peft": "{lora_dropout: 0.0}"}
+    common |= {"steps": 12, "learning_rate": 1e-2}
+    expected = losses(finetune(tiny_run(data, tmp_path, **common)).path)
+    found = losses(finetune(tiny_run(data, tmp_path, **common, precision="float16", name="half")).path)
+    assert expected[0] - expected[-1] > 0.1
+    np.testing.assert_allclose(found, expected, rtol=2e-2)
 
 
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):

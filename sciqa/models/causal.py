@@ -82,15 +82,30 @@ class CausalScorer(Scorer):
     def _soft_prompt(self) -> bool:
         return getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
 
+    def tokens(self, batch: Sequence[Encoded]) -> int:
+        """See `Scorer.tokens`."""
+        if self._soft_prompt:
+            return sum(sum(self._row_lengths(question)) for question in batch)
+        return sum(row_tokens([batch[number] for number in row]) for row in share_prefixes(batch))
+
+    def _row_lengths(self, question: Encoded) -> list[int]:
+        """Return the tokens of each option's row, the soft prompt included, as `_score_rows` computes them."""
+        before = self.model.active_peft_config.num_virtual_tokens + len(question.prompt)
+        return [before + len(option) for option in question.options]
+
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
+        if self._soft_prompt:
+            lengths = [length for question in batch for length in self._row_lengths(question)]
+            return len(lengths) * max(lengths)
         rows = share_prefixes(batch)
         return len(rows) * max(row_tokens([batch[number] for number in row]) for row in rows)
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
         """See `Scorer.batches`; questions whose prompts begin alike, as with one context for several, share a row."""
         if self._soft_prompt:
-            return super().batches(questions, budget)
+            numbers = [[number] for number in range(len(questions))]
+            return batch_by_tokens(numbers, [self.padded_tokens([question]) for question in questions], budget)
         rows = share_prefixes(questions, budget)
         return batch_by_tokens(rows, [row_tokens([questions[number] for number in row]) for row in rows], budget)
 

@@ -39,8 +39,8 @@ class MultipleChoiceScorer(Scorer):
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
         longest = max(len(option) for question in batch for option in question.options)
-        rows = sum(len(question.options) for question in batch)
-        return rows * -(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+        choices = max(len(question.options) for question in batch)  # those with fewer are filled
+        return len(batch) * choices * -(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""

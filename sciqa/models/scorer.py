@@ -93,8 +93,12 @@ class Scorer(nn.Module):
         """Return the scores of each batch, as `forward` gives them."""
         return map(self, batches)
 
+    def tokens(self, batch: Sequence[Encoded]) -> int:
+        """Return the tokens that the model computes for a batch: those that questions share count once."""
+        return sum(question.length for question in batch)
+
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
-        """Return the tokens, padding included, that the model computes for a batch."""
+        """Return `tokens` with the padding between them."""
         raise NotImplementedError
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:

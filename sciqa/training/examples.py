@@ -73,7 +73,9 @@ class Examples:
 class Order:
     """Which questions each step, worker and micro-batch sees, in tokens.
 
-    Every epoch is a new permutation; epochs follow each other without a seam, so no question is left out. Within
+    Every epoch is a new permutation, and epochs follow each other without a seam: the step in which one ends is filled
+    from the next, with other questions than those it has. So every step is full, no question is left out, each comes
+    once an epoch, and a step holds different questions as long as there are enough. Within an epoch's
     `STEPS_SORTED_TOGETHER` steps, questions of like length stand together.
 
     Args:
@@ -87,12 +89,12 @@ class Order:
 
     def __init__(self, questions: int, steps: int, batch_size: int, seed: int, encode: Encode) -> None:
         self.questions, self.steps, self.batch_size, self.seed, self.encode = questions, steps, batch_size, seed, encode
-        self._first = self._epoch = -1
+        self._first, self._epoch = -1, 0
+        self._permutation = self._drawn(0)
 
     def batch(self, step: int) -> "list[tuple[Encoded, int]]":
         """Return the questions of a step, numbered from 0, longest first."""
-        first = step - step % STEPS_SORTED_TOGETHER
-        last = min(first + STEPS_SORTED_TOGETHER, self.steps)
+        first, last = self._together(step)
         if first != self._first:
             places = range(first * self.batch_size, last * self.batch_size)
             self._first, self._window = first, [self.encode(*self._at(place)) for place in places]
@@ -106,13 +108,45 @@ class Order:
         batch = self.batch(step)
         return [batch[start : start + size] for start in range(rank * size, len(batch), size * world_size)]
 
+    def _together(self, step: int) -> tuple[int, int]:
+        """Return the first step, and the one after the last, of those that are sorted together with one.
+
+        A step in which an epoch ends is by itself.
+        """
+        epoch = step * self.batch_size // self.questions
+        begun = -(-epoch * self.questions // self.batch_size)
+        ended = (epoch + 1) * self.questions // self.batch_size
+        if not begun <= step < ended:
+            return step, step + 1
+        first = step - (step - begun) % STEPS_SORTED_TOGETHER
+        return first, min(first + STEPS_SORTED_TOGETHER, ended, self.steps)
+
     def _at(self, place: int) -> tuple[int, int]:
         """Return the epoch and the number of the question at a place in the order of the whole run."""
         epoch, position = divmod(place, self.questions)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.seed, 1 << 20, epoch])
-            self._epoch, self._permutation = epoch, rng.permutation(self.questions)
+        if epoch < self._epoch:
+            self._epoch, self._permutation = 0, self._drawn(0)
+        while self._epoch < epoch:  # what an epoch begins with follows from how the one before it ends
+            self._epoch += 1
+            self._permutation = self._following(self._permutation, self._epoch)
         return epoch, int(self._permutation[position])
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 1 << 20, epoch]).permutation(self.questions)
+
+    def _following(self, before: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the permutation of an epoch; where it fills a step, it begins with questions that step does not have.
+
+        Args:
+            before: permutation of the epoch before it.
+            epoch: number of this one.
+        """
+        drawn = self._drawn(epoch)
+        left = min(epoch * self.questions % self.batch_size, self.questions)
+        if not left:
+            return drawn
+        others = drawn[~np.isin(drawn, before[-left:])][: self.batch_size - left]
+        return np.concatenate([others, drawn[~np.isin(drawn, others)]])
 
 
 def check_answers(questions: pa.Table, name: str) -> None:

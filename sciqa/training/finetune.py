@@ -189,8 +189,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
     with _Watcher(progress, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
-        if result.checkpoint is None:
-            storage.delete(options.folder)
+        storage.delete(options.folder)  # the same again would come to the same, and no other run can use it
         raise InputError(message)
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
     kept = [

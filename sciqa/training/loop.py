@@ -39,6 +39,8 @@ HISTORY = "history.json"
 EVALUATION_TOKENS = 2048
 #: Questions, the longest by characters, that are tried on the model before the first step.
 LONGEST_CHECKED = 16
+#: Steps in a row that may be left out for a scale of float16 gradients: it is halved each time, from 65,536.
+MOST_SKIPPED = 24
 
 
 def train(config: dict) -> dict:
@@ -88,6 +90,9 @@ class _Run:
         plain = [held_out.plain(number) for number in range(len(held_out))]
         self.validation = [(self.scorer.encode(*pair), gold) for *pair, gold in plain]
         self.optimizer = self._optimizer()
+        self.norms: list[torch.Tensor] = []
+        self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(_gradient_norm(self.optimizer)))
+        self.skipped = 0
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
             optimizer=self.optimizer,
@@ -157,17 +162,20 @@ class _Run:
         self.engine.train()
         rate = self.optimizer.param_groups[0]["lr"]
         losses, tokens, padded = [], 0, 0
+        self.norms.clear()
         for micro in self.order.micro_batches(step - 1, self.rank, self.world_size, self.options.micro_batch):
             batch = [question for question, _ in micro]
             loss = loss_of(self.engine(batch), [gold for _, gold in micro], self.options.loss)
             self.engine.backward(loss)
             self.engine.step()
             losses.append(loss.item())
-            tokens += sum(question.length for question in batch)
+            tokens += self.scorer.tokens(batch)
             padded += self.scorer.padded_tokens(batch)
-        sums = torch.tensor([float(np.mean(losses)), tokens, padded], dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(sums)
-        loss, tokens, padded = sums.tolist()
+        mine = [float(np.mean(losses)), tokens, padded, self._norm_taken()]
+        sums = torch.tensor(mine, dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(sums)  # a number that is none on one worker is then none on all
+        loss, tokens, padded, norm = sums.tolist()
+        self._check_numbers(step, {"loss": loss, "norm of the gradient": norm})
         return {
             "step": step,
             "loss": loss / self.world_size,
@@ -177,10 +185,32 @@ class _Run:
             "seconds": time.monotonic() - started,
         }
 
+    def _norm_taken(self) -> float:
+        """Return the norm of the gradients of this worker's last step, which is not finite where DeepSpeed left it out.
+
+        With float16 a step is left out to find the scale of the gradients, but not many of them in a row.
+        """
+        self.skipped = 0 if self.norms else self.skipped + 1
+        if self.skipped:
+            return 0.0 if self.dtype == torch.float16 and self.skipped <= MOST_SKIPPED else float("nan")
+        return float(torch.stack(self.norms).norm())
+
+    def _check_numbers(self, step: int, figures: dict[str, float]) -> None:
+        """Raise `InputError`, on all workers alike, where a figure of a step is not a finite number."""
+        for name, value in figures.items():
+            if not np.isfinite(value):
+                remedies = [f"a lower --learning-rate than {self.options.learning_rate:g}"] * (step > 0)
+                remedies += ["--precision float32"] * (self.dtype != torch.float32)
+                raise InputError(
+                    f"step {step}: the {name} is not a finite number{', untrained' * (not step)}; nothing of this run "
+                    f"is kept; try {' and '.join(remedies) or 'another --model'}"
+                )
+
     def _evaluate(self, step: int, writers: "_Writers") -> None:
         """Score the validation questions, keep the figures and report a checkpoint."""
         started = time.monotonic()
         scores = self._score_validation()
+        self._check_numbers(step, {"score of a validation question": float(np.concatenate(scores).sum())})
         golds = [gold for _, gold in self.validation]
         pairs = zip(scores, golds, strict=True)
         ranks = np.array([1 + rank(list(range(len(each))), each)[0].index(gold) for each, gold in pairs])
@@ -305,6 +335,12 @@ class _Writers:
             self.board.close()
         if self.mlflow:
             self.mlflow.end_run()
+
+
+def _gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Return the norm of all gradients that an optimizer is about to use."""
+    gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> torch.Tensor:
