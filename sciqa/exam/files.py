@@ -1,0 +1,346 @@
+"""Files of questions: CSV, TSV, JSON, JSONL and Parquet, packed or not, one or several, to rows of cells."""
+
+import bz2
+import csv
+import fnmatch
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sciqa import storage
+from sciqa.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
+PACKINGS = {
+    "gz": gzip.decompress,
+    "bz2": bz2.decompress,
+    "xz": lzma.decompress,
+    "zst": lambda data: pa.CompressedInputStream(pa.BufferReader(data), "zstd").read(),
+}
+ENDINGS = tuple(f"{kind}{end}" for kind in KINDS for end in ("", *(f".{packing}" for packing in PACKINGS)))
+#: Keys under which a JSON file keeps its list of questions.
+LISTS = ("data", "questions", "examples", "items", "rows")
+#: What MMLU's CSV files, which have no header, hold.
+HEADERLESS = ("question", "A", "B", "C", "D", "answer")
+#: Longest cell of a CSV file, in characters; the csv module's own 131,072 is shorter than some articles.
+LONGEST_CELL = 2**31 - 1
+NEWLINE = b"\n"
+#: White space that is not seen in a column's name.
+UNSEEN = "\ufeff\u200b\u2060"
+
+
+class Number(str):
+    """A number of a JSON or Parquet file, as the text that stands there, to tell `1` from `"1"`."""
+
+    __slots__ = ()
+
+
+class Row(NamedTuple):
+    """A question as its file has it.
+
+    Attributes:
+        path: of the file.
+        number: of the question in it, from 1.
+        line: of the file on which it begins, where that is a text file.
+        cells: what stands there, by column.
+    """
+
+    path: str
+    number: int
+    line: int | None
+    cells: dict[str, object]
+
+    @property
+    def place(self) -> str:
+        """File, line and row in words; the line is left out where it is the row's number too."""
+        line = f"line {self.line}, " if self.line not in (None, self.number) else ""
+        return f"{self.path}, {line}row {self.number}"
+
+
+def read_rows(exam: str) -> list[Row]:
+    """Return all questions of an exam as its files have them.
+
+    Args:
+        exam: a packaged split; a file of `KINDS`, packed by `PACKINGS` or not; a folder of such files, the shards of
+            one exam; or a pattern of names with `*` in a folder. Local or a URI that pyarrow's filesystems take.
+
+    Raises:
+        InputError: no such file, a file that is not what its name says, or a folder of several exams.
+    """
+    if exam in SPLITS:
+        data = files("sciqa.exam").joinpath(f"data/{exam}.jsonl").read_bytes()
+        return list(_read_jsonl(exam, _decode(exam, data)))
+    try:
+        rows = [row for path in _find_files(exam) for row in _read_file(path)]
+    except InputError:
+        raise
+    except Exception as error:
+        if "://" not in exam:
+            raise
+        raise InputError(f"{exam}: cannot be read ({type(error).__name__}: {error})") from error
+    if not rows:
+        raise InputError(f"{exam}: no questions")
+    return rows
+
+
+def _find_files(exam: str) -> list[str]:
+    folder, _, name = exam.rpartition("/")
+    if "*" in name:
+        found = storage.list_files(folder or ".", *ENDINGS)
+        found = [path for path in found if fnmatch.fnmatch(path.rpartition("/")[2], name)]
+        if not found:
+            raise InputError(f"{exam}: no file of that folder has such a name and ends in .{', .'.join(KINDS)}")
+        return found
+    if not _kind(exam) and not storage.exists(exam):
+        raise InputError(f"{exam}: no such exam; it is {', '.join(SPLITS)}, or a file ending in .{', .'.join(KINDS)}")
+    found = storage.list_files(exam, *ENDINGS)
+    if found == [exam] and not _kind(exam):
+        raise InputError(f"{exam}: a file ending in .{', .'.join(KINDS)} expected (and .{', .'.join(PACKINGS)})")
+    names = sorted({_without_shard(path[len(exam) :].lstrip("/")) for path in found})
+    if len(names) > 1:
+        raise InputError(
+            f"{exam}: holds {len(names)} exams ({', '.join(names[:5])}{', …' if names[5:] else ''}); name one of its "
+            "files, or several by a pattern such as test-*.parquet"
+        )
+    return found
+
+
+def _without_shard(name: str) -> str:
+    """Return a file's name without the number of its shard."""
+    stem = name[: -len(".".join(filter(None, _kind(name)))) - 1] if _kind(name) else name
+    return re.sub(r"[-_.]?(\d{4,}[^/]*|\d+)$", "", stem)
+
+
+def _kind(path: str) -> tuple[str, str] | None:
+    """Return what a file is by its name, and how it is packed."""
+    *_, last, end = ["", "", *path.rpartition("/")[2].lower().split(".")]
+    if end in PACKINGS:
+        return (last, end) if last in KINDS else None
+    return (end, "") if end in KINDS else None
+
+
+def _read_file(path: str) -> Iterable[Row]:
+    kind, packing = _kind(path)
+    if kind == "parquet" and not packing:
+        return _read_parquet(path, storage.open_parquet(path))
+    data = storage.read_bytes(path)
+    if packing:
+        try:
+            data = PACKINGS[packing](data)
+        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+            raise InputError(f"{path}: not a whole .{packing} file ({error}); write or fetch it again") from error
+    if kind == "parquet":
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
+        return _read_parquet(path, file)
+    text = _decode(path, data)
+    if kind in ("csv", "tsv"):
+        return _read_csv(path, text, kind)
+    return (_read_json if kind == "json" else _read_jsonl)(path, text)
+
+
+def _decode(path: str, data: bytes) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{path}, line 1, byte 1: UTF-16; save the file as UTF-8")
+    if (at := data.find(b"\0")) >= 0:
+        raise InputError(f"{path}, {_line_and_byte(data, at)}: a NUL byte, which no text has; save the file as UTF-8")
+    try:
+        return data.decode("utf-8-sig").lstrip(UNSEEN)
+    except UnicodeDecodeError as error:
+        at = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
+        raise InputError(f"{path}, {_line_and_byte(data, at)}: not UTF-8; save the file as UTF-8") from error
+
+
+def _line_and_byte(data: bytes, at: int) -> str:
+    before = data[:at]
+    return f"line {before.count(NEWLINE) + 1}, byte {at - before.rfind(NEWLINE)}"
+
+
+def clean_names(path: str, names: Iterable[str]) -> list[str]:
+    """Return columns' names without white space around them, or raise `InputError` where one stands twice."""
+    cleaned = [str(name).strip().strip(UNSEEN).strip() for name in names]
+    if len(set(cleaned)) < len(cleaned):
+        twice = next(name for name in cleaned if cleaned.count(name) > 1)
+        raise InputError(f"{path}: column {twice!r} stands twice; leave one of them out, or rename it")
+    return cleaned
+
+
+def _read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
+    """Yield the rows of a CSV file; rows without any text, as spreadsheets leave them, are passed over."""
+    lines = _csv_lines(path, text, kind)
+    if not lines:
+        return
+    line, header = lines[0]
+    if all(_is_headerless(cells) for _, cells in lines) and any(" " in cells[0].strip() for _, cells in lines):
+        header, body = list(HEADERLESS), lines
+    else:
+        body = lines[1:]
+        header = _named(path, line, header, [cells for _, cells in body])
+    names = clean_names(path, filter(None, header))
+    width = len(header)
+    for number, (line, cells) in enumerate(body, 1):
+        if len(cells) < width or any(cell.strip() for cell in cells[width:]):
+            place = Row(path, number, line, {}).place
+            raise InputError(f"{place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
+        given = [cell for name, cell in zip(header, cells, strict=False) if name]
+        yield Row(path, number, line, dict(zip(names, given, strict=True)))
+
+
+def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV file that hold any text, the header among them, each with its line in the file."""
+    separator, skipped = _separator(text, kind)
+    stream = io.StringIO(text, newline="")
+    for _ in range(skipped):
+        stream.readline()
+    reader = csv.reader(stream, delimiter=separator, strict=True)
+    before, lines = csv.field_size_limit(LONGEST_CELL), []
+    try:
+        while True:
+            line = skipped + reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return lines
+            except csv.Error as error:
+                raise InputError(
+                    f"{path}, line {line}: not CSV ({error}); a quote that is text is doubled, in a quoted cell"
+                ) from error
+            if any(map(str.strip, cells)):
+                lines.append((line, cells))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _separator(text: str, kind: str) -> tuple[str, int]:
+    """Return what stands between the cells of a file, and the lines before its header that say so (`sep=;`)."""
+    first = text.split("\n", 1)[0]
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
+        return said[1], 1
+    first = next((line for line in io.StringIO(text) if line.strip(" ,;\t|\r\n")), "")
+    if kind == "tsv" and "\t" in first:
+        return "\t", 0
+    widths = {each: len(next(csv.reader([first], delimiter=each), [])) for each in ",;\t|"}
+    return ("," if widths[","] >= 3 else max(widths, key=widths.get)), 0
+
+
+def _is_headerless(cells: list[str]) -> bool:
+    return len(cells) == len(HEADERLESS) and cells[-1].strip() in ("A", "B", "C", "D")
+
+
+def _named(path: str, line: int, header: list[str], body: list[list[str]]) -> list[str]:
+    """Return a header; a column without a name is left out (named "") where it is empty, or a first one of numbers."""
+    for at, name in enumerate(header):
+        if name.strip().strip(UNSEEN):
+            continue
+        cells = [cells[at].strip() for cells in body if at < len(cells)]
+        if any(cells) and not (at == 0 and all(cell.isdecimal() for cell in cells)):
+            raise InputError(f"{path}, line {line}: column {at + 1} has no name, but cells; name it, or leave it out")
+        header[at] = ""
+    while header and not header[-1]:
+        header.pop()
+    return header
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object, whose keys must differ: of two, one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
+
+
+_JSON = json.JSONDecoder(
+    parse_int=Number,
+    parse_float=Number,
+    parse_constant=lambda name: None if name == "NaN" else Number(name),  # pandas' word for an empty cell
+    object_pairs_hook=_unique,
+)
+
+
+def parse_json(text: str) -> object:
+    """Return what a JSON text holds, its numbers as `Number`; `ValueError` where it is none."""
+    try:
+        return _JSON.decode(text)
+    except RecursionError as error:
+        raise ValueError("too deep") from error
+
+
+def _read_json(path: str, text: str) -> Iterator[Row]:
+    """Yield the questions of a JSON file: a list, an object with a list of `LISTS`, or one object a line."""
+    try:
+        value = parse_json(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip()[:1] == "{":
+            yield from _read_jsonl(path, text)
+            return
+        raise InputError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); a list of questions expected"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if isinstance(value, dict):
+        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), [value])
+    if not isinstance(value, list):
+        raise InputError(f"{path}: a list of questions, or an object with one as {', '.join(LISTS)}, expected")
+    for number, cells in enumerate(value, 1):
+        yield _row(path, number, None, cells)
+
+
+def _read_jsonl(path: str, text: str) -> Iterator[Row]:
+    """Yield the questions of a JSONL file; lines end at line feeds alone, for texts may hold other separators."""
+    if text.lstrip()[:1] == "[":
+        yield from _read_json(path, text)
+        return
+    number = 0
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        number += 1
+        try:
+            cells = parse_json(content)
+        except ValueError as error:
+            place = Row(path, number, line, {}).place
+            raise InputError(f"{place}: not JSON ({error}); one question a line expected") from error
+        yield _row(path, number, line, cells)
+
+
+def _row(path: str, number: int, line: int | None, cells: object) -> Row:
+    row = Row(path, number, line, {})
+    if not isinstance(cells, dict):
+        raise InputError(f"{row.place}: an object expected, {str(cells)[:60]!r} found")
+    return row._replace(cells=dict(zip(clean_names(row.place, cells), cells.values(), strict=True)))
+
+
+def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:
+    names = clean_names(path, file.schema_arrow.names)
+    number = 0
+    try:
+        for batch in file.iter_batches(1024):
+            columns = [_shortest(column).to_pylist() for column in batch.columns]
+            for cells in zip(*columns, strict=True):
+                number += 1
+                yield Row(path, number, None, dict(zip(names, cells, strict=True)))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
+
+
+def _shortest(column: pa.Array) -> pa.Array:
+    """Return a column with floats of 32 bits by their shortest text: to Python, 0.1 would be 0.10000000149011612."""
+    if column.type == pa.float32():
+        return column.cast(pa.string()).cast(pa.float64())
+    if pa.types.is_list(column.type) and column.type.value_type == pa.float32():
+        return column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
+    return column

@@ -1,0 +1,215 @@
+"""Exams of many shapes, as they are published, become the validated exam table."""
+
+import hashlib
+import json
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from sciqa.errors import InputError
+from sciqa.exam.columns import KEPT, Columns, find, parse_columns, recognise, unwrap
+from sciqa.exam.files import SPLITS, Row, read_rows
+from sciqa.exam.keys import AnswersFrom, Column
+from sciqa.exam.options import Fail, Options, read_options, text_of, without_letters
+
+#: Values of `is_question` as people write them.
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+BOOLEANS |= {"1.0": True, "0.0": False}
+#: Makes the error about a row: its number from 0, the column, and what is wrong.
+FailAt = Callable[[int, str, str], InputError]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """An exam as it was understood.
+
+    Attributes:
+        table: the questions; see `read_exam`.
+        columns: where they stood.
+        notes: what a person should know of it, a text each.
+    """
+
+    table: pa.Table
+    columns: Columns
+    notes: list[str]
+
+
+def read_exam(exam: str, columns: Sequence[str] = (), answers_from: AnswersFrom | None = None) -> pa.Table:
+    """Read and validate an exam.
+
+    The table has `id`, `prompt`, `is_question`, `context`, options `A`, `B`, … (2 to 26, without a gap), `answer` (a
+    letter) and what other columns the file has that are not read as one of these. Every cell is text, except
+    `is_question`, which is bool; a question may have fewer options than others. Where the file keeps the right option
+    apart from the wrong ones, their order follows from the question's id alone.
+
+    Args:
+        exam: a packaged split, or a file, folder or pattern as `sciqa.exam.files.read_rows` takes it.
+        columns: where the parts of a question stand, as `prompt=question`; the others are recognised by name.
+        answers_from: what answers are, where that cannot be told: numbers from 0 or 1, letters or options' texts.
+
+    Raises:
+        InputError: with file, line, row and column of what is wrong; the first question is row 1.
+    """
+    return read_questions(exam, columns, answers_from).table
+
+
+def read_questions(
+    exam: str,
+    columns: Sequence[str] = (),
+    answers_from: AnswersFrom | None = None,
+    context: Literal["both", "given", "found"] = "both",
+) -> Questions:
+    """Return `read_exam` with how the file was understood; arguments and errors are the same.
+
+    Args:
+        exam: see there.
+        columns: see there.
+        answers_from: see there.
+        context: `given`: some question must have a context of its own; `found`: these are left out.
+    """
+    rows = unwrap(read_rows(exam))
+    found = recognise(exam, rows, {} if exam in SPLITS else parse_columns(columns))
+
+    def fail(at: int, column: str, what: str) -> InputError:
+        return InputError(f"{rows[at].place}, column {column!r}: {what}")
+
+    parts = {
+        "id": _ids(rows, found, fail),
+        "prompt": [_needed(row, found.prompt, _failing(fail, at)) for at, row in enumerate(rows)],
+        "is_question": [_is_question(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
+        "context": [_context(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
+    }
+    if context == "given" and not any(parts["context"]):
+        names = " and ".join(map(repr, found.context)) or "of that name"
+        raise InputError(
+            f"{exam}: --context given, but no question has one (column {names}); name it by --columns context=…, or "
+            "leave --context out"
+        )
+    if context == "found":
+        parts["context"] = [None] * len(rows)
+    options = [read_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
+    if len(found.options) == 1:
+        options = without_letters(options)
+    places = _places(found, rows, options, fail, answers_from)
+    texts, places = _arranged(parts["id"], options, places)
+    width = max(len(found.options) if len(found.options) > 1 else 2, *map(len, texts))
+    parts |= {
+        letter: [each[at] if at < len(each) else None for each in texts]
+        for at, letter in enumerate(string.ascii_uppercase[:width])
+    }
+    parts["answer"] = [None if place is None else string.ascii_uppercase[place] for place in places]
+    parts |= _others(rows, found, set(parts), fail)
+    types = {"is_question": pa.bool_()}
+    table = pa.table({name: pa.array(cells, types.get(name, pa.string())) for name, cells in parts.items()})
+    return Questions(table, found, list(_notes(exam, found, table, texts, context)))
+
+
+def _failing(fail: FailAt, at: int) -> Fail:
+    return lambda column, what: fail(at, column, what)
+
+
+def _text(row: Row, path: str, fail: Fail) -> str | None:
+    try:
+        return text_of(find(row.cells, path))
+    except ValueError as error:
+        raise fail(path, str(error)) from error
+
+
+def _needed(row: Row, path: str, fail: Fail) -> str:
+    if (text := _text(row, path, fail)) is None:
+        raise fail(path, "empty; every question needs one")
+    return text
+
+
+def _ids(rows: list[Row], columns: Columns, fail: FailAt) -> list[str]:
+    """Return the names of all questions, the numbers of their rows where they have none."""
+    if not columns.id:
+        return [str(number) for number in range(1, len(rows) + 1)]
+    seen: dict[str, int] = {}
+    for at, row in enumerate(rows):
+        name = _needed(row, columns.id, _failing(fail, at))
+        if name in seen:
+            first = rows[seen[name]]
+            where = f"row {first.number}" + (f" of {first.path}" if first.path != row.path else "")
+            raise fail(at, columns.id, f"{name!r} stands in {where} already; ids must differ")
+        seen[name] = at
+    return list(seen)
+
+
+def _is_question(row: Row, columns: Columns, fail: Fail) -> bool:
+    path = columns.kept.get("is_question", "is_question")
+    text = _text(row, path, fail)
+    if text is not None and text.lower() not in BOOLEANS:
+        raise fail(path, f"{text!r} found, true or false expected")
+    return True if text is None else BOOLEANS[text.lower()]
+
+
+def _context(row: Row, columns: Columns, fail: Fail) -> str | None:
+    texts = [_text(row, path, fail) for path in columns.context]
+    return "\n".join(filter(None, texts)) or None
+
+
+def _places(
+    columns: Columns, rows: list[Row], options: list[Options], fail: FailAt, meant: AnswersFrom | None
+) -> list[int | None]:
+    """Return the place of each right option among those of its question, None where there is no answer."""
+    if not columns.answer:
+        return [each.right for each in options]
+    listed = len(columns.options) == 1
+    read = [Column(name, rows, options, fail, columns.first, listed) for name in columns.answer]
+    places = read[0].places(meant)
+    return read[1].agree(places, columns.answer[0]) if len(read) > 1 else places
+
+
+def _arranged(
+    ids: list[str], options: list[Options], places: list[int | None]
+) -> tuple[list[list[str]], list[int | None]]:
+    """Return options and places; those marked, or apart, in an order that the question's id makes, and no other."""
+    texts, right = [], []
+    for name, each, place in zip(ids, options, places, strict=True):
+        if each.right is None:
+            texts.append(each.texts)
+            right.append(place)
+            continue
+        order = sorted(range(len(each.texts)), key=lambda at: hashlib.sha256(f"{at} {name}".encode()).digest())
+        texts.append([each.texts[at] for at in order])
+        right.append(order.index(each.right))
+    return texts, right
+
+
+def _others(rows: list[Row], columns: Columns, taken: set[str], fail: FailAt) -> dict[str, list[str | None]]:
+    """Return the columns that are kept as they stand, lists and fields as JSON; none with a name of the table's own."""
+    used = {path if path in row.cells else path.partition(".")[0] for row in rows[:1] for path in columns.used}
+    used |= columns.used | taken | set(string.ascii_uppercase if not columns.own else "")
+    names = dict.fromkeys(name for row in rows for name in row.cells if name not in used)
+    sources = {name: name for name in names} | {new: old for new, old in columns.kept.items() if new != "is_question"}
+    kept: dict[str, list[str | None]] = {}
+    for name, source in sources.items():
+        kept[name] = [_other(row, source, _failing(fail, at)) for at, row in enumerate(rows)]
+    return kept
+
+
+def _other(row: Row, path: str, fail: Fail) -> str | None:
+    cell = find(row.cells, path)
+    if isinstance(cell, list | dict):
+        return json.dumps(cell, ensure_ascii=False, default=str)
+    if isinstance(cell, bytes) and path not in KEPT:
+        return cell.hex()
+    return _text(row, path, fail)
+
+
+def _notes(exam: str, columns: Columns, table: pa.Table, texts: list[list[str]], context: str) -> Iterator[str]:
+    """Yield what a person should know of an exam that was read."""
+    if not columns.own:
+        yield f"{exam}: read as {columns.said()}" + ("" if columns.id else "; ids are row numbers")
+    missing = table["answer"].null_count
+    if missing:
+        said = f"{missing:,} of {len(table):,} questions have no answer" if missing < len(table) else "no answers"
+        yield f"{exam}: {said}; they are ranked, not scored"
+    if same := [name for name, each in zip(table["id"].to_pylist(), texts, strict=True) if len(set(each)) < len(each)]:
+        yield f"{exam}: {len(same):,} questions have options of the same text, the first is {same[0]!r}"
+    if context == "given" and (without := table["context"].null_count):
+        yield f"{exam}: {without:,} of {len(table):,} questions have no context of their own and are read without one"

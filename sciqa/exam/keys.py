@@ -1,0 +1,222 @@
+"""Right options: what a cell of the answer's column means, a letter, a label, a number or an option's text."""
+
+import re
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from sciqa.errors import InputError
+from sciqa.exam.columns import find, structured
+from sciqa.exam.files import Row
+from sciqa.exam.options import BEFORE, LETTERS, Options, is_number, text_of
+
+#: What `--answers-from` takes.
+AnswersFrom = Literal["0", "1", "letter", "text"]
+NUMBER = re.compile(r"(0|[1-9]\d*)(?:\.0+)?", re.ASCII)
+LETTER = re.compile(r"\(?([A-Za-z])[.):]?\)?")
+
+
+class Readings(NamedTuple):
+    """What an answer may mean: a place by letter or label, a number, a place by text; None where it cannot.
+
+    Attributes:
+        text: of the cell; None where it is empty.
+        letter: place.
+        number: as it stands.
+        typed: whether it is a number in the file, and not text.
+        place: by the option's text.
+        same: whether several options have that text.
+    """
+
+    text: str | None
+    letter: int | None = None
+    number: int | None = None
+    typed: bool = False
+    place: int | None = None
+    same: bool = False
+
+
+def _read(cell: object, options: Options) -> Readings:
+    cell = cell if isinstance(cell, str) and cell.strip() in options.texts else structured(cell)
+    if isinstance(cell, list):
+        if len(cell) > 1:
+            raise ValueError(f"{len(cell)} right options found, one expected")
+        cell = cell[0] if cell else None
+    text = text_of(cell)
+    if text is None or (text in ("-1", "-1.0") and text not in options.texts):  # what sets without answers have
+        return Readings(None)
+    number = NUMBER.fullmatch(text)
+    lettered = LETTER.fullmatch(text)
+    places = [at for at, option in enumerate(options.texts) if option == text]
+    letter = LETTERS.find(lettered[1].upper()) if lettered else None
+    letter = letter if letter is not None and letter < len(options.texts) else None
+    if options.labels:
+        names = (text.casefold(), number and number[1], lettered and lettered[1].casefold())
+        letter = next((at for at, label in enumerate(options.labels) if label.casefold() in names), None)
+    if not places and letter is None and (before := BEFORE.match(text)):
+        named = LETTERS.find(before[1].upper())
+        if named < len(options.texts) and options.texts[named] == text[before.end() :].strip():
+            letter = named
+    return Readings(
+        text,
+        letter,
+        int(number[1]) if number and len(text) < 9 else None,
+        is_number(cell),
+        places[0] if places else None,
+        len(places) > 1,
+    )
+
+
+class Column:
+    """The answers of an exam in one column, and the question which of their readings is meant.
+
+    Args:
+        name: of the column.
+        rows: of the exam.
+        options: of each.
+        fail: makes the error about a row: its number from 0, the column and what is wrong.
+        counted: what its numbers count from, where it is known.
+        listed: whether the options stand in one cell, whose answers in JSON and Parquet are numbers from 0.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: list[Row],
+        options: list[Options],
+        fail: Callable[[int, str, str], InputError],
+        counted: str | None,
+        listed: bool,
+    ) -> None:
+        self.name, self.options, self.fail, self.counted, self.listed = name, options, fail, counted, listed
+        self.readings: list[Readings] = []
+        for at, row in enumerate(rows):
+            try:
+                self.readings.append(_read(find(row.cells, name), options[at]))
+            except ValueError as error:
+                raise fail(at, name, str(error)) from error
+
+    def places(self, meant: AnswersFrom | None) -> list[int | None]:
+        """Return the place of each right option, None where the cell is empty.
+
+        Raises:
+            InputError: a cell that means none, or that may mean two.
+        """
+        self.first = int(meant) if meant in ("0", "1") else self._first()
+        given = [reading for reading in self.readings if reading.text is not None]
+        self.all_text = all(reading.place is not None for reading in given)
+        self.all_letters = all(reading.letter is not None for reading in given)
+        keyed = [reading.letter is not None or reading.number is not None for reading in given]
+        in_range = all(
+            reading.letter is not None or (reading.number or 0) <= len(options.texts)
+            for reading, options in zip(self.readings, self.options, strict=True)
+        )
+        if meant is None and self.all_text and not (all(keyed) and in_range):
+            meant = "text"
+        read = {"text": self._text, "letter": self._letter, "0": self._key, "1": self._key}.get(meant, self._any)
+        return [None if self.readings[at].text is None else read(at) for at in range(len(self.readings))]
+
+    def agree(self, places: list[int | None], other: str) -> list[int | None]:
+        """Return places read from another column, filled from this one; they must agree where both have them."""
+        merged = []
+        for at, (place, reading) in enumerate(zip(places, self.readings, strict=True)):
+            means = {reading.letter, reading.place, reading.number, (reading.number or 0) - 1}
+            if reading.text is not None and place is None:
+                raise self.fail(at, other, f"empty, but column {self.name!r} says {reading.text!r}")
+            same = reading.same and self.options[at].texts[place] == reading.text
+            if reading.text is not None and place not in means and not same:
+                letter = LETTERS[place]
+                raise self.fail(at, self.name, f"{reading.text!r} found, but column {other!r} says {letter}")
+            merged.append(place)
+        return merged
+
+    def _first(self) -> int | None:
+        """Return what numbers count from: what is known, else what a 0, or the number of the last option, shows."""
+        numbered = [
+            (at, reading)
+            for at, reading in enumerate(self.readings)
+            if reading.number is not None and reading.letter is None
+        ]
+        if self.counted or not numbered:
+            return int(self.counted or 0)
+        if self.listed and all(self._trusted(at) for at, _ in numbered):
+            return 0
+        zero = next((at for at, reading in numbered if reading.number == 0), None)
+        last = next((at for at, reading in numbered if reading.number == len(self.options[at].texts)), None)
+        if zero is not None and last is not None:
+            raise self.fail(last, self.name, f"{self.readings[last].text!r} found, but elsewhere 0 is, for the first")
+        if zero is None and last is None:
+            return None
+        return 0 if last is None else 1
+
+    def _trusted(self, at: int) -> bool:
+        """Whether a number is no text of an option, since these are text in the file and it is a number."""
+        return self.listed and self.readings[at].typed and not self.options[at].numbers
+
+    def _text(self, at: int) -> int:
+        reading = self.readings[at]
+        if reading.same:
+            raise self.fail(
+                at, self.name, f"{reading.text!r} found, the text of several options; name one by its letter"
+            )
+        if reading.place is None:
+            raise self.fail(at, self.name, f"{reading.text!r} found, the text of an option expected")
+        return reading.place
+
+    def _letter(self, at: int) -> int:
+        if self.readings[at].letter is None:
+            raise self.fail(at, self.name, f"{self.readings[at].text!r} found, {self._letters(at)} expected")
+        return self.readings[at].letter
+
+    def _key(self, at: int) -> int:
+        reading = self.readings[at]
+        if reading.number is None:
+            return self._letter(at)
+        if not 0 <= reading.number - self.first < len(self.options[at].texts):
+            raise self._expected(at)
+        return reading.number - self.first
+
+    def _any(self, at: int) -> int:
+        reading = self.readings[at]
+        if reading.letter is not None:
+            if reading.place not in (None, reading.letter) and (self.all_text or not self.all_letters):
+                raise self._two(at, "letter or label")
+            return reading.letter
+        if reading.number is None and reading.place is not None:
+            return self._text(at)
+        if reading.number is None or "".join(self.options[at].labels).isdecimal():
+            raise self._expected(at)
+        if not self._trusted(at) and reading.place is not None and not self._agrees(reading):
+            raise self._two(at, "number")
+        if self.first is None:
+            raise self.fail(
+                at,
+                self.name,
+                f"{reading.text!r} found, and nowhere a 0 or the number of a last option; say by --answers-from 0 or "
+                "--answers-from 1 what the first option is",
+            )
+        return self._key(at)
+
+    def _agrees(self, reading: Readings) -> bool:
+        return self.first is not None and reading.place == reading.number - self.first and not reading.same
+
+    def _two(self, at: int, other: str) -> InputError:
+        text = self.readings[at].text
+        return self.fail(
+            at,
+            self.name,
+            f"{text!r} found, which is the text of an option and may be a {other} too; say by --answers-from what it "
+            "is: text, letter, or 0 or 1, the number of the first option",
+        )
+
+    def _letters(self, at: int) -> str:
+        options = self.options[at]
+        if options.labels:
+            return f"one of the labels {', '.join(options.labels)}"
+        return f"a letter from A to {LETTERS[len(options.texts) - 1]}"
+
+    def _expected(self, at: int) -> InputError:
+        reading, last, first = self.readings[at], len(self.options[at].texts) - 1, self.first or 0
+        what = f"{reading.text!r} found, {self._letters(at)} or an index from {first} to {last + first} expected"
+        if reading.number == last + 1 and not first:
+            what += "; where the first option is 1, pass --answers-from 1"
+        return self.fail(at, self.name, what)

@@ -1,0 +1,192 @@
+"""Options of a question: listed by one cell, in a column each, or the right one apart from the wrong ones."""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+from sciqa.errors import InputError
+from sciqa.exam.columns import MARKED, Columns, find, structured
+from sciqa.exam.files import Number, Row
+
+LETTERS = string.ascii_uppercase
+#: Fields in which options keep their text and their label.
+TEXTS = ("text", "choices", "value", "content", "option", "atext")
+LABELS = ("label", "labels", "key", "letter", "aid")
+#: What stands before the text of a lettered option: `(A)`, `A.`, `A)`, `A:`.
+BEFORE = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.IGNORECASE)
+#: Makes the error about a question: the column, and what is wrong.
+Fail = Callable[[str, str], InputError]
+
+
+class Options(NamedTuple):
+    """The options of a question.
+
+    Attributes:
+        texts: in their order.
+        labels: by which an answer may name them; none where letters do.
+        right: place of the one that is marked as right, where one is.
+        numbers: whether any of them is a number in the file, and not text.
+    """
+
+    texts: list[str]
+    labels: list[str] = []  # noqa: RUF012 (never changed)
+    right: int | None = None
+    numbers: bool = False
+
+
+def is_number(cell: object) -> bool:
+    """Whether a cell is a number in its file, and not text."""
+    return isinstance(cell, Number | int | float | Decimal) and not isinstance(cell, bool)
+
+
+def text_of(cell: object) -> str | None:
+    """Return a cell as text, without white space around it; None where it is empty.
+
+    A number of JSON or CSV is the text that stands there, one of Parquet the shortest that means it.
+
+    Raises:
+        ValueError: no text can be made of it, and why.
+    """
+    if cell is None or cell != cell:  # NaN, as pandas writes an empty cell
+        return None
+    if isinstance(cell, list | dict | tuple):
+        raise ValueError(f"{'fields' if isinstance(cell, dict) else 'a list'} found, text expected")
+    if isinstance(cell, bytes):
+        try:
+            cell = cell.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError("bytes that are not UTF-8 found, text expected") from error
+    text = format(cell, "f") if isinstance(cell, Decimal) else str(cell)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half of a surrogate pair found, which is no character")
+    if "\0" in text:
+        raise ValueError("a NUL character found, which no text has")
+    return text.strip() or None
+
+
+def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
+    """Return a question's options, or raise `InputError` for what is wrong with them."""
+    if columns.correct:
+        return _apart(row, columns, fail)
+    if len(columns.options) > 1:
+        cells = [find(row.cells, name) for name in columns.options]
+        return _checked(cells, [], list(columns.options), fail)
+    path = columns.options[0]
+    cell = structured(find(row.cells, path))
+    labels: object = []
+    if path not in row.cells and "." in path and isinstance(cell, list):
+        parent = structured(find(row.cells, path.rpartition(".")[0]))
+        labels = _field(parent, LABELS) or []
+    elif isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
+        cell, labels = _split(cell)
+    elif isinstance(cell, str):
+        cell = split_lettered(cell)
+    if not isinstance(cell, list):
+        raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
+    if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
+        raise fail(path, f"{len(cell)} options, but labels {str(labels)[:60]}")
+    if path == MARKED or path.startswith(f"{MARKED}."):
+        return _marked(cell, labels, path, fail)
+    return _checked(cell, labels, [path] * len(cell), fail)
+
+
+def _field(cell: object, names: Sequence[str]) -> object:
+    """Return the first of some fields that options have, of all of them together or of each."""
+    if isinstance(cell, list):
+        name = next((name for name in names if all(isinstance(e, dict) and name in e for e in cell)), None)
+        return [each[name] for each in cell] if name else None
+    return next((cell[name] for name in names if isinstance(cell, dict) and isinstance(cell.get(name), list)), None)
+
+
+def _split(cell: object) -> tuple[object, object]:
+    """Return options and labels of `{text: […], label: […]}`, `[{text, label}, …]` or `{A: …, B: …}`."""
+    texts = _field(cell, TEXTS)
+    if texts is not None:
+        return texts, _field(cell, LABELS) or []
+    if isinstance(cell, list) or any(isinstance(each, list | dict) for each in cell.values()):
+        return cell, []
+    pairs = list(cell.items())
+    while pairs and pairs[-1][1] is None:  # a Parquet file has all labels in all rows
+        pairs.pop()
+    return [text for _, text in pairs], [label for label, _ in pairs]
+
+
+def split_lettered(text: str) -> list[str] | str:
+    """Return the options of a text such as `A. Iron` and, on the next line, `B. Tin`; the text where it is none."""
+    for between in (r"\n", r"[;|,]|\s\s"):
+        found: list[re.Match] = []
+        for letter in LETTERS if text.lstrip(" (")[:1].isupper() else LETTERS.lower():
+            before = rf"(?:{between})" if found else "^"
+            place = re.compile(rf"{before}\s*\(?{letter}\s?[.):]\s*").search(text, found[-1].end() if found else 0)
+            if not place:
+                break
+            found.append(place)
+        if len(found) > 1:
+            ends = [*(place.start() for place in found[1:]), len(text)]
+            return [text[place.end() : end] for place, end in zip(found, ends, strict=True)]
+    return text
+
+
+def _apart(row: Row, columns: Columns, fail: Fail) -> Options:
+    names = [columns.correct, *columns.incorrect]
+    cells = [find(row.cells, name) for name in names]
+    wrong = structured(cells[1]) if len(cells) == 2 else None
+    if isinstance(wrong, list):
+        cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
+    return _checked(cells, [], names, fail)._replace(right=0)
+
+
+def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
+    """Return options of which one is marked: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
+    if marks and {str(each) for each in cell} <= {"0", "1"}:  # marks by text
+        cell, marks = marks, cell
+    marks = [str(each) for each in marks]
+    if marks.count("1") != 1 or set(marks) > {"0", "1"}:
+        raise fail(path, f"labels {', '.join(marks)[:60]} found; 1 for the right option and 0 for the others expected")
+    return _checked(cell, [], [path] * len(cell), fail)._replace(right=marks.index("1"))
+
+
+def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options:
+    """Return options whose texts are all there; those that end with empty columns are fewer."""
+    texts = []
+    for cell, name in zip(cells, names, strict=True):
+        try:
+            texts.append(text_of(cell))
+        except ValueError as error:
+            raise fail(name, str(error)) from error
+    several = len(set(names)) > 1
+    while several and texts and texts[-1] is None:
+        texts.pop()
+    if None in texts or len(texts) < 2:
+        gap = texts.index(None) if None in texts else len(texts)
+        name = names[gap] if gap < len(names) else names[-1] if names else "options"
+        where = "" if several else f" as option {gap + 1}"
+        raise fail(name, f"empty{where}; a question has at least two options and no gap between them")
+    if len(texts) > len(LETTERS):
+        raise fail(names[0], f"{len(texts)} options found, at most {len(LETTERS)} can be read")
+    return _in_order(texts, [str(label).strip() for label in labels], names[0], fail)._replace(
+        numbers=any(map(is_number, cells))
+    )
+
+
+def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Options:
+    """Return options by their labels, where these are the first letters in another order."""
+    if len(set(labels)) < len(labels):
+        raise fail(name, f"labels {', '.join(labels)[:60]} found; each must be another")
+    order = range(len(texts))
+    if set(labels) == set(LETTERS[: len(texts)]):
+        order = sorted(order, key=lambda at: labels[at])
+    return Options([texts[at] for at in order], [labels[at] for at in order] if labels else [])
+
+
+def without_letters(options: list[Options]) -> list[Options]:
+    """Return options without the letters before their texts, `(A)` or `A.`, where all of an exam have them."""
+    stripped = []
+    for each in options:
+        found = [BEFORE.match(text) for text in each.texts]
+        if [match and match[1].upper() for match in found] != list(LETTERS[: len(found)]):
+            return options
+        stripped.append(each._replace(texts=[t[m.end() :] for t, m in zip(each.texts, found, strict=True)]))
+    return stripped
