@@ -116,8 +116,8 @@ def show(summaries: list[Summary], seconds: float) -> None:
     if predicted:
         console.print(_score_table(predicted))
     for summary in summaries:
-        if summary.stage == "ask":
-            _show_sources(summary.details, console)
+        if shown := {"ask": _show_sources, "check": _show_lines}.get(summary.stage):
+            shown(summary.details, console)
         if "evaluation" in summary.details:
             console.print(_retrieval_table(summary.details["evaluation"]))
         for gain in differences(summary.details["readers"]) if summary.stage == "report" else []:
@@ -134,6 +134,11 @@ def show(summaries: list[Summary], seconds: float) -> None:
         print(f"{summary.stage:<9} {summary.seconds:6.1f} s  {summary.made}{path}")
     if len(summaries) > 1:
         print(f"{'total':<9} {seconds:6.1f} s")
+
+
+def _show_lines(details: dict, console: Console) -> None:
+    """Print how an exam is understood."""
+    console.print("\n".join(details["check"]), markup=False, soft_wrap=True)
 
 
 def _show_sources(details: dict, console: Console) -> None:

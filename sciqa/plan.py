@@ -11,6 +11,7 @@ import numpy as np
 from sciqa import cluster
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
+from sciqa.exam.keys import AnswersFrom
 from sciqa.exam.questions import options_of, read_exam
 from sciqa.hub import load_tokenizer, local_path
 from sciqa.models.format import Method
@@ -42,11 +43,15 @@ class PlanOptions(VolumeOptions):
     stages: tuple[Stage, ...] = ("corpus", "index", "finetune", "predict")
     """Steps that must find room."""
     exam: str = "test"
-    """Questions to answer: a split of the packaged exam, or a .csv, .jsonl or .parquet file."""
+    """Questions to answer: a split of the packaged exam, or files as `sciqa exam --exam` takes them."""
     train: str = "train"
     """Questions to train on."""
     validation: str = "validation"
     """Questions that choose the best step."""
+    columns: tuple[str, ...] = ()
+    """Where the parts of a question stand in those files, if their names do not tell."""
+    answers_from: AnswersFrom | None = None
+    """What answers are there, where that cannot be told."""
     context_passages: int = 1
     """Passages in the text that the reader gets."""
     model: str = "SmolLM2-135M-Instruct"
@@ -167,7 +172,7 @@ def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name:
     """Return an exam in tokens of the embedder, with contexts of passages that are average, or the longest."""
     from sciqa.models.scorer import prompt_text
 
-    questions = read_exam(getattr(options, name)).to_pylist()
+    questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
     tokenizer = load_tokenizer(options.embedder)
     prompts = [len(each.ids) for each in tokenizer.encode_batch([prompt_text(question, "") for question in questions])]
     texts = [list(options_of(question).values()) for question in questions]

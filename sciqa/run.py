@@ -6,7 +6,9 @@ from sciqa import storage
 from sciqa.cluster import Summary, check_accelerator
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.corpus.passages import check_corpus
-from sciqa.exam import ReportOptions, open_exam, read_exam, report
+from sciqa.exam import ReportOptions, open_exam, report
+from sciqa.exam.check import check_exam
+from sciqa.exam.questions import QuestionOptions
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
@@ -15,6 +17,8 @@ from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import check_answers
 from sciqa.training.finetune import check_model
 
+#: Options that the retrieval of training questions shares with training.
+SHARED = (FindOptions, QuestionOptions)
 COMPARED = ("open-book", "closed-book", "retrieval")
 
 
@@ -24,6 +28,8 @@ class RunExamOptions(CorpusOptions, RetrieveOptions, PredictOptions, ReportOptio
 
     compare: bool = False
     """Answer with every reader (open-book, closed-book, retrieval) and print them as one table."""
+    check: bool = False
+    """Only show how the exam is understood: its first questions, letters of right options, repeats, chance."""
 
 
 def run_exam(options: RunExamOptions) -> list[Summary]:
@@ -32,21 +38,31 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     Raises:
         InputError: bad input of any step.
     """
+    if options.check:
+        return [check_exam(options)]
     open_exam(options)
-    readers = [options.reader, *(name for name in COMPARED if options.compare and name != options.reader)]
+    compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
+    readers = [options.reader, *(name for name in compared if name != options.reader)]
     if readers != ["retrieval"]:
         check_reader(options)
     summaries = []
     if readers != ["closed-book"]:
-        check_corpus(options)
-        check_index(options)
-        check_accelerator(options)
-        summaries += [build_passages(options), build_index(options), retrieve(options)]
+        summaries += _find(options, [options])
     summaries += [
         predict(replace(options, reader=reader, name=options.name if reader == options.reader else None))
         for reader in readers
     ]
     return [*summaries, report(options)]
+
+
+def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Summary]:
+    """Find the contexts of some exams, with passages and index made first unless nothing is looked up."""
+    if retrievals[0].context == "given":
+        return list(map(retrieve, retrievals))
+    check_corpus(options)
+    check_index(options)
+    check_accelerator(options)
+    return [build_passages(options), build_index(options), *map(retrieve, retrievals)]
 
 
 @dataclass(kw_only=True)
@@ -61,12 +77,9 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
         InputError: bad input of any step.
     """
     for name in ("train", "validation"):
-        check_answers(read_exam(getattr(options, name)), getattr(options, name))
+        check_answers(options.read(getattr(options, name)).table, getattr(options, name))
     check_model(options)
-    check_corpus(options)
-    check_index(options)
-    check_accelerator(options)
-    shared = {field.name: getattr(options, field.name) for field in fields(FindOptions)}
+    shared = {field.name: getattr(options, field.name) for kind in SHARED for field in fields(kind)}
     retrievals = [
         RetrieveOptions(
             **shared | {"output": storage.join(options.output, name), "exam": getattr(options, name)},
@@ -74,5 +87,4 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
         )
         for name in ("train", "validation")
     ]
-    summaries = [build_passages(options), build_index(options)]
-    return [*summaries, *map(retrieve, retrievals), finetune(options)]
+    return [*_find(options, retrievals), finetune(options)]

@@ -46,11 +46,11 @@ def exists(path: str) -> bool:
     return filesystem.get_file_info(inner).type != fs.FileType.NotFound
 
 
-def read_bytes(path: str) -> bytes:
-    """Return a file's bytes."""
+def read_bytes(path: str, compression: str | None = "detect") -> bytes:
+    """Return a file's bytes; those of a file called .gz, .bz2 or .zst unpacked, unless `compression` is None."""
     filesystem, inner = resolve(path)
     try:
-        with filesystem.open_input_stream(inner) as stream:
+        with filesystem.open_input_stream(inner, compression=compression) as stream:
             return stream.read()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

@@ -48,6 +48,10 @@ COUNTED = {
 }
 
 
+#: Fields of `Columns` that are no part of a question.
+NO_PARTS = ("kept", "own", "listed")
+
+
 @dataclass(frozen=True)
 class Columns:
     """Where the parts of a question stand, each by the name of a column, or its path (`choices.text`).
@@ -62,6 +66,7 @@ class Columns:
         id: the question's name; where there is none, the number of its row.
         kept: columns that the exam table has under other names.
         own: whether these are the columns of the exam table itself, in which numbers count from 0.
+        listed: whether one column lists the wrong options.
     """
 
     prompt: str = "prompt"
@@ -73,6 +78,7 @@ class Columns:
     id: str | None = None
     kept: dict[str, str] = field(default_factory=dict)
     own: bool = False
+    listed: bool = False
 
     @property
     def first(self) -> str | None:
@@ -93,7 +99,7 @@ class Columns:
         parts = []
         for each in fields(self):
             value = getattr(self, each.name)
-            if value and each.name not in ("kept", "own"):
+            if value and each.name not in NO_PARTS:
                 parts.append(f"{each.name}={value if isinstance(value, str) else ','.join(value)}")
         parts += [f"{name}={path}" for name, path in self.kept.items()]
         return " ".join(f"'{part}'" if " " in part else part for part in parts)
@@ -105,7 +111,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: a part that no question has, or one that is named twice.
     """
-    parts = [each.name for each in fields(Columns) if each.name not in ("kept", "own")] + [*KEPT]
+    parts = [each.name for each in fields(Columns) if each.name not in NO_PARTS] + [*KEPT]
     found = {}
     for each in given:
         name, equals, column = each.partition("=")
@@ -171,13 +177,14 @@ def recognise(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
     columns = Columns(
         prompt=prompt,
         options=options,
-        answer=_answer(given, names, prompt, () if correct or options == (MARKED,) else options),
+        answer=_answer(given, names, prompt, rows) if not correct and options != (MARKED,) else (),
         correct=correct,
         incorrect=incorrect,
         context=_context(given, names, own),
         id=given.get("id") or next((name for name in IDS if name in names and "id" not in given), None),
         kept={name: given[name] for name in KEPT if given.get(name)},
         own=own,
+        listed=len(incorrect) == 1 and all(isinstance(structured(find(r.cells, incorrect[0])), list) for r in rows),
     )
     _check_present(exam, columns, names, given)
     return columns
@@ -232,13 +239,13 @@ def _numbered(names: list[str]) -> tuple[str, ...]:
     return ()
 
 
-def _answer(given: dict[str, str], names: list[str], prompt: str, options: tuple[str, ...]) -> tuple[str, ...]:
+def _answer(given: dict[str, str], names: list[str], prompt: str, rows: list[Row]) -> tuple[str, ...]:
+    """Return the columns of answers; of those with names that are known, one with answers goes before one without."""
     if "answer" in given:
         return (given["answer"],) if given["answer"] else ()
-    if not options:
-        return ()
     known = ANSWERS if prompt != "Question" else (*ANSWERS, "Answer")
-    found = [name for name in known if name in names and name not in options]
+    present = [name for name in known if name in names and name not in LISTS]
+    found = [name for name in present if any(row.cells.get(name) not in (None, "") for row in rows)] or present
     pair = found[:1] in (["answer_idx"], ["answer_index"]) and "answer" in found
     return (found[0], "answer") if pair else tuple(found[:1])
 

@@ -133,7 +133,7 @@ def _read_file(path: str) -> Iterable[Row]:
     kind, packing = _kind(path)
     if kind == "parquet" and not packing:
         return _read_parquet(path, storage.open_parquet(path))
-    data = storage.read_bytes(path)
+    data = storage.read_bytes(path, compression=None)
     if packing:
         try:
             data = PACKINGS[packing](data)
@@ -225,13 +225,13 @@ def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
 
 def _separator(text: str, kind: str) -> tuple[str, int]:
     """Return what stands between the cells of a file, and the lines before its header that say so (`sep=;`)."""
-    first = text.split("\n", 1)[0]
+    first = io.StringIO(text, newline="").readline()
     if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
         return said[1], 1
-    first = next((line for line in io.StringIO(text) if line.strip(" ,;\t|\r\n")), "")
+    first = next((line for line in io.StringIO(text, newline="") if line.strip(" ,;\t|\r\n")), "")
     if kind == "tsv" and "\t" in first:
         return "\t", 0
-    widths = {each: len(next(csv.reader([first], delimiter=each), [])) for each in ",;\t|"}
+    widths = {each: len(next(csv.reader([first.rstrip("\r\n")], delimiter=each), [])) for each in ",;\t|"}
     return ("," if widths[","] >= 3 else max(widths, key=widths.get)), 0
 
 

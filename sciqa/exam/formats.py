@@ -210,6 +210,6 @@ def _notes(exam: str, columns: Columns, table: pa.Table, texts: list[list[str]],
         said = f"{missing:,} of {len(table):,} questions have no answer" if missing < len(table) else "no answers"
         yield f"{exam}: {said}; they are ranked, not scored"
     if same := [name for name, each in zip(table["id"].to_pylist(), texts, strict=True) if len(set(each)) < len(each)]:
-        yield f"{exam}: {len(same):,} questions have options of the same text, the first is {same[0]!r}"
+        yield f"{exam}: questions with options of the same text: {len(same):,}, the first is {same[0]!r}"
     if context == "given" and (without := table["context"].null_count):
         yield f"{exam}: {without:,} of {len(table):,} questions have no context of their own and are read without one"

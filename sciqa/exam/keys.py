@@ -178,7 +178,8 @@ class Column:
     def _any(self, at: int) -> int:
         reading = self.readings[at]
         if reading.letter is not None:
-            if reading.place not in (None, reading.letter) and (self.all_text or not self.all_letters):
+            other = reading.same or reading.place not in (None, reading.letter)
+            if other and (self.all_text or not self.all_letters):
                 raise self._two(at, "letter or label")
             return reading.letter
         if reading.number is None and reading.place is not None:

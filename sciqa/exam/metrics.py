@@ -1,5 +1,7 @@
 """Scores of ranked answers: MAP@3 and accuracy with bootstrap intervals, log loss, calibration error."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 RESAMPLES = 10_000
@@ -19,6 +21,19 @@ def average_precision_at_3(ranks: np.ndarray) -> np.ndarray:
         ranks: rank of the correct option, from 1; shape (questions,).
     """
     return np.where(ranks <= 3, 1.0 / np.maximum(ranks, 1), 0.0)
+
+
+def chance(options: Sequence[int]) -> tuple[float, float]:
+    """Return the accuracy and the MAP@3 that guesses have on average.
+
+    Of n options in any order, the right one is as likely at each rank: 1/n, and (1 + 1/2 + 1/3) / n for n of 3 or more.
+
+    Args:
+        options: of each question, how many there are.
+    """
+    numbers = np.asarray(options, float)
+    precision = sum(np.where(numbers >= rank, 1 / rank, 0.0) for rank in (1, 2, 3)) / numbers
+    return float((1 / numbers).mean()), float(precision.mean())
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -76,13 +76,12 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     path = columns.options[0]
     cell = structured(find(row.cells, path))
     labels: object = []
-    if path not in row.cells and "." in path and isinstance(cell, list):
-        parent = structured(find(row.cells, path.rpartition(".")[0]))
-        labels = _field(parent, LABELS) or []
-    elif isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
+    if isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
         cell, labels = _split(cell)
     elif isinstance(cell, str):
         cell = split_lettered(cell)
+    elif path not in row.cells:  # labels stand beside the texts that the path leads to
+        labels = _field(structured(find(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
         raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
@@ -132,8 +131,8 @@ def split_lettered(text: str) -> list[str] | str:
 def _apart(row: Row, columns: Columns, fail: Fail) -> Options:
     names = [columns.correct, *columns.incorrect]
     cells = [find(row.cells, name) for name in names]
-    wrong = structured(cells[1]) if len(cells) == 2 else None
-    if isinstance(wrong, list):
+    if columns.listed:
+        wrong = structured(cells[1])
         cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
     return _checked(cells, [], names, fail)._replace(right=0)
 

@@ -159,6 +159,8 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
             raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
         if self.cascade and self.engine == "vllm":
             raise InputError("--cascade: not with --engine vllm, which answers whole shards; leave one of them out")
+        if self.context == "given" and self.reader == "retrieval":
+            raise InputError("--reader retrieval: ranks by what is found, and --context given looks nothing up")
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
 
@@ -260,7 +262,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
     if options.reader != "closed-book":
-        inputs["contexts"] = open_contexts(options.contexts, exam, options.exam)[1]
+        inputs["contexts"] = open_contexts(options.contexts, exam, options.exam, options.context)[1]
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}

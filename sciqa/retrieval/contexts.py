@@ -93,6 +93,9 @@ def retrieve(options: RetrieveOptions) -> Summary:
     """
     started = time.monotonic()
     exam = open_exam(options)
+    if options.context == "given":
+        made = f"{_give_contexts(options, exam):,} questions have contexts of their own, nothing is looked up"
+        return Summary("retrieve", options.contexts, made, time.monotonic() - started)
     check_index(options)
     index = read_index_manifest(options.index)
     storage.check_writable(options.contexts)
@@ -125,22 +128,47 @@ def retrieve(options: RetrieveOptions) -> Summary:
     return Summary("retrieve", options.contexts, made, time.monotonic() - started, manifest)
 
 
-def open_contexts(folder: str, exam: Exam, name: str) -> tuple[QuestionTable, dict]:
+def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
+    """Write the contexts table of the contexts that the exam itself gives; return how many it gives."""
+    storage.check_writable(options.contexts)
+    inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
+    begun = storage.begin(options.contexts, inputs, rows=exam.shard_questions)
+    exam, given = replace(exam, shard_questions=begun.rows), 0
+    for part in range(exam.shards):
+        questions = exam.read_shard(part)
+        given += sum(bool(question["context"]) for question in questions)
+        if storage.MANIFEST in begun.names:
+            continue
+        contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
+        storage.write_table(storage.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
+    storage.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
+    return given
+
+
+def open_contexts(folder: str, exam: Exam, name: str, context: str | None = None) -> tuple[QuestionTable, dict]:
     """Return the finished contexts table of an exam, and what it was made from.
 
     Args:
         folder: of the table.
         exam: whose questions it is read with.
         name: of that exam, as the user gave it.
+        context: what a question is read with, as `--context` says it; None where that has been compared before.
 
     Raises:
-        InputError: none is there, or it is of another exam, or another version of the program made it.
+        InputError: none is there, or it is of another exam or another `--context`, or another version of the program
+            made it.
     """
     manifest = storage.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
     if manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(
             f"{folder}: these contexts belong to another exam than {name}; "
             f"run `sciqa retrieve` with --exam {name} --contexts {folder}"
+        )
+    given = manifest["inputs"].get("context") == "given"
+    if context and given != (context == "given"):
+        raise InputError(
+            f"{folder}: made with{'' if given else 'out'} --context given; run `sciqa retrieve --context {context}` "
+            f"again, or leave{' out' * (not given)} --context given{' as it was' * given} here"
         )
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 
 import pyarrow as pa
 import ray
@@ -15,7 +16,7 @@ from ray.util.queue import Queue
 from sciqa import cluster, storage
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
-from sciqa.exam.questions import Exam, ExamOptions, open_exam
+from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
 from sciqa.hub import find_model, model_family, weight_bytes
 from sciqa.retrieval.contexts import FindOptions, open_contexts
 from sciqa.training.examples import check_answers
@@ -25,7 +26,7 @@ from sciqa.training.options import FinetuneOptions
 ELSEWHERE = (
     *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow"),
     # What these name is compared by its content.
-    *("model", "train", "validation", "train_contexts", "validation_contexts"),
+    *("model", "train", "validation", "train_contexts", "validation_contexts", "columns", "answers_from", "context"),
 )
 #: Of what training computes; raised with every change of it. Versions before there was one kept the first of these
 #: inputs otherwise, and not the last.
@@ -91,9 +92,10 @@ def check_model(options: FinetuneOptions) -> None:
 def _open(options: FinetuneOptions, split: str) -> Exam:
     """Return the exam of a split, all of whose questions have answers and contexts."""
     name, contexts = getattr(options, split), getattr(options, f"{split}_contexts")
-    exam = open_exam(ExamOptions(output=storage.join(options.output, split), exam=name))
+    shared = {field.name: getattr(options, field.name) for field in fields(QuestionOptions)}
+    exam = open_exam(ExamOptions(**shared | {"output": storage.join(options.output, split), "exam": name}))
     check_answers(storage.read_table(exam.path, ["answer"]), name)
-    open_contexts(contexts, exam, name)
+    open_contexts(contexts, exam, name, options.context)
     return exam
 
 

@@ -6,8 +6,9 @@ from typing import Literal
 import yaml
 
 from sciqa import storage
-from sciqa.cluster import RunOptions, check_name
+from sciqa.cluster import check_name
 from sciqa.errors import InputError
+from sciqa.exam.questions import QuestionOptions
 from sciqa.hub import local_path
 from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
 
@@ -29,11 +30,11 @@ NO_SCALER = (
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(RunOptions):
+class FinetuneOptions(QuestionOptions):
     """What is trained, on what and how."""
 
     train: str = "train"
-    """Questions to train on: a split of the packaged exam, or a .csv, .jsonl or .parquet file."""
+    """Questions to train on: a split of the packaged exam, or files as `sciqa exam --exam` takes them."""
     validation: str = "validation"
     """Questions that choose the best step: a split or a file, as for --train."""
     train_contexts: str | None = None

@@ -1,0 +1,80 @@
+"""`sciqa exam --check`: how an exam is understood, before anything is run or written."""
+
+import string
+import time
+from collections import Counter, defaultdict
+
+from sciqa.cluster import Summary
+from sciqa.exam.metrics import chance
+from sciqa.exam.questions import ExamOptions, options_of
+
+#: Questions that are shown, and how much of each text.
+SHOWN, WIDTH = 3, 300
+
+
+def check_exam(options: ExamOptions) -> Summary:
+    """Return how an exam is understood, as lines in `details["check"]`; nothing is started and nothing written.
+
+    Raises:
+        InputError: with file, line, row and column of what is wrong.
+    """
+    started = time.monotonic()
+    questions = options.read(options.exam)
+    rows = questions.table.to_pylist()
+    lines = [f"columns: {questions.columns.said()}"]
+    for row in rows[:SHOWN]:
+        lines += ["", *_shown(row)]
+    given = [options_of(row) for row in rows]
+    lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given)]
+    made = f"{len(rows):,} questions of {options.exam}, only shown"
+    return Summary("check", "", made, time.monotonic() - started, {"check": lines})
+
+
+def _shown(row: dict) -> list[str]:
+    """Return a question in lines, its right option marked."""
+    lines = [f"{row['id']}: {_cut(row['prompt'])}"]
+    if row["context"]:
+        lines.append(f"    context: {_cut(row['context'])}")
+    marks = {row["answer"]: "*"}
+    return lines + [f"  {marks.get(letter, ' ')} {letter} {_cut(text)}" for letter, text in options_of(row).items()]
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= WIDTH else text[:WIDTH] + "…"
+
+
+def _letters(rows: list[dict]) -> str:
+    counts = Counter(row["answer"] for row in rows if row["answer"])
+    letters = [letter for letter in string.ascii_uppercase if letter in rows[0]]
+    said = ", ".join(f"{letter} {counts[letter]:,}" for letter in letters) if counts else "none"
+    return f"right options: {said}; {len(rows) - counts.total():,} of {len(rows):,} questions without an answer"
+
+
+def _repeats(rows: list[dict], given: list[dict[str, str]]) -> list[str]:
+    """Return in lines which questions stand there twice, and which have options of the same text."""
+    whole, prompts = defaultdict(list), defaultdict(list)
+    for row, options in zip(rows, given, strict=True):
+        whole[row["prompt"], row["context"], tuple(sorted(options.values()))].append(row["id"])
+        prompts[row["prompt"]].append(row["id"])
+    same = [row["id"] for row, options in zip(rows, given, strict=True) if len(set(options.values())) < len(options)]
+    return [
+        f"questions that stand there again: {_several(whole)}",
+        f"prompts that stand there again: {_several(prompts)}",
+        f"questions with options of the same text: {len(same):,}" + (f", the first is {same[0]}" if same else ""),
+    ]
+
+
+def _several(groups: dict[object, list[str]]) -> str:
+    again = [ids for ids in groups.values() if len(ids) > 1]
+    said = f"{sum(len(ids) - 1 for ids in again):,}"
+    return said + (f", the first {again[0][1]} as {again[0][0]}" if again else "")
+
+
+def _chance(rows: list[dict], given: list[dict[str, str]]) -> str:
+    """Return what a guess would score on the questions that have answers, or on all where none has."""
+    numbers = [len(options) for row, options in zip(rows, given, strict=True) if row["answer"]]
+    accuracy, map_at_3 = chance(numbers or [len(options) for options in given])
+    counts = Counter(map(len, given))
+    said = ", ".join(f"{number:,} with {options}" for options, number in sorted(counts.items()))
+    return f"by chance: accuracy {accuracy:.3f}, MAP@3 {map_at_3:.3f} (questions by number of options: {said})"

