@@ -188,14 +188,14 @@ def _read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
     else:
         body = lines[1:]
         header = _named(path, line, header, [cells for _, cells in body])
-    names = clean_names(path, filter(None, header))
-    width = len(header)
+    named = iter(clean_names(path, filter(None, header)))
+    header, width = [name and next(named) for name in header], len(header)
     for number, (line, cells) in enumerate(body, 1):
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):
             place = Row(path, number, line, {}).place
             raise InputError(f"{place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
-        given = [cell for name, cell in zip(header, cells, strict=False) if name]
-        yield Row(path, number, line, dict(zip(names, given, strict=True)))
+        given = zip(header, cells, strict=False)  # cells beyond the header are empty
+        yield Row(path, number, line, {name: cell for name, cell in given if name})
 
 
 def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
@@ -225,6 +225,7 @@ def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
 
 def _separator(text: str, kind: str) -> tuple[str, int]:
     """Return what stands between the cells of a file, and the lines before its header that say so (`sep=;`)."""
+    text = text[: 1 << 20]
     first = io.StringIO(text, newline="").readline()
     if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
         return said[1], 1
@@ -321,7 +322,9 @@ def _row(path: str, number: int, line: int | None, cells: object) -> Row:
     row = Row(path, number, line, {})
     if not isinstance(cells, dict):
         raise InputError(f"{row.place}: an object expected, {str(cells)[:60]!r} found")
-    return row._replace(cells=dict(zip(clean_names(row.place, cells), cells.values(), strict=True)))
+    if any(name != name.strip() or not name.isascii() for name in cells):
+        cells = dict(zip(clean_names(row.place, cells), cells.values(), strict=True))
+    return row._replace(cells=cells)
 
 
 def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:

@@ -46,13 +46,13 @@ def _read(cell: object, options: Options) -> Readings:
         return Readings(None)
     number = NUMBER.fullmatch(text)
     lettered = LETTER.fullmatch(text)
-    places = [at for at, option in enumerate(options.texts) if option == text]
+    same = options.texts.count(text)
     letter = LETTERS.find(lettered[1].upper()) if lettered else None
     letter = letter if letter is not None and letter < len(options.texts) else None
     if options.labels:
         names = (text.casefold(), number and number[1], lettered and lettered[1].casefold())
         letter = next((at for at, label in enumerate(options.labels) if label.casefold() in names), None)
-    if not places and letter is None and (before := BEFORE.match(text)):
+    if not same and letter is None and (before := BEFORE.match(text)):
         named = LETTERS.find(before[1].upper())
         if named < len(options.texts) and options.texts[named] == text[before.end() :].strip():
             letter = named
@@ -61,8 +61,8 @@ def _read(cell: object, options: Options) -> Readings:
         letter,
         int(number[1]) if number and len(text) < 9 else None,
         is_number(cell),
-        places[0] if places else None,
-        len(places) > 1,
+        options.texts.index(text) if same else None,
+        same > 1,
     )
 
 

@@ -38,7 +38,7 @@ class Options(NamedTuple):
 
 def is_number(cell: object) -> bool:
     """Whether a cell is a number in its file, and not text."""
-    return isinstance(cell, Number | int | float | Decimal) and not isinstance(cell, bool)
+    return type(cell) is not str and isinstance(cell, Number | int | float | Decimal) and not isinstance(cell, bool)
 
 
 def text_of(cell: object) -> str | None:
@@ -49,6 +49,8 @@ def text_of(cell: object) -> str | None:
     Raises:
         ValueError: no text can be made of it, and why.
     """
+    if type(cell) is str and cell.isascii() and "\0" not in cell:
+        return cell.strip() or None  # nearly every cell
     if cell is None or cell != cell:  # NaN, as pandas writes an empty cell
         return None
     if isinstance(cell, list | dict | tuple):
@@ -172,12 +174,14 @@ def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options
 
 def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Options:
     """Return options by their labels, where these are the first letters in another order."""
+    if not labels:
+        return Options(texts)
     if len(set(labels)) < len(labels):
         raise fail(name, f"labels {', '.join(labels)[:60]} found; each must be another")
     order = range(len(texts))
     if set(labels) == set(LETTERS[: len(texts)]):
         order = sorted(order, key=lambda at: labels[at])
-    return Options([texts[at] for at in order], [labels[at] for at in order] if labels else [])
+    return Options([texts[at] for at in order], [labels[at] for at in order])
 
 
 def without_letters(options: list[Options]) -> list[Options]:

@@ -1,0 +1,121 @@
+"""The exam's own contexts alone, what is found alone, and an exam that is only shown."""
+
+import json
+
+import pytest
+from test_exam_shapes import ASKED, CONTEXTS, SHAPES, save
+from tiny import tiny_folder
+
+from sciqa import cli, cluster, run, storage
+from sciqa.errors import InputError
+from sciqa.exam import ExamOptions, open_exam
+from sciqa.inference import PredictOptions, predict
+from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("race"), *SHAPES["RACE"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"), "llama")
+
+
+def test_an_exam_with_contexts_is_answered_without_corpus_and_index(tmp_path, cluster, race, model):
+    given = {"exam": race, "output": str(tmp_path), "context": "given", "model": model, "name": "own"}
+    made = run_exam(RunExamOptions(**given, corpus=("absent.jsonl",), compare=True, shard_questions=3))
+    assert [summary.stage for summary in made] == ["retrieve", "predict", "predict", "report"]
+    assert not {"passages", "index"} & set(storage.list_folders(str(tmp_path)))
+    contexts = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    assert [row["context"] for row in contexts] == CONTEXTS
+    assert [row["passages"] for row in contexts] == [[]] * 4
+    folders = storage.list_folders(f"{tmp_path}/answers")
+    answers = [storage.read_table(f"{tmp_path}/answers/{name}")["probabilities"].to_pylist() for name in folders]
+    assert len(answers) == 2
+    assert answers[0] != answers[1], "the context does not reach the reader"
+    assert predict(PredictOptions(**given, shard_questions=3)).made.endswith("kept")
+    with pytest.raises(InputError, match="contexts: made with --context given"):
+        predict(PredictOptions(**given | {"context": "both"}))
+
+
+def test_contexts_that_were_looked_up_are_not_taken_for_given_ones(tmp_path, race, small_index, model):
+    both = {"exam": race, "output": str(tmp_path)}
+    retrieve(RetrieveOptions(**both, index=f"{small_index}/index"))
+    found = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    assert all(row["context"].startswith(f"{context}\n") for row, context in zip(found, CONTEXTS, strict=True))
+    with pytest.raises(InputError, match="contexts: made without --context given"):
+        predict(PredictOptions(**both, context="given", model=model))
+    retrieve(RetrieveOptions(**both, context="found", index=f"{small_index}/index"))
+    alone = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    assert [f"{own}\n{row['context']}" for own, row in zip(CONTEXTS, alone, strict=True)] == [
+        row["context"] for row in found
+    ]
+    retrieve(RetrieveOptions(**both, context="given"))
+    assert [row["passages"] for row in storage.read_table(f"{tmp_path}/contexts").to_pylist()] == [[]] * 4
+
+
+def test_given_contexts_must_be_there(tmp_path, race):
+    path = save(tmp_path, *SHAPES["MMLU"])
+    with pytest.raises(InputError, match=r"--context given, but no question has one.*--columns context="):
+        run_exam(RunExamOptions(exam=path, output=str(tmp_path / "run"), context="given"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="--reader retrieval: ranks by what is found"):
+        PredictOptions(exam=race, context="given", reader="retrieval")
+
+
+def test_questions_without_a_context_are_counted(tmp_path, capsys):
+    kind, cells = SHAPES["SciQ"]
+    path = save(tmp_path, kind, [cells[0] | {"support": ""}, *cells[1:]])
+    exam = open_exam(ExamOptions(exam=path, output=str(tmp_path / "run"), context="given"))
+    assert exam.questions == 4
+    said = capsys.readouterr().err
+    assert "1 of 4 questions have no context of their own" in said
+    assert "correct=correct_answer" in said
+    open_exam(ExamOptions(exam=path, output=str(tmp_path / "run"), context="given"))
+    assert capsys.readouterr().err == "", "once in a process is enough"
+
+
+def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatch):
+    cells = [
+        {"q": prompt, "o": options, "k": options[right], "c": context}
+        for (prompt, options, right), context in zip(ASKED, CONTEXTS, strict=True)
+    ]
+    path = save(tmp_path, "jsonl", cells)
+    monkeypatch.setattr(run, "finetune", lambda options: options)
+    monkeypatch.setattr(run, "check_model", lambda options: None)
+    columns = ("prompt=q", "options=o", "answer=k", "context=c")
+    given = {"train": path, "validation": path, "columns": columns, "context": "given", "output": str(tmp_path / "run")}
+    run_finetune(RunFinetuneOptions(**given, corpus=("absent.jsonl",)))
+    for split in ("train", "validation"):
+        assert storage.read_table(f"{tmp_path}/run/{split}/contexts")["context"].to_pylist() == CONTEXTS
+
+
+def test_an_exam_is_shown_and_nothing_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "connect", lambda options: pytest.fail("started Ray"))
+    cells = SHAPES["SciQ"][1]
+    cells = [*cells, cells[0] | {"id": "again"}, cells[1] | {"distractor1": "Eight", "correct_answer": None}]
+    path = tmp_path / "exam.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [{"id": str(n)} | c for n, c in enumerate(cells[:5])]))
+    output = tmp_path / "run"
+    cli.main(["exam", "--exam", str(path), "--check", "--output", str(output)])
+    shown = capsys.readouterr().out
+    assert not output.exists()
+    assert "columns: prompt=question correct=correct_answer incorrect=distractor1,distractor2,distractor3" in shown
+    assert all(prompt in shown for prompt, _, _ in ASKED[:3])
+    assert ASKED[3][0] not in shown
+    assert shown.count("  * ") == 3
+    assert CONTEXTS[0] in shown
+    assert "questions that stand there again: 1, the first again as 0" in shown
+    assert "by chance: accuracy 0.250, MAP@3 0.458" in shown
+    assert "5 with 4" in shown
+    path = save(
+        tmp_path, "jsonl", [{"question": "p", "choices": ["a", "b", "a"], "answer": n} for n in (0, 0, 2, None)]
+    )
+    cli.main(["exam", "--exam", path, "--check", "--output", str(output)])
+    shown = capsys.readouterr().out
+    assert "right options: A 2, B 0, C 1; 1 of 4 questions without an answer" in shown
+    assert "options of the same text: 4, the first is 1" in shown
+    assert "by chance: accuracy 0.333, MAP@3 0.611" in shown
