@@ -12,8 +12,8 @@ from sciqa.exam.metrics import (
 )
 
 
-def answer(ranking, probabilities, correct):
-    return {"ranking": list(ranking), "probabilities": probabilities, "answer": correct}
+def answer(probabilities, correct):
+    return {"scores": np.log(probabilities).tolist(), "probabilities": probabilities, "answer": correct}
 
 
 def test_average_precision_is_the_reciprocal_rank_of_the_first_three():
@@ -51,9 +51,9 @@ def test_calibration_error_is_zero_when_confidence_is_deserved_and_the_gap_when_
 
 def test_score_counts_only_questions_with_an_answer():
     rows = [
-        answer("AB", [0.9, 0.1], "A"),
-        answer("BA", [0.2, 0.8], "A"),
-        answer("AB", [0.5, 0.5], None),
+        answer([0.9, 0.1], "A"),
+        answer([0.2, 0.8], "A"),
+        answer([0.5, 0.5], None),
     ]
     figures = score(rows)
     assert figures["questions"] == 2
