@@ -28,6 +28,8 @@ STYLES = {
     "t5": {},
     "bert": {},
 }
+#: Of what is found.
+OTHERWISE = {"dense": ("options",), "words": ("options", "whole"), "context_sentences": 2}
 READERS_TRIED = [*STYLES, "retrieval", "blend", "cascade"]
 
 
@@ -120,13 +122,10 @@ def assert_same(these, others, atol=1e-5):
         assert others[key][1] == pytest.approx(probabilities, abs=atol), key
 
 
-@pytest.mark.parametrize("name", READERS_TRIED)
 @pytest.mark.parametrize(
-    "settings", [{}, {"dense": ("options",), "words": ("options", "whole"), "context_sentences": 2}]
+    ("name", "settings"), [*((name, {}) for name in READERS_TRIED), ("llama", OTHERWISE), ("retrieval", OTHERWISE)]
 )
 def test_orders_change_nothing(finder, reader_of, name, settings):
-    if settings and name not in ("llama", "retrieval"):
-        pytest.skip("what is found does not depend on the reader")
     find, read = finder(**settings), reader_of(name)
     questions = exam()
 

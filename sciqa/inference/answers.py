@@ -163,14 +163,14 @@ def answer_row(question: dict, scored: Scored, by: str) -> dict:
         InputError: a score is not a finite number.
     """
     options = options_of(question)
-    scores = settle_ties(same_scores(np.asarray(scored.scores, float), list(options.values())))
-    for letter, score in zip(options, scores, strict=True):
+    for letter, score in zip(options, scored.scores, strict=True):
         if not np.isfinite(score):
             raise InputError(
                 f"question {question['id']!r}, option {letter}: {by} gives it the score {score}, a finite number "
                 "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
                 "(or bfloat16), for an embedder another --embed-backend"
             )
+    scores = settle_ties(same_scores(np.asarray(scored.scores, float), list(options.values())))
     drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
     ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
     row = {
