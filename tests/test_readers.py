@@ -155,7 +155,6 @@ def test_corrupt_weights_and_missing_tokenizers_are_refused(run, llama, tmp_path
     mute = shutil.copytree(llama, tmp_path / "mute", ignore=shutil.ignore_patterns("*token*", "*.jinja"))
     with pytest.raises(InputError, match=r"mute: .* tokenizer"):
         predict(PredictOptions(**run, model=str(mute)))
-    find_model.cache_clear()
 
 
 @pytest.fixture(scope="module")

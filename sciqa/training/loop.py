@@ -215,11 +215,6 @@ class _Run:
         scores = self._score_validation()
         self._check_numbers(step, {"score of a validation question": float(np.concatenate(scores).sum())})
         golds = [gold for _, gold in self.validation]
-        if not np.isfinite(np.concatenate(scores)).all():
-            raise InputError(
-                f"{self.options.model}, step {step}: scores of validation questions are not finite numbers; pass "
-                "--precision float32 (or bfloat16), or a lower --learning-rate"
-            )
         pairs = zip(scores, golds, strict=True)
         ranks, tied = np.array([place(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
         row = {
