@@ -20,7 +20,6 @@ from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import rotate_options
-from sciqa.hub import find_model
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.answers import DOUBT, entropy
 from sciqa.inference.blend import pool_weights
