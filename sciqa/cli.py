@@ -155,13 +155,14 @@ def _show_sources(details: dict, console: Console) -> None:
 
 def _score_table(readers: list[dict]) -> Table:
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-    for column in ("reader", "MAP@3", "accuracy", "log loss", "calibration error", "position bias", "seconds"):
+    for column in ("reader", "MAP@3", "accuracy", "ties", "log loss", "calibration error", "position bias", "seconds"):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for row in readers:
         table.add_row(
             row["reader"],
             f"{row['map_at_3']:.3f} [{row['map_at_3_low']:.3f}, {row['map_at_3_high']:.3f}]",
             f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
+            f"{row['ties']}",
             f"{row['log_loss']:.3f}",
             f"{row['calibration_error']:.3f}",
             "" if row["position_bias"] is None else f"{row['position_bias']:.3f}",

@@ -12,8 +12,8 @@ from sciqa.exam.metrics import (
 )
 
 
-def answer(ranking, probabilities, correct):
-    return {"ranking": list(ranking), "probabilities": probabilities, "answer": correct}
+def answer(probabilities, correct):
+    return {"scores": np.log(probabilities).tolist(), "probabilities": probabilities, "answer": correct}
 
 
 def test_average_precision_is_the_reciprocal_rank_of_the_first_three():
@@ -51,9 +51,9 @@ def test_calibration_error_is_zero_when_confidence_is_deserved_and_the_gap_when_
 
 def test_score_counts_only_questions_with_an_answer():
     rows = [
-        answer("AB", [0.9, 0.1], "A"),
-        answer("BA", [0.2, 0.8], "A"),
-        answer("AB", [0.5, 0.5], None),
+        answer([0.9, 0.1], "A"),
+        answer([0.2, 0.8], "A"),
+        answer([0.5, 0.5], None),
     ]
     figures = score(rows)
     assert figures["questions"] == 2
@@ -68,3 +68,23 @@ def test_position_bias_is_the_spread_of_accuracy_by_letter():
     correct = np.array([1.0] * 30 + [0.0] * 10 + [1.0] * 20 + [0.0] * 19)
     assert position_bias(letters, correct) == pytest.approx(1 - 0.75), "too few stand at C to say"
     assert position_bias(letters[:40], correct[:40]) is None
+
+
+def test_intervals_and_figures_do_not_follow_the_order_of_the_questions():
+    rng = np.random.default_rng(0)
+    rows = [answer(rng.dirichlet(np.ones(4)).tolist(), letter) for letter in rng.choice(list("ABCD"), 100)]
+    rows += [answer([0.25] * 4, letter) for letter in "ABCD"]
+    figures, others = score(rows), score(rows[::-1])
+    assert figures["ties"] == 4
+    assert figures == pytest.approx(others, abs=1e-12)
+    assert (figures["map_at_3_low"], figures["map_at_3_high"]) == (others["map_at_3_low"], others["map_at_3_high"])
+
+
+def test_intervals_are_those_of_plain_resampling():
+    values = np.random.default_rng(1).choice([0, 1 / 3, 1 / 2, 1], 60)
+    rng = np.random.default_rng(2)
+    means = [values[rng.integers(0, 60, 60)].mean() for _ in range(10_000)]
+    assert bootstrap_interval(values) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    many = np.random.default_rng(3).random(2000)  # all distinct
+    assert bootstrap_interval(many) == pytest.approx((many.mean() - 0.0127, many.mean() + 0.0127), abs=0.002)

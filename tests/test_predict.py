@@ -9,7 +9,7 @@ from conftest import QUESTIONS
 from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, report
-from sciqa.exam.metrics import average_precision_at_3, rank
+from sciqa.exam.metrics import average_precision_at_3
 from sciqa.inference import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 
@@ -59,13 +59,6 @@ def test_a_rerun_keeps_answers_and_other_options_replace_them(run, exam_file):
     assert predict(PredictOptions(**common, shard_questions=5)).made.endswith("kept")
     with pytest.raises(InputError, match="another exam"):
         predict(PredictOptions(**common | {"exam": "test"}))
-
-
-def test_ties_rank_in_the_order_of_the_options():
-    ranking, probabilities = rank(list("ABC"), np.array([1.0, 2.0, 2.0]))
-    assert ranking == ["B", "C", "A"]
-    assert probabilities.sum() == pytest.approx(1)
-    assert rank(list("AB"), np.array([-2000.0, -1000.0]))[1].tolist() == [0, 1]
 
 
 def test_report_is_one_page_that_needs_no_network(run, exam_file):

@@ -20,7 +20,6 @@ from sciqa import storage
 from sciqa.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import rotate_options
-from sciqa.hub import find_model
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.answers import DOUBT, entropy
 from sciqa.inference.blend import pool_weights
@@ -155,7 +154,6 @@ def test_corrupt_weights_and_missing_tokenizers_are_refused(run, llama, tmp_path
     mute = shutil.copytree(llama, tmp_path / "mute", ignore=shutil.ignore_patterns("*token*", "*.jinja"))
     with pytest.raises(InputError, match=r"mute: .* tokenizer"):
         predict(PredictOptions(**run, model=str(mute)))
-    find_model.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -205,3 +205,20 @@ def test_a_flipped_byte_is_found_before_the_search(tmp_path, cluster, vectors):
     with pytest.raises(Exception, match="sha256 differs") as error:
         ShardedIndex(str(tmp_path), manifest, groups=2).check()
     assert str(path) in str(find_input_error(error.value))
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+def test_questions_asked_together_find_what_each_finds_alone(metric):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3000, 384)).astype(np.float32)
+    vectors[2000:] = vectors[:1000]  # what stands twice has equal scores, whatever rounding does
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = faiss.index_factory(384, "Flat", metric)
+    index.add(vectors)
+    queries = vectors[:64] + 0.02 * rng.normal(size=(64, 384)).astype(np.float32)
+    together = search_flat(index, queries, 20)
+    for number in range(64):
+        alone = search_flat(index, queries[number : number + 1], 20)
+        np.testing.assert_array_equal(alone.scores[0], together.scores[number])
+        np.testing.assert_array_equal(alone.rows[0], together.rows[number])
+        assert together.rows[number, :2].tolist() == [number, number + 2000]

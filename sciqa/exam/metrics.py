@@ -1,26 +1,81 @@
-"""Scores of ranked answers: MAP@3 and accuracy with bootstrap intervals, log loss, calibration error."""
+"""Scores of ranked answers: MAP@3 and accuracy with bootstrap intervals, log loss, calibration error.
+
+Options with equal scores are tied: any order of them is as good an answer, so a question counts what it is worth on
+average over all their orders, and no figure depends on the letters at which options stand.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from sciqa.errors import InputError
+from sciqa.exam.questions import options_of
+
 RESAMPLES = 10_000
+#: Resampled counts that are held in memory at once.
+HELD = 1 << 22
+#: Scores that differ by less, in nats, differ by nothing but rounding: what a model computes in float32, and what is
+#: made of that in float64.
+NOISE, ROUNDING = 1e-5, 1e-12
 
 
-def rank(letters: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return letters by falling score (ties in their order) and the softmax of the scores in option order."""
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Return the probabilities of options, shape (options,), that are proportional to the exponentials of scores."""
     shifted = np.exp(scores - scores.max())
+    return shifted / np.sort(shifted).sum()  # sorted, since rounding follows the order of a sum
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Return the logarithms of `softmax`, which are finite where a probability is too small for a float."""
+    shifted = scores - scores.max()
+    return shifted - np.log(np.sort(np.exp(shifted)).sum())
+
+
+def settle_ties(scores: np.ndarray, noise: float = ROUNDING) -> np.ndarray:
+    """Return scores, shape (options,), in which those that differ by no more than noise are equal.
+
+    Of the scores in falling order, neighbours no further apart than that belong together and get the largest of them.
+    So it does not matter in which order options are given, and whether two are tied does not depend on a third one's
+    being nearer to either.
+    """
     order = np.argsort(-scores, kind="stable")
-    return [letters[number] for number in order], shifted / shifted.sum()
+    falling = scores[order]
+    first = np.concatenate([[True], ~(falling[:-1] - falling[1:] <= noise)])  # so that what is no number stays one
+    settled = np.empty_like(scores)
+    settled[order] = falling[first][np.cumsum(first) - 1]
+    return settled
 
 
-def average_precision_at_3(ranks: np.ndarray) -> np.ndarray:
-    """Return AP@3 of each question: 1, 1/2 or 1/3 where the correct option is ranked first to third, else 0.
+def place(scores: np.ndarray, number: int) -> tuple[int, int]:
+    """Return the first rank, from 1, that an option can have among tied ones, and how many share it, itself included.
 
     Args:
-        ranks: rank of the correct option, from 1; shape (questions,).
+        scores: of all options, finite, shape (options,).
+        number: of the option.
     """
-    return np.where(ranks <= 3, 1.0 / np.maximum(ranks, 1), 0.0)
+    return 1 + int((scores > scores[number]).sum()), int((scores == scores[number]).sum())
+
+
+def average_precision_at_3(ranks: np.ndarray, tied: np.ndarray | int = 1) -> np.ndarray:
+    """Return AP@3 of each question: 1, 1/2 or 1/3 where the correct option is ranked first to third, else 0.
+
+    Of an option that shares its rank r with t - 1 others it is the mean over their orders, by which the option is as
+    likely at any of the ranks from r to r + t - 1: (1/t) * sum of 1/k over those ranks k that are at most 3 (McSherry
+    and Najork 2008 do the same for reciprocal rank and other measures).
+
+    Args:
+        ranks: first rank that the correct option can have, from 1; shape (questions,).
+        tied: options that share it, the correct one included; shape (questions,).
+    """
+    ranks, tied = np.broadcast_arrays(ranks, tied)
+    places = ranks[..., None] + np.arange(3)
+    counted = (places <= 3) & (np.arange(3) < tied[..., None])
+    return np.where(counted, 1 / places, 0.0).sum(axis=-1) / tied
+
+
+def right_at_first(ranks: np.ndarray, tied: np.ndarray) -> np.ndarray:
+    """Return the share of the orders of tied options that put the correct one first; arguments as above."""
+    return np.where(ranks == 1, 1 / tied, 0.0)
 
 
 def chance(options: Sequence[int]) -> tuple[float, float]:
@@ -39,15 +94,22 @@ def chance(options: Sequence[int]) -> tuple[float, float]:
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile-bootstrap interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
-    The same call with the differences of two readers on the same questions gives the paired interval.
+    The same call with the differences of two readers on the same questions gives the paired interval. How often each
+    distinct value is drawn is multinomial, so a resample is one draw of those counts, and the order of the questions
+    changes nothing.
 
     Args:
         values: one figure per question, shape (questions,).
         seed: of the resampling, so that a rerun gives the same interval.
     """
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    distinct, counts = np.unique(values, return_counts=True)
+    step = max(1, HELD // len(distinct))
+    drawn = [
+        rng.multinomial(len(values), counts / len(values), min(step, RESAMPLES - at)) @ distinct
+        for at in range(0, RESAMPLES, step)
+    ]
+    low, high = np.percentile(np.concatenate(drawn) / len(values), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -61,7 +123,7 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 10
 
     Args:
         confidence: probability of the option ranked first, shape (questions,).
-        correct: whether that option is the correct one, shape (questions,).
+        correct: whether that option is the correct one, shape (questions,); a share where several are tied.
         bins: number of bins of equal width; empty ones are left out.
     """
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -91,7 +153,7 @@ def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
 
     Args:
         letters: of the correct option of each question.
-        correct: whether it is ranked first, shape (questions,).
+        correct: whether it is ranked first, shape (questions,); a share where several are tied.
     """
     names, counts = np.unique(letters, return_counts=True)
     each = [correct[np.array(letters) == name].mean() for name, count in zip(names, counts, strict=True) if count >= 20]
@@ -99,19 +161,25 @@ def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
 
 
 def score(answers: list[dict]) -> dict[str, float | int | None] | None:
-    """Return the metrics of rows of the answers table, None where no row has an answer."""
+    """Return the metrics of rows of the answers table, None where no row has an answer.
+
+    `ties` is the number of questions whose AP@3 depends on the order of tied options.
+
+    Args:
+        answers: rows with `scores`, `probabilities` and `answer`.
+    """
     answers = [row for row in answers if row["answer"]]
     if not answers:
         return None
-    ranks = np.array([row["ranking"].index(row["answer"]) + 1 for row in answers])
+    ranks, tied = np.array([place_of_answer(row) for row in answers]).T
     given = np.array([row["probabilities"][ord(row["answer"]) - ord("A")] for row in answers])
     confidence = np.array([max(row["probabilities"]) for row in answers])
-    precision = average_precision_at_3(ranks)
-    correct = (ranks == 1).astype(float)
+    precision, correct = average_precision_at_3(ranks, tied), right_at_first(ranks, tied)
     map_low, map_high = bootstrap_interval(precision)
     accuracy_low, accuracy_high = bootstrap_interval(correct)
     return {
         "questions": len(answers),
+        "ties": int(((tied > 1) & (ranks <= 3)).sum()),
         "map_at_3": float(precision.mean()),
         "map_at_3_low": map_low,
         "map_at_3_high": map_high,
@@ -122,3 +190,42 @@ def score(answers: list[dict]) -> dict[str, float | int | None] | None:
         "calibration_error": expected_calibration_error(confidence, correct),
         "position_bias": position_bias([row["answer"] for row in answers], correct),
     }
+
+
+def place_of_answer(row: dict) -> tuple[int, int]:
+    """Return the `place` of the correct option in a row of the answers table that has an answer."""
+    return place(np.array(row["scores"]), ord(row["answer"]) - ord("A"))
+
+
+def scores_of(row: dict, question: dict | None, table: str) -> np.ndarray:
+    """Return the scores, shape (options,), of a row of an answers table that was written before.
+
+    Args:
+        row: of the table.
+        question: that it answers, where it is known.
+        table: its folder, for messages.
+
+    Raises:
+        InputError: the row is no answer to the question: there are scores or probabilities of more or fewer options,
+            one is not a number, probabilities do not sum to 1 or are not those of the scores; or the table was written
+            before there were scores in it.
+    """
+    where = f"{table}, question {row['id']!r}"
+    again = "delete that folder and run `sciqa predict` for that reader again"
+    if not row.get("scores"):
+        raise InputError(f"{where}, column 'scores': none found, as in tables that an earlier version wrote; {again}")
+    scores, probabilities = (np.array(row[name] or [], float) for name in ("scores", "probabilities"))
+    options = len(options_of(question)) if question else len(scores)
+    for name, values in (("scores", scores), ("probabilities", probabilities)):
+        if len(values) != options:
+            raise InputError(
+                f"{where}, column {name!r}: {len(values)} found, one for each of {options} options expected; {again}"
+            )
+        if not np.isfinite(values).all():
+            raise InputError(f"{where}, column {name!r}: {values.tolist()} found, finite numbers expected; {again}")
+    if not np.allclose(probabilities, softmax(scores), rtol=0, atol=1e-6):
+        raise InputError(
+            f"{where}, column 'probabilities': {probabilities.tolist()} found, which sum to {probabilities.sum():.6g}; "
+            f"those of its scores, which sum to 1, expected; {again}"
+        )
+    return scores

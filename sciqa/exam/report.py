@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from sciqa import storage
 from sciqa.cluster import Summary
 from sciqa.errors import InputError
-from sciqa.exam.metrics import bootstrap_interval, calibration_bins
+from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first, scores_of
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.exam.table import QuestionTable
 
@@ -66,6 +66,8 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
         if manifest["inputs"]["exam"] == exam.sha256:
             metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
             answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
+            for row in answers:
+                scores_of(row, None, folder)
             readers[name] = {"answers": answers, "metrics": metrics}
     return dict(
         sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
@@ -114,13 +116,14 @@ def _reliability(answers: list[dict]) -> list[dict]:
     if not scored:
         return []
     confidence = np.array([max(row["probabilities"]) for row in scored])
-    return calibration_bins(confidence, np.array([row["ranking"][0] == row["answer"] for row in scored], float))
+    return calibration_bins(confidence, right_at_first(*np.array([place_of_answer(row) for row in scored]).T))
 
 
-def _rank_counts(answers: list[dict]) -> list[int]:
-    """Return how often the correct option is ranked first, second, … ."""
-    ranks = [row["ranking"].index(row["answer"]) for row in answers if row["answer"]]
-    return np.bincount(ranks).tolist() if ranks else []
+def _rank_counts(answers: list[dict]) -> list[float]:
+    """Return how often the correct option is ranked first, second, …; a tied one counts in parts, for each rank."""
+    places = [place_of_answer(row) for row in answers if row["answer"]]
+    ranks = [first - 1 + more for first, tied in places for more in range(tied)]
+    return np.bincount(ranks, [1 / tied for _, tied in places for _ in range(tied)]).tolist() if ranks else []
 
 
 def _questions(options: ReportOptions, exam: Exam, answers: list[dict]) -> list[dict]:
@@ -144,6 +147,7 @@ def _questions(options: ReportOptions, exam: Exam, answers: list[dict]) -> list[
                         for letter in answer["ranking"]
                     ],
                     "rank": answer["ranking"].index(question["answer"]) + 1 if question["answer"] else None,
+                    "tied": bool(question["answer"]) and place_of_answer(answer)[1] > 1,
                     "slice": question.get("topic") or question.get("subject"),
                     "passages": passages.get("passages", []),
                 }

@@ -1,7 +1,9 @@
 """The answers table: from the scores of a question's options, in every order they were given in, to its row."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -9,18 +11,19 @@ import pyarrow as pa
 
 from sciqa import storage
 from sciqa.errors import InputError
-from sciqa.exam.metrics import average_precision_at_3, rank
+from sciqa.exam.metrics import NOISE, average_precision_at_3, log_softmax, place_of_answer, settle_ties, softmax
 from sciqa.exam.questions import Exam, options_of
 from sciqa.exam.table import QuestionTable
 
 #: Of what readers compute; raised with every change of it, so that answers made otherwise are not kept.
-ANSWERS_FORMAT = 2
+ANSWERS_FORMAT = 3
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("ranking", pa.list_(pa.string())),
         ("prediction", pa.string()),
         ("probabilities", pa.list_(pa.float64())),
+        ("scores", pa.list_(pa.float64())),
         ("answer", pa.string()),
         ("average_precision", pa.float64()),
         ("context_cut", pa.bool_()),
@@ -33,7 +36,7 @@ class Scored:
     """A question read.
 
     Attributes:
-        scores: of its options, shape (options,); probabilities are their softmax.
+        scores: of its options, in nats, shape (options,); probabilities are their softmax.
         cut: whether its context was cut to fit the model.
     """
 
@@ -74,15 +77,30 @@ def mean_turns(turns: Sequence[Turn], scores: Sequence[np.ndarray], cut: set[int
     of: dict[int, list[np.ndarray]] = {}
     for turn, each in zip(turns, scores, strict=True):
         of.setdefault(turn.number, []).append(np.roll(each, -turn.by))
-    return [Scored(_mean_scores(each), number in cut) for number, each in of.items()]
+    return [Scored(settle_ties(_mean_scores(each), NOISE), number in cut) for number, each in of.items()]
 
 
 def _mean_scores(scores: list[np.ndarray]) -> np.ndarray:
     """Return scores whose softmax is the mean of those of several, each of shape (options,)."""
     if len(scores) == 1:
         return scores[0]
-    shifted = np.exp(np.array(scores) - np.max(scores, axis=1, keepdims=True))
-    return np.log(np.maximum((shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0), 1e-300))
+    if not np.isfinite(scores).all():
+        return np.full_like(scores[0], np.nan)  # a mean could hide it
+    logs = np.sort([log_softmax(each) for each in scores], axis=0)
+    most = logs[-1]
+    return most + np.log(np.exp(logs - most).mean(axis=0))
+
+
+def same_scores(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
+    """Return scores, shape (options,), in which options with equal keys have the largest of theirs.
+
+    So options that are the same text, or the same tokens, are tied, wherever in a batch each was computed.
+    """
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    which = np.array([numbers[key] for key in keys])
+    largest = np.full(len(numbers), -np.inf)
+    np.maximum.at(largest, which, scores)
+    return largest[which]
 
 
 def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
@@ -113,31 +131,72 @@ def read_found(sources: Sequence[QuestionTable], questions: list[dict], first: i
     return list(zip(*tables, strict=True)) if tables else [()] * len(questions)
 
 
-def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored]) -> None:
-    """Write a shard of the answers table."""
-    rows = [_answer_row(*pair) for pair in zip(questions, scored, strict=True)]
+def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored], by: str) -> None:
+    """Write a shard of the answers table.
+
+    Args:
+        folder: of the table.
+        part: number of the shard.
+        questions: of the shard.
+        scored: each of them, read.
+        by: what scored them, for messages.
+
+    Raises:
+        InputError: see `answer_row`.
+    """
+    rows = [answer_row(*pair, by) for pair in zip(questions, scored, strict=True)]
     storage.write_table(storage.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def _answer_row(question: dict, scored: Scored) -> dict:
-    ranking, probabilities = rank(list(options_of(question)), scored.scores)
-    answer, precision = question["answer"], None
-    if answer:
-        precision = float(average_precision_at_3(np.array(ranking.index(answer) + 1)))
-    return {
+def answer_row(question: dict, scored: Scored, by: str) -> dict:
+    """Return a question's row of the answers table; what every reader answers goes through here.
+
+    Tied options follow each other in an order that looks random and depends on nothing but what the question and they
+    say, so that no letter is preferred.
+
+    Args:
+        question: row of the exam table.
+        scored: the question read.
+        by: what scored it, for messages.
+
+    Raises:
+        InputError: a score is not a finite number.
+    """
+    options = options_of(question)
+    for letter, score in zip(options, scored.scores, strict=True):
+        if not np.isfinite(score):
+            raise InputError(
+                f"question {question['id']!r}, option {letter}: {by} gives it the score {score}, a finite number "
+                "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
+                "(or bfloat16), for an embedder another --embed-backend"
+            )
+    scores = settle_ties(same_scores(np.asarray(scored.scores, float), list(options.values())))
+    drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
+    ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
+    row = {
         "id": question["id"],
         "ranking": ranking,
         "prediction": " ".join(ranking[:3]),
-        "probabilities": probabilities.tolist(),
-        "answer": answer,
-        "average_precision": precision,
+        "probabilities": softmax(scores).tolist(),
+        "scores": scores.tolist(),
+        "answer": question["answer"],
+        "average_precision": None,
         "context_cut": scored.cut,
     }
+    if row["answer"]:
+        row["average_precision"] = float(average_precision_at_3(*map(np.array, place_of_answer(row))))
+    return row
+
+
+def has_ties(row: dict) -> bool:
+    """Whether the first three of a row's ranking follow from a tie."""
+    falling = sorted(row["scores"], reverse=True)
+    return any(first == second for first, second in pairwise(falling[:4]))
 
 
 def entropy(probabilities: list[float]) -> float:
     """Return the entropy of an answer, as a share of that of a guess among as many options."""
-    given = np.maximum(probabilities, 1e-300)
+    given = np.maximum(np.sort(probabilities), 1e-300)  # sorted, since rounding follows the order of a sum
     return float(-(given * np.log(given)).sum() / np.log(len(given)))
 
 

@@ -11,8 +11,9 @@ from tyro.conf import Positional, Suppress
 from sciqa.cluster import Summary, console, spoken
 from sciqa.device import this_device
 from sciqa.errors import InputError
-from sciqa.exam.metrics import rank
+from sciqa.exam.questions import options_of
 from sciqa.hub import model_family
+from sciqa.inference.answers import answer_row, has_ties
 from sciqa.inference.predict import ModelOptions, check_reader
 from sciqa.retrieval.contexts import FindContexts, FindOptions
 from sciqa.retrieval.index import check_index, read_index_manifest
@@ -141,10 +142,10 @@ def ask(options: AskOptions) -> Summary:
     numbers = [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]
     details = {"passages": found["passages"], "read": numbers}
     if options.options:
-        ranked, probabilities = rank(list(options.options), scored.scores)
-        by_option = dict(zip(options.options, probabilities.tolist(), strict=True))
-        details["ranking"] = [(option, by_option[option]) for option in ranked]
-        made = f"{len(ranked)} options ranked by {options.model}"
+        row = answer_row(question, scored, options.model)
+        probabilities = dict(zip(options_of(question), row["probabilities"], strict=True))
+        details["ranking"] = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
+        made = f"{len(row['ranking'])} options ranked by {options.model}" + "; some are tied" * has_ties(row)
     else:
         from sciqa.inference.writer import write_answer
 

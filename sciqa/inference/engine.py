@@ -185,11 +185,13 @@ class Shards:
             unfinished shards they are kept.
         exam: the questions.
         folder: of the answers table.
+        model: that answers.
     """
 
     answered: Dataset
     exam: Exam
     folder: str
+    model: str
 
     def iter_rows(self) -> Iterator[dict]:
         """Yield a row per shard that has been written, with its number and its `questions`."""
@@ -204,16 +206,16 @@ class Shards:
             if len(rows) == row["requests"]:
                 done.add(part)
                 answered = [rows for _, rows in sorted(waiting.pop(part).items())]
-                yield ray.get(_write_shard.remote(self.exam, self.folder, answered))
+                yield ray.get(_write_shard.remote(self.exam, self.folder, answered, self.model))
         if waiting:
             raise RuntimeError(f"vLLM left requests of the shards {sorted(waiting)} without an answer; run it again")
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
-def _write_shard(exam: Exam, folder: str, answered: list[dict]) -> dict:
+def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str) -> dict:
     part = answered[0]["part"]
     questions = exam.read_shard(part)
-    write_answers(folder, part, questions, scored_turns(answered))
+    write_answers(folder, part, questions, scored_turns(answered), model)
     return {"part": part, "questions": len(questions)}
 
 

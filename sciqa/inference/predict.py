@@ -18,7 +18,7 @@ from sciqa import cluster, storage
 from sciqa.cluster import RunOptions, Summary, check_name
 from sciqa.device import Device
 from sciqa.errors import InputError
-from sciqa.exam.metrics import score
+from sciqa.exam.metrics import score, scores_of
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
 from sciqa.exam.table import QuestionTable
 from sciqa.hub import (
@@ -31,7 +31,7 @@ from sciqa.hub import (
     model_family,
     weight_bytes,
 )
-from sciqa.inference.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_found, write_answers
+from sciqa.inference.answers import ANSWERS_FORMAT, DOUBT, has_ties, open_answers, read_found, write_answers
 from sciqa.inference.blend import fit_blend
 from sciqa.inference.engine import Shards, answer_requests, check_engine
 from sciqa.inference.passes import passes_said, split_passes
@@ -46,7 +46,7 @@ SUBMISSION = "submission.csv"
 METRICS = pa.schema(
     [
         *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
-        ("questions", pa.int64()),
+        *((name, pa.int64()) for name in ("questions", "ties")),
         *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
         *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
     ]
@@ -205,15 +205,18 @@ def predict(options: PredictOptions) -> Summary:
             work = _work(options, exam, missing, say)
             list(_answer_all(exam, options, folder, work))
         seconds = time.monotonic() - started + work.seconds_before
-        cut = _write_results(options, exam, folder, seconds)
+        counts = _write_results(options, exam, folder, seconds)
         manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
-        manifest |= {"seconds": seconds, "about": work.about, "cut": cut}
+        manifest |= {"seconds": seconds, "about": work.about} | counts
         storage.finish(folder, manifest)
     made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept + manifest["about"]
     if 0 < len(missing) < exam.shards:
         made += f", {exam.shards - len(missing)} of {exam.shards} shards kept"
     if manifest["cut"]:
-        made += f"; {manifest['cut']:,} contexts cut to the model's limit"
+        what = "questions cut to the embedder's" if options.reader == "retrieval" else "contexts cut to the model's"
+        made += f"; {manifest['cut']:,} {what} limit"
+    if manifest["tied"]:
+        made += f"; {manifest['tied']:,} questions with ties among their first three options"
     metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
@@ -290,6 +293,7 @@ class Work:
         workers: how many workers there are.
         kind: of the reader, in `sciqa.inference.readers.READERS`.
         arguments: of that.
+        by: what scores options, for messages.
         sources: the tables that it takes, besides the exam.
         weights: bytes of the weights that each worker loads.
         about: what is said of it at the end.
@@ -300,6 +304,7 @@ class Work:
     workers: int
     kind: str
     arguments: dict
+    by: str
     sources: tuple[QuestionTable, ...] = ()
     weights: int = 0
     about: str = ""
@@ -315,14 +320,15 @@ def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
-        return _cascading(options, exam, Work(parts, workers, "retrieval", arguments, sources, weights))
+        work = Work(parts, workers, "retrieval", arguments, options.embedder, sources, weights)
+        return _cascading(options, exam, work)
     arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = Streaming(options.stream_memory, say)
         weights = streamed_bytes(options.model) + options.stream_memory
     else:
         weights = weight_bytes(options.model)
-    return _cascading(options, exam, Work(parts, workers, "model", arguments, sources, weights))
+    return _cascading(options, exam, Work(parts, workers, "model", arguments, options.model, sources, weights))
 
 
 def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
@@ -335,9 +341,9 @@ def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
     seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_workers(options, len(parts))
-    arguments = {"weights": list(weights.values())}
+    arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
     tables = tuple(open_answers(folder, exam)[0] for folder in folders.values())
-    return Work(parts, workers, "blend", arguments, tables, 0, about, seconds)
+    return Work(parts, workers, "blend", arguments, "the blend", tables, 0, about, seconds)
 
 
 def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
@@ -350,6 +356,7 @@ def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
         work,
         kind="cascade",
         arguments={
+            "table": before,
             "measure": options.cascade_by,
             "least": least,
             "reader": work.kind,
@@ -364,8 +371,10 @@ def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
     """Return the doubt that a share of the answers reaches, and how many do: more than that share where some tie."""
-    answers = storage.read_table(folder, ["probabilities"])["probabilities"].to_pylist()
-    doubts = np.array([DOUBT[measure](probabilities) for probabilities in answers])
+    answers = storage.read_table(folder).to_pylist()
+    for row in answers:
+        scores_of(row, None, folder)
+    doubts = np.array([DOUBT[measure](row["probabilities"]) for row in answers])
     least = float(np.sort(doubts)[-max(1, round(share * len(doubts)))])
     return least, int((doubts >= least).sum())
 
@@ -376,7 +385,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     parts = cluster.from_parts(work.parts)
     pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
     if options.in_vllm:
-        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder)
+        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by)
     else:
         rows = parts.map(AnswerShard, fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work}, **pool)
     yield from cluster.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
@@ -388,7 +397,7 @@ class AnswerShard:
     def __init__(self, exam: Exam, folder: str, work: Work) -> None:
         from sciqa.inference.readers import READERS
 
-        self.exam, self.folder, self.sources = exam, folder, work.sources
+        self.exam, self.folder, self.work = exam, folder, work
         self.reader = READERS[work.kind](**work.arguments)
 
     def __call__(self, row: dict) -> dict:
@@ -397,16 +406,16 @@ class AnswerShard:
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
         firsts = map(self.exam.first, parts)
-        found = chain(*(read_found(self.sources, *each) for each in zip(shards, firsts, strict=True)))
+        found = chain(*(read_found(self.work.sources, *each) for each in zip(shards, firsts, strict=True)))
         scored = iter(self.reader.score(questions, list(found)))
         for part, shard in zip(parts, shards, strict=True):
-            write_answers(self.folder, part, shard, [next(scored) for _ in shard])
+            write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by)
         return {"part": row["part"], "questions": len(questions), "notes": getattr(self.reader, "notes", [])}
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
-def _sum_up(exam: Exam, folder: str) -> tuple[list[dict], int]:
-    """Write the competition's file, score all answers and those of each slice, and count the contexts cut."""
+def _sum_up(exam: Exam, folder: str) -> tuple[list[dict], dict[str, int]]:
+    """Write the competition's file, score all answers and each slice, and count what was cut and what is tied."""
     table = QuestionTable(folder, exam.shard_questions).read_all(exam)
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
@@ -414,7 +423,7 @@ def _sum_up(exam: Exam, folder: str) -> tuple[list[dict], int]:
     answers = table.to_pylist()
     scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
     rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
-    return rows, sum(answer["context_cut"] for answer in answers)
+    return rows, {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
 
 
 def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
@@ -431,8 +440,8 @@ def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
     return slices
 
 
-def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> int:
-    """Write the metrics table, and the competition's file; return how many contexts were cut."""
+def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
+    """Write the metrics table, and the competition's file; return how many contexts were cut, and answers tied."""
     model = options.embedder if options.reader == "retrieval" else options.model
     about = {
         "reader": options.name,
@@ -441,7 +450,7 @@ def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: fl
         "contexts": None if options.reader == "closed-book" else options.contexts,
         "seconds": seconds,
     }
-    rows, cut = ray.get(_sum_up.remote(exam, folder))
+    rows, counts = ray.get(_sum_up.remote(exam, folder))
     table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
     storage.write_table(metrics_path(options.output, options.name), table)
-    return cut
+    return counts

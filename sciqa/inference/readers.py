@@ -1,17 +1,21 @@
 """Readers: from questions and their contexts to a score for every option."""
 
+import re
+from bisect import bisect_left
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from sciqa.corpus.windows import embedded_text
+from sciqa.exam.metrics import NOISE, scores_of, settle_ties
 from sciqa.exam.questions import options_of, rotate_options
-from sciqa.inference.answers import DOUBT, Scored, Turn, mean_turns, turns_of
-from sciqa.inference.blend import log_probabilities
+from sciqa.hub import load_tokenizer, longest_text
+from sciqa.inference.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
+from sciqa.inference.blend import pool, pooled_scores
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
-from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.embedder import embed_alone, load_embedder
 
 #: Cosines lie close together; this is the scale that sentence-transformers trains them with.
 COSINE_SCALE = 20.0
@@ -49,7 +53,16 @@ class ModelReader:
         turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
         scores = score_options(self.scorer, encoded, self.tokens_per_batch)
         cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
-        return mean_turns(turns, scores, cut)
+        read = mean_turns(turns, scores, cut)
+        return [
+            replace(each, scores=same_scores(each.scores, self._tokens(question)))
+            for question, each in zip(questions, read, strict=True)
+        ]
+
+    def _tokens(self, question: dict) -> list[tuple[int, ...]]:
+        """Return the tokens of each option; signs that a tokenizer does not know leave no difference between them."""
+        options = list(options_of(question).values())
+        return list(map(tuple, self.scorer.tokenizer(options, add_special_tokens=False)["input_ids"]))
 
 
 def encode_turns(
@@ -62,56 +75,86 @@ def encode_turns(
 
 
 class RetrievalReader:
-    """No language model: an option scores the cosine of question and option to the nearest found passage."""
+    """No language model: an option scores the cosine of question and option to the nearest found passage.
+
+    Where both are more than the embedder reads, the question is cut from its end, and the option is kept.
+    """
 
     def __init__(self, embed: dict, query_prefix: str, passage_prefix: str) -> None:
         self.embedder = load_embedder(**embed)
         self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
+        self.limit = longest_text(embed["model"])
+        self.tokenizer = load_tokenizer(embed["model"]) if self.limit else None
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`."""
-        contexts = [context for (context,) in found]
-        asked = [f"{self.query_prefix}{q['prompt']} {option}" for q in questions for option in options_of(q).values()]
-        passages = [passage for context in contexts for passage in context["passages"]]
-        texts = [self.passage_prefix + embedded_text(p["title"], p["section"], p["text"]) for p in passages]
-        asked_vectors, found_vectors = iter(self.embedder.encode(asked)), iter(self.embedder.encode(texts))
-        scores = []
-        for question, context in zip(questions, contexts, strict=True):
-            options = np.stack([next(asked_vectors) for _ in options_of(question)])
-            passages = np.stack([next(found_vectors) for _ in context["passages"]])
-            scores.append(Scored(COSINE_SCALE * (options @ passages.T).max(axis=1)))
-        return scores
+        return [self._score(*pair) for pair in zip(questions, found, strict=True)]
+
+    def _score(self, question: dict, found: tuple[dict, ...]) -> Scored:
+        (context,) = found
+        asked = [self._query(question["prompt"], option) for option in options_of(question).values()]
+        texts = [self.passage_prefix + embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]]
+        if not texts:
+            return Scored(np.zeros(len(asked)))
+        options, passages = embed_alone(self.embedder, [text for text, _ in asked]), embed_alone(self.embedder, texts)
+        # A product of matrices would add up some options in another way than others.
+        nearness = (options[:, None].astype(float) * passages).sum(axis=2).max(axis=1)
+        return Scored(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
+
+    def _query(self, prompt: str, option: str) -> tuple[str, bool]:
+        """Return what is embedded of an option, and whether its prompt was cut."""
+        whole = f"{self.query_prefix}{prompt} {option}"
+        if not self.limit or self._tokens(whole) <= self.limit:
+            return whole, False
+        ends = [found.end() for found in re.finditer(r"\S+", prompt)]
+        kept = bisect_left(ends, True, key=lambda end: self._tokens(self._cut(prompt, end, option)) > self.limit)
+        return self._cut(prompt, ends[kept - 1] if kept else 0, option), True
+
+    def _cut(self, prompt: str, end: int, option: str) -> str:
+        return f"{self.query_prefix}{prompt[:end]} {option}"
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text).ids)
 
 
 class BlendReader:
-    """No model of its own: the log-linear pool of what other readers answered."""
+    """No model of its own: the log-linear pool of what other readers answered.
 
-    def __init__(self, weights: list[float]) -> None:
-        self.weights = np.array(weights)
+    Args:
+        weights: of each reader, by the folder of its answers.
+    """
+
+    def __init__(self, weights: dict[str, float]) -> None:
+        self.tables, self.weights = list(weights), np.array(list(weights.values()))
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`."""
-        return [Scored(self.weights @ log_probabilities(rows)) for rows in found]
+        pairs = zip(questions, found, strict=True)
+        return [Scored(pool(self.weights, pooled_scores(rows, self.tables, question))) for question, rows in pairs]
 
 
 class CascadeReader:
     """Keeps what another reader answered where that was certain, and reads the rest itself.
 
     Args:
+        table: folder of the other's answers.
         measure: of doubt, by its name in `DOUBT`.
         least: of the doubts about answers that are not kept.
         reader: name of the reader of the rest.
         arguments: of that.
     """
 
-    def __init__(self, measure: str, least: float, reader: str, arguments: dict) -> None:
-        self.doubt, self.least, self.reader = DOUBT[measure], least, READERS[reader](**arguments)
+    def __init__(self, table: str, measure: str, least: float, reader: str, arguments: dict) -> None:
+        self.table, self.doubt, self.least = table, DOUBT[measure], least
+        self.reader = READERS[reader](**arguments)
         self.notes = getattr(self.reader, "notes", [])
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; the last table of each question is the answers of the other reader."""
-        scored = [Scored(log_probabilities(rows[-1:])[0]) for rows in found]
-        unsure = [n for n, rows in enumerate(found) if self.doubt(rows[-1]["probabilities"]) >= self.least]
+        before = [rows[-1] for rows in found]
+        pairs = zip(before, questions, strict=True)
+        scored = [Scored(scores_of(row, question, self.table), row["context_cut"]) for row, question in pairs]
+        unsure = [n for n, row in enumerate(before) if self.doubt(row["probabilities"]) >= self.least]
         if unsure:
             read = self.reader.score([questions[n] for n in unsure], [found[n][:-1] for n in unsure])
             for number, each in zip(unsure, read, strict=True):

@@ -1,7 +1,7 @@
 """Questions to contexts: the passages nearest to each question, and the text that the reader gets."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,12 +15,12 @@ from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.exam.table import QuestionTable
 from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
-from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.embedder import embed_alone, load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits
 
 #: Of what this module computes; raised with every change of it, so that contexts made otherwise are not kept.
-CONTEXTS_FORMAT = 2
+CONTEXTS_FORMAT = 3
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
 SCHEMA = pa.schema([("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("context", pa.string())])
@@ -199,19 +199,39 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
     return cluster.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
 
 
-def query_texts(questions: list[dict], query: Query) -> list[list[str]]:
-    """Return the texts of a kind of query: one list of a text per question for each ranking that it makes."""
+def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
+    """Return the texts of a kind of query: one list of a text per question for each ranking that it makes.
+
+    None stands for the ranking that a question with fewer options than others does not make. Options follow each other
+    in the order of the alphabet, so that the same ones ask the same wherever they stand.
+    """
     prompts = [question["prompt"] for question in questions]
-    options = [list(options_of(question).values()) for question in questions]
+    options = [sorted(options_of(question).values()) for question in questions]
     if query == "prompt" or not any(options):
         return [prompts]
     if query == "whole":
         return [[" ".join([prompt, *given]) for prompt, given in zip(prompts, options, strict=True)]]
-    # A question with fewer options than others asks its last one again.
+    pairs = list(zip(prompts, options, strict=True))
     return [
-        [f"{prompt} {given[min(number, len(given) - 1)]}" for prompt, given in zip(prompts, options, strict=True)]
+        [f"{prompt} {given[number]}" if number < len(given) else None for prompt, given in pairs]
         for number in range(max(map(len, options)))
     ]
+
+
+def rank_asked(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
+    """Return the k best rows for each question that asks something, and none for the others.
+
+    Args:
+        texts: of `query_texts`, a text or None for each question.
+        rank: takes the numbers of those that ask.
+        k: rows per question.
+    """
+    asking = np.array([number for number, text in enumerate(texts) if text is not None])
+    hits = Hits(np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64))
+    found = rank(asking)
+    width = found.rows.shape[1]
+    hits.scores[asking, :width], hits.rows[asking, :width] = found.scores, found.rows
+    return hits
 
 
 class Finder:
@@ -229,28 +249,36 @@ class Finder:
         self.questions, self._vectors = questions, {}
 
     def embed(self, texts: list[str], kind: Literal["query", "passage"]) -> np.ndarray:
-        """Return unit vectors of texts, shape (texts, dimension)."""
-        return self.embedder.encode([self.prefixes[kind] + text for text in texts])
+        """Return unit vectors of texts, at least one, shape (texts, dimension); each is that of its text alone."""
+        return embed_alone(self.embedder, [self.prefixes[kind] + text for text in texts])
 
     def vectors(self, query: Query) -> list[np.ndarray]:
-        """Return the vectors of a kind of query, shape (questions, dimension), one array for each of its rankings."""
+        """Return the vectors of a kind of query, one array for each of its rankings.
+
+        The shape of an array is (questions, dimension), of those questions that ask something.
+        """
         if query not in self._vectors:
             if query == "mean":
                 mean = self.vectors("prompt")[0] + self.vectors("whole")[0]
                 self._vectors[query] = [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
             else:
                 texts = query_texts(self.questions, query)
-                vectors = self.embed([text for ranking in texts for text in ranking], "query")
-                self._vectors[query] = np.split(vectors, len(texts))
+                asked = [[text for text in ranking if text is not None] for ranking in texts]
+                self._vectors[query] = [self.embed(ranking, "query") for ranking in asked]
         return self._vectors[query]
 
     def rank_dense(self, query: Query, k: int) -> list[Hits]:
         """Return a kind of query's rankings by vector."""
-        return [self.index.search(vectors, k) for vectors in self.vectors(query)]
+        asked = query_texts(self.questions, "whole" if query == "mean" else query)
+        pairs = zip(asked, self.vectors(query), strict=True)
+        return [rank_asked(texts, lambda _, v=vectors: self.index.search(v, k), k) for texts, vectors in pairs]
 
     def rank_words(self, query: Query, k: int) -> list[Hits]:
         """Return a kind of query's rankings by BM25."""
-        return [self.index.search_words(texts, k) for texts in query_texts(self.questions, query)]
+        return [
+            rank_asked(texts, lambda asking, t=texts: self.index.search_words([t[number] for number in asking], k), k)
+            for texts in query_texts(self.questions, query)
+        ]
 
 
 class FindContexts(Finder):
@@ -312,14 +340,18 @@ class FindContexts(Finder):
     def _judge(self, found: list[list[dict]]) -> list[list[dict]]:
         """Put each question's passages in the order of the cross-encoder, with its scores."""
         (asked,) = query_texts(self.questions, "whole")
-        pairs = [
-            (text, embedded_text(p["title"], p["section"], p["text"]))
-            for text, passages in zip(asked, found, strict=True)
-            for p in passages
-        ]
-        scores = iter(self.judge.predict(pairs, show_progress_bar=False).tolist() if pairs else [])
-        judged = [[passage | {"score": next(scores)} for passage in passages] for passages in found]
-        return [sorted(passages, key=lambda passage: -passage["score"]) for passages in judged]
+        judged = []
+        for question, text, passages in zip(self.questions, asked, found, strict=True):
+            pairs = [(text, embedded_text(p["title"], p["section"], p["text"])) for p in passages]
+            scores = self.judge.predict(pairs, show_progress_bar=False) if pairs else np.empty(0)
+            if not np.isfinite(scores).all():
+                raise InputError(
+                    f"question {question['id']!r}: --rerank {self.options.rerank} gives scores that are not finite "
+                    "numbers; pass another cross-encoder, or none"
+                )
+            order = np.argsort(-scores, kind="stable")
+            judged.append([passages[number] | {"score": float(scores[number])} for number in order])
+        return judged
 
     def _sentences(self, found: list[list[dict]]) -> list[list[dict]]:
         """Return, as passages, the sentences nearest to each question, as many as the options allow."""
@@ -332,7 +364,8 @@ class FindContexts(Finder):
         vectors = self.embed(texts, "passage") if texts else []
         chosen, first = [], 0
         for query, several in zip(queries, sentences, strict=True):
-            nearness = np.array(vectors[first : first + len(several)]).reshape(len(several), -1) @ query
+            own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)
+            nearness = (own * query).sum(axis=1)  # not a product of matrices, which adds up each row in its own way
             first += len(several)
             order = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
             order = self._within_budget(several, order.tolist())

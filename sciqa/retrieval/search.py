@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from sciqa.retrieval.index import ROW_GROUP
 
 #: Groups whose hits one task merges.
 FAN_IN = 8
+#: More than rounding makes of the product or distance of two unit vectors in float32.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,19 @@ def merge_hits(parts: list[Hits], k: int) -> Hits:
 def fuse_hits(lists: list[Hits], k: int) -> Hits:
     """Return the k best rows of several rankings by reciprocal-rank fusion, with their fused scores.
 
-    A row's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher 2009).
+    A row's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher 2009),
+    rounded once, so that the order of the rankings changes nothing.
     """
     scores = np.full((len(lists[0].rows), k), -np.inf, np.float32)
     rows = np.full(scores.shape, -1, np.int64)
     for question in range(len(scores)):
-        fused: dict[int, float] = {}
+        fused: dict[int, list[float]] = {}
         for hits in lists:
             for rank, row in enumerate(hits.rows[question].tolist(), 1):
                 if row >= 0:
-                    fused[row] = fused.get(row, 0) + 1 / (60 + rank)
-        best = sorted(fused.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+                    fused.setdefault(row, []).append(1 / (60 + rank))
+        summed = ((row, math.fsum(parts)) for row, parts in fused.items())
+        best = sorted(summed, key=lambda pair: (-pair[1], pair[0]))[:k]
         if best:
             rows[question, : len(best)], scores[question, : len(best)] = zip(*best, strict=True)
     return Hits(scores, rows)
@@ -61,8 +66,10 @@ def fuse_hits(lists: list[Hits], k: int) -> Hits:
 def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
     """Return the k best rows of one flat FAISS index; among equal scores the lowest rows win, at the cut too.
 
-    FAISS leaves it open which of several rows with the k-th score it returns, so more are asked for until the
-    last score asked for is below the k-th: only so do shards agree with one index over all rows.
+    FAISS leaves it open which of several rows with the k-th score it returns, and how it rounds follows from how many
+    questions are asked at once. So more rows are asked for, until the last is further below the k-th than that, and
+    each is compared again by itself: only so do shards agree with one index over all rows, and questions together with
+    each alone.
 
     Args:
         index: a flat FAISS index.
@@ -71,12 +78,24 @@ def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> 
         offset: row number of the index's first row.
     """
     k = min(k, index.ntotal)
-    wanted = min(k + 1, index.ntotal)
+    wanted = min(k + 8, index.ntotal)
     while True:
-        hits = search_any(index, queries, wanted, offset)
-        if wanted == index.ntotal or (hits.scores[:, -1] < hits.scores[:, k - 1]).all():
-            return merge_hits([hits], k)
+        hits = search_any(index, queries, wanted)
+        best = merge_hits([Hits(_compare(index, queries, hits.rows), hits.rows + offset)], k)
+        if wanted == index.ntotal or (hits.scores[:, -1] < best.scores[:, -1] - ROUNDING).all():
+            return best
         wanted = min(2 * wanted, index.ntotal)
+
+
+def _compare(index: object, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the scores of rows of a flat FAISS index, shape (questions, rows), each computed by itself."""
+    import faiss
+
+    queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
+    scores = np.empty(rows.shape, np.float32)
+    given, made, asked = map(faiss.swig_ptr, (queries, scores, rows))
+    index.compute_distance_subset(len(queries), given, rows.shape[1], made, asked)
+    return -scores if index.metric_type == faiss.METRIC_L2 else scores
 
 
 def search_any(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:

@@ -23,7 +23,7 @@ from torch import nn
 from sciqa import storage
 from sciqa.device import Device, check_device
 from sciqa.errors import InputError
-from sciqa.exam.metrics import average_precision_at_3, rank
+from sciqa.exam.metrics import NOISE, average_precision_at_3, place, right_at_first, settle_ties
 from sciqa.exam.questions import Exam
 from sciqa.hub import about_base, model_family
 from sciqa.models import adapter
@@ -216,12 +216,12 @@ class _Run:
         self._check_numbers(step, {"score of a validation question": float(np.concatenate(scores).sum())})
         golds = [gold for _, gold in self.validation]
         pairs = zip(scores, golds, strict=True)
-        ranks = np.array([1 + rank(list(range(len(each))), each)[0].index(gold) for each, gold in pairs])
+        ranks, tied = np.array([place(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
         row = {
             "step": step,
             "validation_loss": loss_of([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
-            "map_at_3": float(average_precision_at_3(ranks).mean()),
-            "accuracy": float((ranks == 1).mean()),
+            "map_at_3": float(average_precision_at_3(ranks, tied).mean()),
+            "accuracy": float(right_at_first(ranks, tied).mean()),
             "seconds": time.monotonic() - started,
         }
         self.history.append(row)
