@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from sciqa.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.models.format import Format
-from sciqa.models.load import load_scorer
+from sciqa.models.load import load_base, load_scorer
 from sciqa.models.scorer import score_options
 from sciqa.models.stored import Streaming
 
@@ -163,6 +163,8 @@ def test_a_gguf_file_scores_as_the_model_that_it_was_made_of(tmp_path, case):
     values, tensors = more(model)
     path = write_gguf(tmp_path / "model.gguf", model, values, tensors)
     np.testing.assert_allclose(score(path), score(tmp_path / "model"), atol=1e-4)
+    about = load_base(path, "causal", torch.float32)[0].config
+    assert getattr(about, "sliding_window", None) == config.get("sliding_window")
     if case == "llama3":
         np.testing.assert_allclose(score(path, streaming=Streaming()), score(tmp_path / "model"), atol=1e-4)
         plain = write_gguf(tmp_path / "plain.gguf", model)
@@ -180,7 +182,7 @@ def test_a_gguf_file_scores_as_the_model_that_it_was_made_of(tmp_path, case):
         ({"tensors": {"blk.0.attn_q.bias": [1.0] * 64}}, "tensors blk.0.attn_q.bias"),
         ({"leave_out": ["blk.1.ffn_up.weight"]}, "no weights .*layers.1.mlp.up_proj"),
     ],
-    ids=str,
+    ids=["scaling", "window", "cap", "scale", "partly rotated", "bias", "no layer"],
 )
 def test_what_a_gguf_file_says_and_a_model_cannot_be_is_refused(tmp_path, change, message):
     path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), **change)

@@ -108,6 +108,21 @@ def test_an_adapter_beside_a_model_is_refused(tmp_path, folders):
             score(tmp_path / "model", streaming=streaming)
 
 
+def test_weights_stored_in_four_bits_are_whole_and_nothing_is_added_to_them(tmp_path, folders):
+    model, tokenizer = load_base(folders["llama"], "causal", torch.float32, nf4=True)
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "stored")
+    stored = str(tmp_path / "stored")
+    expected = scores(SCORERS["causal"](model, tokenizer, Format()))
+    np.testing.assert_allclose(score(stored), expected, atol=1e-5)
+    outlined = outline(stored, "causal", torch.float32)
+    assert outlined.device.type == "meta"
+    *_, trained = made(stored, {"r": 2}, tmp_path / "adapter")
+    assert np.abs(score(stored, adapter=trained) - expected).max() > 0.01
+    with pytest.raises(InputError, match="stored in a few bits"):
+        merge(MergeOptions(model=stored, adapter=trained, output=str(tmp_path / "merged")))
+
+
 def encoder(folder, kind, config, **arguments):
     """Write a tiny encoder of a class, as it is published before it is fine-tuned."""
     torch.manual_seed(0)

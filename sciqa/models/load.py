@@ -13,7 +13,16 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrain
 from sciqa.cache import cached_folder
 from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
-from sciqa.hub import ADAPTER_CONFIG, Family, ModelFiles, check_base, find_model, local_adapter, model_family
+from sciqa.hub import (
+    ADAPTER_CONFIG,
+    Family,
+    ModelFiles,
+    check_base,
+    find_model,
+    local_adapter,
+    model_family,
+    read_about,
+)
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format, Precision
@@ -136,13 +145,13 @@ def load_base(
     """
     _silence()
     files = find_model(name)
-    how = {"device_map": {"": device}} if nf4 else {}
+    how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if nf4 else {}
     try:
         folder = plain_folder(files)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
-    model = _load(name, folder, family, dtype, quantization_config=nf4_config(dtype) if nf4 else None, **how)
+    model = _load(name, folder, family, dtype, **how)
     return (model if nf4 else model.to(device)).eval(), tokenizer
 
 
@@ -162,12 +171,14 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
 def outline(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model on PyTorch's meta device: all that its files tell, but the values of its weights.
 
+    Of a GGUF file, and of weights that are stored in a few bits, the configuration alone is looked at.
+
     Raises:
         InputError: as `load_base`.
     """
     _silence()
     files = find_model(name)
-    if files.gguf_file:
+    if files.gguf_file or "quantization_config" in read_about(name, "config.json"):
         return empty_model(files.folder, files.gguf_file, family, dtype)
     return _load(name, plain_folder(files), family, dtype, device_map="meta")
 
