@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # peft takes a second to import, which a model without an ada
 TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "multiple-choice": None}
 
 #: What is to be done about an adapter that is not whole.
-AGAIN = "copy its folder again whole, or pass the base model that it was made for"
+AGAIN = "copy its folder again whole, pass the base model that it was made for, or train it again"
 
 
 def make_trainable(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> nn.Module:
