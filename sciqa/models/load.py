@@ -1,30 +1,42 @@
 """From names to a scorer: base model from safetensors or GGUF, in NF4 if asked, with its adapter attached."""
 
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sciqa.cache import cached_folder
 from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
-from sciqa.hub import Family, ModelFiles, check_base, find_model, local_adapter, model_family
+from sciqa.hub import (
+    ADAPTER_CONFIG,
+    Family,
+    ModelFiles,
+    check_base,
+    find_model,
+    local_adapter,
+    model_family,
+    read_about,
+)
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format, Precision
+from sciqa.models.from_gguf import convert_gguf, gguf_config
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.proof import stored_proof
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.stored import Streaming, check_streamed
 from sciqa.models.streamed import StreamedScorer
+from sciqa.models.weights import check_whole, in_few_bits, listed, new_weights, settle_tie
 
 #: Of the models converted from GGUF in the machine's cache; raised with every change of what converting makes.
-GGUF_FORMAT = 2
+GGUF_FORMAT = 3
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
     "multiple-choice": MultipleChoiceScorer,
@@ -73,8 +85,14 @@ def load_scorer(
         folder = local_adapter(adapter)
         check_base(folder, name)
         model = adapters.attach(model, folder)
-        if not nf4 and not model.active_peft_config.is_prompt_learning:
-            model = model.merge_and_unload()  # so that no batch pays for the adapter's own products
+        # In float32 no batch pays for the adapter's own products. In 16 bits, small changes would be lost in the sum.
+        if model.dtype == torch.float32 and not in_few_bits(model):
+            model = adapters.merged(model)
+    elif new := new_weights(model):
+        raise InputError(
+            f"{name}: its files hold no head that scores options ({listed(new)}); run `sciqa finetune` on it and pass "
+            "what that makes as --adapter, or as --model"
+        )
     style = style or adapters.stored_style(folder) or Format()
     return make_scorer(name, family, model, tokenizer, style).eval()
 
@@ -123,7 +141,7 @@ def load_encoder(name: str, style: dict) -> CausalScorer:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
-    model = empty_model(folder, None, "causal", torch.bfloat16)
+    model = outline(name, "causal", torch.bfloat16)
     return CausalScorer(model, tokenizer, replace(adapters.stored_style(folder) or Format(), **style))
 
 
@@ -142,23 +160,49 @@ def load_base(
     """
     _silence()
     files = find_model(name)
-    how = {}
-    if nf4:
-        how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
+    how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if nf4 else {}
     try:
         folder = plain_folder(files)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        auto = getattr(transformers, SCORERS[family].auto_class)
-        model = auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=dtype, **how)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{name}: not a whole {family} model with a tokenizer ({error})") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
+    model = _load(name, folder, family, dtype, **how)
     return (model if nf4 else model.to(device)).eval(), tokenizer
+
+
+def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: object) -> PreTrainedModel:
+    """Return a model of whose weights its files hold all, and that holds all of its files."""
+    auto = getattr(transformers, SCORERS[family].auto_class)
+    how |= {"trust_remote_code": False, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
+    try:
+        model, found = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **how)  # they are refused by name
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{name}: not a whole {family} model ({error})") from error
+    model.new_weights = check_whole(name, model, found)
+    settle_tie(model)
+    return model
+
+
+def outline(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model on PyTorch's meta device: all that its files tell, but the values of its weights.
+
+    Of a GGUF file, and of weights that are stored in a few bits, the configuration alone is looked at.
+
+    Raises:
+        InputError: as `load_base`.
+    """
+    _silence()
+    files = find_model(name)
+    if files.gguf_file or "quantization_config" in read_about(name, "config.json"):
+        return empty_model(files.folder, files.gguf_file, family, dtype)
+    return _load(name, plain_folder(files), family, dtype, device_map="meta")
 
 
 def _silence() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # what they tell is seen to, or refused
 
 
 def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype: torch.dtype) -> PreTrainedModel:
@@ -168,7 +212,10 @@ def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype
         InputError: a configuration that transformers cannot read, or of no model of that family.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+        if gguf_file:
+            config = gguf_config(Path(folder, gguf_file))
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return getattr(transformers, SCORERS[family].auto_class).from_config(config, dtype=dtype)
     except (OSError, ValueError) as error:
@@ -187,19 +234,16 @@ def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def plain_folder(files: ModelFiles) -> str:
-    """Return a folder with a model's weights as safetensors, converted from GGUF in the cache where need be."""
+    """Return a folder with a model's weights as safetensors, converted from GGUF in the cache where need be.
+
+    Raises:
+        InputError: there is an adapter in the folder too, for which transformers would load another base model.
+    """
+    if Path(files.folder, ADAPTER_CONFIG).exists():
+        raise InputError(
+            f"{files.folder}: holds an adapter ({ADAPTER_CONFIG}) beside a model, and which is meant cannot be told; "
+            "move one of them to a folder of its own"
+        )
     if not files.gguf_file:
         return files.folder
-    return str(cached_folder(f"gguf-{GGUF_FORMAT}-{files.revision}", lambda folder: _convert_gguf(files, folder)))
-
-
-def _convert_gguf(files: ModelFiles, folder: Path) -> None:
-    source = {"pretrained_model_name_or_path": files.folder, "gguf_file": files.gguf_file}
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The loaded model counts as GGUF-quantised, which transformers will not save; a plain one takes its weights.
-    config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict())
-    plain.generation_config = loaded.generation_config
-    plain.save_pretrained(folder)
+    return str(cached_folder(f"gguf-{GGUF_FORMAT}-{files.revision}", lambda folder: convert_gguf(files, folder)))

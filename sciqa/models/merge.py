@@ -10,7 +10,7 @@ from sciqa import storage
 from sciqa.cluster import Summary
 from sciqa.console import console
 from sciqa.errors import InputError
-from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path
+from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
 
 
 @dataclass(kw_only=True)
@@ -24,7 +24,7 @@ class MergeOptions:
     output: str = "sciqa-run/merged"
     """Folder (or URI) for the merged model; it must not be there yet."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type in which the weights are added and written."""
+    """Type in which the weights are written; they are added in float32."""
 
     def __post_init__(self) -> None:
         """Make paths that are here absolute."""
@@ -44,16 +44,25 @@ def merge(options: MergeOptions) -> Summary:
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
     storage.check_writable(options.output.rpartition("/")[0] or ".")
     import peft
+    import torch
 
-    from sciqa.models.load import load_scorer
+    from sciqa.models import adapter
+    from sciqa.models.load import load_base
+    from sciqa.models.weights import in_few_bits
 
-    if peft.PeftConfig.from_pretrained(local_adapter(options.adapter)).is_prompt_learning:
+    folder = local_adapter(options.adapter)
+    if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
         raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
-    scorer = load_scorer(options.model, precision=options.precision, adapter=options.adapter)
-    merged = scorer.model
+    model, tokenizer = load_base(options.model, model_family(options.model), torch.float32)
+    if in_few_bits(model):
+        raise InputError(
+            f"{options.model}: its weights are stored in a few bits, to which an adapter's cannot be added; "
+            "pass the model that it was made of as --model"
+        )
+    merged = adapter.merged(adapter.attach(model, folder)).to(getattr(torch, options.precision))
     with tempfile.TemporaryDirectory() as folder:
         merged.save_pretrained(folder)
-        scorer.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
         storage.copy_files(folder, options.output)
     storage.write_json(storage.join(options.output, ABOUT_TRAINED), about_trained(options.adapter))

@@ -26,6 +26,7 @@ from sciqa.models.format import Format
 from sciqa.models.proof import Verdict
 from sciqa.models.scorer import Encoded
 from sciqa.models.stored import Piece, Stored, Streaming, find_tensors, places, read_ahead
+from sciqa.models.weights import CONSTANTS, listed
 
 #: Names of the weights outside the layers, and what those of the layers begin with.
 EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."
@@ -84,9 +85,10 @@ class StreamedScorer(CausalScorer):
 
     def _find_weights(self, folder: str) -> None:
         tensors = find_tensors(folder)
-        shapes = {name: tuple(weight.shape) for name, weight in self.model.named_parameters()}
+        shapes = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}
         shapes[NORM] = tuple(self.norm.weight.shape)
-        names = (EMBEDDING, NORM, EMBEDDING if self.model.config.tie_word_embeddings else HEAD)
+        tied = self.model.config.tie_word_embeddings and HEAD not in tensors
+        names = (EMBEDDING, NORM, EMBEDDING if tied else HEAD)
         whole = {name: tensors[name] for name in names if name in tensors}  # not those in 4 bits
         self.table, self.final, self.head = (_stored(folder, whole, name, shapes[name])[name] for name in names)
         self.layers: list[Piece] = [{} for _ in self.decoder.layers]
@@ -95,6 +97,12 @@ class StreamedScorer(CausalScorer):
                 found = _stored(folder, tensors, name, shape)
                 number = int(name.removeprefix(LAYERS).split(".")[0])
                 self.layers[number] |= {key.removeprefix("model."): tensor for key, tensor in found.items()}
+        used = {*names, *(f"model.{key}" for piece in self.layers for key in piece)}
+        if unknown := {key for key in tensors.keys() - used if not CONSTANTS.search(key)}:
+            raise InputError(
+                f"{folder}: in its safetensors files weights that a {type(self.model).__name__} with this config.json "
+                f"has not: {listed(unknown)}; fetch or save it again, with the config.json that belongs to its weights"
+            )
 
     @property
     def device(self) -> torch.device:

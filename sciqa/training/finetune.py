@@ -79,13 +79,13 @@ def finetune(options: FinetuneOptions) -> Summary:
 
 
 def check_model(options: FinetuneOptions) -> None:
-    """Raise `InputError` where peft would refuse the model; a model without weights is enough to know."""
+    """Raise `InputError` where the model is not whole or peft would refuse it; its weights themselves are not read."""
     import torch
 
     from sciqa.models import adapter, load
 
-    files, family = find_model(options.model), model_family(options.model)
-    model = load.empty_model(files.folder, files.gguf_file, family, torch.float32)
+    family = model_family(options.model)
+    model = load.outline(options.model, family, torch.float32)
     adapter.make_trainable(model, family, options.method, options.peft_fields())
 
 

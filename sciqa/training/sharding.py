@@ -53,11 +53,22 @@ def parameter_bytes(model: nn.Module) -> tuple[int, int]:
 
 
 def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Return the trained weights by name on rank 0, {} on others; every rank must call it, for ZeRO-3 gathers."""
-    state = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+    """Return the trained weights by all of their names, and the stored buffers, on rank 0; {} on others.
+
+    Every rank must call it, for ZeRO-3 gathers. A weight that several layers share is one tensor under several names.
+    """
+    state: dict[str, torch.Tensor] = {}
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            continue
+        if first.setdefault(id(parameter), name) == name:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 if rank == 0:
                     state[name] = parameter.detach().cpu().clone()
+        elif rank == 0:
+            state[name] = state[first[id(parameter)]]
+    if rank == 0:
+        stored = model.state_dict().keys()
+        state |= {name: buffer.cpu() for name, buffer in model.named_buffers() if name in stored}
     return state

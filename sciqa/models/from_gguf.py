@@ -1,0 +1,207 @@
+"""GGUF files: what their metadata and tensors say of a model, in full, as a configuration and weights of transformers.
+
+transformers reads the weights and the greater part of the metadata. What it leaves out is added here, or the file is
+refused, for a model of which a part is missing still answers.
+"""
+
+import struct
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf import GGUF_CONFIG_ARCHS, read_gguf_metadata
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+from sciqa.errors import InputError
+from sciqa.hub import ModelFiles
+from sciqa.models.weights import check_whole, listed
+
+#: Metadata that changes no score of a model that transformers builds.
+WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "use_parallel_residual", "attention.value_length")
+#: Tensors that no weight is made of, because they become part of the configuration.
+ROTATIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+#: Kinds of decoder whose rotations may cover a part of a head.
+PARTIAL = ("phi3", "stablelm", "nemotron")
+#: Layers of the models of 27 billion parameters, whose attention is scaled by another size than that of a head.
+LARGEST = {"gemma2": 46, "gemma3": 62}
+
+
+class Metadata:
+    """What a GGUF file says of its architecture, each value taken out once it is understood.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            said, tensors = read_gguf_metadata(str(path))
+            self.kind = said["general.architecture"]
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            raise InputError(f"{path}: not a whole GGUF file ({error!r}); fetch or write it again") from error
+        prefix = f"{self.kind}."
+        self.tensors = set(tensors)
+        self.values = {name.removeprefix(prefix): value for name, value in said.items() if name.startswith(prefix)}
+
+    def take(self, name: str, default: object = None) -> object:
+        """Return a value, by its name after that of the architecture."""
+        return self.values.pop(name, default)
+
+    def numbers(self, name: str) -> list[float]:
+        """Return the numbers in a tensor of float32."""
+        from gguf import GGUFReader
+
+        return next(tensor for tensor in GGUFReader(self.path).tensors if tensor.name == name).data.ravel().tolist()
+
+    def refuse(self, what: str) -> InputError:
+        """Return the error of something that no model of transformers can be given."""
+        return InputError(f"{self.path}: {what}, which is not converted; use the model in safetensors")
+
+
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """Return the configuration of the model in a GGUF file.
+
+    Raises:
+        InputError: not such a file, or it says of the model what the configuration cannot.
+    """
+    about = Metadata(path)
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a model that transformers reads from GGUF ({error})") from error
+    for settle in (_settle_heads, _settle_attention, _settle_caps, _settle_rotations):
+        settle(about, config)
+    known = {name for name, ours in GGUF_CONFIG_MAPPING.get(about.kind, {}).items() if ours}
+    if about.kind in GGUF_CONFIG_ARCHS:  # transformers reads these whole
+        known |= about.values.keys()
+    if unknown := {
+        f"{about.kind}.{name} = {value}"
+        for name, value in about.values.items()
+        if name not in known and name not in WITHOUT_EFFECT and (value or value is False)
+    }:
+        raise about.refuse(f"its metadata say {listed(unknown)}")
+    return config
+
+
+def _settle_heads(about: Metadata, config: PreTrainedConfig) -> None:
+    """Set the size of a head, and how much of it is rotated."""
+    usual = config.hidden_size // config.num_attention_heads
+    size = about.take("attention.key_length", getattr(config, "head_dim", None) or usual)
+    if about.values.get("attention.value_length", size) != size:
+        raise about.refuse("its keys and values differ in length")
+    if size != (getattr(config, "head_dim", None) or usual):
+        config.head_dim = size
+    rotated = about.take("rope.dimension_count", size)
+    if rotated == size:
+        return
+    if about.kind not in PARTIAL:
+        raise about.refuse(f"{rotated} of the {size} dimensions of a head are rotated")
+    config.rope_parameters["partial_rotary_factor"] = rotated / size
+
+
+def _settle_attention(about: Metadata, config: PreTrainedConfig) -> None:
+    """Set the window of attention, which layers have it, and the scale of the products."""
+    if about.take("attention.causal", True) is not True:
+        raise about.refuse("its attention is not causal")
+    window = about.take("attention.sliding_window")
+    if about.kind in ("phi3", "gemma2", "gemma3") and window is not None:
+        config.sliding_window = window or None
+    elif window and window < config.max_position_embeddings:
+        raise about.refuse(f"its attention has a window of {window} tokens")
+    elif config.model_type == "mistral":  # by default it has one
+        config.sliding_window = None
+    pattern = about.take("attention.sliding_window_pattern")
+    if pattern is not None:
+        layers = range(config.num_hidden_layers)
+        slides = pattern if isinstance(pattern, list) else [(layer + 1) % pattern > 0 for layer in layers]
+        if getattr(config, "layer_types", None) is None:
+            raise about.refuse("a pattern of layers with a window")
+        config.layer_types = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    if about.kind in LARGEST:
+        largest = config.num_hidden_layers == LARGEST[about.kind]
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else config.head_dim
+
+
+def _settle_caps(about: Metadata, config: PreTrainedConfig) -> None:
+    """Set what bounds products of attention and logits."""
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (value := about.take(name)) is not None:
+            if not hasattr(config, name):
+                raise about.refuse(f"{about.kind}.{name} = {value}")
+            setattr(config, name, value)
+
+
+def _settle_rotations(about: Metadata, config: PreTrainedConfig) -> None:
+    """Set how the rotations of positions are scaled."""
+    kind, factor = about.take("rope.scaling.type"), about.take("rope.scaling.factor", 1.0)
+    original = about.take("rope.scaling.original_context_length", config.max_position_embeddings)
+    attention = about.take("rope.scaling.attn_factor")
+    short, long = "rope_factors_short.weight", "rope_factors_long.weight"
+    scaling: dict[str, object] = {}
+    if "rope_freqs.weight" in about.tensors:
+        # Factors of the wave lengths, as Llama 3.1 has them; longrope divides by any, and by these at every length.
+        short = long = "rope_freqs.weight"
+        original, attention = config.max_position_embeddings, attention or 1.0
+    if short in about.tensors and long in about.tensors:
+        scaling = {"rope_type": "longrope", "factor": config.max_position_embeddings / original}
+        scaling |= {"short_factor": about.numbers(short), "long_factor": about.numbers(long)}
+        scaling |= {"original_max_position_embeddings": original}
+        scaling |= {"attention_factor": attention} if attention else {}
+    elif kind in ("linear", "yarn"):
+        scaling = {"rope_type": kind, "factor": factor}
+        scaling |= {"original_max_position_embeddings": original} if kind == "yarn" else {}
+    elif kind not in (None, "none") or factor != 1.0:
+        raise about.refuse(f"its rotations are scaled by {kind} with a factor of {factor}")
+    if attention not in (None, 1.0) and scaling.get("rope_type") != "longrope":
+        raise about.refuse(f"{about.kind}.rope.scaling.attn_factor = {attention}")
+    _set_rotations(about, config, scaling)
+
+
+def _set_rotations(about: Metadata, config: PreTrainedConfig, scaling: dict) -> None:
+    base = about.take("rope.freq_base_swa")
+    rotations = config.rope_parameters
+    if "full_attention" in (rotations or {}):  # of each kind of layer its own
+        rotations["full_attention"] |= scaling
+        if base:
+            rotations["sliding_attention"]["rope_theta"] = base
+    elif base:
+        raise about.refuse("layers with a window have rotations of their own")
+    elif scaling:
+        config.rope_parameters = rotations | scaling
+        if hasattr(config, "original_max_position_embeddings"):
+            config.original_max_position_embeddings = scaling.get(
+                "original_max_position_embeddings", config.max_position_embeddings
+            )
+
+
+def convert_gguf(files: ModelFiles, folder: Path) -> None:
+    """Write the model in a GGUF file, and its tokenizer, as safetensors in float32.
+
+    Raises:
+        InputError: the file lacks weights that such a model has, or says more of it than can be converted.
+    """
+    path = Path(files.folder, files.gguf_file)
+    source = {"pretrained_model_name_or_path": files.folder, "gguf_file": files.gguf_file}
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        **source, config=gguf_config(path), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    check_whole(str(path), loaded, found)
+    _check_tensors(Metadata(path), loaded)
+    # The loaded model counts as GGUF-quantised, which transformers will not save; a plain one takes its weights.
+    config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(folder)
+
+
+def _check_tensors(about: Metadata, loaded: PreTrainedModel) -> None:
+    """Raise `InputError` for tensors that transformers passed over because the model has no weight of that name."""
+    if about.kind in GGUF_CONFIG_ARCHS:  # these are in its report
+        return
+    read = TENSOR_PROCESSORS.get(about.kind, TensorProcessor)(config=loaded.config.to_dict())
+    if unknown := about.tensors - {*ROTATIONS} - get_gguf_hf_weights_map(loaded, read).keys():
+        raise about.refuse(f"it has the tensors {listed(unknown)}")

@@ -1,0 +1,111 @@
+"""What a loaded model is made of: every weight from its files, but for heads that are about to be trained."""
+
+import inspect
+import re
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sciqa.errors import InputError
+from sciqa.hub import has_trained_head
+
+#: Causal masks and rotations, which follow from the configuration; older decoders stored them among the weights.
+CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$")
+#: Names that an error gives of many.
+NAMED = 3
+
+
+def check_whole(name: str, model: PreTrainedModel, found: dict) -> frozenset[str]:
+    """Return the names of the weights of a model that are new, which are those of an encoder's untrained head.
+
+    A plain encoder has no multiple-choice head, and may lack the pooler before it; both are made when it is loaded. It
+    may have heads for other tasks, which are left out.
+
+    Args:
+        name: of the model.
+        model: as it was loaded.
+        found: transformers' loading report, as `from_pretrained` returns it.
+
+    Raises:
+        InputError: the files lack weights that the model has, hold some that it has not, or of another shape.
+    """
+    missing = set(found["missing_keys"])
+    unexpected = {key for key in found["unexpected_keys"] if not CONSTANTS.search(key)}
+    other = {key: f"{key} ({_by(held)}, {_by(own)} expected)" for key, held, own in found["mismatched_keys"]}
+    new: set[str] = set()
+    if type(model).__name__.endswith("ForMultipleChoice") and not has_trained_head(name):
+        new = (missing | other.keys()) - _needed(model)
+        unexpected = {key for key in unexpected if _in_backbone(key, model)}
+    found_wrong = {
+        "no weights in its files for": missing - new,
+        "in its files weights that such a model has not:": unexpected,
+        "weights of another shape:": {text for key, text in other.items() if key not in new},
+    }
+    if problems := [f"{problem} {listed(keys)}" for problem, keys in found_wrong.items() if keys]:
+        hint = _hint(missing, unexpected) or "fetch or save it again, with the config.json that belongs to its weights"
+        raise InputError(f"{name}: not a whole {type(model).__name__}; {'; '.join(problems)}; {hint}")
+    return frozenset(new)
+
+
+def new_weights(model: nn.Module) -> frozenset[str]:
+    """Return the names of the weights that no file held when a model was loaded."""
+    return getattr(model, "new_weights", frozenset())
+
+
+def in_few_bits(model: nn.Module) -> bool:
+    """Whether a model's weights are quantised, so that nothing can be added to them exactly."""
+    return getattr(model.config, "quantization_config", None) is not None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first few of many names, and how many there are."""
+    names = sorted(names)
+    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def shared_weights(model: nn.Module) -> set[int]:
+    """Return the ids of the weights that several layers of a model share."""
+    seen: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        seen[id(parameter)] = seen.get(id(parameter), 0) + 1
+    return {number for number, count in seen.items() if count > 1}
+
+
+def settle_tie(model: PreTrainedModel) -> None:
+    """Let the configuration of a decoder say whether its head is its embedding, as its weights have it."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.is_encoder_decoder or any(getattr(end, "weight", None) is None for end in ends):
+        return
+    model.config.tie_word_embeddings = ends[0].weight is ends[1].weight
+
+
+def _needed(model: PreTrainedModel) -> set[str]:
+    """Return the names of the weights that an encoder cannot be without: those of its class without a pooler."""
+    backbone = model.base_model
+    kind, without = type(backbone), {}
+    if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+        without = {"add_pooling_layer": False}
+    with torch.device("meta"):
+        bare = kind(backbone.config, **without)
+    return {f"{model.base_model_prefix}.{key}" for key in bare.state_dict()}
+
+
+def _in_backbone(key: str, model: PreTrainedModel) -> bool:
+    first = key.removeprefix(f"{model.base_model_prefix}.").split(".")[0]
+    return first in dict(model.base_model.named_children())
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _hint(missing: Collection[str], unexpected: Collection[str]) -> str | None:
+    """Return what to do where all names only have something before them, as a wrapper leaves it."""
+    key = min(unexpected, default="")
+    for name in missing:
+        if key.endswith(f".{name}"):
+            return f"take {key.removesuffix(name)!r} from the beginning of their names, which a wrapper left there"
+    return None
