@@ -23,14 +23,15 @@ LONGEST_PAGE = 10_000_000
 
 NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^<>]*>([^<>]+)</namespace>')
 #: Names of namespaces without articles, for dumps that list none: those of MediaWiki in some languages.
-NAMESPACES = frozenset(
+CORE = (
     "media special talk user wikipedia file image mediawiki template help category portal draft module book timedtext "
     "wiktionary wikibooks wikiquote wikisource wikiversity wikivoyage "
     "medium spezial diskussion benutzer datei bild vorlage hilfe kategorie spécial discussion utilisateur fichier "
     "modèle aide catégorie portail especial discusión usuario archivo plantilla ayuda categoría discussão usuário "
-    "ficheiro predefinição ajuda categoria speciale discussione utente immagine aiuto portale overleg gebruiker bestand "
-    "sjabloon categorie служебная обсуждение участник файл шаблон справка категория портал".split()
+    "ficheiro predefinição ajuda categoria speciale discussione utente immagine aiuto portale overleg gebruiker "
+    "bestand sjabloon categorie служебная обсуждение участник файл шаблон справка категория портал"
 )
+NAMESPACES = frozenset(CORE.split())
 TALK = re.compile(r" talk$|^(?:discussion |обсуждение )")
 
 
@@ -85,20 +86,23 @@ def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Pa
         raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
 
 
-def read_site(path: str) -> Site:
-    """Read the head of a dump.
+def is_dump(path: str) -> bool:
+    """Return whether a file begins like a dump."""
+    return b"<mediawiki" in _head(path)
 
-    Raises:
-        InputError: a file that is no dump.
-    """
-    with open_source(path) as file:
-        head = file.read(CHUNK)
-    if b"<mediawiki" not in head:
-        raise InputError(f"{path}: no dump of MediaWiki, which begins with <mediawiki>")
+
+def read_site(path: str) -> Site:
+    """Read what the head of a dump tells."""
+    head = _head(path)
     base = re.search(rb"<base>(.*/).*</base>", head)
     named = (name.decode("utf-8", "replace") for key, name in NAMESPACE.findall(head) if key != b"0")
     names = frozenset(html.unescape(name).lower() for name in named)
     return Site(base[1].decode() if base else "", names or NAMESPACES)
+
+
+def _head(path: str) -> bytes:
+    with open_source(path) as file:
+        return file.read(CHUNK)
 
 
 def check_whole(path: str) -> None:

@@ -22,6 +22,8 @@ DEGREES = re.compile(r"\^ ?∘|∘(?= ?[CF]\b)")
 #: Fractions written between their parts, and what bounds the parts.
 INFIX = re.compile(r"\\(over|atop|choose|brace|brack)(?![A-Za-z])")
 BOUND = re.compile(r"\\(?:left|right|begin|end)(?![A-Za-z])|\\.|[{}&]", re.DOTALL)
+#: Such fractions of a formula that are looked for, lest a senseless one takes long.
+MOST = 64
 OPENING, CLOSING = ("{", r"\left", r"\begin"), ("}", r"\right", r"\end")
 
 ARROWS = {"<=>": "⇌", "<-->": "⇌", "<->": "↔", "-->": "→", "->": "→", "<-": "←"}
@@ -128,7 +130,7 @@ def _script(match: re.Match) -> str:
 
 def _put_before(latex: str) -> str:
     r"""Write fractions that stand between their parts before them: `a \over b` as `\frac{a}{b}`."""
-    for _ in range(latex.count("\\")):
+    for _ in range(MOST):
         if not (found := INFIX.search(latex)):
             break
         start, end = _group(latex, found.start(), found.end())
@@ -167,7 +169,7 @@ def _parts(node: LatexMacroNode, writer: LatexNodes2Text) -> list[str]:
 def _fraction(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
     parts = _parts(node, l2tobj)
     if len(parts) != 2 or not all(parts):  # a formula that was cut off
-        return " ".join([f" {node.macroname}", *parts])
+        return " ".join([f" {node.macroname}", *parts, ""])
     if "binom" in node.macroname:
         return f"({parts[0]} choose {parts[1]})"
     return quotient(parts) + " "

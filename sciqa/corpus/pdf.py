@@ -30,8 +30,9 @@ def read_pdf(data: bytes) -> tuple[str, str]:
     command = [sys.executable, "-P", __file__]
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode:
-        slow = done.returncode == -signal.SIGPROF
-        raise ValueError(f"a page takes more than {PAGE_SECONDS} seconds" if slow else f"exit code {done.returncode}")
+        if done.returncode == -signal.SIGPROF:
+            raise ValueError(f"a page takes more than {PAGE_SECONDS} seconds of computing")
+        raise ValueError(f"exit code {done.returncode}")
     found = json.loads(done.stdout)
     if "error" in found:
         raise ValueError(found["error"])

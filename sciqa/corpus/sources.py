@@ -1,6 +1,7 @@
-"""Files of a corpus: which are read, as what, and why the others are left out."""
+"""Files of a corpus: which are read, as what, in what encoding, and why the others are left out."""
 
 import bz2
+import codecs
 import gzip
 import lzma
 import re
@@ -31,6 +32,16 @@ NOT_ARTICLES = re.compile(r"-multistream-index\d*\.txt(?:-p\d+p\d+)?$|(?:md5|sha
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".epub", ".docx", ".odt")
 #: What wikiextractor names its files.
 EXTRACTED = re.compile(r"wiki_\d+$")
+#: Marks that files in an encoding begin with; the longer ones first.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+#: Bytes of a file that is one article, or of a cell, above which it is not read.
+LARGEST = 40_000_000
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
@@ -83,7 +94,7 @@ def open_source(path: str) -> Iterator[BinaryIO]:
     _, compression = kind_of(path)
     filesystem, inner = storage.resolve(path)
     try:
-        with filesystem.open_input_stream(inner) as raw:
+        with filesystem.open_input_stream(inner, compression=None) as raw:
             if compression == ".zst":
                 yield BufferedReader(pa.CompressedInputStream(raw, "zstd"))
             elif compression:
@@ -94,3 +105,26 @@ def open_source(path: str) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: no such file") from error
     except BROKEN as error:
         raise InputError(f"{path}: cannot be read, damaged or cut off ({error}); fetch or write it again") from error
+
+
+def find_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
+    """Return the byte order mark that a file begins with, b"" where it has none, and the encoding that it tells."""
+    mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
+    return mark, MARKS.get(mark, encoding)
+
+
+def decode(data: bytes, path: str, encoding: str = "utf-8") -> str:
+    """Return a file's text without its byte order mark, which tells the encoding; lines end in newlines.
+
+    Raises:
+        InputError: bytes that are not in the encoding.
+    """
+    mark, encoding = find_encoding(data, encoding)
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        at, name = error.start + 1 + len(mark), encoding.upper()
+        raise InputError(f"{path}, byte {at}: not {name}; convert it to UTF-8, as with iconv") from error
+    if "\x00" in text:
+        raise InputError(f"{path}: holds bytes 0, so it is no text in {encoding.upper()}; convert it to UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

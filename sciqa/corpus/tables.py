@@ -72,10 +72,8 @@ def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
                 row.append(cell)
         above = below
         count += len(row)
-        if count < MOST and row:
-            yield row
-        elif row or cells:
-            yield list(cells)  # a table too large to be laid out: its texts stay
+        if cells:
+            yield row if count < MOST else cells  # of a table too large to be laid out the texts stay
 
 
 def _names_columns(row: list[Cell], follows: bool) -> bool:

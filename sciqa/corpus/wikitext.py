@@ -73,6 +73,7 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?|simple")
 REMNANT = re.compile(r"''|[{}]{2}|\[\[|\]\]|__[A-Z]|<|\n[ \t]*(?:[|!]|\{\|)")
 REMNANTS = (
     (re.compile(r"\n[ \t]*(?:\{\||[|!]|\{\{[^{}|\n]*(?=\n))[^\n]*"), "\n"),
+    (re.compile(r"</?(?:t[dhr]|table|caption|li|dt|dd|p|div)(?:\s[^<>\n]*)?>", re.IGNORECASE), "\n\n"),
     (re.compile(r"</?[A-Za-z]\w*(?:[\s/][^<>\n]*)?>|<ref\b[^<>\n]*|<!--"), ""),
     (re.compile(r"\{\{|\}\}|\[\[|\]\]|__[A-Z]{3,}__"), ""),
     (re.compile(r"'{5,}|'''|''"), ""),
