@@ -222,3 +222,20 @@ def test_questions_asked_together_find_what_each_finds_alone(metric):
         np.testing.assert_array_equal(alone.scores[0], together.scores[number])
         np.testing.assert_array_equal(alone.rows[0], together.rows[number])
         assert together.rows[number, :2].tolist() == [number, number + 2000]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("H₂SO₄ dissolves", "H2SO4 dissolves", True),
+        ("ﬁsh of co\xadral", "fish of coral", True),
+        ("area in cm²", "area in cm2", True),
+        ("10⁻¹⁹ C", "10^−19 C", True),
+        ("10⁻¹⁹", "1019", False),
+        ("10¹⁹", "1019", False),
+        ("2½ cups", "2 1/2 cups", True),
+        ("2½", "21/2", False),
+    ],
+)
+def test_terms_are_the_same_however_unicode_writes_them_and_powers_are_no_digits(one, other, alike):
+    assert (split_terms([one]) == split_terms([other])) == alike
