@@ -92,7 +92,7 @@ def build(index: str, shards: list[dict], factory: str) -> tuple[dict, float, fl
     """Index all shards by a factory; return the manifest, seconds, and the peak memory of a process."""
     options = IndexOptions(index=index, factory=factory, vector_type="float16")
     peak, started = Peak(), time.monotonic()
-    records = index_shards(shards, options, train_factory(options, shards))
+    records = index_shards(shards, options, train_factory(options, shards, options.building(options.embedding())))
     records.sort(key=lambda record: record["name"])
     return {"shards": records, "factory": factory}, time.monotonic() - started, peak.stop()
 
