@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
-from pypdf import PdfWriter
-from pypdf.generic import DictionaryObject, NameObject, StreamObject
+from test_sources import write_pdf
 
 from sciqa import storage
 from sciqa.corpus import CorpusOptions, build_passages, duplicates
@@ -148,27 +147,63 @@ def test_bad_corpora_are_refused_before_work(tmp_path):
             find_sources((str(tmp_path / path),))
 
 
-def reworded(text, number):
-    return text.replace("boils at 7 degrees", f"boils at {number} degrees")
+LEAFLET = "{} tablets hold {} mg. They are readily soluble in water. " + "Take one with a glass of water. " * 8
 
 
-def test_repeats_are_dropped_wherever_they_stand_however_the_corpus_is_split(tmp_path, cluster):
+def test_exact_repeats_are_dropped_wherever_they_stand_however_the_corpus_is_split(tmp_path, cluster):
     others = list(islice(read_articles("demo"), 60))
-    near = {"title": "Wine", "text": reworded(LONG, 8)}
-    rows = [ARTICLES[0], *others, near, *others[:5], {"title": "Ice", "text": "Ice is not water that is frozen."}]
-    write_jsonl(tmp_path / "a.jsonl", rows)
+    differing = [
+        {"title": "Wine", "text": LONG},
+        {"title": "Wine", "text": LONG.replace("number 7 says", "number 8 says")},
+        {"title": "Ice", "text": "Ice is not water that is frozen."},
+        *({"title": "Ions", "text": f"{ion} stands for the charge."} for ion in ("Na+ > 5", "Na- < 5", "Na+ > 6")),
+        *({"title": "Leaflet", "text": LEAFLET.format(name, dose)} for name in ("Aba", "Obo") for dose in range(10)),
+        *({"title": salt, "text": "It is readily soluble in water."} for salt in ("NaCl", "KCl")),
+        {"title": "KCl", "section": "Use", "text": "It is readily soluble in water."},
+    ]
+    again = [row | {"text": row["text"].replace(". ", ".\n\n ")} for row in others[:5]]
+    write_jsonl(tmp_path / "a.jsonl", [ARTICLES[0], *others, *differing, *again])
     first, one = build(tmp_path, tmp_path / "a.jsonl", "one", passage_tokens=256)
     second, many = build(tmp_path, tmp_path / "a.jsonl", "many", passage_tokens=256, part_bytes=4000, shard_passages=9)
     assert passages_of(first) == passages_of(second)
     assert len(many.details["shards"]) > len(one.details["shards"])
-    titles = [row["title"] for row in passages_of(first)]
-    assert "Wine" not in titles
-    assert titles.count("Ice") == 1
-    assert (
-        one.details["duplicates"]
-        == many.details["duplicates"]
-        == 5 + sum(row["title"] == "Water" for row in passages_of(first))
-    )
+    rows = passages_of(first)
+    said = {(row["title"], row["section"], row["text"]) for row in rows}
+    assert {(row["title"], row.get("section", ""), row["text"].strip()) for row in differing[2:]} <= said
+    assert "".join(row["text"] for row in rows if row["title"] == "Wine").count("number 8 says") > 1
+    assert not any("\n\n" in row["text"] for row in rows)
+    ids = {row["passage_id"]: row for row in rows}
+    repeats = [storage.read_table(f"{output}/passages/_repeats").to_pylist() for output in (first, second)]
+    assert repeats[0] == repeats[1]
+    # Passages of "Wine" repeat each other where they do not differ, none of "Water".
+    assert {row["title"] for row in repeats[0]} == {"Wine"} | {row["title"] for row in others[:5]}
+    for row in repeats[0]:
+        kept = ids[row["repeats"]]
+        assert row["kind"] == "exact"
+        assert [row["title"], row["text"].split()] == [kept["title"], kept["text"].split()]
+    assert one.details["duplicates"] == many.details["duplicates"] == len(repeats[0])
+
+
+def test_near_duplicates_are_dropped_only_where_asked_and_where_numbers_signs_and_titles_agree(tmp_path, cluster):
+    text = " ".join(LONG.split(". ")[number % 60] + "." for number in range(18))
+    changes = [text, text.replace("number 7 says", "number 7 states"), text.replace("at 7 degrees", "at 8 degrees"),
+               text.replace("at 7 degrees", "at −7 degrees"), text.replace("number 7 says", "number seven says"),
+               text.replace("number 7 says", "number 7 never says")]  # fmt: skip
+    rows = [{"title": "Water", "text": change} for change in changes] + [{"title": "Wine", "text": text}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    settings = {"passage_tokens": 256, "passage_overlap": 0}
+    plain, _ = build(tmp_path, tmp_path / "a.jsonl", "plain", **settings)
+    assert [row["text"] for row in passages_of(plain)] == [row["text"] for row in rows]
+    near, made = build(tmp_path, tmp_path / "a.jsonl", "near", near_duplicates=True, **settings)
+    kept = passages_of(near)
+    assert [row["text"] for row in kept] == [row["text"] for number, row in enumerate(rows) if number != 1]
+    (repeat,) = storage.read_table(f"{near}/passages/_repeats").to_pylist()
+    assert (repeat["text"], repeat["repeats"], repeat["kind"]) == (changes[1], kept[0]["passage_id"], "near")
+    assert "1 passages said before: _repeats/" in made.made
+    # The option belongs to what the table is made from.
+    again, made = build(tmp_path, tmp_path / "a.jsonl", "near", **settings)
+    assert passages_of(again) == passages_of(plain)
+    assert not (tmp_path / "near" / "passages" / "_repeats").exists()
 
 
 def test_signatures_agree_as_often_as_texts_are_alike():
@@ -208,16 +243,7 @@ def test_text_and_pdf_files_are_an_article_each(tmp_path, cluster):
     folder = tmp_path / "papers"
     folder.mkdir()
     (folder / "Ice.txt").write_text("Ice is frozen water.")
-    writer = PdfWriter()
-    page = writer.add_blank_page(400, 400)
-    font = DictionaryObject({NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")})
-    font[NameObject("/BaseFont")] = NameObject("/Helvetica")
-    fonts = DictionaryObject({NameObject("/F1"): font})
-    page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    stream = StreamObject()
-    stream.set_data(b"BT /F1 12 Tf 20 300 Td (Steam is water va-) Tj 0 -14 Td (pour.) Tj ET")
-    page[NameObject("/Contents")] = stream
-    writer.write(folder / "Steam.pdf")
+    write_pdf(folder / "Steam.pdf", "Steam is water va-", "pour.")
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7 nothing")
     output, summary = build(tmp_path, folder)
     assert {row["title"]: row["text"] for row in passages_of(output)} == {

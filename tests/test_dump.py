@@ -17,7 +17,7 @@ from dump import write_dump
 from sciqa import storage
 from sciqa.corpus import CorpusOptions, build_passages, wikitext
 from sciqa.corpus import dump as reader
-from sciqa.corpus.articles import find_sources, read_articles, split_sources
+from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
 from sciqa.errors import InputError
 
 HEAD = b"<mediawiki><siteinfo><base>https://en.wikipedia.org/wiki/Main_Page</base></siteinfo>\n"
@@ -44,11 +44,11 @@ def build(output, corpus, **options):
 
 def read_all(path, part_bytes):
     """Read a corpus piece by piece, and return what was counted."""
-    counts: Counter = Counter()
+    tally = Tally()
     for piece in itertools.chain(*split_sources(find_sources((str(path),)), part_bytes)):
-        for _ in read_articles(**piece, counts=counts):
+        for _ in read_articles(**piece, tally=tally):
             pass
-    return counts
+    return tally
 
 
 def last_stream(data):

@@ -205,3 +205,20 @@ def test_a_flipped_byte_is_found_before_the_search(tmp_path, cluster, vectors):
     with pytest.raises(Exception, match="sha256 differs") as error:
         ShardedIndex(str(tmp_path), manifest, groups=2).check()
     assert str(path) in str(find_input_error(error.value))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("H₂SO₄ dissolves", "H2SO4 dissolves", True),
+        ("ﬁsh of co\xadral", "fish of coral", True),
+        ("area in cm²", "area in cm2", True),
+        ("10⁻¹⁹ C", "10^−19 C", True),
+        ("10⁻¹⁹", "1019", False),
+        ("10¹⁹", "1019", False),
+        ("2½ cups", "2 1/2 cups", True),
+        ("2½", "21/2", False),
+    ],
+)
+def test_terms_are_the_same_however_unicode_writes_them_and_powers_are_no_digits(one, other, alike):
+    assert (split_terms([one]) == split_terms([other])) == alike

@@ -6,8 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 from dump import quantity, split_sentences, write_dump
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sciqa.corpus.articles import read_articles
+from sciqa.corpus.tables import Cell, table_lines
 from sciqa.corpus.wikitext import is_disambiguation, is_redirect, read_sections
 
 READ_AS = {
@@ -106,13 +109,63 @@ READ_AS = {
     "a<ref>{{cite|x}}</ref> b<ref name=x/> c<ref name=a/b>''d''\n</ref><!-- e\n== f == --> g": "a b c g",
     "__NOTOC__x<br/>y<nowiki>''z''</nowiki>": "x y''z''",
     "Words ({{IPAc-en|w}}; {{lang|la|aqua}}) and ({{IPA|x}}) and ( ; ) {{cn}}, f().": "Words (aqua) and and, f().",
-    "{{Infobox x\n| a = {{val|5}}\n| b = {{plainlist|\n* c\n}}\n}}\nText {{unknown|x}}.{{Navbox|y}}": "Text.",
+    "{{Infobox x\n| a = {{val|5}}\n| b_c = {{plainlist|\n* c\n* d\n}}\n| image = x.jpg\n}}\nText {{unknown|x}}.": (
+        "a: 5\nb c: c, d\nText x."
+    ),
+    "Text.{{Navbox|y}}": "Text.",
     "One\nline.\n\nTwo.\n* a\n** b\n# c\n; Term: means\nwhere\n:<math>x</math>\nis.": (
         "One line.\nTwo.\na\nb\nc\nTerm: means\nwhere\nx\nis."
     ),
-    'x\n{| class="wikitable"\n! a\n|-\n| b || {{val|5}}\n|}\ny <gallery>\nFile:x.jpg|z\n</gallery>': "x\ny",
+    'x\n{| class="wikitable"\n! a\n|-\n| b || {{val|5}}\n|}\ny <gallery>\nFile:x.jpg|z\n</gallery>': "x\na\nb: 5\ny",
     "<blockquote>A</blockquote>B<div>C</div>{{quote|D|E}}": "A\nB\nC\nD",
     "{{ubl|a|b}}": "a\nb",
+    # What holds the answers: tables, infoboxes, dates, sizes, places
+    "{|\n|+ Metals\n! Name !! Sign !! Mass\n|-\n| Iron || Fe || {{nts|1008}}\n|-\n! Tin\n| Sn || {{sort|4|4.0}}\n|}": (
+        "Metals\nIron: Sign Fe; Mass 1,008\nTin: Sign Sn; Mass 4.0"
+    ),
+    "<table><tr><th rowspan=2>Metal</th><th colspan=2>Point</th></tr><tr><th>melting</th><th>boiling</th></tr>\n"
+    "<tr><td>Tin</td><td>5</td><td>5</td></tr></table>": ("Tin: Point melting 5; Point boiling 5"),
+    "{|\n! Born\n| 1879<br>Ulm\n|-\n! colspan=2 | Work\n|-\n! Field\n|\n* Physics\n* Music\n|}": (
+        "Born: 1879, Ulm\nWork\nField: Physics, Music"
+    ),
+    "{|\n! City !! 1990\n|-\n| Ulm || {{increase}} 5\n|-\n! Total !! 5\n|}": "Ulm: 1990 ▲ 5\nTotal: 1990 5",
+    "{{Infobox\n| header1 = Facts\n| label2 = Mass\n| data2 = 5 kg\n| data3 = alone\n}}": "Facts\nMass: 5 kg\nalone",
+    "{{Taxobox | genus = ''Canis'' | species = lupus}}": "genus: Canis\nspecies: lupus",
+    "{{birth date and age|1950|5|1}}, {{birth date|1879|3|14|df=y}}, {{birth-date|May 1900}}": (
+        "1 May 1950, 14 March 1879, May 1900"
+    ),
+    "{{death date and age|1955|4|13|1879|4|14}}, {{death year and age|1955|1879}}": (
+        "13 April 1955 (aged 75), 1955 (aged 75 or 76)"
+    ),
+    "{{age|1879|3|14|1955|4|18}}, {{dts|1969|7|20}}, {{start date|1969|July}}, {{film date|2001|5||Rome|2002}}": (
+        "76, 20 July 1969, July 1969, May 2001 (Rome), 2002"
+    ),
+    "{{height|m=1.75}}, {{height|ft=5|in=9}}": "1.75 m, 5 ft 9 in",
+    "{{coord|51|28|38|N|0|0|5.3|W|display=title}} {{coord|-33.9|18.4}} {{coord|48.4|N|10|E}}": (
+        "51°28′38″N 0°0′5.3″W 33.9°S 18.4°E 48.4°N 10°E"
+    ),
+    "{{sortname|Marie|Curie}}, {{flag|Peru}}, {{flagicon|FRA}} x, {{flagIOCathlete|[[Bolt]]|JAM|2008}}": (
+        "Marie Curie, Peru, FRA x, Bolt (JAM)"
+    ),
+    "{{USA}} won {{tick}} {{yes|Yes!}} {{PKR|5}} {{₹|7}} {{percentage|1|8|1}} {{lc:ABC}}": (
+        "USA won ✓ Yes! PKR 5 ₹7 12.5% abc"
+    ),
+    "{{cn|date=May 2020}}a{{Foo mark|date=May 2020|reason=b}}{{X-stub}}": "a",
+    "a\n\n{{Isaac Newton}}\n{{Topics|state=collapsed}}": "a",
+    "It is {{foo|b=5|c=d}} and {{bar baz}}.": "It is b: 5; c: d and bar baz.",
+    "x<syntaxhighlight lang=c>int a &lt; b;</syntaxhighlight>": "x\nint a < b;",
+    # Formulas that are more than their letters
+    r"<math>\sqrt[3]{8} + \sqrt[n]{x}</math>, {{sqrt|8|3}}": "³√(8) + ⁿ√(x), ³√8",
+    r"<math>x \lt 5 \gt y</math>": "x < 5 > y",
+    r"<math>1 \over 2</math>, <math>y = {a+b \over c_{2}} d</math>, <math>\left({n \choose k}\right)</math>": (
+        "1/2, y = (a+b)/c_2 d, ((n choose k))"
+    ),
+    r"<math>20\degree C, 45^\circ</math>": "20°C, 45°",
+    r"<math>\ce{H2O + SO4^{2-}}</math>": "H2O + SO4^2−",
+    r"<math>\begin{pmatrix} a & b \\ c & d \end{pmatrix}</math>": "(a, b; c, d)",
+    r"<math>f = \begin{cases} x & y \\ 0 & z \end{cases}</math>": "f = {x, y; 0, z}",
+    r"<math>\sfrac{1}{2} \|x\| \sec y \land z \bmod 3 \foo{bar} \Qux</math>": "1/2 ‖x‖ sec y ∧ z mod 3 foo bar Qux",
+    r"<math>\displaystyle \lim_{x \to 0} \mbox{a}</math>": "lim_(x →0) a",
 }
 BROKEN = {
     "text {{val|5 is a": "text val|5 is a",
@@ -122,6 +175,7 @@ BROKEN = {
     "a <ref>{{cite|x}} b\n\nNext<ref>c</ref> d": "a b\nNext d",
     "x <b>bold": "x bold",
     "x </i> }} ]] <ref name=": "x",
+    "<table><tr><td>Tin<td>5 kg</table> x": "Tin, 5 kg\nx",
     "a <!-- b": "a b",
     "&#xD800; &bogus;": "� &bogus;",
     r"<math>\frac{a</math>": "frac a",
@@ -141,7 +195,7 @@ Deep.
 == See also ==
 * [[x]]
 === Sub ===
-Not read.
+* [[y]]
 == Last ==
 Text.
 ==References==
@@ -164,7 +218,46 @@ def test_sections_have_paths_and_those_without_prose_are_left_out():
         ("History > Early work > More", "Deep."),
         ("Last", "Text."),
     ]
-    assert read_sections("") == read_sections("{{x}}\n== References ==\ny") == []
+    assert read_sections("") == read_sections("{{x}}\n== References ==\n* {{cite web|y}}") == []
+
+
+@pytest.mark.parametrize("heading", ["Sources", "Notes", "References", "Literature", "External links", "Gallery"])
+def test_sections_of_citations_keep_what_is_no_citation(heading):
+    cited = "* {{cite book|title=Rivers\n|year=1999}}, p. 5\n# Smith, J. ''The River''. Oxford University Press, 1999\n"
+    cited += "* [https://example.org The river]\n{{reflist}}\n<references/>\n[[Category:Rivers]]\n"
+    assert read_sections(f"Lead.\n== {heading} ==\n{cited}") == [("", "Lead.")]
+    prose = "The river rises in the Alps (1,935 m) and has {{convert|3|km}} of banks."
+    expected = (heading, "The river rises in the Alps (1,935 m) and has 3 km of banks.")
+    assert read_sections(f"Lead.\n== {heading} ==\n{prose}\n{cited}") == [("", "Lead."), expected]
+
+
+def test_lists_of_sections_named_like_those_of_citations_are_read():
+    wikitext = "== Sources ==\n* Meat has much iron.\n* Spinach, in 1890 thought rich in iron, has less.\n"
+    assert read_sections(wikitext + "== Notes ==\n* Zero counts.") == [
+        ("Sources", "Meat has much iron.\nSpinach, in 1890 thought rich in iron, has less."),
+        ("Notes", "Zero counts."),
+    ]
+
+
+WORDS = st.text("abcdefgh", min_size=1, max_size=6)
+
+
+CELLS = st.builds(Cell, WORDS, st.booleans(), st.integers(1, 3), st.integers(1, 3))
+
+
+@given(st.lists(st.lists(CELLS, max_size=4), max_size=6))
+def test_every_cell_of_a_table_is_in_its_lines_but_for_names_of_columns(rows):
+    for number, cell in enumerate(cell for row in rows for cell in row):
+        cell.text += f"{number}."
+    said = " ".join(table_lines(rows))
+    assert all(cell.text in said for row in rows for cell in row if not cell.header)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4, unique_by=lambda pair: pair[0]), st.booleans())
+def test_every_argument_of_an_unknown_template_is_said(arguments, named):
+    line = "".join(f"|x{key}={value}z" if named else f"|{value}z" for key, value in arguments)
+    said = read_sections(f"It is {{{{an unknown one{line}}}}} there.")[0][1]
+    assert all(f"{value}z" in said for _, value in arguments)
 
 
 @pytest.mark.parametrize(

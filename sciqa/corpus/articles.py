@@ -1,21 +1,28 @@
-"""Articles (title, section, text, url) of the demo corpus, dumps of MediaWiki, Parquet, JSONL, text and PDF files."""
+"""Articles (title, section, text, url) of the demo corpus, dumps of MediaWiki, tables, texts, web pages and PDFs."""
 
-import io
+import html
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import PurePosixPath
 from typing import TypedDict
 from urllib.parse import quote
 
+from pyarrow import fs
+
 from sciqa import storage
 from sciqa.corpus import dump
+from sciqa.corpus.rows import check_columns, check_rows, read_csv, read_jsonl, read_parquet
+from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
 from sciqa.errors import InputError
 from sciqa.hub import packaged_path
 
-FIELDS = ("title", "section", "text", "url")
-KINDS = ("xml.bz2", "xml", "parquet", "jsonl", "txt", "pdf")
+NO_DUMP = "no dump of MediaWiki, which begins with <mediawiki>"
 DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"
+#: What wikiextractor puts before an article.
+DOCUMENT = re.compile(r'<doc id="[^"]*"(?: revid="[^"]*")? url="([^"]*)" title="(.*)">\s*')
 
 
 class Piece(TypedDict):
@@ -26,32 +33,80 @@ class Piece(TypedDict):
     end: int | None
 
 
-def find_sources(corpus: tuple[str, ...]) -> list[tuple[str, list]]:
+class Tally(Counter):
+    """Number of `articles`, and of those left out by reason; `named` are those that a user may want to mend."""
+
+    def __init__(self, *counts: object) -> None:
+        super().__init__(*counts)
+        self.named: list[dict[str, str]] = []
+
+    def leave_out(self, reason: str, path: str, title: str = "", details: str = "") -> None:
+        """Count an article that is left out, and note where it stands."""
+        self[reason] += 1
+        self.named.append({"path": path, "title": title, "reason": f"{reason}: {details}" if details else reason})
+
+
+def find_sources(corpus: tuple[str, ...], left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
     """Return the files of a corpus in order, each with its [size, what tells when it changes].
 
     Args:
-        corpus: `demo`, and files or folders of the `KINDS`. Parquet and JSONL have columns `title` and `text`
-            (`section` and `url` where there are any); a text or PDF file is one article, named like the file.
+        corpus: `demo`, and files or folders of the kinds that `sources.KINDS` names. Tables (Parquet, JSONL, CSV, TSV)
+            have columns `title` and `text` (`section` and `url` where there are any); a text, web page or PDF is one
+            article, named like the file or as it names itself.
+        left_out: gets the reason why each other file of a folder is left out.
 
     Raises:
-        InputError: no such file, a Parquet file without one of the columns, or a dump that was cut off.
+        InputError: no such file, a file of no such kind, a table without one of the columns, or a dump that was cut
+            off.
     """
+    left_out = {} if left_out is None else left_out
     sources = []
     for path in corpus:
         if path == "demo":
             sources.append((path, [packaged_path("demo").stat().st_size, 0]))
         else:
-            sources += storage.stat_files(path, *KINDS)
+            sources += _find_files(path, left_out)
     for path, _ in sources:
-        if path.endswith(".parquet"):
-            for column in ("title", "text"):
-                if column not in (names := storage.open_parquet(path).schema_arrow.names):
-                    raise InputError(f"{path}: no column {column!r}; it has {', '.join(names)}")
-        elif path.endswith(".xml.bz2"):
-            dump.check_whole(path)
-        elif path != "demo" and not path.endswith(tuple(f".{kind}" for kind in KINDS)):
-            raise InputError(f"{path}: a corpus is `demo`, or files ending in .{', .'.join(KINDS)}")
+        _check(path)
     return sources
+
+
+def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
+    filesystem, inner = storage.resolve(path)
+    info = filesystem.get_file_info(inner)
+    if info.type == fs.FileType.NotFound:
+        raise InputError(f"{path}: no such file or folder")
+    if info.type == fs.FileType.File:
+        kind_of(path)
+        return [(path, [info.size, info.mtime_ns])]
+    found = []
+    for file, about in list_folder(path):
+        try:
+            kind, _ = kind_of(file)
+        except InputError as error:
+            left_out[file] = str(error).removeprefix(f"{file}: ")
+            continue
+        if is_hidden(file, path):
+            left_out[file] = "its name, or that of its folder, begins with a dot or an underscore"
+        elif kind == "dump" and not dump.is_dump(file):
+            left_out[file] = NO_DUMP
+        else:
+            found.append((file, about))
+    if not found:
+        example = next((f"; {file}: {reason}" for file, reason in left_out.items() if file.startswith(path)), "")
+        raise InputError(f"{path}: holds no file that is read{example}")
+    return found
+
+
+def _check(path: str) -> None:
+    kind, compression = kind_of(path)
+    if kind in ("parquet", "csv", "tsv"):
+        check_columns(path)
+    elif kind == "dump":
+        if compression == ".bz2":
+            dump.check_whole(path)
+        if not dump.is_dump(path):
+            raise InputError(f"{path}: {NO_DUMP}")
 
 
 def split_sources(sources: list[tuple[str, list]], part_bytes: int) -> list[list[Piece]]:
@@ -69,7 +124,8 @@ def split_sources(sources: list[tuple[str, list]], part_bytes: int) -> list[list
 
 
 def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]]:
-    if path.endswith(".parquet"):
+    kind, compression = kind_of(path)
+    if kind == "parquet":
         about = storage.open_parquet(path).metadata
         sizes = [about.row_group(number).total_byte_size for number in range(about.num_row_groups)]
         start = 0
@@ -77,7 +133,7 @@ def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]
             if end == len(sizes) or sum(sizes[start : end + 1]) > part_bytes:
                 yield Piece(path=path, start=start, end=end), sum(sizes[start:end])
                 start = end
-    elif path.endswith((".xml.bz2", ".jsonl")):
+    elif (kind, compression) in (("dump", ".bz2"), ("jsonl", "")):
         for start in range(0, size, part_bytes):
             end = start + part_bytes if start + part_bytes < size else None
             yield Piece(path=path, start=start, end=end), min(part_bytes, size - start)
@@ -85,59 +141,63 @@ def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]
         yield Piece(path=path, start=0, end=None), size
 
 
-def read_articles(path: str, start: int = 0, end: int | None = None, counts: Counter | None = None) -> Iterator[dict]:
+def read_articles(path: str, start: int = 0, end: int | None = None, tally: Tally | None = None) -> Iterator[dict]:
     """Yield the articles of a file, or of a piece of it, section by section, in order, one held at a time.
 
     Args:
-        path: `demo`, or a file of one of the `KINDS`.
+        path: `demo`, or a file.
         start: first byte, or row group, of the piece.
         end: byte, or row group, after it; None for the end of the file.
-        counts: gets the number of `articles`, and of those left out by reason.
+        tally: gets the number of `articles`, and of those left out.
 
     Raises:
-        InputError: a row that is no article, with its file, row and column.
+        InputError: a row that is no article, with its file, row and column; a file that is damaged or no text.
     """
-    counts = Counter() if counts is None else counts
-    if path.endswith((".xml.bz2", ".xml")):
-        articles = _read_dump(path, start, end, counts)
-    elif path.endswith(".parquet"):
-        articles = _checked(path, _read_parquet(path, start, end))
-    elif path.endswith(".jsonl"):
-        articles = _checked(path, _read_jsonl(path, start, end))
-    elif path.endswith(".pdf"):
-        articles = _read_pdf(path, counts)
-    else:
-        articles = _read_demo() if path == "demo" else _read_text(path)
-    for sections in articles:
+    tally = Tally() if tally is None else tally
+    readers = {
+        "demo": lambda: _read_demo(),
+        "dump": lambda: _read_dump(path, start, end, tally),
+        "parquet": lambda: check_rows(path, read_parquet(path, start, end)),
+        "jsonl": lambda: check_rows(path, read_jsonl(path, start, end)),
+        "csv": lambda: check_rows(path, read_csv(path)),
+        "tsv": lambda: check_rows(path, read_csv(path)),
+        "extracted": lambda: _read_extracted(path),
+        "text": lambda: _read_text(path, tally),
+        "html": lambda: _read_html(path, tally),
+        "pdf": lambda: _read_pdf(path, tally),
+    }
+    for sections in readers[kind_of(path)[0]]():
+        title = sections[0]["title"] if sections else ""
         if not any(row["text"].strip() for row in sections):
-            counts["no text"] += 1
+            tally.leave_out("no text", path, title)
         elif any(len(row["text"]) > dump.LONGEST_PAGE for row in sections):
-            counts["too long"] += 1
+            tally.leave_out("too long", path, title)
         else:
-            counts["articles"] += 1
+            tally["articles"] += 1
             yield from sections
 
 
-def _read_dump(path: str, start: int, end: int | None, counts: Counter) -> Iterator[list[dict]]:
+def _read_dump(path: str, start: int, end: int | None, tally: Tally) -> Iterator[list[dict]]:
     from sciqa.corpus import wikitext
 
-    site = dump.site_of(path)
+    site = dump.read_site(path)
     for page in dump.read_pages(path, start, end):
-        if page.namespace != "0":
-            counts["not an article"] += 1
+        if page.namespace != "0" and (page.namespace is not None or not site.holds_article(page.title)):
+            tally["not an article"] += 1
         elif page.text is None:
-            counts["too long"] += 1
+            tally.leave_out("too long", path, page.title)
         elif page.redirect or wikitext.is_redirect(page.text):
-            counts["redirect"] += 1
+            tally["redirect"] += 1
         elif wikitext.is_disambiguation(page.text):
-            counts["disambiguation"] += 1
+            tally["disambiguation"] += 1
         else:
-            url = site and site + quote(page.title.replace(" ", "_"))
+            url = site.base and site.base + quote(page.title.replace(" ", "_"))
             try:
                 sections = wikitext.read_sections(page.text)
-            except Exception:  # whatever one page does to the parser, the other millions are read
-                counts["unreadable wikitext"] += 1
+            except Exception as error:  # whatever one page does to the parser, the other millions are read
+                tally.leave_out("unreadable wikitext", path, page.title, type(error).__name__)
                 continue
+            sections = sections or [("", "")]
             yield [{"title": page.title, "section": name, "text": text, "url": url} for name, text in sections]
 
 
@@ -149,79 +209,77 @@ def _read_demo() -> Iterator[list[dict]]:
         yield [{"title": title, "section": "", "text": article["extract"], "url": url}]
 
 
-def _read_text(path: str) -> Iterator[list[dict]]:
-    data = storage.read_bytes(path)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, byte {error.start + 1}: not UTF-8") from error
-    yield [{"title": PurePosixPath(path).stem, "section": "", "text": text, "url": path}]
+def _stem(path: str) -> str:
+    """Return the name of a file without the endings that tell its kind and compression."""
+    name = PurePosixPath(path)
+    return (PurePosixPath(name.stem) if name.suffix.lower() in COMPRESSIONS else name).stem
 
 
-def _read_pdf(path: str, counts: Counter) -> Iterator[list[dict]]:
-    from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
+def _read_whole(path: str, tally: Tally) -> bytes | None:
+    """Return the bytes of a file that is one article, None where they are too many."""
+    with open_source(path) as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        tally.leave_out("too long", path)
+        return None
+    return data
 
-    try:
-        reader = PdfReader(io.BytesIO(storage.read_bytes(path)))
-        title = (reader.metadata and reader.metadata.title) or PurePosixPath(path).stem
-        pages = [page.extract_text() for page in reader.pages]
-    except (PyPdfError, ValueError, KeyError, TypeError, RecursionError):
-        counts["unreadable PDF"] += 1
+
+def _read_text(path: str, tally: Tally) -> Iterator[list[dict]]:
+    with open_source(path) as file:
+        extracted = file.read(8) == b"<doc id="
+    if extracted:
+        yield from _read_extracted(path)
+    elif (data := _read_whole(path, tally)) is not None:
+        yield [{"title": _stem(path), "section": "", "text": decode(data, path), "url": path}]
+
+
+def _read_html(path: str, tally: Tally) -> Iterator[list[dict]]:
+    from sciqa.corpus.documents import read_page
+
+    if (data := _read_whole(path, tally)) is None:
         return
-    text = "\n".join(pages).replace("-\n", "").replace("\n", " ")
-    yield [{"title": str(title), "section": "", "text": text, "url": path}]
-
-
-def _checked(path: str, rows: Iterator[tuple[int, dict]]) -> Iterator[list[dict]]:
-    """Yield rows as articles, or raise `InputError` with the place of the first that is none."""
-    for at, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"{_place(path, at)}: an object with title and text expected, {row!r:.60} found")
-        article = {field: row.get(field) or "" for field in FIELDS}
-        for field, value in article.items():
-            if not isinstance(value, str):
-                raise InputError(f"{_place(path, at)}, column {field!r}: text expected, {value!r} found")
-        for field in ("title", "text"):
-            if field not in row:
-                raise InputError(f"{_place(path, at)}: no column {field!r}; every article has a title and a text")
-        yield [article]
-
-
-def _place(path: str, at: int) -> str:
-    """Name a row: of a Parquet file by its number from 0, of a JSONL file by its first byte."""
-    if path.endswith(".jsonl"):
-        filesystem, inner = storage.resolve(path)
-        with filesystem.open_input_stream(inner) as file:
-            at = file.read(at).count(b"\n")
-    return f"{path}, row {at + 1}"
-
-
-def _read_parquet(path: str, start: int, end: int | None) -> Iterator[tuple[int, dict]]:
-    file = storage.open_parquet(path)
-    columns = [name for name in file.schema_arrow.names if name in FIELDS]
-    groups = range(start, file.num_row_groups if end is None else end)
-    first = sum(file.metadata.row_group(number).num_rows for number in range(start))
-    rows = (row for batch in file.iter_batches(256, groups, columns) for row in batch.to_pylist())
-    return enumerate(rows, first)
-
-
-def _read_jsonl(path: str, start: int, end: int | None) -> Iterator[tuple[int, dict]]:
-    """Yield the lines that begin in a range of bytes."""
-    filesystem, inner = storage.resolve(path)
-    with io.BufferedReader(filesystem.open_input_file(inner)) as file:
-        file.seek(max(0, start - 1))
-        at = file.tell() + len(file.readline()) if start else 0
-        while (end is None or at < end) and (line := file.readline()):
-            if line.strip():
-                yield at, _parse_line(path, at, line)
-            at += len(line)
-
-
-def _parse_line(path: str, at: int, line: bytes) -> object:
     try:
-        return json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{_place(path, at)}, byte {error.start + 1}: not UTF-8") from error
+        title, sections = read_page(data, path)
+    except RecursionError:
+        tally.leave_out("unreadable web page", path, details="elements nested too deep")
+        return
+    title = title or _stem(path)
+    yield [{"title": title, "section": name, "text": text, "url": path} for name, text in sections or [("", "")]]
+
+
+def _read_pdf(path: str, tally: Tally) -> Iterator[list[dict]]:
+    from sciqa.corpus.pdf import read_pdf
+
+    with open_source(path) as file:
+        data = file.read()
+    try:
+        title, text = read_pdf(data)
     except ValueError as error:
-        raise InputError(f"{_place(path, at)}: not JSON ({error}); one article a line expected") from error
+        tally.leave_out("unreadable PDF", path, details=str(error))
+        return
+    yield [{"title": title or _stem(path), "section": "", "text": text, "url": path}]
+
+
+def _read_extracted(path: str) -> Iterator[list[dict]]:
+    """Yield the articles of a file that wikiextractor wrote, marked by <doc> or as JSON."""
+    with open_source(path) as file:
+        marked = file.read(1) != b"{"
+    if not marked:
+        yield from check_rows(path, read_jsonl(path))
+        return
+    article: dict | None = None
+    with open_source(path) as file:
+        for number, line in enumerate(TextIOWrapper(file, "utf-8", "strict"), 1):
+            if found := DOCUMENT.fullmatch(line):
+                article = {"title": html.unescape(found[2]), "section": "", "text": [], "url": html.unescape(found[1])}
+            elif article is None and line.strip():
+                raise InputError(f"{path}, row {number}: <doc id=…> expected, as wikiextractor writes it")
+            elif article and line.strip() == "</doc>":
+                lines = article["text"][article["text"][:1] == [f"{article['title']}\n"] :]
+                yield [article | {"text": "".join(lines).strip()}]
+                article = None
+            elif article:
+                article["text"].append(html.unescape(line))
+    if article:
+        raise InputError(f"{path}: cut off before </doc> of {article['title']!r}; extract it again")

@@ -1,6 +1,7 @@
 """MediaWiki dumps (`pages-articles*.xml.bz2`): pages read as a stream, any part of a multistream file by itself."""
 
 import bz2
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from xml.parsers import expat
 import pyarrow as pa
 
 from sciqa import storage
+from sciqa.corpus.sources import kind_of, open_source
 from sciqa.errors import InputError
 
 #: What every bz2 stream begins with: its header and that of its first block. A multistream dump is many streams of
@@ -19,13 +21,44 @@ CHUNK = 1 << 18
 #: Characters above which a page is left out. MediaWiki itself takes no more than 2 MiB.
 LONGEST_PAGE = 10_000_000
 
+NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^<>]*>([^<>]+)</namespace>')
+#: Names of namespaces without articles, for dumps that list none: those of MediaWiki in some languages.
+CORE = (
+    "media special talk user wikipedia file image mediawiki template help category portal draft module book timedtext "
+    "wiktionary wikibooks wikiquote wikisource wikiversity wikivoyage "
+    "medium spezial diskussion benutzer datei bild vorlage hilfe kategorie spécial discussion utilisateur fichier "
+    "modèle aide catégorie portail especial discusión usuario archivo plantilla ayuda categoría discussão usuário "
+    "ficheiro predefinição ajuda categoria speciale discussione utente immagine aiuto portale overleg gebruiker "
+    "bestand sjabloon categorie служебная обсуждение участник файл шаблон справка категория портал"
+)
+NAMESPACES = frozenset(CORE.split())
+TALK = re.compile(r" talk$|^(?:discussion |обсуждение )")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the head of a dump tells: what is put before a title for its address, and namespaces without articles."""
+
+    base: str = ""
+    namespaces: frozenset[str] = NAMESPACES
+
+    def holds_article(self, title: str) -> bool:
+        """Return whether a title stands in the namespace of articles."""
+        prefix, colon, _ = title.partition(":")
+        prefix = prefix.replace("_", " ").strip().lower()
+        talk = self.namespaces is NAMESPACES and TALK.search(prefix)
+        return not (colon and (talk or prefix in self.namespaces))
+
 
 @dataclass
 class Page:
-    """A page of a dump; `text` is None where it is longer than `LONGEST_PAGE`."""
+    """A page of a dump.
+
+    `text` is None where it is longer than `LONGEST_PAGE`, `namespace` where the dump does not tell it.
+    """
 
     title: str = ""
-    namespace: str = ""
+    namespace: str | None = None
     text: str | None = ""
     redirect: bool = False
 
@@ -41,32 +74,35 @@ def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Pa
     Raises:
         InputError: a file that was cut off, is no dump, or declares entities.
     """
-    filesystem, inner = storage.resolve(path)
-    with filesystem.open_input_file(inner) as file:
-        size = file.size()
-        chunks = (
-            _streams(file, path, start, end or size) if path.endswith(".bz2") else iter(lambda: file.read(CHUNK), b"")
-        )
-        parser = _PageParser(path)
-        if start:
-            parser.feed(b"<mediawiki>")
-        empty = True
-        for chunk in chunks:
-            empty = False
-            yield from parser.feed(chunk)
-        if (end is None or end >= size) and not parser.closed and not (empty and start):
-            raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
+    chunks = _streams(path, start, end) if kind_of(path)[1] == ".bz2" else _chunks(path)
+    parser = _PageParser(path)
+    if start:
+        parser.feed(b"<mediawiki>")
+    empty = True
+    for chunk in chunks:
+        empty = False
+        yield from parser.feed(chunk)
+    if end is None and not parser.closed and not (empty and start):
+        raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
 
 
-def site_of(path: str) -> str:
-    """Return what a page's title is put behind to give its address, from the head of a dump."""
-    filesystem, inner = storage.resolve(path)
-    with filesystem.open_input_file(inner) as file:
-        head = file.read(CHUNK)
-    if path.endswith(".bz2"):
-        head = bz2.BZ2Decompressor().decompress(head, max_length=CHUNK)
+def is_dump(path: str) -> bool:
+    """Return whether a file begins like a dump."""
+    return b"<mediawiki" in _head(path)
+
+
+def read_site(path: str) -> Site:
+    """Read what the head of a dump tells."""
+    head = _head(path)
     base = re.search(rb"<base>(.*/).*</base>", head)
-    return base[1].decode() if base else ""
+    named = (name.decode("utf-8", "replace") for key, name in NAMESPACE.findall(head) if key != b"0")
+    names = frozenset(html.unescape(name).lower() for name in named)
+    return Site(base[1].decode() if base else "", names or NAMESPACES)
+
+
+def _head(path: str) -> bytes:
+    with open_source(path) as file:
+        return file.read(CHUNK)
 
 
 def check_whole(path: str) -> None:
@@ -85,8 +121,20 @@ def check_whole(path: str) -> None:
             raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
 
 
-def _streams(file: pa.NativeFile, path: str, start: int, end: int) -> Iterator[bytes]:
+def _chunks(path: str) -> Iterator[bytes]:
+    with open_source(path) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def _streams(path: str, start: int, end: int | None) -> Iterator[bytes]:
     """Yield, decompressed, the streams that begin in a range; each is read to its own end."""
+    filesystem, inner = storage.resolve(path)
+    with filesystem.open_input_file(inner) as file:
+        yield from _streams_of(file, path, start, end or file.size())
+
+
+def _streams_of(file: pa.NativeFile, path: str, start: int, end: int) -> Iterator[bytes]:
     position = _find_stream(file, start, end)
     file.seek(position)
     data = b""

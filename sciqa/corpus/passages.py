@@ -15,15 +15,23 @@ import pyarrow.compute as pc
 from sciqa import cluster, storage
 from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus import duplicates
-from sciqa.corpus.articles import Piece, find_sources, read_articles, split_sources
+from sciqa.corpus.articles import Piece, Tally, find_sources, read_articles, split_sources
+from sciqa.corpus.sources import decode
 from sciqa.corpus.windows import Splitter
 from sciqa.errors import InputError
 from sciqa.hub import find_model, load_tokenizer, local_path, longest_text
 
 #: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
 #: are not kept.
-PASSAGES_FORMAT = 2
+PASSAGES_FORMAT = 3
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
+#: Tables of what is not among the passages, in folders beside them: files and articles left out, passages that repeat
+#: another, whose id `repeats` is, exactly or nearly.
+LEFT_OUT, REPEATS = "_left_out", "_repeats"
+LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "reason")])
+REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
+#: Names that a summary line shows of many.
+SHOWN = 3
 
 
 @dataclass(kw_only=True)
@@ -31,10 +39,13 @@ class CorpusOptions(RunOptions):
     """What the passages are made from."""
 
     corpus: tuple[str, ...] = ("demo",)
-    """`demo` (10,033 leads of English Wikipedia articles), and files or folders: MediaWiki dumps (.xml.bz2), Parquet
-    or JSONL with title and text, .txt, .pdf. What is added behind the others leaves their shards as they are."""
+    """`demo` (10,033 leads of English Wikipedia articles), and files or folders: MediaWiki dumps (.xml.bz2), tables
+    with title and text (.parquet, .jsonl, .csv, .tsv), .txt, .md, .html, .pdf, what wikiextractor wrote; also
+    compressed (.gz, .bz2, .xz, .zst). What is added behind the others leaves their shards as they are."""
     remove: str | None = None
     """Text file with the titles of articles to leave out, one a line."""
+    near_duplicates: bool = False
+    """Leave out passages that are nearly those of an article with the same title; exact repeats always are."""
     passages: str | None = None
     """Folder of the passages table; by default OUTPUT/passages."""
     embedder: str = "all-MiniLM-L6-v2"
@@ -62,7 +73,9 @@ class CorpusOptions(RunOptions):
 def build_passages(options: CorpusOptions) -> Summary:
     """Write the passages table: Parquet shards and a manifest that lists them in order.
 
-    Columns: `passage_id` (the same text has the same id in every run), `title`, `section`, `text`, `url`.
+    Columns: `passage_id` (the same text has the same id in every run), `title`, `section`, `text`, `url`. What is not
+    among them stands beside them: `_left_out/` (path, title, reason) and `_repeats/` (a passage, the id of the one
+    that it `repeats`, and its `kind`: exact or near).
     Three passes over parts of the corpus, each a task that keeps what it has finished: texts are cut into passages,
     duplicates among all parts are found, and shards are written without them.
 
@@ -70,7 +83,8 @@ def build_passages(options: CorpusOptions) -> Summary:
         InputError: a corpus that cannot be read, with file, row and column.
     """
     started = time.monotonic()
-    sources = check_corpus(options)
+    left_out: dict[str, str] = {}
+    sources = check_corpus(options, left_out)
     removed = _read_titles(options.remove) if options.remove else []
     storage.check_writable(options.passages)
     cut = {
@@ -79,21 +93,22 @@ def build_passages(options: CorpusOptions) -> Summary:
         "tokens": options.passage_tokens,
         "overlap": options.passage_overlap,
         "shard": options.shard_passages,
+        "near_duplicates": options.near_duplicates,
     }
-    inputs = storage.fingerprint([sources, removed, options.part_bytes])
+    inputs = storage.fingerprint([sources, removed, options.part_bytes, left_out])
     whole = storage.MANIFEST in storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions)).names
     manifest = storage.read_manifest(options.passages, "corpus") if whole else {}
     if not (kept := manifest.get("inputs") == inputs):
         storage.delete(storage.join(options.passages, storage.MANIFEST))
         cluster.connect(options)
-        manifest = _build(options, sources, removed) | {"inputs": inputs, "format": PASSAGES_FORMAT}
+        manifest = _build(options, sources, left_out, removed) | {"inputs": inputs, "format": PASSAGES_FORMAT}
         storage.finish(options.passages, manifest)
         _tidy(options.passages, manifest)
     return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
 
 
-def check_corpus(options: CorpusOptions) -> list[tuple[str, list]]:
-    """Return the files of the corpus, as `find_sources` does.
+def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
+    """Return the files of the corpus, and those left out, as `find_sources` does.
 
     Raises:
         InputError: a corpus that cannot be read, or passages longer than the embedder reads.
@@ -103,14 +118,11 @@ def check_corpus(options: CorpusOptions) -> list[tuple[str, list]]:
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"
         )
-    return find_sources(options.corpus)
+    return find_sources(options.corpus, left_out)
 
 
 def _read_titles(path: str) -> list[str]:
-    try:
-        lines = storage.read_bytes(path).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, byte {error.start + 1}: not UTF-8; titles, one a line, expected") from error
+    lines = decode(storage.read_bytes(path), path).split("\n")
     return sorted({line.strip() for line in lines if line.strip()})
 
 
@@ -118,12 +130,27 @@ def _made(manifest: dict, kept: bool) -> str:
     made = f"{manifest['passages']:,} passages of {manifest['articles']:,} articles in {len(manifest['shards'])} shards"
     left = [f"{number:,} {reason}" for reason, number in manifest["skipped"].items()]
     made += f"; articles left out: {', '.join(left)}" * bool(left)
-    made += f"; {manifest['duplicates']:,} passages said before" * bool(manifest["duplicates"])
+    made += _some("; {} files left out: {}", manifest["left_out"])
+    made += "; all that was left out by name: _left_out/" * manifest["left_out_named"]
+    made += f"; {manifest['duplicates']:,} passages said before: _repeats/" * bool(manifest["duplicates"])
     made += f"; {manifest['removed']:,} passages removed" * bool(manifest["removed"])
+    made += _some("; {} titles to remove are of no article here: {}", manifest["not_removed"])
     return made + ", kept" * kept
 
 
-def _build(options: CorpusOptions, sources: list[tuple[str, list]], removed: list[str]) -> dict:
+def _some(text: str, found: dict) -> str:
+    """Write a number of things and the first of them."""
+    more = ", …" * (found["number"] > len(found["first"]))
+    return text.format(f"{found['number']:,}", ", ".join(found["first"]) + more) if found["number"] else ""
+
+
+def _summed(names: list[str]) -> dict:
+    return {"number": len(names), "first": names[:SHOWN]}
+
+
+def _build(
+    options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
+) -> dict:
     about = dict(sources)
     parts = [
         {"number": number, "pieces": pieces, "key": storage.fingerprint([[p, about[p["path"]]] for p in pieces])}
@@ -145,20 +172,44 @@ def _build(options: CorpusOptions, sources: list[tuple[str, list]], removed: lis
     arguments = {"folder": options.passages, "removed": removed}
     written = _run(parts, write_shards, "parts written", **arguments)
     skipped = sum((Counter(row["skipped"]) for row in split), Counter())
-    return {
+    files = [f"{path} ({reason.partition(';')[0]})" for path, reason in sorted(left_out.items())]
+    found = {title for row in written for title in row["titles"]}
+    manifest = {
         "articles": sum(row["articles"] for row in split),
         "skipped": dict(sorted(skipped.items())),
+        "left_out": _summed(files),
+        "left_out_named": bool(files) or any(row["named"] for row in split),
+        "not_removed": _summed([title for title in removed if title not in found]),
         **{key: sum(row[key] for row in written) for key in ("passages", "duplicates", "removed")},
         "shards": [shard for row in written for shard in row["shards"]],
     }
+    if not manifest["passages"]:
+        raise InputError(f"{', '.join(options.corpus)}: {_made(manifest, False)}; articles with text expected")
+    rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
+    _write_rows(storage.join(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    return manifest
+
+
+def _write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
+    """Write a table where there are rows; delete what is there where there are none."""
+    if rows:
+        storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+    else:
+        storage.delete(path)
 
 
 def _tidy(folder: str, manifest: dict) -> None:
-    """Delete the shards of an earlier corpus that this one does not have."""
+    """Delete the shards, and the tables beside them, of parts that this corpus does not have."""
     current = {f"{shard['name']}.parquet" for shard in manifest["shards"]}
     for name in storage.names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete(storage.join(folder, name))
+    parts = set(storage.list_folders(storage.join(folder, "_parts")))
+    for beside in (LEFT_OUT, REPEATS):
+        if storage.exists(storage.join(folder, beside)):
+            for name in storage.names(storage.join(folder, beside)):
+                if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
+                    storage.delete(storage.join(folder, beside, name))
 
 
 def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
@@ -181,27 +232,27 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     storage.delete(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
     splitter = Splitter(load_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
-    counts: Counter = Counter()
-    passages = _split_all(part["pieces"], splitter, counts)
-    signatures, titles = [np.empty((0, duplicates.BANDS), np.uint32)], [np.empty(0, np.uint64)]
+    tally = Tally()
+    passages = _split_all(part["pieces"], splitter, tally)
+    entries = [duplicates.make_entries([], 0, options.near_duplicates)]
     chunks = rows = 0
     while chunk := list(islice(passages, options.shard_passages)):
         table = pa.Table.from_pylist(chunk, schema=SCHEMA)
         storage.write_table(storage.join(folder, f"{chunks:05d}.parquet"), table)
-        signatures.append(duplicates.sign([passage["text"] for passage in chunk]))
-        titles.append(np.array([duplicates.title_hash(passage["title"]) for passage in chunk], np.uint64))
+        entries.append(duplicates.make_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
-    entries = storage.join(folder, "entries.arrow")
-    duplicates.write_entries(entries, np.concatenate(signatures), np.concatenate(titles))
-    done = {"number": part["number"], "key": part["key"], "articles": counts.pop("articles", 0)}
-    done |= {"skipped": dict(counts), "passages": rows, "chunks": chunks}
+    duplicates.write_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
+    beside = storage.part_path(storage.join(options.passages, LEFT_OUT), part["number"])
+    _write_rows(beside, tally.named, LEFT_OUT_SCHEMA)
+    done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
+    done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
     storage.write_json(record, done)
     return {"done": done}
 
 
-def _split_all(pieces: list[Piece], splitter: Splitter, counts: Counter) -> Iterator[dict[str, str]]:
+def _split_all(pieces: list[Piece], splitter: Splitter, tally: Tally) -> Iterator[dict[str, str]]:
     for piece in pieces:
-        for section in read_articles(**piece, counts=counts):
+        for section in read_articles(**piece, tally=tally):
             for text in splitter.split(section["title"], section["section"], section["text"]):
                 name = "\x1f".join([section["title"], section["section"], text])
                 yield section | {"passage_id": hashlib.sha256(name.encode()).hexdigest()[:16], "text": text}
@@ -210,8 +261,8 @@ def _split_all(pieces: list[Piece], splitter: Splitter, counts: Counter) -> Iter
 def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
     """Write which rows of which parts repeat an earlier passage, for some of the buckets."""
     part = row["part"]
-    found = {pair for bucket in part["buckets"] for pair in duplicates.find_duplicates(paths, bucket, removed)}
-    table = pa.Table.from_pylist([{"part": p, "row": r} for p, r in sorted(found)], schema=duplicates.DROPPED)
+    found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
+    table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
     storage.write_table(storage.join(folder, "_duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
     return {"done": {"number": part["number"]}}
 
@@ -220,18 +271,31 @@ def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards, each what is left of one chunk; its record comes last."""
     number = row["part"]["number"]
     table = storage.read_table(storage.join(folder, "_duplicates"))
-    dropped = np.unique(table.filter(pc.equal(table["part"], number))["row"].to_numpy())
+    table = table.filter(pc.equal(table["part"], number)).sort_by(
+        [(name, "ascending") for name in ("row", "kind", "repeats")]
+    )
+    repeats: dict[int, dict] = {}
+    for about in table.to_pylist():
+        repeats.setdefault(about["row"], about)
+    dropped = np.array(list(repeats), np.int64)
     record = _part_path(folder, number, "shards.json")
-    key = storage.fingerprint([row["part"]["key"], dropped.tolist(), removed])
+    key = storage.fingerprint([row["part"]["key"], list(repeats.values()), removed])
     if storage.exists(record) and (done := storage.read_json(record))["key"] == key:
         return {"done": done}
     done = {"number": number, "key": key, "passages": 0, "duplicates": len(dropped), "removed": 0, "shards": []}
+    titles: set[str] = set()
+    repeated: list[dict] = []
     first = 0
     for chunk in range(storage.read_json(_part_path(folder, number, "part.json"))["chunks"]):
         table = storage.read_table(_part_path(folder, number, f"{chunk:05d}.parquet"))
         keep = ~np.isin(np.arange(first, first + len(table)), dropped)
+        for at in np.flatnonzero(~keep):
+            about = repeats[first + int(at)]
+            row = table.slice(int(at), 1).to_pylist()[0]
+            repeated.append(row | {"repeats": f"{about['repeats']:016x}", "kind": about["kind"]})
         named = pc.is_in(table["title"], pa.array(removed, pa.string())).to_numpy()
         done["removed"] += int((keep & named).sum())
+        titles.update(table.filter(pa.array(named))["title"].to_pylist())
         first += len(table)
         table = table.filter(pa.array(keep & ~named))
         if len(table):
@@ -240,5 +304,7 @@ def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
             content = storage.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
+    _write_rows(storage.part_path(storage.join(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
+    done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}

@@ -53,14 +53,18 @@ class Splitter:
                 start += 1
 
     def _sentences(self, text: str, room: int) -> tuple[list[str], list[int]]:
-        """Return sentences, those too long cut between words, and the tokens of each."""
+        """Return sentences, those too long cut between lines, else words, and the tokens of each."""
         whole = [sentence for sentence in split_sentences(text) if sentence.strip()]
         sentences, lengths = [], []
         for sentence, encoding in zip(whole, self.tokenizer.encode_batch(whole, add_special_tokens=False), strict=True):
             words, first, begin = encoding.word_ids, 0, 0
             while len(words) - first > room:
                 last = first + room
-                last = next((at for at in range(last, first, -1) if words[at] != words[at - 1]), last)
+                between = [at for at in range(last, first, -1) if words[at] != words[at - 1]]
+                lines = (
+                    at for at in between if "\n" in sentence[encoding.offsets[at - 1][1] : encoding.offsets[at][0]]
+                )
+                last = next(lines, between[0] if between else last)
                 sentences.append(sentence[begin : encoding.offsets[last][0]])
                 lengths.append(last - first)
                 first, begin = last, encoding.offsets[last][0]

@@ -23,7 +23,7 @@ from sciqa.retrieval.embedder import Backend, load_embedder
 MANIFEST = "manifest.json"
 #: Of the vectors, and of what else a shard holds; each is raised with every change of what the program computes for
 #: them, so that what was computed otherwise is not kept.
-VECTORS_FORMAT, INDEX_FORMAT = 2, 2
+VECTORS_FORMAT, INDEX_FORMAT = 2, 3
 #: Passages that are read together from a shard's table.
 ROW_GROUP = 128
 #: Vectors that FAISS is given at once, in float32.

@@ -4,6 +4,8 @@ BM25 as Lucene scores it (Robertson and Zaragoza 2009; bm25s), with the document
 distributed search engines do by default; terms are English stems, numbers and single letters included.
 """
 
+import re
+import unicodedata
 from pathlib import Path
 
 import bm25s
@@ -11,12 +13,19 @@ import numpy as np
 import Stemmer
 
 TERM = r"(?u)\b\w+\b"
+#: Between a digit and a power or a fraction: 10¹⁹ is not 1019.
+RAISED = re.compile(r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹¼-¾⅐-⅞])")
 
 
 def split_terms(texts: list[str]) -> list[list[str]]:
-    """Return the terms of each text."""
+    """Return the terms of each text; what Unicode says is alike (NFKC) gives the same ones: H₂SO₄ and H2SO4."""
     stemmer = Stemmer.Stemmer("english")
+    texts = [text if text.isascii() else _folded(text) for text in texts]
     return bm25s.tokenize(texts, token_pattern=TERM, stemmer=stemmer, return_ids=False, show_progress=False)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", RAISED.sub(" ", text.replace("\xad", "")))
 
 
 def write_words(folder: Path, texts: list[str]) -> None:

@@ -1,0 +1,121 @@
+"""Text of web pages, section by section; scripts, navigation and forms are left out, tables are kept."""
+
+import codecs
+import re
+from collections.abc import Iterator
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from sciqa.corpus.formulas import read_math
+from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines, superscript
+from sciqa.corpus.sources import decode
+from sciqa.corpus.tables import Cell, span, table_lines
+from sciqa.errors import InputError
+
+#: What a web page says of its encoding.
+CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
+#: Encodings that browsers read as a larger one.
+LARGER = {"iso-8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
+LARGER |= {"utf-16": "utf-8", "utf-16le": "utf-8", "utf-16be": "utf-8"}  # what says so in ASCII is not in UTF-16
+# fmt: off
+DROPPED = {
+    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "nav", "footer", "button", "select",
+    "input", "textarea", "dialog", "audio", "video", "head", "_comment", "annotation", "annotation-xml",
+}
+BLOCKS = {
+    "p", "div", "section", "article", "main", "header", "aside", "figure", "figcaption", "blockquote", "pre", "ul",
+    "ol", "dl", "hr", "form", "fieldset", "details", "summary", "address", "center", "body", "html",
+}
+# fmt: on
+ITEMS = {"li", "dt", "dd"}
+HEADINGS = {f"h{level}": level for level in range(1, 7)}
+
+
+def read_page(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return a web page's title, "" where it has none, and its sections: heading and text.
+
+    A subsection's heading is its path ("History > Early work"); what scripts, navigation and forms say is left out.
+
+    Raises:
+        InputError: a page in an encoding that it does not tell, or that is not known.
+    """
+    declared = CHARSET.search(data[:4096])
+    encoding = declared[1].decode().lower() if declared else "utf-8"
+    try:
+        text = decode(data, path, codecs.lookup(LARGER.get(encoding, encoding)).name)
+    except LookupError as error:
+        raise InputError(f"{path}: says that it is in {encoding!r}, which is not known; convert it to UTF-8") from error
+    page = LexborHTMLParser(text)
+    heading = page.css_first("title") or page.css_first("h1")
+    title = " ".join(heading.text().split()) if heading is not None else ""
+    sections, path_of, parts = [], [], [""]
+    for piece in _pieces(page.body or page.root):
+        if isinstance(piece, str):
+            parts.append(piece)
+            continue
+        level, name = piece
+        sections.append((path_of, "".join(parts)))
+        parts = []
+        path_of = [*(above for above in path_of if above[0] < level), (level, name)]
+    sections.append((path_of, "".join(parts)))
+    named = ((" > ".join(name for _, name in names if name != title), put_lines(text)) for names, text in sections)
+    return title, [(name, text) for name, text in named if text]
+
+
+def _pieces(node: LexborNode) -> Iterator[str | tuple[int, str]]:
+    """Yield the text below a node, and its headings as (level, text)."""
+    for child in node.iter(include_text=True):
+        tag = child.tag
+        if tag == "-text":
+            yield child.text_content or ""
+        elif tag in HEADINGS:
+            yield HEADINGS[tag], put_cell(_text(child))
+        elif tag not in DROPPED and not _is_note(child):
+            yield from _element(child, tag)
+
+
+def _element(node: LexborNode, tag: str) -> Iterator[str | tuple[int, str]]:
+    if tag == "table":
+        yield "\n\n" + "".join(f"\n{ITEM}{line}" for line in table_lines(_rows(node))) + "\n\n"
+    elif tag == "math":
+        yield read_math(node.attributes.get("alttext") or _text(node))
+    elif tag == "sup":
+        yield superscript(_text(node))
+    elif tag == "br":
+        yield BREAK
+    elif tag in ITEMS:
+        yield f"\n{ITEM}"
+        yield from _pieces(node)
+        yield "\n"
+    elif tag in BLOCKS:
+        yield "\n\n"
+        yield from _pieces(node)
+        yield "\n\n"
+    else:
+        yield from _pieces(node)
+
+
+def _is_note(node: LexborNode) -> bool:
+    """Return whether an element is the mark of a footnote, or hidden."""
+    attributes = node.attributes
+    return "hidden" in attributes or (node.tag == "sup" and "reference" in (attributes.get("class") or ""))
+
+
+def _text(node: LexborNode) -> str:
+    return "".join(piece if isinstance(piece, str) else f"\n\n{piece[1]}\n\n" for piece in _pieces(node))
+
+
+def _rows(table: LexborNode) -> Iterator[list[Cell]]:
+    for part in table.iter():
+        if part.tag == "tr":
+            cells = [cell for cell in part.iter() if cell.tag in ("td", "th")]
+            sizes = [(cell.attributes.get("colspan"), cell.attributes.get("rowspan")) for cell in cells]
+            texts = [put_cell(_text(cell)) for cell in cells]
+            yield [
+                Cell(text, cell.tag == "th", span(columns), span(rows))
+                for text, cell, (columns, rows) in zip(texts, cells, sizes, strict=True)
+            ]
+        elif part.tag == "caption":
+            yield [Cell(put_cell(_text(part)))]
+        else:
+            yield from _rows(part)

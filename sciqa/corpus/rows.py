@@ -1,0 +1,127 @@
+"""Rows of tables (Parquet, JSONL, CSV, TSV) as articles; a row that is none is named by its file, row and column."""
+
+import csv
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from io import BufferedReader, TextIOWrapper
+from typing import BinaryIO
+
+from sciqa import storage
+from sciqa.corpus.sources import LARGEST, find_encoding, kind_of, open_source
+from sciqa.errors import InputError
+
+FIELDS = ("title", "section", "text", "url")
+SURROGATE = re.compile("[\ud800-\udfff]")
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+#: Bytes that are read at once to count lines.
+CHUNK = 1 << 18
+
+
+def check_columns(path: str) -> None:
+    """Raise `InputError` where a Parquet, CSV or TSV file has no column for titles or texts."""
+    if kind_of(path)[0] == "parquet":
+        names = storage.open_parquet(path).schema_arrow.names
+    else:
+        with open_source(path) as file:
+            names = next(_csv_rows(file, path), [])
+    for column in ("title", "text"):
+        if column not in names:
+            raise InputError(f"{path}: no column {column!r}; it has {', '.join(names) or 'none'}")
+
+
+def check_rows(path: str, rows: Iterator[tuple[int, dict]]) -> Iterator[list[dict]]:
+    """Yield rows as articles, or raise `InputError` with the place of the first that is none."""
+    for at, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{_place(path, at)}: an object with title and text expected, {row!r:.60} found")
+        article = {field: "" if row.get(field) is None else row[field] for field in FIELDS}
+        for field, value in article.items():
+            if not isinstance(value, str):
+                raise InputError(f"{_place(path, at)}, column {field!r}: text expected, {value!r:.60} found")
+            if SURROGATE.search(value):
+                raise InputError(f"{_place(path, at)}, column {field!r}: half a character (a lone surrogate) in it")
+        for field in ("title", "text"):
+            if field not in row:
+                raise InputError(f"{_place(path, at)}: no column {field!r}; every article has a title and a text")
+        yield [article]
+
+
+def _place(path: str, at: int) -> str:
+    """Name a row: by its number from 0, or in a file of JSON lines by its first byte."""
+    if kind_of(path)[0] in ("jsonl", "extracted"):
+        with open_source(path) as file:
+            at, rest = 0, at
+            while rest > 0 and (data := file.read(min(rest, CHUNK))):
+                at, rest = at + data.count(b"\n"), rest - len(data)
+    return f"{path}, row {at + 1}"
+
+
+def read_parquet(path: str, start: int, end: int | None) -> Iterator[tuple[int, dict]]:
+    """Yield the rows in a range of row groups, with their numbers."""
+    file = storage.open_parquet(path)
+    columns = [name for name in file.schema_arrow.names if name in FIELDS]
+    groups = range(start, file.num_row_groups if end is None else end)
+    first = sum(file.metadata.row_group(number).num_rows for number in range(start))
+    rows = (row for batch in file.iter_batches(256, groups, columns) for row in batch.to_pylist())
+    return enumerate(rows, first)
+
+
+def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, dict]]:
+    """Yield the lines that begin in a range of bytes."""
+    if start:
+        filesystem, inner = storage.resolve(path)
+        with BufferedReader(filesystem.open_input_file(inner)) as file:
+            file.seek(start - 1)
+            yield from _lines(file, path, start - 1 + len(file.readline()), end)
+    else:
+        with open_source(path) as file:
+            yield from _lines(file, path, 0, end)
+
+
+def _lines(file: BinaryIO, path: str, at: int, end: int | None) -> Iterator[tuple[int, dict]]:
+    while (end is None or at < end) and (line := file.readline()):
+        data = line if at else line.removeprefix(BOM_UTF8)
+        if data.strip():
+            yield at, _parse_line(path, at, data)
+        at += len(line)
+
+
+def read_csv(path: str) -> Iterator[tuple[int, dict]]:
+    """Yield the rows of a CSV or TSV file, with their numbers."""
+    with open_source(path) as file:
+        rows = _csv_rows(file, path)
+        names = next(rows)
+        for at, row in enumerate(rows):
+            if len(row) != len(names):
+                raise InputError(f"{path}, row {at + 1}: {len(names)} fields expected, {len(row)} found")
+            yield at, dict(zip(names, row, strict=True))
+
+
+def _csv_rows(file: BinaryIO, path: str) -> Iterator[list[str]]:
+    """Yield the rows of a CSV or TSV file, its names of columns first; blank lines are none."""
+    csv.field_size_limit(LARGEST)
+    _, encoding = find_encoding(file.peek(4)[:4])
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]  # these leave the mark out
+    lines = TextIOWrapper(file, encoding, newline="")
+    rows = csv.reader(lines, delimiter=DELIMITERS[kind_of(path)[0]], strict=True)
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            if row:
+                yield row
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, row {number}: not {error.encoding.upper()}; convert it to UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"{path}, row {number}: no row of a {kind_of(path)[0].upper()} file ({error})") from error
+
+
+def _parse_line(path: str, at: int, line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{_place(path, at)}, byte {error.start + 1}: not UTF-8") from error
+    except ValueError as error:
+        raise InputError(f"{_place(path, at)}: not JSON ({error}); one article a line expected") from error

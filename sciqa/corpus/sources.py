@@ -1,0 +1,130 @@
+"""Files of a corpus: which are read, as what, in what encoding, and why the others are left out."""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+import pyarrow as pa
+from pyarrow import fs
+
+from sciqa import storage
+from sciqa.errors import InputError
+
+#: How a file is read, by the end of its name in lower case, that of its compression aside.
+KINDS = {
+    ".xml": "dump", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".txt": "text", ".text": "text", ".md": "text", ".markdown": "text", ".html": "html", ".htm": "html",
+    ".xhtml": "html", ".pdf": "pdf",
+}  # fmt: skip
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+EXPECTED = f"a corpus is `demo`, or files ending in {', '.join(KINDS)}, also in {', '.join(COMPRESSIONS)}"
+#: Parts of dumps as Wikimedia names them (`…-pages-articles1.xml-p1p41242.bz2`), and what lies beside them.
+DUMP_PART = re.compile(r"\.xml-p\d+p\d+$")
+NOT_ARTICLES = re.compile(r"-multistream-index\d*\.txt(?:-p\d+p\d+)?$|(?:md5|sha\d+)sums(?:-[\w.-]+)?(?:\.txt)?$")
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".epub", ".docx", ".odt")
+#: What wikiextractor names its files.
+EXTRACTED = re.compile(r"wiki_\d+$")
+#: Marks that files in an encoding begin with; the longer ones first.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+#: Bytes of a file that is one article, or of a cell, above which it is not read.
+LARGEST = 40_000_000
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+
+
+def kind_of(path: str) -> tuple[str, str]:
+    """Return how a file is read and the end of its name that tells its compression, "" where there is none.
+
+    Raises:
+        InputError: a file that is not read, with the reason.
+    """
+    if path == "demo":
+        return "demo", ""
+    name = PurePosixPath(path).name.lower()
+    compression = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+    name = name.removesuffix(compression)
+    if NOT_ARTICLES.search(name):
+        raise InputError(f"{path}: lists what lies beside it and holds no articles")
+    if EXTRACTED.match(name):
+        return "extracted", compression
+    kind = "dump" if DUMP_PART.search(name) else KINDS.get(PurePosixPath(name).suffix)
+    if kind == "parquet" and compression:
+        raise InputError(f"{path}: Parquet within {compression}, which cannot be read in pieces; unpack it")
+    if kind is None:
+        what = "an archive or document; unpack it or convert it" if name.endswith(ARCHIVES) else "no kind that is read"
+        raise InputError(f"{path}: {what}; {EXPECTED}")
+    return kind, compression
+
+
+def list_folder(folder: str) -> list[tuple[str, list]]:
+    """Return all files in a folder and its folders, sorted, each with its [size in bytes, time of change in ns]."""
+    filesystem, inner = storage.resolve(folder)
+    entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+    files = [entry for entry in entries if entry.type != fs.FileType.Directory]
+    return sorted(
+        (storage.join(folder, entry.path[len(inner) :].lstrip("/")), [entry.size, entry.mtime_ns]) for entry in files
+    )
+
+
+def is_hidden(path: str, folder: str) -> bool:
+    """Return whether the name of a file, or of a folder that it lies in, begins with a dot or an underscore."""
+    return any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
+
+
+@contextmanager
+def open_source(path: str) -> Iterator[BinaryIO]:
+    """Open a file for reading from its beginning, decompressed.
+
+    Raises:
+        InputError: no such file, or one that is damaged or cut off; also while it is read within the `with` block.
+    """
+    _, compression = kind_of(path)
+    filesystem, inner = storage.resolve(path)
+    try:
+        with filesystem.open_input_stream(inner, compression=None) as raw:
+            if compression == ".zst":
+                yield BufferedReader(pa.CompressedInputStream(raw, "zstd"))
+            elif compression:
+                yield {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[compression](raw)
+            else:
+                yield BufferedReader(raw)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except BROKEN as error:
+        raise InputError(f"{path}: cannot be read, damaged or cut off ({error}); fetch or write it again") from error
+
+
+def find_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
+    """Return the byte order mark that a file begins with, b"" where it has none, and the encoding that it tells."""
+    mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
+    return mark, MARKS.get(mark, encoding)
+
+
+def decode(data: bytes, path: str, encoding: str = "utf-8") -> str:
+    """Return a file's text without its byte order mark, which tells the encoding; lines end in newlines.
+
+    Raises:
+        InputError: bytes that are not in the encoding.
+    """
+    mark, encoding = find_encoding(data, encoding)
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        at, name = error.start + 1 + len(mark), encoding.upper()
+        raise InputError(f"{path}, byte {at}: not {name}; convert it to UTF-8, as with iconv") from error
+    if "\x00" in text:
+        raise InputError(f"{path}: holds bytes 0, so it is no text in {encoding.upper()}; convert it to UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
