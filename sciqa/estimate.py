@@ -24,6 +24,7 @@ from sciqa.hub import Family, config_files, folder_family
 from sciqa.models.adapter import make_trainable
 from sciqa.models.format import Format, Method
 from sciqa.models.load import SCORERS, empty_model
+from sciqa.models.proof import Verdict
 from sciqa.models.scorer import Encoded
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
@@ -227,7 +228,9 @@ def peak_activations(
     )
     # Questions that begin alike would share a row, which those of an exam seldom do.
     batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
-    step = _Step(SCORERS[model.family](model.model, padding, Format()).train(training), training)
+    scorer = SCORERS[model.family](model.model, padding, Format()).train(training)
+    scorer.verdict = Verdict("packed")  # without weights nothing can be proved
+    step = _Step(scorer, training)
     if checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         model.model.enable_input_require_grads()

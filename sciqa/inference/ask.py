@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional, Suppress
 
-from sciqa.cluster import Summary, spoken
+from sciqa.cluster import Summary, console, spoken
 from sciqa.device import this_device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import rank
@@ -133,6 +133,8 @@ def ask(options: AskOptions) -> Summary:
         finder = FindContexts(None, options, index, options.embed_on(device, threads))
         (found,) = finder.find([question])
         reader = ModelReader(**options.reader_arguments(device, threads))
+        for note in reader.notes:
+            console.print(f"ask: {note}", markup=False)
         if options.options:
             (scored,) = reader.score([question], [(found,)])
     read = {passage["passage_id"] for passage in found["read"]}

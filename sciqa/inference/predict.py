@@ -399,7 +399,7 @@ class AnswerShard:
         scored = iter(self.reader.score(questions, list(found)))
         for part, shard in zip(parts, shards, strict=True):
             write_answers(self.folder, part, shard, [next(scored) for _ in shard])
-        return {"part": row["part"], "questions": len(questions)}
+        return {"part": row["part"], "questions": len(questions), "notes": getattr(self.reader, "notes", [])}
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)

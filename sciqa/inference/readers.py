@@ -42,6 +42,7 @@ class ModelReader:
     def __init__(self, tokens_per_batch: int, style: dict, rotations: int, **model: object) -> None:
         self.scorer, self.tokens_per_batch, self.rotations = load_scorer(**model), tokens_per_batch, rotations
         self.scorer.style = replace(self.scorer.style, **style)
+        self.notes = [self.scorer.note] if self.scorer.note else []
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; without contexts the reader answers closed-book."""
@@ -105,6 +106,7 @@ class CascadeReader:
 
     def __init__(self, measure: str, least: float, reader: str, arguments: dict) -> None:
         self.doubt, self.least, self.reader = DOUBT[measure], least, READERS[reader](**arguments)
+        self.notes = getattr(self.reader, "notes", [])
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; the last table of each question is the answers of the other reader."""

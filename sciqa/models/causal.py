@@ -1,15 +1,20 @@
-"""Causal language models: the log-likelihood of each option after a prompt that is computed once.
+"""Causal language models: the log-likelihood of each option after a prompt that is computed once."""
 
-Tokens are split as lm-evaluation-harness splits them: prompt and option are tokenised together, and the option's tokens
-are those beyond the tokens of the prompt alone.
-"""
-
+import inspect
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.exam.questions import options_of
-from sciqa.models.packing import pack, row_tokens, share_prefixes
+from sciqa.models.format import Format
+from sciqa.models.packing import Rows, pack, plain, row_tokens, share_prefixes
+from sciqa.models.proof import Verdict, prove
 from sciqa.models.scorer import (
     CUE,
     Encoded,
@@ -20,20 +25,35 @@ from sciqa.models.scorer import (
     divisors,
     prompt_text,
 )
+from sciqa.models.tokens import TextEncoder
 
 #: What is asked of each option where the likelihood of a yes ranks them.
 YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"
+#: Settings of a configuration that limit how many earlier tokens a layer attends to: sliding windows, chunks, the
+#: tokens that a sparse attention selects.
+WINDOWS = re.compile(r"window|chunk_size|local_attention|index_topk")
+NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 
 
 class CausalScorer(Scorer):
-    """Scores options by the log-likelihood of their text, or of their letter, after the prompt."""
+    """Scores options by the log-likelihood of their text, or of their letter, after the prompt.
+
+    How sequences are laid out is decided by a proof on the model itself (`sciqa.models.proof`), before its first batch.
+    """
 
     auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
+        super().__init__(model, tokenizer, style)
+        self.text = TextEncoder(tokenizer)
+        self.verdict: Verdict | None = None
+        config = model.config.get_text_config()
+        self.exact_within, self.rope = attention_window(config), RopeSwitch.of(config)
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
         options = options_of(question)
-        check_tokens(question, options, self.tokenizer(list(options.values()), add_special_tokens=False)["input_ids"])
+        check_tokens(question, options, self.text.encode(list(options.values()), start=False))
         encoded = self._cut(question, context, lambda given: self._encode(question, given))
         check_tokens(question, options, encoded.options)  # none may be left of one beyond the prompt's own tokens
         return encoded
@@ -44,18 +64,16 @@ class CausalScorer(Scorer):
         by_letter, space = options_of(question), self._space
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         prompt = self._prompt(question, context)
-        return self.encode_text(prompt, [space + option for option in options], bool(space))
+        return self._continue(prompt, [space + option for option in options])
 
     def _encode_yes(self, question: dict, context: str) -> Encoded:
         """Return prompts that each propose an option: what differs as options, of which the yes at the end counts."""
         cues = [YES_CUE.format(option=option) for option in options_of(question).values()]
-        prompts = [self._prompt(question, context, cue) for cue in cues]
-        whole = [f"{prompt}{self._space}Yes" for prompt in prompts]
-        before, rows = (
-            self.tokenizer(texts, add_special_tokens=bool(self._space))["input_ids"] for texts in (prompts, whole)
-        )
-        shared = min(common_tokens(rows), *(len(row) - 1 for row in before))
-        counted = [len(row) - len(start) for row, start in zip(rows, before, strict=True)]
+        yes = f"{self._space}Yes"
+        pairs = [self.text.continued(self._prompt(question, context, cue), [yes], bool(self._space)) for cue in cues]
+        rows = [before + tokens for before, (tokens,) in pairs]
+        shared = min(common_tokens(rows), *(len(before) - 1 for before, _ in pairs))
+        counted = [len(tokens) for _, (tokens,) in pairs]
         return Encoded(rows[0][:shared], [row[shared:] for row in rows], [1.0] * len(rows), counted)
 
     @property
@@ -65,102 +83,253 @@ class CausalScorer(Scorer):
 
     def _prompt(self, question: dict, context: str, cue: str | None = None) -> str:
         """Return what the model reads before it says an option, or yes to the one that the cue proposes."""
-        if self.style.prompt == "plain":
-            return prompt_text(question, context, self.style.completion, cue or CUE)
-        asked = [{"role": "user", "content": prompt_text(question, context, self.style.completion, cue or "")}]
-        return self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        chat = self.style.prompt == "chat"
+        asked = prompt_text(question, context, self.style.completion, cue or ("" if chat else CUE))
+        return self.text.chat(self.text.literal(asked)) if chat else self.text.literal(asked)
 
-    def encode_text(self, prompt: str, options: list[str], add_special_tokens: bool = True) -> Encoded:
-        """Return a prompt and its continuations in tokens; each should begin with the space before it, if any."""
-        first = self.tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
-        texts = [prompt + option for option in options]
-        whole = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
-        tokens = [ids[len(first) :] for ids in whole]
+    def _continue(self, prompt: str, options: list[str]) -> Encoded:
+        literal = [self.text.literal(option) for option in options]
+        first, tokens = self.text.continued(prompt, literal, start=bool(self._space))
         return Encoded(first, tokens, divisors(options, tokens, self.style.normalise))
+
+    def encode_text(self, prompt: str, options: list[str]) -> Encoded:
+        """Return a prompt and its continuations in tokens; each should begin with the space before it, if any."""
+        return self._continue(self.text.literal(prompt), options)
 
     @property
     def _soft_prompt(self) -> bool:
         return getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
 
-    def tokens(self, batch: Sequence[Encoded]) -> int:
-        """See `Scorer.tokens`."""
-        if self._soft_prompt:
-            return sum(sum(self._row_lengths(question)) for question in batch)
-        return sum(row_tokens([batch[number] for number in row]) for row in share_prefixes(batch))
+    @property
+    def note(self) -> str | None:
+        """See `Scorer.note`."""
+        return self.verdict.note if self.verdict else None
 
-    def _row_lengths(self, question: Encoded) -> list[int]:
-        """Return the tokens of each option's row, the soft prompt included, as `_score_rows` computes them."""
-        before = self.model.active_peft_config.num_virtual_tokens + len(question.prompt)
-        return [before + len(option) for option in question.options]
-
-    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
-        """See `Scorer.padded_tokens`."""
+    @property
+    def layout(self) -> str:
+        """How sequences are laid out: what the proof found, or plain rows where a soft prompt stands before each."""
         if self._soft_prompt:
-            lengths = [length for question in batch for length in self._row_lengths(question)]
-            return len(lengths) * max(lengths)
-        rows = share_prefixes(batch)
-        return len(rows) * max(row_tokens([batch[number] for number in row]) for row in rows)
+            return "rows"
+        if self.verdict is None:
+            self.verdict = prove(self)
+        return self.verdict.layout
+
+    def packs(self, question: Encoded) -> bool:
+        """Whether a question is scored in a packed row.
+
+        A row of which a layer would see more than its window, or of which only some options are so long that the
+        model's rotary embedding changes, would not score as its options do by themselves.
+        """
+        if self.layout != "packed":
+            return False
+        lengths = path_lengths(question)
+        return max(lengths) <= self.exact_within and not self.rope.splits(lengths)
+
+    def _kind(self, question: Encoded) -> tuple:
+        """Return what the questions of a batch have in common."""
+        return self.packs(question), self.rope.key(max(path_lengths(question)))
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
         """See `Scorer.batches`; questions whose prompts begin alike, as with one context for several, share a row."""
-        if self._soft_prompt:
-            numbers = [[number] for number in range(len(questions))]
-            return batch_by_tokens(numbers, [self.padded_tokens([question]) for question in questions], budget)
-        rows = share_prefixes(questions, budget)
-        return batch_by_tokens(rows, [row_tokens([questions[number] for number in row]) for row in rows], budget)
+        kinds: dict[tuple, list[int]] = {}
+        for number, question in enumerate(questions):
+            kinds.setdefault(self._kind(question), []).append(number)
+        found = []
+        for (packed, _), numbers in kinds.items():
+            chosen = [questions[number] for number in numbers]
+            if packed:
+                rows = share_prefixes(chosen, budget)
+                lengths = [row_tokens([chosen[number] for number in row]) for row in rows]
+            else:
+                rows = [[number] for number in range(len(chosen))]
+                lengths = [self.padded_tokens([question]) for question in chosen]
+            found += [[numbers[at] for at in batch] for batch in batch_by_tokens(rows, lengths, budget)]
+        return found
+
+    def tokens(self, batch: Sequence[Encoded]) -> int:
+        """See `Scorer.tokens`."""
+        if all(map(self.packs, batch)):
+            return sum(row_tokens([batch[number] for number in row]) for row in share_prefixes(batch))
+        return sum(map(sum, self._plain_lengths(batch)))
+
+    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+        """See `Scorer.padded_tokens`."""
+        if all(map(self.packs, batch)):
+            rows = share_prefixes(batch)
+            return len(rows) * max(row_tokens([batch[number] for number in row]) for row in rows)
+        return sum(len(lengths) * max(lengths) for lengths in self._plain_lengths(batch))
+
+    def _plain_lengths(self, batch: Sequence[Encoded]) -> list[list[int]]:
+        """Return the tokens of plain rows, a soft prompt before each included, by their batches."""
+        before = self.model.active_peft_config.num_virtual_tokens if self._soft_prompt else 0
+        return [[before + path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
+
+    def rows(self, batch: Sequence[Encoded]) -> list[Rows]:
+        """Return a batch laid out for the model, in one call of it or several."""
+        if all(map(self.packs, batch)):
+            return [pack(batch)]
+        return [plain(batch, group) for group in self._plain_groups(batch)]
+
+    def _plain_groups(self, batch: Sequence[Encoded]) -> list[list[tuple[int, int]]]:
+        """Return pairs of question and option that can be in one batch of plain rows."""
+        groups: dict[object, list[tuple[int, int]]] = {}
+        for number, question in enumerate(batch):
+            for option, length in enumerate(path_lengths(question)):
+                alone = (number, option) if self.layout == "single rows" or self.rope.alone(length) else None
+                groups.setdefault(alone or self.rope.key(length), []).append((number, option))
+        return list(groups.values())
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
-        if self._soft_prompt:
-            return self._score_rows(batch)
-        packed = pack(batch)
-        logits = self.model(
-            input_ids=packed.ids.to(self.device),
-            attention_mask=packed.mask.to(self.device),
-            position_ids=packed.positions.to(self.device),
-            logits_to_keep=packed.ids.shape[1] - packed.first,
-            use_cache=False,
-        ).logits
-        return [
-            likelihoods(logits[row, [column - packed.first for column in columns]], question)
-            for (row, columns), question in zip(packed.places, batch, strict=True)
-        ]
+        if self.layout == "cached prompt" and not torch.is_grad_enabled():
+            return [self._score_cached(q) if self._caches(q) else self._score_rows([q])[0] for q in batch]
+        return self._score_rows(batch)
 
     def _score_rows(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
-        """Score with a row per option, as soft prompts need: peft puts them before plain, unpacked rows."""
-        rows = [question.prompt + option for question in batch for option in question.options]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
-        logits = iter(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -width:])
-        scores = []
-        for question in batch:
-            each = []
-            for number, (option, counted) in enumerate(zip(question.options, question.counted, strict=True)):
-                last = len(question.prompt) + len(option) - 1
-                each.append(likelihoods(next(logits)[last - counted : last], question.only(number)))
-            scores.append(torch.cat(each))
-        return scores
+        sums: dict[tuple[int, int], torch.Tensor] = {}
+        for rows in self.rows(batch):
+            sums |= option_sums(self._logits(rows), rows, batch)
+        return [normalised(sums, number, question) for number, question in enumerate(batch)]
+
+    def _logits(self, rows: Rows) -> torch.Tensor:
+        """Return logits from the first column that is wanted, shape (rows, columns, vocabulary)."""
+        if self.rope.dynamic:  # what a longer sequence left behind is reset by a short one
+            self.call(input_ids=rows.ids[:1, :1].to(self.device))
+        columns = rows.ids.shape[1] - rows.first
+        return self.call(
+            input_ids=rows.ids.to(self.device),
+            attention_mask=self.mask(rows, next(self.model.parameters()).dtype),
+            position_ids=None if rows.positions is None else rows.positions.to(self.device),
+            logits_to_keep=columns,
+        ).logits[:, -columns:]
+
+    def mask(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+        """Return the mask of some rows as the model takes it.
+
+        That of packed rows is added to the scores of attention, which every implementation can do; where they add it,
+        some would take True for 1.
+        """
+        mask = rows.mask.to(self.device)
+        if mask.ndim == 2:
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def call(self, **inputs: object) -> Any:  # noqa: ANN401 (each model has an output class of its own)
+        """Return the model's output, without a cache and without what it does not take."""
+        given = {"use_cache": False} | {name: value for name, value in inputs.items() if value is not None}
+        return self.model(**{name: value for name, value in given.items() if name in self.takes})
+
+    @cached_property
+    def takes(self) -> set[str]:
+        """Names of the arguments that the model takes."""
+        model = getattr(self.model, "get_base_model", lambda: self.model)()
+        return set(inspect.signature(model.forward).parameters)
+
+    def _caches(self, question: Encoded) -> bool:
+        """Whether a question's prompt is computed by itself as it is with each option behind it."""
+        return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *path_lengths(question)])
+
+    def _score_cached(self, question: Encoded) -> torch.Tensor:
+        """Score a question whose prompt, but for its last token, is computed once and kept in the model's own cache."""
+        start = torch.tensor([question.prompt[:-1]], device=self.device)
+        kept = self.model(input_ids=start, use_cache=True).past_key_values
+        kept.batch_repeat_interleave(len(question.options))
+        rest = replace(question, prompt=question.prompt[-1:])
+        rows = plain([rest], [(0, option) for option in range(len(rest.options))])
+        before = torch.ones(len(rows.ids), start.shape[1], dtype=rows.mask.dtype)
+        mask = torch.cat([before, rows.mask], dim=1).to(self.device)
+        logits = self.model(
+            input_ids=rows.ids.to(self.device), attention_mask=mask, past_key_values=kept, use_cache=True
+        ).logits
+        return normalised(option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
 
 
-def likelihoods(logits: torch.Tensor, question: Encoded) -> torch.Tensor:
-    """Return normalised log-likelihoods, shape (options,), of options.
+@dataclass(frozen=True)
+class RopeSwitch:
+    """Where a rotary embedding depends on the longest sequence of a batch, and so on what stands beside a question.
+
+    Attributes:
+        length: tokens beyond which a sequence is read with other frequencies; None where there are no others.
+        dynamic: whether these differ with every length beyond it.
+    """
+
+    length: int | None = None
+    dynamic: bool = False
+
+    @classmethod
+    def of(cls, config: object) -> "RopeSwitch":
+        """Return the switch of a model's configuration."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            kind = each.get("rope_type")
+            if kind == "longrope":
+                original = each.get("original_max_position_embeddings")
+                return cls(original or getattr(config, "original_max_position_embeddings", None))
+            if kind == "dynamic":
+                return cls(config.max_position_embeddings, dynamic=True)
+        return cls()
+
+    def key(self, length: int) -> object:
+        """Return what sequences that can stand in one batch have in common."""
+        return self.length is not None and length > self.length
+
+    def alone(self, length: int) -> bool:
+        """Whether a sequence must be a batch of its own."""
+        return self.dynamic and length > self.length
+
+    def splits(self, lengths: Sequence[int]) -> bool:
+        """Whether sequences cannot all stand in one batch."""
+        return len({self.key(length) for length in lengths}) > 1 or any(map(self.alone, lengths))
+
+
+def attention_window(config: object) -> int:
+    """Return the longest sequence of which every layer of a model sees all tokens, by its configuration."""
+    about = config.to_dict()
+    if about.get("use_sliding_window") is False:
+        about = {name: value for name, value in about.items() if "sliding_window" not in name}
+    sizes = [
+        size
+        for name, value in about.items()
+        if WINDOWS.search(name) and not NO_WINDOWS.search(name)
+        for size in (value if isinstance(value, list | tuple) else [value])
+        if isinstance(size, int) and not isinstance(size, bool) and size > 0
+    ]
+    return min(sizes, default=1 << 62)
+
+
+def path_lengths(question: Encoded) -> list[int]:
+    """Return the tokens of the prompt with each option."""
+    return [len(question.prompt) + len(option) for option in question.options]
+
+
+def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> dict[tuple[int, int], torch.Tensor]:
+    """Return the log-likelihood, a scalar, of each option in some rows, by the numbers of its question and itself.
 
     Args:
-        logits: one row for each of their tokens that count, which it predicts, shape (tokens, vocabulary).
-        question: the options.
+        logits: from the first column that is wanted, shape (rows, columns, vocabulary).
+        rows: with the places of the options.
+        batch: the questions.
     """
-    chosen = -torch.nn.functional.cross_entropy(logits.float(), targets(question).to(logits.device), reduction="none")
-    return normalised(chosen, question)
+    sums = {}
+    for number, places in groupby(rows.places, key=lambda place: place.question):
+        places = list(places)
+        predicted = [(place.row, column - rows.first) for place in places for column in place.columns]
+        tokens = torch.tensor([token for place in places for token in targets(batch[number], place.option)])
+        chosen = -torch.nn.functional.cross_entropy(
+            logits[tuple(zip(*predicted, strict=True))].float(), tokens.to(logits.device), reduction="none"
+        )
+        for place, part in zip(places, chosen.split([len(place.columns) for place in places]), strict=True):
+            sums[number, place.option] = part.sum()
+    return sums
 
 
-def targets(question: Encoded) -> torch.Tensor:
-    """Return the tokens of all options that count, one option after the other."""
-    pairs = zip(question.options, question.counted, strict=True)
-    return torch.tensor([token for option, counted in pairs for token in option[len(option) - counted :]])
+def targets(question: Encoded, option: int) -> list[int]:
+    """Return the tokens of an option that count."""
+    tokens = question.options[option]
+    return tokens[len(tokens) - question.counted[option] :]
 
 
-def normalised(chosen: torch.Tensor, question: Encoded) -> torch.Tensor:
-    """Return the sums, shape (options,), of the log-likelihoods of the options' tokens over their divisors."""
-    sums = torch.stack([part.sum() for part in chosen.split(question.counted)])
-    return sums / torch.tensor(question.divisors, device=chosen.device)
+def normalised(sums: dict[tuple[int, int], torch.Tensor], number: int, question: Encoded) -> torch.Tensor:
+    """Return the log-likelihoods of a question's options over their divisors, shape (options,)."""
+    each = torch.stack([sums[number, option] for option in range(len(question.options))])
+    return each / torch.tensor(question.divisors, device=each.device)

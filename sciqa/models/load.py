@@ -17,6 +17,7 @@ from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format, Precision
 from sciqa.models.multiple_choice import MultipleChoiceScorer
+from sciqa.models.proof import stored_proof
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.stored import Streaming, check_streamed
@@ -75,7 +76,21 @@ def load_scorer(
         if not nf4 and not model.active_peft_config.is_prompt_learning:
             model = model.merge_and_unload()  # so that no batch pays for the adapter's own products
     style = style or adapters.stored_style(folder) or Format()
-    return SCORERS[family](model, tokenizer, style).eval()
+    return make_scorer(name, family, model, tokenizer, style).eval()
+
+
+def make_scorer(
+    name: str,
+    family: Family,
+    model: torch.nn.Module,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    style: Format,
+) -> Scorer:
+    """Return a loaded model as a scorer; of a causal one it is proved, once on each machine, how it can be computed."""
+    scorer = SCORERS[family](model, tokenizer, style)
+    if isinstance(scorer, CausalScorer):
+        scorer.verdict = stored_proof(scorer, find_model(name).revision)
+    return scorer
 
 
 def _load_streamed(

@@ -1,9 +1,9 @@
-"""Questions packed into rows: what several sequences begin with stands in a row once, and a mask keeps them apart.
+"""Questions laid out as rows of tokens: packed with what they share computed once, or plain, a row per option.
 
-A row holds the tokens that its questions' prompts share, then for each question the rest of its prompt and its options
-one after the other. A token sees the earlier tokens of its own part and of the parts it follows, and positions count
-along that path, so every option gets keys and values of context and question that were computed once, and the scores
-are those of as many separate sequences.
+A packed row holds the tokens that its questions' prompts share, then for each question the rest of its prompt and its
+options one after the other. A token sees the earlier tokens of its own part and of the parts it follows, and positions
+count along that path, so every option gets keys and values of context and question that were computed once, and the
+scores are those of as many separate sequences.
 """
 
 from collections.abc import Sequence
@@ -18,26 +18,43 @@ SHARED_AT_LEAST = 64
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch of questions in rows.
+class Place:
+    """Where in a batch of rows the tokens of one option that count are predicted.
+
+    Attributes:
+        question: number of the question among those that were laid out.
+        option: number of its option.
+        row: that holds the option.
+        columns: that predict its last tokens, in their order.
+    """
+
+    question: int
+    option: int
+    row: int
+    columns: list[int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of rows of tokens, padded on the right.
 
     Attributes:
         ids: tokens, shape (rows, tokens).
-        positions: shape (rows, tokens).
-        mask: True where a token (row) sees another (column), shape (rows, 1, tokens, tokens).
-        places: of each question its row, and the columns that predict the tokens of its options that count, one option
-            after the other.
+        mask: of packed rows, True where a token (row) sees another (column), shape (rows, 1, tokens, tokens); of plain
+            rows, 1 for tokens and 0 for padding, shape (rows, tokens).
+        positions: of packed rows, shape (rows, tokens); None of plain rows, which count them as the model does.
+        places: of all options in the rows.
     """
 
     ids: torch.Tensor
-    positions: torch.Tensor
     mask: torch.Tensor
-    places: list[tuple[int, list[int]]]
+    positions: torch.Tensor | None
+    places: list[Place]
 
     @property
     def first(self) -> int:
         """The first column whose logits are wanted."""
-        return min(min(columns) for _, columns in self.places)
+        return min(place.columns[0] for place in self.places)
 
 
 def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
@@ -72,13 +89,13 @@ def row_tokens(questions: Sequence[Encoded]) -> int:
     return sum(question.length for question in questions) - (len(questions) - 1) * shared_tokens(questions)
 
 
-def pack(questions: Sequence[Encoded]) -> Packed:
-    """Return questions as rows, those with shared prefixes in one."""
+def pack(questions: Sequence[Encoded]) -> Rows:
+    """Return questions as packed rows, those with shared prefixes in one."""
     rows = share_prefixes(questions)
     width = max(row_tokens([questions[number] for number in row]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions, sees = torch.zeros_like(ids), torch.zeros(len(rows), width, width, dtype=torch.bool)
-    places: list[tuple[int, list[int]]] = [(0, [])] * len(questions)
+    places = []
     for at, numbers in enumerate(rows):
         row = _Row(ids[at], positions[at])
         shared = shared_tokens([questions[number] for number in numbers])
@@ -86,14 +103,30 @@ def pack(questions: Sequence[Encoded]) -> Packed:
         for number in numbers:
             question = questions[number]
             stem = row.add(question.prompt[shared:], prefix)
-            wanted = []
-            for option, counted in zip(question.options, question.counted, strict=True):
-                start = row.parts[row.add(option, stem)].start
-                columns = [row.parts[stem].stop - 1, *range(start, start + len(option) - 1)]
-                wanted += columns[len(option) - counted : len(option)]
-            places[number] = (at, wanted)
+            for option, (tokens, counted) in enumerate(zip(question.options, question.counted, strict=True)):
+                start = row.parts[row.add(tokens, stem)].start
+                columns = [row.parts[stem].stop - 1, *range(start, start + len(tokens) - 1)]
+                places.append(Place(number, option, at, columns[len(tokens) - counted : len(tokens)]))
         sees[at] = row.sees()
-    return Packed(ids, positions, sees[:, None], places)
+    return Rows(ids, sees[:, None], positions, places)
+
+
+def plain(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> Rows:
+    """Return a row for each of some options, with the prompt of its question before it.
+
+    Args:
+        questions: that the options belong to.
+        options: pairs of the number of a question and of one of its options.
+    """
+    rows = [questions[question].prompt + questions[question].options[option] for question, option in options]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    places = [
+        Place(question, option, at, list(range(len(row) - 1 - questions[question].counted[option], len(row) - 1)))
+        for at, ((question, option), row) in enumerate(zip(options, rows, strict=True))
+    ]
+    return Rows(ids, mask, None, places)
 
 
 class _Row:
@@ -105,7 +138,7 @@ class _Row:
         self.paths: list[list[int]] = []
 
     def add(self, tokens: list[int], parent: int | None = None) -> int:
-        """Put the tokens of a part that follows another behind what is there, and return the part's number."""
+        """Append the tokens of a part that follows another one, and return the part's number."""
         path = self.paths[parent] if parent is not None else []
         start = self.parts[-1].stop if self.parts else 0
         before = sum(self.parts[part].stop - self.parts[part].start for part in path)
@@ -116,7 +149,7 @@ class _Row:
         return len(self.parts) - 1
 
     def sees(self) -> torch.Tensor:
-        """Return which tokens see which; one of padding itself, since a softmax over nothing is not a number."""
+        """Return which tokens see which; padding sees itself, since a softmax over nothing is not a number."""
         seen = torch.eye(len(self.ids), dtype=torch.bool)
         for part, path in zip(self.parts, self.paths, strict=True):
             for before in path:

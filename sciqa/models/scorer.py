@@ -4,6 +4,8 @@ A scorer is a torch module over a transformers model. Its forward pass gives a s
 questions, so that the trainer differentiates through the same computation by which the predictor ranks.
 """
 
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sciqa.corpus.windows import split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Completion, Format, Normalise
@@ -69,8 +72,13 @@ class Scorer(nn.Module):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
         super().__init__()
         self.model, self.tokenizer, self.style = model, tokenizer, style
-        own = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+        own = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
         self.limit = min(own, style.max_length or own)
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of how this model is computed, if anything."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -107,13 +115,34 @@ class Scorer(nn.Module):
 
     def _cut(self, question: dict, context: str, encode: Callable[[str], Encoded]) -> Encoded:
         """Encode with as much of the context as fits, cut from its end, where the less similar passages are."""
-        encoded, whole = encode(context), context
-        while (over := len(encoded.prompt) + max(map(len, encoded.options)) - self.limit) > 0:
-            if not context:
-                raise too_long(question, self.limit + over, self.limit)
-            context = context[: min(len(context) - 1, int(len(context) * (1 - over / len(encoded.prompt))))]
-            encoded = encode(context)
-        return replace(encoded, cut=context != whole)
+
+        def over(encoded: Encoded) -> int:
+            return len(encoded.prompt) + max(map(len, encoded.options)) - self.limit
+
+        encoded = encode(context)
+        if over(encoded) <= 0:
+            return encoded
+        if (bare := over(encode(""))) > 0:
+            raise too_long(question, self.limit + bare, self.limit)
+        return replace(encode(fit_context(context, lambda given: over(encode(given)) <= 0)), cut=True)
+
+
+def fit_context(context: str, fits: Callable[[str], bool]) -> str:
+    """Return as many of a context's first sentences as fit; where not even the first does, of its words.
+
+    Args:
+        context: text that is too long.
+        fits: whether a shorter text is short enough; nothing is.
+    """
+    sentences = np.cumsum([len(sentence) for sentence in split_sentences(context)]).tolist()
+    words = [found.end() for found in re.finditer(r"\S+", context[: sentences[0] if sentences else 0])]
+    return _longest(context, sentences, fits) or _longest(context, words, fits)
+
+
+def _longest(text: str, ends: list[int], fits: Callable[[str], bool]) -> str:
+    """Return a text up to the last of some growing ends at which it fits, or nothing."""
+    found = bisect_left(ends, True, key=lambda end: not fits(text[:end].rstrip()))
+    return text[: ends[found - 1]].rstrip() if found else ""
 
 
 def too_long(question: dict, tokens: int, limit: int) -> InputError:

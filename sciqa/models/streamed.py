@@ -23,7 +23,7 @@ from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.models.causal import CausalScorer, normalised, targets
 from sciqa.models.format import Format
-from sciqa.models.packing import pack
+from sciqa.models.proof import Verdict
 from sciqa.models.scorer import Encoded
 from sciqa.models.stored import Piece, Stored, Streaming, find_tensors, places, read_ahead
 
@@ -71,6 +71,7 @@ class StreamedScorer(CausalScorer):
         super().__init__(model, tokenizer, style)
         self.dtype, self.streaming, self.said = dtype, streaming, 0.0
         self.computes_on = torch.device(device)
+        self.verdict = Verdict("packed")  # what the kinds of model that are streamed do (tests/test_streaming.py)
         self.decoder, self.norm = model.model, model.model.norm
         self.decoder.norm = nn.Identity()
         self.decoder.rotary_emb = type(self.decoder.rotary_emb)(config=config).to(self.device)
@@ -159,12 +160,17 @@ class _Pass:
 
     def __init__(self, scorer: StreamedScorer, batches: Sequence[Sequence[Encoded]], states: torch.Tensor) -> None:
         self.scorer, self.batches, self.states = scorer, batches, states
-        packed = [pack(batch) for batch in batches]
-        ids, self.places = [each.ids for each in packed], [each.places for each in packed]
-        parts = states.split([part.numel() for part in ids])
-        self.parts = [part.view(*each.shape, -1) for part, each in zip(parts, ids, strict=True)]
-        self.ids = torch.cat([part.flatten() for part in ids])
-        self.targets = torch.cat([targets(question) for batch in batches for question in batch]).to(scorer.device)
+        laid = [(number, each) for number, batch in enumerate(batches) for each in scorer.rows(batch)]
+        self.parts = [
+            part.view(*each.ids.shape, -1)
+            for part, (_, each) in zip(states.split([each.ids.numel() for _, each in laid]), laid, strict=True)
+        ]
+        self.ids = torch.cat([each.ids.flatten() for _, each in laid])
+        self.places = [(number, each.places) for number, each in laid]
+        tokens = [
+            t for number, places in self.places for p in places for t in targets(batches[number][p.question], p.option)
+        ]
+        self.targets = torch.tensor(tokens, device=scorer.device)
         self.chosen = torch.zeros(len(self.targets), device=scorer.device)
         self.total = torch.full_like(self.chosen, -torch.inf)
 
@@ -193,12 +199,13 @@ class _Pass:
         scorer.say(number, self)
         layer = scorer.decoder.layers[number]
         del layer.forward
-        for batch, states in zip(self.batches, self.parts, strict=True):
-            packed = pack(batch)
+        # Laid out anew for each layer, since masks of all batches would take more room than the hidden states.
+        rows = (each for batch in self.batches for each in scorer.rows(batch))
+        for each, states in zip(rows, self.parts, strict=True):
             given = {
                 "inputs_embeds": states.to(scorer.device),
-                "attention_mask": packed.mask.to(scorer.device),
-                "position_ids": packed.positions.to(scorer.device),
+                "attention_mask": scorer.mask(each, scorer.dtype),
+                "position_ids": None if each.positions is None else each.positions.to(scorer.device),
                 "use_cache": False,
             }
             states.copy_(functional_call(scorer.decoder, weights, kwargs=given, tie_weights=False).last_hidden_state)
@@ -207,7 +214,7 @@ class _Pass:
     def _gather(self, weights: Weights) -> None:
         """Normalise the states that predict a token of an option."""
         pairs = zip(self.parts, self.places, strict=True)
-        rows = [part[row, columns] for part, places in pairs for row, columns in places]
+        rows = [part[place.row, place.columns] for part, (_, places) in pairs for place in places]
         self.last = functional_call(self.scorer.norm, weights, (torch.cat(rows).to(self.scorer.device),))
 
     def _compare(self, start: int, weights: Weights) -> None:
@@ -224,8 +231,15 @@ class _Pass:
 
     def scores(self) -> list[list[torch.Tensor]]:
         """Return the scores of every batch, when all steps are done."""
-        found = iter((self.chosen - self.total).split([sum(q.counted) for b in self.batches for q in b]))
-        return [[normalised(next(found), question) for question in batch] for batch in self.batches]
+        counts = [len(place.columns) for _, places in self.places for place in places]
+        each = iter((self.chosen - self.total).split(counts))
+        sums: list[dict] = [{} for _ in self.batches]
+        for number, laid in self.places:
+            sums[number] |= {(place.question, place.option): next(each).sum() for place in laid}
+        return [
+            [normalised(found, number, question) for number, question in enumerate(batch)]
+            for found, batch in zip(sums, self.batches, strict=True)
+        ]
 
 
 def _pass_on(hidden_states: torch.Tensor, **_: object) -> torch.Tensor:

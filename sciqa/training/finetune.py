@@ -259,7 +259,9 @@ class _Watcher:
             except ray.exceptions.RayError:
                 return
             now = time.monotonic()
-            if "map_at_3" in row or now - said > 5 or row["step"] == 1:
+            if "note" in row:
+                say(row["note"])
+            elif "map_at_3" in row or now - said > 5 or row["step"] == 1:
                 said = now
                 say(_said(row, self.steps))
 

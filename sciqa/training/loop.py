@@ -28,7 +28,7 @@ from sciqa.exam.questions import Exam
 from sciqa.hub import about_base, model_family
 from sciqa.models import adapter
 from sciqa.models.format import Format
-from sciqa.models.load import SCORERS, as_dtype, load_base
+from sciqa.models.load import as_dtype, load_base, make_scorer
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.training.examples import Examples, Order
 from sciqa.training.options import NO_SCALER, FinetuneOptions, Loss
@@ -133,7 +133,10 @@ class _Run:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         model = adapter.make_trainable(model, family, options.method, options.peft_fields())
-        return SCORERS[family](model, tokenizer, style_of(options, tokenizer))
+        scorer = make_scorer(options.model, family, model, tokenizer, style_of(options, tokenizer))
+        if scorer.note:
+            self._show({"step": 0, "note": scorer.note})
+        return scorer
 
     def _encode(self, epoch: int, number: int) -> tuple[Encoded, int]:
         """Return what is trained on of a question in an epoch."""
