@@ -240,7 +240,8 @@ WEB = """<!doctype html><html><head><meta charset="{}"><title>Ice &amp; water</t
 <nav>Home</nav><script>var x = "script"</script><h1>Ice &amp; water</h1><p>Caf\u00e9 <b>ice</b> melts at 0&nbsp;°C,<br>
 10<sup>-3</sup> m<sup class="reference">[1]</sup>.</p><h2>Uses</h2><ul><li>Cooling<li>Skating</ul><table>
 <caption>Ices</caption><tr><th>Kind<th>Mass<tr><td>Dry<td>5&nbsp;kg<tr><td>Wet<td rowspan="2">6 kg<tr><td>Old</table>
-<h3>Math</h3><p><math alttext="{{\\displaystyle E=mc^{{2}}}}"><mi>E</mi></math> holds.</p>
+<h3>Math</h3>
+<p><math alttext="{{\\displaystyle E=mc^{{2}}}}"><mi>E</mi></math> holds.</p>
 <footer>Imprint</footer></body></html>"""
 
 
