@@ -169,7 +169,9 @@ def test_encoders_read_context_then_question_and_option_and_cut_the_context_alon
     assert text.endswith("[SEP] which gas do plants take in? carbon dioxide [SEP]")
     assert scorer.tokenizer.decode(scorer.encode(question, "").options[1]).startswith("[CLS] which gas")
     reference = scorer.tokenizer("Plants breathe. " * 100, "Which gas do plants take in? Helium")
-    assert scorer._segments(second)[-5:] == reference["token_type_ids"][-5:] == [1] * 5
+    segments = scorer.encode(question, "Plants breathe. " * 100).segments[1]
+    assert len(segments) == len(second)
+    assert segments[-5:] == reference["token_type_ids"][-5:] == [1] * 5
     with pytest.raises(InputError, match=r"question .1.: \d+ tokens .* limit is 8"):
         MultipleChoiceScorer(scorer.model, scorer.tokenizer, Format(max_length=8)).encode(question, "Plants.")
 
@@ -260,7 +262,7 @@ def test_scores_prefer_what_the_context_says(smollm2):
 
 
 @pytest.mark.parametrize("kind", ["llama", "soft prompt", "bert", "t5"])
-def test_tokens_and_padding_are_those_that_the_model_computes(kind, monkeypatch):
+def test_tokens_and_padding_are_those_that_the_model_computes(kind):
     """Some questions stand twice in a batch, as in a training set smaller than it."""
     family = "llama" if kind == "soft prompt" else kind
     model = tiny_model(family, **({} if family != "bert" else {"vocab_size": len(tiny_tokenizer("bert"))}))
@@ -273,9 +275,8 @@ def test_tokens_and_padding_are_those_that_the_model_computes(kind, monkeypatch)
     questions = [replace(question, prompt=[7] * 70 + question.prompt) for question in random_questions(4)]
     if kind == "bert":
         questions = [Encoded([], question.options[: 2 + number], []) for number, question in enumerate(questions)]
-        monkeypatch.setattr(scorer, "_segments", lambda row: [0] * len(row))
     batch = questions + questions[:2] * (kind != "bert")
-    scorer.padded_tokens(batch)  # a causal model is proved first, which is not counted
+    scorer.padded_tokens(batch)  # a model is proved first, which is not counted
     computed = []
 
     def count(module, arguments, given):

@@ -1,10 +1,8 @@
 """Causal language models: the log-likelihood of each option after a prompt that is computed once."""
 
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +30,8 @@ YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"
 #: Settings of a configuration that limit how many earlier tokens a layer attends to: sliding windows, chunks, the
 #: tokens that a sparse attention selects.
 WINDOWS = re.compile(r"window|chunk_size|local_attention|index_topk")
+#: Those of a sparse attention that selects tokens: of many that are alike, which ones depends on how long its row is.
+SELECTIONS = re.compile(r"index_topk$|keep_window|indexer_budget")
 NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 
 
@@ -46,9 +46,12 @@ class CausalScorer(Scorer):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
         super().__init__(model, tokenizer, style)
         self.text = TextEncoder(tokenizer)
-        self.verdict: Verdict | None = None
         config = model.config.get_text_config()
         self.exact_within, self.rope = attention_window(config), RopeSwitch.of(config)
+        self.alone_beyond = attention_window(config, SELECTIONS)
+        # Llama 4 scales attention by a token's place in its row, beyond so many.
+        scaled = getattr(config, "attn_temperature_tuning", False)
+        self.longest_row = config.floor_scale - 1 if scaled else 1 << 62
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
@@ -100,19 +103,19 @@ class CausalScorer(Scorer):
     def _soft_prompt(self) -> bool:
         return getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
 
-    @property
-    def note(self) -> str | None:
-        """See `Scorer.note`."""
-        return self.verdict.note if self.verdict else None
+    def prove(self) -> Verdict:
+        """See `Scorer.prove`."""
+        return prove(self)
 
     @property
     def layout(self) -> str:
-        """How sequences are laid out: what the proof found, or plain rows where a soft prompt stands before each."""
-        if self._soft_prompt:
-            return "rows"
-        if self.verdict is None:
-            self.verdict = prove(self)
-        return self.verdict.layout
+        """See `Scorer.layout`; rows are plain where a soft prompt stands before each."""
+        return "rows" if self._soft_prompt else super().layout
+
+    @property
+    def calls_vary(self) -> bool:
+        """See `Scorer.calls_vary`."""
+        return self.layout == "single rows" or self.alone_beyond < self.limit or self.rope.length is not None
 
     def packs(self, question: Encoded) -> bool:
         """Whether a question is scored in a packed row.
@@ -123,7 +126,16 @@ class CausalScorer(Scorer):
         if self.layout != "packed":
             return False
         lengths = path_lengths(question)
-        return max(lengths) <= self.exact_within and not self.rope.splits(lengths)
+        fits = max(lengths) <= self.exact_within and question.length <= self.longest_row
+        return fits and not self.rope.splits(lengths)
+
+    def _packed(self, batch: Sequence[Encoded]) -> list[list[int]] | None:
+        """Return the numbers of the questions in packed rows, None where the batch is laid out as plain ones."""
+        if not all(map(self.packs, batch)):
+            return None
+        rows = share_prefixes(batch)
+        longest = max(row_tokens([batch[number] for number in row]) for row in rows)
+        return rows if longest <= self.longest_row else None
 
     def _kind(self, question: Encoded) -> tuple:
         """Return what the questions of a batch have in common."""
@@ -138,7 +150,7 @@ class CausalScorer(Scorer):
         for (packed, _), numbers in kinds.items():
             chosen = [questions[number] for number in numbers]
             if packed:
-                rows = share_prefixes(chosen, budget)
+                rows = share_prefixes(chosen, min(budget, self.longest_row))
                 lengths = [row_tokens([chosen[number] for number in row]) for row in rows]
             else:
                 rows = [[number] for number in range(len(chosen))]
@@ -148,14 +160,13 @@ class CausalScorer(Scorer):
 
     def tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.tokens`."""
-        if all(map(self.packs, batch)):
-            return sum(row_tokens([batch[number] for number in row]) for row in share_prefixes(batch))
+        if rows := self._packed(batch):
+            return sum(row_tokens([batch[number] for number in row]) for row in rows)
         return sum(map(sum, self._plain_lengths(batch)))
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
-        if all(map(self.packs, batch)):
-            rows = share_prefixes(batch)
+        if rows := self._packed(batch):
             return len(rows) * max(row_tokens([batch[number] for number in row]) for row in rows)
         return sum(len(lengths) * max(lengths) for lengths in self._plain_lengths(batch))
 
@@ -166,7 +177,7 @@ class CausalScorer(Scorer):
 
     def rows(self, batch: Sequence[Encoded]) -> list[Rows]:
         """Return a batch laid out for the model, in one call of it or several."""
-        if all(map(self.packs, batch)):
+        if self._packed(batch):
             return [pack(batch)]
         return [plain(batch, group) for group in self._plain_groups(batch)]
 
@@ -175,8 +186,9 @@ class CausalScorer(Scorer):
         groups: dict[object, list[tuple[int, int]]] = {}
         for number, question in enumerate(batch):
             for option, length in enumerate(path_lengths(question)):
-                alone = (number, option) if self.layout == "single rows" or self.rope.alone(length) else None
-                groups.setdefault(alone or self.rope.key(length), []).append((number, option))
+                alone = self.layout == "single rows" or length > self.alone_beyond or self.rope.alone(length)
+                key = (number, option) if alone else self.rope.key(length)
+                groups.setdefault(key, []).append((number, option))
         return list(groups.values())
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
@@ -218,12 +230,6 @@ class CausalScorer(Scorer):
         """Return the model's output, without a cache and without what it does not take."""
         given = {"use_cache": False} | {name: value for name, value in inputs.items() if value is not None}
         return self.model(**{name: value for name, value in given.items() if name in self.takes})
-
-    @cached_property
-    def takes(self) -> set[str]:
-        """Names of the arguments that the model takes."""
-        model = getattr(self.model, "get_base_model", lambda: self.model)()
-        return set(inspect.signature(model.forward).parameters)
 
     def _caches(self, question: Encoded) -> bool:
         """Whether a question's prompt is computed by itself as it is with each option behind it."""
@@ -282,15 +288,15 @@ class RopeSwitch:
         return len({self.key(length) for length in lengths}) > 1 or any(map(self.alone, lengths))
 
 
-def attention_window(config: object) -> int:
-    """Return the longest sequence of which every layer of a model sees all tokens, by its configuration."""
+def attention_window(config: object, names: re.Pattern = WINDOWS) -> int:
+    """Return the longest sequence of which every layer of a model sees all tokens, by settings of these names."""
     about = config.to_dict()
     if about.get("use_sliding_window") is False:
         about = {name: value for name, value in about.items() if "sliding_window" not in name}
     sizes = [
         size
         for name, value in about.items()
-        if WINDOWS.search(name) and not NO_WINDOWS.search(name)
+        if names.search(name) and not NO_WINDOWS.search(name)
         for size in (value if isinstance(value, list | tuple) else [value])
         if isinstance(size, int) and not isinstance(size, bool) and size > 0
     ]

@@ -104,10 +104,9 @@ def make_scorer(
     tokenizer: transformers.PreTrainedTokenizerBase,
     style: Format,
 ) -> Scorer:
-    """Return a loaded model as a scorer; of a causal one it is proved, once on each machine, how it can be computed."""
+    """Return a loaded model as a scorer; it is proved, once on each machine, how its batches can be computed."""
     scorer = SCORERS[family](model, tokenizer, style)
-    if isinstance(scorer, CausalScorer):
-        scorer.verdict = stored_proof(scorer, find_model(name).revision)
+    scorer.verdict = stored_proof(scorer, find_model(name).revision)
     return scorer
 
 

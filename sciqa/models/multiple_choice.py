@@ -1,18 +1,19 @@
 """Multiple-choice encoders (DeBERTa, BERT, RoBERTa, Electra, …): a row per option, a head that scores each row."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from transformers import DataCollatorForMultipleChoice
 
 from sciqa.exam.questions import options_of
-from sciqa.models.scorer import Encoded, Scorer, check_tokens, too_long
+from sciqa.models.padding import PaddedScorer, padded
+from sciqa.models.scorer import Encoded, check_tokens, too_long
 
-#: Rows are padded to a multiple of this many tokens, which tensor cores want.
+#: Padded rows are of a multiple of this many tokens, which tensor cores want.
 PAD_TO_MULTIPLE_OF = 8
 
 
-class MultipleChoiceScorer(Scorer):
+class MultipleChoiceScorer(PaddedScorer):
     """Scores rows `[CLS] context [SEP] prompt option [SEP]`; questions may have unlike numbers of options."""
 
     auto_class = "AutoModelForMultipleChoice"
@@ -20,48 +21,74 @@ class MultipleChoiceScorer(Scorer):
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
         options = options_of(question)
-        check_tokens(question, options, self.tokenizer(list(options.values()), add_special_tokens=False)["input_ids"])
+        check_tokens(question, options, self._tokens(list(options.values()), add_special_tokens=False)["input_ids"])
         asked = [f"{question['prompt']} {option}" for option in options.values()]
         limit = min(self.limit, self.tokenizer.model_max_length)
-        bare = max(map(len, self.tokenizer(asked)["input_ids"]))
-        if bare + 1 > limit:
-            raise too_long(question, bare, limit)
-        if context:
-            pairs = self.tokenizer([context] * len(asked), asked)["input_ids"]
-            cut = max(map(len, pairs)) > limit
-            if cut:
-                pairs = self.tokenizer([context] * len(asked), asked, truncation="only_first", max_length=limit)[
-                    "input_ids"
-                ]
-            return Encoded([], pairs, [], cut=cut)
-        return Encoded([], self.tokenizer(asked)["input_ids"], [])
+        alone = self._rows("", asked)
+        if (longest := _longest(alone)) > limit:
+            raise too_long(question, longest, limit)
+        if not context:
+            return alone
+        both = self._rows(context, asked)
+        if _longest(both) <= limit:
+            return both
+        if _longest(self._pairs("", asked)) >= limit:  # no room for a word of the context beside its separators
+            return replace(alone, cut=True)
+        return replace(self._pairs(context, asked, truncation="only_first", max_length=limit), cut=True)
+
+    def _rows(self, context: str, asked: list[str]) -> Encoded:
+        # Longformer's head looks for the separators of two texts in every row.
+        if context or self.model.config.model_type == "longformer":
+            return self._pairs(context, asked)
+        return _encoded(self._tokens(asked))
+
+    def _pairs(self, context: str, asked: list[str], **how: object) -> Encoded:
+        return _encoded(self._tokens([context] * len(asked), asked, **how))
+
+    def _tokens(self, *texts: list[str], **how: object) -> dict[str, list[list[int]]]:
+        """Return what the tokenizer makes of texts, in which a `[SEP]` is no separator but text."""
+        return self.tokenizer(*texts, split_special_tokens=True, **how)
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
-        longest = max(len(option) for question in batch for option in question.options)
-        choices = max(len(question.options) for question in batch)  # those with fewer are filled
-        return len(batch) * choices * -(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+        lengths = [len(row) for question in batch for row in question.options]
+        return sum(len(group) * self._width([lengths[number] for number in group]) for group in self.groups(lengths))
+
+    def _width(self, lengths: list[int]) -> int:
+        """Return the tokens of each row of a batch, padding included."""
+        return max(lengths) if self.layout != "padded" else -(-max(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
-        choices = max(len(question.options) for question in batch)
-        features = []
-        for question in batch:
-            # A question with fewer options than others of its batch is filled with copies, dropped again below.
-            rows = question.options + [question.options[0]] * (choices - len(question.options))
-            features.append(self._features(rows) | {"label": 0})
-        collate = DataCollatorForMultipleChoice(self.tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE_OF)
-        inputs = {name: value.to(self.device) for name, value in collate(features).items() if name != "labels"}
-        logits = self.model(**inputs).logits
-        return [row[: len(question.options)].float() for row, question in zip(logits, batch, strict=True)]
+        rows = [row for question in batch for row in question.options]
+        types = [row for question in batch for row in question.segments or [None] * len(question.options)]
+        scores: dict[int, torch.Tensor] = {}
+        for numbers in self.groups([len(row) for row in rows]):
+            self.reset()
+            inputs = self._inputs([rows[number] for number in numbers], [types[number] for number in numbers])
+            scores |= zip(numbers, self.model(**inputs).logits.flatten().float(), strict=True)
+        in_order = torch.stack([scores[number] for number in range(len(rows))])
+        return list(in_order.split([len(question.options) for question in batch]))
 
-    def _features(self, rows: list[list[int]]) -> dict[str, list[list[int]]]:
-        features = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            features["token_type_ids"] = [self._segments(row) for row in rows]
-        return features
+    def _inputs(self, rows: list[list[int]], types: list[list[int] | None]) -> dict[str, torch.Tensor]:
+        """Return rows for the model, each as the one choice of a question, shape (rows, 1, tokens)."""
+        width = self._width([len(row) for row in rows])
+        side = self.tokenizer.padding_side
+        padding = self.tokenizer.pad_token_id or 0
+        given = {
+            "input_ids": padded(rows, padding, width, side),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0, width, side),
+        }
+        known = getattr(self.model.config, "type_vocab_size", None)
+        if types[0] is not None and (known is None or max(map(max, types)) < known):
+            given["token_type_ids"] = padded(types, self.tokenizer.pad_token_type_id, width, side)
+        return {name: value[:, None].to(self.device) for name, value in given.items() if name in self.takes}
 
-    def _segments(self, row: list[int]) -> list[int]:
-        """Return 0 up to the first separator and 1 after it, as BERT marks the second of two texts."""
-        first = row.index(self.tokenizer.sep_token_id) + 1
-        return [0] * first + [1] * (len(row) - first)
+
+def _encoded(found: dict[str, list[list[int]]]) -> Encoded:
+    """Return what a tokenizer gives for the options of a question."""
+    return Encoded([], found["input_ids"], [], segments=found.get("token_type_ids"))
+
+
+def _longest(encoded: Encoded) -> int:
+    return max(map(len, encoded.options))

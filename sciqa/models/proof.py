@@ -8,7 +8,8 @@ layout, and each option's sequence alone, as transformers computes it. Where the
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -20,7 +21,7 @@ import transformers
 
 from sciqa.cache import cached_folder
 from sciqa.errors import InputError
-from sciqa.models.scorer import Encoded
+from sciqa.models.scorer import Encoded, Scorer
 from sciqa.storage import fingerprint
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Verdict:
         note: said to a user where that is not the quickest of all.
     """
 
-    layout: Layout
+    layout: str
     note: str | None = None
 
 
@@ -66,12 +67,17 @@ def prove(scorer: "CausalScorer") -> Verdict:
         InputError: the model is not causal, or gives scores that are not numbers.
     """
     name = type(scorer.model).__name__
+    if scorer.switching:
+        raise InputError(
+            f"{name}: looks ahead in long sequences; set attention_type to original_full in its config.json"
+        )
     training = scorer.model.training
     scorer.model.eval()
     try:
         with torch.no_grad():
-            probe, weights = _probe(scorer), _float32(scorer)
-            exact, rounding = _alone(scorer, probe, weights)
+            probe, weights = _probe(scorer), float32_copies(scorer)
+            with clear_errors(scorer):
+                exact, rounding = _alone(scorer, probe, weights)
             if not np.isfinite(exact).all():
                 raise InputError(
                     f"{name}: its scores are not numbers in {_dtype(scorer)}; pass --precision float32 or bfloat16, "
@@ -89,8 +95,8 @@ def prove(scorer: "CausalScorer") -> Verdict:
         scorer.model.train(training)
 
 
-def stored_proof(scorer: "CausalScorer", revision: str) -> Verdict:
-    """Return what `prove` finds, from this machine's cache where the same model was proved here before.
+def stored_proof(scorer: Scorer, revision: str) -> Verdict:
+    """Return what `Scorer.prove` finds, from this machine's cache where the same model was proved here before.
 
     Args:
         scorer: the model.
@@ -102,7 +108,7 @@ def stored_proof(scorer: "CausalScorer", revision: str) -> Verdict:
     ]
 
     def build(folder: Path) -> None:
-        (folder / "verdict.json").write_text(json.dumps(asdict(prove(scorer))), encoding="utf-8")
+        (folder / "verdict.json").write_text(json.dumps(asdict(scorer.prove())), encoding="utf-8")
 
     folder = cached_folder(f"proof-{fingerprint(about)}", build)
     return Verdict(**json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
@@ -115,7 +121,7 @@ def _quickest(
     for layout in get_args(Layout):
         scorer.verdict = Verdict(layout)
         try:
-            scores = _run(scorer, weights, lambda: scorer(probe))
+            scores = run_with(scorer, weights, lambda: scorer(probe))
             difference = np.abs(np.concatenate([score.double().cpu().numpy() for score in scores]) - exact)
         except Exception as error:  # whatever a model raises, it does not take this layout
             said = said or f"{type(error).__name__} in packed rows"
@@ -129,7 +135,22 @@ def _quickest(
     )
 
 
-def _run(scorer: "CausalScorer", weights: dict | None, function: Callable[[], object]) -> object:
+@contextmanager
+def clear_errors(scorer: Scorer) -> Iterator[None]:
+    """Make an `InputError` of whatever a model raises that computes rows by themselves, as transformers does."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(
+            f"{type(scorer.model).__name__}: cannot score options ({reason}); complete its configuration, or use "
+            "another model"
+        ) from error
+
+
+def run_with(scorer: Scorer, weights: dict | None, function: Callable[[], object]) -> object:
     """Call a function with other weights in the scorer's place, where there are any."""
     if not weights:
         return function()
@@ -139,7 +160,7 @@ def _run(scorer: "CausalScorer", weights: dict | None, function: Callable[[], ob
 class _Call(torch.nn.Module):
     """A function of a scorer as a module that holds it, which `functional_call` wants."""
 
-    def __init__(self, scorer: "CausalScorer", function: Callable[[], object]) -> None:
+    def __init__(self, scorer: Scorer, function: Callable[[], object]) -> None:
         super().__init__()
         self.scorer, self.function = scorer, function
 
@@ -150,7 +171,10 @@ class _Call(torch.nn.Module):
 def _probe(scorer: "CausalScorer") -> list[Encoded]:
     """Return three questions of random tokens within what the model reads, two of them with a shared beginning."""
     config, rng = scorer.model.config.get_text_config(), np.random.default_rng(0)
-    marks = {getattr(config, f"{mark}_token_id", None) for mark in ("pad", "bos", "eos", "decoder_start")}
+    marks = set()
+    for mark in ("pad", "bos", "eos", "decoder_start"):
+        tokens = getattr(config, f"{mark}_token_id", None)
+        marks |= set(tokens if isinstance(tokens, list | tuple) else [tokens])
     usual = [token for token in range(min(8, config.vocab_size // 2), config.vocab_size) if token not in marks]
     longest = (
         min(scorer.limit, scorer.exact_within, scorer.rope.length or scorer.limit) - max(map(max, OPTIONS)) - BEHIND
@@ -166,7 +190,7 @@ def _probe(scorer: "CausalScorer") -> list[Encoded]:
     return [Encoded(*pair, [1.0] * len(pair[1])) for pair in zip(prompts, options, strict=True)]
 
 
-def _float32(scorer: "CausalScorer") -> dict[str, torch.Tensor] | None:
+def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     """Return copies of weights and buffers in float32, where the model is plain and there is room for them."""
     named = {f"scorer.{name}": tensor for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]}
     if getattr(scorer.model, "is_quantized", False):
@@ -193,18 +217,20 @@ def _alone(scorer: "CausalScorer", probe: list[Encoded], weights: dict | None) -
             sequence = question.prompt + option
             for found, ids in zip(scores, (sequence, sequence + behind), strict=True):
                 inputs = torch.tensor([ids], device=scorer.device)
-                logits = _run(scorer, weights, lambda inputs=inputs: scorer.call(input_ids=inputs)).logits[0].float()
+                logits = (
+                    run_with(scorer, weights, lambda inputs=inputs: scorer.call(input_ids=inputs)).logits[0].float()
+                )
                 before = logits[len(question.prompt) - 1 : len(sequence) - 1].log_softmax(-1)
                 found.append(before[range(len(option)), option].sum().item())
     alone, followed = np.array(scores)
     return alone, np.abs(alone - followed)
 
 
-def _dtype(scorer: "CausalScorer") -> str:
+def _dtype(scorer: Scorer) -> str:
     return str(next(scorer.model.parameters()).dtype).removeprefix("torch.")
 
 
-def _device_name(scorer: "CausalScorer") -> str:
+def _device_name(scorer: Scorer) -> str:
     if scorer.device.type == "cuda":
         return torch.cuda.get_device_name(scorer.device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

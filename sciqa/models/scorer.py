@@ -4,21 +4,30 @@ A scorer is a torch module over a transformers model. Its forward pass gives a s
 questions, so that the trainer differentiates through the same computation by which the predictor ranks.
 """
 
+import inspect
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.corpus.windows import split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Completion, Format, Normalise
 
+if TYPE_CHECKING:
+    from sciqa.models.proof import Verdict
+
+#: Names of modules that hold a row for each position in a text, and of others like them.
+POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")
+OTHER_POSITIONS = re.compile(r"vision|visual|image|audio|entity|relative")
 #: What asks for an option.
 CUE = "\nAnswer:"
 
@@ -33,6 +42,7 @@ class Encoded:
         divisors: what each option's log-likelihood is divided by.
         counted: how many of each option's last tokens its log-likelihood is of; by default all.
         cut: whether the context was cut to fit the model.
+        segments: of each option's tokens the text that it belongs to, where the tokenizer says so.
     """
 
     prompt: list[int]
@@ -40,6 +50,7 @@ class Encoded:
     divisors: list[float]
     counted: list[int] = field(default_factory=list)
     cut: bool = False
+    segments: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         """Fill the default."""
@@ -54,7 +65,13 @@ class Encoded:
     def only(self, number: int) -> "Encoded":
         """Return the question with one of its options."""
         one = slice(number, number + 1)
-        return replace(self, options=self.options[one], divisors=self.divisors[one], counted=self.counted[one])
+        return replace(
+            self,
+            options=self.options[one],
+            divisors=self.divisors[one],
+            counted=self.counted[one],
+            segments=self.segments and self.segments[one],
+        )
 
 
 class Scorer(nn.Module):
@@ -68,17 +85,58 @@ class Scorer(nn.Module):
 
     #: Name of the transformers class that loads such a model.
     auto_class: str
+    #: What the proof found.
+    verdict: "Verdict | None" = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
         super().__init__()
         self.model, self.tokenizer, self.style = model, tokenizer, style
-        own = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+        own = position_limit(model, model.config.get_text_config())
         self.limit = min(own, style.max_length or own)
+
+    def prove(self) -> "Verdict":
+        """Return the quickest layout of a batch in which the model scores each row as it does by itself.
+
+        Raises:
+            InputError: there is none, or the model cannot score options.
+        """
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> str:
+        """How a batch is laid out for the model, by a proof that is made before the first one."""
+        if self.verdict is None:
+            self.verdict = self.prove()
+        return self.verdict.layout
 
     @property
     def note(self) -> str | None:
         """What a user should know of how this model is computed, if anything."""
-        return None
+        return self.verdict.note if self.verdict else None
+
+    @property
+    def calls_vary(self) -> bool:
+        """Whether one batch takes more calls of the model than another, in which ranks of ZeRO-3 must agree."""
+        raise NotImplementedError
+
+    @property
+    def switching(self) -> list[nn.Module]:
+        """The model's parts that attend otherwise to long rows than to short ones, as BigBird's do."""
+        parts = [module for module in self.model.modules() if hasattr(module, "set_attention_type")]
+        return [
+            part for part in parts if getattr(getattr(part, "config", None), "attention_type", "") == "block_sparse"
+        ]
+
+    def reset(self) -> None:
+        """Undo what an earlier row has changed: after a short one these parts attend otherwise to all others."""
+        for module in self.switching:
+            module.set_attention_type("block_sparse")
+
+    @cached_property
+    def takes(self) -> set[str]:
+        """Names of the arguments that the model takes."""
+        model = getattr(self.model, "get_base_model", lambda: self.model)()
+        return set(inspect.signature(model.forward).parameters)
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +201,22 @@ def _longest(text: str, ends: list[int], fits: Callable[[str], bool]) -> str:
     """Return a text up to the last of some growing ends at which it fits, or nothing."""
     found = bisect_left(ends, True, key=lambda end: not fits(text[:end].rstrip()))
     return text[: ends[found - 1]].rstrip() if found else ""
+
+
+def position_limit(model: nn.Module, config: PreTrainedConfig) -> int:
+    """Return the most tokens that a model, or the part of one that reads text, has positions for.
+
+    Besides what its configuration says, tables of learned positions count, of which some begin behind the padding
+    token, as RoBERTa's 514 places for 512 tokens do.
+    """
+    said = getattr(config, "max_position_embeddings", None) or 0
+    limits = [said if said > 0 else 1 << 20]  # XLNet's is -1
+    for name, module in model.named_modules():
+        table = getattr(module, "weight", None)
+        if POSITIONS.search(name) and not OTHER_POSITIONS.search(name) and table is not None and table.ndim == 2:
+            padding = getattr(module, "padding_idx", None)
+            limits.append(len(table) - getattr(module, "offset", 0 if padding is None else padding + 1))
+    return min(limits)
 
 
 def too_long(question: dict, tokens: int, limit: int) -> InputError:

@@ -1,22 +1,35 @@
-"""Encoder-decoder models (T5, Flan-T5): the encoder reads context and question once, the decoder scores options."""
+"""Encoder-decoder models (T5, BART, …): the encoder reads context and question once, the decoder scores options."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
-from sciqa.models.scorer import Encoded, Scorer, check_tokens, divisors, prompt_text
+from sciqa.models.format import Format
+from sciqa.models.padding import PaddedScorer, padded
+from sciqa.models.scorer import Encoded, check_tokens, divisors, position_limit, prompt_text
 
 #: Label that the loss leaves out.
 IGNORED = -100
 
 
-class Seq2SeqScorer(Scorer):
+class Seq2SeqScorer(PaddedScorer):
     """Scores options by the decoder's log-likelihood of their text, or letter, with the end token."""
 
     auto_class = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
+        super().__init__(model, tokenizer, style)
+        if not model.config.is_encoder_decoder:
+            raise InputError(
+                f"{type(model).__name__}: not an encoder-decoder of text, so it cannot score options; use another model"
+            )
+        self.limit = min(self.limit, position_limit(model.get_encoder(), model.config))
+        self.longest_option = position_limit(model.get_decoder(), model.config)
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
@@ -24,48 +37,104 @@ class Seq2SeqScorer(Scorer):
             raise InputError("--completion yes: for causal models only; use text or letter")
         by_letter = options_of(question)
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
-        tokens = self.tokenizer(options)["input_ids"]
-        check_tokens(
-            question, by_letter, self.tokenizer(list(by_letter.values()), add_special_tokens=False)["input_ids"]
-        )
+        # Marian has other tokens for what is said than for what is read.
+        tokens = self._tokens(text_target=options)
+        check_tokens(question, by_letter, self._tokens(text_target=list(by_letter.values()), add_special_tokens=False))
+        if (longest := max(map(len, tokens))) > self.longest_option:
+            raise InputError(
+                f"question {question['id']!r}: an option of {longest} tokens, the model's decoder takes "
+                f"{self.longest_option}; shorten it or use another model"
+            )
 
         def encode(given: str) -> Encoded:
-            prompt = self.tokenizer(prompt_text(question, given, self.style.completion))["input_ids"]
+            prompt = self._tokens(prompt_text(question, given, self.style.completion))
             return Encoded(prompt, tokens, divisors(options, tokens, self.style.normalise))
 
         return self._cut(question, context, encode)
 
+    def _tokens(self, *texts: str, **how: object) -> list:
+        """Return the tokens of texts, in which a `</s>` is no end but text."""
+        return self.tokenizer(*texts, split_special_tokens=True, **how)["input_ids"]
+
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
-        options = [option for question in batch for option in question.options]
-        return len(batch) * max(len(question.prompt) for question in batch) + len(options) * max(map(len, options))
+        total = 0
+        for questions in self.groups([len(question.prompt) for question in batch]):
+            chosen = [batch[number] for number in questions]
+            lengths = [len(option) for question in chosen for option in question.options]
+            total += len(chosen) * max(len(question.prompt) for question in chosen)
+            total += sum(len(group) * max(lengths[number] for number in group) for group in self.groups(lengths))
+        return total
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
-        prompts = _padded([question.prompt for question in batch], 0).to(self.device)
-        mask = _padded([[1] * len(question.prompt) for question in batch], 0).to(self.device)
-        counts = [len(question.options) for question in batch]
-        row = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], device=self.device)
-        labels = _padded([option for question in batch for option in question.options], IGNORED).to(self.device)
-        states = self.model.get_encoder()(input_ids=prompts, attention_mask=mask).last_hidden_state
-        logits = self.model(
-            encoder_outputs=BaseModelOutput(states[row]),
-            attention_mask=mask[row],
-            decoder_input_ids=self._shifted(labels),
-            use_cache=False,
-        ).logits
-        chosen = torch.nn.functional.cross_entropy(
+        return [
+            torch.stack([each.sum() for each in chosen]) / torch.tensor(question.divisors, device=self.device)
+            for chosen, question in zip(self._likelihoods(batch), batch, strict=True)
+        ]
+
+    def _likelihoods(self, batch: Sequence[Encoded]) -> list[list[torch.Tensor]]:
+        """Return the log-likelihoods of the tokens of each option of each question."""
+        found: dict[tuple[int, int], torch.Tensor] = {}
+        for questions in self.groups([len(question.prompt) for question in batch]):
+            self.reset()
+            read = self._read([batch[question].prompt for question in questions])
+            each = [(row, option) for row, q in enumerate(questions) for option in range(len(batch[q].options))]
+            options = [batch[questions[row]].options[option] for row, option in each]
+            for numbers in self.groups([len(option) for option in options]):
+                rows = torch.tensor([each[number][0] for number in numbers], device=self.device)
+                chosen = self._say(_only(read, rows), [options[number] for number in numbers])
+                found |= {(questions[each[n][0]], each[n][1]): one for n, one in zip(numbers, chosen, strict=True)}
+        return [[found[number, option] for option in range(len(q.options))] for number, q in enumerate(batch)]
+
+    def _read(self, prompts: list[list[int]]) -> dict[str, Any]:
+        """Return prompts, shape (prompts, tokens), and what the encoder makes of them, as the whole model takes them.
+
+        With the encoder's output given, most models need the tokens no more; FSMT masks later tokens of an option only
+        where it has them.
+        """
+        width = max(map(len, prompts))
+        padding = self.model.config.pad_token_id
+        ids = padded(prompts, 0 if padding is None else padding, width).to(self.device)
+        mask = padded([[1] * len(prompt) for prompt in prompts], 0, width).to(self.device)
+        given = {"input_ids": ids, "attention_mask": mask}
+        return given | {"encoder_outputs": self.model.get_encoder()(**given)}
+
+    def _say(self, read: dict[str, Any], options: list[list[int]]) -> list[torch.Tensor]:
+        """Return the log-likelihoods of the tokens of options, each after the prompt that was read for it."""
+        labels = padded(options, IGNORED, max(map(len, options))).to(self.device)
+        logits = self.model(**read, decoder_input_ids=self._shifted(labels), use_cache=False).logits
+        chosen = -torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
-        divisor = torch.tensor([value for question in batch for value in question.divisors], device=self.device)
-        return list((-chosen.sum(dim=1) / divisor).split(counts))
+        return [row[: len(option)] for row, option in zip(chosen, options, strict=True)]
 
     def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the decoder's input: its start token, then all labels but the last."""
+        """Return the decoder's input as the model makes it for training: its start token, then all labels but the last.
+
+        mBART and its like start with the last label, which is the language.
+        """
+        if shift := getattr(self.model, "prepare_decoder_input_ids_from_labels", None):
+            return shift(labels.clone())  # some change what they are given
         start = torch.full_like(labels[:, :1], self.model.config.decoder_start_token_id)
         return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
 
+    def check_causal(self, question: Encoded) -> None:
+        """See `PaddedScorer.check_causal`."""
+        option, other = (question.options[0] * 4)[:4], question.prompt[len(question.prompt) // 2]
+        # mBART starts with the last token, so only what stands between the two differs.
+        changed = [*option[:2], other, option[3]]
+        first, second = self._likelihoods([Encoded(question.prompt, [option, changed], [1.0, 1.0])])[0]
+        if (first[:2] - second[:2]).abs().max() > 1e-3:
+            raise InputError(
+                f"{type(self.model).__name__}: what its decoder predicts depends on the tokens that follow, so it "
+                "cannot score options; its configuration should say that the decoder is one (is_decoder)"
+            )
 
-def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+
+def _only(read: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """Return some rows of what was read."""
+    chosen = {name: value[rows] for name, value in read.items() if name != "encoder_outputs"}
+    outputs = copy.copy(read["encoder_outputs"])  # each model has a class of its own for them
+    outputs["last_hidden_state"] = outputs.last_hidden_state[rows]
+    return chosen | {"encoder_outputs": outputs}

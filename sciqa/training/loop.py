@@ -134,6 +134,11 @@ class _Run:
             model.enable_input_require_grads()
         model = adapter.make_trainable(model, family, options.method, options.peft_fields())
         scorer = make_scorer(options.model, family, model, tokenizer, style_of(options, tokenizer))
+        if options.zero == 3 and self.world_size > 1 and scorer.calls_vary:
+            raise InputError(
+                f"--zero 3: {options.model} is called more often for one batch than for another, so workers would wait "
+                "for each other for ever; use --zero 2"
+            )
         if scorer.note:
             self._show({"step": 0, "note": scorer.note})
         return scorer
