@@ -1,6 +1,5 @@
 """From names to a scorer: base model from safetensors or GGUF, in NF4 if asked, with its adapter attached."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sciqa.cache import cached_folder
+from sciqa.console import quiet
 from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
 from sciqa.hub import Family, ModelFiles, check_base, find_model, local_adapter, model_family
@@ -141,8 +141,7 @@ def load_base(
 
 
 def _silence() -> None:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet("transformers", "bitsandbytes")
     transformers.utils.logging.disable_progress_bar()
 
 
