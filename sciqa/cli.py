@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import logging
+import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 
 import tyro
@@ -13,8 +12,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from sciqa import storage
+from sciqa import lost, storage
 from sciqa.cluster import Summary
+from sciqa.console import VERBOSE, quiet, verbose
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.errors import InputError, find_input_error
 from sciqa.exam import ReportOptions, report
@@ -38,10 +38,15 @@ STEPS: dict[str, tuple[Callable, type, str]] = {
     "plan": (plan, PlanOptions, "say what a run will take, and what has room for it, before anything is started"),
     "report": (report, ReportOptions, "render a run as one HTML page"),
 }
+#: What every step takes besides its options.
+COMMON = (
+    "--config FILE.yaml sets options that flags then override; --verbose (or SCIQA_VERBOSE=1) lets through what Ray, "
+    "its workers and libraries print, from warnings on."
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one step and exit: 0 when it is done, 2 for bad input (one message), 130 when interrupted."""
+    """Run one step and exit: 0 if it is done; with one message 2 for bad input, 1 for lost workers; 130 if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] not in STEPS:
         wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
@@ -50,23 +55,34 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"  {name:<9} {about}", file=sys.stdout if wants_help else sys.stderr)
         print("\n`sciqa STEP --help` lists the options of a step.", file=sys.stdout if wants_help else sys.stderr)
         sys.exit(0 if wants_help else 2)
-    _quiet()
     function, kind, about = STEPS[arguments[0]]
     started = time.monotonic()
     try:
-        made = function(parse_options(kind, arguments[0], about, arguments[1:]))
+        options = parse_options(kind, arguments[0], about, arguments[1:])
+        quiet("ray", "bitsandbytes", "transformers", "DeepSpeed")
+        made = function(options)
     except KeyboardInterrupt:
-        sys.exit(130)
+        if not (error := lost.ended()):
+            sys.exit(130)
+        _end(arguments[0], error, 1)
     except Exception as error:
-        if (bad_input := find_input_error(error)) is None:
+        if bad_input := find_input_error(error):
+            _end(arguments[0], bad_input, 2)
+        if verbose() or not (by_loss := lost.cause(error)):
             raise
-        print(f"sciqa {arguments[0]}: error: {bad_input}", file=sys.stderr)
-        sys.exit(2)
+        _end(arguments[0], by_loss, 1)
     show(made if isinstance(made, list) else [made], time.monotonic() - started)
+
+
+def _end(step: str, error: Exception, code: int) -> None:
+    print(f"sciqa {step}: error: {error}", file=sys.stderr)
+    sys.exit(code)
 
 
 def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> object:
     """Return a step's options from flags over those of a YAML file given as `--config FILE`.
+
+    `--verbose`, which every step takes, is an environment variable from there on, so that workers have it too.
 
     Raises:
         InputError: the file is missing, is no mapping, or names an option that the step does not have.
@@ -77,10 +93,13 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
         rest = arguments[:at] + arguments[at + 2 :]
         first = next((number for number, argument in enumerate(rest) if argument.startswith("-")), len(rest))
         arguments = rest[:first] + given + rest[first:]  # the question of `ask` stays out of reach of lists
+    if "--verbose" in arguments:
+        os.environ[VERBOSE] = "1"
+        arguments = [argument for argument in arguments if argument != "--verbose"]
     return tyro.cli(
         kind,
         prog=f"sciqa {step}",
-        description=about[0].upper() + about[1:] + ". --config FILE.yaml sets options that flags then override.",
+        description=about[0].upper() + about[1:] + ". " + COMMON,
         args=arguments,
     )
 
@@ -93,7 +112,7 @@ def read_config(path: str, kind: type) -> list[str]:
         raise InputError(f"{path}: not YAML ({error})") from error
     if not isinstance(given, dict):
         raise InputError(f"{path}: `option: value` lines expected")
-    names = {field.name for field in dataclasses.fields(kind)}
+    names = {field.name for field in dataclasses.fields(kind)} | {"verbose"}
     flags = []
     for option, value in given.items():
         name = str(option).replace("-", "_")
@@ -101,7 +120,7 @@ def read_config(path: str, kind: type) -> list[str]:
             raise InputError(f"{path}: no option {option!r}; there are {', '.join(sorted(names))}")
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            flags += [f"--{flag}"] if value else [f"--no-{flag}"] * (name != "verbose")
         elif isinstance(value, list):
             flags += [f"--{flag}", *map(str, value)]
         elif value is not None:
@@ -197,10 +216,3 @@ def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _quiet() -> None:
-    """Keep back what a person who runs a step can do nothing about."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("ray", "bitsandbytes", "transformers", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

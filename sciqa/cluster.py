@@ -25,8 +25,8 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sciqa import storage
-from sciqa.console import console
+from sciqa import lost, storage
+from sciqa.console import VERBOSE, console, verbose
 from sciqa.device import Device
 from sciqa.errors import InputError, find_input_error
 
@@ -118,19 +118,20 @@ def connect(options: RunOptions) -> None:
     """
     if not ray.is_initialized():
         # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning" if verbose() else "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS")
         if address and ":" in address:
             _check_reachable(address)
         address = address or _last_started()
-        with _no_core_messages():
+        with contextlib.nullcontext() if verbose() else _no_core_messages():
             ray.init(
                 address=address,
                 num_cpus=options.num_cpus,
                 include_dashboard=False if address == "local" else None,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
+                logging_level=logging.WARNING if verbose() else logging.ERROR,
+                log_to_driver=verbose(),
+                runtime_env=_worker_environment(),
             )
         wait_for_room({"CPU": 1})
         _check_shared(options.output)
@@ -138,7 +139,16 @@ def connect(options: RunOptions) -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
+    if not verbose():
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
+    lost.watch()
+
+
+def _worker_environment() -> dict | None:
+    """Return the runtime environment that lets workers log as this process does, unless that of a job does so."""
+    if not verbose() or VERBOSE in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+        return None
+    return {"env_vars": {VERBOSE: "1"}}
 
 
 def _last_started() -> str:
@@ -411,6 +421,7 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
                     console.print(f"{stage}: {note}", markup=False)
                 noted.add(note)
             done += count(row)
+            lost.progress()
             metrics[0].set(done, tags)
             show(done, row)
             yield row
@@ -436,7 +447,7 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with lost.during(stage), Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(stage, total=total)
         yield lambda done, row: progress.update(task, completed=done)
 
@@ -492,7 +503,8 @@ def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield say
+        with lost.during(stage):
+            yield say
     finally:
         done.set()
         thread.join()

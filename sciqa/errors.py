@@ -13,6 +13,13 @@ class InputError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class LostWorkersError(Exception):
+    """A run ended because its workers died: says how and what to do, on one line.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 def find_input_error(error: BaseException) -> InputError | None:
     """Return the `InputError` that an error is, or was in the worker where it was raised; None for any other.
 

@@ -20,9 +20,10 @@ import pytest
 import torch
 import transformers
 from conftest import write_jsonl
+from ray.train import TrainingFailedError
 from tiny import CAUSAL, FAMILIES, tiny_folder
 
-from sciqa import storage
+from sciqa import lost, storage
 from sciqa.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
@@ -241,7 +242,7 @@ def undisturbed(tmp_path_factory, cluster, data, models):
     return common, losses(made.path)
 
 
-def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, data, undisturbed):
+def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, data, undisturbed, capsys):
     common, expected = undisturbed
     options = tiny_run(data, tmp_path, **common)
     killer = threading.Thread(target=kill_a_worker, args=(options.folder,))
@@ -250,6 +251,20 @@ def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, data, undisturbed)
     killer.join()
     assert len(losses(made.path)) == len(expected) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
+    assert capsys.readouterr().err.count("finetune: a worker on ") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_too_many_workers_says_so_in_one_line(tmp_path, data, undisturbed):
+    options = tiny_run(data, tmp_path, **undisturbed[0], max_failures=0)
+    killer = threading.Thread(target=kill_a_worker, args=(options.folder,))
+    killer.start()
+    with pytest.raises(TrainingFailedError) as error:
+        finetune(options)
+    killer.join()
+    said = str(lost.cause(error.value))
+    assert said.startswith("finetune: a worker was lost for good; the last one on ")
+    assert "--micro-batch" in said
 
 
 @pytest.mark.slow

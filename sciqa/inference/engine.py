@@ -8,7 +8,6 @@ for a prompt, an option of several tokens one more for each after the first.
 """
 
 import importlib.util
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from sciqa import cluster
+from sciqa.console import quiet
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam
 from sciqa.exam.table import QuestionTable
@@ -164,7 +164,7 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
         detokenize_stage=False,
     )
     few = {"num_cpus": cluster.TASK_CPUS}
-    logging.getLogger("ray").setLevel(logging.ERROR)  # the import of ray.data.llm has reset it
+    quiet("ray")  # the import of ray.data.llm has reset it
     processor = build_processor(config, postprocess=add_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few)
     encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
     requests = parts.flat_map(

@@ -1,6 +1,5 @@
 """From names to a scorer: base model from safetensors or GGUF, in NF4 if asked, with its adapter attached."""
 
-import logging
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sciqa.cache import cached_folder
+from sciqa.console import quiet
 from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
 from sciqa.hub import (
@@ -198,8 +198,7 @@ def outline(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _silence() -> None:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet("transformers", "bitsandbytes")
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # what they tell is seen to, or refused
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ray.util.queue import Queue
 from torch import nn
 
 from sciqa import storage
+from sciqa.console import quiet
 from sciqa.device import Device, check_device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import NOISE, average_precision_at_3, place, right_at_first, settle_ties
@@ -72,7 +72,7 @@ class _Run:
         device: Device,
         progress: Queue,
     ) -> None:
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        quiet("DeepSpeed")
         torch.set_num_threads(threads)
         check_device(device)
         self.options, self.steps, self.progress = options, steps, progress
