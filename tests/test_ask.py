@@ -243,7 +243,7 @@ def test_a_long_context_is_cut_to_leave_room_for_the_answer(tmp_path, asked, cap
     folder = tiny_folder(tmp_path / "llama", "llama", max_position_embeddings=96)
     asked(QUESTION, model=folder, context_passages=5, max_new_tokens=16, prompt="chat")
     ((given, made),) = lengths
-    assert 70 < given <= 80
+    assert 60 < given <= 80  # whole sentences, so not to the last token
     assert made <= 96
 
 
