@@ -113,7 +113,7 @@ def judge(kind: str, model: transformers.PreTrainedModel) -> Outcome:
     for computed in (scores, together(scorer, batch)):
         for alone, each in zip(expected, computed, strict=True):
             np.testing.assert_allclose(each, alone, atol=1e-4, rtol=0)
-    assert all(np.std(alone) > 1e-3 for alone in expected)  # else they would agree in whatever way they were computed
+    assert np.std(np.concatenate(expected)) > 1e-2  # else they would agree in whatever way they were computed
     beyond = ", beyond its window plain rows" if getattr(scorer, "exact_within", scorer.limit) < scorer.limit else ""
     return Outcome(SAID[scorer.layout] + beyond * (scorer.layout == "packed"), scorer.note or "")
 

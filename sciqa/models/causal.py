@@ -131,7 +131,9 @@ class CausalScorer(Scorer):
 
     def _packed(self, batch: Sequence[Encoded]) -> list[list[int]] | None:
         """Return the numbers of the questions in packed rows, None where the batch is laid out as plain ones."""
-        if not all(map(self.packs, batch)):
+        if not all(map(self.packs, batch)) or self.rope.splits(
+            [n for question in batch for n in path_lengths(question)]
+        ):
             return None
         rows = share_prefixes(batch)
         longest = max(row_tokens([batch[number] for number in row]) for row in rows)
