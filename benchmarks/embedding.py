@@ -47,7 +47,11 @@ def pool(folder: str, shards: list[dict]) -> float:
             cluster.from_parts(shards)
             .map(
                 TimedShard,
-                fn_constructor_kwargs={"options": options, "embed": options.embed_arguments(workers)},
+                fn_constructor_kwargs={
+                    "options": options,
+                    "embed": options.embed_arguments(workers),
+                    "embedding": options.embedding(),
+                },
                 **cluster.model_pool(RunOptions(), workers, len(shards), 0),
             )
             .take_all()

@@ -1,6 +1,7 @@
 """What is made once per machine from a model's own files, so that the next worker starts quickly."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ def cache_root() -> Path:
 
 
 def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
-    """Return a folder of the machine's cache, built first where it is not there; whole or not at all.
+    """Return a folder of the machine's cache, built first where it is not there: once, whole or not at all.
 
     Args:
         name: of the folder; it must change with all that the content follows from.
@@ -29,18 +30,27 @@ def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
     """
     root = cache_root()
     folder = root / name
-    if not folder.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-        try:
-            build(aside)
-            aside.rename(folder)
-        except OSError:
-            if not folder.exists():  # another worker was not simply quicker
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # where the file system has no locks, several may build, and one's is kept
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _build(folder, build)
     return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        build(aside)
+        aside.rename(folder)
+    except OSError:
+        if not folder.exists():  # another worker was not simply quicker
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:

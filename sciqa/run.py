@@ -12,7 +12,7 @@ from sciqa.exam.questions import QuestionOptions
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.index import check_index
+from sciqa.retrieval.contexts import check_finding
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import check_answers
 from sciqa.training.finetune import check_model
@@ -60,7 +60,7 @@ def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Sum
     if retrievals[0].context == "given":
         return list(map(retrieve, retrievals))
     check_corpus(options)
-    check_index(options)
+    check_finding(options)
     check_accelerator(options)
     return [build_passages(options), build_index(options), *map(retrieve, retrievals)]
 

@@ -18,7 +18,7 @@ from sciqa.exam.questions import rotate_options
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.answers import Scored, answer_row, mean_turns, turns_of
 from sciqa.inference.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
-from sciqa.retrieval.embedder import embed_alone
+from sciqa.retrieval.embedder import Embedder, embed_alone
 
 QUESTION = {"id": "q7", "prompt": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"}
 
@@ -92,11 +92,13 @@ def test_an_overflowing_model_ends_the_run(tmp_path, cluster, exam_file):
 
 
 def test_vectors_that_are_no_numbers_are_refused():
-    class Broken:
-        def encode(self, texts, batch_size):
+    class Broken(Embedder):
+        model, computing = "some/model", "PyTorch"
+
+        def raw(self, texts, batch_size, prefix="", kind=None):
             return np.full((len(texts), 3), np.nan, np.float32)
 
-    with pytest.raises(InputError, match="'Which planet': the embedder"):
+    with pytest.raises(InputError, match="its vector of the text 'Which planet' is not finite"):
         embed_alone(Broken(), ["Which planet"])
 
 

@@ -15,8 +15,8 @@ from sciqa.exam.questions import options_of
 from sciqa.hub import model_family
 from sciqa.inference.answers import answer_row, has_ties
 from sciqa.inference.predict import ModelOptions, check_reader
-from sciqa.retrieval.contexts import FindContexts, FindOptions
-from sciqa.retrieval.index import check_index, read_index_manifest
+from sciqa.retrieval.contexts import FindContexts, FindOptions, check_finding
+from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.search import LocalIndex
 
 SAMPLING = ("temperature", "sample_top_k", "top_p")
@@ -118,7 +118,7 @@ def ask(options: AskOptions) -> Summary:
     """
     started = time.monotonic()
     manifest = read_index_manifest(options.index)
-    check_index(options)
+    check_finding(options)
     check_reader(options)
     if not options.options and model_family(options.model) == "multiple-choice":
         raise InputError(
@@ -133,6 +133,8 @@ def ask(options: AskOptions) -> Summary:
         index = LocalIndex(options.index, manifest, options.search_parameters, options.candidates)
         finder = FindContexts(None, options, index, options.embed_on(device, threads))
         (found,) = finder.find([question])
+        for note in finder.embedder.notes:
+            console.print(f"ask: {note}", markup=False)
         reader = ModelReader(**options.reader_arguments(device, threads))
         for note in reader.notes:
             console.print(f"ask: {note}", markup=False)

@@ -15,7 +15,7 @@ from sciqa.inference.answers import DOUBT, Scored, Turn, mean_turns, same_scores
 from sciqa.inference.blend import pool, pooled_scores
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
-from sciqa.retrieval.embedder import embed_alone, load_embedder
+from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
 
 #: Cosines lie close together; this is the scale that sentence-transformers trains them with.
 COSINE_SCALE = 20.0
@@ -82,7 +82,8 @@ class RetrievalReader:
 
     def __init__(self, embed: dict, query_prefix: str, passage_prefix: str) -> None:
         self.embedder = load_embedder(**embed)
-        self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
+        self.notes = self.embedder.notes
+        self.prefixes = {"query": query_prefix, "passage": passage_prefix}
         self.limit = longest_text(embed["model"])
         self.tokenizer = load_tokenizer(embed["model"]) if self.limit else None
 
@@ -92,29 +93,32 @@ class RetrievalReader:
 
     def _score(self, question: dict, found: tuple[dict, ...]) -> Scored:
         (context,) = found
-        asked = [self._query(question["prompt"], option) for option in options_of(question).values()]
-        texts = [self.passage_prefix + embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]]
+        letters = options_of(question)
+        asked = [self._query(question["prompt"], option) for option in letters.values()]
+        texts = [embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]]
         if not texts:
             return Scored(np.zeros(len(asked)))
-        options, passages = embed_alone(self.embedder, [text for text, _ in asked]), embed_alone(self.embedder, texts)
+        named = [f"question {question['id']!r} with option {letter}" for letter in letters]
+        options = self._embed([text for text, _ in asked], "query", named)
+        passages = self._embed(texts, "passage", [f"passage {p['passage_id']!r}" for p in context["passages"]])
         # A product of matrices would add up some options in another way than others.
         nearness = (options[:, None].astype(float) * passages).sum(axis=2).max(axis=1)
         return Scored(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
+    def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
+        return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+
     def _query(self, prompt: str, option: str) -> tuple[str, bool]:
         """Return what is embedded of an option, and whether its prompt was cut."""
-        whole = f"{self.query_prefix}{prompt} {option}"
+        whole = f"{prompt} {option}"
         if not self.limit or self._tokens(whole) <= self.limit:
             return whole, False
         ends = [found.end() for found in re.finditer(r"\S+", prompt)]
-        kept = bisect_left(ends, True, key=lambda end: self._tokens(self._cut(prompt, end, option)) > self.limit)
-        return self._cut(prompt, ends[kept - 1] if kept else 0, option), True
+        kept = bisect_left(ends, True, key=lambda end: self._tokens(f"{prompt[:end]} {option}") > self.limit)
+        return f"{prompt[: ends[kept - 1] if kept else 0]} {option}", True
 
-    def _cut(self, prompt: str, end: int, option: str) -> str:
-        return f"{self.query_prefix}{prompt[:end]} {option}"
-
-    def _tokens(self, text: str) -> int:
-        return len(self.tokenizer.encode(text).ids)
+    def _tokens(self, query: str) -> int:
+        return len(self.tokenizer.encode(self.prefixes["query"] + query).ids)
 
 
 class BlendReader:

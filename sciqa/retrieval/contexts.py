@@ -15,12 +15,13 @@ from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.exam.table import QuestionTable
 from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
-from sciqa.retrieval.embedder import embed_alone, load_embedder
+from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
+from sciqa.retrieval.rerank import Reranker, check_reranker
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits
 
 #: Of what this module computes; raised with every change of it, so that contexts made otherwise are not kept.
-CONTEXTS_FORMAT = 3
+CONTEXTS_FORMAT = 4
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
 SCHEMA = pa.schema([("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("context", pa.string())])
@@ -96,7 +97,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
     if options.context == "given":
         made = f"{_give_contexts(options, exam):,} questions have contexts of their own, nothing is looked up"
         return Summary("retrieve", options.contexts, made, time.monotonic() - started)
-    check_index(options)
+    check_finding(options)
     index = read_index_manifest(options.index)
     storage.check_writable(options.contexts)
     inputs = {
@@ -171,6 +172,13 @@ def open_contexts(folder: str, exam: Exam, name: str, context: str | None = None
             f"again, or leave{' out' * (not given)} --context given{' as it was' * given} here"
         )
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
+
+
+def check_finding(options: FindOptions) -> None:
+    """Raise `InputError` where the index was built, or begun, with another model, or the cross-encoder is none."""
+    check_index(options)
+    if options.rerank:
+        check_reranker(options.rerank)
 
 
 def _manifest(exam: Exam, rows: list[dict]) -> dict:
@@ -248,9 +256,15 @@ class Finder:
         """Set the questions that the other methods are about."""
         self.questions, self._vectors = questions, {}
 
-    def embed(self, texts: list[str], kind: Literal["query", "passage"]) -> np.ndarray:
-        """Return unit vectors of texts, at least one, shape (texts, dimension); each is that of its text alone."""
-        return embed_alone(self.embedder, [self.prefixes[kind] + text for text in texts])
+    def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
+        """Return unit vectors of texts, shape (texts, dimension); each is that of its text alone.
+
+        Args:
+            texts: what is embedded.
+            kind: of the texts.
+            names: what each text is, for an error.
+        """
+        return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:
         """Return the vectors of a kind of query, one array for each of its rankings.
@@ -263,8 +277,12 @@ class Finder:
                 self._vectors[query] = [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
             else:
                 texts = query_texts(self.questions, query)
-                asked = [[text for text in ranking if text is not None] for ranking in texts]
-                self._vectors[query] = [self.embed(ranking, "query") for ranking in asked]
+                names = [f"question {question['id']!r}" for question in self.questions]
+                asked = [[number for number, text in enumerate(ranking) if text is not None] for ranking in texts]
+                self._vectors[query] = [
+                    self.embed([ranking[n] for n in numbers], "query", [names[n] for n in numbers])
+                    for ranking, numbers in zip(texts, asked, strict=True)
+                ]
         return self._vectors[query]
 
     def rank_dense(self, query: Query, k: int) -> list[Hits]:
@@ -287,11 +305,7 @@ class FindContexts(Finder):
     def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
         super().__init__(exam, options, index, embed)
         if options.rerank:
-            from sentence_transformers import CrossEncoder
-
-            folder = find_model(options.rerank).folder
-            settings = {"model_kwargs": {"use_safetensors": True}, "trust_remote_code": False}
-            self.judge = CrossEncoder(folder, device=embed.get("device", "cpu"), **settings)
+            self.judge = Reranker(options.rerank, embed.get("device", "cpu"))
         if options.context_tokens:
             self.tokenizer = load_tokenizer(options.embedder)
 
@@ -301,7 +315,7 @@ class FindContexts(Finder):
         contexts = self.find(questions)
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
         storage.write_table(storage.part_path(self.options.contexts, row["part"]), table)
-        return _count(questions, contexts)
+        return _count(questions, contexts) | {"notes": self.embedder.notes}
 
     def find(self, questions: list[dict]) -> list[dict]:
         """Return a row of the contexts table for each question, with `read`, the passages that its context is made of.
@@ -343,12 +357,8 @@ class FindContexts(Finder):
         judged = []
         for question, text, passages in zip(self.questions, asked, found, strict=True):
             pairs = [(text, embedded_text(p["title"], p["section"], p["text"])) for p in passages]
-            scores = self.judge.predict(pairs, show_progress_bar=False) if pairs else np.empty(0)
-            if not np.isfinite(scores).all():
-                raise InputError(
-                    f"question {question['id']!r}: --rerank {self.options.rerank} gives scores that are not finite "
-                    "numbers; pass another cross-encoder, or none"
-                )
+            names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
+            scores = self.judge.score(pairs, names)
             order = np.argsort(-scores, kind="stable")
             judged.append([passages[number] | {"score": float(scores[number])} for number in order])
         return judged
@@ -361,7 +371,8 @@ class FindContexts(Finder):
             for passages in found
         ]
         texts = [embedded_text(s["title"], s["section"], s["text"]) for several in sentences for s in several]
-        vectors = self.embed(texts, "passage") if texts else []
+        names = [f"a sentence of passage {s['passage_id']!r}" for several in sentences for s in several]
+        vectors = self.embed(texts, "passage", names) if texts else []
         chosen, first = [], 0
         for query, several in zip(queries, sentences, strict=True):
             own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)

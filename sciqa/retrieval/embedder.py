@@ -1,30 +1,76 @@
 """Text to vectors with any sentence-transformers model: half precision on a GPU, OpenVINO on a CPU."""
 
-import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
-from sciqa.cache import cached_folder
 from sciqa.device import Device, check_device, half_precision
 from sciqa.errors import InputError
-from sciqa.hub import find_model
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-#: Of the traced models in the machine's cache; raised with every change of what tracing makes.
-TRACE_FORMAT = 2
 
 Backend = Literal["auto", "torch", "openvino"]
+Kind = Literal["query", "passage"]
+#: What sentence-transformers calls the kinds of text; models that treat them differently tell them apart by it.
+TASKS = {"query": "query", "passage": "document"}
 
 
-class Embedder(Protocol):
-    """Turns text into vectors."""
+class Embedder(ABC):
+    """Turns text into vectors.
 
-    def encode(self, texts: list[str], batch_size: int = ...) -> np.ndarray:
-        """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch."""
+    Attributes:
+        model: its name.
+        computing: what it computes with, in words.
+        notes: what a user should know of how it computes.
+        batch_size: texts that are computed at once.
+    """
+
+    model: str
+    computing: str
+    batch_size = 16
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        batch_size: int | None = None,
+        *,
+        prefix: str = "",
+        kind: Kind | None = None,
+        names: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch.
+
+        Args:
+            texts: what is embedded.
+            batch_size: texts that are computed at once, by default as many as suit the device.
+            prefix: put before each of them; no prompt that the model's configuration names is put there besides.
+            kind: of the texts, for models that treat queries and passages differently.
+            names: what each text is, for an error; by default its beginning.
+
+        Raises:
+            InputError: a text that the model gives no vector of finite numbers, or one that is zero.
+        """
+        vectors = self.raw(list(texts), batch_size or self.batch_size, prefix, kind)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        good = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > np.finfo(np.float32).tiny)
+        if not good.all():
+            number = int(np.argmin(good))
+            text = names[number] if names else f"the text {texts[number][:60]!r}"
+            raise InputError(
+                f"{self.model}: its vector of {text} is {'zero' if np.isfinite(lengths[number, 0]) else 'not finite'}, "
+                f"computed by {self.computing} ({(~good).sum()} of {len(texts)} such); check the text and the model's "
+                "weights, or compute otherwise (--embed-backend, --accelerator)"
+            )
+        return vectors / lengths
+
+    @abstractmethod
+    def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:
+        """Return vectors as the model gives them, float32, shape (texts, dimension); see `encode`."""
 
 
 def load_embedder(model: str, threads: int, backend: Backend = "openvino", device: Device = "cpu") -> Embedder:
@@ -33,128 +79,141 @@ def load_embedder(model: str, threads: int, backend: Backend = "openvino", devic
     Args:
         model: name as `sciqa.hub.find_model` takes it.
         threads: CPU threads of this worker.
-        backend: `torch`, or `openvino`, which computes on the CPU.
+        backend: `torch`, or `openvino`, which computes on the CPU those models whose vectors it gives.
         device: what torch computes on.
+
+    Raises:
+        InputError: no such model, one whose files lack some of its weights, or no such device.
     """
-    return TorchEmbedder(model, threads, device) if backend == "torch" else OpenVinoEmbedder(model, threads)
+    check_device(device)
+    if backend == "torch":
+        return TorchEmbedder(model, threads, device)
+    from sciqa.retrieval.proof import prove
+
+    folder, about = prove(model, threads)
+    if about["backend"] == "openvino":
+        return OpenVinoEmbedder(model, threads, folder, about)
+    embedder = TorchEmbedder(model, threads, device, about["precision"] if device == "cpu" else None)
+    embedder.notes.append(f"{model} is computed by {embedder.computing}, not OpenVINO: {about['reason']}")
+    return embedder
 
 
-def embed_alone(embedder: Embedder, texts: list[str]) -> np.ndarray:
-    """Return `Embedder.encode` of texts, at least one, each in a batch of its own.
+def embed_alone(embedder: Embedder, texts: list[str], **how: object) -> np.ndarray:
+    """Return `Embedder.encode` of texts, each in a batch of its own.
 
     Padding and the shape of a batch change how vectors are rounded, by up to 0.001 of a cosine in bfloat16; a vector of
     a text by itself is the same whatever else is asked.
-
-    Raises:
-        InputError: a vector is not of finite numbers.
     """
-    vectors = embedder.encode(texts, batch_size=1)
-    for text, whole in zip(texts, np.isfinite(vectors).all(axis=1), strict=True):
-        if not whole:
-            raise InputError(
-                f"{text[:60]!r}: the embedder gives a vector that is not of finite numbers; pass another "
-                "--embed-backend, or another --embedder"
-            )
-    return vectors
+    return embedder.encode(texts, batch_size=1, **how)
 
 
-class TorchEmbedder:
-    """The model as sentence-transformers runs it, in 16 bits where the hardware has them."""
+class TorchEmbedder(Embedder):
+    """The model as sentence-transformers runs it.
 
-    def __init__(self, model: str, threads: int, device: Device) -> None:
+    Args:
+        model: its name.
+        threads: CPU threads.
+        device: what it computes on.
+        precision: of its weights and of computing, as PyTorch names it; by default 16 bits where the device has them.
+        attention: implementation in transformers, by default the quickest.
+    """
+
+    batch_size = 32
+
+    def __init__(
+        self, model: str, threads: int, device: Device, precision: str | None = None, attention: str | None = None
+    ) -> None:
         import torch
 
+        from sciqa.retrieval.whole import load_whole
+
+        super().__init__()
         torch.set_num_threads(threads)
-        check_device(device)
-        self.model = _load(model, device, half_precision(device))
+        dtype = getattr(torch, precision) if precision else half_precision(device)
+        self.model, self.computing = model, f"PyTorch in {str(dtype).removeprefix('torch.')} on {device}"
+        self.module = load_whole(model, "SentenceTransformer", device, dtype, attention)
+        self.module.default_prompt_name = None
 
-    def encode(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
-        """See `Embedder.encode`."""
-        vectors = self.model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
-        return _unit(vectors.float().cpu().numpy())  # a norm taken in 16 bits is off by up to 0.4 %
+    def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:
+        """See `Embedder.raw`."""
+        if not texts:
+            return np.zeros((0, self.module.get_embedding_dimension()), np.float32)
+        settings = {"task": TASKS[kind]} if kind else {}
+        try:
+            vectors = self.module.encode(
+                texts, prompt=prefix, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True, **settings
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{self.model}: sentence-transformers cannot embed texts with it, {self.computing} "
+                f"({type(error).__name__}: {reason})"
+            ) from error
+        return vectors.float().cpu().numpy()  # a norm taken in 16 bits is off by up to 0.4 %
 
 
-class OpenVinoEmbedder:
+class OpenVinoEmbedder(Embedder):
     """The model compiled for the CPU, in bfloat16 where the processor has it.
 
     About three times the passages a second of plain float32 PyTorch (`benchmarks/embedding.py`); cosine to it
     above 0.99. The traced model is kept in the machine's cache, so that a worker needs neither PyTorch nor
     sentence-transformers to start.
+
+    Args:
+        model: its name.
+        threads: CPU threads.
+        folder: with the traced model and its tokenizer.
+        about: it, as `sciqa.retrieval.proof.prove` tells.
     """
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, folder: Path, about: dict) -> None:
         import openvino as ov
         from tokenizers import Tokenizer
 
-        name = f"openvino-{TRACE_FORMAT}-{find_model(model).revision}"
-        folder = cached_folder(name, lambda folder: _trace(model, folder))
+        super().__init__()
+        self.model, self.threads, self.about = model, threads, about
+        self.computing = f"OpenVINO in {about['precision']}"
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        about = json.loads((folder / "embedder.json").read_text())
-        self.dimension, self.pad_id = about["dimension"], about["pad_id"]
-        self.tokenizer.enable_truncation(about["max_tokens"])
         self.tokenizer.no_padding()
-        core = ov.Core()
-        bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.tokenizer.no_truncation()
+        if about["max_tokens"]:
+            self.tokenizer.enable_truncation(about["max_tokens"], direction=about["truncation_side"])
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # pinned, the workers of one machine would all share its first cores
-            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": about["precision"],
         }
-        self.compiled = core.compile_model(folder / "model.xml", "CPU", settings)
+        self.compiled = ov.Core().compile_model(folder / "model.xml", "CPU", settings)
+        self.for_longer: TorchEmbedder | None = None
 
-    def encode(self, texts: list[str], batch_size: int = 16) -> np.ndarray:
-        """See `Embedder.encode`."""
-        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
-        vectors = np.empty((len(texts), self.dimension), np.float32)
-        for start in range(0, len(texts), batch_size):
+    def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:
+        """See `Embedder.raw`."""
+        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch([prefix + text for text in texts])]
+        lengths = np.array([len(ids) for ids in tokens], int)
+        vectors = np.zeros((len(texts), self.about["dimension"]), np.float32)  # what a text of no tokens keeps
+        order = np.argsort(-lengths, kind="stable")
+        order = order[(lengths[order] > 0) & (lengths[order] <= self.about["proven_tokens"])]
+        for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            width = len(tokens[rows[0]])
-            ids = np.full((len(rows), width), self.pad_id, np.int64)
-            mask = np.zeros_like(ids)
-            for number, row in enumerate(rows):
-                ids[number, : len(tokens[row])] = tokens[row]
-                mask[number, : len(tokens[row])] = 1
-            vectors[rows] = self.compiled([ids, mask])[0]
-        return _unit(vectors)
+            vectors[rows] = self._forward([tokens[row] for row in rows])
+        if len(longer := np.flatnonzero(lengths > self.about["proven_tokens"])):
+            vectors[longer] = self._longer([texts[row] for row in longer], batch_size, prefix, kind)
+        return vectors
 
+    def _forward(self, tokens: list[list[int]]) -> np.ndarray:
+        ids = np.full((len(tokens), max(map(len, tokens))), self.about["pad_id"], np.int64)
+        mask = np.zeros_like(ids)
+        for number, row in enumerate(tokens):
+            place = slice(-len(row), None) if self.about["padding_side"] == "left" else slice(len(row))
+            ids[number, place], mask[number, place] = row, 1
+        return self.compiled([ids, mask])[0]
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def _load(model: str, device: str, dtype: object) -> "SentenceTransformer":
-    from sentence_transformers import SentenceTransformer
-
-    settings = {"dtype": dtype, "use_safetensors": True}
-    return SentenceTransformer(find_model(model).folder, device=device, trust_remote_code=False, model_kwargs=settings)
-
-
-def _trace(name: str, folder: Path) -> None:
-    """Write a sentence-transformers model, pooling included, as OpenVINO reads it, with its fast tokenizer."""
-    import openvino as ov
-    import torch
-
-    model = _load(name, "cpu", torch.float32)
-    if not getattr(model.tokenizer, "is_fast", False):
-        raise InputError(f"{name}: has no fast tokenizer (tokenizer.json); pass --embed-backend torch")
-
-    class Forward(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
-
-    example = model.tokenizer(["one", "one more"], padding=True, return_tensors="pt")
-    inputs = {"input_ids": example["input_ids"], "attention_mask": example["attention_mask"]}
-    ov.save_model(ov.convert_model(Forward(), example_input=inputs), folder / "model.xml", compress_to_fp16=False)
-    model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    about = {
-        "dimension": model.get_embedding_dimension(),
-        "max_tokens": model.max_seq_length,
-        "pad_id": model.tokenizer.pad_token_id,
-    }
-    (folder / "embedder.json").write_text(json.dumps(about))
+    def _longer(self, texts: list[str], batch_size: int, prefix: str, kind: Kind | None) -> np.ndarray:
+        """Return the vectors of texts that are longer than those the traced model was proven with."""
+        if self.for_longer is None:
+            self.for_longer = TorchEmbedder(self.model, self.threads, "cpu", "float32")
+            self.notes.append(
+                f"texts of more than {self.about['proven_tokens']} tokens are embedded by PyTorch, not OpenVINO"
+            )
+        return self.for_longer.raw(texts, batch_size, prefix, kind)

@@ -107,7 +107,8 @@ class MeasureRankings(Finder):
             for question, passages in zip(asked, fused, strict=True):
                 figures = figures_of(_rank_of(question, passages))
                 sums.update({f"{number} {name}": figure for name, figure in figures.items()})
-        return {"questions": len(questions), "names": list(sums), "sums": [float(value) for value in sums.values()]}
+        values = [float(value) for value in sums.values()]
+        return {"questions": len(questions), "names": list(sums), "sums": values, "notes": self.embedder.notes}
 
     def _rankings(self) -> list[list[list[dict]]]:
         """Return the passages of every setting and question, best first; what several find is fetched once."""

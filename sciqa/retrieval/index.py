@@ -23,7 +23,9 @@ from sciqa.retrieval.embedder import Backend, load_embedder
 MANIFEST = "manifest.json"
 #: Of the vectors, and of what else a shard holds; each is raised with every change of what the program computes for
 #: them, so that what was computed otherwise is not kept.
-VECTORS_FORMAT, INDEX_FORMAT = 2, 3
+VECTORS_FORMAT, INDEX_FORMAT = 3, 3
+#: Names of a model's prompts for each kind of text, in the order in which sentence-transformers takes them.
+PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 #: Passages that are read together from a shard's table.
 ROW_GROUP = 128
 #: Vectors that FAISS is given at once, in float32.
@@ -64,8 +66,8 @@ class EmbedOptions(RunOptions):
         given = self.query_prefix if kind == "query" else self.passage_prefix
         if given is not None:
             return given
-        prompts = read_about(self.embedder, "config_sentence_transformers.json").get("prompts", {})
-        return prompts.get(kind) or prompts.get({"query": "query", "passage": "document"}[kind]) or ""
+        prompts = read_about(self.embedder, "config_sentence_transformers.json").get("prompts") or {}
+        return next((prompts[name] for name in PROMPTS[kind] if prompts.get(name)), "")
 
 
 @dataclass(kw_only=True)
@@ -301,9 +303,15 @@ class EmbedShard:
         folder = storage.join(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
         columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
-        texts = {name: embedding["prefix"] + embedded_text(*text) for name, *text in zip(*columns, strict=True)}
+        texts = {name: embedded_text(*text) for name, *text in zip(*columns, strict=True)}
         new = [name for name in texts if name not in known]
-        known |= dict(zip(new, self.embedder.encode([texts[name] for name in new]), strict=True)) if new else {}
+        vectors = self.embedder.encode(
+            [texts[name] for name in new],
+            prefix=embedding["prefix"],
+            kind="passage",
+            names=[f"passage {name!r} of {shard['name']}" for name in new],
+        )
+        known |= dict(zip(new, vectors, strict=True))
         vectors = np.stack([known[name] for name in table["passage_id"].to_pylist()]).astype(options.vector_type)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
@@ -320,7 +328,7 @@ class EmbedShard:
             },
         }
         storage.write_json(storage.join(folder, "embedded.json"), record)
-        return {"shard": shard["name"], "rows": len(vectors)}
+        return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
 
 
 def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:

@@ -1,0 +1,194 @@
+"""Whether OpenVINO gives an embedding model's own vectors: found out once per machine, before any is used."""
+
+import contextlib
+import json
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from sciqa import storage
+from sciqa.cache import cached_folder
+from sciqa.device import half_precision
+from sciqa.errors import InputError
+from sciqa.hub import find_model
+from sciqa.retrieval.embedder import Embedder, Kind, OpenVinoEmbedder, TorchEmbedder
+
+#: Of what is kept in the cache; raised with every change of what tracing or proving makes.
+PROOF_FORMAT = 1
+#: Least cosine of a vector to the model's own in float32, by the precision it was computed in.
+LEAST = {"bf16": 0.99, "f32": 0.9999, "bfloat16": 0.99}
+#: Tokens of the longest text that is compared; longer ones are not given to a traced model.
+PROVEN_TOKENS = 512
+SENTENCE = "Green plants make sugar from light, water and carbon dioxide, and set oxygen free."
+#: Texts that are compared: a word, cases, letters of several scripts, white space, a sentence, what looks like tokens
+#: of its own, a paragraph.
+TEXTS = (
+    "Water",
+    "NaCl IS Table Salt, h2o is not",
+    "Die Café-Größe Σ(x²) ≈ 3,5 µm — 光合作用 фотосинтез 😀",
+    "  leading and trailing\twhite space \n",
+    SENTENCE,
+    "[SEP] </s> <pad> [MASK] <|im_end|>",
+    " ".join([SENTENCE] * 4),
+)
+KINDS: tuple[Kind, ...] = ("query", "passage")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is compared: texts, how many are computed at once, and how they are put to the model."""
+
+    texts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    prefix: str
+    kind: Kind | None
+
+
+def prove(model: str, threads: int) -> tuple[Path, dict]:
+    """Return the folder of the machine's cache with a model's trace, and what computes its vectors.
+
+    Vectors of the traced model are compared with those that sentence-transformers computes in float32, one text at a
+    time: in batches of several lengths, up to the longest text that the model reads or `PROVEN_TOKENS`. Where they
+    differ, or the model cannot be traced, PyTorch is to compute them, for the `reason` given.
+
+    Args:
+        model: name as `sciqa.hub.find_model` takes it.
+        threads: CPU threads of this worker.
+
+    Raises:
+        InputError: no such model, or one that gives no vectors.
+    """
+    made_by = {package: version(package) for package in ("openvino", "torch", "transformers", "sentence-transformers")}
+    about = [PROOF_FORMAT, find_model(model).revision, made_by, _precisions()]
+    folder = cached_folder(f"embedder-{storage.fingerprint(about)}", lambda aside: _prove(model, threads, aside))
+    return folder, json.loads((folder / "embedder.json").read_text(encoding="utf-8"))
+
+
+def _precisions() -> list[str]:
+    """Return the precisions that OpenVINO computes in on this processor, the quickest first."""
+    import openvino as ov
+
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["bf16", "f32"] if "BF16" in able else ["f32"]
+
+
+def _prove(model: str, threads: int, folder: Path) -> None:
+    own = TorchEmbedder(model, threads, "cpu", "float32")
+    limit = own.module.max_seq_length
+    limit = limit if limit and limit < 1 << 30 else None
+    batches = _batches(own, limit)
+    truth = [_unit(own.raw([*each.texts], 1, each.prefix, each.kind)) for each in batches]
+    del own
+    try:
+        about = _traced(model, threads, folder, limit, batches, truth)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a tracer meets in another's code
+        reason = " ".join(str(error).split())[:120]
+        about = {"backend": "torch", "reason": f"it cannot be traced ({type(error).__name__}: {reason})"}
+    if about["backend"] == "torch":
+        for file in folder.iterdir():
+            file.unlink()
+        about["precision"] = _torch_precision(model, threads, batches, truth)
+    (folder / "embedder.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _traced(
+    model: str, threads: int, folder: Path, limit: int | None, batches: list[Batch], truth: list[np.ndarray]
+) -> dict:
+    """Trace a model, and return how to use the trace, or that PyTorch is to be used."""
+    about = _trace(model, threads, folder, limit)
+    for precision in _precisions():
+        about["precision"] = precision
+        cosine = _least_cosine(OpenVinoEmbedder(model, threads, folder, about), batches, truth)
+        if cosine >= LEAST[precision]:
+            return about
+    return {"backend": "torch", "reason": f"traced, its vectors differ from the model's own (cosine {cosine:.2f})"}
+
+
+def _batches(own: TorchEmbedder, limit: int | None) -> list[Batch]:
+    """Return what is compared; of the longest texts that the model reads, or `PROVEN_TOKENS`, only one."""
+    sentences = [f"{number}. {SENTENCE}" for number in range(PROVEN_TOKENS)]
+    many = PROVEN_TOKENS // 8
+    if limit is None or limit > PROVEN_TOKENS:
+        with contextlib.suppress(AttributeError, TypeError, KeyError):  # of other kinds of tokenizers
+            while len(own.module.tokenizer(" ".join(sentences[:many]))["input_ids"]) > PROVEN_TOKENS:
+                many -= 1
+    batches = [Batch(TEXTS, (len(TEXTS) + 1, 2, 1), "", None)]
+    batches += [Batch(TEXTS[::3], (len(TEXTS),), f"{kind}: ", kind) for kind in KINDS]
+    return [*batches, Batch((" ".join(sentences[:many]), TEXTS[0]), (3,), "", None)]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _least_cosine(embedder: Embedder, batches: list[Batch], truth: list[np.ndarray]) -> float:
+    """Return the least cosine of a vector to the model's own, not a number where one is not finite."""
+    least = np.float32(1)
+    for batch, expected in zip(batches, truth, strict=True):
+        there = np.isfinite(expected).all(axis=1)
+        if not there.any():
+            raise ValueError("its own vectors are not finite")
+        for size in batch.sizes:
+            # Beside others, an empty text, which is padding alone, must leave them as they are.
+            texts = [*batch.texts, ""] if size > 1 else [*batch.texts]
+            found = _unit(embedder.raw(texts, size, batch.prefix, batch.kind))[: len(batch.texts)]
+            if found.shape != expected.shape:
+                raise ValueError(f"vectors of {found.shape[1]} dimensions where the model has {expected.shape[1]}")
+            least = np.minimum(least, (found * expected).sum(axis=1)[there].min())
+    return float(least)
+
+
+def _torch_precision(model: str, threads: int, batches: list[Batch], truth: list[np.ndarray]) -> str:
+    """Return the precision in which PyTorch computes a model quickest, of those that give its vectors."""
+    precision = str(half_precision("cpu")).removeprefix("torch.")
+    with contextlib.suppress(InputError):
+        if precision in LEAST:
+            halved = TorchEmbedder(model, threads, "cpu", precision)
+            if _least_cosine(halved, batches, truth) >= LEAST[precision]:
+                return precision
+    return "float32"
+
+
+def _trace(name: str, threads: int, folder: Path, limit: int | None) -> dict:
+    """Write a model, pooling included, as OpenVINO reads it, with its fast tokenizer; return how to use them.
+
+    Attention is traced as transformers writes it out: in PyTorch's own, rows of padding give no numbers in OpenVINO.
+    """
+    import openvino as ov
+    import torch
+
+    model = TorchEmbedder(name, threads, "cpu", "float32", "eager").module
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("no fast tokenizer")
+
+    class Forward(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+
+    example = model.preprocess(["one", "one more of these"])
+    inputs = {"input_ids": example["input_ids"], "attention_mask": example["attention_mask"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = ov.convert_model(Forward(), example_input=inputs)
+    ov.save_model(traced, folder / "model.xml", compress_to_fp16=False)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return {
+        "backend": "openvino",
+        "dimension": model.get_embedding_dimension(),
+        "max_tokens": limit,
+        "proven_tokens": min(limit or PROVEN_TOKENS, PROVEN_TOKENS),
+        "pad_id": tokenizer.pad_token_id,
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+    }

@@ -1,0 +1,78 @@
+"""Cross-encoders: scores of pairs of question and passage, by a head that was trained for it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sciqa.device import Device, check_device
+from sciqa.errors import InputError
+from sciqa.hub import read_about
+
+EXPECTED = "a cross-encoder expected: a model with a head for sequence classification that gives one score"
+
+
+def check_reranker(name: str) -> None:
+    """Raise `InputError` for what is no cross-encoder with one score, by its configuration alone.
+
+    Args:
+        name: as `sciqa.hub.find_model` takes it.
+    """
+    about = read_about(name, "config.json")
+    if read_about(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+        return  # it may score by other modules than a head; its weights are checked when it is loaded
+    kinds = about.get("architectures") or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        what = " ".join(kinds) or about.get("model_type") or "no architecture"
+        raise InputError(f"--rerank {name}: {what} in its config.json, which has no head that scores pairs; {EXPECTED}")
+    labels = len(about.get("id2label") or "") or about.get("num_labels", 2)
+    if labels != 1:
+        raise InputError(f"--rerank {name}: its head gives {labels} numbers for a pair (id2label); {EXPECTED}")
+
+
+class Reranker:
+    """A cross-encoder as sentence-transformers runs it.
+
+    Args:
+        name: as `sciqa.hub.find_model` takes it.
+        device: what it computes on.
+
+    Raises:
+        InputError: no cross-encoder with one score, or files that lack some of its weights, such as those of its head.
+    """
+
+    def __init__(self, name: str, device: Device) -> None:
+        from sciqa.retrieval.whole import load_whole
+
+        check_device(device)
+        check_reranker(name)
+        self.name = name
+        self.module = load_whole(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")
+        if self.module.num_labels != 1:
+            raise InputError(f"--rerank {name}: gives {self.module.num_labels} numbers for a pair; {EXPECTED}")
+
+    def score(self, pairs: list[tuple[str, str]], names: Sequence[str]) -> np.ndarray:
+        """Return the scores of pairs of question and passage, shape (pairs,).
+
+        Args:
+            pairs: their texts.
+            names: what each pair is, for an error.
+
+        Raises:
+            InputError: a pair whose score is not a finite number.
+        """
+        if not pairs:
+            return np.empty(0)
+        try:
+            scores = self.module.predict(pairs, show_progress_bar=False)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"--rerank {self.name}: cannot score pairs ({type(error).__name__}: {reason})") from error
+        if scores.shape != (len(pairs),):
+            raise InputError(f"--rerank {self.name}: scores of shape {scores.shape} for {len(pairs)} pairs; {EXPECTED}")
+        good = np.isfinite(scores)
+        if not good.all():
+            raise InputError(
+                f"--rerank {self.name}: its score of {names[int(np.argmin(good))]} is not a finite number "
+                f"({(~good).sum()} of {len(pairs)} such); check the model's weights"
+            )
+        return scores

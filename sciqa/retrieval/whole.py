@@ -1,0 +1,172 @@
+"""Embedding models and cross-encoders as sentence-transformers loads them: whole, or refused by name."""
+
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sciqa.errors import InputError
+from sciqa.hub import find_model, read_about
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from transformers import PreTrainedModel
+
+#: Constants that older versions of some models stored among the weights.
+CONSTANTS = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|attn\.(attention\.)?(bias|masked_bias))$")
+#: Tables of learned positions, by their names in transformers.
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+#: What sentence-transformers and transformers raise of files that they cannot load.
+UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
+#: Names that an error gives of many.
+NAMED = 3
+
+
+def load_whole(
+    name: str,
+    kind: Literal["SentenceTransformer", "CrossEncoder"],
+    device: str,
+    dtype: "torch.dtype | str",
+    attention: str | None = None,
+) -> "SentenceTransformer | CrossEncoder":
+    """Return a model with every weight from its files, that reads no text beyond its table of positions.
+
+    Args:
+        name: as `sciqa.hub.find_model` takes it.
+        kind: class of sentence-transformers.
+        device: as PyTorch names it.
+        dtype: of the weights; `auto` is that of the files.
+        attention: implementation in transformers, by default the quickest.
+
+    Raises:
+        InputError: no such model, files that lack some of its weights or hold more layers than it has, or pickles.
+    """
+    _check_folder(name, kind)
+    import sentence_transformers
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    settings = {"use_safetensors": True, "dtype": dtype} | ({"attn_implementation": attention} if attention else {})
+    try:
+        model = getattr(sentence_transformers, kind)(
+            find_model(name).folder,
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs=settings,
+        )
+        problems = [text for module in _transformers(model) for text in _problems(name, module)]
+    except (*UNLOADABLE, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{name}: no whole {kind} that can be loaded ({type(error).__name__}: {reason})") from error
+    if problems:
+        raise InputError(
+            f"{name}: {'; '.join(problems)}; fetch or save it again, with the config.json that belongs to its weights"
+        )
+    for module in _transformers(model):
+        _fit_length(module)
+        if kind == "SentenceTransformer":
+            _fit_padding(name, module)
+    return model
+
+
+def _check_folder(name: str, kind: str) -> None:
+    """Raise `InputError` for what sentence-transformers would load as something else, or from pickles."""
+    files = find_model(name)
+    folder = Path(files.folder)
+    if files.gguf_file:
+        raise InputError(f"{name}: a GGUF file; a folder as sentence-transformers saves it, with safetensors, expected")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{name}: an adapter; merge it into its base model, and save that with sentence-transformers")
+    saved = read_about(name, "config_sentence_transformers.json").get("model_type", kind)
+    if saved != kind and read_about(name, "modules.json"):
+        raise InputError(f"{name}: a {saved} by its config_sentence_transformers.json, a {kind} expected")
+    for module in read_about(name, "modules.json"):
+        inner = folder / module["path"]
+        if (inner / "pytorch_model.bin").exists() and not any(inner.glob("*.safetensors")):
+            raise InputError(f"{name}: {inner / 'pytorch_model.bin'} is a pickle; save the model with safetensors")
+        activation = read_about(name, f"{module['path']}/config.json").get("activation_function") or "torch."
+        if not activation.startswith("torch."):
+            raise InputError(f"{name}: {inner}: its activation function {activation} is none of PyTorch's own")
+
+
+def _transformers(model: "SentenceTransformer | CrossEncoder") -> "Iterator[Transformer]":
+    from sentence_transformers.base.modules import Transformer
+
+    return (module for module in model.modules() if isinstance(module, Transformer))
+
+
+def _problems(name: str, module: "Transformer") -> list[str]:
+    """Return what is wrong with the weights of a module, in words; nothing where some folder of the model has them."""
+    root = Path(find_model(name).folder)
+    kind = module.model.config.model_type
+    told = []
+    for path in sorted(root.rglob("config.json")):
+        inner = path.parent.relative_to(root)
+        if path.parent == root or read_about(name, str(inner / "config.json")).get("model_type") == kind:
+            told.append(_differences(module, path.parent))
+    return min(told, key=len, default=[f"no config.json of a {kind} model"])
+
+
+def _differences(module: "Transformer", folder: Path) -> list[str]:
+    """Return how a folder's weights differ from those that a module has, in words, by transformers' own report.
+
+    Loading on PyTorch's meta device reads names and shapes, no values.
+    """
+    model: PreTrainedModel = module.model
+    _, found = type(model).from_pretrained(
+        folder,
+        config=copy.deepcopy(model.config),
+        use_safetensors=True,
+        local_files_only=True,
+        device_map="meta",
+        output_loading_info=True,
+    )
+    missing = set(found["missing_keys"])
+    outputs = {str(each["method_output_name"]) for each in module.modality_config.values()}
+    if outputs == {"last_hidden_state"}:  # nothing is taken from the pooler, which files of many encoders lack
+        missing = {key for key in missing if not key.startswith("pooler.")}
+    parts = dict(model.base_model.named_children())
+    more = {
+        key
+        for key in found["unexpected_keys"]
+        if key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in parts and not CONSTANTS.search(key)
+    }
+    told = [f"no weights in its files for {_listed(missing)}"] * bool(missing)
+    told += [f"in its files weights that its configuration has no layers for: {_listed(more)}"] * bool(more)
+    return [f"{type(model).__name__}: {text}" for text in told]
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+
+
+def _fit_length(module: "Transformer") -> None:
+    """Let a module cut texts where its table of learned positions ends, if it would not before.
+
+    Such tables begin at the padding token's number plus one in models after RoBERTa, and at an offset in those after
+    BART: so many positions are never used.
+    """
+    limits = []
+    for name, table in module.model.named_modules():
+        if name.rpartition(".")[2] in POSITIONS and hasattr(table, "num_embeddings"):
+            unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            limits.append(table.num_embeddings - unused)
+    given = module.max_seq_length
+    if limits and (given is None or given > min(limits)):
+        module.max_seq_length = min(limits)
+
+
+def _fit_padding(name: str, module: "Transformer") -> None:
+    """Give a tokenizer that has no token for padding, which is masked, the one for the end of a text."""
+    tokenizer = module.tokenizer
+    if tokenizer is not None and tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"{name}: no token for padding in its tokenizer; name a pad_token in its configuration")
+        tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,351 @@
+"""Vectors are the embedding model's own, whatever computes them, or there is an error."""
+
+import json
+import multiprocessing
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
+from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
+from tokenizers import Tokenizer
+
+from sciqa import cache, storage
+from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.windows import embedded_text
+from sciqa.errors import InputError
+from sciqa.hub import find_model
+from sciqa.inference.readers import RetrievalReader
+from sciqa.retrieval import FindOptions, IndexOptions, build_index
+from sciqa.retrieval.contexts import Finder
+from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder, load_embedder
+from sciqa.retrieval.index import EmbedShard
+
+BACKENDS = ("openvino", "torch")
+TEXTS = [
+    "Water",
+    "Plants make sugar from light, water and carbon dioxide.",
+    "Die Größe Σ(x²) ≈ 3 µm — 光合作用",
+    " ".join(f"{number} cells divide Again" for number in range(120)),
+    "It rains",
+    "?",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def own_vectors(folder, texts, longest=None, **settings):
+    """Return unit vectors as sentence-transformers computes them in float32, one text at a time, without a prompt."""
+    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": torch.float32})
+    if longest:
+        model.max_seq_length = longest
+    if getattr(model.tokenizer, "pad_token", "") is None:
+        model.tokenizer.pad_token = "[SEP]"  # which it would not even embed one text without
+    return model.encode(texts, batch_size=1, normalize_embeddings=True, **{"prompt": ""} | settings)
+
+
+def least_cosine(found, expected):
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
+    return (found * expected).sum(axis=1).min()
+
+
+def assert_own(folder, longest=None):
+    """Both backends give the model's own vectors, together and one at a time; return the class of the first."""
+    expected = own_vectors(folder, TEXTS, longest)
+    for backend in BACKENDS:
+        embedder = load_embedder(folder, 2, backend)
+        together = embedder.encode(TEXTS)
+        assert least_cosine(together, expected) > 0.99
+        alone = np.concatenate([embedder.encode([text]) for text in reversed(TEXTS)])[::-1]
+        assert least_cosine(together, alone) > 0.999
+    return type(load_embedder(folder, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "longest", "kind"),
+    [
+        ("bert", "cls", None, OpenVinoEmbedder),
+        ("mpnet", "mean", 94, OpenVinoEmbedder),
+        ("modernbert", "mean", None, OpenVinoEmbedder),
+        ("gemma3", "mean", None, TorchEmbedder),
+        pytest.param("bert", "mean", None, OpenVinoEmbedder, marks=pytest.mark.slow),
+        pytest.param("bert", "max", None, OpenVinoEmbedder, marks=pytest.mark.slow),
+        pytest.param("bert", "weightedmean", None, OpenVinoEmbedder, marks=pytest.mark.slow),
+        pytest.param("roberta", "mean", 95, OpenVinoEmbedder, marks=pytest.mark.slow),
+        pytest.param("distilbert", "mean", None, OpenVinoEmbedder, marks=pytest.mark.slow),
+        pytest.param("t5", "mean", None, OpenVinoEmbedder, marks=pytest.mark.slow),
+    ],
+)
+def test_vectors_are_the_models_own(tmp_path, family, pooling, longest, kind):
+    assert assert_own(tiny_embedder(tmp_path, family, pooling), longest) is kind
+
+
+@pytest.mark.parametrize(
+    ("family", "side"),
+    [
+        ("qwen3", "left"),
+        pytest.param("qwen3", "right", marks=pytest.mark.slow),
+        pytest.param("mistral", "left", marks=pytest.mark.slow),
+        pytest.param("mistral", "right", marks=pytest.mark.slow),
+    ],
+)
+def test_the_last_token_is_pooled_whatever_side_is_padded(tmp_path, family, side):
+    folder = tiny_embedder(tmp_path, family, "lasttoken", tokenizer=tiny_tokenizer(padding_side=side))
+    assert_own(folder)
+
+
+def test_a_model_that_puts_texts_into_a_chat_is_computed_by_torch_and_says_so(tmp_path):
+    chat = "{% for message in messages %}the user said {{ message['content'] }}{% endfor %}"
+    folder = tiny_embedder(tmp_path, "qwen3", "lasttoken", tokenizer=tiny_tokenizer(chat_template=chat))
+    assert assert_own(folder) is TorchEmbedder
+    (note,) = load_embedder(folder, 2).notes
+    assert "PyTorch" in note
+    assert "differ from the model's own" in note
+
+
+def test_a_trace_that_gives_other_vectors_is_not_used(tmp_path, monkeypatch):
+    folder = tiny_embedder(tmp_path)
+    real = OpenVinoEmbedder._forward
+
+    def wrong(self, tokens):  # as a trace that is wrong for what is padded
+        vectors = real(self, tokens)
+        return np.where([[len(row) < max(map(len, tokens))] for row in tokens], np.nan, vectors)
+
+    monkeypatch.setattr(OpenVinoEmbedder, "_forward", wrong)
+    assert assert_own(folder) is TorchEmbedder
+
+
+def test_texts_longer_than_the_proof_are_not_given_to_the_trace(tmp_path):
+    folder = tiny_embedder(tmp_path, "modernbert")
+    embedder = load_embedder(folder, 2)
+    long = " ".join(["cell wall"] * 300)  # 602 of 900 tokens
+    assert least_cosine(embedder.encode([long, "Water"]), own_vectors(folder, [long, "Water"])) > 0.99
+    assert "more than 512 tokens" in embedder.notes[0]
+
+
+def test_a_tokenizer_without_padding_and_modules_behind_the_pooling(tmp_path):
+    tokenizer = tiny_tokenizer(pad_token=None, eos_token="[SEP]", truncation_side="left")
+    dense = Dense(32, 24, activation_function=torch.nn.Tanh())
+    folder = tiny_embedder(tmp_path, more=(dense, Normalize()), tokenizer=tokenizer)
+    assert assert_own(folder) is OpenVinoEmbedder
+    assert load_embedder(folder, 2).encode(["Water"]).shape == (1, 24)
+
+
+def test_case_is_lowered_where_the_model_says_so(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = None  # one that keeps case
+    folder = tiny_embedder(tmp_path, tokenizer=tokenizer)
+    about = Path(folder, "sentence_bert_config.json")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"do_lower_case": True, "max_seq_length": 40}))
+    assert assert_own(folder) is OpenVinoEmbedder
+    for backend in BACKENDS:
+        one, other = load_embedder(folder, 2, backend).encode(["WATER Rains", "water rains"])
+        assert one @ other > 0.9999
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_prefix_that_is_given_is_put_before_a_text(tmp_path, backend):
+    folder = tiny_embedder(tmp_path)
+    about = Path(folder, "config_sentence_transformers.json")
+    prompts = {"prompts": {"query": "search for the words: "}, "default_prompt_name": "query"}
+    about.write_text(json.dumps(json.loads(about.read_text()) | prompts))
+    embedder = load_embedder(folder, 2, backend)
+    assert least_cosine(embedder.encode(TEXTS), own_vectors(folder, TEXTS)) > 0.99
+    prefixed = embedder.encode(TEXTS, prefix="search for the words: ", kind="query")
+    assert least_cosine(prefixed, own_vectors(folder, TEXTS, prompt_name="query", prompt=None)) > 0.99
+    assert least_cosine(embedder.encode(TEXTS[:1]), prefixed[:1]) < 0.99
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_prefix_that_the_model_does_not_pool_is_not_pooled(tmp_path, backend):
+    folder = tiny_embedder(tmp_path, include_prompt=False)
+    prefix = "instruction to the reader of texts: "
+    vectors = load_embedder(folder, 2, backend).encode(TEXTS, prefix=prefix)
+    assert least_cosine(vectors, own_vectors(folder, TEXTS, prompt=prefix)) > 0.99
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_modules_that_are_no_transformer(tmp_path, backend):
+    tokenizer = Tokenizer.from_file(f"{find_model(MINILM).folder}/tokenizer.json")
+    torch.manual_seed(0)
+    static = StaticEmbedding(tokenizer, embedding_dim=16)
+    other = StaticEmbedding(tokenizer, embedding_dim=16)
+    SentenceTransformer(modules=[static]).save(str(tmp_path / "static"))
+    vectors = load_embedder(str(tmp_path / "static"), 2, backend).encode(TEXTS)
+    assert least_cosine(vectors, own_vectors(str(tmp_path / "static"), TEXTS)) > 0.99
+    router = Router.for_query_document(query_modules=[static], document_modules=[other])
+    SentenceTransformer(modules=[router]).save(str(tmp_path / "router"))
+    shutil.copy(tmp_path / "static" / "model.safetensors", tmp_path / "router")
+    embedder = load_embedder(str(tmp_path / "router"), 2, backend)
+    for kind, task in (("query", "query"), ("passage", "document")):
+        expected = own_vectors(str(tmp_path / "router"), TEXTS, task=task)
+        assert least_cosine(embedder.encode(TEXTS, kind=kind), expected) > 0.99
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_texts_have_no_vectors(backend, tmp_path):
+    assert load_embedder(tiny_embedder(tmp_path), 2, backend).encode([]).shape == (0, 32)
+
+
+def spoil(value):
+    def edit(model):
+        model.get_input_embeddings().weight.data[2300] = value  # a token of its own: "water"
+
+    return edit
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_vector_that_is_not_finite_is_refused_with_the_texts_name(tmp_path, backend):
+    folder = tiny_embedder(tmp_path, edit=spoil(float("nan")))
+    embedder = load_embedder(folder, 2, backend)
+    names = ["passage a", "passage b", "passage c"]
+    assert np.isfinite(embedder.encode(["Cells divide", "It rains", "Iron"], names=names)).all()
+    with pytest.raises(InputError, match=r"model: its vector of passage b is not finite"):
+        embedder.encode(["Cells divide", "Green water", "Iron"], names=names)
+    with pytest.raises(InputError, match=r"the text 'Green water'"):
+        embedder.encode(["Green water"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_vector_of_zeros_is_refused(tmp_path, backend):
+    def edit(model):
+        for parameter in model.parameters():
+            parameter.data.zero_()
+
+    embedder = load_embedder(tiny_embedder(tmp_path, edit=edit), 2, backend)
+    with pytest.raises(InputError, match=r"its vector of the text 'Iron' is zero"):
+        embedder.encode(["Iron"])
+
+
+def change_weights(folder, change):
+    path = Path(folder, "model.safetensors")
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_a_file_lacks_are_refused_by_name(tmp_path, backend):
+    folder = tiny_embedder(tmp_path)
+    change_weights(folder, lambda weights: weights.pop("encoder.layer.1.output.dense.weight"))
+    with pytest.raises(InputError, match=r"BertModel: no weights in its files for encoder.layer.1.output.dense.weight"):
+        load_embedder(folder, 2, backend)
+
+
+def test_layers_that_the_configuration_has_not_are_refused_by_name(tmp_path):
+    folder = tiny_embedder(tmp_path)
+    about = json.loads(Path(folder, "config.json").read_text())
+    Path(folder, "config.json").write_text(json.dumps(about | {"num_hidden_layers": 1}))
+    with pytest.raises(InputError, match=r"has no layers for: encoder\.layer\.1\..* and \d+ more"):
+        load_embedder(folder, 2, "torch")
+
+
+def test_a_pooler_that_is_not_used_may_be_missing_and_other_heads_there(tmp_path):
+    folder = tiny_embedder(tmp_path)
+    expected = own_vectors(folder, TEXTS)
+
+    def change(weights):
+        for name in [name for name in weights if name.startswith("pooler.")]:
+            weights["cls.predictions." + name] = weights.pop(name)
+
+    change_weights(folder, change)
+    assert least_cosine(load_embedder(folder, 2, "torch").encode(TEXTS), expected) > 0.99
+
+
+def test_what_is_no_embedding_model_is_refused(tmp_path):
+    folder = Path(tiny_embedder(tmp_path))
+    about = json.loads((folder / "config_sentence_transformers.json").read_text())
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(about | {"model_type": "CrossEncoder"}))
+    with pytest.raises(InputError, match="a CrossEncoder by its config_sentence_transformers"):
+        load_embedder(str(folder), 2)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(about))
+    (folder / "modules.json").write_text((folder / "modules.json").read_text().replace("Pooling", "Nothing"))
+    with pytest.raises(InputError, match="no whole SentenceTransformer that can be loaded"):
+        load_embedder(str(folder), 2)
+    with pytest.raises(InputError, match="a GGUF file"):
+        load_embedder("SmolLM2-135M-Instruct", 2, "torch")
+
+
+def build_slowly(root, built):
+    def build(folder):
+        with built.get_lock():
+            built.value += 1
+        time.sleep(0.5)
+        (folder / "file").write_text("whole")
+
+    assert (cache.cached_folder("made", build) / "file").read_text() == "whole"
+
+
+def test_two_workers_at_once_build_a_cached_folder_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    built = context.Value("i", 0)
+    workers = [context.Process(target=build_slowly, args=(tmp_path, built)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert built.value == 1
+
+
+def test_the_packaged_model_is_computed_by_openvino():
+    embedder = load_embedder(MINILM, 2)
+    assert type(embedder) is OpenVinoEmbedder
+    assert embedder.notes == []
+
+
+def of(folder, backend):
+    return {"model": folder, "threads": 2, "backend": backend, "device": "cpu"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_index, backend):
+    folder = tiny_embedder(tmp_path, edit=spoil(float("inf")))
+    options = FindOptions(output=str(tmp_path / "run"), passages=f"{small_index}/passages", embedder=folder)
+    shard = storage.read_json(f"{options.passages}/manifest.json")["shards"][0]
+    wet = [
+        row["passage_id"]
+        for row in storage.read_table(f"{options.passages}/{shard['name']}.parquet").to_pylist()
+        if "water" in re.findall(r"\w+", embedded_text(row["title"], row["section"], row["text"]).lower())
+    ]
+    with pytest.raises(InputError, match=rf"{folder}: its vector of passage '{wet[0]}' of .* is not finite"):
+        EmbedShard(options, of(folder, backend), options.embedding())({"part": shard})
+    assert not Path(options.index, shard["name"], "embedded.json").exists()
+
+    questions = [{"id": name, "prompt": f"What is {name}?", "A": "air", "B": "rain"} for name in ("iron", "water")]
+    finder = Finder(None, options, None, of(folder, backend))
+    finder.take(questions)
+    with pytest.raises(InputError, match="its vector of question 'water' is not finite"):
+        finder.vectors("mean")
+
+    reader = RetrievalReader(of(folder, backend), "", "")
+    found = {"passages": [{"passage_id": "p1", "title": "Rain", "section": "", "text": "It is water."}]}
+    with pytest.raises(InputError, match="its vector of question 'water' with option A is not finite"):
+        reader.score(questions, [(found,), (found,)])
+    with pytest.raises(InputError, match="its vector of passage 'p1' is not finite"):
+        reader.score(questions[:1], [(found,)])
+
+
+def test_an_index_says_what_computes_its_vectors(tmp_path, cluster, capsys):
+    (tmp_path / "articles.jsonl").write_text('{"title": "Iron", "text": "Iron is a metal. It rusts."}\n')
+    chat = "{% for message in messages %}the user said {{ message['content'] }}{% endfor %}"
+    folder = tiny_embedder(tmp_path, tokenizer=tiny_tokenizer(chat_template=chat))
+    output = str(tmp_path / "run")
+    build_passages(CorpusOptions(output=output, corpus=(str(tmp_path / "articles.jsonl"),)))
+    build_index(IndexOptions(output=output, embedder=folder))
+    assert "is computed by PyTorch" in " ".join(capsys.readouterr().err.split())
+    (row,) = storage.read_table(f"{output}/passages/00000-00000.parquet").to_pylist()
+    text = embedded_text(row["title"], row["section"], row["text"])
+    assert least_cosine(np.load(f"{output}/index/00000-00000/vectors.npy"), own_vectors(folder, [text])) > 0.99
