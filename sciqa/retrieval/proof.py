@@ -147,7 +147,7 @@ def _least_cosine(embedder: Embedder, batches: list[Batch], truth: list[np.ndarr
 def _torch_precision(model: str, threads: int, batches: list[Batch], truth: list[np.ndarray]) -> str:
     """Return the precision in which PyTorch computes a model quickest, of those that give its vectors."""
     precision = str(half_precision("cpu")).removeprefix("torch.")
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError, ValueError):  # a model whose vectors are no numbers is refused with the text
         if precision in LEAST:
             halved = TorchEmbedder(model, threads, "cpu", precision)
             if _least_cosine(halved, batches, truth) >= LEAST[precision]:
