@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_sources import write_pdf
 
 from sciqa import storage
@@ -61,6 +63,24 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
         len(splitter.tokenizer.encode(embedded_text("Water", "Boiling", "".join(window))).ids) for window in windows
     ]
     assert max(lengths) <= 64
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.text("abcde", min_size=1, max_size=5), min_size=1, max_size=90),
+    st.lists(st.sampled_from([" ", " ", ". ", "\n", ".\n\n", "\n\n", " \n", "; "]), min_size=1, max_size=9),
+)
+def test_passages_hold_every_word_of_a_text_by_itself_and_in_order(words, between):
+    text = "".join(word + space for word, space in zip(words, itertools.cycle(between), strict=False))
+    passages = list(Splitter(load_tokenizer("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
+    assert " ".join(passages).split() == text.split()
+
+
+def test_tables_longer_than_a_passage_are_cut_between_lines():
+    lines = [f"Metal {number}: melting point {number} degrees; mass {number} grams" for number in range(40)]
+    passages = list(Splitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines)))
+    assert len(passages) > 5
+    assert [line for passage in passages for line in passage.split("\n")] == lines
 
 
 def test_a_sentence_longer_than_a_passage_is_cut_between_words():

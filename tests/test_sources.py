@@ -12,7 +12,7 @@ import string
 import pyarrow as pa
 import pytest
 from conftest import write_jsonl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
@@ -181,6 +181,7 @@ def test_a_corpus_of_which_nothing_is_read_is_refused(tmp_path, cluster):
     assert not (tmp_path / "run" / "passages" / storage.MANIFEST).exists()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\ufeff")), st.sampled_from(sorted(MARKS.items())))
 def test_text_in_every_marked_encoding_is_read_without_its_mark(text, mark):
     assert decode(mark[0] + text.encode(mark[1]), "a.txt") == text
@@ -285,6 +286,7 @@ def test_lines_of_a_pdf_are_joined_without_a_change_of_numbers(page, text):
     assert pdf.join_lines(page) == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(string.ascii_letters + string.digits + "-.+", min_size=1, max_size=5), min_size=1, max_size=6))
 def test_joining_lines_neither_drops_nor_moves_a_digit_or_sign(words):
     page = "\n".join(words)

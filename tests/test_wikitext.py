@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 from dump import quantity, split_sentences, write_dump
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sciqa.corpus.articles import read_articles
@@ -245,6 +245,7 @@ WORDS = st.text("abcdefgh", min_size=1, max_size=6)
 CELLS = st.builds(Cell, WORDS, st.booleans(), st.integers(1, 3), st.integers(1, 3))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(CELLS, max_size=4), max_size=6))
 def test_every_cell_of_a_table_is_in_its_lines_but_for_names_of_columns(rows):
     for number, cell in enumerate(cell for row in rows for cell in row):
@@ -253,6 +254,7 @@ def test_every_cell_of_a_table_is_in_its_lines_but_for_names_of_columns(rows):
     assert all(cell.text in said for row in rows for cell in row if not cell.header)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4, unique_by=lambda pair: pair[0]), st.booleans())
 def test_every_argument_of_an_unknown_template_is_said(arguments, named):
     line = "".join(f"|x{key}={value}z" if named else f"|{value}z" for key, value in arguments)

@@ -54,7 +54,12 @@ class Splitter:
 
     def _sentences(self, text: str, room: int) -> tuple[list[str], list[int]]:
         """Return sentences, those too long cut between lines, else words, and the tokens of each."""
-        whole = [sentence for sentence in split_sentences(text) if sentence.strip()]
+        whole: list[str] = []
+        for sentence in split_sentences(text):
+            if sentence.strip():
+                whole.append(sentence)
+            elif whole:
+                whole[-1] += sentence  # what separates paragraphs
         sentences, lengths = [], []
         for sentence, encoding in zip(whole, self.tokenizer.encode_batch(whole, add_special_tokens=False), strict=True):
             words, first, begin = encoding.word_ids, 0, 0
