@@ -16,7 +16,7 @@ from sciqa.exam import read_exam
 from sciqa.hub import about_base, model_family
 from sciqa.models import adapter
 from sciqa.models.format import Format
-from sciqa.models.load import SCORERS, load_base, load_scorer, outline
+from sciqa.models.load import SCORERS, load_base, load_scorer, make_scorer, outline
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.models.scorer import score_options
 from sciqa.models.stored import Streaming
@@ -229,8 +229,9 @@ def test_what_cannot_be_trained_and_merged_alike_is_refused_at_once(folders, fam
 
 def test_in_16_bits_an_adapter_computes_as_it_was_validated(tmp_path, folders):
     model, tokenizer, trained = made(folders["llama"], {"r": 2}, tmp_path / "adapter", "bfloat16")
+    validated = make_scorer(folders["llama"], "causal", model, tokenizer, Format())
     with torch.autocast("cpu", torch.bfloat16):
-        expected = scores(SCORERS["causal"](model, tokenizer, Format()))
+        expected = scores(validated)
     found = scores(load_scorer(folders["llama"], precision="bfloat16", adapter=trained, style=Format()))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

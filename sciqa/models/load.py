@@ -104,9 +104,13 @@ def make_scorer(
     tokenizer: transformers.PreTrainedTokenizerBase,
     style: Format,
 ) -> Scorer:
-    """Return a loaded model as a scorer; it is proved, once on each machine, how its batches can be computed."""
+    """Return a loaded model as a scorer; it is proved, once on each machine, how its batches can be computed.
+
+    With a soft prompt they are plain rows, whatever the model could do.
+    """
     scorer = SCORERS[family](model, tokenizer, style)
-    scorer.verdict = stored_proof(scorer, find_model(name).revision)
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        scorer.verdict = stored_proof(scorer, find_model(name).revision)
     return scorer
 
 
