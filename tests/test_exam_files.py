@@ -177,6 +177,7 @@ REFUSED = {
     "lines after sep": ("sep=,\n" + HEADER + "1,p,a,b,A\n2,p,a,,A\n", "line 4, row 2, column 'B': empty"),
     "a quote left open": (HEADER + '1,p,a,b,A\n2,"p,a,b,A\n', "line 3: not CSV"),
     "a quote within": (HEADER + '1,"p" q,a,b,A\n', "line 2: not CSV"),
+    "a carriage return": (HEADER + "1,p,a,b,A\n2,p,a\rc,b,A\n", "line 3: not CSV (new-line character"),
     "too many cells": (HEADER + "1,p,a,b,A\n2,p,q,a,b,A\n", "line 3, row 2: 6 cells, 5 expected"),
     "a NUL": (HEADER + "1,p,a,b,A\n2,p\0,a,b,A\n", "line 3, byte 4: a NUL byte"),
 }

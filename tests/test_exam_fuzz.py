@@ -55,6 +55,8 @@ def as_csv(rows, draw):
         "lineterminator": draw(st.sampled_from(["\n", "\r\n"])),
         "quoting": draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
     }
+    if any("\r" in str(cell) for row in rows for cell in row.values()):  # which csv forgets to quote
+        form["quoting"] = csv.QUOTE_ALL
     writer = csv.DictWriter(written, list(rows[0]), **form)
     writer.writeheader()
     for row in rows:
@@ -105,7 +107,8 @@ def test_texts_are_read_back_or_refused(tmp_path, writer, data):
     said = [f"incorrect={','.join(f'wrong {n}' for n in range(1, len(rows[0]['options'])))}", "correct=correct"]
     bad = [number for number, row in enumerate(rows, 1) if is_bad(shape, row)]
     try:
-        read = read_exam(str(path), said if shape == "apart" else ()).to_pylist()
+        meant = "letter" if shape == "list" else None  # which might be a text there
+        read = read_exam(str(path), said if shape == "apart" else (), meant).to_pylist()
     except InputError as error:
         message = str(error)
         if writer is as_csv and b"\0" in content:
@@ -128,13 +131,13 @@ def test_texts_are_read_back_or_refused(tmp_path, writer, data):
 FEW = ["0", "1", "2", "3", "4", "A", "B", "C", "Tin", "Iron"]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(FEW), min_size=2, max_size=5), st.sampled_from(FEW))
 def test_an_answer_is_never_one_of_two_that_it_may_be(tmp_path, options, answer):
     letters = string.ascii_uppercase[: len(options)]
     may_be = {at for at, option in enumerate(options) if option == answer}
-    if answer in letters:
-        may_be.add(letters.index(answer))
+    if answer in letters:  # which these columns say it is
+        may_be = {letters.index(answer)}
     if answer.isdecimal() and int(answer) < len(options):
         may_be.add(int(answer))
     from_one = answer.isdecimal() and answer in options and 0 <= int(answer) - 1 < len(options)

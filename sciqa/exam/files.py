@@ -201,7 +201,9 @@ def _read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
 def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
     """Return the rows of a CSV file that hold any text, the header among them, each with its line in the file."""
     separator, skipped = _separator(text, kind)
-    stream = io.StringIO(text, newline="")
+    first = io.StringIO(text[: 1 << 20], newline="").readline()
+    # Where lines end with a line feed, a carriage return outside quotes is text that a program forgot to quote.
+    stream = io.StringIO(text, newline="" if first.endswith("\r") else "\n")
     for _ in range(skipped):
         stream.readline()
     reader = csv.reader(stream, delimiter=separator, strict=True)
@@ -214,8 +216,10 @@ def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
             except StopIteration:
                 return lines
             except csv.Error as error:
+                said = str(error).partition(" - ")[0]
                 raise InputError(
-                    f"{path}, line {line}: not CSV ({error}); a quote that is text is doubled, in a quoted cell"
+                    f"{path}, line {line}: not CSV ({said}); quote cells with separators, ends of lines or quotes in "
+                    "them, and double those quotes"
                 ) from error
             if any(map(str.strip, cells)):
                 lines.append((line, cells))

@@ -158,8 +158,7 @@ def _places(
     """Return the place of each right option among those of its question, None where there is no answer."""
     if not columns.answer:
         return [each.right for each in options]
-    listed = len(columns.options) == 1
-    read = [Column(name, rows, options, fail, columns.first, listed) for name in columns.answer]
+    read = [Column(name, rows, options, fail, columns) for name in columns.answer]
     places = read[0].places(meant)
     return read[1].agree(places, columns.answer[0]) if len(read) > 1 else places
 

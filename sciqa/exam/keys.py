@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from sciqa.errors import InputError
-from sciqa.exam.columns import find, structured
+from sciqa.exam.columns import Columns, find, structured
 from sciqa.exam.files import Row
 from sciqa.exam.options import BEFORE, LETTERS, Options, is_number, text_of
 
@@ -74,8 +74,8 @@ class Column:
         rows: of the exam.
         options: of each.
         fail: makes the error about a row: its number from 0, the column and what is wrong.
-        counted: what its numbers count from, where it is known.
-        listed: whether the options stand in one cell, whose answers in JSON and Parquet are numbers from 0.
+        columns: of the exam. Where its options stand in one cell, answers that are numbers in the file count from 0;
+            where its columns are those of the exam table itself, a letter is no text.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Column:
         rows: list[Row],
         options: list[Options],
         fail: Callable[[int, str, str], InputError],
-        counted: str | None,
-        listed: bool,
+        columns: Columns,
     ) -> None:
-        self.name, self.options, self.fail, self.counted, self.listed = name, options, fail, counted, listed
+        self.name, self.options, self.fail, self.own = name, options, fail, columns.own
+        self.counted, self.listed = columns.first, len(columns.options) == 1
         self.readings: list[Readings] = []
         for at, row in enumerate(rows):
             try:
@@ -179,7 +179,7 @@ class Column:
         reading = self.readings[at]
         if reading.letter is not None:
             other = reading.same or reading.place not in (None, reading.letter)
-            if other and (self.all_text or not self.all_letters):
+            if other and not (self.all_letters and (self.own or not self.all_text)):
                 raise self._two(at, "letter or label")
             return reading.letter
         if reading.number is None and reading.place is not None:
