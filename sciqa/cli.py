@@ -143,7 +143,7 @@ def show(summaries: list[Summary], seconds: float) -> None:
             if not predicted or {gain["reader"], gain["other"]} <= {row["reader"] for row in predicted}:
                 console.print(
                     f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
-                    f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}]",
+                    f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}], {gain['questions']:,} questions",
                     markup=False,
                 )
         for title, rows in summary.details.items() if summary.stage == "plan" else []:
@@ -174,11 +174,13 @@ def _show_sources(details: dict, console: Console) -> None:
 
 def _score_table(readers: list[dict]) -> Table:
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-    for column in ("reader", "MAP@3", "accuracy", "ties", "log loss", "calibration error", "position bias", "seconds"):
+    columns = ("reader", "questions", "MAP@3", "accuracy", "ties", "log loss", "calibration error", "position bias")
+    for column in (*columns, "seconds"):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for row in readers:
         table.add_row(
             row["reader"],
+            f"{row['questions']:,}",
             f"{row['map_at_3']:.3f} [{row['map_at_3_low']:.3f}, {row['map_at_3_high']:.3f}]",
             f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
             f"{row['ties']}",
@@ -187,6 +189,9 @@ def _score_table(readers: list[dict]) -> Table:
             "" if row["position_bias"] is None else f"{row['position_bias']:.3f}",
             f"{row['seconds']:.0f}",
         )
+    if (chance := readers[0].get("chance_map_at_3")) is not None:  # tables of earlier versions have none
+        accuracy = readers[0]["chance_accuracy"]
+        table.add_row("(by chance)", f"{readers[0]['questions']:,}", f"{chance:.3f}", f"{accuracy:.3f}")
     return table
 
 

@@ -1,10 +1,17 @@
+import re
+from io import StringIO
+from itertools import permutations
+
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn import metrics as reference
 
+from sciqa.cli import _score_table
 from sciqa.exam.metrics import (
     average_precision_at_3,
     bootstrap_interval,
+    chance,
     expected_calibration_error,
     log_loss,
     position_bias,
@@ -61,6 +68,30 @@ def test_score_counts_only_questions_with_an_answer():
     assert figures["accuracy"] == 0.5
     assert figures["log_loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
     assert score(rows[2:]) is None
+
+
+def test_chance_is_the_mean_over_all_orders_of_the_options():
+    for options in range(2, 7):
+        ranks = np.array([order.index(0) + 1 for order in permutations(range(options))])
+        expected = (np.mean(ranks == 1), average_precision_at_3(ranks).mean())
+        assert chance([options] * 3) == pytest.approx(expected)
+    rows = [answer([0.25] * 4, "A"), answer([0.9, 0.1], "B"), answer([0.5, 0.5], None)]
+    figures = score(rows)
+    assert figures["questions"] == 2
+    assert figures["chance_accuracy"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert figures["chance_map_at_3"] == pytest.approx((11 / 24 + 3 / 4) / 2)
+
+
+def test_every_score_is_shown_with_its_questions_and_beside_chance():
+    row = score([answer([0.4, 0.3, 0.2, 0.1], letter) for letter in "AABCD"]) | {"reader": "open-book", "seconds": 1.0}
+    console = Console(width=150, record=True, file=StringIO())
+    console.print(_score_table([row]))
+    lines = console.export_text().splitlines()
+    assert re.search(r"open-book +│ +5 │", lines[-3])
+    assert re.search(r"by chance\) +│ +5 │ +0.458 │ +0.250 │", lines[-2])
+    older = {name: value for name, value in row.items() if not name.startswith("chance")}
+    console.print(_score_table([older]))
+    assert "by chance" not in console.export_text()
 
 
 def test_position_bias_is_the_spread_of_accuracy_by_letter():

@@ -68,6 +68,7 @@ def test_report_is_one_page_that_needs_no_network(run, exam_file):
     assert page.count("<details") == QUESTIONS
     assert page.count('class="option answer"') == QUESTIONS
     assert "gold article" in page
+    assert f"<td>by chance</td><td>{QUESTIONS}</td><td>0.458</td><td>0.250</td>" in page
     assert all(reader in page for reader in ("open-book", "closed-book", "retrieval"))
 
 

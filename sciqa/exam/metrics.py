@@ -163,7 +163,7 @@ def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
 def score(answers: list[dict]) -> dict[str, float | int | None] | None:
     """Return the metrics of rows of the answers table, None where no row has an answer.
 
-    `ties` is the number of questions whose AP@3 depends on the order of tied options.
+    `ties` is the number of questions whose AP@3 depends on the order of tied options; `chance_` is what guesses score.
 
     Args:
         answers: rows with `scores`, `probabilities` and `answer`.
@@ -175,6 +175,7 @@ def score(answers: list[dict]) -> dict[str, float | int | None] | None:
     given = np.array([row["probabilities"][ord(row["answer"]) - ord("A")] for row in answers])
     confidence = np.array([max(row["probabilities"]) for row in answers])
     precision, correct = average_precision_at_3(ranks, tied), right_at_first(ranks, tied)
+    chance_accuracy, chance_map_at_3 = chance([len(row["probabilities"]) for row in answers])
     map_low, map_high = bootstrap_interval(precision)
     accuracy_low, accuracy_high = bootstrap_interval(correct)
     return {
@@ -186,6 +187,8 @@ def score(answers: list[dict]) -> dict[str, float | int | None] | None:
         "accuracy": float(correct.mean()),
         "accuracy_low": accuracy_low,
         "accuracy_high": accuracy_high,
+        "chance_map_at_3": chance_map_at_3,
+        "chance_accuracy": chance_accuracy,
         "log_loss": log_loss(given),
         "calibration_error": expected_calibration_error(confidence, correct),
         "position_bias": position_bias([row["answer"] for row in answers], correct),

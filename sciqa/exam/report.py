@@ -86,7 +86,8 @@ def differences(readers: dict[str, dict]) -> list[dict]:
         gain = precisions[first] - precisions[other]
         if len(gain):
             low, high = bootstrap_interval(gain)
-            gains.append({"reader": first, "other": other, "gain": float(gain.mean()), "low": low, "high": high})
+            about = {"reader": first, "other": other, "questions": len(gain)}
+            gains.append(about | {"gain": float(gain.mean()), "low": low, "high": high})
     return gains
 
 

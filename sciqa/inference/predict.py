@@ -48,6 +48,7 @@ METRICS = pa.schema(
         *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
         *((name, pa.int64()) for name in ("questions", "ties")),
         *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
+        *((name, pa.float64()) for name in ("chance_map_at_3", "chance_accuracy")),
         *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
     ]
 )
