@@ -8,6 +8,7 @@ that the API reads.
 import _thread
 import atexit
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -22,6 +23,8 @@ from sciqa.errors import LostWorkersError
 
 #: Workers that may die one after another, with no part finished meanwhile, before a stage is ended.
 MOST_IN_A_ROW = 10
+#: Times in a row that Ray's head does not answer before that is said.
+LONGEST_UNANSWERED = 3
 #: What to do about it, by stage.
 REMEDIES = {
     "finetune": "a smaller --micro-batch, --gradient-checkpointing, or a --method or --model that takes less",
@@ -43,6 +46,7 @@ class _Watch:
         )
         self.accessor.connect()
         self.stages: list[tuple[str, bool]] = []
+        self.unanswered = 0
         self.stage, self.in_a_row, self.last, self.ended = "sciqa", 0, "", False
         self.lock, self.done = threading.RLock(), threading.Event()
         self.known = {worker.worker_address.worker_id for worker in self._dead()}
@@ -58,6 +62,8 @@ class _Watch:
     def check(self) -> None:
         """Say what has died since the last time, and end the stage where nothing else happens."""
         with self.lock:
+            if not self._head_answers():
+                return
             for worker in self._dead():
                 if worker.worker_address.worker_id not in self.known:
                     self.known.add(worker.worker_address.worker_id)
@@ -71,6 +77,22 @@ class _Watch:
             if self.in_a_row >= MOST_IN_A_ROW and any(endable for _, endable in self.stages) and not self.ended:
                 self.ended = True
                 _thread.interrupt_main()
+
+    def _head_answers(self) -> bool:
+        """Whether Ray's head can be reached; where it cannot for a minute, Ray ends this process without a word."""
+        host, _, port = self.session[0].rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            self.unanswered += 1
+            if self.unanswered == LONGEST_UNANSWERED:
+                self._say(
+                    f"Ray's head at {self.session[0]} does not answer; if it does not within a minute, the run ends, "
+                    "and the same command goes on where it was"
+                )
+            return False
+        self.unanswered = 0
+        return True
 
     def _dead(self) -> Iterator[WorkerTableData]:
         """Yield workers of this job that died, not by Ray's will nor by an exception, which is raised here."""

@@ -133,6 +133,14 @@ def test_a_lost_node_is_told_of_and_one_let_go_is_not(cluster, monkeypatch, caps
     ]
 
 
+def test_a_head_that_does_not_answer_is_told_of_once(cluster, monkeypatch, capsys):
+    watch = lost._watch
+    monkeypatch.setattr(watch, "session", ("127.0.0.1:9", watch.session[1]))
+    for _ in range(5):
+        watch.check()
+    assert capsys.readouterr().err.count("Ray's head at 127.0.0.1:9 does not answer") == 1
+
+
 def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys):
     die = ray.remote(max_retries=0, num_cpus=0)(lambda: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setitem(cli.STEPS, "predict", (lambda _: ray.get(die.remote()), PredictOptions, "predict"))
