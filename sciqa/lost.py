@@ -1,22 +1,24 @@
 """Workers that die: each is told of in one line, and a stage that only loses workers is ended.
 
 Ray starts a lost worker again and gives it the same part to do, without a word to the driver where the node ran out of
-memory. Its state API, which knows, is part of the dashboard, which a local Ray goes without; so this reads the table
-that the API reads.
+memory. Its state API, which knows, is part of the dashboard, which a local Ray goes without; so this asks Ray's head
+what that API asks it.
 """
 
 import _thread
 import atexit
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 
+import grpc
 import ray
-from ray._raylet import GcsClientOptions, GlobalStateAccessor
+from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated.common_pb2 import WorkerExitType
-from ray.core.generated.gcs_pb2 import WorkerTableData
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest, GetAllWorkerInfoRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub, WorkerInfoGcsServiceStub
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from sciqa.console import console, verbose
 from sciqa.errors import LostWorkersError
@@ -33,6 +35,8 @@ REMEDIES = {
 REMEDY = "fewer --num-workers, or nodes with more memory"
 #: Reasons by which Ray says that a node was lost, not let go (`DeathReason` of `ray.nodes()`): unexpected, preempted.
 LOST_NODE = (2, 3)
+#: Seconds that Ray's head has to answer.
+PATIENCE = 5
 
 
 class _Watch:
@@ -41,66 +45,68 @@ class _Watch:
     def __init__(self) -> None:
         self.session = _session()
         address, self.job = self.session
-        self.accessor = GlobalStateAccessor(
-            GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=True)
-        )
-        self.accessor.connect()
+        channel = init_grpc_channel(address)
+        self.worker_info, self.node_info = WorkerInfoGcsServiceStub(channel), NodeInfoGcsServiceStub(channel)
         self.stages: list[tuple[str, bool]] = []
         self.unanswered = 0
         self.stage, self.in_a_row, self.last, self.ended = "sciqa", 0, "", False
         self.lock, self.done = threading.RLock(), threading.Event()
-        self.known = {worker.worker_address.worker_id for worker in self._dead()}
-        self.left = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        self.known, self.left = set(), set()
+        with contextlib.suppress(grpc.RpcError):
+            self.known = {worker.worker_address.worker_id for worker in self._dead()}
+            self.left = {node.node_id for node in self._dead_nodes()}
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
 
     def _look(self) -> None:
         while not self.done.wait(1) and ray.is_initialized():
-            with contextlib.suppress(RayError):
-                self.check()
+            self.check()
 
     def check(self) -> None:
         """Say what has died since the last time, and end the stage where nothing else happens."""
         with self.lock:
-            if not self._head_answers():
+            try:
+                workers, nodes = list(self._dead()), self._dead_nodes()
+            except grpc.RpcError:
+                self._no_answer()
                 return
-            for worker in self._dead():
+            self.unanswered = 0
+            for worker in workers:
                 if worker.worker_address.worker_id not in self.known:
                     self.known.add(worker.worker_address.worker_id)
                     self._tell(worker)
-            for node in ray.nodes():
-                if not node["Alive"] and node["NodeID"] not in self.left:
-                    self.left.add(node["NodeID"])
-                    if node.get("DeathReason") in LOST_NODE:
-                        reason = " ".join(node.get("DeathReasonMessage", "").split()) or "no reason given"
-                        self._say(f"the node {node['NodeManagerAddress']} is lost ({reason}); its work is done again")
+            for node in nodes:
+                if node.node_id not in self.left:
+                    self.left.add(node.node_id)
+                    self._tell_node(node)
             if self.in_a_row >= MOST_IN_A_ROW and any(endable for _, endable in self.stages) and not self.ended:
                 self.ended = True
                 _thread.interrupt_main()
 
-    def _head_answers(self) -> bool:
-        """Whether Ray's head can be reached; where it cannot for a minute, Ray ends this process without a word."""
-        host, _, port = self.session[0].rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError:
-            self.unanswered += 1
-            if self.unanswered == LONGEST_UNANSWERED:
-                self._say(
-                    f"Ray's head at {self.session[0]} does not answer; if it does not within a minute, the run ends, "
-                    "and the same command goes on where it was"
-                )
-            return False
-        self.unanswered = 0
-        return True
-
     def _dead(self) -> Iterator[WorkerTableData]:
         """Yield workers of this job that died, not by Ray's will nor by an exception, which is raised here."""
-        for each in self.accessor.get_worker_table():
-            worker = WorkerTableData.FromString(each)
+        for worker in self.worker_info.GetAllWorkerInfo(GetAllWorkerInfoRequest(), timeout=PATIENCE).worker_table_data:
             died = worker.exit_type in (WorkerExitType.SYSTEM_ERROR, WorkerExitType.NODE_OUT_OF_MEMORY)
             if not worker.is_alive and died and worker.job_id == self.job:
                 yield worker
+
+    def _dead_nodes(self) -> list[GcsNodeInfo]:
+        asked = GetAllNodeInfoRequest(state_filter=GcsNodeInfo.DEAD)
+        return list(self.node_info.GetAllNodeInfo(asked, timeout=PATIENCE).node_info_list)
+
+    def _no_answer(self) -> None:
+        """Say that Ray's head does not answer: after a minute of that, Ray ends this process without a word."""
+        self.unanswered += 1
+        if self.unanswered == LONGEST_UNANSWERED:
+            self._say(
+                f"Ray's head at {self.session[0]} does not answer; if it does not within a minute, the run ends, "
+                "and the same command goes on where it was"
+            )
+
+    def _tell_node(self, node: GcsNodeInfo) -> None:
+        if node.death_info.reason in LOST_NODE:
+            reason = " ".join(node.death_info.reason_message.split()) or "no reason given"
+            self._say(f"the node {node.node_manager_address} is lost ({reason}); its work is done again")
 
     def _tell(self, worker: WorkerTableData) -> None:
         self.in_a_row += 1
@@ -177,8 +183,7 @@ def during(stage: str) -> Iterator[None]:
         finally:
             with watched.lock:
                 watched.stages.remove(own)
-            with contextlib.suppress(RayError):
-                watched.check()
+            watched.check()
     except KeyboardInterrupt:
         if error := ended():
             raise error from None

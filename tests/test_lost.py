@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ray
 from ray.core.generated.common_pb2 import WorkerExitType
-from ray.core.generated.gcs_pb2 import WorkerTableData
+from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
 from sciqa import cli, cluster, lost, storage
 from sciqa.cluster import RunOptions
@@ -123,9 +123,10 @@ def test_ways_to_die_are_told_apart():
 
 def test_a_lost_node_is_told_of_and_one_let_go_is_not(cluster, monkeypatch, capsys):
     watch = lost._watch
-    gone = {"Alive": False, "NodeManagerAddress": "10.0.0.9", "DeathReasonMessage": "no heartbeats"}
-    nodes = [gone | {"NodeID": "a", "DeathReason": 2}, gone | {"NodeID": "b", "DeathReason": 1}]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    nodes = [GcsNodeInfo(node_id=name, node_manager_address="10.0.0.9") for name in (b"a", b"b")]
+    for node, reason in zip(nodes, (2, 1), strict=True):
+        node.death_info.reason, node.death_info.reason_message = reason, "no heartbeats"
+    monkeypatch.setattr(watch, "_dead_nodes", lambda: nodes)
     watch.check()
     watch.check()
     assert capsys.readouterr().err.splitlines() == [
@@ -135,10 +136,11 @@ def test_a_lost_node_is_told_of_and_one_let_go_is_not(cluster, monkeypatch, caps
 
 def test_a_head_that_does_not_answer_is_told_of_once(cluster, monkeypatch, capsys):
     watch = lost._watch
-    monkeypatch.setattr(watch, "session", ("127.0.0.1:9", watch.session[1]))
+    closed = lost.init_grpc_channel("127.0.0.1:9")
+    monkeypatch.setattr(watch, "worker_info", lost.WorkerInfoGcsServiceStub(closed))
     for _ in range(5):
         watch.check()
-    assert capsys.readouterr().err.count("Ray's head at 127.0.0.1:9 does not answer") == 1
+    assert capsys.readouterr().err.count("does not answer; if it does not within a minute, the run ends") == 1
 
 
 def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys):
