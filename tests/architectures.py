@@ -67,7 +67,7 @@ def build(kind: Kind, model_type: str, variant: str = "", attention: str | None 
         config = small_config(CONFIG_MAPPING[model_type], fields)
         model = CLASSES[kind][0].from_config(config, dtype=torch.float32, attn_implementation=attention)
     except Exception as error:
-        raise CannotBuild(f"{type(error).__name__}: {error}") from error
+        raise CannotBuild(ABOUT["not built"].get(model_type, f"{type(error).__name__}: {error}")) from error
     with torch.no_grad():
         for weight in model.parameters():  # what begins as 0 or 1 would else have no say
             weight += 0.1 * torch.randn_like(weight)

@@ -101,6 +101,8 @@ def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> 
         run_with(scorer, weights, lambda: scorer.check_causal(probe[1]))
     if not np.isfinite(exact).all():
         raise InputError(f"{name}: its scores are not numbers; pass --precision float32, or weights that are whole")
+    if np.ptp(exact) < 1e-6:  # MRA's attention is nothing but zeros where its CUDA kernel is missing
+        raise InputError(f"{name}: scores all texts alike; use another model, or weights that are whole")
     return exact
 
 
