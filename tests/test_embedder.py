@@ -334,6 +334,8 @@ def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_i
 
     reader = RetrievalReader(of(folder, backend), "", "")
     found = {"passages": [{"passage_id": "p1", "title": "Rain", "section": "", "text": "It is water."}]}
+    with pytest.raises(InputError, match="its vector of question 'water' with option A is not finite"):
+        reader.score(questions[1:], [(found,)])
     with pytest.raises(InputError, match="its vector of passage 'p1' is not finite"):
         reader.score(questions[:1], [(found,)])
 

@@ -82,6 +82,16 @@ def _prove(model: str, threads: int, folder: Path) -> None:
     batches = _batches(own, limit)
     truth = [_unit(own.raw([*each.texts], 1, each.prefix, each.kind)) for each in batches]
     del own
+    about = _chosen(model, threads, folder, limit, batches, truth)
+    (folder / "embedder.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _chosen(
+    model: str, threads: int, folder: Path, limit: int | None, batches: list[Batch], truth: list[np.ndarray]
+) -> dict:
+    """Return what is to compute a model's vectors, and leave the trace in the folder only if that does."""
+    if not all(np.isfinite(each).all(axis=1).any() for each in truth):
+        return {"backend": "torch", "precision": "float32", "reason": "its own vectors are not finite or zero"}
     try:
         about = _traced(model, threads, folder, limit, batches, truth)
     except (OSError, MemoryError):
@@ -93,7 +103,7 @@ def _prove(model: str, threads: int, folder: Path) -> None:
         for file in folder.iterdir():
             file.unlink()
         about["precision"] = _torch_precision(model, threads, batches, truth)
-    (folder / "embedder.json").write_text(json.dumps(about), encoding="utf-8")
+    return about
 
 
 def _traced(
@@ -132,8 +142,6 @@ def _least_cosine(embedder: Embedder, batches: list[Batch], truth: list[np.ndarr
     least = np.float32(1)
     for batch, expected in zip(batches, truth, strict=True):
         there = np.isfinite(expected).all(axis=1)
-        if not there.any():
-            raise ValueError("its own vectors are not finite")
         for size in batch.sizes:
             # Beside others, an empty text, which is padding alone, must leave them as they are.
             texts = [*batch.texts, ""] if size > 1 else [*batch.texts]
@@ -147,7 +155,7 @@ def _least_cosine(embedder: Embedder, batches: list[Batch], truth: list[np.ndarr
 def _torch_precision(model: str, threads: int, batches: list[Batch], truth: list[np.ndarray]) -> str:
     """Return the precision in which PyTorch computes a model quickest, of those that give its vectors."""
     precision = str(half_precision("cpu")).removeprefix("torch.")
-    with contextlib.suppress(InputError, ValueError):  # a model whose vectors are no numbers is refused with the text
+    with contextlib.suppress(InputError):
         if precision in LEAST:
             halved = TorchEmbedder(model, threads, "cpu", precision)
             if _least_cosine(halved, batches, truth) >= LEAST[precision]:

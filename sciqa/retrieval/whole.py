@@ -2,12 +2,13 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sciqa.errors import InputError
 from sciqa.hub import find_model, read_about
+from sciqa.models.weights import listed
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,6 @@ CONSTANTS = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|attn\.(attenti
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 #: What sentence-transformers and transformers raise of files that they cannot load.
 UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
-#: Names that an error gives of many.
-NAMED = 3
 
 
 def load_whole(
@@ -137,14 +136,9 @@ def _differences(module: "Transformer", folder: Path) -> list[str]:
         for key in found["unexpected_keys"]
         if key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in parts and not CONSTANTS.search(key)
     }
-    told = [f"no weights in its files for {_listed(missing)}"] * bool(missing)
-    told += [f"in its files weights that its configuration has no layers for: {_listed(more)}"] * bool(more)
+    told = [f"no weights in its files for {listed(missing)}"] * bool(missing)
+    told += [f"in its files weights that its configuration has no layers for: {listed(more)}"] * bool(more)
     return [f"{type(model).__name__}: {text}" for text in told]
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
 
 
 def _fit_length(module: "Transformer") -> None:
