@@ -5,8 +5,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import ray
-import sentence_transformers
 import torch
+from test_rerank import cross_encoder
 from tiny import tiny_folder
 
 from sciqa import cluster
@@ -17,7 +17,7 @@ from sciqa.inference import AskOptions, PredictOptions
 from sciqa.inference.engine import check_engine
 from sciqa.models.load import load_base, load_scorer
 from sciqa.models.stored import Streaming
-from sciqa.retrieval import IndexOptions
+from sciqa.retrieval import IndexOptions, whole
 from sciqa.retrieval.contexts import FindContexts, FindOptions
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.training import FinetuneOptions, finetune
@@ -49,16 +49,21 @@ def test_models_stay_on_the_cpu_where_a_worker_sees_a_gpu(gpu_in_sight, llama):
     assert load_base(llama, "causal", torch.float32)[0].device.type == "cpu"
     assert load_base(llama, "causal", torch.float32, nf4=True)[0].device.type == "cpu"
     embedder = load_embedder("all-MiniLM-L6-v2", threads=1, backend="torch")
-    assert embedder.model.device.type == "cpu"
+    assert embedder.module.device.type == "cpu"
     assert embedder.encode(["A text."]).shape == (1, 384)
 
 
 def test_the_cross_encoder_computes_where_it_is_told(monkeypatch, tmp_path, gpu_in_sight):
     gpu_in_sight()
-    asked = []
-    monkeypatch.setattr(sentence_transformers, "CrossEncoder", lambda *_, device, **__: asked.append(device))
+    folder, asked = cross_encoder(tmp_path / "model"), []
+
+    def load(name, kind, device, precision):
+        asked.append(device)
+        return SimpleNamespace(num_labels=1)
+
+    monkeypatch.setattr(whole, "load_whole", load)  # there is no GPU to load it on
     embed = {"model": "all-MiniLM-L6-v2", "threads": 1, "backend": "openvino"}
-    options = FindOptions(output=str(tmp_path), rerank="all-MiniLM-L6-v2")
+    options = FindOptions(output=str(tmp_path), rerank=folder)
     for device in ("cpu", "cuda"):
         FindContexts(None, options, None, embed | {"device": device})
     assert asked == ["cpu", "cuda"]
