@@ -8,7 +8,6 @@ from test_scorers import one_by_one, random_questions
 from tiny import DECODER, tiny_folder, tiny_model
 
 from sciqa.errors import InputError
-from sciqa.models import proof
 from sciqa.models.causal import CausalScorer, attention_window
 from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
@@ -119,8 +118,8 @@ def test_a_model_in_16_bits_is_proved_in_32(monkeypatch):
 def test_the_proof_is_kept_and_follows_the_model(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, proved = tiny_folder(tmp_path / "model", "llama"), []
-    prove = proof.prove
-    monkeypatch.setattr(proof, "prove", lambda scorer: proved.append(scorer) or prove(scorer))
+    prove = CausalScorer.prove
+    monkeypatch.setattr(CausalScorer, "prove", lambda scorer: proved.append(scorer) or prove(scorer))
     for _ in range(2):
         assert load_scorer(folder, precision="float32").verdict.layout == "packed"
     assert len(proved) == 1

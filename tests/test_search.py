@@ -39,7 +39,7 @@ def make_index(folder, vectors, shards, **options):
         storage.write_table(str(folder / name / "passages.parquet"), table, ROW_GROUP)
         record = {"name": name, "rows": len(rows), "dimension": DIMENSION, "sha256": {}}
         storage.write_json(str(folder / name / "embedded.json"), record)
-        named.append({"name": name, "rows": len(rows), "sha256": ""})
+        named.append({"name": name, "rows": len(rows), "sha256": "", "content": name})
     trained = train_factory(options, named, options.building(options.embedding()))
     records = [write_index({"part": shard}, options, trained)["record"] for shard in named]
     return {"shards": records, "factory": options.factory}

@@ -125,7 +125,8 @@ def test_predict_streams_to_the_same_answers(tmp_path, cluster, exam_file, folde
         tables[name] = storage.read_table(f"{output}/answers/answers").to_pylist()
     assert len(tables["streamed"]) == QUESTIONS
     for whole, streams in zip(tables["whole"], tables["streamed"], strict=True):
-        np.testing.assert_allclose(streams.pop("probabilities"), whole.pop("probabilities"), atol=1e-4)
+        for figures in ("probabilities", "scores"):
+            np.testing.assert_allclose(streams.pop(figures), whole.pop(figures), atol=1e-4)
         assert streams == whole
 
 
