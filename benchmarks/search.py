@@ -107,7 +107,9 @@ def search(index: ShardedIndex, queries: np.ndarray) -> tuple[np.ndarray, float]
 def measure(folder: str, real: str, vectors: int) -> None:
     """Print one line of the table."""
     index = f"{folder}/{vectors}"
-    shards = [{"name": f"{n:05d}", "number": n, "rows": SHARD, "sha256": ""} for n in range(vectors // SHARD)]
+    names = [f"{number:05d}" for number in range(vectors // SHARD)]
+    about = {"rows": SHARD, "sha256": ""}
+    shards = [about | {"name": name, "number": number, "content": name} for number, name in enumerate(names)]
     rows = cluster.from_parts(shards).map(write_shard, fn_kwargs={"index": index, "real": real}, num_cpus=1)
     assert sum(row["rows"] for row in rows.take_all()) == vectors
     queries = noisy(np.load(real), 1_000_000, QUERIES)

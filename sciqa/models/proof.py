@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: the model's cache; a row for each option in padded batches; each row a batch of its own.
 Layout = Literal["packed", "cached prompt", "rows", "single rows"]
 #: Changes with what is proved, or how.
-PROOF = 1
+PROOF = 2
 #: Tokens of the prompts of a probe, and of their options. The last two prompts begin with as many equal tokens as
 #: packing shares.
 PROMPTS, OPTIONS, SHARED = (5, 70, 77), ((1, 4, 2), (3, 1), (2, 2, 5, 1)), 66
@@ -206,24 +206,29 @@ def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
 
 
 def _alone(scorer: "CausalScorer", probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return each option's log-likelihood by its sequence alone, and by how much other tokens behind it change that.
+    """Return each option's log-likelihood by its sequence alone, and by how much tokens behind it would change that.
 
-    Both of shape (options of all questions,). In exact numbers a causal model's would not change.
+    Both of shape (options of all questions,); what they change is seen in the first option of each question. In exact
+    numbers a causal model's would not change.
     """
     behind = probe[1].prompt[:BEHIND]
-    scores = [[], []]
+    alone, changes = [], []
     for question in probe:
-        for option in question.options:
-            sequence = question.prompt + option
-            for found, ids in zip(scores, (sequence, sequence + behind), strict=True):
-                inputs = torch.tensor([ids], device=scorer.device)
-                logits = (
-                    run_with(scorer, weights, lambda inputs=inputs: scorer.call(input_ids=inputs)).logits[0].float()
-                )
-                before = logits[len(question.prompt) - 1 : len(sequence) - 1].log_softmax(-1)
-                found.append(before[range(len(option)), option].sum().item())
-    alone, followed = np.array(scores)
-    return alone, np.abs(alone - followed)
+        scores = [_sequence_score(scorer, weights, question, option, []) for option in question.options]
+        followed = _sequence_score(scorer, weights, question, question.options[0], behind)
+        alone += scores
+        changes += [abs(followed - scores[0])] * len(scores)
+    return np.array(alone), np.array(changes)
+
+
+def _sequence_score(
+    scorer: "CausalScorer", weights: dict | None, question: Encoded, option: list[int], behind: list[int]
+) -> float:
+    """Return an option's log-likelihood by one sequence, which other tokens may follow."""
+    inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)
+    logits = run_with(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
+    first = len(question.prompt) - 1
+    return logits[first : first + len(option)].log_softmax(-1)[range(len(option)), option].sum().item()
 
 
 def _dtype(scorer: Scorer) -> str:
