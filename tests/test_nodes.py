@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -53,7 +54,7 @@ def lose_a_node(step: str, given: str) -> None:
             if actor["State"] == "ALIVE" and worker in actor["ActorClassName"]
         }
         nodes.remove_node(others[sorted(at_work & others.keys())[0]], allow_graceful=False)
-        print("lost", len(list(Path(options.output).glob(sign))), flush=True)
+        print(f"\nfiles when lost: {len(list(Path(options.output).glob(sign)))}\n", end="", flush=True)
 
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
@@ -71,7 +72,7 @@ def run_losing_a_node(step, **options):
     result = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr
     assert "nodes left 2" in result.stdout
-    return int(result.stdout.split("lost ")[1].split()[0])
+    return int(re.search(r"files when lost: (\d+)", result.stdout)[1])  # among what Ray itself prints of the loss
 
 
 def test_a_node_lost_while_embedding(tmp_path, cluster, corpus_file):
