@@ -52,6 +52,8 @@ class RunOptions:
 
     output: str = "sciqa-run"
     """Folder (or URI such as s3://bucket/run) for all that the run makes."""
+    overwrite: bool = False
+    """Replace tables there that were made from other inputs; without it they are kept and the step is refused."""
     address: str | None = None
     """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
     num_cpus: int | None = None

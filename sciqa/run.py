@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 from sciqa import storage
 from sciqa.cluster import Summary, check_accelerator
 from sciqa.corpus import CorpusOptions, build_passages
-from sciqa.corpus.passages import check_corpus
+from sciqa.corpus.passages import check_corpus, finished_passages
+from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, open_exam, report
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import QuestionOptions
@@ -13,9 +14,9 @@ from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_finding
+from sciqa.retrieval.index import built_like, check_index, finished_index
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.examples import check_answers
-from sciqa.training.finetune import check_model
+from sciqa.training.finetune import check_options
 
 #: Options that the retrieval of training questions shares with training.
 SHARED = (FindOptions, QuestionOptions)
@@ -40,7 +41,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     """
     if options.check:
         return [check_exam(options)]
-    open_exam(options)
+    open_exam(options, write=False)
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
     readers = [options.reader, *(name for name in compared if name != options.reader)]
     if readers != ["retrieval"]:
@@ -59,10 +60,34 @@ def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Sum
     """Find the contexts of some exams, with passages and index made first unless nothing is looked up."""
     if retrievals[0].context == "given":
         return list(map(retrieve, retrievals))
-    check_corpus(options)
-    check_finding(options)
+    check_passages(options)
+    check_finding(options, options.overwrite and options.corpus is not None)
     check_accelerator(options)
-    return [build_passages(options), build_index(options), *map(retrieve, retrievals)]
+    storage.check_writable(options.output)
+    return [*find_passages(options), *map(retrieve, retrievals)]
+
+
+def check_passages(options: CorpusOptions) -> None:
+    """Raise `InputError` where there is neither an index to use as it is, nor anything to build one from."""
+    if options.corpus is None:
+        index, passages = finished_index(options), finished_passages(options)
+        given = [name for name, value in options.cut().items() if value != storage.defaults_of(CorpusOptions)[name]]
+        if index and not passages and given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")
+        if index or passages:
+            return
+    check_corpus(options)
+    check_index(options, options.overwrite)
+
+
+def find_passages(options: CorpusOptions) -> list[Summary]:
+    """Build passages and index, unless they are finished and no corpus is named: then they are used as they are."""
+    if options.corpus is None and (manifest := finished_index(options)):
+        made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
+        return [Summary("index", options.index, made, 0.0, {"built": 0, "kept": len(manifest["shards"])})]
+    passages = build_passages(options)
+    return [passages, build_index(built_like(options) if options.corpus is None else options)]
 
 
 @dataclass(kw_only=True)
@@ -76,9 +101,7 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     Raises:
         InputError: bad input of any step.
     """
-    for name in ("train", "validation"):
-        check_answers(options.read(getattr(options, name)).table, getattr(options, name))
-    check_model(options)
+    check_options(options)
     shared = {field.name: getattr(options, field.name) for kind in SHARED for field in fields(kind)}
     retrievals = [
         RetrieveOptions(

@@ -1,5 +1,6 @@
 """Files and tables on any storage that pyarrow's filesystems take, written whole or not at all."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,8 @@ from sciqa.errors import InputError
 
 INPUTS = "_inputs.json"
 MANIFEST = "_manifest.json"
+#: What can be done about a table that is in the way.
+REMEDY = "pass another --output (or --name, for answers), or --overwrite to replace it"
 #: What is said of a table whose `format` is not the program's.
 OTHERWISE = "made by another version of sciqa, which computes this otherwise"
 
@@ -35,6 +38,21 @@ def resolve(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), str(Path(text).absolute())
 
 
+@contextlib.contextmanager
+def reached(path: str, what: str) -> Iterator[None]:
+    """Turn what storage raises (a full disk, a lost mount, a forbidden bucket) into an `InputError` of one line.
+
+    Args:
+        path: that is worked on.
+        what: cannot be done where it fails, as in `written`.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        missing = what == "read" and isinstance(error, FileNotFoundError)
+        raise InputError(f"{path}: {'no such file' if missing else f'cannot be {what} ({error})'}") from error
+
+
 def join(folder: str, *names: str) -> str:
     """Join names onto a folder, local or URI."""
     return "/".join([folder.rstrip("/"), *names])
@@ -43,31 +61,24 @@ def join(folder: str, *names: str) -> str:
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     filesystem, inner = resolve(path)
-    return filesystem.get_file_info(inner).type != fs.FileType.NotFound
+    with reached(path, "reached"):
+        return filesystem.get_file_info(inner).type != fs.FileType.NotFound
 
 
 def read_bytes(path: str, compression: str | None = "detect") -> bytes:
     """Return a file's bytes; those of a file called .gz, .bz2 or .zst unpacked, unless `compression` is None."""
     filesystem, inner = resolve(path)
-    try:
-        with filesystem.open_input_stream(inner, compression=compression) as stream:
-            return stream.read()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (IsADirectoryError, PermissionError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    with reached(path, "read"), filesystem.open_input_stream(inner, compression=compression) as stream:
+        return stream.read()
 
 
 def sha256(path: str) -> str:
     """Return the sha256 of a file, read in pieces."""
     filesystem, inner = resolve(path)
     digest = hashlib.sha256()
-    try:
-        with filesystem.open_input_stream(inner) as stream:
-            while data := stream.read(1 << 22):
-                digest.update(data)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+    with reached(path, "read"), filesystem.open_input_stream(inner) as stream:
+        while data := stream.read(1 << 22):
+            digest.update(data)
     return digest.hexdigest()
 
 
@@ -75,11 +86,17 @@ def write_bytes(path: str, data: bytes) -> str:
     """Write a file aside, move it into place, and return the sha256 of what was written."""
     filesystem, inner = resolve(path)
     parent, name = inner.rsplit("/", 1)
-    filesystem.create_dir(parent, recursive=True)
     aside = f"{parent}/.{name}.{uuid.uuid4().hex}"
-    with filesystem.open_output_stream(aside) as stream:
-        stream.write(data)
-    filesystem.move(aside, inner)
+    with reached(path, "written"):
+        filesystem.create_dir(parent, recursive=True)
+        try:
+            with filesystem.open_output_stream(aside) as stream:
+                stream.write(data)
+            filesystem.move(aside, inner)
+        except OSError:
+            with contextlib.suppress(OSError):  # what a full disk left of it
+                filesystem.delete_file(aside)
+            raise
     return hashlib.sha256(data).hexdigest()
 
 
@@ -141,14 +158,17 @@ def list_files(path: str, *suffixes: str) -> list[str]:
 def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
     """Return `list_files` with each file's [size in bytes, time of change in ns], to tell when it changes."""
     filesystem, inner = resolve(path)
-    info = filesystem.get_file_info(inner)
+    with reached(path, "reached"):
+        info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{path}: no such file or folder")
     if info.type == fs.FileType.File:
         return [(path, [info.size, info.mtime_ns])]
     endings = tuple(f".{suffix}" for suffix in suffixes)
     found = []
-    for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True)):
+    with reached(path, "listed"):
+        entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+    for entry in entries:
         name = entry.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in name.split("/"))
         if entry.type == fs.FileType.File and name.endswith(endings) and not hidden:
@@ -162,7 +182,8 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
 def list_folders(path: str) -> list[str]:
     """Return the names of the folders in a folder, sorted; none where it is not there."""
     filesystem, inner = resolve(path)
-    entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    with reached(path, "listed"):
+        entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
 
 
@@ -184,18 +205,20 @@ def part_path(folder: str, part: int) -> str:
 def copy_files(source: str, destination: str) -> None:
     """Copy all files of a folder, from any storage to any other."""
     (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)
-    to_fs.create_dir(to_path, recursive=True)
-    fs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
+    with reached(destination, "written"):
+        to_fs.create_dir(to_path, recursive=True)
+        fs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
 
 
 def delete(path: str) -> None:
     """Delete a file or a folder with all it holds, if it is there."""
     filesystem, inner = resolve(path)
-    kind = filesystem.get_file_info(inner).type
-    if kind == fs.FileType.Directory:
-        filesystem.delete_dir(inner)
-    elif kind == fs.FileType.File:
-        filesystem.delete_file(inner)
+    with reached(path, "deleted"):
+        kind = filesystem.get_file_info(inner).type
+        if kind == fs.FileType.Directory:
+            filesystem.delete_dir(inner)
+        elif kind == fs.FileType.File:
+            filesystem.delete_file(inner)
 
 
 def check_writable(folder: str) -> None:
@@ -204,7 +227,7 @@ def check_writable(folder: str) -> None:
     try:
         write_bytes(probe, b"")
         delete(probe)
-    except (OSError, pa.ArrowException) as error:
+    except InputError as error:
         raise InputError(f"{folder}: cannot be written ({error}); pass --output a folder that can") from error
 
 
@@ -261,16 +284,21 @@ def differing(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
     return changed
 
 
-def begin(folder: str, inputs: dict, defaults: dict | None = None, rows: int | None = None) -> Begun:
-    """Open a table's folder for writing.
-
-    A folder that was begun from other inputs is emptied first: a table never mixes two runs.
+def begin(
+    folder: str, inputs: dict, defaults: dict | None = None, rows: int | None = None, overwrite: bool = False
+) -> Begun:
+    """Open a table's folder for writing; a table never mixes two runs.
 
     Args:
         folder: where the table's parts go.
         inputs: all that the table's content follows from, and `format`, of what the program computes.
         defaults: of the options among the inputs, by name; see `differing`.
         rows: wanted in each part; a table that has parts goes on with the rows that those have.
+        overwrite: empty a folder that was begun from other inputs. One that another version of the program made, which
+            computes the same inputs otherwise, is emptied anyway.
+
+    Raises:
+        InputError: the folder was begun from other inputs, or holds what no step of this program has begun.
     """
     if exists(join(folder, INPUTS)):
         begun = read_json(join(folder, INPUTS))
@@ -278,11 +306,24 @@ def begin(folder: str, inputs: dict, defaults: dict | None = None, rows: int | N
             held = set(names(folder))
             if begun.get("rows") == rows or any(name.endswith(".parquet") for name in held):
                 return Begun(held, begun.get("rows"))
-        elif "format" in changed:
+        elif set(changed) == {"format"}:
             console.print(f"{folder}: {OTHERWISE}; made anew", markup=False, soft_wrap=True)
+        elif not overwrite:
+            raise InputError(f"{folder}: {_said_changes(changed)}; {REMEDY}")
         delete(folder)
+    elif exists(folder) and any(True for _ in names(folder)):
+        raise InputError(f"{folder}: holds files that no step of sciqa made; pass another folder")
     write_json(join(folder, INPUTS), {"inputs": inputs, "rows": rows})
     return Begun(set(), rows)
+
+
+def _said_changes(changed: dict[str, tuple]) -> str:
+    """Return in words in what a table's inputs differ, as `differing` gave it."""
+    if (name := "format") not in changed:
+        name = next(iter(changed))
+    there, now = changed[name]
+    more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return f"made from other inputs ({name}: {there!s:.60} there, {now!s:.60} now{more})"
 
 
 def finish(folder: str, manifest: dict) -> None:
@@ -309,6 +350,8 @@ def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
 def names(folder: str) -> Iterator[str]:
     """Yield the names of what is in a folder, but for what is being written."""
     filesystem, inner = resolve(folder)
-    for entry in filesystem.get_file_info(fs.FileSelector(inner)):
+    with reached(folder, "listed"):
+        entries = filesystem.get_file_info(fs.FileSelector(inner))
+    for entry in entries:
         if not entry.base_name.startswith("."):
             yield entry.base_name

@@ -1,6 +1,7 @@
 """Shared by all tests: one real Ray on two CPUs, and a small corpus with its index."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,32 @@ def data(tmp_path_factory: pytest.TempPathFactory, small_index: str) -> dict[str
         output = str(folder / split)
         retrieve(RetrieveOptions(output=output, index=f"{small_index}/index", exam=str(folder / f"{split}.jsonl")))
         options |= {split: str(folder / f"{split}.jsonl"), f"{split}_contexts": f"{output}/contexts"}
+    return options
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny sentence-transformers model."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from tiny import tiny_folder
+
+    root = tmp_path_factory.mktemp("embedder")
+    transformer = Transformer(tiny_folder(root / "bert", "bert"), max_seq_length=256)
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(root / "model"))
+    return root / "model"
+
+
+@pytest.fixture
+def indexed(tmp_path: Path, cluster: None, embedder: Path) -> dict[str, str]:
+    """Options of a run with a corpus of three articles and its index."""
+    texts = ["Helium is a noble gas. It is light.", "Iron is a metal. It rusts.", "A whale is a mammal. It swims."]
+    articles = [{"title": text.split()[0], "text": text} for text in texts]
+    write_jsonl(tmp_path / "articles.jsonl", articles)
+    options = {"output": str(tmp_path / "run"), "embedder": str(shutil.copytree(embedder, tmp_path / "embedder"))}
+    build_passages(CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), shard_passages=2, **options))
+    build_index(IndexOptions(**options))
     return options
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,15 +212,20 @@ def test_an_exam_is_its_rows(tmp_path):
     for exam in opened.values():
         read = [row for part in range(exam.shards) for row in exam.read_shard(part)]
         assert [row["id"] for row in read] == [row["id"] for row in QUESTIONS]
-    for rows in (QUESTIONS[::-1], [*QUESTIONS[:3], QUESTIONS[3] | {"answer": "A"}], QUESTIONS[:3]):
-        other = open_exam(ExamOptions(exam=write_exam(tmp_path / "other.jsonl", rows), output=str(tmp_path / "other")))
+    for number, rows in enumerate((QUESTIONS[::-1], [*QUESTIONS[:3], QUESTIONS[3] | {"answer": "A"}], QUESTIONS[:3])):
+        path = write_exam(tmp_path / "other.jsonl", rows)
+        other = open_exam(ExamOptions(exam=path, output=str(tmp_path / f"other{number}")))
         assert other.sha256 != opened["jsonl"].sha256
 
 
 def test_an_exam_written_over_while_it_is_read_is_noticed(tmp_path):
     exam = open_exam(ExamOptions(exam=write_exam(tmp_path / "exam.jsonl"), output=str(tmp_path)))
     others = [row | {"answer": "A"} for row in QUESTIONS]  # the same ids
-    open_exam(ExamOptions(exam=write_exam(tmp_path / "other.jsonl", others), output=str(tmp_path)))
+    other = {"exam": write_exam(tmp_path / "other.jsonl", others), "output": str(tmp_path)}
+    with pytest.raises(InputError, match=r"exam\.parquet: the run's exam is another exam than .*other\.jsonl"):
+        open_exam(ExamOptions(**other))
+    exam.read_shard(0)
+    open_exam(ExamOptions(overwrite=True, **other))
     with pytest.raises(InputError, match=r"exam\.parquet: replaced by another exam"):
         exam.read_shard(0)
 
@@ -262,7 +268,10 @@ def test_a_changed_model_answers_anew(tmp_path, cluster, llama, change):
     (folder / "README.md").write_text("about it")
     assert "kept" in predict(PredictOptions(output=str(tmp_path / "run"), **options)).made
     change(folder)
-    again = predict(PredictOptions(output=str(tmp_path / "run"), **options))
+    with pytest.raises(InputError, match=r"answers/closed-book-model: made from other inputs \(model: .*--overwrite"):
+        predict(PredictOptions(output=str(tmp_path / "run"), **options))
+    assert scores(first.path) == before
+    again = predict(PredictOptions(output=str(tmp_path / "run"), overwrite=True, **options))
     assert "kept" not in again.made
     assert scores(again.path) != before
     fresh = predict(PredictOptions(output=str(tmp_path / "fresh"), **options))
@@ -279,7 +288,9 @@ def test_a_changed_adapter_answers_anew(tmp_path, cluster, llama):
     before = scores(predict(PredictOptions(**options)).path)
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 64}))
-    again = predict(PredictOptions(**options))
+    with pytest.raises(InputError, match=r"made from other inputs \(adapter: "):
+        predict(PredictOptions(**options))
+    again = predict(PredictOptions(overwrite=True, **options))
     assert "kept" not in again.made
     assert scores(again.path) != before
 
@@ -365,32 +376,9 @@ def test_an_option_that_came_later_leaves_tables_as_they_are(found, small_index)
     options = {"index": f"{small_index}/index", **found}
     assert retrieve(RetrieveOptions(**options)).made.endswith("kept")
     other = RetrieveOptions(context_order="nearest", context_sentences=2, **options)
-    assert "kept" not in retrieve(other).made
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory):
-    """A tiny sentence-transformers model."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-
-    root = tmp_path_factory.mktemp("embedder")
-    transformer = Transformer(tiny_folder(root / "bert", "bert"), max_seq_length=256)
-    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(root / "model"))
-    return root / "model"
-
-
-@pytest.fixture
-def indexed(tmp_path, cluster, embedder):
-    """Options of a run with a corpus of three articles and its index."""
-    texts = ["Helium is a noble gas. It is light.", "Iron is a metal. It rusts.", "A whale is a mammal. It swims."]
-    articles = [{"title": text.split()[0], "text": text} for text in texts]
-    write_exam(tmp_path / "articles.jsonl", articles)
-    options = {"output": str(tmp_path / "run"), "embedder": str(shutil.copytree(embedder, tmp_path / "embedder"))}
-    build_passages(CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), shard_passages=2, **options))
-    build_index(IndexOptions(**options))
-    return options
+    with pytest.raises(InputError, match=r"contexts: made from other inputs \(context_order: text there, nearest now"):
+        retrieve(other)
+    assert "kept" not in retrieve(RetrieveOptions(**vars(other) | {"overwrite": True})).made
 
 
 def change_json(folder, name, **fields):
@@ -465,4 +453,6 @@ def test_passages_follow_from_the_tokenizer_and_not_from_the_weights(tmp_path, i
     change_pooling(indexed["embedder"])
     assert build_passages(corpus).made.endswith("kept")
     change_json(indexed["embedder"], "tokenizer.json", version="1.0", truncation=None, padding=None, added_tokens=[])
-    assert not build_passages(corpus).made.endswith("kept")
+    with pytest.raises(InputError, match=r"passages: made from other inputs \(tokenizer: "):
+        build_passages(corpus)
+    assert not build_passages(replace(corpus, overwrite=True)).made.endswith("kept")

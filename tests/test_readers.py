@@ -47,7 +47,7 @@ def answers(run, name):
 
 
 def test_a_submission_in_the_competitions_form(run):
-    path = Path(run["output"], "answers", "retrieval", "submission.csv")
+    path = Path(run["output"], "submissions", "retrieval.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"id": row["id"], "prediction": row["prediction"]} for row in answers(run, "retrieval")]

@@ -20,10 +20,13 @@ from sciqa.corpus.sources import decode
 from sciqa.corpus.windows import Splitter
 from sciqa.errors import InputError
 from sciqa.hub import find_model, load_tokenizer, local_path, longest_text
+from sciqa.lock import lock
 
 #: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
 #: are not kept.
 PASSAGES_FORMAT = 3
+#: Names the corpus that passages are being made from.
+CORPUS = "_corpus.json"
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
 #: Tables of what is not among the passages, in folders beside them: files and articles left out, passages that repeat
 #: another, whose id `repeats` is, exactly or nearly.
@@ -38,10 +41,11 @@ SHOWN = 3
 class CorpusOptions(RunOptions):
     """What the passages are made from."""
 
-    corpus: tuple[str, ...] = ("demo",)
+    corpus: tuple[str, ...] | None = None
     """`demo` (10,033 leads of English Wikipedia articles), and files or folders: MediaWiki dumps (.xml.bz2), tables
     with title and text (.parquet, .jsonl, .csv, .tsv), .txt, .md, .html, .pdf, what wikiextractor wrote; also
-    compressed (.gz, .bz2, .xz, .zst). What is added behind the others leaves their shards as they are."""
+    compressed (.gz, .bz2, .xz, .zst). What is added behind the others leaves their shards as they are. By default
+    passages that are finished are used as they are, and where there are none they are made from `demo`."""
     remove: str | None = None
     """Text file with the titles of articles to leave out, one a line."""
     near_duplicates: bool = False
@@ -64,10 +68,16 @@ class CorpusOptions(RunOptions):
         super().__post_init__()
         self.embedder = local_path(self.embedder)
         self.fill_folder("passages", "passages")
-        self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
+        if self.corpus is not None:
+            self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
         self.at_least(32, "passage_tokens")
         self.at_least(0, "passage_overlap")
         self.at_least(1, "shard_passages", "part_bytes")
+
+    def cut(self) -> dict[str, int | bool]:
+        """Return the options that say how texts are cut into passages, and these into shards."""
+        names = ("passage_tokens", "passage_overlap", "shard_passages", "near_duplicates")
+        return {name: getattr(self, name) for name in names}
 
 
 def build_passages(options: CorpusOptions) -> Summary:
@@ -83,28 +93,67 @@ def build_passages(options: CorpusOptions) -> Summary:
         InputError: a corpus that cannot be read, with file, row and column.
     """
     started = time.monotonic()
+    if as_it_is := finished_passages(options):
+        return Summary("corpus", options.passages, _made(as_it_is, kept=True), time.monotonic() - started, as_it_is)
     left_out: dict[str, str] = {}
     sources = check_corpus(options, left_out)
+    with lock(options.passages):
+        manifest, kept = _fill(options, sources, left_out)
+    return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
+
+
+def _fill(options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str]) -> tuple[dict, bool]:
+    """Write what the passages table lacks; return its manifest, and whether it was whole."""
     removed = _read_titles(options.remove) if options.remove else []
-    storage.check_writable(options.passages)
-    cut = {
-        "format": PASSAGES_FORMAT,
-        "tokenizer": find_model(options.embedder).tokenizer,
-        "tokens": options.passage_tokens,
-        "overlap": options.passage_overlap,
-        "shard": options.shard_passages,
-        "near_duplicates": options.near_duplicates,
-    }
+    cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
     inputs = storage.fingerprint([sources, removed, options.part_bytes, left_out])
-    whole = storage.MANIFEST in storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions)).names
+    begun = storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions), overwrite=options.overwrite)
+    whole = storage.MANIFEST in begun.names
     manifest = storage.read_manifest(options.passages, "corpus") if whole else {}
     if not (kept := manifest.get("inputs") == inputs):
+        _check_sources(options, manifest, sources)
+        storage.write_json(storage.join(options.passages, CORPUS), {"corpus": _corpus_of(options)})
         storage.delete(storage.join(options.passages, storage.MANIFEST))
         cluster.connect(options)
-        manifest = _build(options, sources, left_out, removed) | {"inputs": inputs, "format": PASSAGES_FORMAT}
+        manifest = _build(options, sources, left_out, removed)
+        manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT, "sources": [path for path, _ in sources]}
         storage.finish(options.passages, manifest)
         _tidy(options.passages, manifest)
-    return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
+    return manifest, kept
+
+
+def finished_passages(options: CorpusOptions) -> dict | None:
+    """Return the manifest of passages that are used as they are, since they are finished and no corpus is named.
+
+    Raises:
+        InputError: passages are asked for in another form than those.
+    """
+    if options.corpus is not None or not storage.exists(storage.join(options.passages, storage.MANIFEST)):
+        return None
+    manifest = storage.read_json(storage.join(options.passages, storage.MANIFEST))
+    if manifest.get("format") != PASSAGES_FORMAT:
+        raise InputError(f"{options.passages}: {storage.OTHERWISE}; pass --corpus to make it anew")
+    made = storage.read_json(storage.join(options.passages, storage.INPUTS))["inputs"]
+    defaults = storage.defaults_of(CorpusOptions)
+    for name, wanted in options.cut().items():
+        if wanted != defaults[name] and wanted != made[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{options.passages}: made with {flag} {made[name]}, not {wanted}; "
+                f"leave {flag} out, or pass --corpus and another --passages"
+            )
+    if options.remove:
+        raise InputError("--remove: takes articles out of a corpus; pass --corpus too")
+    return manifest
+
+
+def _check_sources(options: CorpusOptions, manifest: dict, sources: list[tuple[str, list]]) -> None:
+    """Raise `InputError` where finished passages have none of a corpus's sources: it is another one, none with more."""
+    made = set(manifest.get("sources", ()))
+    if made and not made & {path for path, _ in sources} and not options.overwrite:
+        raise InputError(
+            f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {storage.REMEDY}"
+        )
 
 
 def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
@@ -118,7 +167,15 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"
         )
-    return find_sources(options.corpus, left_out)
+    return find_sources(_corpus_of(options), left_out)
+
+
+def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
+    """Return the corpus that is asked for; without one that of passages which are begun here, else `demo`."""
+    begun = storage.join(options.passages, CORPUS)
+    if options.corpus is not None or not storage.exists(begun):
+        return options.corpus or ("demo",)
+    return tuple(storage.read_json(begun)["corpus"])
 
 
 def _read_titles(path: str) -> list[str]:
@@ -157,7 +214,7 @@ def _build(
         for number, pieces in enumerate(split_sources(sources, options.part_bytes))
     ]
     if not parts:
-        raise InputError(f"{', '.join(options.corpus)}: empty; files with articles expected")
+        raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
     split = _run(parts, split_part, "parts read", options=options)
     paths = [_part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
     hashes = np.array([duplicates.title_hash(title) for title in removed], np.uint64)

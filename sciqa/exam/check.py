@@ -19,14 +19,15 @@ def check_exam(options: ExamOptions) -> Summary:
         InputError: with file, line, row and column of what is wrong.
     """
     started = time.monotonic()
-    questions = options.read(options.exam)
+    exam = options.exam_name()
+    questions = options.read(exam)
     rows = questions.table.to_pylist()
     lines = [f"columns: {questions.columns.said()}"]
     for row in rows[:SHOWN]:
         lines += ["", *_shown(row)]
     given = [options_of(row) for row in rows]
     lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given)]
-    made = f"{len(rows):,} questions of {options.exam}, only shown"
+    made = f"{len(rows):,} questions of {exam}, only shown"
     return Summary("check", "", made, time.monotonic() - started, {"check": lines})
 
 

@@ -62,9 +62,10 @@ def _say(note: str) -> None:
 class ExamOptions(QuestionOptions):
     """Which questions."""
 
-    exam: str = "test"
+    exam: str | None = None
     """The packaged exam's split `train`, `validation` or `test`, or a file of questions: .csv, .tsv, .json, .jsonl or
-    .parquet, packed or not, a folder of its shards, or a pattern such as test-*.parquet."""
+    .parquet, packed or not, a folder of its shards, or a pattern such as test-*.parquet; by default the run's own,
+    OUTPUT/exam.parquet, and in a new run `test`."""
     shard_questions: int = 32
     """Questions in a shard, the unit of work and of resuming."""
 
@@ -72,6 +73,11 @@ class ExamOptions(QuestionOptions):
         """Check the numbers."""
         super().__post_init__()
         self.at_least(1, "shard_questions")
+
+    def exam_name(self, file: str = "exam.parquet") -> str:
+        """Return the exam that is asked for; by default the run's own, in a file of its folder, or `test`."""
+        path = storage.join(self.output, file)
+        return self.exam or (path if storage.exists(path) else "test")
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,16 @@ class Exam:
         sha256: of its content, whatever its file's format, to know a run's questions again.
         questions: number of rows.
         shard_questions: rows of a shard, the unit of work and of resuming.
+        name: as the user gave it.
+        columns: of the table.
     """
 
     path: str
     sha256: str
     questions: int
     shard_questions: int
+    name: str
+    columns: tuple[str, ...]
 
     @property
     def shards(self) -> int:
@@ -115,29 +125,54 @@ class Exam:
         return storage.read_table(self.path, ["id"])["id"].to_pylist()
 
 
-def open_exam(options: ExamOptions) -> Exam:
-    """Validate the exam of the options and write its table to the run's folder, where it is not there yet.
+def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parquet") -> Exam:
+    """Validate the exam of the options, which by default is the run's own.
+
+    Args:
+        options: that name the exam and the run's folder.
+        write: its table to that folder, where it is not there yet; steps do so once all else has been checked.
+        file: name of the table.
 
     Raises:
-        InputError: with file, row and column of what is wrong.
+        InputError: with file, row and column of what is wrong; or the run's folder is that of another exam.
     """
-    table = options.read(options.exam).table
-    path = storage.join(options.output, "exam.parquet")
-    exam = Exam(path, storage.rows_hash(table.to_pylist()), len(table), options.shard_questions)
-    storage.check_writable(options.output)
-    if not _is_stored(exam, table.column_names):
-        marked = table.replace_schema_metadata({EXAM_HASH: exam.sha256})
-        storage.write_table(path, marked, row_group_size=options.shard_questions)
+    path = storage.join(options.output, file)
+    name = options.exam_name(file)
+    own = name == path
+    table = _read_own(path, options.context) if own else options.read(name).table
+    columns = tuple(table.column_names)
+    exam = Exam(path, storage.rows_hash(table.to_pylist()), len(table), options.shard_questions, name, columns)
+    if (stored := _stored(path)) != (exam.sha256, set(columns)):
+        if stored and stored[0] != exam.sha256 and not options.overwrite:
+            raise InputError(
+                f"{path}: the run's exam is another exam than {name} as it is read here; leave --exam and --context "
+                "out to take the run's own, pass another --output, or --overwrite to replace it"
+            )
+        if write:
+            marked = table.replace_schema_metadata({EXAM_HASH: exam.sha256})
+            storage.write_table(path, marked, row_group_size=options.shard_questions)
     return exam
 
 
-def _is_stored(exam: Exam, columns: list[str]) -> bool:
-    """Whether the file of an exam's table holds it already, however that was written."""
+def _read_own(path: str, context: str) -> pa.Table:
+    """Return the exam that a run's folder holds: as it is where a step wrote it, else as the file of any exam."""
+    table = storage.open_parquet(path).read()
+    marked = (table.schema.metadata or {}).get(EXAM_HASH)
+    if marked != storage.rows_hash(table.to_pylist()).encode() or context == "given":
+        return read_questions(path, context=context).table
+    if context == "found":
+        number = table.column_names.index("context")
+        table = table.set_column(number, "context", pa.nulls(len(table), pa.string()))
+    return table.replace_schema_metadata(None)
+
+
+def _stored(path: str) -> tuple[str, set[str]] | None:
+    """Return the hash of the rows in an exam table and its columns; None where none is there that can be read."""
     try:
-        table = storage.open_parquet(exam.path).read()
+        table = storage.open_parquet(path).read()
     except (InputError, pa.ArrowException, OSError):
-        return False
-    return set(table.column_names) == set(columns) and storage.rows_hash(table.to_pylist()) == exam.sha256
+        return None
+    return storage.rows_hash(table.to_pylist()), set(table.column_names)
 
 
 def options_of(question: dict) -> dict[str, str]:

@@ -29,16 +29,16 @@ def report(options: ReportOptions) -> Summary:
         InputError: no answers to this exam in the run's folder.
     """
     started = time.monotonic()
-    exam = open_exam(options)
+    exam = open_exam(options, write=False)
     readers = find_readers(options.output, exam)
     if not readers:
-        raise InputError(f"{options.output}: no answers to the exam {options.exam}; run `sciqa predict` first")
+        raise InputError(f"{options.output}: no answers to the exam {exam.name}; run `sciqa predict` first")
     main = next(iter(readers))
     environment = Environment(
         loader=PackageLoader("sciqa.exam", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
-        exam=options.exam,
+        exam=exam.name,
         total=exam.questions,
         main=main,
         metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},

@@ -59,6 +59,7 @@ class AskOptions(FindOptions, ModelOptions):
     """`auto`: a GPU where this machine has one; `cpu`: none; `gpu`, or its kind: one that must be there."""
     # What builds an index or sizes a cluster says nothing here.
     address: Suppress[str | None] = None
+    overwrite: Suppress[bool] = False
     num_cpus: Suppress[int | None] = None
     num_workers: Suppress[str] = "auto"
     passages: Suppress[str | None] = None

@@ -35,6 +35,7 @@ from sciqa.inference.answers import ANSWERS_FORMAT, DOUBT, has_ties, open_answer
 from sciqa.inference.blend import fit_blend
 from sciqa.inference.engine import Shards, answer_requests, check_engine
 from sciqa.inference.passes import passes_said, split_passes
+from sciqa.lock import lock
 from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
 from sciqa.retrieval.contexts import FindOptions, open_contexts
@@ -42,7 +43,6 @@ from sciqa.retrieval.index import EmbedOptions
 
 Doubt = Literal["margin", "entropy"]
 ReaderName = Literal["open-book", "closed-book", "retrieval"]
-SUBMISSION = "submission.csv"
 METRICS = pa.schema(
     [
         *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
@@ -183,36 +183,19 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
 def predict(options: PredictOptions) -> Summary:
     """Write the answers table of one reader, and its metrics where the exam has answers.
 
-    The tables are `OUTPUT/answers/NAME/`, with the competition's `submission.csv` beside its shards, and
-    `OUTPUT/metrics/NAME.parquet`. Finished shards of an earlier
-    run with the same inputs are kept.
+    The tables are `OUTPUT/answers/NAME/` and `OUTPUT/metrics/NAME.parquet`; `OUTPUT/submissions/NAME.csv` has the
+    competition's form. Finished shards of an earlier run with the same inputs are kept.
 
     Raises:
         InputError: a bad exam, no contexts of this exam, no such model, or an adapter for another one.
     """
     started = time.monotonic()
-    exam = open_exam(options)
+    exam = open_exam(options, write=False)
     inputs = _inputs(options, exam)
     folder = answers_path(options.output, options.name)
-    defaults = storage.defaults_of(PredictOptions, FindOptions)
-    begun = storage.begin(folder, inputs, defaults, exam.shard_questions)
-    exam = replace(exam, shard_questions=begun.rows)
-    missing = [part for part in range(exam.shards) if storage.part_name(part) not in begun.names]
-    if kept := storage.MANIFEST in begun.names:
-        manifest = storage.read_manifest(folder, "predict")
-    else:
-        cluster.connect(options)
-        with passes_said("predict") if options.streams else nullcontext() as say:
-            work = _work(options, exam, missing, say)
-            list(_answer_all(exam, options, folder, work))
-        seconds = time.monotonic() - started + work.seconds_before
-        counts = _write_results(options, exam, folder, seconds)
-        manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
-        manifest |= {"seconds": seconds, "about": work.about} | counts
-        storage.finish(folder, manifest)
-    made = f"{exam.questions:,} questions ranked, {options.name}" + ", kept" * kept + manifest["about"]
-    if 0 < len(missing) < exam.shards:
-        made += f", {exam.shards - len(missing)} of {exam.shards} shards kept"
+    with lock(folder):
+        manifest, kept = _fill(options, exam, inputs, started)
+    made = f"{exam.questions:,} questions ranked, {options.name}" + kept + manifest["about"]
     if manifest["cut"]:
         what = "questions cut to the embedder's" if options.reader == "retrieval" else "contexts cut to the model's"
         made += f"; {manifest['cut']:,} {what} limit"
@@ -222,9 +205,37 @@ def predict(options: PredictOptions) -> Summary:
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
 
+def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
+    """Write what the answers table lacks; return its manifest, and what was kept in words."""
+    folder = answers_path(options.output, options.name)
+    defaults = storage.defaults_of(PredictOptions, FindOptions)
+    begun = storage.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
+    if storage.MANIFEST in begun.names:
+        return storage.read_manifest(folder, "predict"), ", kept"
+    open_exam(options)
+    exam = replace(exam, shard_questions=begun.rows)
+    missing = [part for part in range(exam.shards) if storage.part_name(part) not in begun.names]
+    cluster.connect(options)
+    with passes_said("predict") if options.streams else nullcontext() as say:
+        work = _work(options, exam, missing, say)
+        list(_answer_all(exam, options, folder, work))
+    seconds = time.monotonic() - started + work.seconds_before
+    counts = _write_results(options, exam, folder, seconds)
+    manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    manifest |= {"seconds": seconds, "about": work.about} | counts
+    storage.finish(folder, manifest)
+    kept = exam.shards - len(missing)
+    return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
+
+
 def metrics_path(output: str, name: str) -> str:
     """Return where a reader's metrics table is."""
     return storage.join(output, "metrics", f"{name}.parquet")
+
+
+def submission_path(output: str, name: str) -> str:
+    """Return where a reader's answers are in the competition's form."""
+    return storage.join(output, "submissions", f"{name}.csv")
 
 
 def answers_path(output: str, name: str) -> str:
@@ -266,7 +277,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
     if options.reader != "closed-book":
-        inputs["contexts"] = open_contexts(options.contexts, exam, options.exam, options.context)[1]
+        inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
@@ -317,7 +328,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[
         return _blending(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
     workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
-    sources = () if options.reader == "closed-book" else (open_contexts(options.contexts, exam, options.exam)[0],)
+    sources = () if options.reader == "closed-book" else (open_contexts(options.contexts, exam)[0],)
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
@@ -415,12 +426,12 @@ class AnswerShard:
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
-def _sum_up(exam: Exam, folder: str) -> tuple[list[dict], dict[str, int]]:
+def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
     """Write the competition's file, score all answers and each slice, and count what was cut and what is tied."""
     table = QuestionTable(folder, exam.shard_questions).read_all(exam)
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
-    storage.write_bytes(storage.join(folder, SUBMISSION), lines.getvalue())
+    storage.write_bytes(submission, lines.getvalue())
     answers = table.to_pylist()
     scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
     rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
@@ -451,7 +462,7 @@ def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: fl
         "contexts": None if options.reader == "closed-book" else options.contexts,
         "seconds": seconds,
     }
-    rows, counts = ray.get(_sum_up.remote(exam, folder))
+    rows, counts = ray.get(_sum_up.remote(exam, folder, submission_path(options.output, options.name)))
     table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
     storage.write_table(metrics_path(options.output, options.name), table)
     return counts

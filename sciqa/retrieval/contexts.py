@@ -15,6 +15,7 @@ from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.exam.table import QuestionTable
 from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
+from sciqa.lock import lock
 from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.rerank import Reranker, check_reranker
@@ -93,13 +94,13 @@ def retrieve(options: RetrieveOptions) -> Summary:
         InputError: a bad exam, no index, an index of another embedding model, or one whose files were changed.
     """
     started = time.monotonic()
-    exam = open_exam(options)
+    exam = open_exam(options, write=False)
     if options.context == "given":
-        made = f"{_give_contexts(options, exam):,} questions have contexts of their own, nothing is looked up"
+        with lock(options.contexts):
+            made = f"{_give_contexts(options, exam):,} questions have contexts of their own, nothing is looked up"
         return Summary("retrieve", options.contexts, made, time.monotonic() - started)
     check_finding(options)
     index = read_index_manifest(options.index)
-    storage.check_writable(options.contexts)
     inputs = {
         "format": CONTEXTS_FORMAT,
         "exam": exam.sha256,
@@ -108,20 +109,8 @@ def retrieve(options: RetrieveOptions) -> Summary:
         **{name: getattr(options, name) for name in FindOptions.__annotations__},
         "rerank": find_model(options.rerank).revision if options.rerank else None,
     }
-    begun = storage.begin(options.contexts, inputs, storage.defaults_of(FindOptions), exam.shard_questions)
-    if kept := storage.MANIFEST in begun.names:
-        manifest = storage.read_manifest(options.contexts, "retrieve")
-    else:
-        exam = replace(exam, shard_questions=begun.rows)
-        table = QuestionTable(options.contexts, begun.rows)
-        finished = [part for part in range(exam.shards) if storage.part_name(part) in begun.names]
-        rows = [
-            _count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished
-        ]
-        missing = sorted(set(range(exam.shards)) - set(finished))
-        rows.extend(run_workers(FindContexts, exam, options, index, missing))
-        manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
-        storage.finish(options.contexts, manifest)
+    with lock(options.contexts):
+        manifest, kept = _fill(options, exam, index, inputs)
     made = f"contexts of {exam.questions:,} questions"
     if manifest["recall"] is not None:
         made += f"; gold article among the first {options.top_k} for {manifest['recall']:.1%}"
@@ -131,10 +120,9 @@ def retrieve(options: RetrieveOptions) -> Summary:
 
 def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
     """Write the contexts table of the contexts that the exam itself gives; return how many it gives."""
-    storage.check_writable(options.contexts)
     inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
-    begun = storage.begin(options.contexts, inputs, rows=exam.shard_questions)
-    exam, given = replace(exam, shard_questions=begun.rows), 0
+    begun = storage.begin(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
+    exam, given = replace(open_exam(options), shard_questions=begun.rows), 0
     for part in range(exam.shards):
         questions = exam.read_shard(part)
         given += sum(bool(question["context"]) for question in questions)
@@ -142,17 +130,35 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
             continue
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
         storage.write_table(storage.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
-    storage.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
+    if storage.MANIFEST not in begun.names:
+        storage.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
 
 
-def open_contexts(folder: str, exam: Exam, name: str, context: str | None = None) -> tuple[QuestionTable, dict]:
+def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tuple[dict, bool]:
+    """Write what the contexts table lacks; return its manifest, and whether it was whole."""
+    defaults = storage.defaults_of(FindOptions)
+    begun = storage.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
+    if storage.MANIFEST in begun.names:
+        return storage.read_manifest(options.contexts, "retrieve"), True
+    open_exam(options)
+    exam = replace(exam, shard_questions=begun.rows)
+    table = QuestionTable(options.contexts, begun.rows)
+    finished = [part for part in range(exam.shards) if storage.part_name(part) in begun.names]
+    rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
+    missing = sorted(set(range(exam.shards)) - set(finished))
+    rows.extend(run_workers(FindContexts, exam, options, index, missing))
+    manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    storage.finish(options.contexts, manifest)
+    return manifest, False
+
+
+def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[QuestionTable, dict]:
     """Return the finished contexts table of an exam, and what it was made from.
 
     Args:
         folder: of the table.
         exam: whose questions it is read with.
-        name: of that exam, as the user gave it.
         context: what a question is read with, as `--context` says it; None where that has been compared before.
 
     Raises:
@@ -162,8 +168,8 @@ def open_contexts(folder: str, exam: Exam, name: str, context: str | None = None
     manifest = storage.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
     if manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(
-            f"{folder}: these contexts belong to another exam than {name}; "
-            f"run `sciqa retrieve` with --exam {name} --contexts {folder}"
+            f"{folder}: these contexts belong to another exam than {exam.name}; "
+            f"run `sciqa retrieve` with --exam {exam.name} and another --contexts"
         )
     given = manifest["inputs"].get("context") == "given"
     if context and given != (context == "given"):
@@ -174,9 +180,14 @@ def open_contexts(folder: str, exam: Exam, name: str, context: str | None = None
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
-def check_finding(options: FindOptions) -> None:
-    """Raise `InputError` where the index was built, or begun, with another model, or the cross-encoder is none."""
-    check_index(options)
+def check_finding(options: FindOptions, replaced: bool = False) -> None:
+    """Raise `InputError` where the index was built, or begun, with another model, or the cross-encoder is none.
+
+    Args:
+        options: of the index and of the cross-encoder.
+        replaced: whether an index of another model may be.
+    """
+    check_index(options, replaced)
     if options.rerank:
         check_reranker(options.rerank)
 

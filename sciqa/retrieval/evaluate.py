@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -60,12 +60,16 @@ def evaluate(options: RetrieveOptions) -> Summary:
         InputError: a bad exam or index, or an exam of which no question names a gold article or passage.
     """
     started = time.monotonic()
-    exam = open_exam(options)
+    # The exam of the run stays as it is: retrieval may be measured on another one.
+    aside = options.exam and storage.exists(storage.join(options.output, "exam.parquet"))
+    file = "evaluated.parquet" if aside else "exam.parquet"
+    options = replace(options, overwrite=bool(aside))
+    exam = open_exam(options, write=False, file=file)
     check_index(options)
     index = read_index_manifest(options.index)
-    columns = set(storage.open_parquet(exam.path).schema_arrow.names)
-    if not columns & {"title", "passage_id"}:
-        raise InputError(f"{options.exam}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")
+    if not set(exam.columns) & {"title", "passage_id"}:
+        raise InputError(f"{exam.name}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")
+    open_exam(options, file=file)
     sums: Counter = Counter()
     for row in run_workers(MeasureRankings, exam, options, index, list(range(exam.shards))):
         sums.update(dict(zip(row["names"], row["sums"], strict=True)))

@@ -4,7 +4,7 @@ import io
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from sciqa.corpus.windows import embedded_text
 from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.hub import find_model, local_path, read_about, vector_size, weight_bytes
+from sciqa.lock import lock
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
@@ -124,27 +125,30 @@ def build_index(options: IndexOptions) -> Summary:
     """
     started = time.monotonic()
     passages = storage.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)
-    check_index(options)
-    storage.check_writable(options.index)
+    check_index(options, options.overwrite)
     shards = passages["shards"]
     if not shards:
         raise InputError(f"{options.passages}: holds no passages; give `sciqa corpus` articles with text")
     embedding = options.embedding()
     building = options.building(embedding)
+    built_of = {"passages": options.passages, "contents": [shard["content"] for shard in shards]}
     _say_format(options.index)
     trained = _trained_hash(options.index, building)
     embedded = {shard["name"]: _read_record(options.index, shard, "embedded.json", embedding) for shard in shards}
     finished = {shard["name"]: _read_record(options.index, shard, "shard.json", trained) for shard in shards}
     missing = [shard for shard in shards if not (embedded[shard["name"]] and finished[shard["name"]])]
     if missing:
-        storage.delete(storage.join(options.index, MANIFEST))
-        about = {"model": options.embedder, **embedding}
-        storage.write_json(storage.join(options.index, "model.json"), about)
-        cluster.connect(options)
-        _embed([shard for shard in missing if not embedded[shard["name"]]], options, embedding)
-        trained = trained or train_factory(options, shards, building)
-        for record in index_shards(missing, options, trained):
-            finished[record["name"]] = record
+        _check_passages(options, shards)
+        with lock(options.index):
+            storage.check_writable(options.index)
+            storage.delete(storage.join(options.index, MANIFEST))
+            about = {"model": options.embedder, **built_of, **embedding}
+            storage.write_json(storage.join(options.index, "model.json"), about)
+            cluster.connect(options)
+            _embed([shard for shard in missing if not embedded[shard["name"]]], options, embedding)
+            trained = trained or train_factory(options, shards, building)
+            for record in index_shards(missing, options, trained):
+                finished[record["name"]] = record
     manifest = {
         "model": options.embedder,
         "dimension": next(iter(finished.values()))["dimension"],
@@ -152,13 +156,67 @@ def build_index(options: IndexOptions) -> Summary:
         "rows": sum(shard["rows"] for shard in finished.values()),
         "shards": list(finished.values()),
         "version": __version__,
+        **built_of,
         **building,
     }
-    storage.write_json(storage.join(options.index, MANIFEST), manifest)
+    path = storage.join(options.index, MANIFEST)
+    if not storage.exists(path) or index_identity(storage.read_json(path)) != index_identity(manifest):
+        _check_passages(options, shards)
+        storage.write_json(path, manifest)
     kept = len(shards) - len(missing)
     made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {options.factory}; "
     made += f"{len(missing)} shards built, {kept} kept"
     return Summary("index", options.index, made, time.monotonic() - started, {"built": len(missing), "kept": kept})
+
+
+def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
+    """Raise `InputError` where the index that is there was built, or begun, of another table with none of its shards.
+
+    Args:
+        options: of the index.
+        shards: of the passages that it would be built of.
+    """
+    contents = {shard["content"] for shard in shards}
+    for name in (MANIFEST, "model.json"):
+        path = storage.join(options.index, name)
+        about = storage.read_json(path) if storage.exists(path) else {}
+        made, held = about.get("passages", options.passages), about.get("contents", contents)
+        if made != options.passages and not contents & set(held) and not options.overwrite:
+            raise InputError(
+                f"{options.index}: made from other inputs (passages: {made} there, {options.passages} now); "
+                "pass another --index, or --overwrite to replace it"
+            )
+
+
+def finished_index(options: IndexOptions) -> dict | None:
+    """Return the manifest of an index that can be used as it is, whatever passages and factory it was built from.
+
+    None where there is no finished one, where another version of the program built it, or where its own passages, those
+    of the options, have changed since.
+
+    Raises:
+        InputError: it was built with another embedding model, or with another value of an option that is given.
+    """
+    check_index(options)
+    path = storage.join(options.index, MANIFEST)
+    manifest = storage.read_json(path) if storage.exists(path) else {}
+    if not _is_current(manifest):
+        return None
+    defaults = storage.defaults_of(IndexOptions)
+    for name in ("factory", "metric", "vector_type"):
+        if (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{options.index}: built with {flag} {manifest[name]}, not {wanted}; "
+                f"leave {flag} out, or run `sciqa index` with it"
+            )
+    if manifest.get("passages") == options.passages and storage.exists(
+        storage.join(options.passages, storage.MANIFEST)
+    ):
+        shards = storage.read_manifest(options.passages, "corpus")["shards"]
+        if [shard.get("content") for shard in shards] != manifest["contents"]:
+            return None
+    return manifest
 
 
 def read_index_manifest(index: str) -> dict:
@@ -187,8 +245,23 @@ def index_identity(manifest: dict) -> str:
     return storage.fingerprint([shard["key"] for shard in manifest["shards"]])
 
 
-def check_index(options: IndexOptions) -> None:
-    """Raise `InputError` where the index was built, or begun, with another model, or the factory is none of FAISS."""
+def built_like(options: IndexOptions) -> IndexOptions:
+    """Return the options with what a finished index was built by, where they leave it at the default."""
+    path = storage.join(options.index, MANIFEST)
+    if not storage.exists(path) or not _is_current(manifest := storage.read_json(path)):
+        return options
+    defaults = storage.defaults_of(IndexOptions)
+    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in manifest]
+    return replace(options, **{n: manifest[n] for n in names if getattr(options, n) == defaults[n]})
+
+
+def check_index(options: IndexOptions, replaced: bool = False) -> None:
+    """Raise `InputError` where the index was built, or begun, with another model, or the factory is none of FAISS.
+
+    Args:
+        options: of the index.
+        replaced: whether one of another model may be.
+    """
     for name in (MANIFEST, "model.json"):
         path = storage.join(options.index, name)
         if storage.exists(path):
@@ -196,11 +269,12 @@ def check_index(options: IndexOptions) -> None:
             files = find_model(options.embedder)
             # Earlier versions kept a hash of the weights alone.
             revision = files.revision if made.get("format") else files.weights_hash
-            if made.get("revision") != revision:
+            if made.get("revision") != revision and not replaced:
                 raise InputError(
                     f"{path}: this index was built with the embedding model {made.get('model')} "
                     f"(revision {made.get('revision')}), not {options.embedder} as it is now ({revision}: weights, "
-                    "configuration, tokenizer, pooling); pass that model as --embedder, or another folder as --index"
+                    "configuration, tokenizer, pooling); pass that model as --embedder, another folder as --index, "
+                    "or --overwrite to build it anew"
                 )
     if options.factory != "Flat" and (dimension := vector_size(options.embedder)):
         empty_index(options, dimension)

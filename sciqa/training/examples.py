@@ -36,7 +36,7 @@ class Examples:
 
     def __init__(self, exam: Exam, contexts: str) -> None:
         self.questions = storage.read_table(exam.path)
-        self.contexts = open_contexts(contexts, exam, exam.path)[0].read_all(exam, ["context", "passages"])
+        self.contexts = open_contexts(contexts, exam)[0].read_all(exam, ["context", "passages"])
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -147,6 +147,27 @@ class Order:
             return drawn
         others = drawn[~np.isin(drawn, before[-left:])][: self.batch_size - left]
         return np.concatenate([others, drawn[~np.isin(drawn, others)]])
+
+
+def check_questions(*exams: tuple[pa.Table, str]) -> None:
+    """Raise `InputError` where a question has no answer, or stands in two exams: its score would be known by heart.
+
+    Args:
+        exams: questions and the name of their exam, for each.
+    """
+    seen: dict[tuple, tuple[str, int]] = {}
+    for questions, name in exams:
+        check_answers(questions, name)
+        texts = [(row["prompt"], *sorted(options_of(row).values())) for row in questions.to_pylist()]
+        asked = [tuple(" ".join(text.casefold().split()) for text in question) for question in texts]
+        for number, question in enumerate(asked, 1):
+            if question in seen:
+                other, row = seen[question]
+                raise InputError(
+                    f"{name}, row {number}: the same question as row {row} of {other}; what is trained on would "
+                    "choose the best step, so leave it out of one of them"
+                )
+        seen |= {question: (name, number) for number, question in enumerate(asked, 1)}
 
 
 def check_answers(questions: pa.Table, name: str) -> None:

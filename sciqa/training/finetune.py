@@ -18,20 +18,22 @@ from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
 from sciqa.hub import find_model, model_family, weight_bytes
+from sciqa.lock import lock
 from sciqa.retrieval.contexts import FindOptions, open_contexts
-from sciqa.training.examples import check_answers
+from sciqa.training.examples import check_questions
 from sciqa.training.options import FinetuneOptions
 
+SPLITS = ("train", "validation")
 #: Options that say where and how a run goes, not what comes out of it.
 ELSEWHERE = (
-    *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow"),
+    *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow", "overwrite"),
     # What these name is compared by its content.
     *("model", "train", "validation", "train_contexts", "validation_contexts", "columns", "answers_from", "context"),
 )
 #: Of what training computes; raised with every change of it. Versions before there was one kept the first of these
 #: inputs otherwise, and not the last.
 TRAINED_FORMAT = 2
-FORMERLY = ("format", *(f"{split} {what}" for split in ("train", "validation") for what in ("questions", "contexts")))
+FORMERLY = ("format", *(f"{split} {what}" for split in SPLITS for what in ("questions", "contexts")))
 FORMERLY += ("others of the model",)
 METRICS = pa.schema(
     [
@@ -54,28 +56,45 @@ def finetune(options: FinetuneOptions) -> Summary:
             that name begun with other options.
     """
     started = time.monotonic()
-    exams = {split: _open(options, split) for split in ("train", "validation")}
+    check_options(options)
+    exams = {split: _open(options, split, write=False) for split in SPLITS}
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
-    check_model(options)
-    if options.mlflow and not importlib.util.find_spec("mlflow"):
-        raise InputError("--mlflow: MLflow is not installed; run `pip install 'sciqa[mlflow]'`")
     cluster.connect(options)
     if options.optimizer == "paged-adamw" and cluster.device(options) == "cpu":
         raise InputError("--optimizer paged-adamw: pages between GPU and host, and no GPU is used; pass adamw or auto")
     workers = _workers(options)
     folder = options.folder
     inputs = _inputs(options, exams, workers)
-    begun = _check_folder(folder, inputs)
+    begun = _check_folder(options, inputs)
     if storage.exists(storage.join(folder, storage.MANIFEST)):
         manifest = storage.read_manifest(folder, "finetune")
         return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
-    storage.check_writable(folder)
-    if not begun:
-        storage.begin(folder, inputs)
-    manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-    storage.finish(folder, manifest)
-    storage.delete(storage.join(folder, "checkpoints"))
+    with lock(folder):
+        storage.check_writable(folder)
+        for split in SPLITS:
+            _open(options, split)
+        if not begun:
+            storage.begin(folder, inputs)
+        manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
+        storage.finish(folder, manifest)
+        storage.delete(storage.join(folder, "checkpoints"))
     return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
+
+
+def check_options(options: FinetuneOptions) -> None:
+    """Check all that can be checked without contexts and without a cluster, before any work.
+
+    Raises:
+        InputError: questions without an answer, or in both exams, a model that cannot be trained so, batches that
+            workers cannot share, or a folder of that name begun with other options.
+    """
+    check_questions(*((options.read(name).table, name) for name in (options.train, options.validation)))
+    check_model(options)
+    if options.mlflow and not importlib.util.find_spec("mlflow"):
+        raise InputError("--mlflow: MLflow is not installed; run `pip install 'sciqa[mlflow]'`")
+    if options.num_workers != "auto":
+        _check_batch(options, options.num_workers)
+    _check_folder(options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True)
 
 
 def check_model(options: FinetuneOptions) -> None:
@@ -89,13 +108,13 @@ def check_model(options: FinetuneOptions) -> None:
     adapter.make_trainable(model, family, options.method, options.peft_fields())
 
 
-def _open(options: FinetuneOptions, split: str) -> Exam:
-    """Return the exam of a split, all of whose questions have answers and contexts."""
+def _open(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
+    """Return the exam of a split, all of whose questions have contexts, and write its table unless told not to."""
     name, contexts = getattr(options, split), getattr(options, f"{split}_contexts")
     shared = {field.name: getattr(options, field.name) for field in fields(QuestionOptions)}
-    exam = open_exam(ExamOptions(**shared | {"output": storage.join(options.output, split), "exam": name}))
-    check_answers(storage.read_table(exam.path, ["answer"]), name)
-    open_contexts(contexts, exam, name, options.context)
+    asked = ExamOptions(**shared | {"output": storage.join(options.output, split), "exam": name})
+    exam = open_exam(asked, write)
+    open_contexts(contexts, exam, options.context)
     return exam
 
 
@@ -104,12 +123,16 @@ def _workers(options: FinetuneOptions) -> int:
     workers = options.num_workers
     if workers == "auto":
         workers = cluster.num_workers(options, options.batch_size, whole_nodes=True)
+    _check_batch(options, workers)
+    return workers
+
+
+def _check_batch(options: FinetuneOptions, workers: int) -> None:
     if options.batch_size % (options.micro_batch * workers):
         raise InputError(
             f"--batch-size: {options.batch_size} given, a multiple of --micro-batch ({options.micro_batch}) "
             f"times the number of workers ({workers}; --num-workers) expected"
         )
-    return workers
 
 
 def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> dict:
@@ -117,34 +140,46 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> d
     inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
     for split, exam in exams.items():
         inputs[f"{split} questions"] = exam.sha256
-        inputs[f"{split} contexts"] = open_contexts(getattr(options, f"{split}_contexts"), exam, exam.path)[1]
+        inputs[f"{split} contexts"] = open_contexts(getattr(options, f"{split}_contexts"), exam)[1]
     files = find_model(options.model)
     inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
     return inputs | {"format": TRAINED_FORMAT, "num_workers": workers}
 
 
-def _check_folder(folder: str, inputs: dict) -> bool:
+def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -> bool:
     """Whether the folder has been begun; mixing two runs would spoil both.
+
+    Args:
+        options: that name the folder, and whether to empty it where it was begun with others.
+        inputs: of now.
+        early: whether they are those alone that are known before any work, and nothing is said or emptied yet.
 
     Raises:
         InputError: it was begun with other options.
     """
+    folder = options.folder
     path = storage.join(folder, storage.INPUTS)
     if not storage.exists(path):
         return False
     begun = storage.read_json(path)["inputs"]
     passed = set(ELSEWHERE)
-    if "format" not in begun:
+    if early:
+        passed |= begun.keys() - inputs.keys()
+    elif "format" not in begun:
         passed |= set(FORMERLY)
         said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
         cluster.console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
     if changed := storage.differing(begun, inputs, storage.defaults_of(FinetuneOptions, FindOptions)):
+        if options.overwrite:
+            if not early:
+                storage.delete(folder)
+            return False
         name, (there, now) = next(iter(changed.items()))
         raise InputError(
             f"{folder}: begun with other options ({name}: {there} there, {now} now"
             f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); "
-            "pass another --name, or delete the folder"
+            "pass another --name, or --overwrite to replace it"
         )
     return True
 

@@ -1,0 +1,286 @@
+"""Run folders: what is there is used and never lost, one exam a folder, one writer a table."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.dataset
+import pytest
+from conftest import write_jsonl
+from pyarrow import fs
+
+from sciqa import lock as locks
+from sciqa import storage
+from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.errors import InputError
+from sciqa.exam import ReportOptions, read_exam, report
+from sciqa.inference import PredictOptions, predict
+from sciqa.lock import lock
+from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
+from sciqa.run import RunExamOptions, RunFinetuneOptions, check_passages, find_passages, run_finetune
+from sciqa.training import FinetuneOptions
+from sciqa.training.finetune import check_options
+
+ROWS = [
+    {"id": "1", "prompt": "Which is a noble gas?", "A": "iron", "B": "helium", "answer": "B", "title": "Helium"},
+    {"id": "2", "prompt": "Which rusts?", "A": "iron", "B": "helium", "answer": "A", "title": "Iron"},
+    {"id": "3", "prompt": "Which swims?", "A": "a whale", "B": "a bird", "answer": "A", "title": "A"},
+]
+
+
+@pytest.fixture
+def exam(tmp_path):
+    write_jsonl(tmp_path / "exam.jsonl", ROWS)
+    return str(tmp_path / "exam.jsonl")
+
+
+def files(folder):
+    """What every file of a folder holds, and when it was written."""
+    paths = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+@pytest.mark.parametrize("given", [("passages", "index"), ("index",), ("passages",)])
+def test_finished_tables_are_used_as_they_are(tmp_path, indexed, given):
+    run = indexed["output"]
+    build_index(IndexOptions(factory="HNSW4", **indexed))
+    before = files(run)
+    mine = {name: f"{run}/{name}" for name in given}
+    options = RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine)
+    check_passages(options)
+    find_passages(options)
+    assert files(run) == before
+    rows = storage.read_json(f"{options.index}/manifest.json")["rows"]
+    assert rows == storage.read_json(f"{run}/index/manifest.json")["rows"] == 3
+    if "index" in given:
+        for wrong in ({"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"passage_tokens": 64}):
+            with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
+                check_passages(RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong))
+    assert files(run) == before
+
+
+def test_passages_that_have_changed_are_indexed_by_the_same_factory(tmp_path, indexed):
+    build_index(IndexOptions(factory="HNSW4", **indexed))
+    more = tmp_path / "more.jsonl"
+    write_jsonl(more, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
+    corpus = (str(tmp_path / "articles.jsonl"), str(more))
+    build_passages(CorpusOptions(corpus=corpus, shard_passages=2, **indexed))
+    find_passages(RunExamOptions(**indexed))
+    manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
+    assert (manifest["rows"], manifest["factory"]) == (4, "HNSW4")
+
+
+def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, indexed):
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
+    before = files(indexed["output"])
+    options = {"corpus": (str(other),), "shard_passages": 2, **indexed}
+    with pytest.raises(InputError, match=r"passages: made from other inputs \(.*articles\.jsonl is not in --corpus"):
+        build_passages(CorpusOptions(**options))
+    elsewhere = str(tmp_path / "elsewhere")
+    build_passages(CorpusOptions(**options | {"output": elsewhere}))
+    index = {"passages": f"{elsewhere}/passages", **indexed}
+    with pytest.raises(InputError, match=r"index: made from other inputs \(passages: .*--overwrite"):
+        build_index(IndexOptions(**index))
+    assert files(indexed["output"]) == before
+    build_index(IndexOptions(overwrite=True, **index))
+    assert storage.read_json(f"{indexed['output']}/index/manifest.json")["rows"] == 1
+    build_passages(CorpusOptions(overwrite=True, **options))
+    assert storage.read_table(f"{indexed['output']}/passages")["title"].to_pylist() == ["Lead"]
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path, indexed, exam):
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("mine")
+    options = RetrieveOptions(exam=exam, contexts=str(tmp_path / "papers"), overwrite=True, **indexed)
+    with pytest.raises(InputError, match="papers: holds files that no step of sciqa made"):
+        retrieve(options)
+    assert (tmp_path / "papers" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_keeps_its_exam(tmp_path, indexed, exam):
+    run = indexed["output"]
+    retrieve(RetrieveOptions(exam=exam, **indexed))
+    before = files(run)
+    for step in (
+        lambda: predict(PredictOptions(exam="test", reader="retrieval", **indexed)),
+        lambda: predict(PredictOptions(exam="test", reader="closed-book", **indexed)),
+        lambda: retrieve(RetrieveOptions(exam="validation", **indexed)),
+        lambda: report(ReportOptions(exam="test", output=run)),
+    ):
+        with pytest.raises(InputError, match=r"exam\.parquet: the run's exam is another exam than (test|validation)"):
+            step()
+    with pytest.raises(InputError, match=r"no answers to the exam .*exam\.parquet"):
+        report(ReportOptions(output=run))
+    assert files(run) == before
+    made = predict(PredictOptions(reader="retrieval", **indexed))
+    assert [row["id"] for row in storage.read_table(made.path).to_pylist()] == ["1", "2", "3"]
+    report(ReportOptions(output=run))
+    assert retrieve(RetrieveOptions(**indexed)).made.endswith("kept")
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, ROWS[:2])
+    evaluated = retrieve_or_evaluate(EvaluateOptions(exam=str(other), evaluate=True, **indexed))
+    assert evaluated.details["evaluation"][0]["questions"] == 2
+    assert retrieve_or_evaluate(EvaluateOptions(evaluate=True, **indexed)).details["evaluation"][0]["questions"] == 3
+    after = files(run)
+    assert all(after[path] == held for path, held in before.items())
+
+
+def test_a_packaged_exam_reads_back_as_itself(tmp_path):
+    for split in ("train", "validation", "test"):
+        table = read_exam(split)
+        storage.write_table(str(tmp_path / "exam.parquet"), table)
+        again = read_exam(str(tmp_path / "exam.parquet"))
+        assert storage.rows_hash(again.to_pylist()) == storage.rows_hash(table.to_pylist())
+
+
+def test_answers_open_as_they_are(indexed, exam):
+    retrieve(RetrieveOptions(exam=exam, **indexed))
+    made = predict(PredictOptions(reader="retrieval", **indexed))
+    assert pd.read_parquet(made.path)["id"].tolist() == ["1", "2", "3"]
+    for table in ("passages", "contexts", "answers/retrieval"):
+        assert pyarrow.dataset.dataset(f"{indexed['output']}/{table}").count_rows() == 3
+    submission = pd.read_csv(f"{indexed['output']}/submissions/retrieval.csv")
+    assert submission["prediction"].tolist() == pd.read_parquet(made.path)["prediction"].tolist()
+
+
+def test_the_same_questions_are_not_trained_on_and_validated_by(tmp_path, exam):
+    with pytest.raises(InputError, match=r"exam\.jsonl, row 1: the same question as row 1 of .*exam\.jsonl"):
+        check_options(FinetuneOptions(train=exam, validation=exam, output=str(tmp_path / "run")))
+    turned = {"id": "9", "prompt": "which  rusts?", "A": "helium", "B": "iron", "answer": "B"}
+    write_jsonl(tmp_path / "other.jsonl", [ROWS[2], turned])
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:2])
+    data = {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "other.jsonl")}
+    with pytest.raises(InputError, match=r"other\.jsonl, row 2: the same question as row 2 of .*train\.jsonl"):
+        check_options(FinetuneOptions(**data, output=str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        ({"batch_size": 7, "num_workers": 2}, "--batch-size: 7"),
+        ({"peft": "{target_modules: [nowhere]}"}, "--peft"),
+        ({"mlflow": True}, "--mlflow"),
+    ],
+)
+def test_options_of_training_are_checked_before_anything_is_built(tmp_path, monkeypatch, wrong, part):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else find(name))
+    monkeypatch.setattr("sciqa.run.find_passages", lambda options: pytest.fail("built something"))
+    with pytest.raises(InputError, match=part):
+        run_finetune(RunFinetuneOptions(output=str(tmp_path / "run"), **wrong))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lock_lets_go_when_its_holder_is_killed(tmp_path):
+    folder = str(tmp_path / "contexts")
+    program = "import sys, time; from sciqa.lock import lock\n"
+    program += "with lock(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline().strip() == "held"
+        refused = pytest.raises(InputError, match=rf"contexts: process {holder.pid} on .* is writing there")
+        with refused, lock(folder):
+            pass
+        with lock(str(tmp_path / "answers")):
+            pass
+        holder.kill()
+        holder.wait()
+    with lock(folder), pytest.raises(InputError, match="is writing there"), lock(folder):
+        pass
+    with lock(folder):
+        pass
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Object storage, as far as a lock sees it."""
+    return fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+
+
+def test_a_lock_on_object_storage(tmp_path, bucket, monkeypatch):
+    def held():
+        return locks._lock_objects("s3://bucket/contexts", bucket, "run", ".contexts.lock-")
+
+    with held():
+        (mine,) = (tmp_path / "run").glob(".contexts.lock-*")
+        with pytest.raises(InputError, match=r"s3://bucket/contexts: process .* is writing there"), held():
+            pass
+        assert list((tmp_path / "run").glob(".contexts.lock-*")) == [mine]
+    assert not list((tmp_path / "run").glob(".contexts.lock-*"))
+
+    about = json.dumps({"host": "another", "pid": 1, "started": 0.0})
+    other = tmp_path / "run" / ".contexts.lock-other"
+    other.write_text(about)
+    with pytest.raises(InputError, match="process 1 on another is writing there"), held():
+        pass
+    monkeypatch.setattr(locks, "LOST", -1.0)  # as if it had been silent for long
+    with held():
+        assert not other.exists()
+    monkeypatch.undo()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    other.write_text(json.dumps(locks._holder() | {"pid": int(dead.stdout)}))
+    with held():
+        assert not other.exists()
+
+
+def test_a_holder_on_object_storage_shows_that_it_lives(tmp_path, bucket, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    with locks._lock_objects("s3://bucket/contexts", bucket, "run", ".contexts.lock-"):
+        (mine,) = (tmp_path / "run").glob(".contexts.lock-*")
+        before = mine.stat().st_mtime_ns
+        while mine.stat().st_mtime_ns == before:
+            time.sleep(0.01)
+
+
+def test_a_step_waits_for_no_other_one(indexed, exam):
+    options = RetrieveOptions(exam=exam, **indexed)
+    with lock(options.contexts), pytest.raises(InputError, match=r"contexts: process .* is writing there"):
+        retrieve(options)
+    assert not Path(options.contexts).exists()
+
+
+def read_only(monkeypatch, folder):
+    """Make every attempt to write to a folder fail, as on a mount that is only shared."""
+    write = storage.write_bytes
+
+    def refuse(path, data):
+        if path.startswith(folder):
+            raise InputError(f"{path}: cannot be written (read-only)")
+        return write(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+
+
+def test_a_finished_index_that_is_only_shared_is_enough(tmp_path, indexed, exam, monkeypatch):
+    shared = str(Path(indexed["output"]).rename(tmp_path / "shared"))
+    build_index(IndexOptions(**indexed | {"output": shared}, overwrite=True))
+    read_only(monkeypatch, shared)
+    tables = {"index": f"{shared}/index", "passages": f"{shared}/passages"}
+    options = indexed | {"output": str(tmp_path / "run")} | tables
+    assert build_index(IndexOptions(**options)).details == {"built": 0, "kept": 2}
+    corpus = {name: options[name] for name in ("output", "embedder", "passages")}
+    assert build_passages(CorpusOptions(**corpus)).made.endswith("kept")
+    retrieve(RetrieveOptions(exam=exam, **options))
+
+
+@pytest.mark.parametrize("when", ["written", "moved"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, when):
+    class Full(fs.LocalFileSystem):
+        def open_output_stream(self, *given, **more):
+            if when == "written":
+                raise OSError(28, "No space left on device")
+            return super().open_output_stream(*given, **more)
+
+        def move(self, *given):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "resolve", lambda path: (Full(), str(path)))
+    with pytest.raises(InputError, match=r"table\.parquet: cannot be written \(.*No space left on device\)"):
+        storage.write_bytes(str(tmp_path / "run" / "table.parquet"), b"rows")
+    assert not list((tmp_path / "run").iterdir())
+    shutil.rmtree(tmp_path / "run")
