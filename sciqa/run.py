@@ -71,7 +71,8 @@ def check_passages(options: CorpusOptions) -> None:
     """Raise `InputError` where there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
-        given = [name for name, value in options.cut().items() if value != storage.defaults_of(CorpusOptions)[name]]
+        asked = options.cut() | {"remove": options.remove}
+        given = [name for name, value in asked.items() if value != storage.defaults_of(CorpusOptions)[name]]
         if index and not passages and given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")

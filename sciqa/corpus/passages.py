@@ -97,14 +97,16 @@ def build_passages(options: CorpusOptions) -> Summary:
         return Summary("corpus", options.passages, _made(as_it_is, kept=True), time.monotonic() - started, as_it_is)
     left_out: dict[str, str] = {}
     sources = check_corpus(options, left_out)
+    removed = _read_titles(options.remove) if options.remove else []
     with lock(options.passages):
-        manifest, kept = _fill(options, sources, left_out)
+        manifest, kept = _fill(options, sources, left_out, removed)
     return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
 
 
-def _fill(options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str]) -> tuple[dict, bool]:
+def _fill(
+    options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
+) -> tuple[dict, bool]:
     """Write what the passages table lacks; return its manifest, and whether it was whole."""
-    removed = _read_titles(options.remove) if options.remove else []
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
     inputs = storage.fingerprint([sources, removed, options.part_bytes, left_out])
     begun = storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions), overwrite=options.overwrite)
@@ -241,7 +243,7 @@ def _build(
         "shards": [shard for row in written for shard in row["shards"]],
     }
     if not manifest["passages"]:
-        raise InputError(f"{', '.join(options.corpus)}: {_made(manifest, False)}; articles with text expected")
+        raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
     _write_rows(storage.join(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
