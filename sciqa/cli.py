@@ -1,98 +1,183 @@
 """The command line: `sciqa STEP --option value`, and the same for every file of `jobs/`."""
 
 import dataclasses
+import difflib
+import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-import tyro
-import yaml
-from rich.console import Console
-from rich.table import Table
-
-from sciqa import lost, storage
-from sciqa.cluster import Summary
-from sciqa.console import VERBOSE, quiet, verbose
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa import __version__
+from sciqa.console import VERBOSE, console, quiet, verbose
 from sciqa.errors import InputError, find_input_error
-from sciqa.exam import ReportOptions, report
-from sciqa.exam.report import differences
-from sciqa.inference import AskOptions, PredictOptions, ask, predict
-from sciqa.models.merge import MergeOptions, merge
-from sciqa.plan import PlanOptions, plan
-from sciqa.retrieval import EvaluateOptions, IndexOptions, build_index, retrieve_or_evaluate
-from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 
-#: Every step: its function, its options and one line of help.
-STEPS: dict[str, tuple[Callable, type, str]] = {
-    "exam": (run_exam, RunExamOptions, "answer an exam: corpus, index, retrieve, predict and report"),
-    "corpus": (build_passages, CorpusOptions, "turn articles into the passages table"),
-    "index": (build_index, IndexOptions, "embed the passages and index them, shard by shard"),
-    "retrieve": (retrieve_or_evaluate, EvaluateOptions, "find the passages of every question, or measure how well"),
-    "predict": (predict, PredictOptions, "rank the options of every question"),
-    "ask": (ask, AskOptions, "answer one question: rank its options, or reply in words with citations"),
-    "finetune": (run_finetune, RunFinetuneOptions, "train an adapter, or a whole model, on questions with answers"),
-    "merge": (merge, MergeOptions, "add an adapter's weights into its base model"),
-    "plan": (plan, PlanOptions, "say what a run will take, and what has room for it, before anything is started"),
-    "report": (report, ReportOptions, "render a run as one HTML page"),
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sciqa.cluster import Summary
+
+
+class Step(NamedTuple):
+    """A step of the command line; its module is imported when the step is run.
+
+    Attributes:
+        about: one line of help.
+        module: that has the function and the options.
+        function: that does the step; its name.
+        options: dataclass of its options; its name.
+        resumes: whether the same command, after it was stopped, goes on from what is finished.
+    """
+
+    about: str
+    module: str
+    function: str
+    options: str
+    resumes: bool = True
+
+    def load(self) -> tuple[Callable, type]:
+        """Return the function and the class of its options."""
+        module = importlib.import_module(self.module)
+        return getattr(module, self.function), getattr(module, self.options)
+
+
+STEPS = {
+    "exam": Step(
+        "answer an exam: corpus, index, retrieve, predict and report",
+        *("sciqa.run", "run_exam", "RunExamOptions"),
+    ),
+    "corpus": Step("turn articles into the passages table", "sciqa.corpus", "build_passages", "CorpusOptions"),
+    "index": Step(
+        "embed the passages and index them, shard by shard",
+        *("sciqa.retrieval", "build_index", "IndexOptions"),
+    ),
+    "retrieve": Step(
+        "find the passages of every question, or measure how well",
+        *("sciqa.retrieval", "retrieve_or_evaluate", "EvaluateOptions"),
+    ),
+    "predict": Step("rank the options of every question", "sciqa.inference", "predict", "PredictOptions"),
+    "ask": Step(
+        "answer one question: rank its options, or reply in words with citations",
+        *("sciqa.inference", "ask", "AskOptions", False),
+    ),
+    "finetune": Step(
+        "train an adapter, or a whole model, on questions with answers",
+        *("sciqa.run", "run_finetune", "RunFinetuneOptions"),
+    ),
+    "merge": Step("add an adapter's weights into its base model", "sciqa.models.merge", "merge", "MergeOptions", False),
+    "plan": Step(
+        "say what a run will take, and what has room for it, before anything is started",
+        *("sciqa.plan", "plan", "PlanOptions", False),
+    ),
+    "report": Step("render a run as one HTML page", "sciqa.exam", "report", "ReportOptions", False),
 }
 #: What every step takes besides its options.
 COMMON = (
     "--config FILE.yaml sets options that flags then override; --verbose (or SCIQA_VERBOSE=1) lets through what Ray, "
     "its workers and libraries print, from warnings on."
 )
+SHELLS = ("bash", "zsh", "tcsh")
+#: Printed before anything is imported, which takes a second or more.
+FIRST_WORDS = "reading options and input"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one step and exit: 0 if it is done; with one message 2 for bad input, 1 for lost workers; 130 if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in STEPS:
-        wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print("usage: sciqa STEP [--config FILE.yaml] [OPTIONS]\n", file=sys.stdout if wants_help else sys.stderr)
-        for name, (_, _, about) in STEPS.items():
-            print(f"  {name:<9} {about}", file=sys.stdout if wants_help else sys.stderr)
-        print("\n`sciqa STEP --help` lists the options of a step.", file=sys.stdout if wants_help else sys.stderr)
-        sys.exit(0 if wants_help else 2)
-    function, kind, about = STEPS[arguments[0]]
+    name = arguments[0] if arguments else ""
+    if name not in STEPS:
+        _answer_without_step(arguments)
     started = time.monotonic()
+    step = STEPS[name]
+    if not {"-h", "--help"} & set(arguments):
+        console.print(f"{name}: {FIRST_WORDS}", highlight=False)
     try:
-        options = parse_options(kind, arguments[0], about, arguments[1:])
+        function, kind = step.load()
+        options = parse_options(kind, name, step.about, arguments[1:])
         quiet("ray", "bitsandbytes", "transformers", "DeepSpeed")
         made = function(options)
     except KeyboardInterrupt:
-        if not (error := lost.ended()):
-            sys.exit(130)
-        _end(arguments[0], error, 1)
+        _stop(name, step)
     except Exception as error:
         if bad_input := find_input_error(error):
-            _end(arguments[0], bad_input, 2)
+            _end(name, bad_input, 2)
+        from sciqa import lost
+
         if verbose() or not (by_loss := lost.cause(error)):
             raise
-        _end(arguments[0], by_loss, 1)
+        _end(name, by_loss, 1)
     show(made if isinstance(made, list) else [made], time.monotonic() - started)
 
 
+def _answer_without_step(arguments: list[str]) -> None:
+    """Print what is asked for in place of a step, and exit."""
+    first = arguments[0] if arguments else ""
+    if first == "--version":
+        print(f"sciqa {__version__}")
+    elif first == "--completion":
+        _print_completion(arguments[1:])
+    elif first and not first.startswith("-"):
+        near = difflib.get_close_matches(first, STEPS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the steps are {', '.join(STEPS)}"
+        _end("", InputError(f"no step {first!r}; {hint}"), 2)
+    else:
+        wants_help = first in ("-h", "--help")
+        to = sys.stdout if wants_help else sys.stderr
+        print("usage: sciqa STEP [--config FILE.yaml] [OPTIONS]\n", file=to)
+        for name, step in STEPS.items():
+            print(f"  {name:<9} {step.about}", file=to)
+        print("\n`sciqa STEP --help` lists the options of a step, `sciqa --version` prints the version and", file=to)
+        print(f"`sciqa --completion {'|'.join(SHELLS)}` a script that completes commands in that shell.", file=to)
+        sys.exit(0 if wants_help else 2)
+    sys.exit(0)
+
+
+def _print_completion(shells: list[str]) -> None:
+    """Print a script by which a shell completes steps and options."""
+    import tyro
+
+    if len(shells) != 1 or shells[0] not in SHELLS:
+        _end("", InputError(f"--completion: one of {', '.join(SHELLS)} expected"), 2)
+    kinds = {name: step.load()[1] for name, step in STEPS.items()}
+    tyro.extras.subcommand_cli_from_dict(kinds, prog="sciqa", args=["--tyro-print-completion", shells[0]])
+
+
+def _stop(name: str, step: Step) -> None:
+    """End a step that the user has stopped, or that was ended since it only lost workers."""
+    from sciqa import lost
+
+    if error := lost.ended():
+        _end(name, error, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray is shut down at exit, and a second one would end in a traceback
+    print(f"\nsciqa {name}: stopped" + "; the same command goes on from here" * step.resumes, file=sys.stderr)
+    sys.exit(130)
+
+
 def _end(step: str, error: Exception, code: int) -> None:
-    print(f"sciqa {step}: error: {error}", file=sys.stderr)
+    print(f"{f'sciqa {step}'.strip()}: error: {error}", file=sys.stderr)
     sys.exit(code)
 
 
 def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> object:
-    """Return a step's options from flags over those of a YAML file given as `--config FILE`.
+    """Return a step's options from flags over those of a YAML file given as `--config FILE` or `--config=FILE`.
 
     `--verbose`, which every step takes, is an environment variable from there on, so that workers have it too.
 
     Raises:
         InputError: the file is missing, is no mapping, or names an option that the step does not have.
     """
-    if "--config" in arguments[:-1]:
-        at = arguments.index("--config")
-        given = read_config(arguments[at + 1], kind)
-        rest = arguments[:at] + arguments[at + 2 :]
-        first = next((number for number, argument in enumerate(rest) if argument.startswith("-")), len(rest))
-        arguments = rest[:first] + given + rest[first:]  # the question of `ask` stays out of reach of lists
+    import tyro
+
+    path, arguments = _take_config(arguments)
+    if path is not None:
+        given = read_config(path, kind)
+        first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+        # The question of `ask` stays out of reach of lists.
+        arguments = arguments[:first] + given + arguments[first:]
     if "--verbose" in arguments:
         os.environ[VERBOSE] = "1"
         arguments = [argument for argument in arguments if argument != "--verbose"]
@@ -104,8 +189,24 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
     )
 
 
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Return the file that `--config` names, and the other arguments."""
+    for at, argument in enumerate(arguments):
+        if argument == "--config":
+            if at + 1 == len(arguments):
+                raise InputError("--config: the path of a YAML file expected after it")
+            return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config="), arguments[:at] + arguments[at + 1 :]
+    return None, arguments
+
+
 def read_config(path: str, kind: type) -> list[str]:
     """Return the options in a YAML file, hyphens or underscores in their names, as flags."""
+    import yaml
+
+    from sciqa import storage
+
     try:
         given = yaml.safe_load(storage.read_bytes(path)) or {}
     except yaml.YAMLError as error:
@@ -128,8 +229,10 @@ def read_config(path: str, kind: type) -> list[str]:
     return flags
 
 
-def show(summaries: list[Summary], seconds: float) -> None:
+def show(summaries: "list[Summary]", seconds: float) -> None:
     """Print what was made: figures as tables, then a line per step with its path."""
+    from rich.console import Console
+
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     predicted = [summary.details for summary in summaries if summary.stage == "predict" and summary.details]
     if predicted:
@@ -139,13 +242,8 @@ def show(summaries: list[Summary], seconds: float) -> None:
             shown(summary.details, console)
         if "evaluation" in summary.details:
             console.print(_retrieval_table(summary.details["evaluation"]))
-        for gain in differences(summary.details["readers"]) if summary.stage == "report" else []:
-            if not predicted or {gain["reader"], gain["other"]} <= {row["reader"] for row in predicted}:
-                console.print(
-                    f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
-                    f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}], {gain['questions']:,} questions",
-                    markup=False,
-                )
+        if summary.stage == "report":
+            _show_differences(summary.details["readers"], [row["reader"] for row in predicted], console)
         for title, rows in summary.details.items() if summary.stage == "plan" else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:
@@ -155,12 +253,25 @@ def show(summaries: list[Summary], seconds: float) -> None:
         print(f"{'total':<9} {seconds:6.1f} s")
 
 
-def _show_lines(details: dict, console: Console) -> None:
+def _show_differences(readers: list[dict], shown: list[str], console: "Console") -> None:
+    """Print how much better readers are than others, of those that are shown where there are any."""
+    from sciqa.exam.report import differences
+
+    for gain in differences(readers):
+        if not shown or {gain["reader"], gain["other"]} <= set(shown):
+            console.print(
+                f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
+                f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}], {gain['questions']:,} questions",
+                markup=False,
+            )
+
+
+def _show_lines(details: dict, console: "Console") -> None:
     """Print how an exam is understood."""
     console.print("\n".join(details["check"]), markup=False, soft_wrap=True)
 
 
-def _show_sources(details: dict, console: Console) -> None:
+def _show_sources(details: dict, console: "Console") -> None:
     """Print the ranking, if any, and the passages that an answer cites, or else those that it was made from."""
     for place, (option, probability) in enumerate(details.get("ranking", ()), 1):
         console.print(f"{place:>2}  {probability:.3f}  {option}", markup=False)
@@ -172,7 +283,9 @@ def _show_sources(details: dict, console: Console) -> None:
         console.print(f"[{number}] {where}  {passage.get('url') or ''}".rstrip(), markup=False, soft_wrap=True)
 
 
-def _score_table(readers: list[dict]) -> Table:
+def _score_table(readers: list[dict]) -> "Table":
+    from rich.table import Table
+
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
     columns = ("reader", "questions", "MAP@3", "accuracy", "ties", "log loss", "calibration error", "position bias")
     for column in (*columns, "seconds"):
@@ -195,7 +308,9 @@ def _score_table(readers: list[dict]) -> Table:
     return table
 
 
-def _retrieval_table(rows: list[dict]) -> Table:
+def _retrieval_table(rows: list[dict]) -> "Table":
+    from rich.table import Table
+
     table = Table(title=f"Retrieval, {rows[0]['questions']} questions", title_justify="left")
     figures = [name for name in rows[0] if name not in ("dense", "words", "questions")]
     for column in ("dense", "words", *figures):
@@ -205,8 +320,10 @@ def _retrieval_table(rows: list[dict]) -> Table:
     return table
 
 
-def _plain_table(title: str, rows: list[dict]) -> Table:
+def _plain_table(title: str, rows: list[dict]) -> "Table":
     """Return a table with a column for every key; numbers have three digits, and none is shown as a dash."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     numbers = {name: any(isinstance(row.get(name), int | float) for row in rows) for name in columns}

@@ -40,8 +40,8 @@ TASK_CPUS = 0.05
 ACCELERATORS = ("auto", "cpu", "gpu")
 #: Host memory that a model worker asks Ray for, as a multiple of the bytes of its weights.
 LOADING = 1.25
-#: Seconds after which a stage says that it goes on.
-LONGEST_SILENCE = 15
+#: Seconds between two lines of progress, where they are no bar on a terminal.
+BETWEEN_LINES = 30
 #: Seconds without any node on its way after which a cluster is said to lack what a stage needs.
 LONGEST_WAIT = 20
 
@@ -466,7 +466,7 @@ def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], 
             if submitted:
                 about = {"stage": stage, "unit": unit, "done": done, "total": total, "seconds": round(now - started, 1)}
                 console.out(json.dumps(about | {"part": row}, default=str), highlight=False)
-            if now - said > 5:
+            if now - said > BETWEEN_LINES:
                 said = now
                 say(f"{done} of {total} {unit}, {_at_work()}")
 
@@ -499,7 +499,7 @@ def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
 
     def watch() -> None:
         while not done.wait(1):
-            if time.monotonic() - last > LONGEST_SILENCE:
+            if time.monotonic() - last > BETWEEN_LINES:
                 say("at work")
 
     thread = threading.Thread(target=watch, daemon=True)

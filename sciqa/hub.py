@@ -1,5 +1,6 @@
 """From the name of a model to its files: packaged, a local folder, a GGUF file, or a hub id."""
 
+import fnmatch
 import functools
 import importlib.util
 import json
@@ -85,6 +86,8 @@ def local_path(name: str) -> str:
 
     Workers do not share the driver's working folder.
     """
+    if name.startswith("file://"):
+        return storage.resolve(name)[1]
     return str(Path(name).absolute()) if name not in PACKAGED and Path(name).exists() else name
 
 
@@ -92,13 +95,13 @@ def find_model(name: str) -> ModelFiles:
     """Find a model's files, fetching them once where the name is a hub id.
 
     Args:
-        name: a packaged name, a local folder, a local `.gguf` file, or a hub id such as
-            `microsoft/deberta-v3-large`.
+        name: a packaged name, a folder or a `.gguf` file (local, or a URI such as `s3://bucket/model`, which is copied
+            into the machine's cache), or a hub id such as `microsoft/deberta-v3-large`.
 
     Raises:
         InputError: nothing of that name, or no safetensors weights in it.
     """
-    path = packaged_path(name) if name in PACKAGED else Path(name)
+    path = _here(name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFiles(str(path.parent), path.name, (path,))
     if not path.is_dir():
@@ -120,7 +123,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
     Raises:
         InputError: nothing of that name, or no configuration in it.
     """
-    path = packaged_path(name) if name in PACKAGED else Path(name)
+    path = _here(name, ("*/config.json", "*.gguf"))
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
     if not path.is_dir():
@@ -269,16 +272,47 @@ def about_trained(folder: str) -> dict:
 
 def local_adapter(folder: str) -> str:
     """Return an adapter's folder on this machine, copied into the cache where it is on other storage."""
-    if "://" not in folder:
-        return folder
-    name = f"adapter-{adapter_hash(folder)}"
-    return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
+    return str(_here(folder))
+
+
+def short_name(name: str) -> str:
+    """Return what a model or adapter is called in the name of a table: the last part of a path, all of a hub id."""
+    on_storage = "://" in name or Path(name).is_absolute()
+    return name.rstrip("/").rpartition("/")[2] if on_storage else name.replace("/", "--")
 
 
 def adapter_hash(folder: str) -> str:
     """Return a hash of an adapter: its weights, its configuration, and the form of the prompt kept beside them."""
     paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
     return storage.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
+
+
+def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:
+    """Return the path on this machine of what is packaged, local, or at a URI; a hub id is none of these."""
+    if name in PACKAGED:
+        return packaged_path(name)
+    return _copy(name, only) if "://" in name else Path(name)
+
+
+@functools.cache
+def _copy(address: str, only: tuple[str, ...]) -> Path:
+    """Return a copy in the machine's cache of a file or folder on other storage, another one when that changes."""
+    never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
+    address = address.rstrip("/")
+    files = [
+        (path, state)
+        for path, state in storage.stat_files(address)
+        if any(fnmatch.fnmatch(path, pattern) for pattern in only)
+        and not any(fnmatch.fnmatch(path, pattern) for pattern in never)
+    ]
+    parent = address.rpartition("/")[0] if [path for path, _ in files] == [address] else address
+
+    def build(aside: Path) -> None:
+        for path, _ in files:
+            storage.copy_files(path, str(aside / path.removeprefix(parent + "/")))
+
+    folder = cached_folder(f"copy-{storage.fingerprint([address, files])}", build)
+    return folder if parent == address else folder / address.removeprefix(parent + "/")
 
 
 @functools.cache

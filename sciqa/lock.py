@@ -75,7 +75,8 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
             stream.write(json.dumps(_holder()).encode())
 
     try:
-        filesystem.create_dir(parent, recursive=True)
+        if not storage.is_object_store(filesystem):
+            filesystem.create_dir(parent, recursive=True)
         beat()
     except OSError:
         yield

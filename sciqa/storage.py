@@ -1,6 +1,7 @@
 """Files and tables on any storage that pyarrow's filesystems take, written whole or not at all."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -16,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from sciqa.console import console
 from sciqa.errors import InputError
 
 INPUTS = "_inputs.json"
@@ -29,13 +29,32 @@ OTHERWISE = "made by another version of sciqa, which computes this otherwise"
 
 def resolve(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
     """Return the filesystem of a path (local, or a URI such as `s3://bucket/run`) and the path within it."""
-    text = os.fspath(path)
-    if "://" in text:
-        try:
-            return fs.FileSystem.from_uri(text)
-        except (pa.ArrowInvalid, ImportError, OSError) as error:
-            raise InputError(f"{text}: not a storage path that can be opened ({error})") from error
-    return fs.LocalFileSystem(), str(Path(text).absolute())
+    text = os.fspath(path).removeprefix("file://")
+    if "://" not in text:
+        return fs.LocalFileSystem(), str(Path(text).absolute())
+    if "?" in text:
+        raise InputError(
+            f"{text}: options in a path's address are not taken; set them in the environment of every node "
+            "(AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
+        )
+    try:
+        if text.startswith("s3://"):
+            inner = text.removeprefix("s3://").strip("/")
+            return _open_bucket(inner.partition("/")[0]), inner
+        return fs.FileSystem.from_uri(text)
+    except (pa.ArrowException, ImportError, OSError) as error:
+        raise InputError(f"{text}: not a storage path that can be opened ({error})") from error
+
+
+@functools.cache
+def _open_bucket(bucket: str) -> fs.FileSystem:
+    """Return the filesystem of an S3 bucket; a file written to it is one PUT, unless it is too large for one."""
+    return fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")[0]
+
+
+def is_object_store(filesystem: fs.FileSystem) -> bool:
+    """Whether files there appear whole or not at all, and folders need not be made."""
+    return filesystem.type_name in ("s3", "gcs", "abfs")
 
 
 @contextlib.contextmanager
@@ -83,21 +102,32 @@ def sha256(path: str) -> str:
 
 
 def write_bytes(path: str, data: bytes) -> str:
-    """Write a file aside, move it into place, and return the sha256 of what was written."""
+    """Write a file, whole or not at all, and return the sha256 of what was written.
+
+    It is written aside and moved into place, but where the storage itself shows no file before it is whole.
+    """
     filesystem, inner = resolve(path)
+    with reached(path, "written"):
+        if is_object_store(filesystem):
+            with filesystem.open_output_stream(inner) as stream:
+                stream.write(data)
+        else:
+            _write_aside(filesystem, inner, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_aside(filesystem: fs.FileSystem, inner: str, data: bytes) -> None:
     parent, name = inner.rsplit("/", 1)
     aside = f"{parent}/.{name}.{uuid.uuid4().hex}"
-    with reached(path, "written"):
-        filesystem.create_dir(parent, recursive=True)
-        try:
-            with filesystem.open_output_stream(aside) as stream:
-                stream.write(data)
-            filesystem.move(aside, inner)
-        except OSError:
-            with contextlib.suppress(OSError):  # what a full disk left of it
-                filesystem.delete_file(aside)
-            raise
-    return hashlib.sha256(data).hexdigest()
+    filesystem.create_dir(parent, recursive=True)
+    try:
+        with filesystem.open_output_stream(aside) as stream:
+            stream.write(data)
+        filesystem.move(aside, inner)
+    except OSError:
+        with contextlib.suppress(OSError):  # what a full disk left of it
+            filesystem.delete_file(aside)
+        raise
 
 
 def read_json(path: str) -> dict:
@@ -156,7 +186,10 @@ def list_files(path: str, *suffixes: str) -> list[str]:
 
 
 def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
-    """Return `list_files` with each file's [size in bytes, time of change in ns], to tell when it changes."""
+    """Return `list_files` with each file's [size in bytes, time of change in ns], to tell when it changes.
+
+    Without suffixes, all files of a folder.
+    """
     filesystem, inner = resolve(path)
     with reached(path, "reached"):
         info = filesystem.get_file_info(inner)
@@ -164,7 +197,7 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
         raise InputError(f"{path}: no such file or folder")
     if info.type == fs.FileType.File:
         return [(path, [info.size, info.mtime_ns])]
-    endings = tuple(f".{suffix}" for suffix in suffixes)
+    endings = tuple(f".{suffix}" for suffix in suffixes) or ("",)
     found = []
     with reached(path, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
@@ -175,7 +208,8 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
             found.append((join(path, name), [entry.size, entry.mtime_ns]))
     found.sort()
     if not found:
-        raise InputError(f"{path}: holds no file ending in {' or '.join('.' + suffix for suffix in suffixes)}")
+        ending = " ending in " + " or ".join("." + suffix for suffix in suffixes) if suffixes else ""
+        raise InputError(f"{path}: holds no file{ending}")
     return found
 
 
@@ -203,10 +237,12 @@ def part_path(folder: str, part: int) -> str:
 
 
 def copy_files(source: str, destination: str) -> None:
-    """Copy all files of a folder, from any storage to any other."""
+    """Copy a file, or all files of a folder, from any storage to any other."""
     (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)
     with reached(destination, "written"):
-        to_fs.create_dir(to_path, recursive=True)
+        if not is_object_store(to_fs):
+            whole = from_fs.get_file_info(from_path).type == fs.FileType.Directory
+            to_fs.create_dir(to_path if whole else to_path.rpartition("/")[0], recursive=True)
         fs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
 
 
@@ -294,11 +330,11 @@ def begin(
         inputs: all that the table's content follows from, and `format`, of what the program computes.
         defaults: of the options among the inputs, by name; see `differing`.
         rows: wanted in each part; a table that has parts goes on with the rows that those have.
-        overwrite: empty a folder that was begun from other inputs. One that another version of the program made, which
-            computes the same inputs otherwise, is emptied anyway.
+        overwrite: empty a folder that was begun from other inputs, or by a version of the program that computes
+            otherwise.
 
     Raises:
-        InputError: the folder was begun from other inputs, or holds what no step of this program has begun.
+        InputError: the folder was begun so, or holds what no step of this program has begun.
     """
     if exists(join(folder, INPUTS)):
         begun = read_json(join(folder, INPUTS))
@@ -306,10 +342,9 @@ def begin(
             held = set(names(folder))
             if begun.get("rows") == rows or any(name.endswith(".parquet") for name in held):
                 return Begun(held, begun.get("rows"))
-        elif set(changed) == {"format"}:
-            console.print(f"{folder}: {OTHERWISE}; made anew", markup=False, soft_wrap=True)
         elif not overwrite:
-            raise InputError(f"{folder}: {_said_changes(changed)}; {REMEDY}")
+            said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
+            raise InputError(f"{folder}: {said}; {REMEDY}")
         delete(folder)
     elif exists(folder) and any(True for _ in names(folder)):
         raise InputError(f"{folder}: holds files that no step of sciqa made; pass another folder")
@@ -343,7 +378,7 @@ def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
         raise InputError(f"{folder}: not there, or not finished; run `sciqa {step}` with the same --output first")
     manifest = read_json(join(folder, MANIFEST))
     if version is not None and manifest.get("format") != version:
-        raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step}` again")
+        raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
     return manifest
 
 

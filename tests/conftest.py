@@ -1,7 +1,15 @@
 """Shared by all tests: one real Ray on two CPUs, and a small corpus with its index."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +26,47 @@ ARTICLES = 240
 
 
 @pytest.fixture(scope="session")
-def cluster() -> None:
+def s3_address() -> str:
+    """Where the S3 server of the tests will be, in the environment of this process and of the workers it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{address}", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_EC2_METADATA_DISABLED": "true"}
+    return address
+
+
+@pytest.fixture(scope="session")
+def s3(s3_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An S3 server with the bucket `bucket`; the file of its log, a line for every request."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    host, port = s3_address.split(":")
+    with log.open("w") as lines:
+        command = [sys.executable, "-m", "moto.server", "--host", host, "--port", port]
+        server = subprocess.Popen(command, stdout=lines, stderr=lines)
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"http://{s3_address}/bucket", method="PUT"))
+            break
+        except urllib.error.URLError:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
+    yield log
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(params=["local", "file", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new folder on each kind of storage, as a user names it."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return f"s3://bucket/{tmp_path.name}"
+    return f"{'file://' if request.param == 'file' else ''}{tmp_path}"
+
+
+@pytest.fixture(scope="session")
+def cluster(s3_address: str) -> None:
     """Ray on two CPUs, started once; steps called in this process use it."""
     connect(RunOptions(num_cpus=2))
     yield

@@ -13,7 +13,7 @@ from conftest import write_jsonl
 from tiny import tiny_folder
 
 from sciqa import storage
-from sciqa.cli import main, parse_options
+from sciqa.cli import FIRST_WORDS, main, parse_options
 from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.exam import read_exam
@@ -264,5 +264,6 @@ def test_the_command_answers_in_a_process_of_its_own_without_ray(small_index):
     assert [place for place, _, _ in found] == ["1", "2"]
     assert sum(float(probability) for _, probability, _ in found) == pytest.approx(1, abs=0.002)
     assert re.search(r"passages read\n\[1\] .+  https://", ranked.stdout)
-    assert ranked.stderr.startswith("ask: searching")
-    assert len(ranked.stderr.splitlines()) == 1
+    first, second = ranked.stderr.splitlines()
+    assert first == f"ask: {FIRST_WORDS}"
+    assert second.startswith("ask: searching")

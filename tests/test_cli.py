@@ -6,14 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
+from sciqa import cli, storage
 from sciqa import cluster as sciqa_cluster
-from sciqa import storage
 from sciqa.cli import parse_options
 from sciqa.errors import InputError
 from sciqa.retrieval import IndexOptions
@@ -31,10 +32,11 @@ def sciqa(*arguments, **options):
 
 
 def refused(result, *parts):
-    """Whether a run ended as bad input should: code 2, one line, no traceback."""
+    """Whether a run ended as bad input should: code 2, one line after the first words, no traceback."""
     assert result.returncode == 2, result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert all(part in result.stderr for part in parts), result.stderr
+    lines = [line for line in result.stderr.strip().splitlines() if not line.endswith(cli.FIRST_WORDS)]
+    assert len(lines) == 1, result.stderr
+    assert all(part in lines[0] for part in parts), result.stderr
     return True
 
 
@@ -207,3 +209,51 @@ def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
     assert (train.model, train.train_contexts) == (f"{tmp_path}/model", f"{tmp_path}/contexts")
     assert train.validation_contexts == "s3://bucket/run/validation/contexts"
     assert FinetuneOptions(model="SmolLM2-135M-Instruct").model == "SmolLM2-135M-Instruct"
+
+
+def test_the_version_and_a_step_that_is_misspelt():
+    assert sciqa("--version").stdout.strip() == f"sciqa {version('sciqa')}"
+    assert refused(sciqa("exma"), "sciqa: error: no step 'exma'; did you mean 'exam'?")
+    assert refused(sciqa("xyz"), "no step 'xyz'; the steps are exam, corpus, index,")
+    assert refused(sciqa("exam", "--config"), "--config: the path of a YAML file expected after it")
+
+
+def test_help_imports_neither_ray_nor_pytorch():
+    code = "import sys; from sciqa.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'ray', 'torch', 'pyarrow', 'tyro'} & sys.modules.keys()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert all(f"  {step} " in result.stdout for step in cli.STEPS)
+
+
+def test_bash_completes_steps_and_options(tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(sciqa("--completion", "bash").stdout)
+    typed = "COMP_WORDS=(sciqa exam --shard-q); COMP_CWORD=2; COMP_LINE='sciqa exam --shard-q'; COMP_POINT=20"
+    command = f'source {script}; {typed}; _tyro_sciqa; echo "${{COMPREPLY[@]}}"'
+    offered = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert "--shard-questions" in offered.stdout.split()
+    assert refused(sciqa("--completion", "cmd"), "--completion: one of bash, zsh, tcsh expected")
+
+
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_a_file_of_options_in_either_form(tmp_path, form):
+    path = tmp_path / "options.yaml"
+    path.write_text("top_k: 3\n")
+    given = [each.format(path) for each in form]
+    assert parse_options(RunExamOptions, "exam", "answer", [*given, "--shard-questions", "9"]).top_k == 3
+    assert parse_options(RunExamOptions, "exam", "answer", ["--top-k", "4", *given]).top_k == 4
+
+
+def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(tmp_path, corpus_file):
+    command = [sys.executable, "-m", "sciqa", "index", "--output", str(tmp_path / "run")]
+    made = sciqa("corpus", "--corpus", corpus_file, "--output", tmp_path / "run", "--shard-passages", 56)
+    assert made.returncode == 0, made.stderr
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        said = [run.stderr.readline(), run.stderr.readline()]
+        assert "starting workers" in said[1]
+        while not list((tmp_path / "run").glob("index/*/embedded.json")):
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        rest = run.stderr.read().strip()
+    assert run.returncode == 130
+    assert rest == "sciqa index: stopped; the same command goes on from here"

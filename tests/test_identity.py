@@ -358,14 +358,16 @@ def test_shards_of_another_exam_are_refused(found):
         predict(PredictOptions(reader="retrieval", **found))
 
 
-def test_a_newer_program_makes_anew_what_it_computes_otherwise(found, small_index, monkeypatch, capsys):
+def test_a_newer_program_replaces_what_it_computes_otherwise_only_when_told(found, small_index, monkeypatch):
     monkeypatch.setattr(contexts, "CONTEXTS_FORMAT", contexts.CONTEXTS_FORMAT + 1)
-    with pytest.raises(InputError, match=r"contexts: made by another version of sciqa.*run `sciqa retrieve` again"):
+    with pytest.raises(
+        InputError, match=r"contexts: made by another version of sciqa.*run `sciqa retrieve --overwrite`"
+    ):
         predict(PredictOptions(reader="retrieval", **found))
-    capsys.readouterr()
-    again = retrieve(RetrieveOptions(index=f"{small_index}/index", **found))
-    assert "kept" not in again.made
-    assert "made by another version of sciqa" in capsys.readouterr().err
+    options = RetrieveOptions(index=f"{small_index}/index", **found)
+    with pytest.raises(InputError, match=r"contexts: made by another version of sciqa.*--overwrite to replace it"):
+        retrieve(options)
+    assert "kept" not in retrieve(replace(options, overwrite=True)).made
 
 
 def test_an_option_that_came_later_leaves_tables_as_they_are(found, small_index):
@@ -438,13 +440,15 @@ def test_a_shard_of_another_factory_is_not_taken_for_a_finished_one(indexed):
     assert build_index(options).details == {"built": 0, "kept": 2}
 
 
-def test_a_newer_program_embeds_anew(indexed, monkeypatch, capsys):
+def test_a_newer_program_embeds_anew_only_when_told(indexed, monkeypatch):
     monkeypatch.setattr(index, "INDEX_FORMAT", index.INDEX_FORMAT + 1)
-    with pytest.raises(InputError, match=r"manifest\.json: made by another version of sciqa.*run `sciqa index` again"):
+    with pytest.raises(
+        InputError, match=r"manifest\.json: made by another version of sciqa.*run `sciqa index --overwrite`"
+    ):
         retrieve(RetrieveOptions(exam="test", **indexed))
-    capsys.readouterr()
-    assert build_index(IndexOptions(**indexed)).details == {"built": 2, "kept": 0}
-    assert "made by another version of sciqa" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"manifest\.json: made by another version of sciqa.*--overwrite to build"):
+        build_index(IndexOptions(**indexed))
+    assert build_index(IndexOptions(overwrite=True, **indexed)).details == {"built": 2, "kept": 0}
     assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
 
 

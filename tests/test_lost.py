@@ -16,7 +16,7 @@ import ray
 from ray.core.generated.common_pb2 import WorkerExitType
 from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
-from sciqa import cli, cluster, lost, storage
+from sciqa import cli, cluster, inference, lost, storage
 from sciqa.cluster import RunOptions
 from sciqa.console import VERBOSE
 from sciqa.errors import LostWorkersError
@@ -145,7 +145,7 @@ def test_a_head_that_does_not_answer_is_told_of_once(cluster, monkeypatch, capsy
 
 def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys):
     die = ray.remote(max_retries=0, num_cpus=0)(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setitem(cli.STEPS, "predict", (lambda _: ray.get(die.remote()), PredictOptions, "predict"))
+    monkeypatch.setattr(inference, "predict", lambda _: ray.get(die.remote()))
     monkeypatch.delenv(VERBOSE, raising=False)
     with pytest.raises(SystemExit) as ended:
         cli.main(["predict"])
@@ -189,10 +189,10 @@ def test_verbose_lets_workers_speak(tmp_path, verbose):
 @pytest.mark.parametrize("step", cli.STEPS)
 def test_every_step_takes_verbose(step, tmp_path, monkeypatch):
     monkeypatch.setenv(VERBOSE, "0")
-    _, kind, about = cli.STEPS[step]
+    _, kind = cli.STEPS[step].load()
     (tmp_path / "options.yaml").write_text("verbose: true\n")
     question = ["Why?"] * (step == "ask")
     for given in (["--verbose"], ["--config", str(tmp_path / "options.yaml")]):
         os.environ[VERBOSE] = "0"
-        cli.parse_options(kind, step, about, question + given)
+        cli.parse_options(kind, step, cli.STEPS[step].about, question + given)
         assert os.environ[VERBOSE] == "1"

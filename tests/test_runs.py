@@ -1,11 +1,7 @@
 """Run folders: what is there is used and never lost, one exam a folder, one writer a table."""
 
 import importlib.util
-import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +10,6 @@ import pytest
 from conftest import write_jsonl
 from pyarrow import fs
 
-from sciqa import lock as locks
 from sciqa import storage
 from sciqa.corpus import CorpusOptions, build_passages
 from sciqa.errors import InputError
@@ -175,66 +170,6 @@ def test_options_of_training_are_checked_before_anything_is_built(tmp_path, monk
     with pytest.raises(InputError, match=part):
         run_finetune(RunFinetuneOptions(output=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_lock_lets_go_when_its_holder_is_killed(tmp_path):
-    folder = str(tmp_path / "contexts")
-    program = "import sys, time; from sciqa.lock import lock\n"
-    program += "with lock(sys.argv[1]): print('held', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline().strip() == "held"
-        refused = pytest.raises(InputError, match=rf"contexts: process {holder.pid} on .* is writing there")
-        with refused, lock(folder):
-            pass
-        with lock(str(tmp_path / "answers")):
-            pass
-        holder.kill()
-        holder.wait()
-    with lock(folder), pytest.raises(InputError, match="is writing there"), lock(folder):
-        pass
-    with lock(folder):
-        pass
-
-
-@pytest.fixture
-def bucket(tmp_path):
-    """Object storage, as far as a lock sees it."""
-    return fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-
-
-def test_a_lock_on_object_storage(tmp_path, bucket, monkeypatch):
-    def held():
-        return locks._lock_objects("s3://bucket/contexts", bucket, "run", ".contexts.lock-")
-
-    with held():
-        (mine,) = (tmp_path / "run").glob(".contexts.lock-*")
-        with pytest.raises(InputError, match=r"s3://bucket/contexts: process .* is writing there"), held():
-            pass
-        assert list((tmp_path / "run").glob(".contexts.lock-*")) == [mine]
-    assert not list((tmp_path / "run").glob(".contexts.lock-*"))
-
-    about = json.dumps({"host": "another", "pid": 1, "started": 0.0})
-    other = tmp_path / "run" / ".contexts.lock-other"
-    other.write_text(about)
-    with pytest.raises(InputError, match="process 1 on another is writing there"), held():
-        pass
-    monkeypatch.setattr(locks, "LOST", -1.0)  # as if it had been silent for long
-    with held():
-        assert not other.exists()
-    monkeypatch.undo()
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    other.write_text(json.dumps(locks._holder() | {"pid": int(dead.stdout)}))
-    with held():
-        assert not other.exists()
-
-
-def test_a_holder_on_object_storage_shows_that_it_lives(tmp_path, bucket, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT", 0.01)
-    with locks._lock_objects("s3://bucket/contexts", bucket, "run", ".contexts.lock-"):
-        (mine,) = (tmp_path / "run").glob(".contexts.lock-*")
-        before = mine.stat().st_mtime_ns
-        while mine.stat().st_mtime_ns == before:
-            time.sleep(0.01)
 
 
 def test_a_step_waits_for_no_other_one(indexed, exam):

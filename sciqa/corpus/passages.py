@@ -134,7 +134,7 @@ def finished_passages(options: CorpusOptions) -> dict | None:
         return None
     manifest = storage.read_json(storage.join(options.passages, storage.MANIFEST))
     if manifest.get("format") != PASSAGES_FORMAT:
-        raise InputError(f"{options.passages}: {storage.OTHERWISE}; pass --corpus to make it anew")
+        raise InputError(f"{options.passages}: {storage.OTHERWISE}; pass --corpus and --overwrite to make it anew")
     made = storage.read_json(storage.join(options.passages, storage.INPUTS))["inputs"]
     defaults = storage.defaults_of(CorpusOptions)
     for name, wanted in options.cut().items():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from sciqa.exam.metrics import score, scores_of
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
 from sciqa.exam.table import QuestionTable
 from sciqa.hub import (
+    PACKAGED,
     about_trained,
     adapter_hash,
     check_base,
@@ -29,6 +29,7 @@ from sciqa.hub import (
     has_trained_head,
     local_path,
     model_family,
+    short_name,
     weight_bytes,
 )
 from sciqa.inference.answers import ANSWERS_FORMAT, DOUBT, has_ties, open_answers, read_found, write_answers
@@ -131,7 +132,8 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     reader: ReaderName = "open-book"
     """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
     name: str | None = None
-    """Answers are kept under this name; by default the reader's, with that of the adapter or fine-tuned model."""
+    """Answers are kept under this name; by default the reader's, with that of the adapter, or of the model unless
+    it is the packaged one."""
     cascade: str | None = None
     """Read only what this reader (a name in OUTPUT/answers) is least certain of, and keep its others."""
     cascade_share: float = 0.5
@@ -149,8 +151,9 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
         super().__post_init__()
         self.fill_folder("contexts", "contexts")
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
-        own = Path(self.adapter or self.model)
-        default = f"{self.reader}-{own.name}" if own.is_absolute() and self.reader != "retrieval" else self.reader
+        own = self.adapter or self.model
+        packaged = own in PACKAGED or self.reader == "retrieval"
+        default = self.reader if packaged else f"{self.reader}-{short_name(own)}"
         default = f"{self.cascade}-then-{default}" if self.cascade else default
         self.name = self.name or ("blend" if self.blend else default)
         check_name(self.name)

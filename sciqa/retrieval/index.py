@@ -12,7 +12,6 @@ import numpy as np
 
 from sciqa import __version__, cluster, storage
 from sciqa.cluster import RunOptions, Summary
-from sciqa.console import console
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.corpus.windows import embedded_text
 from sciqa.device import Device
@@ -132,7 +131,7 @@ def build_index(options: IndexOptions) -> Summary:
     embedding = options.embedding()
     building = options.building(embedding)
     built_of = {"passages": options.passages, "contents": [shard["content"] for shard in shards]}
-    _say_format(options.index)
+    _check_format(options)
     trained = _trained_hash(options.index, building)
     embedded = {shard["name"]: _read_record(options.index, shard, "embedded.json", embedding) for shard in shards}
     finished = {shard["name"]: _read_record(options.index, shard, "shard.json", trained) for shard in shards}
@@ -226,7 +225,7 @@ def read_index_manifest(index: str) -> dict:
         raise InputError(f"{index}: no finished index; run `sciqa index` with the same --output first")
     manifest = storage.read_json(path)
     if not _is_current(manifest):
-        raise InputError(f"{path}: {storage.OTHERWISE}; run `sciqa index` again")
+        raise InputError(f"{path}: {storage.OTHERWISE}; run `sciqa index --overwrite`")
     return manifest
 
 
@@ -234,10 +233,11 @@ def _is_current(manifest: dict) -> bool:
     return (manifest.get("format"), manifest.get("index_format")) == (VECTORS_FORMAT, INDEX_FORMAT)
 
 
-def _say_format(index: str) -> None:
-    path = storage.join(index, MANIFEST)
-    if storage.exists(path) and not _is_current(storage.read_json(path)):
-        console.print(f"{path}: {storage.OTHERWISE}; made anew", markup=False, soft_wrap=True)
+def _check_format(options: IndexOptions) -> None:
+    """Raise `InputError` where another version of the program built the index, and it may not be replaced."""
+    path = storage.join(options.index, MANIFEST)
+    if storage.exists(path) and not _is_current(storage.read_json(path)) and not options.overwrite:
+        raise InputError(f"{path}: {storage.OTHERWISE}; pass another --index, or --overwrite to build it anew")
 
 
 def index_identity(manifest: dict) -> str:

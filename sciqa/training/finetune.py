@@ -298,7 +298,7 @@ class _Watcher:
             now = time.monotonic()
             if "note" in row:
                 say(row["note"])
-            elif "map_at_3" in row or now - said > 5 or row["step"] == 1:
+            elif now - said > cluster.BETWEEN_LINES:
                 said = now
                 say(_said(row, self.steps))
 

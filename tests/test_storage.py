@@ -1,0 +1,180 @@
+"""Every kind of storage does for a run: local paths, URIs of local files, and an S3 server."""
+
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import write_jsonl
+from tiny import tiny_folder
+
+from sciqa import lock as locks
+from sciqa import storage
+from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.errors import InputError
+from sciqa.exam import ReportOptions, report
+from sciqa.inference import PredictOptions, predict
+from sciqa.lock import lock
+from sciqa.models.merge import MergeOptions, merge
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.training import FinetuneOptions, finetune
+
+TABLE = pa.table({"id": ["1", "2"], "text": ["one", "two"]})
+ARTICLES = [
+    {"title": text.split()[0], "text": text}
+    for text in ("Helium is a noble gas. It is light.", "Iron is a metal. It rusts.", "A whale is a mammal. It swims.")
+]
+SHORT = {"precision": "float32", "batch_size": 8, "micro_batch": 2, "max_length": 128, "steps": 2}
+ROWS = [
+    {"id": str(number), "prompt": f"Which is it, {number}?", "A": "iron", "B": "helium", "answer": "AB"[number % 2]}
+    for number in range(8)
+]
+
+
+def requests(log, start=0):
+    """What the S3 server was asked since a place in its log: (method, path)."""
+    return re.findall(r'"([A-Z]+) (\S+) HTTP', log.read_text()[start:])
+
+
+def test_files_and_tables(place):
+    folder = storage.join(place, "run")
+    assert not storage.exists(folder)
+    path = storage.join(folder, "a b+#%.parquet")
+    storage.write_table(path, TABLE)
+    assert storage.read_table(folder) == storage.read_table(path) == TABLE
+    assert storage.read_rows(path, 1, 2) == [{"id": "2", "text": "two"}]
+    assert storage.list_files(folder, "parquet") == [path]
+    assert storage.list_folders(place) == ["run"]
+    assert list(storage.names(folder)) == ["a b+#%.parquet"]
+    storage.write_json(storage.join(folder, "about.json"), {"n": 1})
+    storage.write_json(storage.join(folder, "about.json"), {"n": 2})
+    assert storage.read_json(storage.join(folder, "about.json")) == {"n": 2}
+    storage.copy_files(folder, storage.join(place, "copy", "deep"))
+    assert storage.read_table(storage.join(place, "copy", "deep")) == TABLE
+    storage.copy_files(path, storage.join(place, "one", "x.parquet"))
+    assert storage.read_table(storage.join(place, "one")) == TABLE
+    storage.delete(folder)
+    assert not storage.exists(path)
+    assert storage.exists(storage.join(place, "copy"))
+    with pytest.raises(InputError, match=f"{re.escape(path)}: no such file"):
+        storage.read_bytes(path)
+
+
+def test_a_file_on_s3_is_one_request(s3):
+    storage.exists("s3://bucket/first")  # opens the bucket
+    before = len(s3.read_text())
+    storage.write_bytes("s3://bucket/one/file.bin", b"x" * 3_000_000)
+    assert requests(s3, before) == [("PUT", "/bucket/one/file.bin")]
+
+
+def test_storage_that_refuses_is_one_line(s3):
+    for action in (
+        lambda: storage.write_bytes("s3://nobodys/run/a.json", b"{}"),
+        lambda: storage.begin("s3://nobodys/run", {"format": 1}),
+    ):
+        with pytest.raises(InputError, match=r"^s3://nobodys/run/\S+: cannot be written \(.*\)$"):
+            action()
+    with pytest.raises(InputError, match=r"s3://bucket/run\?region=x: options in a path's address .*AWS_ENDPOINT_URL"):
+        storage.exists("s3://bucket/run?region=x")
+
+
+def test_one_writer(place):
+    folder = storage.join(place, "run", "contexts")
+    program = "import sys, time; from sciqa.lock import lock\n"
+    program += "with lock(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline().strip() == "held"
+        refused = pytest.raises(InputError, match=rf"contexts: process {holder.pid} on .* is writing there")
+        with refused, lock(folder):
+            pass
+        with lock(storage.join(place, "run", "answers")):
+            pass
+        holder.kill()
+        holder.wait()
+    with lock(folder), pytest.raises(InputError, match="is writing there"), lock(folder):
+        pass
+    with lock(folder):
+        pass
+    assert storage.list_folders(place) in ([], ["run"])
+
+
+def test_a_holder_on_another_machine_is_gone_when_it_shows_no_life(s3, monkeypatch):
+    folder, other = "s3://bucket/lost/contexts", "s3://bucket/lost/.contexts.lock-other"
+    storage.write_json(other, {"host": "another", "pid": 1, "started": 0.0})
+    with pytest.raises(InputError, match="process 1 on another is writing there"), lock(folder):
+        pass
+    monkeypatch.setattr(locks, "LOST", -1.0)  # as if it had been silent for long
+    with lock(folder):
+        assert not storage.exists(other)
+
+
+def test_a_holder_on_s3_shows_that_it_lives(s3, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    before = len(s3.read_text())
+    with lock("s3://bucket/alive/contexts"):
+        while len([path for _, path in requests(s3, before) if "/alive/.contexts.lock-" in path]) < 4:
+            time.sleep(0.01)
+
+
+def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
+    write_jsonl(tmp_path / "articles.jsonl", ARTICLES)
+    write_jsonl(tmp_path / "exam.jsonl", ROWS)
+    model = tiny_folder(tmp_path / "llama", "llama", initializer_range=0.2)
+    for name, source in (("embedder", str(embedder)), ("llama", model), ("inputs", str(tmp_path))):
+        if name == "inputs":
+            for file in ("articles.jsonl", "exam.jsonl"):
+                storage.copy_files(f"{source}/{file}", storage.join(place, name, file))
+        else:
+            storage.copy_files(source, storage.join(place, name))
+    common = {"output": storage.join(place, "run"), "embedder": storage.join(place, "embedder")}
+    corpus = (storage.join(place, "inputs", "articles.jsonl"),)
+    exam = {"exam": storage.join(place, "inputs", "exam.jsonl"), "shard_questions": 4}
+    build_passages(CorpusOptions(corpus=corpus, shard_passages=2, **common))
+    build_index(IndexOptions(**common))
+    retrieve(RetrieveOptions(**exam, **common))
+    reader = PredictOptions(model=storage.join(place, "llama"), shard_questions=4, **common)
+    assert reader.name == "open-book-llama"
+    made = predict(reader)
+    answers = storage.read_table(made.path)
+    assert answers["id"].to_pylist() == [row["id"] for row in ROWS]
+    report(ReportOptions(output=common["output"]))
+
+    storage.delete(storage.part_path(made.path, 1))  # as a killed run would have left it
+    storage.delete(storage.join(made.path, storage.MANIFEST))
+    assert "1 of 2 shards kept" in predict(reader).made
+    assert storage.read_table(made.path) == answers
+    assert predict(reader).made.count("kept") == 1
+    assert retrieve(RetrieveOptions(**exam, **common)).made.endswith("kept")
+
+    local = PredictOptions(model=model, name="local", **common | {"embedder": str(embedder)}, shard_questions=4)
+    here = storage.read_table(predict(local).path)
+    assert here.column("probabilities") == answers.column("probabilities")
+    if place.startswith("s3"):
+        shared = storage.list_files(storage.join(place, "run"), "parquet")
+        assert not [path for path in shared if "/." in path]
+
+
+def test_training_on_s3(tmp_path, s3, data):
+    model = "s3://bucket/training/llama"
+    storage.copy_files(tiny_folder(tmp_path / "llama", "llama"), model)
+    options = FinetuneOptions(**data, model=model, output="s3://bucket/training/run", num_workers=1, **SHORT)
+    finetune(options)
+    merge(MergeOptions(model=model, adapter=options.folder, output="s3://bucket/training/merged"))
+    local = FinetuneOptions(**data, model=str(tmp_path / "llama"), output=str(tmp_path / "run"), num_workers=1, **SHORT)
+    finetune(local)
+    exam = {"exam": data["validation"], "contexts": data["validation_contexts"], "precision": "float32"}
+    tables = []
+    for reader in (
+        {"model": model, "adapter": options.folder},
+        {"model": "s3://bucket/training/merged"},
+        {"model": local.model, "adapter": local.folder},
+    ):
+        predicting = PredictOptions(output=str(tmp_path / "answers"), **exam, **reader)
+        assert predicting.name == f"open-book-{(predicting.adapter or predicting.model).rpartition('/')[2]}"
+        tables.append(storage.read_table(predict(predicting).path)["probabilities"].to_pylist())
+        storage.delete(predicting.output)
+    np.testing.assert_allclose(tables[0], tables[2], rtol=1e-5)
+    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-3)
