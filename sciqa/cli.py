@@ -147,11 +147,7 @@ def _print_completion(shells: list[str]) -> None:
 
 
 def _stop(name: str, step: Step) -> None:
-    """End a step that the user has stopped, or that was ended since it only lost workers."""
-    from sciqa import lost
-
-    if error := lost.ended():
-        _end(name, error, 1)
+    """End a step that the user has stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray is shut down at exit, and a second one would end in a traceback
     print(f"\nsciqa {name}: stopped" + "; the same command goes on from here" * step.resumes, file=sys.stderr)
     sys.exit(130)

@@ -5,9 +5,9 @@ memory. Its state API, which knows, is part of the dashboard, which a local Ray 
 what that API asks it.
 """
 
-import _thread
 import atexit
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -35,8 +35,15 @@ REMEDIES = {
 REMEDY = "fewer --num-workers, or nodes with more memory"
 #: Reasons by which Ray says that a node was lost, not let go (`DeathReason` of `ray.nodes()`): unexpected, preempted.
 LOST_NODE = (2, 3)
+#: Sent to the main thread to end a stage: it wakes one that waits, also where SIGINT is ignored, as in a shell's
+#: background jobs.
+ENDS = signal.SIGUSR2
 #: Seconds that Ray's head has to answer.
 PATIENCE = 5
+
+
+class _Ended(BaseException):
+    """Raised in the main thread to end a stage that only loses workers."""
 
 
 class _Watch:
@@ -81,7 +88,7 @@ class _Watch:
                     self._tell_node(node)
             if self.in_a_row >= MOST_IN_A_ROW and any(endable for _, endable in self.stages) and not self.ended:
                 self.ended = True
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident, ENDS)
 
     def _dead(self) -> Iterator[WorkerTableData]:
         """Yield workers of this job that died, not by Ray's will nor by an exception, which is raised here."""
@@ -175,6 +182,8 @@ def during(stage: str) -> Iterator[None]:
         yield
         return
     own = (stage, threading.current_thread() is threading.main_thread())
+    if own[1]:
+        signal.signal(ENDS, _end)
     watched.stage, watched.in_a_row, watched.ended = stage, 0, False
     watched.stages.append(own)
     try:
@@ -184,23 +193,21 @@ def during(stage: str) -> Iterator[None]:
             with watched.lock:
                 watched.stages.remove(own)
             watched.check()
-    except KeyboardInterrupt:
-        if error := ended():
-            raise error from None
-        raise
+    except _Ended:
+        said = f"{MOST_IN_A_ROW} workers died one after another, and nothing was finished meanwhile"
+        raise watched.error(said) from None
+
+
+def _end(*_: object) -> None:
+    """Raise `_Ended` in a stage that may be ended; the signal can come after it."""
+    if _watch and any(endable for _, endable in _watch.stages):
+        raise _Ended
 
 
 def progress() -> None:
     """Note that a part is finished, so that the workers that died before it do not count."""
     if _watch:
         _watch.in_a_row = 0
-
-
-def ended() -> LostWorkersError | None:
-    """Return the error of a stage that was ended by an interrupt since it only lost workers; None for any other."""
-    if not (_watch and _watch.ended):
-        return None
-    return _watch.error(f"{MOST_IN_A_ROW} workers died one after another, and nothing was finished meanwhile")
 
 
 def cause(error: BaseException | None) -> LostWorkersError | None:

@@ -245,7 +245,9 @@ def test_a_file_of_options_in_either_form(tmp_path, form):
 
 
 def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(tmp_path, corpus_file):
-    command = [sys.executable, "-m", "sciqa", "index", "--output", str(tmp_path / "run")]
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in shells' jobs
+    code += "from sciqa.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "index", "--output", str(tmp_path / "run")]
     made = sciqa("corpus", "--corpus", corpus_file, "--output", tmp_path / "run", "--shard-passages", 56)
     assert made.returncode == 0, made.stderr
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
