@@ -46,7 +46,7 @@ def lock(folder: str) -> Iterator[None]:
 def _lock_file(folder: str, path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError:
         yield
         return
@@ -55,13 +55,13 @@ def _lock_file(folder: str, path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise _refusal(folder, file.read()) from error
+            raise _refusal(folder, file.read().decode()) from error
         except OSError:  # a file system without locks
             yield
             return
-        file.truncate(0)
-        file.write(json.dumps(_holder()))
-        file.flush()
+        with storage.reached(folder, "written"):
+            file.truncate(0)
+            file.write(json.dumps(_holder()).encode())
         yield
         file.truncate(0)
 

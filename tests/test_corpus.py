@@ -221,7 +221,9 @@ def test_near_duplicates_are_dropped_only_where_asked_and_where_numbers_signs_an
     assert (repeat["text"], repeat["repeats"], repeat["kind"]) == (changes[1], kept[0]["passage_id"], "near")
     assert "1 passages said before: _repeats/" in made.made
     # The option belongs to what the table is made from.
-    again, made = build(tmp_path, tmp_path / "a.jsonl", "near", **settings)
+    with pytest.raises(InputError, match=r"passages: made from other inputs \(near_duplicates: True there, False now"):
+        build(tmp_path, tmp_path / "a.jsonl", "near", **settings)
+    again, made = build(tmp_path, tmp_path / "a.jsonl", "near", overwrite=True, **settings)
     assert passages_of(again) == passages_of(plain)
     assert not (tmp_path / "near" / "passages" / "_repeats").exists()
 

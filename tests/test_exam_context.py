@@ -1,6 +1,7 @@
 """The exam's own contexts alone, what is found alone, and an exam that is only shown."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from test_exam_shapes import ASKED, CONTEXTS, SHAPES, save
@@ -45,15 +46,17 @@ def test_contexts_that_were_looked_up_are_not_taken_for_given_ones(tmp_path, rac
     both = {"exam": race, "output": str(tmp_path)}
     retrieve(RetrieveOptions(**both, index=f"{small_index}/index"))
     found = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    alone = RetrieveOptions(**both, context="found", index=f"{small_index}/index")
     assert all(row["context"].startswith(f"{context}\n") for row, context in zip(found, CONTEXTS, strict=True))
-    with pytest.raises(InputError, match="contexts: made without --context given"):
-        predict(PredictOptions(**both, context="given", model=model))
-    retrieve(RetrieveOptions(**both, context="found", index=f"{small_index}/index"))
-    alone = storage.read_table(f"{tmp_path}/contexts").to_pylist()
-    assert [f"{own}\n{row['context']}" for own, row in zip(CONTEXTS, alone, strict=True)] == [
+    for step in (lambda: predict(PredictOptions(**both, context="given", model=model)), lambda: retrieve(alone)):
+        with pytest.raises(InputError, match=r"another exam|made without --context given|made from other inputs"):
+            step()
+    retrieve(replace(alone, overwrite=True))
+    rows = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    assert [f"{own}\n{row['context']}" for own, row in zip(CONTEXTS, rows, strict=True)] == [
         row["context"] for row in found
     ]
-    retrieve(RetrieveOptions(**both, context="given"))
+    retrieve(RetrieveOptions(**both, context="given", overwrite=True))
     assert [row["passages"] for row in storage.read_table(f"{tmp_path}/contexts").to_pylist()] == [[]] * 4
 
 
@@ -85,7 +88,7 @@ def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatc
     ]
     path = save(tmp_path, "jsonl", cells)
     monkeypatch.setattr(run, "finetune", lambda options: options)
-    monkeypatch.setattr(run, "check_model", lambda options: None)
+    monkeypatch.setattr(run, "check_options", lambda options: None)
     columns = ("prompt=q", "options=o", "answer=k", "context=c")
     given = {"train": path, "validation": path, "columns": columns, "context": "given", "output": str(tmp_path / "run")}
     run_finetune(RunFinetuneOptions(**given, corpus=("absent.jsonl",)))

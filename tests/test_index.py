@@ -52,7 +52,7 @@ def test_only_missing_shards_are_built_again(tmp_path, small_index):
     assert summary.details == {"built": 3, "kept": 2}
     assert storage.read_bytes(str(run / "index" / "00000-00002" / "vectors.npy")) == kept
     again, before = (read_index_manifest(storage.join(path, "index")) for path in (str(run), small_index))
-    assert again == before
+    assert again | {"passages": None} == before | {"passages": None}
     assert build_index(IndexOptions(output=str(run))).details == {"built": 0, "kept": 5}
 
 
