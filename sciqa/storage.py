@@ -19,8 +19,8 @@ from pyarrow import fs
 
 from sciqa.errors import InputError
 
-INPUTS = "_inputs.json"
-MANIFEST = "_manifest.json"
+#: What a table follows from, and the list of what it holds, which is written last; in its `records`.
+INPUTS, MANIFEST = "inputs.json", "manifest.json"
 #: What can be done about a table that is in the way.
 REMEDY = "pass another --output (or --name, for answers), or --overwrite to replace it"
 #: What is said of a table whose `format` is not the program's.
@@ -214,11 +214,12 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
 
 
 def list_folders(path: str) -> list[str]:
-    """Return the names of the folders in a folder, sorted; none where it is not there."""
+    """Return the names of the folders in a folder, sorted, but for `records`; none where it is not there."""
     filesystem, inner = resolve(path)
     with reached(path, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-    return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+    found = (entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+    return sorted(name for name in found if not name.startswith((".", "_")))
 
 
 def absolute(path: str) -> str:
@@ -285,12 +286,23 @@ class Begun(NamedTuple):
     """A table's folder that is open for writing.
 
     Attributes:
-        names: of what it already holds.
-        rows: in each of its parts, where they are of even size.
+        names: of the shards that it already holds.
+        rows: in each of its shards, where they are of even size.
+        whole: whether nothing is missing.
     """
 
     names: set[str]
     rows: int | None
+    whole: bool
+
+
+def records(folder: str, *names: str) -> str:
+    """Return a path in the folder beside a table's, `_NAME` beside `NAME`, which holds what is known of the table.
+
+    The table's own folder holds its shards alone, so that it opens in any program that reads Parquet.
+    """
+    parent, _, name = folder.rstrip("/").rpartition("/")
+    return join(parent, f"_{name}", *names)
 
 
 def defaults_of(*kinds: type) -> dict:
@@ -336,20 +348,31 @@ def begin(
     Raises:
         InputError: the folder was begun so, or holds what no step of this program has begun.
     """
-    if exists(join(folder, INPUTS)):
-        begun = read_json(join(folder, INPUTS))
+    held = set(names(folder))
+    if exists(records(folder, INPUTS)):
+        begun = read_json(records(folder, INPUTS))
         if not (changed := differing(begun["inputs"], inputs, defaults or {})):
-            held = set(names(folder))
-            if begun.get("rows") == rows or any(name.endswith(".parquet") for name in held):
-                return Begun(held, begun.get("rows"))
+            if held or begun.get("rows") == rows:
+                whole = exists(records(folder, MANIFEST)) and read_json(records(folder, MANIFEST))["files"] == len(held)
+                return Begun(held, begun.get("rows"), whole)
         elif not overwrite:
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
             raise InputError(f"{folder}: {said}; {REMEDY}")
-        delete(folder)
-    elif exists(folder) and any(True for _ in names(folder)):
+        clear(folder)
+    elif "_manifest.json" in held or "_inputs.json" in held:
+        if not overwrite:
+            raise InputError(f"{folder}: {OTHERWISE}; {REMEDY}")
+        clear(folder)
+    elif held:
         raise InputError(f"{folder}: holds files that no step of sciqa made; pass another folder")
-    write_json(join(folder, INPUTS), {"inputs": inputs, "rows": rows})
-    return Begun(set(), rows)
+    write_json(records(folder, INPUTS), {"inputs": inputs, "rows": rows})
+    return Begun(set(), rows, False)
+
+
+def clear(folder: str) -> None:
+    """Delete a table with its records; these go last, since without them its files would be anybody's."""
+    delete(folder)
+    delete(records(folder))
 
 
 def _said_changes(changed: dict[str, tuple]) -> str:
@@ -363,7 +386,12 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 
 def finish(folder: str, manifest: dict) -> None:
     """Mark a table as whole: its manifest is written last, so that a manifest means that nothing is missing."""
-    write_json(join(folder, MANIFEST), manifest)
+    write_json(records(folder, MANIFEST), manifest | {"files": len(set(names(folder)))})
+
+
+def is_finished(folder: str) -> bool:
+    """Whether a table, or a model that was trained, is there and whole."""
+    return exists(records(folder, MANIFEST)) and any(True for _ in names(folder))
 
 
 def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
@@ -374,19 +402,21 @@ def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
         step: that makes it.
         version: the `format` that the table must have, where that matters.
     """
-    if not exists(join(folder, MANIFEST)):
+    if not is_finished(folder):
+        if exists(join(folder, "_manifest.json")):
+            raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
         raise InputError(f"{folder}: not there, or not finished; run `sciqa {step}` with the same --output first")
-    manifest = read_json(join(folder, MANIFEST))
+    manifest = read_json(records(folder, MANIFEST))
     if version is not None and manifest.get("format") != version:
         raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
     return manifest
 
 
 def names(folder: str) -> Iterator[str]:
-    """Yield the names of what is in a folder, but for what is being written."""
+    """Yield the names of what is in a folder, none where it is not there, but for what is being written."""
     filesystem, inner = resolve(folder)
     with reached(folder, "listed"):
-        entries = filesystem.get_file_info(fs.FileSelector(inner))
+        entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     for entry in entries:
         if not entry.base_name.startswith("."):
             yield entry.base_name

@@ -156,7 +156,7 @@ def test_bad_articles_are_named_and_leave_no_table(tmp_path, cluster, line, mess
     with pytest.raises(Exception, match="row 2") as error:
         build(tmp_path, corpus)
     assert message in str(find_input_error(error.value))
-    assert not (tmp_path / "run" / "passages" / storage.MANIFEST).exists()
+    assert not (tmp_path / "run" / "_passages" / storage.MANIFEST).exists()
 
 
 def test_bad_corpora_are_refused_before_work(tmp_path):
@@ -193,7 +193,7 @@ def test_exact_repeats_are_dropped_wherever_they_stand_however_the_corpus_is_spl
     assert "".join(row["text"] for row in rows if row["title"] == "Wine").count("number 8 says") > 1
     assert not any("\n\n" in row["text"] for row in rows)
     ids = {row["passage_id"]: row for row in rows}
-    repeats = [storage.read_table(f"{output}/passages/_repeats").to_pylist() for output in (first, second)]
+    repeats = [storage.read_table(f"{output}/_passages/repeats").to_pylist() for output in (first, second)]
     assert repeats[0] == repeats[1]
     # Passages of "Wine" repeat each other where they do not differ, none of "Water".
     assert {row["title"] for row in repeats[0]} == {"Wine"} | {row["title"] for row in others[:5]}
@@ -217,15 +217,15 @@ def test_near_duplicates_are_dropped_only_where_asked_and_where_numbers_signs_an
     near, made = build(tmp_path, tmp_path / "a.jsonl", "near", near_duplicates=True, **settings)
     kept = passages_of(near)
     assert [row["text"] for row in kept] == [row["text"] for number, row in enumerate(rows) if number != 1]
-    (repeat,) = storage.read_table(f"{near}/passages/_repeats").to_pylist()
+    (repeat,) = storage.read_table(f"{near}/_passages/repeats").to_pylist()
     assert (repeat["text"], repeat["repeats"], repeat["kind"]) == (changes[1], kept[0]["passage_id"], "near")
-    assert "1 passages said before: _repeats/" in made.made
+    assert "1 passages said before: _passages/repeats/" in made.made
     # The option belongs to what the table is made from.
     with pytest.raises(InputError, match=r"passages: made from other inputs \(near_duplicates: True there, False now"):
         build(tmp_path, tmp_path / "a.jsonl", "near", **settings)
     again, made = build(tmp_path, tmp_path / "a.jsonl", "near", overwrite=True, **settings)
     assert passages_of(again) == passages_of(plain)
-    assert not (tmp_path / "near" / "passages" / "_repeats").exists()
+    assert not (tmp_path / "near" / "_passages" / "repeats").exists()
 
 
 def test_signatures_agree_as_often_as_texts_are_alike():

@@ -146,14 +146,14 @@ def test_a_run_killed_while_it_reads_keeps_the_parts_it_finished(tmp_path, clust
     arguments = ["--corpus", path, "--output", tmp_path / "run", "--part-bytes", "8000", "--num-cpus", "1"]
     command = [sys.executable, "-m", "sciqa", "corpus", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    parts = tmp_path / "run" / "passages" / "_parts"
+    parts = tmp_path / "run" / "_passages" / "parts"
     while process.poll() is None and len(list(parts.glob("*/part.json"))) < 3:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = {file: file.stat().st_mtime_ns for file in parts.glob("*/part.json")}
     assert finished
-    assert not (tmp_path / "run" / "passages" / storage.MANIFEST).exists()
+    assert not (tmp_path / "run" / "_passages" / storage.MANIFEST).exists()
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     undisturbed = tmp_path / "other"

@@ -328,7 +328,7 @@ def test_tables_of_any_shard_size_are_kept_and_read_right(tmp_path, found, small
 def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
     path = Path(found["output"], "contexts")
     whole = storage.read_table(str(path)).to_pylist()
-    (path / "_manifest.json").unlink()
+    Path(storage.records(str(path), storage.MANIFEST)).unlink()
     (path / "00001.parquet").unlink()
     written = (path / "00002.parquet").stat().st_mtime_ns
     again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=2, **found))
@@ -342,7 +342,8 @@ def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
 
 def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_index):
     path = Path(found["output"], "contexts")
-    for file in ("_manifest.json", "00000.parquet", "00001.parquet", "00002.parquet"):
+    Path(storage.records(str(path), storage.MANIFEST)).unlink()
+    for file in ("00000.parquet", "00001.parquet", "00002.parquet"):
         (path / file).unlink()
     retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=6, **found))
     assert sorted(file.name for file in path.glob("*.parquet")) == ["00000.parquet", "00001.parquet"]
@@ -371,7 +372,7 @@ def test_a_newer_program_replaces_what_it_computes_otherwise_only_when_told(foun
 
 
 def test_an_option_that_came_later_leaves_tables_as_they_are(found, small_index):
-    path = f"{found['output']}/contexts/_inputs.json"
+    path = f"{found['output']}/_contexts/inputs.json"
     begun = storage.read_json(path)
     del begun["inputs"]["context_order"]  # as a version without that option would have stored it
     storage.write_json(path, begun)
@@ -424,10 +425,10 @@ def test_an_index_is_kept_when_the_same_passages_are_written_anew(tmp_path, inde
     build_passages(corpus)
     for path in Path(corpus.passages).glob("*.parquet"):  # as another version of pyarrow would write it
         pq.write_table(pq.read_table(path), path, compression="snappy")
-    about = storage.read_json(f"{corpus.passages}/_manifest.json")
+    about = storage.read_json(storage.records(corpus.passages, storage.MANIFEST))
     for shard in about["shards"]:
         shard["sha256"] = hashlib.sha256(Path(corpus.passages, f"{shard['name']}.parquet").read_bytes()).hexdigest()
-    storage.write_json(f"{corpus.passages}/_manifest.json", about)
+    storage.write_json(storage.records(corpus.passages, storage.MANIFEST), about)
     assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
 
 

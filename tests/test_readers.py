@@ -205,6 +205,6 @@ def test_a_killed_worker_is_replaced(tmp_path, cluster, undisturbed):
     assert killed[0][0] < 21
     assert answers(options, "closed-book") == undisturbed
     # Another run, killed after its last shard and before its manifest.
-    (tmp_path / "answers" / "closed-book" / storage.MANIFEST).unlink()
+    (tmp_path / "answers" / "_closed-book" / storage.MANIFEST).unlink()
     predict(PredictOptions(**options, reader="closed-book", num_workers=2))
     assert answers({"output": tmp_path}, "closed-book") == undisturbed

@@ -4,7 +4,10 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import datasets
+import duckdb
 import pandas as pd
+import polars
 import pyarrow.dataset
 import pytest
 from conftest import write_jsonl
@@ -134,12 +137,9 @@ def test_a_packaged_exam_reads_back_as_itself(tmp_path):
         assert storage.rows_hash(again.to_pylist()) == storage.rows_hash(table.to_pylist())
 
 
-def test_answers_open_as_they_are(indexed, exam):
+def test_submissions_stand_beside_the_answers(indexed, exam):
     retrieve(RetrieveOptions(exam=exam, **indexed))
     made = predict(PredictOptions(reader="retrieval", **indexed))
-    assert pd.read_parquet(made.path)["id"].tolist() == ["1", "2", "3"]
-    for table in ("passages", "contexts", "answers/retrieval"):
-        assert pyarrow.dataset.dataset(f"{indexed['output']}/{table}").count_rows() == 3
     submission = pd.read_csv(f"{indexed['output']}/submissions/retrieval.csv")
     assert submission["prediction"].tolist() == pd.read_parquet(made.path)["prediction"].tolist()
 
@@ -219,3 +219,45 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, when)
         storage.write_bytes(str(tmp_path / "run" / "table.parquet"), b"rows")
     assert not list((tmp_path / "run").iterdir())
     shutil.rmtree(tmp_path / "run")
+
+
+def test_tables_open_as_they_are_in_other_programs(tmp_path, indexed, exam, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    retrieve(RetrieveOptions(exam=exam, **indexed))
+    predict(PredictOptions(reader="retrieval", **indexed))
+    for table in ("passages", "contexts", "answers/retrieval"):
+        folder = f"{indexed['output']}/{table}"
+        expected = storage.read_table(folder).to_pylist()
+        assert pd.read_parquet(folder).iloc[:, 0].tolist() == [next(iter(row.values())) for row in expected]
+        assert pyarrow.dataset.dataset(folder).to_table().to_pylist() == expected
+        assert polars.read_parquet(folder).to_dicts() == expected
+        assert duckdb.sql(f"SELECT * FROM read_parquet('{folder}')").to_arrow_table().to_pylist() == expected
+        for given in ({"path": folder}, {"path": "parquet", "data_dir": folder}):
+            read = datasets.load_dataset(**given, cache_dir=str(tmp_path / "cache"))
+            assert read["train"].to_list() == expected
+
+
+def test_tables_of_an_earlier_version_are_replaced_only_when_told(tmp_path, indexed, exam):
+    options = RetrieveOptions(exam=exam, **indexed)
+    contexts = Path(options.contexts)
+    contexts.mkdir()
+    (contexts / "_manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"contexts: made by another version of sciqa.*--overwrite"):
+        retrieve(options)
+    with pytest.raises(InputError, match=r"contexts: made by another version of sciqa.*retrieve --overwrite"):
+        predict(PredictOptions(reader="retrieval", exam=exam, **indexed))
+    retrieve(RetrieveOptions(exam=exam, overwrite=True, **indexed))
+    assert [path.name for path in contexts.iterdir()] == ["00000.parquet"]
+
+
+def test_a_table_that_has_lost_a_shard_is_not_whole(indexed, exam):
+    options = RetrieveOptions(exam=exam, shard_questions=2, **indexed)
+    retrieve(options)
+    before = files(options.contexts)
+    Path(options.contexts, "00001.parquet").unlink()
+    assert "kept" not in retrieve(options).made
+    assert {path: held for path, (_, held) in files(options.contexts).items()} == {p: h for p, (_, h) in before.items()}
+    shutil.rmtree(options.contexts)
+    with pytest.raises(InputError, match="contexts: not there, or not finished"):
+        predict(PredictOptions(reader="retrieval", **indexed))
+    assert "kept" not in retrieve(options).made

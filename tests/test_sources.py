@@ -163,7 +163,7 @@ def test_what_is_left_out_is_in_the_summary_and_in_a_table(tmp_path, cluster):
         assert "notes.doc (no kind that is read)" in made.made
         assert "2 titles to remove are of no article here: Steam, never there" in made.made
     assert made.details["skipped"] == {"no text": 2, "unreadable PDF": 2}
-    table = storage.read_table(f"{tmp_path}/run/passages/_left_out").to_pylist()
+    table = storage.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist()
     reasons = {(row["path"].rpartition("/")[2], row["title"]): row["reason"] for row in table}
     assert set(reasons) == {
         ("notes.doc", ""), ("a.jsonl", "Nothing"), ("broken.pdf", ""), ("secret.PDF", ""), ("scan.pdf", "scan")
@@ -171,14 +171,14 @@ def test_what_is_left_out_is_in_the_summary_and_in_a_table(tmp_path, cluster):
     assert "FileNotDecryptedError" in reasons["secret.PDF", ""]
     (folder / "notes.doc").unlink()
     assert "files left out" not in build_passages(CorpusOptions(**options)).made
-    assert "notes" not in str(storage.read_table(f"{tmp_path}/run/passages/_left_out").to_pylist())
+    assert "notes" not in str(storage.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist())
 
 
 def test_a_corpus_of_which_nothing_is_read_is_refused(tmp_path, cluster):
     write_jsonl(tmp_path / "a.jsonl", [{"title": "Nothing", "text": " "}])
     with pytest.raises(InputError, match=r"a\.jsonl: 0 passages .* left out: 1 no text"):
         build_passages(CorpusOptions(output=str(tmp_path / "run"), corpus=(str(tmp_path / "a.jsonl"),)))
-    assert not (tmp_path / "run" / "passages" / storage.MANIFEST).exists()
+    assert not (tmp_path / "run" / "_passages" / storage.MANIFEST).exists()
 
 
 @settings(deadline=None)

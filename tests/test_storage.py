@@ -143,7 +143,7 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     report(ReportOptions(output=common["output"]))
 
     storage.delete(storage.part_path(made.path, 1))  # as a killed run would have left it
-    storage.delete(storage.join(made.path, storage.MANIFEST))
+    storage.delete(storage.records(made.path, storage.MANIFEST))
     assert "1 of 2 shards kept" in predict(reader).made
     assert storage.read_table(made.path) == answers
     assert predict(reader).made.count("kept") == 1

@@ -277,7 +277,7 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         wait_for_checkpoint(options.folder, driver)
         driver.send_signal(signal.SIGKILL)
-    assert not storage.exists(f"{options.folder}/_manifest.json")
+    assert not storage.is_finished(options.folder)
     made = finetune(options)
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
@@ -438,7 +438,7 @@ def test_other_bad_input_is_refused(tmp_path, cluster, data, models, exam_file, 
 
     options = tiny_run(data, tmp_path, model=models("llama"), steps=1)
     made = finetune(options)
-    path = storage.join(made.path, storage.INPUTS)
+    path = storage.records(made.path, storage.INPUTS)
     begun = storage.read_json(path)
     del begun["inputs"]["clip"]  # as a version without that option would have stored it
     storage.write_json(path, begun)

@@ -26,11 +26,11 @@ from sciqa.lock import lock
 #: are not kept.
 PASSAGES_FORMAT = 3
 #: Names the corpus that passages are being made from.
-CORPUS = "_corpus.json"
+CORPUS = "corpus.json"
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
 #: Tables of what is not among the passages, in folders beside them: files and articles left out, passages that repeat
 #: another, whose id `repeats` is, exactly or nearly.
-LEFT_OUT, REPEATS = "_left_out", "_repeats"
+LEFT_OUT, REPEATS = "left_out", "repeats"
 LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "reason")])
 REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
 #: Names that a summary line shows of many.
@@ -84,8 +84,8 @@ def build_passages(options: CorpusOptions) -> Summary:
     """Write the passages table: Parquet shards and a manifest that lists them in order.
 
     Columns: `passage_id` (the same text has the same id in every run), `title`, `section`, `text`, `url`. What is not
-    among them stands beside them: `_left_out/` (path, title, reason) and `_repeats/` (a passage, the id of the one
-    that it `repeats`, and its `kind`: exact or near).
+    among them stands in `_passages` beside them: `left_out/` (path, title, reason) and `repeats/` (a passage, the id
+    of the one that it `repeats`, and its `kind`: exact or near).
     Three passes over parts of the corpus, each a task that keeps what it has finished: texts are cut into passages,
     duplicates among all parts are found, and shards are written without them.
 
@@ -110,12 +110,11 @@ def _fill(
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
     inputs = storage.fingerprint([sources, removed, options.part_bytes, left_out])
     begun = storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions), overwrite=options.overwrite)
-    whole = storage.MANIFEST in begun.names
-    manifest = storage.read_manifest(options.passages, "corpus") if whole else {}
+    manifest = storage.read_manifest(options.passages, "corpus") if begun.whole else {}
     if not (kept := manifest.get("inputs") == inputs):
         _check_sources(options, manifest, sources)
-        storage.write_json(storage.join(options.passages, CORPUS), {"corpus": _corpus_of(options)})
-        storage.delete(storage.join(options.passages, storage.MANIFEST))
+        storage.write_json(storage.records(options.passages, CORPUS), {"corpus": _corpus_of(options)})
+        storage.delete(storage.records(options.passages, storage.MANIFEST))
         cluster.connect(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT, "sources": [path for path, _ in sources]}
@@ -130,12 +129,12 @@ def finished_passages(options: CorpusOptions) -> dict | None:
     Raises:
         InputError: passages are asked for in another form than those.
     """
-    if options.corpus is not None or not storage.exists(storage.join(options.passages, storage.MANIFEST)):
+    if options.corpus is not None or not storage.is_finished(options.passages):
         return None
-    manifest = storage.read_json(storage.join(options.passages, storage.MANIFEST))
+    manifest = storage.read_manifest(options.passages, "corpus")
     if manifest.get("format") != PASSAGES_FORMAT:
         raise InputError(f"{options.passages}: {storage.OTHERWISE}; pass --corpus and --overwrite to make it anew")
-    made = storage.read_json(storage.join(options.passages, storage.INPUTS))["inputs"]
+    made = storage.read_json(storage.records(options.passages, storage.INPUTS))["inputs"]
     defaults = storage.defaults_of(CorpusOptions)
     for name, wanted in options.cut().items():
         if wanted != defaults[name] and wanted != made[name]:
@@ -174,7 +173,7 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
     """Return the corpus that is asked for; without one that of passages which are begun here, else `demo`."""
-    begun = storage.join(options.passages, CORPUS)
+    begun = storage.records(options.passages, CORPUS)
     if options.corpus is not None or not storage.exists(begun):
         return options.corpus or ("demo",)
     return tuple(storage.read_json(begun)["corpus"])
@@ -190,8 +189,8 @@ def _made(manifest: dict, kept: bool) -> str:
     left = [f"{number:,} {reason}" for reason, number in manifest["skipped"].items()]
     made += f"; articles left out: {', '.join(left)}" * bool(left)
     made += _some("; {} files left out: {}", manifest["left_out"])
-    made += "; all that was left out by name: _left_out/" * manifest["left_out_named"]
-    made += f"; {manifest['duplicates']:,} passages said before: _repeats/" * bool(manifest["duplicates"])
+    made += "; all that was left out by name: _passages/left_out/" * manifest["left_out_named"]
+    made += f"; {manifest['duplicates']:,} passages said before: _passages/repeats/" * bool(manifest["duplicates"])
     made += f"; {manifest['removed']:,} passages removed" * bool(manifest["removed"])
     made += _some("; {} titles to remove are of no article here: {}", manifest["not_removed"])
     return made + ", kept" * kept
@@ -225,7 +224,7 @@ def _build(
         {"number": number, "buckets": buckets.tolist()}
         for number, buckets in enumerate(np.array_split(np.arange(duplicates.BUCKETS), tasks))
     ]
-    storage.delete(storage.join(options.passages, "_duplicates"))
+    storage.delete(storage.records(options.passages, "duplicates"))
     arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
     _run(ranges, write_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
@@ -245,7 +244,7 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    _write_rows(storage.join(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    _write_rows(storage.records(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
 
 
@@ -263,12 +262,11 @@ def _tidy(folder: str, manifest: dict) -> None:
     for name in storage.names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete(storage.join(folder, name))
-    parts = set(storage.list_folders(storage.join(folder, "_parts")))
+    parts = set(storage.list_folders(storage.records(folder, "parts")))
     for beside in (LEFT_OUT, REPEATS):
-        if storage.exists(storage.join(folder, beside)):
-            for name in storage.names(storage.join(folder, beside)):
-                if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
-                    storage.delete(storage.join(folder, beside, name))
+        for name in storage.names(storage.records(folder, beside)):
+            if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
+                storage.delete(storage.records(folder, beside, name))
 
 
 def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
@@ -278,7 +276,7 @@ def _run(parts: list[dict], function: object, unit: str, **arguments: object) ->
 
 
 def _part_path(folder: str, part: int, *names: str) -> str:
-    return storage.join(folder, "_parts", f"{part:05d}", *names)
+    return storage.records(folder, "parts", f"{part:05d}", *names)
 
 
 def split_part(row: dict, options: CorpusOptions) -> dict:
@@ -301,7 +299,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         entries.append(duplicates.make_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
     duplicates.write_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
-    beside = storage.part_path(storage.join(options.passages, LEFT_OUT), part["number"])
+    beside = storage.part_path(storage.records(options.passages, LEFT_OUT), part["number"])
     _write_rows(beside, tally.named, LEFT_OUT_SCHEMA)
     done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
@@ -322,14 +320,14 @@ def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarr
     part = row["part"]
     found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
     table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
-    storage.write_table(storage.join(folder, "_duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
+    storage.write_table(storage.records(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
     return {"done": {"number": part["number"]}}
 
 
 def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards, each what is left of one chunk; its record comes last."""
     number = row["part"]["number"]
-    table = storage.read_table(storage.join(folder, "_duplicates"))
+    table = storage.read_table(storage.records(folder, "duplicates"))
     table = table.filter(pc.equal(table["part"], number)).sort_by(
         [(name, "ascending") for name in ("row", "kind", "repeats")]
     )
@@ -363,7 +361,7 @@ def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
             content = storage.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
-    _write_rows(storage.part_path(storage.join(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
+    _write_rows(storage.part_path(storage.records(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
     done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}

@@ -60,7 +60,7 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
     readers = {}
     for name in storage.list_folders(storage.join(output, "answers")):
         folder = storage.join(output, "answers", name)
-        if not storage.exists(storage.join(folder, storage.MANIFEST)):
+        if not storage.is_finished(folder):
             continue
         manifest = storage.read_manifest(folder, "predict")
         if manifest["inputs"]["exam"] == exam.sha256:
@@ -96,7 +96,7 @@ def _training_curves(output: str) -> list[dict]:
     curves = []
     for name in storage.list_folders(storage.join(output, "trained")):
         folder = storage.join(output, "trained", name)
-        if not storage.exists(storage.join(folder, storage.MANIFEST)):
+        if not storage.is_finished(folder):
             continue
         rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
         last = max(1, rows[-1]["step"])
@@ -159,7 +159,7 @@ def _questions(options: ReportOptions, exam: Exam, answers: list[dict]) -> list[
 def _contexts(output: str, exam: Exam) -> QuestionTable | None:
     """Return the run's contexts table, where there is one of this exam."""
     folder = storage.join(output, "contexts")
-    if not storage.exists(storage.join(folder, storage.MANIFEST)):
+    if not storage.is_finished(folder):
         return None
     manifest = storage.read_manifest(folder, "retrieve")
     return QuestionTable(folder, manifest["rows"]) if manifest["inputs"]["exam"] == exam.sha256 else None

@@ -213,7 +213,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     folder = answers_path(options.output, options.name)
     defaults = storage.defaults_of(PredictOptions, FindOptions)
     begun = storage.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
-    if storage.MANIFEST in begun.names:
+    if begun.whole:
         return storage.read_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows)

@@ -126,11 +126,11 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
     for part in range(exam.shards):
         questions = exam.read_shard(part)
         given += sum(bool(question["context"]) for question in questions)
-        if storage.MANIFEST in begun.names:
+        if begun.whole:
             continue
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
         storage.write_table(storage.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
-    if storage.MANIFEST not in begun.names:
+    if not begun.whole:
         storage.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
 
@@ -139,7 +139,7 @@ def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tu
     """Write what the contexts table lacks; return its manifest, and whether it was whole."""
     defaults = storage.defaults_of(FindOptions)
     begun = storage.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
-    if storage.MANIFEST in begun.names:
+    if begun.whole:
         return storage.read_manifest(options.contexts, "retrieve"), True
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows)

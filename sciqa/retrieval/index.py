@@ -209,9 +209,7 @@ def finished_index(options: IndexOptions) -> dict | None:
                 f"{options.index}: built with {flag} {manifest[name]}, not {wanted}; "
                 f"leave {flag} out, or run `sciqa index` with it"
             )
-    if manifest.get("passages") == options.passages and storage.exists(
-        storage.join(options.passages, storage.MANIFEST)
-    ):
+    if manifest.get("passages") == options.passages and storage.is_finished(options.passages):
         shards = storage.read_manifest(options.passages, "corpus")["shards"]
         if [shard.get("content") for shard in shards] != manifest["contents"]:
             return None

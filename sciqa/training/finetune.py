@@ -66,7 +66,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     folder = options.folder
     inputs = _inputs(options, exams, workers)
     begun = _check_folder(options, inputs)
-    if storage.exists(storage.join(folder, storage.MANIFEST)):
+    if storage.is_finished(folder):
         manifest = storage.read_manifest(folder, "finetune")
         return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
     with lock(folder):
@@ -158,7 +158,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         InputError: it was begun with other options.
     """
     folder = options.folder
-    path = storage.join(folder, storage.INPUTS)
+    path = storage.records(folder, storage.INPUTS)
     if not storage.exists(path):
         return False
     begun = storage.read_json(path)["inputs"]
@@ -173,7 +173,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
     if changed := storage.differing(begun, inputs, storage.defaults_of(FinetuneOptions, FindOptions)):
         if options.overwrite:
             if not early:
-                storage.delete(folder)
+                storage.clear(folder)
             return False
         name, (there, now) = next(iter(changed.items()))
         raise InputError(
@@ -226,7 +226,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
     with _Watcher(progress, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
-        storage.delete(options.folder)  # the same again would come to the same, and no other run can use it
+        storage.clear(options.folder)  # the same again would come to the same, and no other run can use it
         raise InputError(message)
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
     kept = [
