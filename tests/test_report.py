@@ -30,7 +30,7 @@ EXAM = [
     {"id": "=2+3", "prompt": f"What of {HOSTILE}?", "A": HOSTILE, "B": "no", "C": "yes", "answer": "B"},
     {"id": "q3", "prompt": f"Of what is {LONG}?", "A": LONG, "B": "one", "C": "two", "answer": "C"},
     {"id": "q4", "prompt": "First line\nSecond, with $\\frac{a}{b}$ for $5 and $7", "A": "x", "B": "y", "answer": "A"},
-    {"id": "q5", "prompt": "A long one. " * 89 + "End.", "A": "x", "B": "y", "C": "מים", "answer": None},
+    {"id": "q5", "prompt": "A long one. " * 120 + "End.", "A": "x", "B": "y", "C": "מים", "answer": None},
     {"id": "q6", "prompt": "And the last?", "A": "x", "B": "y", "C": "z", "answer": "C"},
 ]
 SHARD = 4
@@ -330,8 +330,13 @@ def test_the_page_works_in_a_browser(output, browser_page):
     page, order = browser_page, [row["id"] for row in EXAM]
     page.goto(Path(report(ReportOptions(output=output)).path).as_uri())
     assert no_scrollbar(page)
+    folded = [page.locator(".prompt").nth(number).bounding_box()["height"] for number in (3, 4)]
+    assert folded[1] == pytest.approx(6 * 24, abs=2)
     page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
     assert no_scrollbar(page)
+    assert page.locator(".prompt").nth(4).bounding_box()["height"] > folded[1] + 24
+    assert page.locator(".prompt").nth(3).inner_text() == "First line\nSecond, with a/b for $5 and $7"
+    assert folded[0] >= 2 * 24 - 1
     assert ids(page) == order
     assert page.locator(".q:visible .mark").all_inner_texts() == ["✓", "=", "✓", "✓", "·", "="]
     assert page.locator(".marks mark").count() == 12
@@ -404,3 +409,27 @@ def test_the_list_downloads_as_csv(output, browser_page, tmp_path):
     with (tmp_path / "code.csv").open(encoding="utf-8-sig", newline="") as lines:
         assert [row["id"] for row in csv.DictReader(lines)] == ["'=2+3", "q3"]
     assert not page.failures
+
+
+def test_twenty_six_letters_scroll_inside_their_panel(tmp_path, browser_page):
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    texts = {letter: f"{letter} {'word' * 40}" for letter in letters}
+    rows = [{"id": str(n), "prompt": f"Number {n}?", **texts, "answer": letters[n]} for n in range(6)]
+    scores = np.random.default_rng(0).normal(size=(6, 26)).tolist()
+    page = browser_page
+    page.goto(Path(report(ReportOptions(output=make_run(tmp_path, {"one": (scores, {})}, rows))).path).as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+    assert no_scrollbar(page)
+    assert page.locator(".letters tbody tr").count() == 6
+    assert page.locator(".letters thead th").count() == 28
+    assert not page.failures
+
+
+def test_a_page_without_scripts_has_the_reader_shown(output, browser_page):
+    context = browser_page.context.browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(Path(report(ReportOptions(output=output, show="unsure")).path).as_uri())
+    assert page.locator(".q:visible .mark").all_inner_texts() == ["=", "✓", "2", "✓", "·", "✓"]
+    assert page.locator(".tools").is_hidden()
+    assert page.locator(".map:visible").count() == 1
+    context.close()
