@@ -10,6 +10,7 @@ from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, open_exam, report
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import QuestionOptions
+from sciqa.exam.report import answered, check_show
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
@@ -41,19 +42,18 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     """
     if options.check:
         return [check_exam(options)]
-    open_exam(options, write=False)
+    exam = open_exam(options, write=False)
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
     readers = [options.reader, *(name for name in compared if name != options.reader)]
+    asked = [options, *(replace(options, reader=reader, name=None) for reader in readers[1:])]
+    check_show(options.show, [*(each.name for each in asked), *answered(options.output, exam)])
     if readers != ["retrieval"]:
         check_reader(options)
     summaries = []
     if readers != ["closed-book"]:
         summaries += _find(options, [options])
-    summaries += [
-        predict(replace(options, reader=reader, name=options.name if reader == options.reader else None))
-        for reader in readers
-    ]
-    return [*summaries, report(options)]
+    summaries += map(predict, asked)
+    return [*summaries, report(replace(options, show=options.show or options.name))]
 
 
 def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Summary]:

@@ -65,7 +65,7 @@ def test_report_is_one_page_that_needs_no_network(run, exam_file):
     summary = report(ReportOptions(output=run, exam=exam_file, shard_questions=5))
     page = storage.read_bytes(summary.path).decode()
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page)
-    assert page.count("<details") == QUESTIONS
+    assert page.count('<details class="q ') == QUESTIONS
     assert page.count('class="option answer"') == QUESTIONS
     assert "gold article" in page
     assert f"<td>by chance</td><td>{QUESTIONS}</td><td>0.458</td><td>0.250</td>" in page
