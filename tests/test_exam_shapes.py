@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -494,3 +496,104 @@ def test_questions_without_an_answer_are_counted(tmp_path):
     assert questions.table["answer"].to_pylist()[2:] == [None, None]
     assert any("2 of 4 questions have no answer" in note for note in questions.notes)
     assert any("prompt=goal options=sol1,sol2 answer=label" in note for note in questions.notes)
+
+
+STORY = "It had rained all night."
+#: More shapes: the kind of file and its content, and what is read of its first question.
+MORE = {
+    "RACE, file of its authors": (
+        "json",
+        {"article": STORY, "questions": ["Wet?", "Dry?"], "options": [["a", "b"], ["c", "d"]], "answers": ["B", "A"]},
+        ("Wet?", STORY, ["a", "b"], "B"),
+    ),
+    "questions about one text": (
+        "json",
+        {"article": STORY, "questions": [{"question": "Wet?", "options": ["a", "b"], "answer": "B"}]},
+        ("Wet?", STORY, ["a", "b"], "B"),
+    ),
+    "COPA": (
+        "jsonl",
+        [{"premise": STORY, "question": "effect", "choice1": "wet", "choice2": "dry", "label": 0}],
+        (f"{STORY}\neffect", None, ["wet", "dry"], "A"),
+    ),
+    "SWAG": (
+        "jsonl",
+        [{"startphrase": "A man he", "sent1": "A man.", "sent2": "he", "ending0": "a", "ending1": "b", "label": 1}],
+        ("A man he", None, ["a", "b"], "B"),
+    ),
+    "LogiQA": (
+        "jsonl",
+        [{"text": STORY, "question": "Wet?", "options": ["a", "b"], "answer": 0}],
+        ("Wet?", STORY, ["a", "b"], "A"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_more_shapes(tmp_path, name):
+    kind, content, (prompt, context, options, answer) = MORE[name]
+    lines = [json.dumps(content)] if kind == "json" else list(map(json.dumps, content))
+    (tmp_path / f"exam.{kind}").write_text("\n".join(lines))
+    row = read_exam(str(tmp_path / f"exam.{kind}")).to_pylist()[0]
+    assert (row["prompt"], row["context"], list(options_of(row).values()), row["answer"]) == (
+        *(prompt, context, options, answer),
+    )
+
+
+def test_options_that_are_marked_each(tmp_path):
+    cells = [{"question": p, "answers": [{"text": text, "correct": at == r} for at, text in enumerate(o)]}
+             for p, o, r in ASKED]  # fmt: skip
+    for row, (_, options, right) in zip(read_exam(save(tmp_path, "jsonl", cells)).to_pylist(), ASKED, strict=True):
+        assert options_of(row)[row["answer"]] == options[right]
+        assert set(options_of(row).values()) == set(options)
+
+
+def test_what_datasets_saves(tmp_path):
+    cells = [{"question": p, "choices": o, "answer": r} for p, o, r in ASKED]
+    datasets.Dataset.from_list(cells).save_to_disk(str(tmp_path / "saved"))
+    rows = read_exam(str(tmp_path / "saved")).to_pylist()
+    assert [(row["prompt"], row["answer"]) for row in rows] == [(p, "ABCD"[r]) for p, _, r in ASKED]
+
+
+LIST = {"question": "Wet?", "options": ["a", "b", "c"]}
+#: What would be read wrong without a word: the name of the file, its text, and the error.
+REFUSED = [
+    *(
+        ("csv", f"prompt,A,B,C,D,{name},answer\nQ?,a,b,c,d,e,B\n", f"column '{name}' looks like an option")
+        for name in ("e", "Е", "Option E", "F.", "option_5", "answer 5")
+    ),
+    ("csv", "prompt,option1,option2,option_3,answer\nQ?,a,b,c,B\n", "column 'option_3' looks like an option"),
+    ("csv", 'prompt,A,B,C,answer\n"Wet?,a,b,c,A\nDry?,a,b,c,B\nLast",p,q,r,C\n', "row 1: a cell that holds whole rows"),
+    (
+        "csv",
+        "prompt,A,B,C,D,answer\nWet?,a,b,c,d,2\nDry?,a,b,c,d,3\n",
+        "row 1, column 'answer': '2' found, and nowhere",
+    ),
+    ("jsonl", "\n".join([json.dumps(LIST | {"answer": 1})] * 2), "column 'answer': '1' found, and nowhere a 0"),
+    ("jsonl", json.dumps({"question": "Wet?", "options": {"red": True, "blue": False}}), "options as a list, or by"),
+    ("jsonl", json.dumps({"question": "Wet?", "options": {"red": 0.0, "blue": 1.0}, "answer": "blue"}), "options as a"),
+    ("jsonl", json.dumps(LIST | {"answer": "a", "answer_letter": "B"}), "'B' found, but column 'answer' says A"),
+    ("csv", "prompt,A,B,C,answer,correct\nQ?,a,b,c,B,C\n", "column 'correct': 'C' found, but column 'answer' says B"),
+    ("jsonl", json.dumps({"question": "Wet?", "passage": STORY, "answer": True}), "so no options to choose from"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "message"), REFUSED)
+def test_what_would_be_misread_is_refused(tmp_path, kind, text, message):
+    (tmp_path / f"exam.{kind}").write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_exam(str(tmp_path / f"exam.{kind}"))
+
+
+def test_columns_that_are_no_options_are_no_matter(tmp_path):
+    (tmp_path / "exam.csv").write_text("n,prompt,A,B,C,answer,i,correct,answers\n7,Wet?,a,b,c,B,1,0.7,x\n")
+    (row,) = read_exam(str(tmp_path / "exam.csv")).to_pylist()
+    assert (row["answer"], row["n"], row["correct"]) == ("B", "7", "0.7")
+
+
+def test_columns_that_are_not_read_are_said(tmp_path):
+    cells = [{"question": p, "hint": "Think.", "choices": o, "answer": r} for p, o, r in ASKED]
+    assert "; not read: hint" in read_questions(save(tmp_path, "jsonl", cells)).notes[0]
+    lettered = [{"question": p, "choices": [f"{n}. {o}" for n, o in zip("ABCD", os, strict=True)], "answer": "A"}
+                for p, os, _ in ASKED]  # fmt: skip
+    assert "the letters before its options are left out" in read_questions(save(tmp_path, "jsonl", lettered)).notes[-1]

@@ -5,7 +5,7 @@ import difflib
 import re
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from sciqa.errors import InputError
 from sciqa.exam.files import Row, parse_json
@@ -14,8 +14,10 @@ LETTERS = string.ascii_uppercase
 #: Names of each part in public exams, the likelier first; `a.b` is the field b of the column a.
 PROMPTS = (
     *("prompt", "question", "question.stem", "question_stem", "query", "Question", "ctx", "goal", "sentence"),
-    *("sent1", "problem", "Problem"),
+    *("startphrase", "sent1", "problem", "Problem"),
 )
+#: What stands before such a prompt, and belongs to it, as in COPA.
+PREMISE = "premise"
 LISTS = ("choices", "options", "question.choices", "endings", "answers")
 #: The right option and the wrong ones, in columns of their own.
 APART = (
@@ -31,6 +33,8 @@ ANSWERS = (
     *("correct_option", "correct_answer", "correct_answer_num", "correct_answer_id", "target"),
 )
 CONTEXTS = ("context", "article", "passage", "support", "flores_passage")
+#: What is context where no column of these names is: LogiQA's, and words for it.
+TEXTS = ("text", "paragraph", "story", "background", "narrative")
 FACTS = ("fact1", "fact2")
 IDS = ("id", "question_id", "qid", "Record ID", "doc_id")
 #: Columns of the exam table that a column of another name can be taken for.
@@ -38,6 +42,12 @@ KEPT = ("is_question", "title", "topic", "subject", "passage_id")
 #: A column for each option: what they have in common, then a letter or a number.
 NUMBERED = re.compile(
     r"((?:mc_)?(?:option|opt|op|choice|answer|ending|sol|candidate)[ _-]?)([a-z]|\d{1,2})", re.IGNORECASE
+)
+#: A column that seems to hold one more option: `Option E`, `option_4`, `F.`, a letter of another script.
+ONE_MORE = re.compile(
+    r"(?:(?:mc|option|opt|op|choice|answer|ending|sol|candidate|distractor|incorrect|wrong)[\W_]*)+"
+    r"(?:[^\W\d_]|\d{1,2})[\W_]*|[^\W\d_][\W_]+|[^\W\d_a-z]",
+    re.IGNORECASE,
 )
 #: Columns of options and of the answer whose numbers are known to count from 0 or 1.
 COUNTED = {
@@ -49,7 +59,7 @@ COUNTED = {
 
 
 #: Fields of `Columns` that are no part of a question.
-NO_PARTS = ("kept", "own", "listed")
+NO_PARTS = ("kept", "own", "listed", "also")
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Columns:
     """Where the parts of a question stand, each by the name of a column, or its path (`choices.text`).
 
     Attributes:
-        prompt: the question.
+        prompt: the question; of several columns, their texts follow each other.
         options: one column that lists them, or a column for each.
         answer: the right option; of two columns, the second must agree with the first.
         correct: text of the right option, where it does not stand among the others.
@@ -67,9 +77,10 @@ class Columns:
         kept: columns that the exam table has under other names.
         own: whether these are the columns of the exam table itself, in which numbers count from 0.
         listed: whether one column lists the wrong options.
+        also: columns that seem to hold the answer too, so that they must agree with it.
     """
 
-    prompt: str = "prompt"
+    prompt: tuple[str, ...] = ("prompt",)
     options: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
     correct: str | None = None
@@ -79,19 +90,18 @@ class Columns:
     kept: dict[str, str] = field(default_factory=dict)
     own: bool = False
     listed: bool = False
+    also: tuple[str, ...] = ()
 
     @property
     def first(self) -> str | None:
         """What numbers count from, "0" or "1", where that is known of such columns."""
-        if self.own:
-            return "0"
         known = [COUNTED.get((option, answer)) for option in self.options[:1] for answer in self.answer[:1]]
         return known[0] if known and known[0] else "0" if (self.options or ("",))[0].endswith("0") else None
 
     @property
     def used(self) -> set[str]:
         """All columns that are read, by the names that they have in the file."""
-        paths = [self.prompt, *self.options, *self.answer, *self.incorrect, *self.context, *self.kept.values()]
+        paths = [*self.prompt, *self.options, *self.answer, *self.incorrect, *self.context, *self.kept.values()]
         return {path for path in [*paths, self.correct, self.id] if path}
 
     def said(self) -> str:
@@ -171,9 +181,9 @@ def recognise(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
     """
     names = _names(rows)
     _check_given(exam, given, names)
-    prompt = given.get("prompt") or next((name for name in PROMPTS if name in names), "prompt")
+    prompt = _several(given["prompt"], names) if given.get("prompt") else _prompt(names)
     options, correct, incorrect = _options(given, names)
-    own = prompt == "prompt" and options[:1] == ("A",) and "options" not in given
+    own = prompt == ("prompt",) and options[:1] == ("A",) and "options" not in given
     columns = Columns(
         prompt=prompt,
         options=options,
@@ -187,7 +197,8 @@ def recognise(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
         listed=len(incorrect) == 1 and all(isinstance(structured(find(r.cells, incorrect[0])), list) for r in rows),
     )
     _check_present(exam, columns, names, given)
-    return columns
+    also = [name for name in names if name not in columns.used and "answer" not in given and _like_answer([name])]
+    return replace(columns, also=tuple(also))
 
 
 def _names(rows: list[Row]) -> list[str]:
@@ -200,6 +211,11 @@ def _names(rows: list[Row]) -> list[str]:
         del names["question"]
         names |= dict.fromkeys(f"question.{key}" for key in inner)
     return list(names)
+
+
+def _prompt(names: list[str]) -> tuple[str, ...]:
+    prompt = next((name for name in PROMPTS if name in names), "prompt")
+    return (PREMISE, prompt) if PREMISE in names else (prompt,)
 
 
 def _options(given: dict[str, str], names: list[str]) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
@@ -239,11 +255,11 @@ def _numbered(names: list[str]) -> tuple[str, ...]:
     return ()
 
 
-def _answer(given: dict[str, str], names: list[str], prompt: str, rows: list[Row]) -> tuple[str, ...]:
+def _answer(given: dict[str, str], names: list[str], prompt: tuple[str, ...], rows: list[Row]) -> tuple[str, ...]:
     """Return the columns of answers; of those with names that are known, one with answers goes before one without."""
     if "answer" in given:
         return (given["answer"],) if given["answer"] else ()
-    known = ANSWERS if prompt != "Question" else (*ANSWERS, "Answer")
+    known = ANSWERS if prompt != ("Question",) else (*ANSWERS, "Answer")
     present = [name for name in known if name in names and name not in LISTS]
     found = [name for name in present if any(row.cells.get(name) not in (None, "") for row in rows)] or present
     pair = found[:1] in (["answer_idx"], ["answer_index"]) and "answer" in found
@@ -255,7 +271,8 @@ def _context(given: dict[str, str], names: list[str], own: bool) -> tuple[str, .
         return _several(given["context"], names) if given["context"] else ()
     if own:
         return ("context",) if "context" in names else ()
-    return tuple([name for name in CONTEXTS if name in names][:1] + [name for name in FACTS if name in names])
+    known = [name for name in (*CONTEXTS, *TEXTS) if name in names and f"{name}." not in " ".join(names)]
+    return tuple(known[:1] + [name for name in FACTS if name in names])
 
 
 def _check_given(exam: str, given: dict[str, str], names: list[str]) -> None:
@@ -272,21 +289,35 @@ def _check_present(exam: str, columns: Columns, names: list[str], given: dict[st
     """Raise `InputError` that says all columns which are missing, or seem to have been meant by others."""
     roots = {name.partition(".")[0] for name in names} | set(names)
     unused = [name for name in names if name not in columns.used]
-    wanted = [columns.prompt, *columns.options, *columns.incorrect, *filter(None, [columns.correct])]
+    wanted = [*columns.prompt, *columns.options, *columns.incorrect, *filter(None, [columns.correct])]
     problems = [_missing(path, unused) for path in wanted if path not in roots and path.partition(".")[0] not in roots]
+    if columns.options == ("A", "B") and not roots & {"A", "B"}:
+        problems.append("so no options to choose from")
     if not columns.answer and not columns.correct and columns.options != (MARKED,) and "answer" not in given:
         problems += [_missing("answer", unused, like) for like in [_like_answer(unused)] if like]
     if columns.own:
         present = {**given, **dict.fromkeys(names)}
         near = {name: _same(name, unused) for name in ("id", "context", *KEPT) if name not in present}
         problems += [_missing(name, unused, like) for name, like in near.items() if like]
+    if "options" not in given and "incorrect" not in given:
+        after = LETTERS[len(columns.options) :][:1].lower() if columns.own else ""
+        more = [name for name in unused if _is_one_more(name) or name == after]
+        read = _listed([*columns.options, *filter(None, [columns.correct]), *columns.incorrect])
+        problems += [f"column {name!r} looks like an option, but is none of {read}" for name in more]
     if columns.own and "AA" in names:
         problems.append("a 27th option, 'AA'; a question has at most 26")
     if problems:
         raise InputError(
             f"{exam}: {', '.join(problems)}; found {_listed(names)}. Rename columns, or name them, such as "
-            "--columns prompt=question options=choices.text answer=answerKey (answer= where there is none)"
+            "--columns prompt=question options=choices.text answer=answerKey (answer= where there is none); the first "
+            "line of a CSV file names them"
         )
+
+
+def _is_one_more(name: str) -> bool:
+    """Whether a column that is not read has the name of an option."""
+    plural = re.fullmatch("[a-z]{2,}s|opt", name, re.IGNORECASE)
+    return bool(ONE_MORE.fullmatch(name)) and not plural
 
 
 def _missing(name: str, names: Iterable[str], like: str | None = None) -> str:

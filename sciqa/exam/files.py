@@ -20,7 +20,7 @@ from sciqa import storage
 from sciqa.errors import InputError
 
 SPLITS = ("train", "validation", "test")
-KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 PACKINGS = {
     "gz": gzip.decompress,
     "bz2": bz2.decompress,
@@ -30,6 +30,10 @@ PACKINGS = {
 ENDINGS = tuple(f"{kind}{end}" for kind in KINDS for end in ("", *(f".{packing}" for packing in PACKINGS)))
 #: Keys under which a JSON file keeps its list of questions.
 LISTS = ("data", "questions", "examples", "items", "rows")
+#: Keys under which such a file, beside its list, keeps the text that all its questions are about.
+SHARED = ("article", "passage", "context")
+#: What `datasets` writes beside the shards of a table that it saves.
+BESIDE = ("dataset_info.json", "state.json", "dataset_dict.json")
 #: What MMLU's CSV files, which have no header, hold.
 HEADERLESS = ("question", "A", "B", "C", "D", "answer")
 #: Longest cell of a CSV file, in characters; the csv module's own 131,072 is shorter than some articles.
@@ -103,7 +107,7 @@ def _find_files(exam: str) -> list[str]:
         return found
     if not _kind(exam) and not storage.exists(exam):
         raise InputError(f"{exam}: no such exam; it is {', '.join(SPLITS)}, or a file ending in .{', .'.join(KINDS)}")
-    found = storage.list_files(exam, *ENDINGS)
+    found = [path for path in storage.list_files(exam, *ENDINGS) if path.rpartition("/")[2] not in BESIDE]
     if found == [exam] and not _kind(exam):
         raise InputError(f"{exam}: a file ending in .{', .'.join(KINDS)} expected (and .{', .'.join(PACKINGS)})")
     names = sorted({_without_shard(path[len(exam) :].lstrip("/")) for path in found})
@@ -145,10 +149,24 @@ def _read_file(path: str) -> Iterable[Row]:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
         return _read_parquet(path, file)
+    if kind == "arrow":
+        return _read_arrow(path, data)
     text = _decode(path, data)
     if kind in ("csv", "tsv"):
         return _read_csv(path, text, kind)
     return (_read_json if kind == "json" else _read_jsonl)(path, text)
+
+
+def _read_arrow(path: str, data: bytes) -> Iterator[Row]:
+    """Return the rows of an Arrow file, as those of a Parquet file with the same table."""
+    try:
+        opened = pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream
+        table = opened(pa.BufferReader(data)).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole Arrow file ({error}); write or fetch it again") from error
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    return _read_parquet(path, pq.ParquetFile(written))
 
 
 def _decode(path: str, data: bytes) -> str:
@@ -194,8 +212,20 @@ def _read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):
             place = Row(path, number, line, {}).place
             raise InputError(f"{place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
+        if swallowed := next((cell for cell in cells if _holds_rows(cell, width)), None):
+            place = Row(path, number, line, {}).place
+            raise InputError(
+                f"{place}: a cell that holds whole rows, {swallowed[:60]!r}; a quote before it is not closed, or not "
+                "doubled inside its cell"
+            )
         given = zip(header, cells, strict=False)  # cells beyond the header are empty
         yield Row(path, number, line, {name: cell for name, cell in given if name})
+
+
+def _holds_rows(cell: str, width: int) -> bool:
+    """Whether a cell of several lines has lines, besides its last, with as many cells as the header."""
+    lines = cell.split("\n")[:-1] if width >= 4 else []
+    return any(line.count(",") + 1 >= width and len(next(csv.reader([line]), [])) == width for line in lines)
 
 
 def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
@@ -297,11 +327,24 @@ def _read_json(path: str, text: str) -> Iterator[Row]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if isinstance(value, dict):
-        value = next((value[name] for name in LISTS if isinstance(value.get(name), list)), [value])
+        value = _listed(value)
     if not isinstance(value, list):
         raise InputError(f"{path}: a list of questions, or an object with one as {', '.join(LISTS)}, expected")
     for number, cells in enumerate(value, 1):
         yield _row(path, number, None, cells)
+
+
+def _listed(value: dict) -> list:
+    """Return the questions of a JSON object; each gets the text that all are about, as in RACE's own files."""
+    name = next((name for name in LISTS if isinstance(value.get(name), list)), None)
+    if name is None:
+        return [value]
+    questions, shared = value[name], {key: value[key] for key in SHARED if isinstance(value.get(key), str)}
+    options, answers = value.get("options"), value.get("answers")
+    if all(isinstance(each, list) and len(each) == len(questions) for each in (options, answers)):
+        asked = zip(questions, options, answers, strict=True)
+        questions = [{"question": prompt, "options": given, "answer": answer} for prompt, given, answer in asked]
+    return [shared | cells if isinstance(cells, dict) else cells for cells in questions]
 
 
 def _read_jsonl(path: str, text: str) -> Iterator[Row]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import string
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ from sciqa.exam.options import Fail, Options, read_options, text_of, without_let
 #: Values of `is_question` as people write them.
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 BOOLEANS |= {"1.0": True, "0.0": False}
+#: Columns of the exam table that are read.
+READ = ("id", "prompt", "is_question", "context", "answer", *string.ascii_uppercase)
 #: Makes the error about a row: its number from 0, the column, and what is wrong.
 FailAt = Callable[[int, str, str], InputError]
 
@@ -78,7 +81,9 @@ def read_questions(
 
     parts = {
         "id": _ids(rows, found, fail),
-        "prompt": [_needed(row, found.prompt, _failing(fail, at)) for at, row in enumerate(rows)],
+        "prompt": [
+            "\n".join(_needed(row, path, _failing(fail, at)) for path in found.prompt) for at, row in enumerate(rows)
+        ],
         "is_question": [_is_question(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
         "context": [_context(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
     }
@@ -91,6 +96,7 @@ def read_questions(
     if context == "found":
         parts["context"] = [None] * len(rows)
     options = [read_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
+    lettered = options
     if len(found.options) == 1:
         options = without_letters(options)
     places = _places(found, rows, options, fail, answers_from)
@@ -104,7 +110,10 @@ def read_questions(
     parts |= _others(rows, found, set(parts), fail)
     types = {"is_question": pa.bool_()}
     table = pa.table({name: pa.array(cells, types.get(name, pa.string())) for name, cells in parts.items()})
-    return Questions(table, found, list(_notes(exam, found, table, texts, context)))
+    notes = list(_notes(exam, found, table, texts, context))
+    if options is not lettered and options != lettered:
+        notes.append(f"{exam}: the letters before its options are left out, as in {lettered[0].texts[0][:40]!r}")
+    return Questions(table, found, notes)
 
 
 def _failing(fail: FailAt, at: int) -> Fail:
@@ -160,7 +169,18 @@ def _places(
         return [each.right for each in options]
     read = [Column(name, rows, options, fail, columns) for name in columns.answer]
     places = read[0].places(meant)
-    return read[1].agree(places, columns.answer[0]) if len(read) > 1 else places
+    for other in [*read[1:], *_also_answers(columns, rows, options, fail)]:
+        places = other.agree(places, columns.answer[0])
+    return places
+
+
+def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fail: FailAt) -> Iterator[Column]:
+    """Yield columns that are not read, but whose names and cells are those of answers."""
+    for name in columns.also:
+        with suppress(InputError):
+            column = Column(name, rows, options, fail, columns)
+            if all(reading.text is None or reading.can_be_answer for reading in column.readings):
+                yield column
 
 
 def _arranged(
@@ -203,7 +223,9 @@ def _other(row: Row, path: str, fail: Fail) -> str | None:
 def _notes(exam: str, columns: Columns, table: pa.Table, texts: list[list[str]], context: str) -> Iterator[str]:
     """Yield what a person should know of an exam that was read."""
     if not columns.own:
-        yield f"{exam}: read as {columns.said()}" + ("" if columns.id else "; ids are row numbers")
+        unread = [name for name in table.column_names if name not in READ and name not in KEPT]
+        said = f"{exam}: read as {columns.said()}" + ("" if columns.id else "; ids are row numbers")
+        yield said + (f"; not read: {', '.join(unread)}" if unread else "")
     missing = table["answer"].null_count
     if missing:
         said = f"{missing:,} of {len(table):,} questions have no answer" if missing < len(table) else "no answers"

@@ -34,6 +34,11 @@ class Readings(NamedTuple):
     place: int | None = None
     same: bool = False
 
+    @property
+    def can_be_answer(self) -> bool:
+        """Whether it is a letter, a label or a text of the question's options."""
+        return self.letter is not None or self.place is not None
+
 
 def _read(cell: object, options: Options) -> Readings:
     cell = cell if isinstance(cell, str) and cell.strip() in options.texts else structured(cell)
@@ -136,16 +141,19 @@ class Column:
             for at, reading in enumerate(self.readings)
             if reading.number is not None and reading.letter is None
         ]
-        if self.counted or not numbered:
-            return int(self.counted or 0)
-        if self.listed and all(self._trusted(at) for at, _ in numbered):
+        if not numbered:
             return 0
+        if self.counted:
+            return int(self.counted)
         zero = next((at for at, reading in numbered if reading.number == 0), None)
         last = next((at for at, reading in numbered if reading.number == len(self.options[at].texts)), None)
         if zero is not None and last is not None:
             raise self.fail(last, self.name, f"{self.readings[last].text!r} found, but elsewhere 0 is, for the first")
-        if zero is None and last is None:
+        from_zero = self.own or (self.listed and all(self._trusted(at) for at, _ in numbered))
+        if zero is None and last is None and (len(numbered) > 1 or not from_zero):
             return None
+        if from_zero:
+            return 0
         return 0 if last is None else 1
 
     def _trusted(self, at: int) -> bool:

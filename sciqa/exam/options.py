@@ -14,6 +14,8 @@ LETTERS = string.ascii_uppercase
 #: Fields in which options keep their text and their label.
 TEXTS = ("text", "choices", "value", "content", "option", "atext")
 LABELS = ("label", "labels", "key", "letter", "aid")
+#: Fields in which each option says whether it is the right one.
+MARKS = ("correct", "is_correct", "isCorrect", "right", "is_right")
 #: What stands before the text of a lettered option: `(A)`, `A.`, `A)`, `A:`.
 BEFORE = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.IGNORECASE)
 #: Makes the error about a question: the column, and what is wrong.
@@ -78,6 +80,9 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     path = columns.options[0]
     cell = structured(find(row.cells, path))
     labels: object = []
+    marks = _field(cell, MARKS) if not columns.answer else None
+    if isinstance(cell, dict) and not path.startswith(MARKED) and _are_marks(cell):
+        raise fail(path, f"options as a list, or by letters, expected; {str(cell)[:60]} found")
     if isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
         cell, labels = _split(cell)
     elif isinstance(cell, str):
@@ -88,9 +93,16 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
         raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
         raise fail(path, f"{len(cell)} options, but labels {str(labels)[:60]}")
-    if path == MARKED or path.startswith(f"{MARKED}."):
-        return _marked(cell, labels, path, fail)
+    marks = labels if path.partition(".")[0] == MARKED else marks
+    if marks is not None:
+        return _marked(cell, marks, path, fail)
     return _checked(cell, labels, [path] * len(cell), fail)
+
+
+def _are_marks(cell: dict) -> bool:
+    """Whether fields are named by the texts of options, and hold no text but a mark or a score of each."""
+    marks = [mark for mark in cell.values() if mark is not None]
+    return all(isinstance(mark, bool) or is_number(mark) for mark in marks) and any(len(name) > 2 for name in cell)
 
 
 def _field(cell: object, names: Sequence[str]) -> object:
@@ -143,7 +155,7 @@ def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
     """Return options of which one is marked: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
     if marks and {str(each) for each in cell} <= {"0", "1"}:  # marks by text
         cell, marks = marks, cell
-    marks = [str(each) for each in marks]
+    marks = [str(int(each) if isinstance(each, bool) else each) for each in marks]
     if marks.count("1") != 1 or set(marks) > {"0", "1"}:
         raise fail(path, f"labels {', '.join(marks)[:60]} found; 1 for the right option and 0 for the others expected")
     return _checked(cell, [], [path] * len(cell), fail)._replace(right=marks.index("1"))

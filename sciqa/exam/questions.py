@@ -28,7 +28,9 @@ class QuestionOptions(RunOptions):
 
     columns: tuple[str, ...] = ()
     """Where the parts of a question stand, if their names do not tell: prompt=question options=choices.text
-    answer=answerKey, or correct=… incorrect=…, context=…, id=…. A path leads into fields, a comma joins columns."""
+    answer=answerKey; or correct=… (the column of the right option) and incorrect=… (those of the wrong ones);
+    context=…, id=…. A path leads into fields, a comma joins columns: prompt=premise,question. Context are else the
+    columns context, article, passage, support or text, and fact1."""
     answers_from: AnswersFrom | None = None
     """What answers are, where that cannot be told: numbers from 0 or 1, letters, or the text of an option."""
     context: Literal["both", "given", "found"] = "both"
