@@ -13,11 +13,11 @@ import numpy as np
 import ray
 
 from sciqa import cluster, storage
-from sciqa.cluster import RunOptions
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.corpus.windows import embedded_text
 from sciqa.exam import read_exam
 from sciqa.hub import find_model
+from sciqa.options import RunOptions
 from sciqa.retrieval.contexts import query_texts
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.evaluate import CUTS

@@ -16,8 +16,8 @@ from pathlib import Path
 import ray
 
 from sciqa import cluster
-from sciqa.cluster import RunOptions
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.options import RunOptions
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 from dump import write_dump  # noqa: E402

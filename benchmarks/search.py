@@ -21,8 +21,8 @@ import pyarrow as pa
 import ray
 
 from sciqa import cluster, storage
-from sciqa.cluster import RunOptions
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.options import RunOptions
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.index import index_shards, train_factory
 from sciqa.retrieval.search import ShardedIndex

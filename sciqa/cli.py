@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sciqa.cluster import Summary
+    from sciqa.options import Summary
 
 
 class Step(NamedTuple):
@@ -50,7 +50,7 @@ STEPS = {
         "answer an exam: corpus, index, retrieve, predict and report",
         *("sciqa.run", "run_exam", "RunExamOptions"),
     ),
-    "corpus": Step("turn articles into the passages table", "sciqa.corpus", "build_passages", "CorpusOptions"),
+    "corpus": Step("turn articles into the passages table", "sciqa.corpus.passages", "build_passages", "CorpusOptions"),
     "index": Step(
         "embed the passages and index them, shard by shard",
         *("sciqa.retrieval", "build_index", "IndexOptions"),

@@ -11,24 +11,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import ray
 from ray._private.utils import read_ray_address
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.util.accelerators import accelerators
 from ray.util.metrics import Gauge
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sciqa import lost, storage
+from sciqa import lost
 from sciqa.console import VERBOSE, console, verbose
 from sciqa.device import Device
 from sciqa.errors import InputError, find_input_error
+from sciqa.options import ACCELERATORS, RunOptions
 
 #: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
 #: CPU to the search actors and to the tasks that feed and follow the pool: with all of it taken, Ray Data
@@ -36,80 +34,12 @@ from sciqa.errors import InputError, find_input_error
 MODEL_CPUS = 0.9
 SEARCH_CPUS = 0.05
 TASK_CPUS = 0.05
-#: Values of `--accelerator` that name no kind of GPU.
-ACCELERATORS = ("auto", "cpu", "gpu")
 #: Host memory that a model worker asks Ray for, as a multiple of the bytes of its weights.
 LOADING = 1.25
 #: Seconds between two lines of progress, where they are no bar on a terminal.
 BETWEEN_LINES = 30
 #: Seconds without any node on its way after which a cluster is said to lack what a stage needs.
 LONGEST_WAIT = 20
-
-
-@dataclass(kw_only=True)
-class RunOptions:
-    """Where a run writes and what it runs on."""
-
-    output: str = "sciqa-run"
-    """Folder (or URI such as s3://bucket/run) for all that the run makes."""
-    overwrite: bool = False
-    """Replace tables there that were made from other inputs; without it they are kept and the step is refused."""
-    address: str | None = None
-    """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
-    num_cpus: int | None = None
-    """CPUs of a new local Ray; leave it out to use all, or to use a cluster that is running."""
-    num_workers: int | Literal["auto"] = "auto"
-    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
-    accelerator: str = "auto"
-    """`auto`: GPUs where the cluster has some now; `cpu`: none; `gpu`, or a kind such as A10G or H100: that a worker
-    asks for one, so that a cluster which has none yet starts a node."""
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a cluster."""
-        self.at_least(1, "num_cpus", "num_workers")
-        if self.address and self.num_cpus:
-            raise InputError("--num-cpus: sizes a new local Ray; leave it out with --address")
-        kinds = {name for key, name in vars(accelerators).items() if key.isupper()}
-        if self.accelerator not in kinds.union(ACCELERATORS):
-            expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
-            raise InputError(f"--accelerator: {self.accelerator!r} given, {expected} expected")
-        self.output = storage.absolute(self.output)
-
-    def fill_folder(self, name: str, *default: str) -> None:
-        """Make an option absolute that names a folder; where it is not given, that is one within the output folder."""
-        given = getattr(self, name)
-        setattr(self, name, storage.absolute(given) if given else storage.join(self.output, *default))
-
-    def at_least(self, least: float, *names: str) -> None:
-        """Raise `InputError` where one of the options is given and less."""
-        for name in names:
-            if isinstance(value := getattr(self, name), int | float) and value < least:
-                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
-
-
-def check_name(name: str) -> None:
-    """Raise `InputError` unless an option `--name` can name a folder of a table."""
-    if not name or "/" in name or name.startswith((".", "_")):
-        raise InputError(f"--name: {name!r} given, the name of a folder expected")
-
-
-@dataclass
-class Summary:
-    """What a step made.
-
-    Attributes:
-        stage: name of the step.
-        path: where its table is.
-        made: the counts worth saying, in words.
-        seconds: wall time.
-        details: figures for the caller.
-    """
-
-    stage: str
-    path: str
-    made: str
-    seconds: float
-    details: dict = field(default_factory=dict)
 
 
 def connect(options: RunOptions) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sciqa import cluster
-from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.keys import AnswersFrom
 from sciqa.exam.questions import options_of, read_exam
 from sciqa.hub import load_tokenizer, local_path
 from sciqa.models.format import Method
 from sciqa.nodes import ACCELERATORS, ROOM, Need, NodeType, fits_accelerator, lacks, read_node_types
+from sciqa.options import Summary
 from sciqa.training.options import FinetuneOptions
 from sciqa.volumes import (
     CORE_FLOPS,

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, fields, replace
 
 from sciqa import storage
-from sciqa.cluster import Summary, check_accelerator
-from sciqa.corpus import CorpusOptions, build_passages
-from sciqa.corpus.passages import check_corpus, finished_passages
+from sciqa.cluster import check_accelerator
+from sciqa.corpus.passages import CorpusOptions, build_passages, check_corpus, finished_passages
 from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, open_exam, report
 from sciqa.exam.check import check_exam
@@ -13,6 +12,7 @@ from sciqa.exam.questions import QuestionOptions
 from sciqa.exam.report import answered, check_show
 from sciqa.inference import PredictOptions, predict
 from sciqa.inference.predict import check_reader
+from sciqa.options import Summary
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_finding
 from sciqa.retrieval.index import built_like, check_index, finished_index

@@ -23,8 +23,8 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sciqa import storage
-from sciqa.cluster import RunOptions
 from sciqa.errors import InputError
+from sciqa.options import RunOptions
 from sciqa.run import RunExamOptions, run_exam
 
 ROOT = Path(__file__).parent.parent

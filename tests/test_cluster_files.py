@@ -25,7 +25,7 @@ from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 
 from sciqa import cluster
 from sciqa.cli import parse_options
-from sciqa.cluster import RunOptions
+from sciqa.options import RunOptions
 from sciqa.run import RunExamOptions
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import transformers
 from sentence_transformers import CrossEncoder
 
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.hub import find_model, load_tokenizer

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from test_sources import write_pdf
 
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages, duplicates
+from sciqa.corpus import duplicates
 from sciqa.corpus.articles import find_sources, read_articles
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.corpus.windows import Splitter, embedded_text, split_sentences
 from sciqa.errors import InputError, find_input_error
 from sciqa.hub import load_tokenizer

@@ -10,13 +10,13 @@ from test_rerank import cross_encoder
 from tiny import tiny_folder
 
 from sciqa import cluster
-from sciqa.cluster import RunOptions
 from sciqa.device import half_precision, this_device
 from sciqa.errors import InputError
 from sciqa.inference import AskOptions, PredictOptions
 from sciqa.inference.engine import check_engine
 from sciqa.models.load import load_base, load_scorer
 from sciqa.models.stored import Streaming
+from sciqa.options import RunOptions
 from sciqa.retrieval import IndexOptions, whole
 from sciqa.retrieval.contexts import FindContexts, FindOptions
 from sciqa.retrieval.embedder import load_embedder

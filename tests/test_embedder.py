@@ -18,7 +18,7 @@ from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
 from tokenizers import Tokenizer
 
 from sciqa import cache, storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.corpus.windows import embedded_text
 from sciqa.errors import InputError
 from sciqa.hub import find_model

@@ -17,7 +17,7 @@ import transformers
 from tiny import tiny_folder
 
 from sciqa import cache, storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.errors import InputError
 from sciqa.exam import ExamOptions, ReportOptions, open_exam, read_exam, report
 from sciqa.hub import about_base, adapter_hash, check_base, find_model

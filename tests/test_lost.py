@@ -17,10 +17,10 @@ from ray.core.generated.common_pb2 import WorkerExitType
 from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
 from sciqa import cli, cluster, inference, lost, storage
-from sciqa.cluster import RunOptions
 from sciqa.console import VERBOSE
 from sciqa.errors import LostWorkersError
 from sciqa.inference import PredictOptions, predict
+from sciqa.options import RunOptions
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 
@@ -156,7 +156,8 @@ def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys)
 
 SPEAKS = """
 import logging, os, sys, time
-from sciqa.cluster import RunOptions, connect
+from sciqa.cluster import connect
+from sciqa.options import RunOptions
 import ray
 connect(RunOptions(num_cpus=1, output=sys.argv[1]))
 def speak():

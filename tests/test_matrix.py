@@ -10,7 +10,7 @@ from conftest import write_jsonl
 from tiny import tiny_folder
 
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, report
 from sciqa.inference import PredictOptions, predict

@@ -18,9 +18,10 @@ from test_training import losses, tiny_run
 from tiny import tiny_folder
 
 from sciqa import storage
-from sciqa.cluster import RunOptions, connect
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.cluster import connect
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.exam import read_exam
+from sciqa.options import RunOptions
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.run import RunExamOptions, run_exam
 from sciqa.training import FinetuneOptions, finetune

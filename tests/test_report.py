@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -433,3 +435,11 @@ def test_a_page_without_scripts_has_the_reader_shown(output, browser_page):
     assert page.locator(".tools").is_hidden()
     assert page.locator(".map:visible").count() == 1
     context.close()
+
+
+def test_the_step_needs_neither_ray_nor_pytorch(output):
+    code = (
+        "import sys; from sciqa.cli import main; main(sys.argv[1:]); assert not {'ray', 'torch'} & sys.modules.keys()"
+    )
+    command = [sys.executable, "-c", code, "report", "--output", str(output)]
+    subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

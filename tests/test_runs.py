@@ -14,7 +14,7 @@ from conftest import write_jsonl
 from pyarrow import fs
 
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, read_exam, report
 from sciqa.inference import PredictOptions, predict

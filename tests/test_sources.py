@@ -18,9 +18,10 @@ from pypdf import PdfWriter
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages, pdf
+from sciqa.corpus import pdf
 from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
 from sciqa.corpus.documents import read_page
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.corpus.sources import MARKS, decode
 from sciqa.errors import InputError
 

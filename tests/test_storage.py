@@ -13,7 +13,7 @@ from tiny import tiny_folder
 
 from sciqa import lock as locks
 from sciqa import storage
-from sciqa.corpus import CorpusOptions, build_passages
+from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.errors import InputError
 from sciqa.exam import ReportOptions, report
 from sciqa.inference import PredictOptions, predict

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sciqa import cluster, storage
-from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus import duplicates
 from sciqa.corpus.articles import Piece, Tally, find_sources, read_articles, split_sources
 from sciqa.corpus.sources import decode
@@ -21,6 +20,7 @@ from sciqa.corpus.windows import Splitter
 from sciqa.errors import InputError
 from sciqa.hub import find_model, load_tokenizer, local_path, longest_text
 from sciqa.lock import lock
+from sciqa.options import RunOptions, Summary
 
 #: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
 #: are not kept.

@@ -11,13 +11,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from sciqa import __version__, storage
-from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.listed import listed_questions
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first, scores_of
 from sciqa.exam.questions import Exam, ExamOptions, open_exam
 from sciqa.exam.table import QuestionTable
 from sciqa.exam.texts import readable
+from sciqa.options import Summary
 
 
 @dataclass(kw_only=True)

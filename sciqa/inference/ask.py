@@ -8,13 +8,14 @@ from typing import Literal
 
 from tyro.conf import Positional, Suppress
 
-from sciqa.cluster import Summary, console, spoken
+from sciqa.cluster import console, spoken
 from sciqa.device import this_device
 from sciqa.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.hub import model_family
 from sciqa.inference.answers import answer_row, has_ties
 from sciqa.inference.predict import ModelOptions, check_reader
+from sciqa.options import Summary
 from sciqa.retrieval.contexts import FindContexts, FindOptions, check_finding
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.search import LocalIndex

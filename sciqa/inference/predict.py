@@ -14,7 +14,6 @@ import pyarrow.csv
 import ray
 
 from sciqa import cluster, storage
-from sciqa.cluster import RunOptions, Summary, check_name
 from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.exam.metrics import score, scores_of
@@ -39,6 +38,7 @@ from sciqa.inference.passes import passes_said, split_passes
 from sciqa.lock import lock
 from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
+from sciqa.options import RunOptions, Summary, check_name
 from sciqa.retrieval.contexts import FindOptions, open_contexts
 from sciqa.retrieval.index import EmbedOptions
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from sciqa import storage
-from sciqa.cluster import Summary
 from sciqa.console import console
 from sciqa.errors import InputError
 from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
+from sciqa.options import Summary
 
 
 @dataclass(kw_only=True)

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from sciqa import cluster, storage
-from sciqa.cluster import Summary
 from sciqa.corpus.windows import embedded_text, split_sentences
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.exam.table import QuestionTable
 from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
 from sciqa.lock import lock
+from sciqa.options import Summary
 from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.rerank import Reranker, check_reranker

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from sciqa import storage
-from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.questions import open_exam
+from sciqa.options import Summary
 from sciqa.retrieval.contexts import Finder, RetrieveOptions, retrieve, run_workers
 from sciqa.retrieval.index import check_index, read_index_manifest
 from sciqa.retrieval.search import fuse_hits

@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 
 from sciqa import __version__, cluster, storage
-from sciqa.cluster import RunOptions, Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.corpus.windows import embedded_text
 from sciqa.device import Device
 from sciqa.errors import InputError
 from sciqa.hub import find_model, local_path, read_about, vector_size, weight_bytes
 from sciqa.lock import lock
+from sciqa.options import RunOptions, Summary
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"

@@ -14,11 +14,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
 
 from sciqa import cluster, storage
-from sciqa.cluster import Summary
 from sciqa.errors import InputError
 from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
 from sciqa.hub import find_model, model_family, weight_bytes
 from sciqa.lock import lock
+from sciqa.options import Summary
 from sciqa.retrieval.contexts import FindOptions, open_contexts
 from sciqa.training.examples import check_questions
 from sciqa.training.options import FinetuneOptions
