@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sciqa import storage
+from sciqa.core import storage
 from sciqa.exam import read_exam
-from sciqa.inference import PredictOptions, predict
+from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 

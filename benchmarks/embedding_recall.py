@@ -12,12 +12,12 @@ import tempfile
 import numpy as np
 import ray
 
-from sciqa import cluster, storage
+from sciqa.core import cluster, storage
+from sciqa.core.hub import find_model
+from sciqa.core.options import RunOptions
+from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.corpus.windows import embedded_text
 from sciqa.exam import read_exam
-from sciqa.hub import find_model
-from sciqa.options import RunOptions
 from sciqa.retrieval.contexts import query_texts
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.evaluate import CUTS

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import ray
 
-from sciqa import cluster
+from sciqa.core import cluster
+from sciqa.core.options import RunOptions
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.options import RunOptions
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 from dump import write_dump  # noqa: E402

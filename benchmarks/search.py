@@ -20,9 +20,9 @@ import psutil
 import pyarrow as pa
 import ray
 
-from sciqa import cluster, storage
+from sciqa.core import cluster, storage
+from sciqa.core.options import RunOptions
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.options import RunOptions
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.index import index_shards, train_factory
 from sciqa.retrieval.search import ShardedIndex

@@ -45,7 +45,7 @@ def make(folder, layers, kind="bfloat16", **sizes):
     import transformers
     from safetensors.torch import save_file
 
-    from sciqa.hub import find_model
+    from sciqa.core.hub import find_model
     from sciqa.models.load import plain_folder
 
     config = transformers.LlamaConfig(**LLAMA | sizes, num_hidden_layers=layers, vocab_size=32000, dtype=kind)

@@ -16,7 +16,7 @@ import time
 import torch
 import transformers
 
-from sciqa import storage
+from sciqa.core import storage
 from sciqa.exam import read_exam
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.models import adapter

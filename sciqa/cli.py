@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sciqa import __version__
-from sciqa.console import VERBOSE, console, quiet, verbose
-from sciqa.errors import InputError, find_input_error
+from sciqa.core.console import VERBOSE, console, quiet, verbose
+from sciqa.core.errors import InputError, find_input_error
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sciqa.options import Summary
+    from sciqa.core.options import Summary
 
 
 class Step(NamedTuple):
@@ -48,7 +48,7 @@ class Step(NamedTuple):
 STEPS = {
     "exam": Step(
         "answer an exam: corpus, index, retrieve, predict and report",
-        *("sciqa.run", "run_exam", "RunExamOptions"),
+        *("sciqa.pipeline", "run_exam", "RunExamOptions"),
     ),
     "corpus": Step("turn articles into the passages table", "sciqa.corpus.passages", "build_passages", "CorpusOptions"),
     "index": Step(
@@ -59,21 +59,21 @@ STEPS = {
         "find the passages of every question, or measure how well",
         *("sciqa.retrieval", "retrieve_or_evaluate", "EvaluateOptions"),
     ),
-    "predict": Step("rank the options of every question", "sciqa.inference", "predict", "PredictOptions"),
+    "predict": Step("rank the options of every question", "sciqa.predict", "predict", "PredictOptions"),
     "ask": Step(
         "answer one question: rank its options, or reply in words with citations",
-        *("sciqa.inference", "ask", "AskOptions", False),
+        *("sciqa.ask", "ask", "AskOptions", False),
     ),
     "finetune": Step(
         "train an adapter, or a whole model, on questions with answers",
-        *("sciqa.run", "run_finetune", "RunFinetuneOptions"),
+        *("sciqa.pipeline", "run_finetune", "RunFinetuneOptions"),
     ),
     "merge": Step("add an adapter's weights into its base model", "sciqa.models.merge", "merge", "MergeOptions", False),
     "plan": Step(
         "say what a run will take, and what has room for it, before anything is started",
-        *("sciqa.plan", "plan", "PlanOptions", False),
+        *("sciqa.planning.plan", "plan", "PlanOptions", False),
     ),
-    "report": Step("render a run as one HTML page", "sciqa.exam", "report", "ReportOptions", False),
+    "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
 }
 #: What every step takes besides its options.
 COMMON = (
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if bad_input := find_input_error(error):
             _end(name, bad_input, 2)
-        from sciqa import lost
+        from sciqa.core import lost
 
         if verbose() or not (by_loss := lost.cause(error)):
             raise
@@ -201,7 +201,7 @@ def read_config(path: str, kind: type) -> list[str]:
     """Return the options in a YAML file, hyphens or underscores in their names, as flags."""
     import yaml
 
-    from sciqa import storage
+    from sciqa.core import storage
 
     try:
         given = yaml.safe_load(storage.read_bytes(path)) or {}
@@ -251,7 +251,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
 
 def _show_differences(readers: list[dict], shown: list[str], console: "Console") -> None:
     """Print how much better readers are than others, of those that are shown where there are any."""
-    from sciqa.exam.report import differences
+    from sciqa.report.report import differences
 
     for gain in differences(readers):
         if not shown or {gain["reader"], gain["other"]} <= set(shown):

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from sciqa.cluster import connect
+from sciqa.core.cluster import connect
+from sciqa.core.options import RunOptions
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.exam import read_exam
-from sciqa.options import RunOptions
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 
 QUESTIONS = 12

@@ -16,7 +16,7 @@ import torch
 import transformers
 from architectures import CLASSES, CannotBuild, build, every, plain_scores, questions, texts, tokenizer
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS

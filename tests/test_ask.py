@@ -12,16 +12,17 @@ import transformers
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa import storage
+from sciqa.ask import AskOptions, ask
+from sciqa.ask.generate import NEAR, MarkedStream, nearest_passage
 from sciqa.cli import FIRST_WORDS, main, parse_options
-from sciqa.corpus.windows import embedded_text, split_sentences
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model
+from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.hub import find_model
-from sciqa.inference import AskOptions, PredictOptions, ask, predict
-from sciqa.inference.writer import NEAR, MarkedStream, nearest_passage
 from sciqa.models.load import plain_folder
+from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.index import read_index_manifest

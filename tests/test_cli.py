@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import ray
 
-from sciqa import cli, storage
-from sciqa import cluster as sciqa_cluster
+from sciqa import cli
 from sciqa.cli import parse_options
-from sciqa.errors import InputError
+from sciqa.core import cluster as sciqa_cluster
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.pipeline import RunExamOptions, RunFinetuneOptions
 from sciqa.retrieval import IndexOptions
-from sciqa.run import RunExamOptions, RunFinetuneOptions
 from sciqa.training import FinetuneOptions
 
 JOBS = Path(__file__).parent.parent / "jobs"

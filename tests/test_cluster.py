@@ -22,10 +22,10 @@ import ray
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from sciqa import storage
-from sciqa.errors import InputError
-from sciqa.options import RunOptions
-from sciqa.run import RunExamOptions, run_exam
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.options import RunOptions
+from sciqa.pipeline import RunExamOptions, run_exam
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")

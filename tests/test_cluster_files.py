@@ -23,10 +23,10 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 
-from sciqa import cluster
 from sciqa.cli import parse_options
-from sciqa.options import RunOptions
-from sciqa.run import RunExamOptions
+from sciqa.core import cluster
+from sciqa.core.options import RunOptions
+from sciqa.pipeline import RunExamOptions
 
 ROOT = Path(__file__).parent.parent
 FILES = ("cluster.yaml", "kuberay.yaml")
@@ -227,5 +227,5 @@ def test_a_job_takes_the_code_along_and_no_data(follow_gitignore, tmp_path):
     upload_working_dir_if_needed(environment, include_gitignore=follow_gitignore, upload_fn=upload)
     packed = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
     assert packed == code | {"questions.csv", "options.yaml"}
-    assert {"jobs/exam.py", "sciqa/cli.py", "sciqa/exam/report.html.j2", "sciqa/exam/data/test.jsonl"} <= packed
+    assert {"jobs/exam.py", "sciqa/cli.py", "sciqa/report/report.html.j2", "sciqa/exam/data/test.jsonl"} <= packed
     assert package.stat().st_size < 2_000_000

@@ -8,11 +8,11 @@ import pytest
 import transformers
 from sentence_transformers import CrossEncoder
 
-from sciqa import storage
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, load_tokenizer
+from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.corpus.windows import embedded_text, split_sentences
-from sciqa.errors import InputError
-from sciqa.hub import find_model, load_tokenizer
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
 from sciqa.retrieval.contexts import query_texts
 from sciqa.retrieval.embedder import load_embedder

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sources import write_pdf
 
-from sciqa import storage
-from sciqa.corpus import duplicates
+from sciqa.core import storage
+from sciqa.core.errors import InputError, find_input_error
+from sciqa.core.hub import load_tokenizer
+from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_sources, read_articles
+from sciqa.corpus.chunking import Splitter, embedded_text, split_sentences
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.corpus.windows import Splitter, embedded_text, split_sentences
-from sciqa.errors import InputError, find_input_error
-from sciqa.hub import load_tokenizer
 
 LONG = " ".join(f"Sentence number {number} says that water boils at {number} degrees." for number in range(60))
 ARTICLES = [

@@ -9,14 +9,15 @@ import torch
 from test_rerank import cross_encoder
 from tiny import tiny_folder
 
-from sciqa import cluster
-from sciqa.device import half_precision, this_device
-from sciqa.errors import InputError
-from sciqa.inference import AskOptions, PredictOptions
-from sciqa.inference.engine import check_engine
+from sciqa.ask import AskOptions
+from sciqa.core import cluster
+from sciqa.core.device import half_precision, this_device
+from sciqa.core.errors import InputError
+from sciqa.core.options import RunOptions
 from sciqa.models.load import load_base, load_scorer
 from sciqa.models.stored import Streaming
-from sciqa.options import RunOptions
+from sciqa.predict import PredictOptions
+from sciqa.predict.vllm import check_engine
 from sciqa.retrieval import IndexOptions, whole
 from sciqa.retrieval.contexts import FindContexts, FindOptions
 from sciqa.retrieval.embedder import load_embedder

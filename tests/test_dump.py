@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from dump import write_dump
 
-from sciqa import storage
-from sciqa.corpus import dump as reader
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.corpus import wikimedia as reader
 from sciqa.corpus import wikitext
 from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.errors import InputError
 
 HEAD = b"<mediawiki><siteinfo><base>https://en.wikipedia.org/wiki/Main_Page</base></siteinfo>\n"
 PAGE = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>\n"

@@ -17,12 +17,12 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Router
 from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
 from tokenizers import Tokenizer
 
-from sciqa import cache, storage
+from sciqa.core import cache, storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model
+from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.corpus.windows import embedded_text
-from sciqa.errors import InputError
-from sciqa.hub import find_model
-from sciqa.inference.readers import RetrievalReader
+from sciqa.predict.readers import RetrievalReader
 from sciqa.retrieval import FindOptions, IndexOptions, build_index
 from sciqa.retrieval.contexts import Finder
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder, load_embedder

@@ -11,18 +11,18 @@ import pytest
 import torch
 from tiny import tiny_folder, tiny_model, tiny_tokenizer
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model
 from sciqa.exam import ExamOptions, open_exam, read_exam
-from sciqa.hub import find_model
-from sciqa.inference import PredictOptions, predict
-from sciqa.inference.answers import mean_turns
-from sciqa.inference.engine import Shards, add_scores, requests_of, scored_turns
-from sciqa.inference.readers import encode_turns
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import load_encoder, plain_folder
 from sciqa.models.scorer import score_options
+from sciqa.predict import PredictOptions, predict
+from sciqa.predict.answers import mean_turns
+from sciqa.predict.readers import encode_turns
+from sciqa.predict.vllm import Shards, add_scores, requests_of, scored_turns
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 PACKAGED = "SmolLM2-135M-Instruct"

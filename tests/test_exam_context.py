@@ -7,12 +7,14 @@ import pytest
 from test_exam_shapes import ASKED, CONTEXTS, SHAPES, save
 from tiny import tiny_folder
 
-from sciqa import cli, cluster, run, storage
-from sciqa.errors import InputError
+from sciqa import cli
+from sciqa import pipeline as run
+from sciqa.core import cluster, storage
+from sciqa.core.errors import InputError
 from sciqa.exam import ExamOptions, open_exam
-from sciqa.inference import PredictOptions, predict
+from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
+from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
-from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.formats import read_questions
 from sciqa.exam.questions import options_of
@@ -118,7 +118,7 @@ def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
     code = "from sciqa.exam.formats import read_exam; read_exam('hf://datasets/none/such/test.parquet')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("sciqa.errors.InputError: hf://datasets/none/such/test.parquet: "), result.stderr
+    assert last.startswith("sciqa.core.errors.InputError: hf://datasets/none/such/test.parquet: "), result.stderr
 
 
 def test_reading_needs_no_ray_and_no_torch():

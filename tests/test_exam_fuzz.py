@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
 

@@ -9,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.formats import read_questions
 from sciqa.exam.questions import options_of

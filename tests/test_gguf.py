@@ -9,7 +9,7 @@ from tiny import DECODER
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.models.format import Format
 from sciqa.models.load import load_base, load_scorer

@@ -16,13 +16,14 @@ import torch
 import transformers
 from tiny import tiny_folder
 
-from sciqa import cache, storage
+from sciqa.core import cache, storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import about_base, adapter_hash, check_base, find_model
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.errors import InputError
-from sciqa.exam import ExamOptions, ReportOptions, open_exam, read_exam, report
-from sciqa.hub import about_base, adapter_hash, check_base, find_model
-from sciqa.inference import PredictOptions, predict
+from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.models.load import load_base
+from sciqa.predict import PredictOptions, predict
+from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, contexts, index, retrieve
 
 READ = [
@@ -118,7 +119,7 @@ def test_weights_are_read_once_per_machine(model, reads, monkeypatch):
     assert revision(model) == first
     cache._hashes.clear()  # as in another process
     assert revision(model) == first
-    command = "import sys; from sciqa.hub import find_model; print(find_model(sys.argv[1]).revision)"
+    command = "import sys; from sciqa.core.hub import find_model; print(find_model(sys.argv[1]).revision)"
     again = subprocess.run([sys.executable, "-c", command, model], capture_output=True, text=True, check=True)
     assert again.stdout.strip() == first
     assert len(reads) == 2

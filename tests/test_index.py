@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from sciqa import storage
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model
 from sciqa.corpus.articles import read_articles
-from sciqa.errors import InputError
-from sciqa.hub import find_model
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.index import read_index_manifest

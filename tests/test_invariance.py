@@ -8,12 +8,13 @@ import transformers
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa import storage
+from sciqa.ask import AskOptions, ask
+from sciqa.core import storage
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of, rotate_options
-from sciqa.inference import AskOptions, PredictOptions, ask, predict
-from sciqa.inference.answers import answer_row
-from sciqa.inference.readers import READERS
+from sciqa.predict import PredictOptions, predict
+from sciqa.predict.answers import answer_row
+from sciqa.predict.readers import READERS
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.contexts import FindContexts, FindOptions
 from sciqa.retrieval.index import read_index_manifest

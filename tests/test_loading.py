@@ -11,9 +11,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER, tiny_folder, tiny_tokenizer
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
+from sciqa.core.hub import about_base, model_family
 from sciqa.exam import read_exam
-from sciqa.hub import about_base, model_family
 from sciqa.models import adapter
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, load_base, load_scorer, make_scorer, outline

@@ -16,11 +16,13 @@ import ray
 from ray.core.generated.common_pb2 import WorkerExitType
 from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
-from sciqa import cli, cluster, inference, lost, storage
-from sciqa.console import VERBOSE
-from sciqa.errors import LostWorkersError
-from sciqa.inference import PredictOptions, predict
-from sciqa.options import RunOptions
+from sciqa import cli
+from sciqa import predict as predicting
+from sciqa.core import cluster, lost, progress, storage
+from sciqa.core.console import VERBOSE
+from sciqa.core.errors import LostWorkersError
+from sciqa.core.options import RunOptions
+from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 
@@ -37,7 +39,7 @@ def run(folder: Path, parts: int, how: str, always: bool = False) -> list[int]:
 
     pool = cluster.model_pool(RunOptions(output=str(folder)), 1, 1, 0)
     rows = cluster.from_parts(list(range(parts))).map(Dying, **pool)
-    return sorted(row["part"] for row in cluster.rows_with_progress(rows, "try", parts, "parts", lambda _: 1))
+    return sorted(row["part"] for row in progress.rows_with_progress(rows, "try", parts, "parts", lambda _: 1))
 
 
 def workers(name: str) -> list[psutil.Process]:
@@ -145,7 +147,7 @@ def test_a_head_that_does_not_answer_is_told_of_once(cluster, monkeypatch, capsy
 
 def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys):
     die = ray.remote(max_retries=0, num_cpus=0)(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr(inference, "predict", lambda _: ray.get(die.remote()))
+    monkeypatch.setattr(predicting, "predict", lambda _: ray.get(die.remote()))
     monkeypatch.delenv(VERBOSE, raising=False)
     with pytest.raises(SystemExit) as ended:
         cli.main(["predict"])
@@ -156,12 +158,12 @@ def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys)
 
 SPEAKS = """
 import logging, os, sys, time
-from sciqa.cluster import connect
-from sciqa.options import RunOptions
+from sciqa.core.cluster import connect
+from sciqa.core.options import RunOptions
 import ray
 connect(RunOptions(num_cpus=1, output=sys.argv[1]))
 def speak():
-    from sciqa.console import quiet
+    from sciqa.core.console import quiet
     quiet("transformers")
     logging.basicConfig()
     logging.getLogger("transformers").warning("a warning of a worker")

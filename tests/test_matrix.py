@@ -9,15 +9,15 @@ import pytest
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa import storage
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.lock import lock
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.errors import InputError
-from sciqa.exam import ReportOptions, report
-from sciqa.inference import PredictOptions, predict
-from sciqa.lock import lock
 from sciqa.models.merge import MergeOptions, merge
+from sciqa.pipeline import RunExamOptions, run_exam
+from sciqa.predict import PredictOptions, predict
+from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.run import RunExamOptions, run_exam
 from sciqa.training import FinetuneOptions, finetune
 
 QUESTIONS = [

@@ -17,13 +17,13 @@ from ray.cluster_utils import Cluster
 from test_training import losses, tiny_run
 from tiny import tiny_folder
 
-from sciqa import storage
-from sciqa.cluster import connect
+from sciqa.core import storage
+from sciqa.core.cluster import connect
+from sciqa.core.options import RunOptions
 from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.exam import read_exam
-from sciqa.options import RunOptions
+from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.run import RunExamOptions, run_exam
 from sciqa.training import FinetuneOptions, finetune
 
 #: Of each step: its function and options, files that tell by their number that it is in its middle, and the Ray actors

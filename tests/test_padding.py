@@ -10,7 +10,7 @@ from architectures import build, texts, tokenizer, word
 from tiny import tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS
 from sciqa.models.multiple_choice import MultipleChoiceScorer

@@ -16,19 +16,19 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from tiny import tiny_folder
 from torch.utils.flop_counter import FlopCounterMode
 
-from sciqa import estimate
-from sciqa.errors import InputError
-from sciqa.estimate import peak_activations, question_flops, rank_bytes, sketch, training_memory
-from sciqa.hub import model_family
+from sciqa.core.errors import InputError
+from sciqa.core.hub import model_family
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, load_base
 from sciqa.models.scorer import Encoded
-from sciqa.nodes import Need, lacks, read_node_types
+from sciqa.planning import memory as estimate
+from sciqa.planning.hardware import Need, lacks, read_node_types
+from sciqa.planning.memory import peak_activations, question_flops, rank_bytes, sketch, training_memory
+from sciqa.planning.volume import faiss_bytes
 from sciqa.retrieval import IndexOptions
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.volumes import faiss_bytes
 
 #: Of glibc's malloc.h.
 M_MMAP_THRESHOLD = -3

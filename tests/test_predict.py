@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import QUESTIONS
 
-from sciqa import storage
-from sciqa.errors import InputError
-from sciqa.exam import ReportOptions, report
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3
-from sciqa.inference import PredictOptions, predict
+from sciqa.predict import PredictOptions, predict
+from sciqa.report import ReportOptions, report
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 

@@ -7,7 +7,7 @@ import transformers
 from test_scorers import one_by_one, random_questions
 from tiny import DECODER, tiny_folder, tiny_model
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer, attention_window
 from sciqa.models.format import Format
 from sciqa.models.load import load_scorer

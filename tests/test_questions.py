@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
 

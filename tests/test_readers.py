@@ -16,14 +16,14 @@ import psutil
 import pytest
 from tiny import tiny_folder
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import rotate_options
-from sciqa.inference import PredictOptions, predict
-from sciqa.inference.answers import DOUBT, entropy
-from sciqa.inference.blend import pool_weights
-from sciqa.inference.readers import ModelReader
+from sciqa.predict import PredictOptions, predict
+from sciqa.predict.answers import DOUBT, entropy
+from sciqa.predict.blend import pool_weights
+from sciqa.predict.readers import ModelReader
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 

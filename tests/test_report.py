@@ -13,17 +13,19 @@ import pyarrow as pa
 import pytest
 from conftest import write_jsonl
 
-from sciqa import run, storage
-from sciqa.corpus.windows import embedded_text
-from sciqa.errors import InputError
-from sciqa.exam import ExamOptions, ReportOptions, open_exam, report
+from sciqa import pipeline as run
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.corpus.chunking import embedded_text
+from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import bootstrap_interval, score
-from sciqa.exam.report import confusion
-from sciqa.exam.texts import parts_read, readable
-from sciqa.inference.answers import ANSWERS_FORMAT, Scored, write_answers
-from sciqa.inference.predict import METRICS, answers_path, metrics_path
+from sciqa.pipeline import RunExamOptions, run_exam
+from sciqa.predict.answers import ANSWERS_FORMAT, Scored, write_answers
+from sciqa.predict.predict import METRICS, answers_path, metrics_path
+from sciqa.report import ReportOptions, report
+from sciqa.report.report import confusion
+from sciqa.report.texts import parts_read, readable
 from sciqa.retrieval import contexts as finding
-from sciqa.run import RunExamOptions, run_exam
 
 HOSTILE = "</script><script>window.broken = 1</script> \"quoted\" 'single' <b>& \u2028 end"
 LONG = "ACGT" * 125

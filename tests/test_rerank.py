@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from tiny_embedders import ENCODER, MINILM, tiny_embedder, tiny_tokenizer
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.rerank import Reranker, check_reranker
 

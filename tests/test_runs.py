@@ -13,14 +13,15 @@ import pytest
 from conftest import write_jsonl
 from pyarrow import fs
 
-from sciqa import storage
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.lock import lock
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.errors import InputError
-from sciqa.exam import ReportOptions, read_exam, report
-from sciqa.inference import PredictOptions, predict
-from sciqa.lock import lock
+from sciqa.exam import read_exam
+from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, check_passages, find_passages, run_finetune
+from sciqa.predict import PredictOptions, predict
+from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
-from sciqa.run import RunExamOptions, RunFinetuneOptions, check_passages, find_passages, run_finetune
 from sciqa.training import FinetuneOptions
 from sciqa.training.finetune import check_options
 
@@ -166,7 +167,7 @@ def test_the_same_questions_are_not_trained_on_and_validated_by(tmp_path, exam):
 def test_options_of_training_are_checked_before_anything_is_built(tmp_path, monkeypatch, wrong, part):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else find(name))
-    monkeypatch.setattr("sciqa.run.find_passages", lambda options: pytest.fail("built something"))
+    monkeypatch.setattr("sciqa.pipeline.find_passages", lambda options: pytest.fail("built something"))
     with pytest.raises(InputError, match=part):
         run_finetune(RunFinetuneOptions(output=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()

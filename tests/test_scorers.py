@@ -10,8 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import CAUSAL, tiny_model, tiny_tokenizer
 
+from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
-from sciqa.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
 from sciqa.models import adapter

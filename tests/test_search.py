@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 import ray
 
-from sciqa import storage
-from sciqa.corpus.windows import embedded_text
-from sciqa.errors import find_input_error
+from sciqa.core import storage
+from sciqa.core.errors import find_input_error
+from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval import IndexOptions, search
 from sciqa.retrieval.index import ROW_GROUP, read_index_manifest, train_factory, write_index
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, StoredVectors, fuse_hits, merge_hits, search_flat

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
-from sciqa import storage
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.corpus import pdf
 from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
 from sciqa.corpus.documents import read_page
 from sciqa.corpus.passages import CorpusOptions, build_passages
 from sciqa.corpus.sources import MARKS, decode
-from sciqa.errors import InputError
 
 ICE = "Ice is frozen water."
 ROW = {"title": "Ice", "text": ICE}

@@ -11,14 +11,14 @@ import pytest
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa import lock as locks
-from sciqa import storage
+from sciqa.core import lock as locks
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.lock import lock
 from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.errors import InputError
-from sciqa.exam import ReportOptions, report
-from sciqa.inference import PredictOptions, predict
-from sciqa.lock import lock
 from sciqa.models.merge import MergeOptions, merge
+from sciqa.predict import PredictOptions, predict
+from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.training import FinetuneOptions, finetune
 
@@ -83,7 +83,7 @@ def test_storage_that_refuses_is_one_line(s3):
 
 def test_one_writer(place):
     folder = storage.join(place, "run", "contexts")
-    program = "import sys, time; from sciqa.lock import lock\n"
+    program = "import sys, time; from sciqa.core.lock import lock\n"
     program += "with lock(sys.argv[1]): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline().strip() == "held"

@@ -12,15 +12,15 @@ from conftest import QUESTIONS
 from test_scorers import random_questions
 from tiny import CAUSAL, DECODER, tiny_folder, tiny_model, tiny_tokenizer
 
-from sciqa import storage
-from sciqa.errors import InputError
-from sciqa.inference import PredictOptions, predict
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.models import stored, streamed
 from sciqa.models.causal import CausalScorer
 from sciqa.models.format import Format
 from sciqa.models.load import load_base, load_scorer
 from sciqa.models.scorer import score_options
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
+from sciqa.predict import PredictOptions, predict
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,15 @@ import transformers
 from conftest import write_jsonl
 from tiny import tiny_folder, tiny_tokenizer
 
-from sciqa import storage
-from sciqa.errors import InputError
-from sciqa.exam import ReportOptions, read_exam, report
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.exam import read_exam
 from sciqa.exam.metrics import average_precision_at_3, place, right_at_first, score, settle_ties
 from sciqa.exam.questions import rotate_options
-from sciqa.inference import PredictOptions, predict
-from sciqa.inference.answers import Scored, answer_row, mean_turns, turns_of
-from sciqa.inference.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
+from sciqa.predict import PredictOptions, predict
+from sciqa.predict.answers import Scored, answer_row, mean_turns, turns_of
+from sciqa.predict.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
+from sciqa.report import ReportOptions, report
 from sciqa.retrieval.embedder import Embedder, embed_alone
 
 QUESTION = {"id": "q7", "prompt": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"}

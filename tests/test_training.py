@@ -23,15 +23,15 @@ from conftest import write_jsonl
 from ray.train import TrainingFailedError
 from tiny import CAUSAL, FAMILIES, tiny_folder
 
-from sciqa import lost, storage
-from sciqa.errors import InputError
+from sciqa.core import lost, storage
+from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.inference import PredictOptions, predict
 from sciqa.models import adapter
 from sciqa.models.load import load_base, load_scorer
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.models.scorer import score_options
+from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order

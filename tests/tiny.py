@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from sciqa.hub import find_model
+from sciqa.core.hub import find_model
 from sciqa.models.load import plain_folder
 
 DECODER = {  # sizes that bitsandbytes' blocks of 64 weights divide

@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 from pyarrow import fs
 
-from sciqa import storage
-from sciqa.corpus import dump
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import packaged_path
+from sciqa.corpus import wikimedia as dump
 from sciqa.corpus.rows import check_columns, check_rows, read_csv, read_jsonl, read_parquet
 from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
-from sciqa.errors import InputError
-from sciqa.hub import packaged_path
 
 NO_DUMP = "no dump of MediaWiki, which begins with <mediawiki>"
 DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"

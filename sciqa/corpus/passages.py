@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sciqa import cluster, storage
-from sciqa.corpus import duplicates
+from sciqa.core import cluster, progress, storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, load_tokenizer, local_path, longest_text
+from sciqa.core.lock import lock
+from sciqa.core.options import RunOptions, Summary
+from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import Piece, Tally, find_sources, read_articles, split_sources
+from sciqa.corpus.chunking import Splitter
 from sciqa.corpus.sources import decode
-from sciqa.corpus.windows import Splitter
-from sciqa.errors import InputError
-from sciqa.hub import find_model, load_tokenizer, local_path, longest_text
-from sciqa.lock import lock
-from sciqa.options import RunOptions, Summary
 
 #: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
 #: are not kept.
@@ -271,7 +271,7 @@ def _tidy(folder: str, manifest: dict) -> None:
 
 def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
     rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1)
-    done = cluster.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
+    done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from io import BufferedReader, TextIOWrapper
 from typing import BinaryIO
 
-from sciqa import storage
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.corpus.sources import LARGEST, find_encoding, kind_of, open_source
-from sciqa.errors import InputError
 
 FIELDS = ("title", "section", "text", "url")
 SURROGATE = re.compile("[\ud800-\udfff]")

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import pyarrow as pa
 from pyarrow import fs
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 
 #: How a file is read, by the end of its name in lower case, that of its compression aside.
 KINDS = {

@@ -1,6 +1,5 @@
-"""Exam room: questions validated, answers scored, the run reported."""
+"""Exam room: questions read and validated, answers scored."""
 
 from sciqa.exam.questions import ExamOptions, open_exam, read_exam
-from sciqa.exam.report import ReportOptions, report
 
-__all__ = ["ExamOptions", "ReportOptions", "open_exam", "read_exam", "report"]
+__all__ = ["ExamOptions", "open_exam", "read_exam"]

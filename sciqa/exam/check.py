@@ -4,9 +4,9 @@ import string
 import time
 from collections import Counter, defaultdict
 
+from sciqa.core.options import Summary
 from sciqa.exam.metrics import chance
 from sciqa.exam.questions import ExamOptions, options_of
-from sciqa.options import Summary
 
 #: Questions that are shown, and how much of each text.
 SHOWN, WIDTH = 3, 300

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam.files import Row, parse_json
 
 LETTERS = string.ascii_uppercase

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")

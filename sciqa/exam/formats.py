@@ -10,7 +10,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam.columns import KEPT, Columns, find, parse_columns, recognise, unwrap
 from sciqa.exam.files import SPLITS, Row, read_rows
 from sciqa.exam.keys import AnswersFrom, Column

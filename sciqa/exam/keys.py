@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam.columns import Columns, find, structured
 from sciqa.exam.files import Row
 from sciqa.exam.options import BEFORE, LETTERS, Options, is_number, text_of

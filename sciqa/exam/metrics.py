@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
 
 RESAMPLES = 10_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam.columns import MARKED, Columns, find, structured
 from sciqa.exam.files import Number, Row
 

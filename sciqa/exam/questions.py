@@ -7,14 +7,14 @@ from typing import Literal
 
 import pyarrow as pa
 
-from sciqa import storage
-from sciqa.console import console
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.console import console
+from sciqa.core.errors import InputError
+from sciqa.core.options import RunOptions
 from sciqa.exam.columns import parse_columns
 from sciqa.exam.files import SPLITS
 from sciqa.exam.formats import Questions, read_exam, read_questions
 from sciqa.exam.keys import AnswersFrom
-from sciqa.options import RunOptions
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exam", "rotate_options"]
 

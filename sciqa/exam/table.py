@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 
 if TYPE_CHECKING:
     from sciqa.exam.questions import Exam

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from sciqa.errors import InputError
-from sciqa.hub import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
+from sciqa.core.errors import InputError
+from sciqa.core.hub import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
 from sciqa.models.format import Format, Method
 from sciqa.models.weights import listed, new_weights, settle_tie, shared_weights
 

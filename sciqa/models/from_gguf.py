@@ -13,8 +13,8 @@ from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf import GGUF_CONFIG_ARCHS, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from sciqa.errors import InputError
-from sciqa.hub import ModelFiles
+from sciqa.core.errors import InputError
+from sciqa.core.hub import ModelFiles
 from sciqa.models.weights import check_whole, listed
 
 #: Metadata that changes no score of a model that transformers builds.

@@ -9,11 +9,11 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sciqa.cache import cached_folder
-from sciqa.console import quiet
-from sciqa.device import Device, check_device, half_precision
-from sciqa.errors import InputError
-from sciqa.hub import (
+from sciqa.core.cache import cached_folder
+from sciqa.core.console import quiet
+from sciqa.core.device import Device, check_device, half_precision
+from sciqa.core.errors import InputError
+from sciqa.core.hub import (
     ADAPTER_CONFIG,
     Family,
     ModelFiles,
@@ -58,7 +58,7 @@ def load_scorer(
     """Return a model as a scorer in evaluation mode.
 
     Args:
-        name: as `sciqa.hub.find_model` takes it.
+        name: as `sciqa.core.hub.find_model` takes it.
         style: how questions are put to it; by default that of the adapter or fine-tuned model, else `Format()`.
         precision: type of computing and of weights; `auto` is bfloat16 where the device has it, float16 on older
             GPUs, float32 on older CPUs.
@@ -132,7 +132,7 @@ def load_encoder(name: str, style: dict) -> CausalScorer:
     """Return a causal model's scorer without its weights: it encodes questions and scores none.
 
     Args:
-        name: of a model in safetensors, as `sciqa.hub.find_model` takes it.
+        name: of a model in safetensors, as `sciqa.core.hub.find_model` takes it.
         style: fields of `Format` that differ from what the model was trained with.
 
     Raises:

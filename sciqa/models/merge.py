@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sciqa import storage
-from sciqa.console import console
-from sciqa.errors import InputError
-from sciqa.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
-from sciqa.options import Summary
+from sciqa.core import storage
+from sciqa.core.console import console
+from sciqa.core.errors import InputError
+from sciqa.core.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
+from sciqa.core.options import Summary
 
 
 @dataclass(kw_only=True)

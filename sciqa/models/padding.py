@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.models.proof import Verdict, clear_errors, float32_copies, run_with
 from sciqa.models.scorer import Encoded, Scorer
 

@@ -19,10 +19,10 @@ import psutil
 import torch
 import transformers
 
-from sciqa.cache import cached_folder
-from sciqa.errors import InputError
+from sciqa.core.cache import cached_folder
+from sciqa.core.errors import InputError
+from sciqa.core.storage import fingerprint
 from sciqa.models.scorer import Encoded, Scorer
-from sciqa.storage import fingerprint
 
 if TYPE_CHECKING:
     from sciqa.models.causal import CausalScorer

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sciqa.corpus.windows import split_sentences
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
+from sciqa.corpus.chunking import split_sentences
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Completion, Format, Normalise
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sciqa.errors import InputError
+from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Format
 from sciqa.models.padding import PaddedScorer, padded

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from sciqa.errors import InputError
-from sciqa.hub import find_model, read_about, weight_bytes
-from sciqa.identity import find_weights
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, read_about, weight_bytes
+from sciqa.core.identity import find_weights
 
 #: Kinds of decoder (`model_type` of config.json) that are streamed: their layers alone change the hidden states, and
 #: their logits are the normalised last ones times the head.

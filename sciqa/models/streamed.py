@@ -19,8 +19,8 @@ from torch import nn
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from sciqa.device import Device
-from sciqa.errors import InputError
+from sciqa.core.device import Device
+from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer, normalised, targets
 from sciqa.models.format import Format
 from sciqa.models.proof import Verdict

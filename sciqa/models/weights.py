@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sciqa.errors import InputError
-from sciqa.hub import has_trained_head
+from sciqa.core.errors import InputError
+from sciqa.core.hub import has_trained_head
 
 #: Causal masks and rotations, which follow from the configuration; older decoders stored them among the weights.
 CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$")

@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from sciqa import cluster, storage
-from sciqa.corpus.windows import embedded_text, split_sentences
-from sciqa.errors import InputError
+from sciqa.core import cluster, progress, storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, load_tokenizer, local_path, weight_bytes
+from sciqa.core.lock import lock
+from sciqa.core.options import Summary
+from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.exam.table import QuestionTable
-from sciqa.hub import find_model, load_tokenizer, local_path, weight_bytes
-from sciqa.lock import lock
-from sciqa.options import Summary
 from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
 from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.rerank import Reranker, check_reranker
@@ -215,7 +215,7 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
     arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
     pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
     rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
-    return cluster.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
+    return progress.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
 
 
 def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:

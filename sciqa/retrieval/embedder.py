@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from sciqa.device import Device, check_device, half_precision
-from sciqa.errors import InputError
+from sciqa.core.device import Device, check_device, half_precision
+from sciqa.core.errors import InputError
 
 Backend = Literal["auto", "torch", "openvino"]
 Kind = Literal["query", "passage"]
@@ -77,7 +77,7 @@ def load_embedder(model: str, threads: int, backend: Backend = "openvino", devic
     """Return a sentence-transformers model.
 
     Args:
-        model: name as `sciqa.hub.find_model` takes it.
+        model: name as `sciqa.core.hub.find_model` takes it.
         threads: CPU threads of this worker.
         backend: `torch`, or `openvino`, which computes on the CPU those models whose vectors it gives.
         device: what torch computes on.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.options import Summary
 from sciqa.exam.questions import open_exam
-from sciqa.options import Summary
 from sciqa.retrieval.contexts import Finder, RetrieveOptions, retrieve, run_workers
 from sciqa.retrieval.index import check_index, read_index_manifest
 from sciqa.retrieval.search import fuse_hits

@@ -10,14 +10,15 @@ from typing import Literal
 
 import numpy as np
 
-from sciqa import __version__, cluster, storage
+from sciqa import __version__
+from sciqa.core import cluster, progress, storage
+from sciqa.core.device import Device
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, local_path, read_about, vector_size, weight_bytes
+from sciqa.core.lock import lock
+from sciqa.core.options import RunOptions, Summary
+from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.passages import PASSAGES_FORMAT
-from sciqa.corpus.windows import embedded_text
-from sciqa.device import Device
-from sciqa.errors import InputError
-from sciqa.hub import find_model, local_path, read_about, vector_size, weight_bytes
-from sciqa.lock import lock
-from sciqa.options import RunOptions, Summary
 from sciqa.retrieval.embedder import Backend, load_embedder
 
 MANIFEST = "manifest.json"
@@ -319,7 +320,7 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
         **cluster.model_pool(options, workers, len(shards), weight_bytes(options.embedder)),
     )
     total = sum(shard["rows"] for shard in shards)
-    for _ in cluster.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):
+    for _ in progress.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):
         pass
 
 
@@ -347,7 +348,7 @@ def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> 
     if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
         rows = cluster.from_parts([shards]).map(train_index, fn_kwargs={"options": options}, num_cpus=1)
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
-        for row in cluster.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
+        for row in progress.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
             digest = row["sha256"]
     storage.write_json(storage.join(options.index, "trained.json"), {"building": building, "sha256": digest})
     return building | {"trained": digest}
@@ -358,7 +359,7 @@ def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> li
     # FAISS and PyTorch each bring an OpenMP runtime, so they work in different processes.
     arguments = {"options": options, "trained": trained}
     rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1)
-    return [row["record"] for row in cluster.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]
+    return [row["record"] for row in progress.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]
 
 
 class EmbedShard:

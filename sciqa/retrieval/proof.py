@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sciqa import storage
-from sciqa.cache import cached_folder
-from sciqa.device import half_precision
-from sciqa.errors import InputError
-from sciqa.hub import find_model
+from sciqa.core import storage
+from sciqa.core.cache import cached_folder
+from sciqa.core.device import half_precision
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model
 from sciqa.retrieval.embedder import Embedder, Kind, OpenVinoEmbedder, TorchEmbedder
 
 #: Of what is kept in the cache; raised with every change of what tracing or proving makes.
@@ -55,7 +55,7 @@ def prove(model: str, threads: int) -> tuple[Path, dict]:
     differ, or the model cannot be traced, PyTorch is to compute them, for the `reason` given.
 
     Args:
-        model: name as `sciqa.hub.find_model` takes it.
+        model: name as `sciqa.core.hub.find_model` takes it.
         threads: CPU threads of this worker.
 
     Raises:

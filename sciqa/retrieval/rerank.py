@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sciqa.device import Device, check_device
-from sciqa.errors import InputError
-from sciqa.hub import read_about
+from sciqa.core.device import Device, check_device
+from sciqa.core.errors import InputError
+from sciqa.core.hub import read_about
 
 EXPECTED = "a cross-encoder expected: a model with a head for sequence classification that gives one score"
 
@@ -15,7 +15,7 @@ def check_reranker(name: str) -> None:
     """Raise `InputError` for what is no cross-encoder with one score, by its configuration alone.
 
     Args:
-        name: as `sciqa.hub.find_model` takes it.
+        name: as `sciqa.core.hub.find_model` takes it.
     """
     about = read_about(name, "config.json")
     if read_about(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
@@ -33,7 +33,7 @@ class Reranker:
     """A cross-encoder as sentence-transformers runs it.
 
     Args:
-        name: as `sciqa.hub.find_model` takes it.
+        name: as `sciqa.core.hub.find_model` takes it.
         device: what it computes on.
 
     Raises:

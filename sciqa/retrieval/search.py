@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from sciqa import cluster, storage
-from sciqa.cache import cached_folder
-from sciqa.errors import InputError
+from sciqa.core import cluster, storage
+from sciqa.core.cache import cached_folder
+from sciqa.core.errors import InputError
 from sciqa.retrieval.index import ROW_GROUP
 
 #: Groups whose hits one task merges.

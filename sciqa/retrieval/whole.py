@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sciqa.errors import InputError
-from sciqa.hub import find_model, read_about
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, read_about
 from sciqa.models.weights import listed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_whole(
     """Return a model with every weight from its files, that reads no text beyond its table of positions.
 
     Args:
-        name: as `sciqa.hub.find_model` takes it.
+        name: as `sciqa.core.hub.find_model` takes it.
         kind: class of sentence-transformers.
         device: as PyTorch names it.
         dtype: of the weights; `auto` is that of the files.

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.exam.questions import Exam, options_of, rotate_options
 from sciqa.retrieval.contexts import context_text, open_contexts
 from sciqa.training.options import FinetuneOptions

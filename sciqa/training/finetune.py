@@ -13,12 +13,13 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
 
-from sciqa import cluster, storage
-from sciqa.errors import InputError
+from sciqa.core import cluster, progress, storage
+from sciqa.core.console import console
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, model_family, weight_bytes
+from sciqa.core.lock import lock
+from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
-from sciqa.hub import find_model, model_family, weight_bytes
-from sciqa.lock import lock
-from sciqa.options import Summary
 from sciqa.retrieval.contexts import FindOptions, open_contexts
 from sciqa.training.examples import check_questions
 from sciqa.training.options import FinetuneOptions
@@ -168,7 +169,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
     elif "format" not in begun:
         passed |= set(FORMERLY)
         said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
-        cluster.console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
+        console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
     if changed := storage.differing(begun, inputs, storage.defaults_of(FinetuneOptions, FindOptions)):
         if options.overwrite:
@@ -281,7 +282,7 @@ class _Watcher:
         self.rows.shutdown()
 
     def _watch(self) -> None:
-        with cluster.spoken("finetune", f"{self.steps} steps to do, starting workers") as say:
+        with progress.spoken("finetune", f"{self.steps} steps to do, starting workers") as say:
             self._say_rows(say)
 
     def _say_rows(self, say: Callable[[str], None]) -> None:
@@ -298,7 +299,7 @@ class _Watcher:
             now = time.monotonic()
             if "note" in row:
                 say(row["note"])
-            elif now - said > cluster.BETWEEN_LINES:
+            elif now - said > progress.BETWEEN_LINES:
                 said = now
                 say(_said(row, self.steps))
 

@@ -19,13 +19,13 @@ from peft.helpers import disable_input_dtype_casting
 from ray.util.queue import Queue
 from torch import nn
 
-from sciqa import storage
-from sciqa.console import quiet
-from sciqa.device import Device, check_device
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.console import quiet
+from sciqa.core.device import Device, check_device
+from sciqa.core.errors import InputError
+from sciqa.core.hub import about_base, model_family
 from sciqa.exam.metrics import NOISE, average_precision_at_3, place, right_at_first, settle_ties
 from sciqa.exam.questions import Exam
-from sciqa.hub import about_base, model_family
 from sciqa.models import adapter
 from sciqa.models.format import Format
 from sciqa.models.load import as_dtype, load_base, make_scorer

@@ -5,12 +5,12 @@ from typing import Literal
 
 import yaml
 
-from sciqa import storage
-from sciqa.errors import InputError
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.hub import local_path
+from sciqa.core.options import check_name
 from sciqa.exam.questions import QuestionOptions
-from sciqa.hub import local_path
 from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
-from sciqa.options import check_name
 
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]

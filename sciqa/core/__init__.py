@@ -1,0 +1,1 @@
+"""What every room uses: errors, storage, options, Ray, the names of models."""

@@ -1,0 +1,321 @@
+"""Ray for every step: connecting, asking for resources so that pools cannot starve, and showing progress."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from ray._private.utils import read_ray_address
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sciqa.core import lost
+from sciqa.core.console import VERBOSE, verbose
+from sciqa.core.device import Device
+from sciqa.core.errors import InputError
+from sciqa.core.options import ACCELERATORS, RunOptions
+from sciqa.core.progress import spoken
+
+#: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
+#: CPU to the search actors and to the tasks that feed and follow the pool: with all of it taken, Ray Data
+#: waits for ever without an error. The fractions hold on one CPU as on a thousand.
+MODEL_CPUS = 0.9
+SEARCH_CPUS = 0.05
+TASK_CPUS = 0.05
+#: Host memory that a model worker asks Ray for, as a multiple of the bytes of its weights.
+LOADING = 1.25
+#: Seconds without any node on its way after which a cluster is said to lack what a stage needs.
+LONGEST_WAIT = 20
+
+
+def connect(options: RunOptions) -> None:
+    """Connect this process to Ray, starting it on this machine where none runs; once per process.
+
+    Raises:
+        InputError: no cluster at the address, no room in it for a task, or nodes that do not see the output folder.
+    """
+    if not ray.is_initialized():
+        # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning" if verbose() else "fatal")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS")
+        if address and ":" in address:
+            _check_reachable(address)
+        address = address or _last_started()
+        with contextlib.nullcontext() if verbose() else _no_core_messages():
+            ray.init(
+                address=address,
+                num_cpus=options.num_cpus,
+                include_dashboard=False if address == "local" else None,
+                logging_level=logging.WARNING if verbose() else logging.ERROR,
+                log_to_driver=verbose(),
+                runtime_env=_worker_environment(),
+            )
+        wait_for_room({"CPU": 1})
+        _check_shared(options.output)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    if not verbose():
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
+    lost.watch()
+
+
+def _worker_environment() -> dict | None:
+    """Return the runtime environment that lets workers log as this process does, unless that of a job does so."""
+    if not verbose() or VERBOSE in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+        return None
+    return {"env_vars": {VERBOSE: "1"}}
+
+
+def _last_started() -> str:
+    """Return the address of the cluster that `ray start` started here last, or `local` where it is gone.
+
+    Of one that was killed Ray keeps the address, and tries to reach it for many minutes.
+    """
+    address = read_ray_address()
+    with contextlib.suppress(InputError):
+        if address:
+            _check_reachable(address)
+            return address
+    return "local"
+
+
+def _check_reachable(address: str) -> None:
+    """Fail at once where nothing listens: Ray itself would try again for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+
+
+@contextlib.contextmanager
+def _no_core_messages() -> Iterator[None]:
+    """Keep back what Ray's core prints while it starts, such as the level just set; errors are raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def wait_for_room(needs: dict[str, float]) -> None:
+    """Return when some node of the cluster is large enough for a worker, waiting for one that is on its way.
+
+    Args:
+        needs: resources by Ray's names.
+
+    Raises:
+        InputError: no node is, and none is being started.
+    """
+    if _has_room(needs):
+        return
+    group = placement_group([needs])  # a demand that an autoscaler sees
+    asked = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
+    try:
+        waited = time.monotonic()
+        with spoken("cluster", f"waiting for a node with {asked}"):
+            while not _has_room(needs):
+                if _node_on_its_way():
+                    waited = time.monotonic()
+                if time.monotonic() - waited > LONGEST_WAIT:
+                    largest = "; ".join(sorted({_described(each) for each in _resources()}))
+                    raise InputError(
+                        f"the cluster has too few resources: a worker needs a node with {asked}, there are nodes "
+                        f"with {largest}, and no other is being started; add one, or a node type that has it, or "
+                        "pass --accelerator cpu, a smaller --model or another --num-workers"
+                    )
+                time.sleep(0.5)
+    finally:
+        remove_placement_group(group)
+
+
+def _nodes() -> list[dict]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _resources() -> list[dict[str, float]]:
+    return [node["Resources"] for node in _nodes()]
+
+
+def _has_room(needs: dict[str, float]) -> bool:
+    return any(all(each.get(name, 0) >= amount for name, amount in needs.items()) for each in _resources())
+
+
+def _described(resources: dict[str, float]) -> str:
+    kinds = [name for name in resources if name in ("GPU", "memory") or name.startswith("accelerator_type:")]
+    return ", ".join(f"{name} {resources.get(name, 0):g}" for name in ["CPU", *sorted(kinds)])
+
+
+def _node_on_its_way() -> bool:
+    """Whether an autoscaler, of either version, is starting a node."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        return bool(status.pending_launches or status.pending_nodes)
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    return bool(report.get("pending_launches") or report.get("pending_nodes"))
+
+
+def _check_shared(output: str) -> None:
+    """Raise `InputError` where a node does not see the folder that this process writes to."""
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in _nodes() if node["NodeID"] != here]
+    if "://" in output or not others:
+        return
+    marker = Path(output, f".shared-{uuid.uuid4().hex}")
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error}); pass --output a folder that can") from error
+    try:
+        sees = ray.remote(num_cpus=0)(lambda path: os.path.exists(path))  # noqa: PTH110 (a pickled lambda)
+        place = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others}
+        asked = [sees.options(scheduling_strategy=place[node["NodeID"]]).remote(str(marker)) for node in others]
+        blind = [node["NodeManagerAddress"] for node, seen in zip(others, asked, strict=True) if _is_false(seen)]
+    finally:
+        marker.unlink()
+    if blind:
+        raise InputError(
+            f"--output {output}: a folder of this machine, which the nodes {', '.join(sorted(set(blind)))} do not see; "
+            "pass a folder that all nodes mount, or a URI such as s3://bucket/run"
+        )
+
+
+def _is_false(answer: ray.ObjectRef) -> bool:
+    """Whether a node answers no; one that has left meanwhile gives no answer."""
+    try:
+        return not ray.get(answer)
+    except ray.exceptions.RayError:
+        return False
+
+
+def queue_here() -> Queue:
+    """Return a queue on this node: one on a node that is lost would take a run with it, this ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -> int:
+    """Return how many model workers to start with for a number of parts: never more than there are parts.
+
+    `auto` is one per GPU, of the kind that was asked for; without GPUs one per CPU, or per node for workers that fill
+    one.
+    """
+    if options.num_workers != "auto":
+        available = options.num_workers
+    elif uses_gpu(options):
+        kind = _accelerator_needs(options)
+        available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))
+    elif whole_nodes:
+        available = sum(each.get("CPU", 0) >= 1 for each in _resources())
+    else:
+        available = cluster_cpus()
+    return max(1, min(available, parts))
+
+
+def cluster_cpus() -> int:
+    """Return the CPUs of the cluster as it is now, at least 1."""
+    return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
+
+
+def threads_per_worker(workers: int) -> int:
+    """Return the CPU threads of each of a number of workers: together they fill the CPUs, and none more than a node."""
+    largest = max(each.get("CPU", 0) for each in _resources())
+    return max(1, min(cluster_cpus() // workers, math.floor(largest)))
+
+
+def uses_gpu(options: RunOptions) -> bool:
+    """Whether model workers get a GPU each."""
+    if options.accelerator == "auto":
+        return ray.cluster_resources().get("GPU", 0) >= 1
+    return options.accelerator != "cpu"
+
+
+def device(options: RunOptions) -> Device:
+    """Return what model workers compute on; they are told, for a worker without a GPU sees those of its host too."""
+    return "cuda" if uses_gpu(options) else "cpu"
+
+
+def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, float]:
+    """Return what each of a number of model workers asks Ray for, by Ray's names, waiting for a node that has it.
+
+    Args:
+        options: of the run.
+        workers: how many there will be.
+        weights: bytes of the weights that each loads.
+    """
+    needs = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
+    if weights:
+        needs["memory"] = int(LOADING * weights)
+    wait_for_room(needs | _accelerator_needs(options))
+    return needs
+
+
+def check_accelerator(options: RunOptions) -> None:
+    """Wait for a node with the accelerator that was asked for, so that a run does not find late that there is none.
+
+    Raises:
+        InputError: there is none, and none is being started.
+    """
+    if options.accelerator not in ("auto", "cpu"):
+        connect(options)
+        wait_for_room({"GPU": 1} | _accelerator_needs(options))
+
+
+def _accelerator_needs(options: RunOptions) -> dict[str, float]:
+    kind = named_accelerator(options)
+    return {f"accelerator_type:{kind}": 0.001} if kind else {}
+
+
+def named_accelerator(options: RunOptions) -> str | None:
+    """Return the kind of GPU that was asked for by name."""
+    return None if options.accelerator in ACCELERATORS else options.accelerator
+
+
+def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> dict:
+    """Return the arguments of `Dataset.map` that give a stage its pool of model workers.
+
+    With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
+    cluster's autoscaler for nodes.
+
+    Args:
+        options: of the run.
+        workers: as `num_workers` returned it.
+        parts: number of parts of the stage.
+        weights: bytes of the weights that each worker loads.
+    """
+    needs = worker_needs(options, workers, weights)
+    most = parts if options.num_workers == "auto" else workers
+    return {
+        "compute": ActorPoolStrategy(min_size=workers, max_size=most),
+        "num_cpus": needs.get("CPU", 0),  # for none, Ray Data would take a whole one, which feeding a pool may need
+        "num_gpus": needs.get("GPU"),
+        "memory": needs.get("memory"),
+        "accelerator_type": named_accelerator(options),
+    }
+
+
+def from_parts(parts: list) -> Dataset:
+    """Return a dataset with one block per part, so that each part is scheduled, and lost, by itself."""
+    return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=max(1, len(parts)))

@@ -1,0 +1,54 @@
+"""What a worker computes on, and in which type.
+
+The driver decides on the device and tells its workers: a worker may see GPUs of its host that are another's.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from sciqa.core.errors import InputError
+
+if TYPE_CHECKING:  # the driver need not wait for PyTorch
+    import torch
+
+Device = Literal["cpu", "cuda"]
+
+
+def check_device(device: Device) -> None:
+    """Raise `InputError` where this process was told to compute on a GPU and PyTorch finds none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"a GPU is to be used that PyTorch {torch.__version__} cannot use; install its CUDA build that fits the "
+            "driver (the torch line of constraints.txt), or pass --accelerator cpu"
+        )
+
+
+def this_device(accelerator: str) -> Device:
+    """Return what a process that has no driver computes on.
+
+    Args:
+        accelerator: as `--accelerator` takes it; `auto` is a GPU where there is one.
+
+    Raises:
+        InputError: a GPU is asked for, and there is none.
+    """
+    import torch
+
+    device = "cuda" if accelerator != "cpu" and (accelerator != "auto" or torch.cuda.is_available()) else "cpu"
+    check_device(device)
+    return device
+
+
+def half_precision(device: Device) -> "torch.dtype":
+    """Return the quickest type that a device computes in by itself: 16 bits where the hardware has them.
+
+    GPUs before compute capability 8.0 (V100, T4), and CPUs with AVX512 alone, have no bfloat16: they would take it and
+    compute in float32, with conversions.
+    """
+    import torch
+
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32

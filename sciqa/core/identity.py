@@ -1,0 +1,97 @@
+"""What a model is: hashes of the files that it is loaded from, the same in every process and on every machine."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from sciqa.core.cache import hash_file
+from sciqa.core.errors import InputError
+
+WEIGHTS = "model.safetensors"
+#: Endings of what a model is loaded with besides its weights: configurations, tokenizers, chat templates.
+READ = (".json", ".jinja", ".txt", ".model", ".tokenizer")
+#: Files with such endings that say nothing of what a model computes, and folders of other programs' copies of it.
+UNREAD = re.compile(r"[._].*|readme.*|licen[cs]e.*|notice.*|.*\.safetensors\.index\.json", re.IGNORECASE)
+COPIES = ("onnx", "openvino", "checkpoints")
+#: What is read from beside a GGUF file, which holds its configuration and tokenizer itself.
+BESIDE_GGUF = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "sciqa.json")
+#: Larger files are hashed once per machine, smaller ones each time.
+SMALL = 1 << 24
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the weights that would be loaded from a model's folder, none where there are none in safetensors.
+
+    They are `model.safetensors`, or else the files that its index names; of a sentence-transformers model those of all
+    its modules. Others, such as an optimizer's, are not looked at.
+
+    Raises:
+        InputError: an index that cannot be read.
+    """
+    folders = [folder]
+    if (folder / "modules.json").exists():
+        folders += sorted(path for depth in ("*", "*/*") for path in folder.glob(depth) if _counts(folder, path))
+    return [path for each in folders if each.is_dir() for path in _loaded(each)]
+
+
+def _loaded(folder: Path) -> list[Path]:
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).exists() or not index.exists():
+        return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: no index of weights ({error!r}); write or fetch it again") from error
+    return [folder / Path(name).name for name in names]
+
+
+def hash_weights(files: Iterable[Path]) -> str:
+    """Return a short hash of the content of weights, in their order.
+
+    Raises:
+        InputError: one of them is not there, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(bytes.fromhex(_content(file)))
+        except OSError as error:
+            raise InputError(f"{file}: weights that cannot be read ({error}); write or fetch them again") from error
+    return digest.hexdigest()[:16]
+
+
+def _content(file: Path) -> str:
+    """Return the sha256 of a file; of a snapshot in the hub's cache without reading it, since its blob is named so."""
+    blob = file.resolve()
+    in_hub = blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--")
+    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else hash_file(blob)
+
+
+def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
+    """Return a short hash of each file that a model is loaded with besides its weights, by its path in the folder.
+
+    Args:
+        folder: of the model; three levels of it are looked at.
+        gguf: whether the weights are a GGUF file.
+    """
+    if gguf:
+        found = [path for name in BESIDE_GGUF if (path := folder / name).is_file()]
+    else:
+        depths = ("*", "*/*", "*/*/*")
+        found = [path for depth in depths for path in folder.glob(depth) if path.suffix in READ and path.is_file()]
+    hashes = {}
+    for path in sorted(path for path in found if _counts(folder, path)):
+        try:
+            small = path.stat().st_size < SMALL
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else hash_file(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
+        hashes[path.relative_to(folder).as_posix()] = digest[:16]
+    return hashes
+
+
+def _counts(folder: Path, path: Path) -> bool:
+    names = path.relative_to(folder).parts
+    return not any(UNREAD.fullmatch(name) for name in names) and not set(names) & set(COPIES)

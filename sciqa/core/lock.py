@@ -1,0 +1,143 @@
+"""One writer to a table's folder, on any storage; what a killed writer leaves behind holds nobody up for long."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from pyarrow import fs
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+
+#: Seconds between two signs of life, and after the last of which a holder on another machine is taken to be gone.
+BEAT, LOST = 10.0, 60.0
+
+
+@contextlib.contextmanager
+def lock(folder: str) -> Iterator[None]:
+    """Hold a table's folder while it is written.
+
+    The lock lies beside the folder, so that it outlasts the folder's deletion. On a file system it is the kernel's,
+    which lets go when the process ends; on object storage a file that is written anew every few seconds. Where no file
+    can be written nothing is held, since nothing can be written to the folder either.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    filesystem, inner = storage.resolve(folder)
+    parent, _, name = inner.rstrip("/").rpartition("/")
+    if isinstance(filesystem, fs.LocalFileSystem):
+        held = _lock_file(folder, Path(parent, f".{name}.lock"))
+    else:
+        held = _lock_objects(folder, filesystem, parent, f".{name}.lock-")
+    with held:
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(folder: str, path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)
+    except OSError:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise _refusal(folder, file.read().decode()) from error
+        except OSError:  # a file system without locks
+            yield
+            return
+        with storage.reached(folder, "written"):
+            file.truncate(0)
+            file.write(json.dumps(_holder()).encode())
+        yield
+        file.truncate(0)
+
+
+@contextlib.contextmanager
+def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: str) -> Iterator[None]:
+    mine = f"{parent}/{prefix}{uuid.uuid4().hex}"
+
+    def beat() -> None:
+        with filesystem.open_output_stream(mine) as stream:
+            stream.write(json.dumps(_holder()).encode())
+
+    try:
+        if not storage.is_object_store(filesystem):
+            filesystem.create_dir(parent, recursive=True)
+        beat()
+    except OSError:
+        yield
+        return
+    done = threading.Event()
+
+    def keep_beating() -> None:
+        while not done.wait(BEAT):
+            with contextlib.suppress(OSError):
+                beat()
+
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    try:
+        _check_others(folder, filesystem, parent, prefix, mine)
+        thread.start()
+        yield
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(mine)
+
+
+def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: str, mine: str) -> None:
+    """Raise `InputError` where another holder is alive; both times are of the storage's own clock."""
+    locks = {
+        entry.path: entry.mtime_ns
+        for entry in filesystem.get_file_info(fs.FileSelector(parent))
+        if entry.base_name.startswith(prefix)
+    }
+    now = locks.pop(mine, time.time_ns())
+    for path, beaten in locks.items():
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                holder = json.loads(stream.read())
+        except (OSError, ValueError):  # it has just let go, or is being written
+            continue
+        gone = not _is_here(holder) if holder.get("host") == socket.gethostname() else now - beaten > LOST * 1e9
+        if not gone:
+            raise _refusal(folder, json.dumps(holder))
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(path)
+
+
+def _holder() -> dict:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _is_here(holder: dict) -> bool:
+    """Whether a process of this machine is still the one that took a lock."""
+    try:
+        return psutil.Process(holder["pid"]).create_time() == holder["started"]
+    except (psutil.NoSuchProcess, KeyError):
+        return False
+
+
+def _refusal(folder: str, holder: str) -> InputError:
+    try:
+        about = json.loads(holder)
+        who = f"process {about['pid']} on {about['host']}"
+    except (ValueError, KeyError):
+        who = "another process"
+    return InputError(f"{folder}: {who} is writing there; wait for it, or pass another --output")

@@ -1,0 +1,230 @@
+"""Workers that die: each is told of in one line, and a stage that only loses workers is ended.
+
+Ray starts a lost worker again and gives it the same part to do, without a word to the driver where the node ran out of
+memory. Its state API, which knows, is part of the dashboard, which a local Ray goes without; so this asks Ray's head
+what that API asks it.
+"""
+
+import atexit
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated.common_pb2 import WorkerExitType
+from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest, GetAllWorkerInfoRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub, WorkerInfoGcsServiceStub
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+from sciqa.core.console import console, verbose
+from sciqa.core.errors import LostWorkersError
+
+#: Workers that may die one after another, with no part finished meanwhile, before a stage is ended.
+MOST_IN_A_ROW = 10
+#: Times in a row that Ray's head does not answer before that is said.
+LONGEST_UNANSWERED = 3
+#: What to do about it, by stage.
+REMEDIES = {
+    "finetune": "a smaller --micro-batch, --gradient-checkpointing, or a --method or --model that takes less",
+    "predict": "fewer --num-workers, a smaller --tokens-per-batch, or a --model that takes less",
+}
+REMEDY = "fewer --num-workers, or nodes with more memory"
+#: Reasons by which Ray says that a node was lost, not let go (`DeathReason` of `ray.nodes()`): unexpected, preempted.
+LOST_NODE = (2, 3)
+#: Sent to the main thread to end a stage: it wakes one that waits, also where SIGINT is ignored, as in a shell's
+#: background jobs.
+ENDS = signal.SIGUSR2
+#: Seconds that Ray's head has to answer.
+PATIENCE = 5
+
+
+class _Ended(BaseException):
+    """Raised in the main thread to end a stage that only loses workers."""
+
+
+class _Watch:
+    """Looks once a second which workers of this job, and which nodes, have died."""
+
+    def __init__(self) -> None:
+        self.session = _session()
+        address, self.job = self.session
+        channel = init_grpc_channel(address)
+        self.worker_info, self.node_info = WorkerInfoGcsServiceStub(channel), NodeInfoGcsServiceStub(channel)
+        self.stages: list[tuple[str, bool]] = []
+        self.unanswered = 0
+        self.stage, self.in_a_row, self.last, self.ended = "sciqa", 0, "", False
+        self.lock, self.done = threading.RLock(), threading.Event()
+        self.known, self.left = set(), set()
+        with contextlib.suppress(grpc.RpcError):
+            self.known = {worker.worker_address.worker_id for worker in self._dead()}
+            self.left = {node.node_id for node in self._dead_nodes()}
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+
+    def _look(self) -> None:
+        while not self.done.wait(1) and ray.is_initialized():
+            self.check()
+
+    def check(self) -> None:
+        """Say what has died since the last time, and end the stage where nothing else happens."""
+        with self.lock:
+            try:
+                workers, nodes = list(self._dead()), self._dead_nodes()
+            except grpc.RpcError:
+                self._no_answer()
+                return
+            self.unanswered = 0
+            for worker in workers:
+                if worker.worker_address.worker_id not in self.known:
+                    self.known.add(worker.worker_address.worker_id)
+                    self._tell(worker)
+            for node in nodes:
+                if node.node_id not in self.left:
+                    self.left.add(node.node_id)
+                    self._tell_node(node)
+            if self.in_a_row >= MOST_IN_A_ROW and any(endable for _, endable in self.stages) and not self.ended:
+                self.ended = True
+                signal.pthread_kill(threading.main_thread().ident, ENDS)
+
+    def _dead(self) -> Iterator[WorkerTableData]:
+        """Yield workers of this job that died, not by Ray's will nor by an exception, which is raised here."""
+        for worker in self.worker_info.GetAllWorkerInfo(GetAllWorkerInfoRequest(), timeout=PATIENCE).worker_table_data:
+            died = worker.exit_type in (WorkerExitType.SYSTEM_ERROR, WorkerExitType.NODE_OUT_OF_MEMORY)
+            if not worker.is_alive and died and worker.job_id == self.job:
+                yield worker
+
+    def _dead_nodes(self) -> list[GcsNodeInfo]:
+        asked = GetAllNodeInfoRequest(state_filter=GcsNodeInfo.DEAD)
+        return list(self.node_info.GetAllNodeInfo(asked, timeout=PATIENCE).node_info_list)
+
+    def _no_answer(self) -> None:
+        """Say that Ray's head does not answer: after a minute of that, Ray ends this process without a word."""
+        self.unanswered += 1
+        if self.unanswered == LONGEST_UNANSWERED:
+            self._say(
+                f"Ray's head at {self.session[0]} does not answer; if it does not within a minute, the run ends, "
+                "and the same command goes on where it was"
+            )
+
+    def _tell_node(self, node: GcsNodeInfo) -> None:
+        if node.death_info.reason in LOST_NODE:
+            reason = " ".join(node.death_info.reason_message.split()) or "no reason given"
+            self._say(f"the node {node.node_manager_address} is lost ({reason}); its work is done again")
+
+    def _tell(self, worker: WorkerTableData) -> None:
+        self.in_a_row += 1
+        self.last = f"on {worker.worker_address.ip_address} (process {worker.pid}) {_how(worker)}"
+        self._say(f"a worker {self.last}; what it had begun is done again")
+        if verbose():
+            console.print(worker.exit_detail, markup=False, highlight=False, soft_wrap=True)
+
+    def _say(self, line: str) -> None:
+        stage = self.stages[-1][0] if self.stages else "sciqa"
+        console.print(f"{stage}: {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def error(self, said: str) -> LostWorkersError:
+        """Return the error of a run that ended so."""
+        last = f"; the last one {self.last}" if self.last else ""
+        remedy = REMEDIES.get(self.stage, REMEDY)
+        return LostWorkersError(f"{self.stage}: {said}{last}; try {remedy}. What is finished is kept")
+
+    def stop(self) -> None:
+        """End the thread before Ray goes."""
+        self.done.set()
+        self.thread.join(timeout=5)
+
+
+def _how(worker: WorkerTableData) -> str:
+    """Return how a worker died, in words."""
+    said = " ".join(worker.exit_detail.split())
+    if worker.exit_type == WorkerExitType.NODE_OUT_OF_MEMORY:
+        used = said.partition(" was ")[2].partition(" (")[0]
+        return f"was killed, since its node ran out of memory ({used or said})"
+    code = said.partition("exit code ")[2].split(".")[0]
+    if code:
+        return f"ended with exit code {code}"
+    return "was killed by a signal, which a system out of memory sends too, or crashed"
+
+
+_watch: _Watch | None = None
+
+
+def watch() -> None:
+    """Begin to look after the workers of this process's job; once for each time that it connects to Ray."""
+    global _watch
+    if _watch is None or not _watch.thread.is_alive() or _watch.session != _session():
+        if _watch:
+            _watch.stop()
+        _watch = _Watch()
+        atexit.register(_watch.stop)
+
+
+def _session() -> tuple[str, bytes]:
+    """Return the address of the cluster and the id of this process's job there."""
+    context = ray.get_runtime_context()
+    return context.gcs_address, bytes.fromhex(context.get_job_id())
+
+
+@contextlib.contextmanager
+def during(stage: str) -> Iterator[None]:
+    """Name the stage that workers which die meanwhile belong to; where it only loses workers, end it.
+
+    It is ended in the main thread alone.
+
+    Raises:
+        LostWorkersError: `MOST_IN_A_ROW` died, and no part was finished meanwhile.
+    """
+    if (watched := _watch) is None:
+        yield
+        return
+    own = (stage, threading.current_thread() is threading.main_thread())
+    if own[1]:
+        signal.signal(ENDS, _end)
+    watched.stage, watched.in_a_row, watched.ended = stage, 0, False
+    watched.stages.append(own)
+    try:
+        try:
+            yield
+        finally:
+            with watched.lock:
+                watched.stages.remove(own)
+            watched.check()
+    except _Ended:
+        said = f"{MOST_IN_A_ROW} workers died one after another, and nothing was finished meanwhile"
+        raise watched.error(said) from None
+
+
+def _end(*_: object) -> None:
+    """Raise `_Ended` in a stage that may be ended; the signal can come after it."""
+    if _watch and any(endable for _, endable in _watch.stages):
+        raise _Ended
+
+
+def progress() -> None:
+    """Note that a part is finished, so that the workers that died before it do not count."""
+    if _watch:
+        _watch.in_a_row = 0
+
+
+def cause(error: BaseException | None) -> LostWorkersError | None:
+    """Return the error of a run that ended because of a worker or node that was lost; None for any other."""
+    while error is not None:
+        if isinstance(error, LostWorkersError):
+            return error
+        of_training = getattr(error, "worker_failures", {}).values()
+        # Ray Train's checks of its workers fail with what was found, if they were not only slow to answer.
+        found = [getattr(each, "health_check_failure", each) for each in of_training]
+        if _watch and any(map(_is_loss, [error, *found])):
+            return _watch.error("a worker was lost for good")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_loss(error: BaseException) -> bool:
+    if isinstance(error, RayActorError):
+        return not error.actor_init_failed
+    return isinstance(error, OutOfMemoryError | WorkerCrashedError | NodeDiedError)

@@ -1,0 +1,138 @@
+"""Progress of a stage: a bar on a terminal, lines in a log, JSON for a submitted job, and Ray's metrics."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import ray
+from ray.data import Dataset
+from ray.util.metrics import Gauge
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sciqa.core import lost
+from sciqa.core.console import console
+from sciqa.core.errors import find_input_error
+
+#: Seconds between two lines of progress, where they are no bar on a terminal.
+BETWEEN_LINES = 30
+
+
+def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, count: Callable[[dict], int]) -> Iterator:
+    """Yield a dataset's rows as they finish, showing how much is done.
+
+    A person sees a bar, a log a line every few seconds, and that of a submitted job a line of JSON for each row. Ray's
+    metrics `sciqa_done` and `sciqa_total`, tagged with stage and unit, say the same.
+
+    Args:
+        dataset: one small row per finished part; what it has as `notes` (texts that a user should see) is printed, each
+            text once.
+        stage: name shown.
+        total: number of units in all parts.
+        unit: what is counted, in plural.
+        count: the units in a row.
+
+    Raises:
+        InputError: a worker found bad input.
+    """
+    metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
+    tags = {"stage": stage, "unit": unit}
+    metrics[1].set(total, tags)
+    done, noted = 0, set()
+    with (_bar if console.is_terminal else _lines)(stage, total, unit) as show:
+        for row in _rows(dataset):
+            for note in dict.fromkeys(row.pop("notes", None) or ()):
+                if note not in noted:
+                    console.print(f"{stage}: {note}", markup=False)
+                noted.add(note)
+            done += count(row)
+            lost.progress()
+            metrics[0].set(done, tags)
+            show(done, row)
+            yield row
+
+
+def _rows(dataset: Dataset) -> Iterator[dict]:
+    """Yield a dataset's rows; bad input that a worker found is raised as such here too."""
+    try:
+        yield from dataset.iter_rows()
+    except Exception as error:
+        if bad_input := find_input_error(error):
+            raise bad_input from error
+        raise
+
+
+@contextlib.contextmanager
+def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with lost.during(stage), Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(stage, total=total)
+        yield lambda done, row: progress.update(task, completed=done)
+
+
+@contextlib.contextmanager
+def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
+    started = said = time.monotonic()
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    with spoken(stage, f"0 of {total} {unit}, starting workers") as say:
+
+        def show(done: int, row: dict) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if submitted:
+                about = {"stage": stage, "unit": unit, "done": done, "total": total, "seconds": round(now - started, 1)}
+                console.out(json.dumps(about | {"part": row}, default=str), highlight=False)
+            if now - said > BETWEEN_LINES:
+                said = now
+                say(f"{done} of {total} {unit}, {_at_work()}")
+
+        yield show
+
+
+def _at_work() -> str:
+    """Return what the cluster has at present, in words."""
+    resources = ray.cluster_resources()
+    kinds = [f"{resources[name]:.0f} {name}s" for name in ("CPU", "GPU") if resources.get(name)]
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return f"{nodes} nodes with {' and '.join(kinds)}" if nodes > 1 else " and ".join(kinds)
+
+
+@contextlib.contextmanager
+def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
+    """Give a function that prints a line of a stage's progress, and say that it goes on where nothing else is said.
+
+    Args:
+        stage: name shown.
+        begun: the first line; those that follow end with the seconds since.
+    """
+    console.print(f"{stage}: {begun}")
+    started = last = time.monotonic()
+    done = threading.Event()
+
+    def say(line: str) -> None:
+        nonlocal last
+        last = time.monotonic()
+        console.print(f"{stage}: {line}, {last - started:.0f} s")
+
+    def watch() -> None:
+        while not done.wait(1):
+            if time.monotonic() - last > BETWEEN_LINES:
+                say("at work")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        with lost.during(stage):
+            yield say
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,225 @@
+"""MediaWiki dumps (`pages-articles*.xml.bz2`): pages read as a stream, any part of a multistream file by itself."""
+
+import bz2
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.parsers import expat
+
+import pyarrow as pa
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.corpus.sources import kind_of, open_source
+
+#: What every bz2 stream begins with: its header and that of its first block. A multistream dump is many streams of
+#: some hundred pages each; the ten bytes find them without the index file.
+STREAM = re.compile(rb"BZh[1-9]1AY&SY")
+MAGIC_BYTES = 10
+CHUNK = 1 << 18
+#: Characters above which a page is left out. MediaWiki itself takes no more than 2 MiB.
+LONGEST_PAGE = 10_000_000
+
+NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^<>]*>([^<>]+)</namespace>')
+#: Names of namespaces without articles, for dumps that list none: those of MediaWiki in some languages.
+CORE = (
+    "media special talk user wikipedia file image mediawiki template help category portal draft module book timedtext "
+    "wiktionary wikibooks wikiquote wikisource wikiversity wikivoyage "
+    "medium spezial diskussion benutzer datei bild vorlage hilfe kategorie spécial discussion utilisateur fichier "
+    "modèle aide catégorie portail especial discusión usuario archivo plantilla ayuda categoría discussão usuário "
+    "ficheiro predefinição ajuda categoria speciale discussione utente immagine aiuto portale overleg gebruiker "
+    "bestand sjabloon categorie служебная обсуждение участник файл шаблон справка категория портал"
+)
+NAMESPACES = frozenset(CORE.split())
+TALK = re.compile(r" talk$|^(?:discussion |обсуждение )")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the head of a dump tells: what is put before a title for its address, and namespaces without articles."""
+
+    base: str = ""
+    namespaces: frozenset[str] = NAMESPACES
+
+    def holds_article(self, title: str) -> bool:
+        """Return whether a title stands in the namespace of articles."""
+        prefix, colon, _ = title.partition(":")
+        prefix = prefix.replace("_", " ").strip().lower()
+        talk = self.namespaces is NAMESPACES and TALK.search(prefix)
+        return not (colon and (talk or prefix in self.namespaces))
+
+
+@dataclass
+class Page:
+    """A page of a dump.
+
+    `text` is None where it is longer than `LONGEST_PAGE`, `namespace` where the dump does not tell it.
+    """
+
+    title: str = ""
+    namespace: str | None = None
+    text: str | None = ""
+    redirect: bool = False
+
+
+def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Page]:
+    """Yield the pages in those streams of a dump that begin within a range of bytes.
+
+    Args:
+        path: a dump, `.xml.bz2` or `.xml`; the latter is read whole.
+        start: first byte of the range.
+        end: byte after the range, or None for the end of the file.
+
+    Raises:
+        InputError: a file that was cut off, is no dump, or declares entities.
+    """
+    chunks = _streams(path, start, end) if kind_of(path)[1] == ".bz2" else _chunks(path)
+    parser = _PageParser(path)
+    if start:
+        parser.feed(b"<mediawiki>")
+    empty = True
+    for chunk in chunks:
+        empty = False
+        yield from parser.feed(chunk)
+    if end is None and not parser.closed and not (empty and start):
+        raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
+
+
+def is_dump(path: str) -> bool:
+    """Return whether a file begins like a dump."""
+    return b"<mediawiki" in _head(path)
+
+
+def read_site(path: str) -> Site:
+    """Read what the head of a dump tells."""
+    head = _head(path)
+    base = re.search(rb"<base>(.*/).*</base>", head)
+    named = (name.decode("utf-8", "replace") for key, name in NAMESPACE.findall(head) if key != b"0")
+    names = frozenset(html.unescape(name).lower() for name in named)
+    return Site(base[1].decode() if base else "", names or NAMESPACES)
+
+
+def _head(path: str) -> bytes:
+    with open_source(path) as file:
+        return file.read(CHUNK)
+
+
+def check_whole(path: str) -> None:
+    """Raise `InputError` where a dump is no bz2 file, or its last stream was cut off."""
+    filesystem, inner = storage.resolve(path)
+    with filesystem.open_input_file(inner) as file:
+        if not STREAM.match(file.read(MAGIC_BYTES)):
+            raise InputError(f"{path}: not a bz2 file; a dump pages-articles*.xml.bz2 expected")
+        file.seek(max(0, file.size() - 16 * CHUNK))
+        tail = file.read()
+    streams = list(STREAM.finditer(tail))
+    if streams:
+        stream = bz2.BZ2Decompressor()
+        last = stream.decompress(tail[streams[-1].start() :])
+        if not stream.eof or not last.rstrip().endswith(b"</mediawiki>"):
+            raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    with open_source(path) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def _streams(path: str, start: int, end: int | None) -> Iterator[bytes]:
+    """Yield, decompressed, the streams that begin in a range; each is read to its own end."""
+    filesystem, inner = storage.resolve(path)
+    with filesystem.open_input_file(inner) as file:
+        yield from _streams_of(file, path, start, end or file.size())
+
+
+def _streams_of(file: pa.NativeFile, path: str, start: int, end: int) -> Iterator[bytes]:
+    position = _find_stream(file, start, end)
+    file.seek(position)
+    data = b""
+    while position < end:
+        stream = bz2.BZ2Decompressor()
+        try:
+            while not stream.eof:
+                if stream.needs_input:
+                    data = data or file.read(CHUNK)
+                    if not data:
+                        raise InputError(f"{path}: cut off in the bz2 stream at byte {position}; fetch it again")
+                text = stream.decompress(data, max_length=CHUNK)
+                data = b""
+                if text:
+                    yield text
+        except (OSError, EOFError) as error:
+            raise InputError(
+                f"{path}: the bz2 stream at byte {position} is damaged ({error}); fetch it again"
+            ) from error
+        data = stream.unused_data or file.read(CHUNK)
+        position = file.tell() - len(data)
+        if not data:
+            return
+
+
+def _find_stream(file: pa.NativeFile, start: int, end: int) -> int:
+    """Return where the first stream at or after a byte begins, or `end` where there is none."""
+    kept, at = b"", start
+    file.seek(start)
+    while at - len(kept) < end and (chunk := file.read(CHUNK)):
+        found = STREAM.search(kept + chunk)
+        if found:
+            return at - len(kept) + found.start()
+        at += len(chunk)
+        kept = (kept + chunk)[-MAGIC_BYTES + 1 :]
+    return end
+
+
+class _PageParser:
+    """Pages from XML fed in pieces; it holds one page at a time, and no more of it than `LONGEST_PAGE`."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.closed = path, False
+        self._pages: list[Page] = []
+        self._page, self._parts, self._length = Page(), None, 0
+        self._parser = expat.ParserCreate()
+        self._parser.buffer_text = True
+        self._parser.StartElementHandler = self._begin
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._take
+        self._parser.EntityDeclHandler = self._refuse
+
+    def feed(self, data: bytes) -> list[Page]:
+        """Return the pages that end in a piece."""
+        self._pages = []
+        try:
+            self._parser.Parse(data)
+        except expat.ExpatError as error:
+            after = f" after the page {self._page.title!r}" if self._page.title else ""
+            raise InputError(f"{self.path}: not well-formed XML{after} ({error}); fetch it again") from error
+        return self._pages
+
+    def _begin(self, tag: str, attributes: dict) -> None:
+        if tag == "page":
+            self._page = Page()
+        elif tag == "redirect":
+            self._page.redirect = True
+        elif tag in ("title", "ns", "text"):
+            self._parts, self._length = [], 0
+
+    def _take(self, data: str) -> None:
+        if self._parts is not None:
+            self._length += len(data)
+            if self._length <= LONGEST_PAGE:
+                self._parts.append(data)
+
+    def _end(self, tag: str) -> None:
+        if tag in ("title", "ns", "text"):
+            value = "".join(self._parts) if self._length <= LONGEST_PAGE else None
+            setattr(self._page, "namespace" if tag == "ns" else tag, value)
+            self._parts = None
+        elif tag == "page":
+            self._pages.append(self._page)
+        elif tag == "mediawiki":
+            self.closed = True
+
+    def _refuse(self, name: str, *_: object) -> None:
+        raise InputError(f"{self.path}: declares the XML entity {name!r}, which no dump does; it is not read")

@@ -1,0 +1,115 @@
+"""Whole lines of steps: an exam from corpus to report, an adapter from corpus to training; done steps are kept."""
+
+from dataclasses import dataclass, fields, replace
+
+from sciqa.core import storage
+from sciqa.core.cluster import check_accelerator
+from sciqa.core.errors import InputError
+from sciqa.core.options import Summary
+from sciqa.corpus.passages import CorpusOptions, build_passages, check_corpus, finished_passages
+from sciqa.exam import open_exam
+from sciqa.exam.check import check_exam
+from sciqa.exam.questions import QuestionOptions
+from sciqa.predict import PredictOptions, predict
+from sciqa.predict.predict import check_reader
+from sciqa.report import ReportOptions, report
+from sciqa.report.report import answered, check_show
+from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval.contexts import check_finding
+from sciqa.retrieval.index import built_like, check_index, finished_index
+from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.finetune import check_options
+
+#: Options that the retrieval of training questions shares with training.
+SHARED = (FindOptions, QuestionOptions)
+COMPARED = ("open-book", "closed-book", "retrieval")
+
+
+@dataclass(kw_only=True)
+class RunExamOptions(CorpusOptions, RetrieveOptions, PredictOptions, ReportOptions):
+    """Everything from corpus to report; with no options, the packaged test exam against the demo corpus."""
+
+    compare: bool = False
+    """Answer with every reader (open-book, closed-book, retrieval) and print them as one table."""
+    check: bool = False
+    """Only show how the exam is understood: its first questions, letters of right options, repeats, chance."""
+
+
+def run_exam(options: RunExamOptions) -> list[Summary]:
+    """Answer an exam from a corpus; all input is checked before any work starts.
+
+    Raises:
+        InputError: bad input of any step.
+    """
+    if options.check:
+        return [check_exam(options)]
+    exam = open_exam(options, write=False)
+    compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
+    readers = [options.reader, *(name for name in compared if name != options.reader)]
+    asked = [options, *(replace(options, reader=reader, name=None) for reader in readers[1:])]
+    check_show(options.show, [*(each.name for each in asked), *answered(options.output, exam)])
+    if readers != ["retrieval"]:
+        check_reader(options)
+    summaries = []
+    if readers != ["closed-book"]:
+        summaries += _find(options, [options])
+    summaries += map(predict, asked)
+    return [*summaries, report(replace(options, show=options.show or options.name))]
+
+
+def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Summary]:
+    """Find the contexts of some exams, with passages and index made first unless nothing is looked up."""
+    if retrievals[0].context == "given":
+        return list(map(retrieve, retrievals))
+    check_passages(options)
+    check_finding(options, options.overwrite and options.corpus is not None)
+    check_accelerator(options)
+    storage.check_writable(options.output)
+    return [*find_passages(options), *map(retrieve, retrievals)]
+
+
+def check_passages(options: CorpusOptions) -> None:
+    """Raise `InputError` where there is neither an index to use as it is, nor anything to build one from."""
+    if options.corpus is None:
+        index, passages = finished_index(options), finished_passages(options)
+        asked = options.cut() | {"remove": options.remove}
+        given = [name for name, value in asked.items() if value != storage.defaults_of(CorpusOptions)[name]]
+        if index and not passages and given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")
+        if index or passages:
+            return
+    check_corpus(options)
+    check_index(options, options.overwrite)
+
+
+def find_passages(options: CorpusOptions) -> list[Summary]:
+    """Build passages and index, unless they are finished and no corpus is named: then they are used as they are."""
+    if options.corpus is None and (manifest := finished_index(options)):
+        made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
+        return [Summary("index", options.index, made, 0.0, {"built": 0, "kept": len(manifest["shards"])})]
+    passages = build_passages(options)
+    return [passages, build_index(built_like(options) if options.corpus is None else options)]
+
+
+@dataclass(kw_only=True)
+class RunFinetuneOptions(CorpusOptions, FindOptions, FinetuneOptions):
+    """Everything from corpus to adapter; with no options, SmolLM2 on the packaged exam and the demo corpus."""
+
+
+def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
+    """Find the contexts of training and validation questions, where they are not there yet, and train on them.
+
+    Raises:
+        InputError: bad input of any step.
+    """
+    check_options(options)
+    shared = {field.name: getattr(options, field.name) for kind in SHARED for field in fields(kind)}
+    retrievals = [
+        RetrieveOptions(
+            **shared | {"output": storage.join(options.output, name), "exam": getattr(options, name)},
+            contexts=getattr(options, f"{name}_contexts"),
+        )
+        for name in ("train", "validation")
+    ]
+    return [*_find(options, retrievals), finetune(options)]

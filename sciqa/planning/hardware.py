@@ -1,0 +1,161 @@
+"""Accelerators by name, the node types of a Ray cluster file, and what they lack for a stage."""
+
+from dataclasses import dataclass
+
+import yaml
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU as its maker's data sheet tells of it.
+
+    Attributes:
+        teraflops: dense operations a second in bfloat16 (float16 on a T4) with sums in float32, in 10^12.
+        gigabytes: of memory, in 10^9 bytes.
+    """
+
+    teraflops: float
+    gigabytes: float
+
+
+#: By Ray's names; H100 and H200 are the SXM modules.
+ACCELERATORS = {
+    "T4": Accelerator(65, 16),
+    "L4": Accelerator(121, 24),
+    "A10G": Accelerator(70, 24),
+    "L40S": Accelerator(362, 48),
+    "A100-40G": Accelerator(312, 40),
+    "A100-80G": Accelerator(312, 80),
+    "H100": Accelerator(989, 80),
+    "H200": Accelerator(989, 141),
+}
+#: GPUs of AWS's instance families.
+AWS_FAMILIES = {
+    **{"g4dn": "T4", "g5": "A10G", "g6": "L4", "g6e": "L40S", "p4d": "A100-40G", "p4de": "A100-80G"},
+    **{"p5": "H100", "p5e": "H200", "p5en": "H200"},
+}
+#: Share of a GPU's memory that a plan may fill: CUDA's own context and libraries take the rest.
+ROOM = 0.9
+#: Memory of a process on a CPU beside what is planned: 2.34 GB beside 1.65 in training SmolLM2-135M, since glibc keeps
+#: what is freed.
+PROCESS = 1.42
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A node type of a cluster.
+
+    Attributes:
+        name: of the type.
+        cpus: that Ray has of a node.
+        gpus: of a node.
+        kind: of GPU, by the names of `ACCELERATORS`.
+        memory: bytes of the host that Ray has, None where the file does not tell.
+        most: nodes of the type at most.
+    """
+
+    name: str
+    cpus: float
+    gpus: int
+    kind: str | None
+    memory: int | None
+    most: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage needs.
+
+    Attributes:
+        stage: name of the step.
+        workers: at least.
+        memory: bytes of the host that each asks Ray for.
+        device: bytes of GPU memory of each, or of the host's where a cluster has no GPUs; 0 for CPU stages.
+    """
+
+    stage: str
+    workers: int
+    memory: int
+    device: int = 0
+
+
+def read_node_types(path: str) -> list[NodeType]:
+    """Return the node types of a Ray cluster file.
+
+    Raises:
+        InputError: no such file, or a node type that does not say what it has.
+    """
+    try:
+        about = yaml.safe_load(storage.read_bytes(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    types = about.get("available_node_types") if isinstance(about, dict) else None
+    if not isinstance(types, dict) or not types:
+        raise InputError(f"{path}: no available_node_types; a Ray cluster file expected")
+    most = about.get("max_workers", 2)
+    return [
+        _node_type(path, name, kind or {}, 1 if name == about.get("head_node_type") else most)
+        for name, kind in types.items()
+    ]
+
+
+def _node_type(path: str, name: str, about: dict, most: int) -> NodeType:
+    resources = about.get("resources") or {}
+    for key in ("CPU", "GPU", "memory"):
+        if not isinstance(resources.get(key, 0), int | float):
+            raise InputError(f"{path}, node type {name!r}: {key} {resources[key]!r} found, a number expected")
+    if "CPU" not in resources:
+        raise InputError(f"{path}, node type {name!r}: no CPU in its resources; say what it has: {{CPU: 16, GPU: 1}}")
+    gpus = int(resources.get("GPU", 0))
+    kind = _gpu_kind(path, name, about, resources) if gpus else None
+    return NodeType(name, resources["CPU"], gpus, kind, resources.get("memory"), about.get("max_workers", most))
+
+
+def _gpu_kind(path: str, name: str, about: dict, resources: dict) -> str:
+    """Return the kind of GPU by the instance type, which also tells an A100's memory, or by Ray's name for it."""
+    family = str((about.get("node_config") or {}).get("InstanceType", "")).partition(".")[0]
+    named = next((key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")), "")
+    same = (kind for kind in ACCELERATORS if named in (kind, kind.partition("-")[0]))
+    kind = AWS_FAMILIES.get(family) or next(same, None)
+    if kind is None:
+        raise InputError(
+            f"{path}, node type {name!r}: its kind of GPU is not known; give it the resource "
+            f'"accelerator_type:KIND": 1, with one of {", ".join(ACCELERATORS)}'
+        )
+    return kind
+
+
+def fits_accelerator(kind: str, size: int) -> bool:
+    """Whether so many bytes fit an accelerator's memory."""
+    return size <= ROOM * ACCELERATORS[kind].gigabytes * 1e9
+
+
+def lacks(node: NodeType, need: Need, has_gpus: bool) -> str | None:
+    """Return what a node type lacks for a stage, in words, or None where the stage can run on it.
+
+    Args:
+        node: the type.
+        need: of the stage.
+        has_gpus: whether the cluster has GPUs, on which models then run.
+    """
+    if node.cpus < 1:
+        return "has no CPU for work"
+    if not need.device or not has_gpus:
+        slots, size = (1 if need.device else int(node.cpus)), max(need.memory, int(PROCESS * need.device))
+    elif not node.gpus:
+        return "has no GPU"
+    elif not fits_accelerator(node.kind, need.device):
+        memory = ROOM * ACCELERATORS[node.kind].gigabytes
+        return f"has {memory:.1f} GB for a worker on its {node.kind}, {need.device / 1e9:.1f} GB needed"
+    else:
+        slots, size = node.gpus, need.memory
+    if size and node.memory is not None:
+        slots = min(slots, int(node.memory // size))
+    if slots < 1:
+        return f"has {node.memory / 1e9:.1f} GB of memory, {size / 1e9:.1f} GB needed by a worker"
+    if slots * node.most < need.workers:
+        return f"takes {slots * node.most} workers in all, {need.workers} needed"
+    return None

@@ -1,0 +1,375 @@
+"""What a model takes, from its configuration alone: bytes of weights, memory of a training step, FLOPs."""
+
+import itertools
+import math
+import re
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from sciqa.core.errors import InputError
+from sciqa.core.hub import Family, config_files, folder_family
+from sciqa.models.adapter import make_trainable
+from sciqa.models.format import Format, Method
+from sciqa.models.load import SCORERS, empty_model
+from sciqa.models.proof import Verdict
+from sciqa.models.scorer import Encoded
+from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
+
+#: Weights that share a constant of 8 bits in NF4, and constants that share one of 32 (Dettmers et al. 2023, QLoRA).
+BLOCK, OUTER_BLOCK = 64, 256
+#: Bytes of a 4-bit layer's two code books (16 and 256 float32 values) and of the mean of its constants.
+CODE_BOOKS = 4 * (16 + 256 + 1)
+#: Elements between two uses of a parameter up to which ZeRO-3 keeps it gathered: DeepSpeed's default of
+#: `stage3_max_reuse_distance`.
+REUSE_DISTANCE = 1_000_000_000
+#: Memory that an allocator takes, as a multiple of the tensors in it at their peak. Of Llama 2 7B with LoRA, PyTorch
+#: reserved 10.22 GiB on a GPU for 9.16 (Answer.AI, fsdp_qlora, benchmarks_03_2024.md).
+RESERVED = 1.12
+#: Projections of cross-attention, by their names in T5 and in BART, that read what the encoder gave.
+CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter as a worker stores it.
+
+    Attributes:
+        elements: of its tensor; of a 4-bit layer's, each holds four weights.
+        width: bytes of an element.
+        trained: whether it is trained.
+    """
+
+    elements: int
+    width: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model as `finetune` would train it, without its weights.
+
+    Attributes:
+        model: on PyTorch's meta device, with its adapter.
+        family: its kind.
+        parameters: number of weights of the base model.
+        quantised: weights of each layer that NF4 would keep in 4 bits.
+        stored: all parameters as the method stores them, the adapter's among them.
+        constants: bytes of NF4's constants, 0 where the base is not in 4 bits.
+    """
+
+    model: nn.Module
+    family: Family
+    parameters: int
+    quantised: list[int]
+    stored: list[Stored]
+    constants: int
+
+    @property
+    def trained(self) -> int:
+        """Number of trained weights."""
+        return sum(each.elements for each in self.stored if each.trained)
+
+    def weight_bytes(self, kind: str) -> int:
+        """Return the bytes of the base model's weights in `float32`, `bfloat16` or `nf4`.
+
+        In NF4 only the linear layers have 4 bits: embeddings, norms and the head stay in 16.
+        """
+        if kind != "nf4":
+            return self.parameters * {"float32": 4, "bfloat16": 2}[kind]
+        return 2 * (self.parameters - sum(self.quantised)) + sum(sum(nf4_bytes(each)) for each in self.quantised)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a worker's memory in training, and of the host's where ZeRO's state is offloaded to it."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes of the worker's own memory, with what its allocator holds besides tensors."""
+        return reserved(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
+
+
+def reserved(tensors: int) -> int:
+    """Return the bytes that an allocator takes for so many of tensors."""
+    return round(RESERVED * tensors)
+
+
+def nf4_bytes(weights: int) -> tuple[int, int]:
+    """Return the bytes of a layer's weights in NF4 with double quantisation, and those of its constants.
+
+    Dettmers et al. 2023, QLoRA, section 3: 4 bits a weight, 8 bits for every 64 weights, 32 for 256 of those.
+    """
+    blocks = math.ceil(weights / BLOCK)
+    return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
+
+
+def sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> Sketch:
+    """Return a model without weights, made ready for training as the training loop does.
+
+    Args:
+        name: as `sciqa.core.hub.find_model` takes it, or a folder with a config.json and no weights.
+        method: of training.
+        fields: for peft's configuration.
+        dtype: type of the base model's weights.
+
+    Raises:
+        InputError: no such model, or peft refuses the fields.
+    """
+    folder, gguf_file = config_files(name)
+    family = folder_family(name, folder, gguf_file)
+    base = empty_model(folder, gguf_file, family, dtype)
+    parameters = sum(each.numel() for each in base.parameters())
+    kept = Bnb4BitHfQuantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
+    quantised = {
+        id(module.weight): module.weight.numel()
+        for path, module in base.named_modules()
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(path, kept)
+    }
+    model = make_trainable(base, family, method, fields)
+    in_4_bits = quantised if method == "qlora" else {}
+    stored = [
+        Stored(
+            math.ceil(nf4_bytes(each.numel())[0] / each.itemsize) if id(each) in in_4_bits else each.numel(),
+            each.itemsize,
+            each.requires_grad,
+        )
+        for each in model.parameters()
+    ]
+    constants = sum(nf4_bytes(each)[1] for each in in_4_bits.values())
+    return Sketch(model, family, parameters, list(quantised.values()), stored, constants)
+
+
+def rank_bytes(stored: list[Stored], workers: int) -> int:
+    """Return the bytes of parameters that a rank of ZeRO-3 holds between steps: all of the small ones, else a share."""
+    return sum(
+        each.width * (each.elements if each.elements <= PERSISTENCE_THRESHOLD else math.ceil(each.elements / workers))
+        for each in stored
+    )
+
+
+def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -> Memory:
+    """Return what a worker needs in a training step, at its peak, without CUDA's own context.
+
+    As Rajbhandari et al. 2020, ZeRO, section 5, counts it, with this program's types: trained weights, their
+    gradients and both moments of AdamW are float32, frozen weights are as loaded. ZeRO-2 has a second copy of its share
+    of the trained weights, for DeepSpeed keeps one whatever their type. What is gathered under ZeRO-3 stays until its
+    backward pass, where no more than `REUSE_DISTANCE` elements come between: of a small model, all.
+
+    Args:
+        model: with its adapter.
+        options: `zero`, `offload` and `num_workers` of them; a number is expected there.
+        activations: as `peak_activations` returns them.
+    """
+    trained = 4 * model.trained
+    share = math.ceil(trained / options.num_workers)
+    frozen = sum(each.elements * each.width for each in model.stored if not each.trained) + model.constants
+    if options.zero == 0:  # an optimizer step needs as much as the weights for its own results
+        return Memory(frozen + trained, trained, 2 * trained, 0, max(activations, trained))
+    activations = max(activations, share)
+    if options.zero == 2:
+        buckets = 4 * REDUCE_BUCKET * (2 if options.method == "full" else 1)
+        if options.offload:
+            return Memory(frozen + trained, 0, 0, buckets, activations, host=4 * share)
+        return Memory(frozen + trained, share, 3 * share, buckets, activations)
+    held = rank_bytes(model.stored, options.num_workers) + model.constants
+    large = [each for each in model.stored if each.elements > PERSISTENCE_THRESHOLD]
+    elements = sum(each.elements for each in large)
+    gathered = sum(each.elements * each.width for each in large) * min(1.0, REUSE_DISTANCE / 2 / max(1, elements))
+    buckets = REDUCE_BUCKET * (6 if options.method == "full" else 2) + math.ceil(gathered)
+    if options.offload:
+        small = sum(each.elements * each.width for each in model.stored if each not in large)
+        return Memory(small, 0, 0, buckets, activations, host=held - small + 4 * share)
+    return Memory(held, share, 2 * share, buckets, activations)
+
+
+def peak_activations(
+    model: Sketch, batch: list[Encoded], *, training: bool = True, checkpointing: bool = False, nf4: bool = False
+) -> int:
+    """Return the most bytes of tensors besides parameters, gradients and optimizer state that a step needs at once.
+
+    The real forward and backward pass is run with tensors that have a shape and no content, and the bytes of those
+    alive are counted. So all is in it that Korthikanti et al. 2022, Reducing Activation Recomputation in Large
+    Transformer Models, sum up by hand for one architecture, and logits, losses and gradients of activations too.
+
+    Args:
+        model: with its adapter; it is not changed.
+        batch: questions that a worker computes at once.
+        training: with a backward pass, after an earlier one whose gradients are there.
+        checkpointing: activations of each layer are computed again in the backward pass.
+        nf4: the base is in 4 bits; its largest layer is there in 16 while it computes.
+
+    Raises:
+        InputError: a model whose shapes depend on what it computes.
+    """
+    # Enough of a tokenizer to pad rows of token 0, for there may be no other.
+    padding = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"[SEP]": 0, "[PAD]": 1}, unk_token="[PAD]")),
+        **{"sep_token": "[SEP]", "pad_token": "[PAD]", "model_input_names": ["input_ids", "attention_mask"]},
+    )
+    # Questions that begin alike would share a row, which those of an exam seldom do.
+    batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
+    scorer = SCORERS[model.family](model.model, padding, Format()).train(training)
+    scorer.verdict = Verdict("packed")  # without weights nothing can be proved
+    step = _Step(scorer, training)
+    if checkpointing:
+        model.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        model.model.enable_input_require_grads()
+    try:
+        with fake_tensor.FakeTensorMode():
+            tensors = {
+                name: torch.empty(each.shape, dtype=each.dtype).requires_grad_(each.requires_grad)
+                for name, each in itertools.chain(step.named_parameters(), step.named_buffers())
+            }
+            for each in tensors.values():
+                each.grad = torch.empty_like(each) if each.requires_grad else None
+            with _Living() as living:
+                living.ignore(*tensors.values(), *(each.grad for each in tensors.values() if each.requires_grad))
+                torch.func.functional_call(step, tensors, (batch,))
+    except (
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.UnsupportedFakeTensorException,
+    ) as error:
+        raise InputError(f"--model: its activations cannot be planned, for their shapes vary ({error})") from error
+    finally:
+        if checkpointing:
+            model.model.gradient_checkpointing_disable()
+            model.model.disable_input_require_grads()
+    return living.peak + (2 * max(model.quantised, default=0) if nf4 else 0)
+
+
+class _Step(nn.Module):
+    """A forward pass under autocast and, in training, its backward pass."""
+
+    def __init__(self, scorer: nn.Module, training: bool) -> None:
+        super().__init__()
+        self.scorer, self.with_backward = scorer, training
+
+    def forward(self, batch: list[Encoded]) -> None:
+        """Run the step; its gradients are added to those that the parameters have."""
+        with torch.set_grad_enabled(self.with_backward):
+            with torch.autocast("cpu", torch.bfloat16):
+                scores = self.scorer(batch)
+            if self.with_backward:
+                torch.stack([each.logsumexp(0) for each in scores]).mean().backward()
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, each storage once; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: dict[int, weakref.ref] = {}
+
+    def ignore(self, *tensors: torch.Tensor) -> None:
+        """Leave tensors out of the count."""
+        for each in tensors:
+            storage = each.untyped_storage()
+            self.known[storage._cdata] = weakref.ref(storage)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run an operation and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self.known:
+                self._count(each.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size, key = storage.nbytes(), storage._cdata
+
+        def gone(_: weakref.ref) -> None:
+            self.now -= size
+            del self.known[key]
+
+        self.known[key] = weakref.ref(storage, gone)
+        self.now += size
+
+
+def question_flops(model: Sketch, question: Encoded, *, training: bool, checkpointing: bool = False) -> int:
+    """Return the floating-point operations of a question.
+
+    A multiplication by a matrix is 2 for each of its weights and each token (Kaplan et al. 2020, Scaling Laws, table
+    1), and attention 4 for each pair of tokens, layer and dimension (Hoffmann et al. 2022, appendix F). The backward
+    pass multiplies once for the gradients of inputs and once for those of weights, which together is Kaplan's 6 for
+    each weight and token; frozen weights need none of their own (Dettmers et al. 2023, section 3), so with LoRA it is
+    a little more than 4. Checkpointing adds another forward pass.
+    """
+    linear = trained = 0
+    tokens_of = _tokens(model, question)
+    for name, module in model.model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            count = 2 * module.weight.numel() * tokens_of(name)
+            linear += count
+            trained += count if module.weight.requires_grad else 0
+    attention = _attention_flops(model.model.config, model.family, question)
+    forward = linear + attention
+    if not training:
+        return forward
+    return forward * (2 if checkpointing else 1) + linear + trained + 2 * attention
+
+
+def text_flops(model: nn.Module, tokens: int) -> int:
+    """Return the FLOPs of an encoder, such as an embedder, for one text."""
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    return 2 * linear * tokens + _pairs_flops(model.config, model.config.num_hidden_layers, tokens * tokens)
+
+
+def _tokens(model: Sketch, question: Encoded) -> Any:  # noqa: ANN401
+    """Return a function that gives the tokens which the linear layer of a name multiplies."""
+    output = model.model.get_output_embeddings()
+    head = next((name for name, module in model.model.named_modules() if module is output), None)
+    options = sum(map(len, question.options))
+    predicted = options + (1 if model.family == "causal" else 0)
+    prompt = len(question.prompt)
+
+    def tokens_of(name: str) -> int:
+        if head and name.startswith(head):
+            return predicted
+        if model.family != "seq2seq":
+            return prompt + options
+        if CROSS.search(name):
+            return prompt * len(question.options)
+        return options if "decoder." in name else prompt
+
+    return tokens_of
+
+
+def _attention_flops(config: Any, family: Family, question: Encoded) -> int:  # noqa: ANN401
+    layers, prompt = config.num_hidden_layers, len(question.prompt)
+    lengths = [len(option) for option in question.options]
+    if family == "causal":
+        return _pairs_flops(config, layers, question.length**2)
+    own = sum(length * length for length in lengths)
+    if family == "multiple-choice":
+        return _pairs_flops(config, layers, own)
+    cross = prompt * sum(lengths)
+    return _pairs_flops(config, layers, prompt**2) + _pairs_flops(config, config.num_decoder_layers, own + cross)
+
+
+def _pairs_flops(config: Any, layers: int, pairs: int) -> int:  # noqa: ANN401
+    heads = config.num_attention_heads
+    dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 4 * layers * heads * dimension * pairs

@@ -1,0 +1,368 @@
+"""The plan: what an exam, a corpus, a model and a method will take, before anything is started."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sciqa.core import cluster, progress
+from sciqa.core.errors import InputError
+from sciqa.core.hub import load_tokenizer, local_path
+from sciqa.core.options import Summary
+from sciqa.exam.keys import AnswersFrom
+from sciqa.exam.questions import options_of, read_exam
+from sciqa.models.format import Method
+from sciqa.planning.hardware import ACCELERATORS, ROOM, Need, NodeType, fits_accelerator, lacks, read_node_types
+from sciqa.planning.volume import (
+    CORE_FLOPS,
+    PASSAGES_PER_CORE_SECOND,
+    Volume,
+    VolumeOptions,
+    corpus_volume,
+    embedder_model,
+    index_row,
+)
+from sciqa.training.options import FinetuneOptions
+
+if TYPE_CHECKING:
+    from sciqa.models.scorer import Encoded
+    from sciqa.planning.memory import Memory, Sketch
+
+Stage = Literal["corpus", "index", "finetune", "predict"]
+#: Tokens that `predict` computes at once, and that an evaluation does.
+TOKENS_PER_BATCH = 2048
+
+
+@dataclass(kw_only=True)
+class PlanOptions(VolumeOptions):
+    """What is planned; options that a step has too mean the same as there."""
+
+    stages: tuple[Stage, ...] = ("corpus", "index", "finetune", "predict")
+    """Steps that must find room."""
+    exam: str = "test"
+    """Questions to answer: a split of the packaged exam, or files as `sciqa exam --exam` takes them."""
+    train: str = "train"
+    """Questions to train on."""
+    validation: str = "validation"
+    """Questions that choose the best step."""
+    columns: tuple[str, ...] = ()
+    """Where the parts of a question stand in those files, if their names do not tell."""
+    answers_from: AnswersFrom | None = None
+    """What answers are there, where that cannot be told."""
+    context_passages: int = 1
+    """Passages in the text that the reader gets."""
+    model: str = "SmolLM2-135M-Instruct"
+    """Model: a packaged one, a local folder (config.json is enough), a .gguf file or a hub id, of which only the
+    configuration is fetched."""
+    method: Method = "lora"
+    """`qlora` is LoRA over a base in 4 bits, which then answers in 4 bits too; `full` trains all weights."""
+    peft: str = "{}"
+    """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16}'."""
+    max_length: int | None = None
+    """Most tokens of a question; its context is cut to fit. By default the model's own limit."""
+    epochs: float = 2.0
+    """Times that every training question is seen."""
+    eval_every: int | None = None
+    """Steps between evaluations; by default ten of them over the run."""
+    batch_size: int = 16
+    """Questions in an optimizer step, over all workers."""
+    micro_batch: int = 4
+    """Questions that a worker computes at once."""
+    zero: Literal[0, 2, 3] = 0
+    """DeepSpeed ZeRO stage."""
+    offload: bool = False
+    """Keep what ZeRO shards in the memory of the CPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    num_workers: int = 1
+    """Model workers of each stage, each with a GPU."""
+    cluster: str | None = None
+    """Ray cluster file whose node types must have room for the stages."""
+    accelerator: tuple[str, ...] = ()
+    """GPUs to tell the hours of, such as A10G H100; by default those of the cluster file, or all that are known."""
+    price: tuple[float, ...] = ()
+    """Price of an hour of one GPU: one for all, or one for each --accelerator, in their order."""
+    utilisation: float = 0.3
+    """Share of a GPU's published operations a second that a stage reaches; large models reach 0.3 to 0.5."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers and names."""
+        super().__post_init__()
+        self.model = local_path(self.model)
+        self.training()
+        if self.context_passages < 1:
+            raise InputError(f"--context-passages: {self.context_passages} given, at least 1 expected")
+        if not 0 < self.utilisation <= 1:
+            raise InputError(f"--utilisation: {self.utilisation} given, more than 0 and at most 1 expected")
+        if unknown := [name for name in self.accelerator if name not in ACCELERATORS]:
+            raise InputError(f"--accelerator: {unknown[0]!r} given, one of {', '.join(ACCELERATORS)} expected")
+        if len(self.price) not in (0, 1, len(self.accelerator)):
+            raise InputError(f"--price: {len(self.price)} given, one, or one for each --accelerator expected")
+        if self.batch_size % (self.micro_batch * self.num_workers):
+            raise InputError(
+                f"--batch-size: {self.batch_size} given, a multiple of --micro-batch ({self.micro_batch}) times "
+                f"--num-workers ({self.num_workers}) expected"
+            )
+
+    def training(self) -> FinetuneOptions:
+        """Return them as the options of `finetune`, which checks them."""
+        shared = {field.name for field in fields(FinetuneOptions)} & {field.name for field in fields(self)}
+        return FinetuneOptions(**{name: getattr(self, name) for name in shared - {"accelerator"}})
+
+
+@dataclass(frozen=True)
+class Questions:
+    """An exam in tokens.
+
+    Attributes:
+        count: number of questions.
+        mean: a question of the mean length.
+        longest: a question of the largest.
+    """
+
+    count: int
+    mean: "Encoded"
+    longest: "Encoded"
+
+
+def plan(options: PlanOptions) -> Summary:
+    """Say what a run will take; nothing is started and no weights are loaded.
+
+    The details are tables by their titles, each a list of rows: of the model, of the memory of a training worker, of
+    the corpus and its index, of hours by accelerator and, with a cluster file, of what its node types have room for.
+
+    Raises:
+        InputError: bad input of a step, or a stage that fits nowhere, with what would fit.
+    """
+    started = time.monotonic()
+    nodes = read_node_types(options.cluster) if options.cluster else []
+    with progress.spoken("plan", f"counting what {options.model} and the corpus take"):
+        from sciqa.planning.memory import sketch
+
+        volume = corpus_volume(options)
+        model = sketch(options.model, options.method, options.training().peft_fields())
+        exams = {name: _read_questions(options, model, volume, name) for name in ("train", "validation", "exam")}
+        rows = list(_memory_rows(options, model, exams["train"].longest))
+        memory = next(memory for about, memory in rows if about["chosen"])
+        needs = _needs(options, model, memory, exams["exam"].longest)
+        kinds = list(options.accelerator or dict.fromkeys(node.kind for node in nodes if node.kind) or ACCELERATORS)
+        room = _node_rows(options, nodes, needs)
+        _check_room(options, kinds, room, needs, exams["train"].longest)
+        flops = _stage_flops(options, model, volume, exams)
+    longest = f"{options.micro_batch} questions of {exams['train'].longest.length} tokens at once"
+    details = {
+        f"Model {options.model}": [_model_row(options, model)],
+        f"Memory of a training worker, of {options.num_workers}, in GB, its allocator's in the total: {longest}": [
+            about | {name: size / 1e9 for name, size in vars(memory).items()} | {"total": memory.total / 1e9}
+            for about, memory in rows
+        ],
+        "Corpus and index": [index_row(options, volume)],
+        "Hours": list(_hour_rows(options, kinds, flops, volume, needs)),
+    }
+    if nodes:
+        details[f"Node types of {options.cluster}"] = room
+    made = f"{model.parameters:,} parameters, {model.trained:,} trained; training takes {memory.total / 1e9:.2f} GB"
+    return Summary("plan", "", f"{made} on a worker", time.monotonic() - started, details)
+
+
+def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name: str) -> Questions:
+    """Return an exam in tokens of the embedder, with contexts of passages that are average, or the longest."""
+    from sciqa.models.scorer import prompt_text
+
+    questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
+    tokenizer = load_tokenizer(options.embedder)
+    prompts = [len(each.ids) for each in tokenizer.encode_batch([prompt_text(question, "") for question in questions])]
+    texts = [list(options_of(question).values()) for question in questions]
+    lengths = [[len(each.ids) for each in tokenizer.encode_batch(each, add_special_tokens=False)] for each in texts]
+    number = round(np.mean([len(each) for each in lengths]))
+    mean = round(np.mean([length for each in lengths for length in each]))
+    longest = max(range(len(questions)), key=lambda at: prompts[at] + sum(lengths[at]))
+    average, most = (options.context_passages * tokens for tokens in (volume.tokens, options.passage_tokens))
+    return Questions(
+        len(questions),
+        _shape(options, model, round(np.mean(prompts) + average), [mean] * number),
+        _shape(options, model, prompts[longest] + most, lengths[longest]),
+    )
+
+
+def _shape(options: PlanOptions, model: "Sketch", prompt: int, lengths: list[int]) -> "Encoded":
+    """Return a question of so many tokens as the model gets it, cut to its limit."""
+    from sciqa.models.scorer import Encoded
+
+    own = getattr(model.model.config, "max_position_embeddings", None) or 1 << 20
+    limit = min(own, options.max_length or own)
+    prompt = max(1, min(prompt, limit - max(lengths)))
+    if model.family == "multiple-choice":
+        return Encoded([], [[0] * min(limit, prompt + length) for length in lengths], [])
+    return Encoded([0] * prompt, [[0] * length for length in lengths], [1.0] * len(lengths))
+
+
+def _memory_rows(options: PlanOptions, model: "Sketch", longest: "Encoded") -> Iterator[tuple[dict, "Memory"]]:
+    """Yield what a training worker needs in each ZeRO stage, with and without checkpointing."""
+    from sciqa.planning.memory import training_memory
+
+    for checkpointing in (False, True):
+        activations = _activations(options, model, longest, checkpointing)
+        for zero in (0, 2, 3):
+            offload = options.offload and zero > 0 and not (zero == 3 and options.method == "qlora")
+            changed = replace(options, zero=zero, offload=offload, gradient_checkpointing=checkpointing)
+            about = {"ZeRO": zero, "checkpointing": "yes" if checkpointing else "no"}
+            about["chosen"] = "*" * ((zero, checkpointing) == (options.zero, options.gradient_checkpointing))
+            yield about, training_memory(model, changed.training(), activations)
+
+
+def _activations(options: PlanOptions, model: "Sketch", longest: "Encoded", checkpointing: bool) -> int:
+    from sciqa.planning.memory import peak_activations
+
+    batch = [longest] * options.micro_batch
+    return peak_activations(model, batch, checkpointing=checkpointing, nf4=options.method == "qlora")
+
+
+def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "Encoded") -> list[Need]:
+    """Return what each stage needs of a node."""
+    from sciqa.planning.memory import peak_activations, reserved
+
+    nf4 = options.method == "qlora"
+    batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
+    answering = model.weight_bytes("nf4" if nf4 else "bfloat16")
+    answering += peak_activations(model, batch, training=False, nf4=nf4)
+    # What paged AdamW keeps moves to the host where a GPU is full.
+    training = replace(memory, optimizer=0).total if nf4 else memory.total
+    loading = int(cluster.LOADING * model.weight_bytes("bfloat16"))
+    embedder = int(cluster.LOADING * sum(2 * each.numel() for each in embedder_model(options).parameters()))
+    needs = [
+        Need("corpus", 1, 0),
+        Need("index", 1, embedder),
+        Need("finetune", options.num_workers, loading + memory.host, training),
+        Need("predict", 1, loading, reserved(answering)),
+    ]
+    return [need for need in needs if need.stage in options.stages]
+
+
+def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[Need]) -> list[dict]:
+    """Return a row for every node type, with what it lacks for each stage.
+
+    Raises:
+        InputError: none has a CPU for work.
+    """
+    if nodes and not any(node.cpus >= 1 for node in nodes):
+        raise InputError(f"{options.cluster}: no node type has a CPU for work; add one with CPUs")
+    has_gpus = any(node.gpus for node in nodes)
+    return [
+        {"node type": node.name, "most": node.most, "CPUs": node.cpus, "GPUs": f"{node.gpus} {node.kind or ''}".strip()}
+        | {need.stage: lacks(node, need, has_gpus) or "fits" for need in needs}
+        for node in nodes
+    ]
+
+
+def _check_room(
+    options: PlanOptions, kinds: list[str], room: list[dict], needs: list[Need], longest: "Encoded"
+) -> None:
+    """Raise `InputError` where a stage fits no node type or, without a cluster file, no accelerator."""
+    for need in needs:
+        if room:
+            lacking = {row["node type"]: row[need.stage] for row in room}
+            if "fits" in lacking.values():
+                continue
+            about = f"{options.cluster}: no node type has room for `{need.stage}`: "
+            about += "; ".join(f"{name} {what}" for name, what in lacking.items())
+        else:
+            if not need.device or any(fits_accelerator(kind, need.device) for kind in kinds):
+                continue
+            most = ROOM * max(ACCELERATORS[kind].gigabytes for kind in kinds)
+            about = f"`{need.stage}` needs {need.device / 1e9:.1f} GB on a GPU, and none of {', '.join(kinds)} "
+            about += f"has more than {most:.1f} GB for it"
+        raise InputError(f"{about}; what would fit: {'; '.join(_remedies(options, kinds, need, longest))}")
+
+
+def _remedies(options: PlanOptions, kinds: list[str], need: Need, longest: "Encoded") -> Iterator[str]:
+    """Yield other options, and GPUs, with which a stage that does not fit would."""
+    if not need.device:
+        yield "a node type with more CPUs and memory"
+        return
+    if any(fits_accelerator(kind, need.device) for kind in kinds):
+        host = need.memory / 1e9
+        yield f"nodes with GPUs for {need.workers} workers, and {host:.1f} GB of the host's memory for each"
+        return
+    for change in [{"method": "qlora"}] if need.stage == "predict" else _changes(options):
+        try:
+            changed = replace(options, **change)
+            size = _device_bytes(changed, need.stage, longest)
+        except InputError:  # options that do not go together
+            continue
+        if any(fits_accelerator(kind, size) for kind in kinds):
+            given = {name.replace("_", "-"): value for name, value in change.items()}
+            yield " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())
+    larger = [kind for kind in ACCELERATORS if fits_accelerator(kind, need.device)]
+    yield f"a GPU of {math.ceil(need.device / ROOM / 1e9)} GB" + (f" ({', '.join(larger)})" if larger else "")
+
+
+def _changes(options: PlanOptions) -> Iterator[dict]:
+    """Yield options that make training smaller, one change at a time and then together."""
+    smaller = {"micro_batch": 1, "gradient_checkpointing": True}
+    yield {"gradient_checkpointing": True}
+    yield {"micro_batch": 1}
+    yield smaller
+    for method in ("lora", "qlora"):
+        if options.method in {"lora": ["full"], "qlora": ["full", "lora"]}[method]:
+            yield {"method": method}
+            yield {"method": method} | smaller
+    for workers in (2, 4, 8, 16):
+        if options.batch_size % workers == 0:
+            yield smaller | {"zero": 3, "num_workers": workers}
+
+
+def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
+    """Return what a stage needs on a GPU with other options."""
+    from sciqa.planning.memory import sketch, training_memory
+
+    training = options.training()
+    model = sketch(options.model, options.method, training.peft_fields())
+    activations = _activations(options, model, longest, options.gradient_checkpointing)
+    memory = training_memory(model, training, activations)
+    return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)
+
+
+def _stage_flops(options: PlanOptions, model: "Sketch", volume: Volume, exams: dict[str, Questions]) -> dict[str, int]:
+    """Return the operations of every stage that computes with a model."""
+    from sciqa.planning.memory import question_flops, text_flops
+
+    steps = max(1, round(options.epochs * exams["train"].count / options.batch_size))
+    evaluations = 1 + math.ceil(steps / (options.eval_every or max(1, steps // 10)))
+    checkpointing = options.gradient_checkpointing
+    trained = question_flops(model, exams["train"].mean, training=True, checkpointing=checkpointing)
+    evaluated = question_flops(model, exams["validation"].mean, training=False)
+    flops = {
+        "index": volume.passages * text_flops(embedder_model(options), round(volume.tokens)),
+        "finetune": steps * options.batch_size * trained + evaluations * exams["validation"].count * evaluated,
+        "predict": exams["exam"].count * question_flops(model, exams["exam"].mean, training=False),
+    }
+    return {stage: count for stage, count in flops.items() if stage in options.stages}
+
+
+def _model_row(options: PlanOptions, model: "Sketch") -> dict:
+    sizes = {f"{name} GB": model.weight_bytes(name) / 1e9 for name in ("float32", "bfloat16", "nf4")}
+    return {"parameters": model.parameters, **sizes, f"trained ({options.method})": model.trained}
+
+
+def _hour_rows(
+    options: PlanOptions, kinds: list[str], flops: dict[str, int], volume: Volume, needs: list[Need]
+) -> Iterator[dict]:
+    """Yield the operations, and the hours and cost of every stage on each accelerator and on a CPU core."""
+    reading = {"corpus": "–"} if "corpus" in options.stages else {}
+    yield {"on": "operations, 10^12"} | reading | {stage: count / 1e12 for stage, count in flops.items()}
+    prices = dict(zip(kinds, options.price * (1 if len(options.price) > 1 else len(kinds)), strict=False))
+    for kind in kinds:
+        speed = ACCELERATORS[kind].teraflops * 1e12 * options.utilisation * options.num_workers
+        hours = {stage: count / speed / 3600 for stage, count in flops.items()}
+        row = {"on": f"{options.num_workers} {kind}"} | reading | hours
+        if lacking := [need.stage for need in needs if need.device and not fits_accelerator(kind, need.device)]:
+            row["no room for"] = ", ".join(lacking)
+        if kind in prices:
+            row["cost"] = sum(hours.values()) * options.num_workers * prices[kind]
+        yield row
+    reading = dict.fromkeys(reading, volume.passages / PASSAGES_PER_CORE_SECOND / 3600)
+    yield {"on": "a CPU core"} | reading | {stage: count / CORE_FLOPS[stage] / 3600 for stage, count in flops.items()}

@@ -1,0 +1,148 @@
+"""Blends: several readers' probabilities as one, weighted and calibrated on questions whose answers are known.
+
+A blend is a log-linear pool (Genest and Zidek 1986, section 3.2): the probability of an option is proportional to the
+product of the readers' probabilities, each to the power of the reader's weight. The weights need not sum to 1, so they
+calibrate too: with one reader, the weight is the inverse of a temperature (Guo et al. 2017, section 4.2).
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from string import ascii_uppercase
+
+import numpy as np
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.exam.metrics import log_softmax, score, scores_of, settle_ties, softmax
+
+#: Parts of the questions; those of each are answered by weights fitted on the others.
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights and how well they do.
+
+    Attributes:
+        weights: of each reader, by name.
+        questions: that they were fitted on.
+        map_at_3, log_loss, calibration_error: of all those questions, each answered by weights that were fitted without
+            it.
+        even: the same figures of even weights that sum to 1.
+    """
+
+    weights: dict[str, float]
+    questions: int
+    map_at_3: float
+    log_loss: float
+    calibration_error: float
+    even: dict[str, float]
+
+    def said(self) -> str:
+        """Return the figures in words."""
+        figures = [f"{name} {value:.3f}" for name, value in asdict(self).items() if name in self.even]
+        before = [f"{name} {value:.3f}" for name, value in self.even.items()]
+        said = f"cross-validated on {self.questions} questions: {', '.join(figures)}; evenly: {', '.join(before)}"
+        return said.replace("map_at_3", "MAP@3").replace("_", " ")
+
+
+def fit_blend(folders: dict[str, str]) -> Fit:
+    """Return the weights of greatest likelihood for some readers' answers to the same questions.
+
+    Args:
+        folders: the answers table of each reader, by name.
+
+    Raises:
+        InputError: the tables are of unlike questions, or too few of these have an answer.
+    """
+    tables = [_answered(folder) for folder in folders.values()]
+    ids = [[row["id"] for row in rows] for rows in tables]
+    for folder, names in zip(folders.values(), ids, strict=True):
+        if len(names) < FOLDS or names != ids[0]:
+            raise InputError(f"{folder}: at least {FOLDS} answers, to the same questions, with known answers expected")
+    logs = [pooled_scores(rows, list(folders.values())) for rows in zip(*tables, strict=True)]
+    golds = np.array([ord(row["answer"]) - ord("A") for row in tables[0]])
+    folds = np.arange(len(golds)) % FOLDS
+    blended: list[np.ndarray] = [np.empty(0)] * len(golds)
+    for fold in range(FOLDS):
+        kept = np.flatnonzero(folds != fold)
+        weights = pool_weights([logs[number] for number in kept], golds[kept])
+        for number in np.flatnonzero(folds == fold):
+            blended[number] = pool(weights, logs[number])
+    even = [each.mean(axis=0) for each in logs]
+    figures = _figures(blended, golds)
+    weights = pool_weights(logs, golds).round(4).tolist()
+    return Fit(dict(zip(folders, weights, strict=True)), len(golds), **figures, even=_figures(even, golds))
+
+
+def pooled_scores(rows: tuple[dict, ...], tables: list[str], question: dict | None = None) -> np.ndarray:
+    """Return log-likelihoods of one question's options in several answers tables, shape (readers, options).
+
+    They are beside the likeliest option's: how probabilities compare is all that a pool takes, and none is 0 here.
+
+    Args:
+        rows: of the question, in each table.
+        tables: their folders, for messages.
+        question: row of the exam table, where it is known.
+
+    Raises:
+        InputError: see `sciqa.exam.metrics.scores_of`; or the tables hold unlike numbers of options.
+    """
+    scores = [scores_of(row, question, table) for row, table in zip(rows, tables, strict=True)]
+    for each, row, table in zip(scores, rows, tables, strict=True):
+        if len(each) != len(scores[0]):
+            raise InputError(
+                f"{table}, question {row['id']!r}: scores of {len(each)} options found, {len(scores[0])} expected, "
+                f"as in {tables[0]}"
+            )
+    return np.array([each - each.max() for each in scores])
+
+
+def pool(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    """Return the scores of a log-linear pool, shape (options,).
+
+    Args:
+        weights: of the readers, shape (readers,).
+        logs: as `pooled_scores` returns them.
+    """
+    return (weights[:, None] * logs).sum(axis=0)  # not a product of matrices, which adds up each option in its own way
+
+
+def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
+    """Return non-negative weights, shape (readers,), by which the right options are likeliest.
+
+    The likelihood is that of a conditional logit (McFadden 1974), which is concave; a normal prior of deviation 1
+    around even weights keeps it finite where no question is answered wrong.
+
+    Args:
+        logs: log-likelihoods of each question, shape (readers, options).
+        golds: number of the right option of each question, shape (questions,).
+    """
+    from scipy.optimize import minimize  # slow to import, and few commands fit
+
+    even = np.full(len(logs[0]), 1 / len(logs[0]))
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = ((weights - even) ** 2).sum() / 2, weights - even
+        for each, gold in zip(logs, golds, strict=True):
+            pooled = pool(weights, each)
+            value -= log_softmax(pooled)[gold]
+            slope = slope + each @ softmax(pooled) - each[:, gold]
+        return value / len(logs), slope / len(logs)
+
+    return minimize(loss, even, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(even)).x
+
+
+def _answered(folder: str) -> list[dict]:
+    """Return the rows with an answer, in an order that follows from their ids alone, and so which fold each is in."""
+    rows = [row for row in storage.read_table(folder).to_pylist() if row["answer"]]
+    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+
+
+def _figures(scores: list[np.ndarray], golds: np.ndarray) -> dict[str, float]:
+    rows = [
+        {"scores": settle_ties(each), "probabilities": softmax(each), "answer": ascii_uppercase[gold]}
+        for each, gold in zip(scores, golds, strict=True)
+    ]
+    figures = score(rows)
+    return {name: figures[name] for name in ("map_at_3", "log_loss", "calibration_error")}

@@ -1,0 +1,472 @@
+"""The batch predictor: a pool of readers writes ranked answers, and their metrics, to Parquet."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import ray
+
+from sciqa.core import cluster, progress, storage
+from sciqa.core.console import console
+from sciqa.core.device import Device
+from sciqa.core.errors import InputError
+from sciqa.core.hub import (
+    PACKAGED,
+    about_trained,
+    adapter_hash,
+    check_base,
+    find_model,
+    has_trained_head,
+    local_path,
+    model_family,
+    short_name,
+    weight_bytes,
+)
+from sciqa.core.lock import lock
+from sciqa.core.options import RunOptions, Summary, check_name
+from sciqa.exam.metrics import score, scores_of
+from sciqa.exam.questions import Exam, ExamOptions, open_exam
+from sciqa.exam.table import QuestionTable
+from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
+from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
+from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, has_ties, open_answers, read_found, write_answers
+from sciqa.predict.blend import fit_blend
+from sciqa.predict.passes import passes_said, split_passes
+from sciqa.predict.vllm import Shards, answer_requests, check_engine
+from sciqa.retrieval.contexts import FindOptions, open_contexts
+from sciqa.retrieval.index import EmbedOptions
+
+Doubt = Literal["margin", "entropy"]
+ReaderName = Literal["open-book", "closed-book", "retrieval"]
+METRICS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
+        *((name, pa.int64()) for name in ("questions", "ties")),
+        *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
+        *((name, pa.float64()) for name in ("chance_map_at_3", "chance_accuracy")),
+        *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
+    ]
+)
+
+
+@dataclass(kw_only=True)
+class ModelOptions(RunOptions):
+    """The model that reads."""
+
+    model: str = "SmolLM2-135M-Instruct"
+    """Model that reads: the packaged one, a local folder (a fine-tuned one too), a .gguf file or a hub id."""
+    adapter: str | None = None
+    """Adapter of that model, as `sciqa finetune` (OUTPUT/trained/NAME) or peft wrote it."""
+    precision: Precision = "auto"
+    """Type of the weights; `auto` is 16 bits where the hardware has them."""
+    nf4: bool = False
+    """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
+    prompt: Literal["auto", Prompt] = "auto"
+    """`chat` is the tokenizer's chat template; `auto` is what the adapter was trained with, else `plain`."""
+    completion: Literal["auto", Completion] = "auto"
+    """Score an option's text, its letter, or a yes to it; `auto` is what the adapter was trained with, else text."""
+    normalise: Literal["auto", Normalise] = "auto"
+    """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
+    rotations: int = 1
+    """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
+    tokens_per_batch: int = 2048
+    """Tokens that a worker computes at once."""
+    engine: Engine = "torch"
+    """`vllm`: causal models in safetensors run in vLLM, as `ray.data.llm` starts it (`pip install 'sciqa[vllm]'`)."""
+    stream: bool = False
+    """Read the model layer by layer, for causal models larger than memory; without an adapter."""
+    stream_questions: int = 1024
+    """Questions that go through a streamed model together, in whole shards; each time all its weights are read."""
+    stream_memory: int = 1_000_000_000
+    """Bytes of hidden states that a worker keeps in memory; where they are more, they are in a file in its TMPDIR."""
+
+    def __post_init__(self) -> None:
+        """Make paths that are here absolute and check the numbers."""
+        super().__post_init__()
+        self.model = local_path(self.model)
+        self.adapter = self.adapter and local_path(self.adapter)
+        self.at_least(1, "tokens_per_batch", "rotations", "stream_questions")
+        self.at_least(0, "stream_memory")
+        for name in ("adapter", "nf4", "stream"):
+            if self.engine == "vllm" and getattr(self, name):
+                raise InputError(
+                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
+                    "(`sciqa merge` makes one model of a base and its adapter)"
+                )
+        if self.stream and self.adapter:
+            raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
+        if self.stream and self.nf4:
+            raise InputError(
+                "--stream: computes with weights as they are stored; leave --nf4 out, or pass a model that "
+                "bitsandbytes has stored in 4 bits"
+            )
+
+    def reader_arguments(self, device: Device, threads: int) -> dict:
+        """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""
+        given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
+        return {
+            "name": self.model,
+            "adapter": self.adapter,
+            "precision": self.precision,
+            "nf4": self.nf4,
+            "style": {name: value for name, value in given.items() if value != "auto"},
+            "tokens_per_batch": self.tokens_per_batch,
+            "rotations": self.rotations,
+            "threads": threads,
+            "device": device,
+        }
+
+
+@dataclass(kw_only=True)
+class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
+    """What answers the questions."""
+
+    contexts: str | None = None
+    """Folder of the contexts table; by default OUTPUT/contexts."""
+    reader: ReaderName = "open-book"
+    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
+    name: str | None = None
+    """Answers are kept under this name; by default the reader's, with that of the adapter, or of the model unless
+    it is the packaged one."""
+    cascade: str | None = None
+    """Read only what this reader (a name in OUTPUT/answers) is least certain of, and keep its others."""
+    cascade_share: float = 0.5
+    """Share of the questions that are read."""
+    cascade_by: Doubt = "margin"
+    """How certain it is: by `margin`, how much likelier its first option is than its second, or by `entropy`."""
+    blend: tuple[str, ...] = ()
+    """Instead of reading, pool the probabilities of these readers' answers (names in OUTPUT/answers); one is enough to
+    calibrate it with --blend-fit."""
+    blend_fit: str | None = None
+    """Output folder of a run on other questions with answers: the weights that suit the same readers there best."""
+
+    def __post_init__(self) -> None:
+        """Fill the defaults and check the numbers."""
+        super().__post_init__()
+        self.fill_folder("contexts", "contexts")
+        self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
+        own = self.adapter or self.model
+        packaged = own in PACKAGED or self.reader == "retrieval"
+        default = self.reader if packaged else f"{self.reader}-{short_name(own)}"
+        default = f"{self.cascade}-then-{default}" if self.cascade else default
+        self.name = self.name or ("blend" if self.blend else default)
+        check_name(self.name)
+        if self.blend_fit and not self.blend:
+            raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
+        if self.cascade and self.blend:
+            raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
+        if self.cascade and self.engine == "vllm":
+            raise InputError("--cascade: not with --engine vllm, which answers whole shards; leave one of them out")
+        if self.context == "given" and self.reader == "retrieval":
+            raise InputError("--reader retrieval: ranks by what is found, and --context given looks nothing up")
+        if not 0 < self.cascade_share <= 1:
+            raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
+
+    @property
+    def streams(self) -> bool:
+        """Whether a model is read, layer by layer."""
+        return self.stream and self._reads
+
+    @property
+    def in_vllm(self) -> bool:
+        """Whether a model is read by vLLM."""
+        return self.engine == "vllm" and self._reads
+
+    @property
+    def _reads(self) -> bool:
+        return self.reader != "retrieval" and not self.blend
+
+
+def predict(options: PredictOptions) -> Summary:
+    """Write the answers table of one reader, and its metrics where the exam has answers.
+
+    The tables are `OUTPUT/answers/NAME/` and `OUTPUT/metrics/NAME.parquet`; `OUTPUT/submissions/NAME.csv` has the
+    competition's form. Finished shards of an earlier run with the same inputs are kept.
+
+    Raises:
+        InputError: a bad exam, no contexts of this exam, no such model, or an adapter for another one.
+    """
+    started = time.monotonic()
+    exam = open_exam(options, write=False)
+    inputs = _inputs(options, exam)
+    folder = answers_path(options.output, options.name)
+    with lock(folder):
+        manifest, kept = _fill(options, exam, inputs, started)
+    made = f"{exam.questions:,} questions ranked, {options.name}" + kept + manifest["about"]
+    if manifest["cut"]:
+        what = "questions cut to the embedder's" if options.reader == "retrieval" else "contexts cut to the model's"
+        made += f"; {manifest['cut']:,} {what} limit"
+    if manifest["tied"]:
+        made += f"; {manifest['tied']:,} questions with ties among their first three options"
+    metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
+    return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
+
+
+def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
+    """Write what the answers table lacks; return its manifest, and what was kept in words."""
+    folder = answers_path(options.output, options.name)
+    defaults = storage.defaults_of(PredictOptions, FindOptions)
+    begun = storage.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
+    if begun.whole:
+        return storage.read_manifest(folder, "predict"), ", kept"
+    open_exam(options)
+    exam = replace(exam, shard_questions=begun.rows)
+    missing = [part for part in range(exam.shards) if storage.part_name(part) not in begun.names]
+    cluster.connect(options)
+    with passes_said("predict") if options.streams else nullcontext() as say:
+        work = _work(options, exam, missing, say)
+        list(_answer_all(exam, options, folder, work))
+    seconds = time.monotonic() - started + work.seconds_before
+    counts = _write_results(options, exam, folder, seconds)
+    manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    manifest |= {"seconds": seconds, "about": work.about} | counts
+    storage.finish(folder, manifest)
+    kept = exam.shards - len(missing)
+    return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
+
+
+def metrics_path(output: str, name: str) -> str:
+    """Return where a reader's metrics table is."""
+    return storage.join(output, "metrics", f"{name}.parquet")
+
+
+def submission_path(output: str, name: str) -> str:
+    """Return where a reader's answers are in the competition's form."""
+    return storage.join(output, "submissions", f"{name}.csv")
+
+
+def answers_path(output: str, name: str) -> str:
+    """Return where a reader's answers table is."""
+    return storage.join(output, "answers", name)
+
+
+def check_reader(options: ModelOptions) -> None:
+    """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
+    if options.engine == "vllm":
+        check_engine(options)
+    family = model_family(options.model)
+    if options.stream:
+        check_streamed(options.model)
+    if options.adapter:
+        if said := check_base(options.adapter, options.model):
+            console.print(said, markup=False, soft_wrap=True)
+    elif family == "multiple-choice" and not has_trained_head(options.model):
+        raise InputError(
+            f"{options.model}: an encoder whose multiple-choice head has not been trained; "
+            "run `sciqa finetune` on it and pass what it makes as --adapter or --model"
+        )
+    trained = about_trained(options.adapter or find_model(options.model).folder).get("style", {})
+    completion = trained.get("completion", "text") if options.completion == "auto" else options.completion
+    if options.rotations > 1 and (family == "multiple-choice" or completion != "letter"):
+        raise InputError(
+            f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
+            "changes nothing; it is for prompts that list them (--completion letter)"
+        )
+
+
+def _inputs(options: PredictOptions, exam: Exam) -> dict:
+    """Check what the reader needs and return all that its answers follow from."""
+    inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
+    if options.blend:
+        inputs["answers"] = _answers_of(options.output, options.blend, exam)
+        return inputs | {"fit": options.blend_fit and _answers_of(options.blend_fit, options.blend)}
+    if options.cascade:
+        inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
+        inputs |= {"share": options.cascade_share, "by": options.cascade_by}
+    if options.reader != "closed-book":
+        inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
+    if options.reader == "retrieval":
+        inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
+        return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
+    check_reader(options)
+    inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
+    inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
+    given = ("prompt", "completion", "normalise", "rotations", "engine")
+    return inputs | {name: getattr(options, name) for name in given}
+
+
+def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
+    """Return what the answers of some readers follow from, by name; those to an exam, where one is given."""
+    found = {}
+    for name in readers:
+        found[name] = storage.fingerprint(open_answers(answers_path(output, name), exam)[1])
+    return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers of a reader are told.
+
+    Attributes:
+        parts: numbers of the shards to answer, each by itself or, of a streamed model, those of a pass together.
+        workers: how many workers there are.
+        kind: of the reader, in `sciqa.predict.readers.READERS`.
+        arguments: of that.
+        by: what scores options, for messages.
+        sources: the tables that it takes, besides the exam.
+        weights: bytes of the weights that each worker loads.
+        about: what is said of it at the end.
+        seconds_before: that the answers took which it takes.
+    """
+
+    parts: list
+    workers: int
+    kind: str
+    arguments: dict
+    by: str
+    sources: tuple[QuestionTable, ...] = ()
+    weights: int = 0
+    about: str = ""
+    seconds_before: float = 0.0
+
+
+def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[str], object] | None) -> Work:
+    if options.blend:
+        return _blending(options, exam, parts)
+    parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
+    workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
+    sources = () if options.reader == "closed-book" else (open_contexts(options.contexts, exam)[0],)
+    if options.reader == "retrieval":
+        prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
+        arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
+        work = Work(parts, workers, "retrieval", arguments, options.embedder, sources, weights)
+        return _cascading(options, exam, work)
+    arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
+    if options.streams:
+        arguments["streaming"] = Streaming(options.stream_memory, say)
+        weights = streamed_bytes(options.model) + options.stream_memory
+    else:
+        weights = weight_bytes(options.model)
+    return _cascading(options, exam, Work(parts, workers, "model", arguments, options.model, sources, weights))
+
+
+def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
+    folders = {name: answers_path(options.output, name) for name in options.blend}
+    weights, said = {name: 1 / len(folders) for name in folders}, ""
+    if options.blend_fit:
+        fitted = {name: answers_path(options.blend_fit, name) for name in folders}
+        fit = ray.get(ray.remote(num_cpus=cluster.TASK_CPUS)(fit_blend).remote(fitted))
+        weights, said = fit.weights, f"; {fit.said()}"
+    about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
+    seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
+    workers = cluster.num_workers(options, len(parts))
+    arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
+    tables = tuple(open_answers(folder, exam)[0] for folder in folders.values())
+    return Work(parts, workers, "blend", arguments, "the blend", tables, 0, about, seconds)
+
+
+def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
+    """Return the work of a reader, or with `--cascade` of one that reads what another is least certain of."""
+    if not options.cascade:
+        return work
+    before = answers_path(options.output, options.cascade)
+    least, asked = ray.get(_least_certain.remote(before, options.cascade_share, options.cascade_by))
+    return replace(
+        work,
+        kind="cascade",
+        arguments={
+            "table": before,
+            "measure": options.cascade_by,
+            "least": least,
+            "reader": work.kind,
+            "arguments": work.arguments,
+        },
+        sources=(*work.sources, open_answers(before, exam)[0]),
+        about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
+        seconds_before=storage.read_manifest(before, "predict")["seconds"],
+    )
+
+
+@ray.remote(num_cpus=cluster.TASK_CPUS)
+def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
+    """Return the doubt that a share of the answers reaches, and how many do: more than that share where some tie."""
+    answers = storage.read_table(folder).to_pylist()
+    for row in answers:
+        scores_of(row, None, folder)
+    doubts = np.array([DOUBT[measure](row["probabilities"]) for row in answers])
+    least = float(np.sort(doubts)[-max(1, round(share * len(doubts)))])
+    return least, int((doubts >= least).sum())
+
+
+def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) -> Iterator[dict]:
+    if not work.parts:
+        return
+    parts = cluster.from_parts(work.parts)
+    pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
+    if options.in_vllm:
+        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by)
+    else:
+        rows = parts.map(AnswerShard, fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work}, **pool)
+    yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
+
+
+class AnswerShard:
+    """Ray Data worker that holds a reader and writes the answers of one shard of questions at a time."""
+
+    def __init__(self, exam: Exam, folder: str, work: Work) -> None:
+        from sciqa.predict.readers import READERS
+
+        self.exam, self.folder, self.work = exam, folder, work
+        self.reader = READERS[work.kind](**work.arguments)
+
+    def __call__(self, row: dict) -> dict:
+        """Rank the options of the shard that `row["part"]` numbers, or of the several of a pass."""
+        parts = np.atleast_1d(row["part"]).tolist()
+        shards = [self.exam.read_shard(part) for part in parts]
+        questions = list(chain(*shards))
+        firsts = map(self.exam.first, parts)
+        found = chain(*(read_found(self.work.sources, *each) for each in zip(shards, firsts, strict=True)))
+        scored = iter(self.reader.score(questions, list(found)))
+        for part, shard in zip(parts, shards, strict=True):
+            write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by)
+        return {"part": row["part"], "questions": len(questions), "notes": getattr(self.reader, "notes", [])}
+
+
+@ray.remote(num_cpus=cluster.TASK_CPUS)
+def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
+    """Write the competition's file, score all answers and each slice, and count what was cut and what is tied."""
+    table = QuestionTable(folder, exam.shard_questions).read_all(exam)
+    lines = io.BytesIO()
+    pa.csv.write_csv(table.select(["id", "prediction"]), lines)
+    storage.write_bytes(submission, lines.getvalue())
+    answers = table.to_pylist()
+    scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
+    rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
+    return rows, {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
+
+
+def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
+    """Return all answers, those of each topic or subject, and those of the instructions."""
+    columns = ["topic", "subject", "is_question"]
+    file = storage.open_parquet(exam.path)
+    present = [name for name in columns if name in file.schema_arrow.names]
+    slices: dict[str, list[dict]] = {"all": answers}
+    for question, answer in zip(file.read(present).to_pylist(), answers, strict=True):
+        for name in present[:-1]:
+            slices.setdefault(f"{name}: {question[name]}", []).append(answer)
+        if not question["is_question"]:
+            slices.setdefault("instructions", []).append(answer)
+    return slices
+
+
+def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
+    """Write the metrics table, and the competition's file; return how many contexts were cut, and answers tied."""
+    model = options.embedder if options.reader == "retrieval" else options.model
+    about = {
+        "reader": options.name,
+        "model": " + ".join(options.blend) or model,
+        "adapter": options.adapter,
+        "contexts": None if options.reader == "closed-book" else options.contexts,
+        "seconds": seconds,
+    }
+    rows, counts = ray.get(_sum_up.remote(exam, folder, submission_path(options.output, options.name)))
+    table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
+    storage.write_table(metrics_path(options.output, options.name), table)
+    return counts

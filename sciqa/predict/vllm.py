@@ -1,0 +1,230 @@
+"""Causal models in vLLM's engine, through `ray.data.llm`: the tokens and the scores are those of our own scorer.
+
+An option's log-likelihood is the sum of those of its tokens, each given what comes before it. vLLM would give them all
+for one sequence (`prompt_logprobs`), but then computes the whole prompt anew for every option (vLLM's v1 guide). So a
+request is a sequence of tokens and asks only how likely some next tokens are; what sequences begin with, context and
+question above all, is computed once and found by prefix caching. A letter's or a yes's likelihood takes one request
+for a prompt, an option of several tokens one more for each after the first.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from sciqa.core import cluster
+from sciqa.core.console import quiet
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, model_family
+from sciqa.exam.questions import Exam
+from sciqa.exam.table import QuestionTable
+from sciqa.predict.answers import Scored, Turn, mean_turns, read_found, write_answers
+
+if TYPE_CHECKING:
+    from sciqa.models.scorer import Encoded
+    from sciqa.predict.predict import ModelOptions, PredictOptions, Work
+
+#: Stands for a token where a request asks for none of an option's.
+NO_TOKEN = -1
+#: Requests that are given to an engine together; Ray overlaps eight times as many.
+REQUESTS = 64
+#: Sequences that an engine computes at once, each with at least one token.
+SEQUENCES = 256
+#: Bytes of keys and values that are kept where there is no GPU whose memory they fill.
+CPU_CACHE = 4 << 30
+
+
+def check_engine(options: "ModelOptions") -> None:
+    """Raise `InputError` unless vLLM is installed, reads such a model and has what it computes on; connects to Ray."""
+    model = options.model
+    if not importlib.util.find_spec("vllm"):
+        raise InputError("--engine vllm: vLLM is not installed; run `pip install 'sciqa[vllm]'`")
+    if find_model(model).gguf_file:
+        raise InputError(f"--engine vllm: {model} is a GGUF file; pass a --model in safetensors, or --engine torch")
+    if (family := model_family(model)) != "causal":
+        raise InputError(f"--engine vllm: scores with causal models; {model} is {family}, pass --engine torch for it")
+    cluster.connect(options)
+    from vllm.platforms import current_platform
+
+    if cluster.uses_gpu(options) == current_platform.is_cpu():
+        says = "computes on CPUs; pass --accelerator cpu," if current_platform.is_cpu() else "needs a GPU; use one,"
+        raise InputError(f"--engine vllm: this build of vLLM {says} or pass --engine torch")
+
+
+def requests_of(question: "Encoded") -> list[dict]:
+    """Return a question's requests to vLLM.
+
+    Returns:
+        rows of `tokenized_prompt` and `sampling_params`, as `ray.data.llm` takes them; `wanted`, for each option the
+        token whose log-likelihood it takes from the request, or `NO_TOKEN`; and the options' `divisors`.
+    """
+    wanted: dict[tuple[int, ...], list[int]] = {}
+    for number, (option, counted) in enumerate(zip(question.options, question.counted, strict=True)):
+        for at in range(len(option) - counted, len(option)):
+            before = (*question.prompt, *option[:at])
+            wanted.setdefault(before, [NO_TOKEN] * len(question.options))[number] = option[at]
+    return [
+        {
+            "tokenized_prompt": list(before),
+            "sampling_params": {
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "detokenize": False,
+                "logprob_token_ids": sorted(set(tokens) - {NO_TOKEN}),
+            },
+            "wanted": tokens,
+            "divisors": question.divisors,
+        }
+        for before, tokens in wanted.items()
+    ]
+
+
+def add_scores(row: dict) -> dict:
+    """Return an answered request with what it adds to the score of every option, shape (options,), as `scores`.
+
+    Args:
+        row: of `requests_of` and `EncodeShard`, with vLLM's `logprobs`: by token, of the one token generated.
+    """
+    (logprobs,) = row["logprobs"]
+    scores = [
+        0.0 if token == NO_TOKEN else logprobs[token]["logprob"] / divisor
+        for token, divisor in zip(row["wanted"], row["divisors"], strict=True)
+    ]
+    return {name: row[name] for name in ("part", "request", "requests", "question", "by", "cut")} | {"scores": scores}
+
+
+class EncodeShard:
+    """Ray Data worker that turns shards of questions into requests; it holds a tokenizer and no weights.
+
+    Args:
+        exam: the questions.
+        sources: the tables that are read with them.
+        name: of the model.
+        style: fields of `sciqa.models.format.Format` that differ from what the model was trained with.
+        rotations: orders of the options.
+    """
+
+    def __init__(self, exam: Exam, sources: tuple[QuestionTable, ...], name: str, style: dict, rotations: int) -> None:
+        from sciqa.models.load import load_encoder
+
+        self.exam, self.sources, self.rotations = exam, sources, rotations
+        self.scorer = load_encoder(name, style)
+
+    def __call__(self, row: dict) -> list[dict]:
+        """Return the requests of the shard that `row["part"]` numbers, each with its number and how many there are."""
+        from sciqa.predict.readers import encode_turns
+
+        questions = self.exam.read_shard(row["part"])
+        found = read_found(self.sources, questions, self.exam.first(row["part"]))
+        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
+        requests = [
+            {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request
+            for turn, each in zip(turns, encoded, strict=True)
+            for request in requests_of(each)
+        ]
+        return [each | {"request": number, "requests": len(requests)} for number, each in enumerate(requests)]
+
+
+def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
+    """Return the rows of `add_scores` for the requests of all questions of an exam's shards.
+
+    Args:
+        parts: rows of their numbers.
+        exam: the questions.
+        options: of the run.
+        work: what the reader is told.
+        pool: of engines, as `sciqa.core.cluster.model_pool` returned it; `ray.data.llm` takes no memory to ask for.
+    """
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    engine = {
+        "dtype": options.precision,
+        "load_format": "safetensors",
+        "max_model_len": -1,  # the model's own limit, or what there is memory for
+        "max_num_batched_tokens": options.tokens_per_batch,
+        "max_num_seqs": min(SEQUENCES, options.tokens_per_batch),
+        "enable_prefix_caching": True,
+        "enforce_eager": True,  # what compiling and graphs save is in generating, of which there is none
+    }
+    kinds = [(kind, pool[f"num_{kind.lower()}s"]) for kind in ("CPU", "GPU")]
+    config = vLLMEngineProcessorConfig(
+        model_source=options.model,
+        engine_kwargs=engine | ({} if cluster.uses_gpu(options) else {"kv_cache_memory_bytes": CPU_CACHE}),
+        batch_size=REQUESTS,
+        log_engine_metrics=False,  # they need Ray Serve
+        concurrency=(pool["compute"].min_size, pool["compute"].max_size),
+        accelerator_type=pool["accelerator_type"],
+        placement_group_config={"bundles": [{kind: number for kind, number in kinds if number}]},
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    few = {"num_cpus": cluster.TASK_CPUS}
+    quiet("ray")  # the import of ray.data.llm has reset it
+    processor = build_processor(config, postprocess=add_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few)
+    encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
+    requests = parts.flat_map(
+        EncodeShard,
+        fn_constructor_kwargs={"exam": exam, "sources": work.sources} | encoder,
+        compute=ActorPoolStrategy(min_size=1, max_size=work.workers),
+        **few,
+    )
+    return processor(requests)
+
+
+@dataclass
+class Shards:
+    """Answered requests as a dataset of shards: a shard's answers are written once all its requests are there.
+
+    Attributes:
+        answered: rows of `add_scores`, in any order, some perhaps twice after a worker was lost; of no more than the
+            unfinished shards they are kept.
+        exam: the questions.
+        folder: of the answers table.
+        model: that answers.
+    """
+
+    answered: Dataset
+    exam: Exam
+    folder: str
+    model: str
+
+    def iter_rows(self) -> Iterator[dict]:
+        """Yield a row per shard that has been written, with its number and its `questions`."""
+        waiting: dict[int, dict[int, dict]] = {}
+        done = set()
+        for row in self.answered.iter_rows():
+            part = row["part"]
+            if part in done:
+                continue
+            rows = waiting.setdefault(part, {})
+            rows[row["request"]] = row
+            if len(rows) == row["requests"]:
+                done.add(part)
+                answered = [rows for _, rows in sorted(waiting.pop(part).items())]
+                yield ray.get(_write_shard.remote(self.exam, self.folder, answered, self.model))
+        if waiting:
+            raise RuntimeError(f"vLLM left requests of the shards {sorted(waiting)} without an answer; run it again")
+
+
+@ray.remote(num_cpus=cluster.TASK_CPUS)
+def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str) -> dict:
+    part = answered[0]["part"]
+    questions = exam.read_shard(part)
+    write_answers(folder, part, questions, scored_turns(answered), model)
+    return {"part": part, "questions": len(questions)}
+
+
+def scored_turns(answered: list[dict]) -> list[Scored]:
+    """Return the questions of a shard read, by all its answered requests."""
+    sums: dict[Turn, np.ndarray] = {}
+    for row in answered:
+        turn = Turn(row["question"], row["by"])
+        sums[turn] = sums.get(turn, 0) + np.array(row["scores"])
+    turns = sorted(sums)
+    cut = {row["question"] for row in answered if row["cut"]}
+    return mean_turns(turns, [sums[turn] for turn in turns], cut)

@@ -1,0 +1,146 @@
+"""Questions as a page lists them: how each reader answered, what was found, and what of it each reader read."""
+
+from contextlib import suppress
+from typing import NamedTuple
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.exam.metrics import place_of_answer
+from sciqa.exam.questions import Exam, options_of
+from sciqa.exam.table import QuestionTable
+from sciqa.report.texts import parts_read
+
+SLICES = ("topic", "subject")
+
+
+class Way(NamedTuple):
+    """How a reader came to an answer.
+
+    Attributes:
+        said: in words.
+        marks: whether it read what is marked in the passages.
+    """
+
+    said: str
+    marks: bool = False
+
+
+class Contexts(NamedTuple):
+    """The contexts that a page shows.
+
+    Attributes:
+        table: of them.
+        inputs: what they follow from.
+    """
+
+    table: QuestionTable
+    inputs: dict
+
+
+def listed_questions(
+    output: str, exam: Exam, readers: dict[str, dict], shown: str, most: int
+) -> tuple[list[dict], dict[str, dict]]:
+    """Return the questions that a page lists, and how each reader answered them.
+
+    Args:
+        output: folder of the run.
+        exam: the questions.
+        readers: as `sciqa.report.report.find_readers` returns them.
+        shown: the reader whose contexts are shown, where there are several tables of them.
+        most: questions to list.
+
+    Returns:
+        the questions, with their `options` by letter, `slices`, and `passages` in `parts`; and by reader its `ways`
+        and, for each question, an answer: ranking, probabilities in its order, first rank of the right option and how
+        many share it, number of the way, and whether the text was cut.
+    """
+    contexts = _contexts(output, exam, readers[shown])
+    questions: list[dict] = []
+    for part in range(exam.shards):
+        if len(questions) >= most:
+            break
+        rows = exam.read_shard(part)
+        empty = [{"passages": [], "context": None}] * len(rows)
+        found = contexts.table.read(rows, exam.first(part), ["passages", "context"]) if contexts else empty
+        questions += [_question(*pair, contexts) for pair in zip(rows, found, strict=True)]
+    return questions[:most], {name: _answers(name, readers, contexts, most) for name in readers}
+
+
+def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
+    """Return the contexts that a reader read, else those of the run, where there are any of this exam."""
+    own = reader["metrics"][0]["contexts"] if reader["metrics"] else None
+    for folder in filter(None, (own, storage.join(output, "contexts"))):
+        there = False
+        with suppress(InputError):  # a reader's own may be at a place that cannot be reached from here
+            there = storage.is_finished(folder)
+        if there and (manifest := storage.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
+            return Contexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
+    return None
+
+
+def _question(question: dict, found: dict, contexts: Contexts | None) -> dict:
+    """Return a question with what was found for it: its passages, those that a context may hold in parts."""
+    passages, given = found["passages"] or [], question.get("context")
+    most = contexts.inputs.get("context_passages", 1) if contexts else 0
+    parts = parts_read(passages[:most], found["context"] or "", given)
+    parts += [[(passage["text"], False)] for passage in passages[most:]]
+    return question | {
+        "options": options_of(question),
+        "slices": [f"{name}: {question[name]}" for name in SLICES if question.get(name) is not None],
+        "given": given,
+        "given_read": bool(given) and (found["context"] or "").startswith(given),
+        "passages": [
+            passage | {"parts": each, "read": _share(each), "gold": bool(gold) and passage["title"] == gold}
+            for gold in [question.get("title")]
+            for passage, each in zip(passages, parts, strict=True)
+        ],
+    }
+
+
+def _share(parts: list[tuple[str, bool]]) -> str:
+    """Return in words how much of a passage was read."""
+    read = [read for text, read in parts if text.strip()]
+    return "read" if read and all(read) else "read in part" if any(read) else "found, not read"
+
+
+def _answers(name: str, readers: dict[str, dict], contexts: Contexts | None, most: int) -> dict:
+    ways = _ways(name, readers, contexts)
+    numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
+    rows = []
+    for row, way in zip(readers[name]["answers"][:most], ways, strict=False):
+        given = [round(row["probabilities"][ord(letter) - ord("A")], 6) for letter in row["ranking"]]
+        place = place_of_answer(row) if row["answer"] else (None, None)
+        rows.append(["".join(row["ranking"]), given, *place, numbers[way], bool(row["context_cut"])])
+    return {"ways": [way._asdict() for way in numbers], "rows": rows}
+
+
+def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> list[Way]:
+    """Return how a reader came to each of its answers; an answer that a cascade has kept came about as it was made."""
+    inputs, answers = readers[name]["inputs"], readers[name]["answers"]
+    own = _way(inputs, contexts)
+    if "cascade" not in inputs:
+        return [own] * len(answers)
+    ((before, made_from),) = inputs["cascade"].items()
+    if before not in readers or storage.fingerprint(readers[before]["inputs"]) != made_from:
+        return [Way(f"It read only where {before} was least certain; whether it did here is not known.")] * len(answers)
+    kept = zip(answers, readers[before]["answers"], _ways(before, readers, contexts), strict=True)
+    return [
+        Way(f"Kept as {before} answered. {way.said}", way.marks) if row["scores"] == other["scores"] else own
+        for row, other, way in kept
+    ]
+
+
+def _way(inputs: dict, contexts: Contexts | None) -> Way:
+    if "answers" in inputs:
+        return Way(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
+    if "contexts" not in inputs:
+        return Way("Answered without a context: nothing that stands here was read.")
+    if contexts is None:
+        return Way("What it read is not in this run's folder any more.")
+    if contexts.inputs != inputs["contexts"]:
+        return Way("It read other contexts than these.")
+    if "embedder" in inputs:
+        return Way("It compared the options with every passage as a whole.")
+    if inputs["contexts"].get("context") == "given":
+        return Way("It read the context that the exam gives.", True)
+    return Way("It read what is marked.", True)

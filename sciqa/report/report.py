@@ -1,0 +1,205 @@
+"""One self-contained HTML page of a run: metrics, reliability, and every question with what was found for it."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from string import ascii_uppercase
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from sciqa import __version__
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.options import Summary
+from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first, scores_of
+from sciqa.exam.questions import Exam, ExamOptions, open_exam
+from sciqa.exam.table import QuestionTable
+from sciqa.report.listed import listed_questions
+from sciqa.report.texts import readable
+
+
+@dataclass(kw_only=True)
+class ReportOptions(ExamOptions):
+    """What the page shows."""
+
+    show: str | None = None
+    """Reader shown first, a name in OUTPUT/answers; by default the one that was asked for, or the best MAP@3."""
+    report_questions: int = 1000
+    """Most questions listed on the page; the figures are of all."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        self.at_least(0, "report_questions")
+
+
+def report(options: ReportOptions) -> Summary:
+    """Render `OUTPUT/report.html` from the tables of a run.
+
+    Raises:
+        InputError: no answers to this exam in the run's folder, or none of the reader to show.
+    """
+    started = time.monotonic()
+    exam = open_exam(options, write=False)
+    readers = find_readers(options.output, exam)
+    if not readers:
+        raise InputError(f"{options.output}: no answers to the exam {exam.name}; run `sciqa predict` first")
+    check_show(options.show, readers)
+    shown = options.show or next(iter(readers))
+    questions, answers = listed_questions(options.output, exam, readers, shown, options.report_questions)
+    environment = Environment(
+        loader=PackageLoader("sciqa.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
+    )
+    environment.filters["readable"] = readable
+    page = environment.get_template("report.html.j2").render(
+        exam=exam.name,
+        total=exam.questions,
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=__version__,
+        shown=shown,
+        readers={name: _figures(reader) for name, reader in readers.items()},
+        metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
+        differences=differences(readers),
+        questions=questions,
+        asked=[{name: each[name] for name in ("id", "prompt", "answer", "slices")} for each in questions],
+        slices=sorted(Counter(name for each in questions for name in each["slices"]).items()),
+        answers=answers,
+        curves=_training_curves(options.output),
+    )
+    path = storage.join(options.output, "report.html")
+    storage.write_bytes(path, page.encode())
+    made = f"one page on {', '.join([shown, *(name for name in readers if name != shown)])}"
+    return Summary("report", path, made, time.monotonic() - started, {"readers": readers})
+
+
+def check_show(show: str | None, readers: "list[str] | dict") -> None:
+    """Raise `InputError` unless the reader to show first is one of those there are."""
+    if show is not None and show not in readers:
+        raise InputError(f"--show: no reader {show!r} has answered this exam; there are {', '.join(sorted(readers))}")
+
+
+def answered(output: str, exam: Exam) -> dict[str, dict]:
+    """Return the manifests of the answers to this exam that are whole, by reader."""
+    manifests = {}
+    for name in storage.list_folders(storage.join(output, "answers")):
+        folder = storage.join(output, "answers", name)
+        if storage.is_finished(folder):
+            manifests[name] = storage.read_manifest(folder, "predict")
+    return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
+
+
+def find_readers(output: str, exam: Exam) -> dict[str, dict]:
+    """Return what there is of each reader of this exam, best MAP@3 first.
+
+    Returns:
+        `answers` (rows), `metrics` (rows, the whole exam first) and `inputs`, what the answers follow from.
+    """
+    readers = {}
+    for name, manifest in answered(output, exam).items():
+        folder = storage.join(output, "answers", name)
+        metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
+        answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
+        for row in answers:
+            scores_of(row, None, folder)
+        readers[name] = {"answers": answers, "metrics": metrics, "inputs": manifest["inputs"]}
+    return dict(
+        sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
+    )
+
+
+def differences(readers: dict[str, dict]) -> list[dict]:
+    """Return the first reader's gain in MAP@3 over each other one, with its 95 % paired-bootstrap interval."""
+    precisions = {
+        name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])
+        for name, reader in readers.items()
+    }
+    first, *others = precisions
+    gains = []
+    for other in others:
+        gain = precisions[first] - precisions[other]
+        if len(gain):
+            low, high = bootstrap_interval(gain)
+            about = {"reader": first, "other": other, "questions": len(gain)}
+            gains.append(about | {"gain": float(gain.mean()), "low": low, "high": high})
+    return gains
+
+
+def _figures(reader: dict) -> dict:
+    """Return what the page says of one reader, besides its answers."""
+    whole, *slices = reader["metrics"] or [None]
+    scored = [row for row in reader["answers"] if row["answer"]]
+    return {
+        "metrics": whole,
+        "slices": sorted(slices, key=lambda row: -row["questions"]),
+        "bins": _reliability(scored),
+        "ranks": _rank_counts(scored),
+        "confusion": confusion(scored),
+        "letters": ascii_uppercase[: max((len(row["scores"]) for row in scored), default=0)],
+        "options": list(_flat(reader["inputs"])),
+    }
+
+
+def _flat(inputs: dict, before: str = "") -> list[tuple[str, str]]:
+    """Return names and values of what answers follow from; what is nested has the name that it is under before it."""
+    rows: list[tuple[str, str]] = []
+    for name, value in inputs.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{before}{name}: ")
+        else:
+            rows.append((before + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows
+
+
+def _reliability(scored: list[dict]) -> list[dict]:
+    if not scored:
+        return []
+    confidence = np.array([max(row["probabilities"]) for row in scored])
+    return calibration_bins(confidence, right_at_first(*np.array([place_of_answer(row) for row in scored]).T))
+
+
+def _rank_counts(scored: list[dict]) -> list[float]:
+    """Return how often the correct option is ranked first, second, …; a tied one counts in parts, for each rank."""
+    places = [place_of_answer(row) for row in scored]
+    ranks = [first - 1 + more for first, tied in places for more in range(tied)]
+    return np.bincount(ranks, [1 / tied for _, tied in places for _ in range(tied)]).tolist() if ranks else []
+
+
+def confusion(scored: list[dict]) -> dict[str, list[float]]:
+    """Return, for each letter of a right option, how often each letter is ranked first, from A on.
+
+    Where several options are tied for the first rank, each counts in part.
+
+    Args:
+        scored: rows of the answers table that have an answer.
+    """
+    letters = max((len(row["scores"]) for row in scored), default=0)
+    counts = {row["answer"]: np.zeros(letters) for row in sorted(scored, key=lambda row: row["answer"])}
+    for row in scored:
+        scores = np.array(row["scores"])
+        first = np.flatnonzero(scores == scores.max())
+        counts[row["answer"]][first] += 1 / len(first)
+    return {letter: row.tolist() for letter, row in counts.items()}
+
+
+def _training_curves(output: str) -> list[dict]:
+    """Return, of every model trained in this folder, its losses and validation figures by step, scaled to 0…1."""
+    curves = []
+    for name in storage.list_folders(storage.join(output, "trained")):
+        folder = storage.join(output, "trained", name)
+        if not storage.is_finished(folder):
+            continue
+        rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
+        last = max(1, rows[-1]["step"])
+        highest = max(max(row["loss"] or 0, row["validation_loss"] or 0) for row in rows) or 1
+        curves.append(
+            {"name": name, "steps": last, "highest": highest, "figures": storage.read_manifest(folder, "finetune")}
+            | {"loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None]}
+            | {
+                key: [(row["step"] / last, row[key] / scale) for row in rows if row["map_at_3"] is not None]
+                for key, scale in (("validation_loss", highest), ("map_at_3", 1))
+            }
+        )
+    return curves

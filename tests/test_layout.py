@@ -1,0 +1,75 @@
+"""The house: which module may import which, as README's and CONTRIBUTING's layout says."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "sciqa"
+#: Rooms from the bottom up: a module imports from its own room and from those before it.
+ORDER = ["core", "corpus", "exam", "models", "retrieval", "training", "predict", "ask", "report", "planning"]
+ORDER += ["pipeline", "cli", "__main__"]
+#: Longest file, in lines, but for the rules by which wikitext is read.
+LONGEST = 350
+RULES = {"corpus/templates.py", "corpus/wikitext.py", "corpus/tables.py"}
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+def imports(path):
+    """Yield (module, name) of what a module imports from the package, wherever in it, for types alone too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sciqa":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield (inner, None) if inner in NAMES else (node.module, alias.name)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "sciqa")
+
+
+def room(name):
+    return name.split(".")[1] if "." in name else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_from_below_and_nothing_private(path):
+    own = room(name_of(path))
+    for module, name in imports(path):
+        assert not (name or module.rpartition(".")[2]).startswith("_") or name == "__version__", (module, name)
+        if own and room(module):
+            assert ORDER.index(room(module)) <= ORDER.index(own), f"{name_of(path)} imports {module}"
+
+
+def test_no_circle():
+    edges = defaultdict(set)
+    for path in MODULES:
+        # A room's own page imports its modules, and they must not import it.
+        edges[name_of(path)] |= {module for module, _ in imports(path)} - {name_of(path)}
+    done, above = set(), []
+
+    def visit(name):
+        assert name not in above, " -> ".join([*above, name])
+        if name in done:
+            return
+        above.append(name)
+        for module in sorted(edges[name]):
+            visit(module)
+        above.pop()
+        done.add(name)
+
+    for name in sorted(edges):
+        visit(name)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_file_is_short(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST or str(path.relative_to(ROOT)) in RULES, lines
