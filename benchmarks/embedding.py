@@ -19,9 +19,11 @@ from sciqa.core import cluster, storage
 from sciqa.core.hub import find_model
 from sciqa.core.options import RunOptions
 from sciqa.corpus.chunking import embedded_text
-from sciqa.corpus.passages import CorpusOptions, build_passages
-from sciqa.retrieval.embedder import load_embedder
-from sciqa.retrieval.index import EmbedShard, IndexOptions
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
+from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.options import IndexOptions
+from sciqa.retrieval.shards import EmbedShard
 
 MODEL = "all-MiniLM-L6-v2"
 ROUNDS = 3

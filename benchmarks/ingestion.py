@@ -17,7 +17,8 @@ import ray
 
 from sciqa.core import cluster
 from sciqa.core.options import RunOptions
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 from dump import write_dump  # noqa: E402

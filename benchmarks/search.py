@@ -22,7 +22,8 @@ import ray
 
 from sciqa.core import cluster, storage
 from sciqa.core.options import RunOptions
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.index import index_shards, train_factory
 from sciqa.retrieval.search import ShardedIndex

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, fields, replace
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.cluster import check_accelerator
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
-from sciqa.corpus.passages import CorpusOptions, build_passages, check_corpus, finished_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
 from sciqa.exam import open_exam
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import QuestionOptions
@@ -73,7 +74,7 @@ def check_passages(options: CorpusOptions) -> None:
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
         asked = options.cut() | {"remove": options.remove}
-        given = [name for name, value in asked.items() if value != storage.defaults_of(CorpusOptions)[name]]
+        given = [name for name, value in asked.items() if value != tables.defaults_of(CorpusOptions)[name]]
         if index and not passages and given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")

@@ -18,7 +18,8 @@ import ray
 from sciqa.core.cluster import connect
 from sciqa.core.options import RunOptions
 from sciqa.corpus.articles import read_articles
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sources import write_pdf
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.hub import load_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_sources, read_articles
 from sciqa.corpus.chunking import Splitter, embedded_text, split_sentences
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 
 LONG = " ".join(f"Sentence number {number} says that water boils at {number} degrees." for number in range(60))
 ARTICLES = [
@@ -119,7 +120,7 @@ def test_a_rerun_writes_nothing_and_a_changed_corpus_replaces_the_table(tmp_path
 def test_manifest_has_the_checksum_of_every_shard(tmp_path, cluster):
     write_jsonl(tmp_path / "a.jsonl", ARTICLES)
     output, _ = build(tmp_path, tmp_path / "a.jsonl", shard_passages=1)
-    for shard in storage.read_manifest(storage.join(output, "passages"), "corpus")["shards"]:
+    for shard in tables.read_manifest(storage.join(output, "passages"), "corpus")["shards"]:
         data = (tmp_path / "run" / "passages" / f"{shard['name']}.parquet").read_bytes()
         assert hashlib.sha256(data).hexdigest() == shard["sha256"]
 
@@ -157,7 +158,7 @@ def test_bad_articles_are_named_and_leave_no_table(tmp_path, cluster, line, mess
     with pytest.raises(Exception, match="row 2") as error:
         build(tmp_path, corpus)
     assert message in str(find_input_error(error.value))
-    assert not (tmp_path / "run" / "_passages" / storage.MANIFEST).exists()
+    assert not (tmp_path / "run" / "_passages" / tables.MANIFEST).exists()
 
 
 def test_bad_corpora_are_refused_before_work(tmp_path):

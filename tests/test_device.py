@@ -19,8 +19,9 @@ from sciqa.models.stored import Streaming
 from sciqa.predict import PredictOptions
 from sciqa.predict.vllm import check_engine
 from sciqa.retrieval import IndexOptions, whole
-from sciqa.retrieval.contexts import FindContexts, FindOptions
-from sciqa.retrieval.embedder import load_embedder
+from sciqa.retrieval.contexts import FindContexts
+from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.options import FindOptions
 from sciqa.training import FinetuneOptions, finetune
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from dump import write_dump
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import wikimedia as reader
 from sciqa.corpus import wikitext
 from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 
 HEAD = b"<mediawiki><siteinfo><base>https://en.wikipedia.org/wiki/Main_Page</base></siteinfo>\n"
 PAGE = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>\n"
@@ -154,7 +155,7 @@ def test_a_run_killed_while_it_reads_keeps_the_parts_it_finished(tmp_path, clust
     process.wait()
     finished = {file: file.stat().st_mtime_ns for file in parts.glob("*/part.json")}
     assert finished
-    assert not (tmp_path / "run" / "_passages" / storage.MANIFEST).exists()
+    assert not (tmp_path / "run" / "_passages" / tables.MANIFEST).exists()
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     undisturbed = tmp_path / "other"

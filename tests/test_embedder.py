@@ -17,16 +17,18 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Router
 from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
 from tokenizers import Tokenizer
 
-from sciqa.core import cache, storage
+from sciqa.core import cache, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model
 from sciqa.corpus.chunking import embedded_text
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.predict.readers import RetrievalReader
 from sciqa.retrieval import FindOptions, IndexOptions, build_index
-from sciqa.retrieval.contexts import Finder
-from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder, load_embedder
-from sciqa.retrieval.index import EmbedShard
+from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
+from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.queries import Finder
+from sciqa.retrieval.shards import EmbedShard
 
 BACKENDS = ("openvino", "torch")
 TEXTS = [
@@ -314,7 +316,7 @@ def of(folder, backend):
 def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_index, backend):
     folder = tiny_embedder(tmp_path, edit=spoil(float("inf")))
     options = FindOptions(output=str(tmp_path / "run"), passages=f"{small_index}/passages", embedder=folder)
-    for shard in storage.read_manifest(options.passages, "corpus")["shards"]:
+    for shard in tables.read_manifest(options.passages, "corpus")["shards"]:
         wet = [
             row["passage_id"]
             for row in storage.read_table(f"{options.passages}/{shard['name']}.parquet").to_pylist()

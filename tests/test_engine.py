@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_folder, tiny_model, tiny_tokenizer
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model
 from sciqa.exam import ExamOptions, open_exam, read_exam
@@ -187,7 +187,7 @@ def test_vllm_answers_only_the_shards_that_are_missing(run):
     folder = Path(run["output"], "answers", "resumed")
     first, times = answers(run, "resumed"), {path: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
     assert len(times) == 3
-    Path(storage.records(str(folder), storage.MANIFEST)).unlink()
+    Path(tables.records(str(folder), tables.MANIFEST)).unlink()
     (folder / "00001.parquet").unlink()
     assert "2 of 3 shards kept" in predict(options).made
     changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]

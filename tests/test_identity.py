@@ -16,10 +16,11 @@ import torch
 import transformers
 from tiny import tiny_folder
 
-from sciqa.core import cache, storage
+from sciqa.core import cache, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hub import about_base, adapter_hash, check_base, find_model
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.models.load import load_base
 from sciqa.predict import PredictOptions, predict
@@ -329,7 +330,7 @@ def test_tables_of_any_shard_size_are_kept_and_read_right(tmp_path, found, small
 def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
     path = Path(found["output"], "contexts")
     whole = storage.read_table(str(path)).to_pylist()
-    Path(storage.records(str(path), storage.MANIFEST)).unlink()
+    Path(tables.records(str(path), tables.MANIFEST)).unlink()
     (path / "00001.parquet").unlink()
     written = (path / "00002.parquet").stat().st_mtime_ns
     again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=2, **found))
@@ -343,7 +344,7 @@ def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
 
 def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_index):
     path = Path(found["output"], "contexts")
-    Path(storage.records(str(path), storage.MANIFEST)).unlink()
+    Path(tables.records(str(path), tables.MANIFEST)).unlink()
     for file in ("00000.parquet", "00001.parquet", "00002.parquet"):
         (path / file).unlink()
     retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=6, **found))
@@ -426,24 +427,25 @@ def test_an_index_is_kept_when_the_same_passages_are_written_anew(tmp_path, inde
     build_passages(corpus)
     for path in Path(corpus.passages).glob("*.parquet"):  # as another version of pyarrow would write it
         pq.write_table(pq.read_table(path), path, compression="snappy")
-    about = storage.read_json(storage.records(corpus.passages, storage.MANIFEST))
+    about = storage.read_json(tables.records(corpus.passages, tables.MANIFEST))
     for shard in about["shards"]:
         shard["sha256"] = hashlib.sha256(Path(corpus.passages, f"{shard['name']}.parquet").read_bytes()).hexdigest()
-    storage.write_json(storage.records(corpus.passages, storage.MANIFEST), about)
+    storage.write_json(tables.records(corpus.passages, tables.MANIFEST), about)
     assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
 
 
 def test_a_shard_of_another_factory_is_not_taken_for_a_finished_one(indexed):
     """A run that was killed after its factory was set, and before any shard was built by it."""
     options = IndexOptions(factory="HNSW4", **indexed)
-    passages = storage.read_manifest(options.passages, "corpus")
+    passages = tables.read_manifest(options.passages, "corpus")
     index.train_factory(options, passages["shards"], options.building(options.embedding()))
     assert build_index(options).details == {"built": 2, "kept": 0}
     assert build_index(options).details == {"built": 0, "kept": 2}
 
 
 def test_a_newer_program_embeds_anew_only_when_told(indexed, monkeypatch):
-    monkeypatch.setattr(index, "INDEX_FORMAT", index.INDEX_FORMAT + 1)
+    for module in (index_options, index):
+        monkeypatch.setattr(module, "INDEX_FORMAT", index.INDEX_FORMAT + 1)
     with pytest.raises(
         InputError, match=r"manifest\.json: made by another version of sciqa.*run `sciqa index --overwrite`"
     ):

@@ -12,8 +12,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model
 from sciqa.corpus.articles import read_articles
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.embedder import load_embedder
 from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.load import load_embedder
 
 MINILM = "all-MiniLM-L6-v2"
 

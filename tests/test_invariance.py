@@ -16,8 +16,9 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.predict.answers import answer_row
 from sciqa.predict.readers import READERS
 from sciqa.retrieval import RetrieveOptions, retrieve
-from sciqa.retrieval.contexts import FindContexts, FindOptions
+from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.options import FindOptions
 from sciqa.retrieval.search import LocalIndex
 
 EMBED = {"model": "all-MiniLM-L6-v2", "threads": 2, "backend": "openvino"}

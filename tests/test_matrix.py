@@ -12,7 +12,8 @@ from tiny import tiny_folder
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, predict

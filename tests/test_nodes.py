@@ -20,7 +20,8 @@ from tiny import tiny_folder
 from sciqa.core import storage
 from sciqa.core.cluster import connect
 from sciqa.core.options import RunOptions
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve

@@ -24,8 +24,9 @@ from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, load_base
 from sciqa.models.scorer import Encoded
 from sciqa.planning import memory as estimate
+from sciqa.planning.compute import question_flops
 from sciqa.planning.hardware import Need, lacks, read_node_types
-from sciqa.planning.memory import peak_activations, question_flops, rank_bytes, sketch, training_memory
+from sciqa.planning.memory import peak_activations, rank_bytes, sketch, training_memory
 from sciqa.planning.volume import faiss_bytes
 from sciqa.retrieval import IndexOptions
 from sciqa.training import FinetuneOptions, finetune

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from tiny import tiny_folder
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import rotate_options
@@ -102,7 +102,7 @@ def test_a_cascade_reads_what_is_least_certain(run, llama, by):
         expected = strong if number in order[:3] else first
         assert row["ranking"] == expected[number]["ranking"]
         np.testing.assert_allclose(row["probabilities"], expected[number]["probabilities"], atol=1e-5)
-    seconds = [storage.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", "cascade")]
+    seconds = [tables.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", "cascade")]
     assert summary.details["seconds"] == seconds[1] > seconds[0]
     with pytest.raises(InputError, match="absent"):
         predict(PredictOptions(**run, model=llama, cascade="absent"))
@@ -205,6 +205,6 @@ def test_a_killed_worker_is_replaced(tmp_path, cluster, undisturbed):
     assert killed[0][0] < 21
     assert answers(options, "closed-book") == undisturbed
     # Another run, killed after its last shard and before its manifest.
-    (tmp_path / "answers" / "_closed-book" / storage.MANIFEST).unlink()
+    (tmp_path / "answers" / "_closed-book" / tables.MANIFEST).unlink()
     predict(PredictOptions(**options, reader="closed-book", num_workers=2))
     assert answers({"output": tmp_path}, "closed-book") == undisturbed

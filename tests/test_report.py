@@ -14,7 +14,7 @@ import pytest
 from conftest import write_jsonl
 
 from sciqa import pipeline as run
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
 from sciqa.exam import ExamOptions, open_exam
@@ -77,8 +77,8 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             at = exam.first(part)
             each = [{"id": q["id"], **c} for q, c in zip(questions, contexts[at:], strict=False)]
             table = pa.Table.from_pylist(each, schema=finding.SCHEMA)
-            storage.write_table(storage.part_path(f"{output}/contexts", part), table)
-        storage.finish(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
+            storage.write_table(tables.part_path(f"{output}/contexts", part), table)
+        tables.finish(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
     for name, (scores, inputs) in readers.items():
         path = answers_path(output, name)
         if "contexts" in inputs:
@@ -87,7 +87,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             scored = [Scored(np.array(each, float)) for each in scores[exam.first(part) :][: len(questions)]]
             write_answers(path, part, questions, scored, "the test")
         inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": name} | inputs
-        storage.finish(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
+        tables.finish(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
         answers = storage.read_table(path).to_pylist()
         slices = {"all": answers} | {
             f"topic: {topic}": [row for row, own in zip(answers, topics, strict=True) if own == topic]
@@ -215,18 +215,18 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
         "pool": (SURE, {"answers": {"sure": "1", "nearest": "2"}}),
     }
     output = make_run(tmp_path, kinds, contexts=[context("It is rare.")] * 6)
-    before = storage.read_manifest(f"{output}/answers/nearest", "predict")["inputs"]
+    before = tables.read_manifest(f"{output}/answers/nearest", "predict")["inputs"]
     cascades = {
-        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": storage.fingerprint(before)}}),
+        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": tables.fingerprint(before)}}),
         "lost": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": "of other answers"}}),
     }
     make_run(tmp_path, cascades, contexts=[context("It is rare.")] * 6)
-    other = storage.read_manifest(f"{output}/answers/lost", "predict")
+    other = tables.read_manifest(f"{output}/answers/lost", "predict")
     other["inputs"] = other["inputs"] | {"contexts": {"other": True}, "reader": "away"}
     del other["inputs"]["cascade"]
     shutil.copytree(f"{output}/answers/lost", f"{output}/answers/away")
     shutil.copy(metrics_path(output, "lost"), metrics_path(output, "away"))
-    storage.finish(f"{output}/answers/away", other)
+    tables.finish(f"{output}/answers/away", other)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(output), re.DOTALL)[1])["readers"]
     said = {
         name: [(way["said"], way["marks"]) for row in each["rows"] for way in [each["ways"][row[4]]]]

@@ -13,10 +13,11 @@ import pytest
 from conftest import write_jsonl
 from pyarrow import fs
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, check_passages, find_passages, run_finetune
 from sciqa.predict import PredictOptions, predict
@@ -135,7 +136,7 @@ def test_a_packaged_exam_reads_back_as_itself(tmp_path):
         table = read_exam(split)
         storage.write_table(str(tmp_path / "exam.parquet"), table)
         again = read_exam(str(tmp_path / "exam.parquet"))
-        assert storage.rows_hash(again.to_pylist()) == storage.rows_hash(table.to_pylist())
+        assert tables.rows_hash(again.to_pylist()) == tables.rows_hash(table.to_pylist())
 
 
 def test_submissions_stand_beside_the_answers(indexed, exam):

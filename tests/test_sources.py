@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import pdf
 from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
 from sciqa.corpus.documents import read_page
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.corpus.sources import MARKS, decode
 
 ICE = "Ice is frozen water."
@@ -179,7 +180,7 @@ def test_a_corpus_of_which_nothing_is_read_is_refused(tmp_path, cluster):
     write_jsonl(tmp_path / "a.jsonl", [{"title": "Nothing", "text": " "}])
     with pytest.raises(InputError, match=r"a\.jsonl: 0 passages .* left out: 1 no text"):
         build_passages(CorpusOptions(output=str(tmp_path / "run"), corpus=(str(tmp_path / "a.jsonl"),)))
-    assert not (tmp_path / "run" / "_passages" / storage.MANIFEST).exists()
+    assert not (tmp_path / "run" / "_passages" / tables.MANIFEST).exists()
 
 
 @settings(deadline=None)

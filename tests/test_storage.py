@@ -12,10 +12,11 @@ from conftest import write_jsonl
 from tiny import tiny_folder
 
 from sciqa.core import lock as locks
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.corpus.passages import CorpusOptions, build_passages
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
@@ -73,7 +74,7 @@ def test_a_file_on_s3_is_one_request(s3):
 def test_storage_that_refuses_is_one_line(s3):
     for action in (
         lambda: storage.write_bytes("s3://nobodys/run/a.json", b"{}"),
-        lambda: storage.begin("s3://nobodys/run", {"format": 1}),
+        lambda: tables.begin("s3://nobodys/run", {"format": 1}),
     ):
         with pytest.raises(InputError, match=r"^s3://nobodys/run/\S+: cannot be written \(.*\)$"):
             action()
@@ -142,8 +143,8 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     assert answers["id"].to_pylist() == [row["id"] for row in ROWS]
     report(ReportOptions(output=common["output"]))
 
-    storage.delete(storage.part_path(made.path, 1))  # as a killed run would have left it
-    storage.delete(storage.records(made.path, storage.MANIFEST))
+    storage.delete(tables.part_path(made.path, 1))  # as a killed run would have left it
+    storage.delete(tables.records(made.path, tables.MANIFEST))
     assert "1 of 2 shards kept" in predict(reader).made
     assert storage.read_table(made.path) == answers
     assert predict(reader).made.count("kept") == 1

@@ -23,7 +23,7 @@ from conftest import write_jsonl
 from ray.train import TrainingFailedError
 from tiny import CAUSAL, FAMILIES, tiny_folder
 
-from sciqa.core import lost, storage
+from sciqa.core import lost, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
@@ -35,7 +35,8 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order
-from sciqa.training.loop import _Run, keep_layout, loss_of
+from sciqa.training.loop import _Run, keep_layout
+from sciqa.training.loss import loss_of
 
 STEPS = 20
 
@@ -277,7 +278,7 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         wait_for_checkpoint(options.folder, driver)
         driver.send_signal(signal.SIGKILL)
-    assert not storage.is_finished(options.folder)
+    assert not tables.is_finished(options.folder)
     made = finetune(options)
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
@@ -438,7 +439,7 @@ def test_other_bad_input_is_refused(tmp_path, cluster, data, models, exam_file, 
 
     options = tiny_run(data, tmp_path, model=models("llama"), steps=1)
     made = finetune(options)
-    path = storage.records(made.path, storage.INPUTS)
+    path = tables.records(made.path, tables.INPUTS)
     begun = storage.read_json(path)
     del begun["inputs"]["clip"]  # as a version without that option would have stored it
     storage.write_json(path, begun)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
-from sciqa.ask.ask import AskOptions
+from sciqa.ask.options import AskOptions
 from sciqa.core.errors import InputError
 from sciqa.core.progress import spoken
 from sciqa.corpus.chunking import embedded_text, split_sentences

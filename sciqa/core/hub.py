@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.core.identity import find_weights, hash_others, hash_weights
@@ -49,7 +49,7 @@ class ModelFiles:
 
         Weights are read once per machine, and those of a snapshot in the hub's cache never.
         """
-        return storage.fingerprint({"weights": self.weights_hash, "others": self.others})
+        return tables.fingerprint({"weights": self.weights_hash, "others": self.others})
 
     @property
     def weights_hash(self) -> str:
@@ -284,7 +284,7 @@ def short_name(name: str) -> str:
 def adapter_hash(folder: str) -> str:
     """Return a hash of an adapter: its weights, its configuration, and the form of the prompt kept beside them."""
     paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
-    return storage.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
+    return tables.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
 
 
 def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:
@@ -311,7 +311,7 @@ def _copy(address: str, only: tuple[str, ...]) -> Path:
         for path, _ in files:
             storage.copy_files(path, str(aside / path.removeprefix(parent + "/")))
 
-    folder = cached_folder(f"copy-{storage.fingerprint([address, files])}", build)
+    folder = cached_folder(f"copy-{tables.fingerprint([address, files])}", build)
     return folder if parent == address else folder / address.removeprefix(parent + "/")
 
 

@@ -1,25 +1,28 @@
 """Articles to passages: windows of whole sentences with stable ids, each said once, in shards of even size."""
 
-import hashlib
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from sciqa.core import cluster, progress, storage
+from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, load_tokenizer, local_path, longest_text
+from sciqa.core.hub import find_model, longest_text
 from sciqa.core.lock import lock
-from sciqa.core.options import RunOptions, Summary
+from sciqa.core.options import Summary
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import Piece, Tally, find_sources, read_articles, split_sources
-from sciqa.corpus.chunking import Splitter
+from sciqa.corpus.articles import find_sources, split_sources
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.parts import (
+    LEFT_OUT,
+    LEFT_OUT_SCHEMA,
+    REPEATS,
+    part_path,
+    split_part,
+    write_duplicates,
+    write_rows,
+    write_shards,
+)
 from sciqa.corpus.sources import decode
 
 #: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
@@ -27,57 +30,8 @@ from sciqa.corpus.sources import decode
 PASSAGES_FORMAT = 3
 #: Names the corpus that passages are being made from.
 CORPUS = "corpus.json"
-SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
-#: Tables of what is not among the passages, in folders beside them: files and articles left out, passages that repeat
-#: another, whose id `repeats` is, exactly or nearly.
-LEFT_OUT, REPEATS = "left_out", "repeats"
-LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "reason")])
-REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
 #: Names that a summary line shows of many.
 SHOWN = 3
-
-
-@dataclass(kw_only=True)
-class CorpusOptions(RunOptions):
-    """What the passages are made from."""
-
-    corpus: tuple[str, ...] | None = None
-    """`demo` (10,033 leads of English Wikipedia articles), and files or folders: MediaWiki dumps (.xml.bz2), tables
-    with title and text (.parquet, .jsonl, .csv, .tsv), .txt, .md, .html, .pdf, what wikiextractor wrote; also
-    compressed (.gz, .bz2, .xz, .zst). What is added behind the others leaves their shards as they are. By default
-    passages that are finished are used as they are, and where there are none they are made from `demo`."""
-    remove: str | None = None
-    """Text file with the titles of articles to leave out, one a line."""
-    near_duplicates: bool = False
-    """Leave out passages that are nearly those of an article with the same title; exact repeats always are."""
-    passages: str | None = None
-    """Folder of the passages table; by default OUTPUT/passages."""
-    embedder: str = "all-MiniLM-L6-v2"
-    """Model whose tokens are counted."""
-    passage_tokens: int = 256
-    """Most tokens of a passage, headings included; longer texts are cut between sentences."""
-    passage_overlap: int = 1
-    """Sentences that a passage repeats from the one before."""
-    shard_passages: int = 1024
-    """Passages in a shard, the unit of work and of resuming."""
-    part_bytes: int = 8_000_000
-    """Bytes of the corpus that one task reads."""
-
-    def __post_init__(self) -> None:
-        """Fill the default folder and check the numbers."""
-        super().__post_init__()
-        self.embedder = local_path(self.embedder)
-        self.fill_folder("passages", "passages")
-        if self.corpus is not None:
-            self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
-        self.at_least(32, "passage_tokens")
-        self.at_least(0, "passage_overlap")
-        self.at_least(1, "shard_passages", "part_bytes")
-
-    def cut(self) -> dict[str, int | bool]:
-        """Return the options that say how texts are cut into passages, and these into shards."""
-        names = ("passage_tokens", "passage_overlap", "shard_passages", "near_duplicates")
-        return {name: getattr(self, name) for name in names}
 
 
 def build_passages(options: CorpusOptions) -> Summary:
@@ -108,17 +62,17 @@ def _fill(
 ) -> tuple[dict, bool]:
     """Write what the passages table lacks; return its manifest, and whether it was whole."""
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
-    inputs = storage.fingerprint([sources, removed, options.part_bytes, left_out])
-    begun = storage.begin(options.passages, cut, storage.defaults_of(CorpusOptions), overwrite=options.overwrite)
-    manifest = storage.read_manifest(options.passages, "corpus") if begun.whole else {}
+    inputs = tables.fingerprint([sources, removed, options.part_bytes, left_out])
+    begun = tables.begin(options.passages, cut, tables.defaults_of(CorpusOptions), overwrite=options.overwrite)
+    manifest = tables.read_manifest(options.passages, "corpus") if begun.whole else {}
     if not (kept := manifest.get("inputs") == inputs):
         _check_sources(options, manifest, sources)
-        storage.write_json(storage.records(options.passages, CORPUS), {"corpus": _corpus_of(options)})
-        storage.delete(storage.records(options.passages, storage.MANIFEST))
+        storage.write_json(tables.records(options.passages, CORPUS), {"corpus": _corpus_of(options)})
+        storage.delete(tables.records(options.passages, tables.MANIFEST))
         cluster.connect(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT, "sources": [path for path, _ in sources]}
-        storage.finish(options.passages, manifest)
+        tables.finish(options.passages, manifest)
         _tidy(options.passages, manifest)
     return manifest, kept
 
@@ -129,13 +83,13 @@ def finished_passages(options: CorpusOptions) -> dict | None:
     Raises:
         InputError: passages are asked for in another form than those.
     """
-    if options.corpus is not None or not storage.is_finished(options.passages):
+    if options.corpus is not None or not tables.is_finished(options.passages):
         return None
-    manifest = storage.read_manifest(options.passages, "corpus")
+    manifest = tables.read_manifest(options.passages, "corpus")
     if manifest.get("format") != PASSAGES_FORMAT:
-        raise InputError(f"{options.passages}: {storage.OTHERWISE}; pass --corpus and --overwrite to make it anew")
-    made = storage.read_json(storage.records(options.passages, storage.INPUTS))["inputs"]
-    defaults = storage.defaults_of(CorpusOptions)
+        raise InputError(f"{options.passages}: {tables.OTHERWISE}; pass --corpus and --overwrite to make it anew")
+    made = storage.read_json(tables.records(options.passages, tables.INPUTS))["inputs"]
+    defaults = tables.defaults_of(CorpusOptions)
     for name, wanted in options.cut().items():
         if wanted != defaults[name] and wanted != made[name]:
             flag = f"--{name.replace('_', '-')}"
@@ -153,7 +107,7 @@ def _check_sources(options: CorpusOptions, manifest: dict, sources: list[tuple[s
     made = set(manifest.get("sources", ()))
     if made and not made & {path for path, _ in sources} and not options.overwrite:
         raise InputError(
-            f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {storage.REMEDY}"
+            f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {tables.REMEDY}"
         )
 
 
@@ -173,7 +127,7 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
     """Return the corpus that is asked for; without one that of passages which are begun here, else `demo`."""
-    begun = storage.records(options.passages, CORPUS)
+    begun = tables.records(options.passages, CORPUS)
     if options.corpus is not None or not storage.exists(begun):
         return options.corpus or ("demo",)
     return tuple(storage.read_json(begun)["corpus"])
@@ -211,20 +165,20 @@ def _build(
 ) -> dict:
     about = dict(sources)
     parts = [
-        {"number": number, "pieces": pieces, "key": storage.fingerprint([[p, about[p["path"]]] for p in pieces])}
+        {"number": number, "pieces": pieces, "key": tables.fingerprint([[p, about[p["path"]]] for p in pieces])}
         for number, pieces in enumerate(split_sources(sources, options.part_bytes))
     ]
     if not parts:
         raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
     split = _run(parts, split_part, "parts read", options=options)
-    paths = [_part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
+    paths = [part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
     hashes = np.array([duplicates.title_hash(title) for title in removed], np.uint64)
     tasks = min(duplicates.BUCKETS, 1 + sum(row["passages"] for row in split) // 100_000)
     ranges = [
         {"number": number, "buckets": buckets.tolist()}
         for number, buckets in enumerate(np.array_split(np.arange(duplicates.BUCKETS), tasks))
     ]
-    storage.delete(storage.records(options.passages, "duplicates"))
+    storage.delete(tables.records(options.passages, "duplicates"))
     arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
     _run(ranges, write_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
@@ -244,16 +198,8 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    _write_rows(storage.records(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    write_rows(tables.records(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
-
-
-def _write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
-    """Write a table where there are rows; delete what is there where there are none."""
-    if rows:
-        storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
-    else:
-        storage.delete(path)
 
 
 def _tidy(folder: str, manifest: dict) -> None:
@@ -262,106 +208,14 @@ def _tidy(folder: str, manifest: dict) -> None:
     for name in storage.names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete(storage.join(folder, name))
-    parts = set(storage.list_folders(storage.records(folder, "parts")))
+    parts = set(storage.list_folders(tables.records(folder, "parts")))
     for beside in (LEFT_OUT, REPEATS):
-        for name in storage.names(storage.records(folder, beside)):
+        for name in storage.names(tables.records(folder, beside)):
             if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
-                storage.delete(storage.records(folder, beside, name))
+                storage.delete(tables.records(folder, beside, name))
 
 
 def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
     rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1)
     done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])
-
-
-def _part_path(folder: str, part: int, *names: str) -> str:
-    return storage.records(folder, "parts", f"{part:05d}", *names)
-
-
-def split_part(row: dict, options: CorpusOptions) -> dict:
-    """Write one part's passages, duplicates and all, and the entries that find those; its record comes last."""
-    part = row["part"]
-    folder = _part_path(options.passages, part["number"])
-    record = storage.join(folder, "part.json")
-    if storage.exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
-        return {"done": done}
-    storage.delete(folder)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    splitter = Splitter(load_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
-    tally = Tally()
-    passages = _split_all(part["pieces"], splitter, tally)
-    entries = [duplicates.make_entries([], 0, options.near_duplicates)]
-    chunks = rows = 0
-    while chunk := list(islice(passages, options.shard_passages)):
-        table = pa.Table.from_pylist(chunk, schema=SCHEMA)
-        storage.write_table(storage.join(folder, f"{chunks:05d}.parquet"), table)
-        entries.append(duplicates.make_entries(chunk, rows, options.near_duplicates))
-        chunks, rows = chunks + 1, rows + len(chunk)
-    duplicates.write_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
-    beside = storage.part_path(storage.records(options.passages, LEFT_OUT), part["number"])
-    _write_rows(beside, tally.named, LEFT_OUT_SCHEMA)
-    done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
-    done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
-    storage.write_json(record, done)
-    return {"done": done}
-
-
-def _split_all(pieces: list[Piece], splitter: Splitter, tally: Tally) -> Iterator[dict[str, str]]:
-    for piece in pieces:
-        for section in read_articles(**piece, tally=tally):
-            for text in splitter.split(section["title"], section["section"], section["text"]):
-                name = "\x1f".join([section["title"], section["section"], text])
-                yield section | {"passage_id": hashlib.sha256(name.encode()).hexdigest()[:16], "text": text}
-
-
-def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
-    """Write which rows of which parts repeat an earlier passage, for some of the buckets."""
-    part = row["part"]
-    found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
-    table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
-    storage.write_table(storage.records(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
-    return {"done": {"number": part["number"]}}
-
-
-def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
-    """Write a part's shards, each what is left of one chunk; its record comes last."""
-    number = row["part"]["number"]
-    table = storage.read_table(storage.records(folder, "duplicates"))
-    table = table.filter(pc.equal(table["part"], number)).sort_by(
-        [(name, "ascending") for name in ("row", "kind", "repeats")]
-    )
-    repeats: dict[int, dict] = {}
-    for about in table.to_pylist():
-        repeats.setdefault(about["row"], about)
-    dropped = np.array(list(repeats), np.int64)
-    record = _part_path(folder, number, "shards.json")
-    key = storage.fingerprint([row["part"]["key"], list(repeats.values()), removed])
-    if storage.exists(record) and (done := storage.read_json(record))["key"] == key:
-        return {"done": done}
-    done = {"number": number, "key": key, "passages": 0, "duplicates": len(dropped), "removed": 0, "shards": []}
-    titles: set[str] = set()
-    repeated: list[dict] = []
-    first = 0
-    for chunk in range(storage.read_json(_part_path(folder, number, "part.json"))["chunks"]):
-        table = storage.read_table(_part_path(folder, number, f"{chunk:05d}.parquet"))
-        keep = ~np.isin(np.arange(first, first + len(table)), dropped)
-        for at in np.flatnonzero(~keep):
-            about = repeats[first + int(at)]
-            row = table.slice(int(at), 1).to_pylist()[0]
-            repeated.append(row | {"repeats": f"{about['repeats']:016x}", "kind": about["kind"]})
-        named = pc.is_in(table["title"], pa.array(removed, pa.string())).to_numpy()
-        done["removed"] += int((keep & named).sum())
-        titles.update(table.filter(pa.array(named))["title"].to_pylist())
-        first += len(table)
-        table = table.filter(pa.array(keep & ~named))
-        if len(table):
-            name = f"{number:05d}-{chunk:05d}"
-            digest = storage.write_table(storage.join(folder, f"{name}.parquet"), table)
-            content = storage.rows_hash(table.to_pylist())
-            done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
-            done["passages"] += len(table)
-    _write_rows(storage.part_path(storage.records(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
-    done["titles"] = sorted(titles)
-    storage.write_json(record, done)
-    return {"done": done}

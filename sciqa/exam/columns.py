@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from sciqa.core.errors import InputError
-from sciqa.exam.files import Row, parse_json
+from sciqa.exam.files import parse_json
+from sciqa.exam.rows import Row
 
 LETTERS = string.ascii_uppercase
 #: Names of each part in public exams, the likelier first; `a.b` is the field b of the column a.

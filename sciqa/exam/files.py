@@ -1,7 +1,6 @@
 """Files of questions: CSV, TSV, JSON, JSONL and Parquet, packed or not, one or several, to rows of cells."""
 
 import bz2
-import csv
 import fnmatch
 import gzip
 import io
@@ -11,13 +10,14 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.exam.csvs import read_csv
+from sciqa.exam.rows import UNSEEN, Number, Row, clean_names
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
@@ -34,41 +34,7 @@ LISTS = ("data", "questions", "examples", "items", "rows")
 SHARED = ("article", "passage", "context")
 #: What `datasets` writes beside the shards of a table that it saves.
 BESIDE = ("dataset_info.json", "state.json", "dataset_dict.json")
-#: What MMLU's CSV files, which have no header, hold.
-HEADERLESS = ("question", "A", "B", "C", "D", "answer")
-#: Longest cell of a CSV file, in characters; the csv module's own 131,072 is shorter than some articles.
-LONGEST_CELL = 2**31 - 1
 NEWLINE = b"\n"
-#: White space that is not seen in a column's name.
-UNSEEN = "\ufeff\u200b\u2060"
-
-
-class Number(str):
-    """A number of a JSON or Parquet file, as the text that stands there, to tell `1` from `"1"`."""
-
-    __slots__ = ()
-
-
-class Row(NamedTuple):
-    """A question as its file has it.
-
-    Attributes:
-        path: of the file.
-        number: of the question in it, from 1.
-        line: of the file on which it begins, where that is a text file.
-        cells: what stands there, by column.
-    """
-
-    path: str
-    number: int
-    line: int | None
-    cells: dict[str, object]
-
-    @property
-    def place(self) -> str:
-        """File, line and row in words; the line is left out where it is the row's number too."""
-        line = f"line {self.line}, " if self.line not in (None, self.number) else ""
-        return f"{self.path}, {line}row {self.number}"
 
 
 def read_rows(exam: str) -> list[Row]:
@@ -153,7 +119,7 @@ def _read_file(path: str) -> Iterable[Row]:
         return _read_arrow(path, data)
     text = _decode(path, data)
     if kind in ("csv", "tsv"):
-        return _read_csv(path, text, kind)
+        return read_csv(path, text, kind)
     return (_read_json if kind == "json" else _read_jsonl)(path, text)
 
 
@@ -184,108 +150,6 @@ def _decode(path: str, data: bytes) -> str:
 def _line_and_byte(data: bytes, at: int) -> str:
     before = data[:at]
     return f"line {before.count(NEWLINE) + 1}, byte {at - before.rfind(NEWLINE)}"
-
-
-def clean_names(path: str, names: Iterable[str]) -> list[str]:
-    """Return columns' names without white space around them, or raise `InputError` where one stands twice."""
-    cleaned = [str(name).strip().strip(UNSEEN).strip() for name in names]
-    if len(set(cleaned)) < len(cleaned):
-        twice = next(name for name in cleaned if cleaned.count(name) > 1)
-        raise InputError(f"{path}: column {twice!r} stands twice; leave one of them out, or rename it")
-    return cleaned
-
-
-def _read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
-    """Yield the rows of a CSV file; rows without any text, as spreadsheets leave them, are passed over."""
-    lines = _csv_lines(path, text, kind)
-    if not lines:
-        return
-    line, header = lines[0]
-    if all(_is_headerless(cells) for _, cells in lines) and any(" " in cells[0].strip() for _, cells in lines):
-        header, body = list(HEADERLESS), lines
-    else:
-        body = lines[1:]
-        header = _named(path, line, header, [cells for _, cells in body])
-    named = iter(clean_names(path, filter(None, header)))
-    header, width = [name and next(named) for name in header], len(header)
-    for number, (line, cells) in enumerate(body, 1):
-        if len(cells) < width or any(cell.strip() for cell in cells[width:]):
-            place = Row(path, number, line, {}).place
-            raise InputError(f"{place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
-        if swallowed := next((cell for cell in cells if _holds_rows(cell, width)), None):
-            place = Row(path, number, line, {}).place
-            raise InputError(
-                f"{place}: a cell that holds whole rows, {swallowed[:60]!r}; a quote before it is not closed, or not "
-                "doubled inside its cell"
-            )
-        given = zip(header, cells, strict=False)  # cells beyond the header are empty
-        yield Row(path, number, line, {name: cell for name, cell in given if name})
-
-
-def _holds_rows(cell: str, width: int) -> bool:
-    """Whether a cell of several lines has lines, besides its last, with as many cells as the header."""
-    lines = cell.split("\n")[:-1] if width >= 4 else []
-    return any(line.count(",") + 1 >= width and len(next(csv.reader([line]), [])) == width for line in lines)
-
-
-def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
-    """Return the rows of a CSV file that hold any text, the header among them, each with its line in the file."""
-    separator, skipped = _separator(text, kind)
-    first = io.StringIO(text[: 1 << 20], newline="").readline()
-    # Where lines end with a line feed, a carriage return outside quotes is text that a program forgot to quote.
-    stream = io.StringIO(text, newline="" if first.endswith("\r") else "\n")
-    for _ in range(skipped):
-        stream.readline()
-    reader = csv.reader(stream, delimiter=separator, strict=True)
-    before, lines = csv.field_size_limit(LONGEST_CELL), []
-    try:
-        while True:
-            line = skipped + reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return lines
-            except csv.Error as error:
-                said = str(error).partition(" - ")[0]
-                raise InputError(
-                    f"{path}, line {line}: not CSV ({said}); quote cells with separators, ends of lines or quotes in "
-                    "them, and double those quotes"
-                ) from error
-            if any(map(str.strip, cells)):
-                lines.append((line, cells))
-    finally:
-        csv.field_size_limit(before)
-
-
-def _separator(text: str, kind: str) -> tuple[str, int]:
-    """Return what stands between the cells of a file, and the lines before its header that say so (`sep=;`)."""
-    text = text[: 1 << 20]
-    first = io.StringIO(text, newline="").readline()
-    if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
-        return said[1], 1
-    first = next((line for line in io.StringIO(text, newline="") if line.strip(" ,;\t|\r\n")), "")
-    if kind == "tsv" and "\t" in first:
-        return "\t", 0
-    widths = {each: len(next(csv.reader([first.rstrip("\r\n")], delimiter=each), [])) for each in ",;\t|"}
-    return ("," if widths[","] >= 3 else max(widths, key=widths.get)), 0
-
-
-def _is_headerless(cells: list[str]) -> bool:
-    return len(cells) == len(HEADERLESS) and cells[-1].strip() in ("A", "B", "C", "D")
-
-
-def _named(path: str, line: int, header: list[str], body: list[list[str]]) -> list[str]:
-    """Return a header; a column without a name is left out (named "") where it is empty, or a first one of numbers."""
-    for at, name in enumerate(header):
-        if name.strip().strip(UNSEEN):
-            continue
-        cells = [cells[at].strip() for cells in body if at < len(cells)]
-        if any(cells) and not (at == 0 and all(cell.isdecimal() for cell in cells)):
-            raise InputError(f"{path}, line {line}: column {at + 1} has no name, but cells; name it, or leave it out")
-        header[at] = ""
-    while header and not header[-1]:
-        header.pop()
-    return header
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

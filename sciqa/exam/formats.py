@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from sciqa.core.errors import InputError
 from sciqa.exam.columns import KEPT, Columns, find, parse_columns, recognise, unwrap
-from sciqa.exam.files import SPLITS, Row, read_rows
+from sciqa.exam.files import SPLITS, read_rows
 from sciqa.exam.keys import AnswersFrom, Column
 from sciqa.exam.options import Fail, Options, read_options, text_of, without_letters
+from sciqa.exam.rows import Row
 
 #: Values of `is_question` as people write them.
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

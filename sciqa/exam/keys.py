@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.exam.columns import Columns, find, structured
-from sciqa.exam.files import Row
 from sciqa.exam.options import BEFORE, LETTERS, Options, is_number, text_of
+from sciqa.exam.rows import Row
 
 #: What `--answers-from` takes.
 AnswersFrom = Literal["0", "1", "letter", "text"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.exam.columns import MARKED, Columns, find, structured
-from sciqa.exam.files import Number, Row
+from sciqa.exam.rows import Number, Row
 
 LETTERS = string.ascii_uppercase
 #: Fields in which options keep their text and their label.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
@@ -143,7 +143,7 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
     own = name == path
     table = _read_own(path, options.context) if own else options.read(name).table
     columns = tuple(table.column_names)
-    exam = Exam(path, storage.rows_hash(table.to_pylist()), len(table), options.shard_questions, name, columns)
+    exam = Exam(path, tables.rows_hash(table.to_pylist()), len(table), options.shard_questions, name, columns)
     if (stored := _stored(path)) != (exam.sha256, set(columns)):
         if stored and stored[0] != exam.sha256 and not options.overwrite:
             raise InputError(
@@ -160,7 +160,7 @@ def _read_own(path: str, context: str) -> pa.Table:
     """Return the exam that a run's folder holds: as it is where a step wrote it, else as the file of any exam."""
     table = storage.open_parquet(path).read()
     marked = (table.schema.metadata or {}).get(EXAM_HASH)
-    if marked != storage.rows_hash(table.to_pylist()).encode() or context == "given":
+    if marked != tables.rows_hash(table.to_pylist()).encode() or context == "given":
         return read_questions(path, context=context).table
     if context == "found":
         number = table.column_names.index("context")
@@ -174,7 +174,7 @@ def _stored(path: str) -> tuple[str, set[str]] | None:
         table = storage.open_parquet(path).read()
     except (InputError, pa.ArrowException, OSError):
         return None
-    return storage.rows_hash(table.to_pylist()), set(table.column_names)
+    return tables.rows_hash(table.to_pylist()), set(table.column_names)
 
 
 def options_of(question: dict) -> dict[str, str]:

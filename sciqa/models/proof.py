@@ -21,7 +21,7 @@ import transformers
 
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.core.storage import fingerprint
+from sciqa.core.tables import fingerprint
 from sciqa.models.scorer import Encoded, Scorer
 
 if TYPE_CHECKING:

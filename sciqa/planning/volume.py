@@ -11,8 +11,10 @@ from sciqa.core.errors import InputError
 from sciqa.core.hub import config_files, load_tokenizer, read_about, vector_size
 from sciqa.corpus.articles import read_articles, split_sources
 from sciqa.corpus.chunking import Splitter, embedded_text
-from sciqa.corpus.passages import CorpusOptions, check_corpus
-from sciqa.retrieval.index import IndexOptions, empty_index
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import check_corpus
+from sciqa.retrieval.options import IndexOptions
+from sciqa.retrieval.shards import empty_index
 
 if TYPE_CHECKING:
     from torch import nn

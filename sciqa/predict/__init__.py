@@ -1,5 +1,6 @@
 """Predict room: readers rank the options of every question; answers and metrics tables."""
 
-from sciqa.predict.predict import PredictOptions, predict
+from sciqa.predict.options import PredictOptions
+from sciqa.predict.predict import predict
 
 __all__ = ["PredictOptions", "predict"]

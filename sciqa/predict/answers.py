@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import NOISE, average_precision_at_3, log_softmax, place_of_answer, settle_ties, softmax
 from sciqa.exam.questions import Exam, options_of
@@ -113,7 +113,7 @@ def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, 
     Raises:
         InputError: none is there, or it is of another exam, or another version of the program made it.
     """
-    manifest = storage.read_manifest(folder, "predict", ANSWERS_FORMAT)
+    manifest = tables.read_manifest(folder, "predict", ANSWERS_FORMAT)
     if exam and manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(f"{folder}: answers to another exam; run `sciqa predict` on this one first")
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
@@ -145,7 +145,7 @@ def write_answers(folder: str, part: int, questions: list[dict], scored: Sequenc
         InputError: see `answer_row`.
     """
     rows = [answer_row(*pair, by) for pair in zip(questions, scored, strict=True)]
-    storage.write_table(storage.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
+    storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def answer_row(question: dict, scored: Scored, by: str) -> dict:

@@ -13,7 +13,7 @@ from sciqa.core import cluster
 from sciqa.core.console import console
 
 if TYPE_CHECKING:
-    from sciqa.predict.predict import PredictOptions
+    from sciqa.predict.options import PredictOptions
 
 
 def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list[list[int]]:

@@ -6,45 +6,38 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import ray
 
-from sciqa.core import cluster, progress, storage
+from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
-from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.hub import (
-    PACKAGED,
     about_trained,
     adapter_hash,
     check_base,
     find_model,
     has_trained_head,
-    local_path,
     model_family,
-    short_name,
     weight_bytes,
 )
 from sciqa.core.lock import lock
-from sciqa.core.options import RunOptions, Summary, check_name
+from sciqa.core.options import Summary
 from sciqa.exam.metrics import score, scores_of
-from sciqa.exam.questions import Exam, ExamOptions, open_exam
+from sciqa.exam.questions import Exam, open_exam
 from sciqa.exam.table import QuestionTable
-from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
 from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, has_ties, open_answers, read_found, write_answers
 from sciqa.predict.blend import fit_blend
+from sciqa.predict.options import Doubt, ModelOptions, PredictOptions
 from sciqa.predict.passes import passes_said, split_passes
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
-from sciqa.retrieval.contexts import FindOptions, open_contexts
-from sciqa.retrieval.index import EmbedOptions
+from sciqa.retrieval.contexts import open_contexts
+from sciqa.retrieval.options import FindOptions
 
-Doubt = Literal["margin", "entropy"]
-ReaderName = Literal["open-book", "closed-book", "retrieval"]
 METRICS = pa.schema(
     [
         *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
@@ -54,134 +47,6 @@ METRICS = pa.schema(
         *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
     ]
 )
-
-
-@dataclass(kw_only=True)
-class ModelOptions(RunOptions):
-    """The model that reads."""
-
-    model: str = "SmolLM2-135M-Instruct"
-    """Model that reads: the packaged one, a local folder (a fine-tuned one too), a .gguf file or a hub id."""
-    adapter: str | None = None
-    """Adapter of that model, as `sciqa finetune` (OUTPUT/trained/NAME) or peft wrote it."""
-    precision: Precision = "auto"
-    """Type of the weights; `auto` is 16 bits where the hardware has them."""
-    nf4: bool = False
-    """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
-    prompt: Literal["auto", Prompt] = "auto"
-    """`chat` is the tokenizer's chat template; `auto` is what the adapter was trained with, else `plain`."""
-    completion: Literal["auto", Completion] = "auto"
-    """Score an option's text, its letter, or a yes to it; `auto` is what the adapter was trained with, else text."""
-    normalise: Literal["auto", Normalise] = "auto"
-    """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
-    rotations: int = 1
-    """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
-    tokens_per_batch: int = 2048
-    """Tokens that a worker computes at once."""
-    engine: Engine = "torch"
-    """`vllm`: causal models in safetensors run in vLLM, as `ray.data.llm` starts it (`pip install 'sciqa[vllm]'`)."""
-    stream: bool = False
-    """Read the model layer by layer, for causal models larger than memory; without an adapter."""
-    stream_questions: int = 1024
-    """Questions that go through a streamed model together, in whole shards; each time all its weights are read."""
-    stream_memory: int = 1_000_000_000
-    """Bytes of hidden states that a worker keeps in memory; where they are more, they are in a file in its TMPDIR."""
-
-    def __post_init__(self) -> None:
-        """Make paths that are here absolute and check the numbers."""
-        super().__post_init__()
-        self.model = local_path(self.model)
-        self.adapter = self.adapter and local_path(self.adapter)
-        self.at_least(1, "tokens_per_batch", "rotations", "stream_questions")
-        self.at_least(0, "stream_memory")
-        for name in ("adapter", "nf4", "stream"):
-            if self.engine == "vllm" and getattr(self, name):
-                raise InputError(
-                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
-                    "(`sciqa merge` makes one model of a base and its adapter)"
-                )
-        if self.stream and self.adapter:
-            raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
-        if self.stream and self.nf4:
-            raise InputError(
-                "--stream: computes with weights as they are stored; leave --nf4 out, or pass a model that "
-                "bitsandbytes has stored in 4 bits"
-            )
-
-    def reader_arguments(self, device: Device, threads: int) -> dict:
-        """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""
-        given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
-        return {
-            "name": self.model,
-            "adapter": self.adapter,
-            "precision": self.precision,
-            "nf4": self.nf4,
-            "style": {name: value for name, value in given.items() if value != "auto"},
-            "tokens_per_batch": self.tokens_per_batch,
-            "rotations": self.rotations,
-            "threads": threads,
-            "device": device,
-        }
-
-
-@dataclass(kw_only=True)
-class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
-    """What answers the questions."""
-
-    contexts: str | None = None
-    """Folder of the contexts table; by default OUTPUT/contexts."""
-    reader: ReaderName = "open-book"
-    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
-    name: str | None = None
-    """Answers are kept under this name; by default the reader's, with that of the adapter, or of the model unless
-    it is the packaged one."""
-    cascade: str | None = None
-    """Read only what this reader (a name in OUTPUT/answers) is least certain of, and keep its others."""
-    cascade_share: float = 0.5
-    """Share of the questions that are read."""
-    cascade_by: Doubt = "margin"
-    """How certain it is: by `margin`, how much likelier its first option is than its second, or by `entropy`."""
-    blend: tuple[str, ...] = ()
-    """Instead of reading, pool the probabilities of these readers' answers (names in OUTPUT/answers); one is enough to
-    calibrate it with --blend-fit."""
-    blend_fit: str | None = None
-    """Output folder of a run on other questions with answers: the weights that suit the same readers there best."""
-
-    def __post_init__(self) -> None:
-        """Fill the defaults and check the numbers."""
-        super().__post_init__()
-        self.fill_folder("contexts", "contexts")
-        self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
-        own = self.adapter or self.model
-        packaged = own in PACKAGED or self.reader == "retrieval"
-        default = self.reader if packaged else f"{self.reader}-{short_name(own)}"
-        default = f"{self.cascade}-then-{default}" if self.cascade else default
-        self.name = self.name or ("blend" if self.blend else default)
-        check_name(self.name)
-        if self.blend_fit and not self.blend:
-            raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
-        if self.cascade and self.blend:
-            raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
-        if self.cascade and self.engine == "vllm":
-            raise InputError("--cascade: not with --engine vllm, which answers whole shards; leave one of them out")
-        if self.context == "given" and self.reader == "retrieval":
-            raise InputError("--reader retrieval: ranks by what is found, and --context given looks nothing up")
-        if not 0 < self.cascade_share <= 1:
-            raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
-
-    @property
-    def streams(self) -> bool:
-        """Whether a model is read, layer by layer."""
-        return self.stream and self._reads
-
-    @property
-    def in_vllm(self) -> bool:
-        """Whether a model is read by vLLM."""
-        return self.engine == "vllm" and self._reads
-
-    @property
-    def _reads(self) -> bool:
-        return self.reader != "retrieval" and not self.blend
 
 
 def predict(options: PredictOptions) -> Summary:
@@ -212,13 +77,13 @@ def predict(options: PredictOptions) -> Summary:
 def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
     """Write what the answers table lacks; return its manifest, and what was kept in words."""
     folder = answers_path(options.output, options.name)
-    defaults = storage.defaults_of(PredictOptions, FindOptions)
-    begun = storage.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
+    defaults = tables.defaults_of(PredictOptions, FindOptions)
+    begun = tables.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
-        return storage.read_manifest(folder, "predict"), ", kept"
+        return tables.read_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows)
-    missing = [part for part in range(exam.shards) if storage.part_name(part) not in begun.names]
+    missing = [part for part in range(exam.shards) if tables.part_name(part) not in begun.names]
     cluster.connect(options)
     with passes_said("predict") if options.streams else nullcontext() as say:
         work = _work(options, exam, missing, say)
@@ -227,7 +92,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     counts = _write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
     manifest |= {"seconds": seconds, "about": work.about} | counts
-    storage.finish(folder, manifest)
+    tables.finish(folder, manifest)
     kept = exam.shards - len(missing)
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
 
@@ -296,7 +161,7 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     """Return what the answers of some readers follow from, by name; those to an exam, where one is given."""
     found = {}
     for name in readers:
-        found[name] = storage.fingerprint(open_answers(answers_path(output, name), exam)[1])
+        found[name] = tables.fingerprint(open_answers(answers_path(output, name), exam)[1])
     return found
 
 
@@ -355,7 +220,7 @@ def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
         fit = ray.get(ray.remote(num_cpus=cluster.TASK_CPUS)(fit_blend).remote(fitted))
         weights, said = fit.weights, f"; {fit.said()}"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
-    seconds = sum(storage.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
+    seconds = sum(tables.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_workers(options, len(parts))
     arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
     tables = tuple(open_answers(folder, exam)[0] for folder in folders.values())
@@ -380,7 +245,7 @@ def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
         },
         sources=(*work.sources, open_answers(before, exam)[0]),
         about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
-        seconds_before=storage.read_manifest(before, "predict")["seconds"],
+        seconds_before=tables.read_manifest(before, "predict")["seconds"],
     )
 
 

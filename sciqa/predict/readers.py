@@ -15,7 +15,8 @@ from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
 from sciqa.predict.blend import pool, pooled_scores
-from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
+from sciqa.retrieval.embedder import Kind, embed_alone
+from sciqa.retrieval.load import load_embedder
 
 #: Cosines lie close together; this is the scale that sentence-transformers trains them with.
 COSINE_SCALE = 20.0

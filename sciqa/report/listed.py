@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import NamedTuple
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import place_of_answer
 from sciqa.exam.questions import Exam, options_of
@@ -72,8 +72,8 @@ def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
     for folder in filter(None, (own, storage.join(output, "contexts"))):
         there = False
         with suppress(InputError):  # a reader's own may be at a place that cannot be reached from here
-            there = storage.is_finished(folder)
-        if there and (manifest := storage.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
+            there = tables.is_finished(folder)
+        if there and (manifest := tables.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
             return Contexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
     return None
 
@@ -121,7 +121,7 @@ def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> lis
     if "cascade" not in inputs:
         return [own] * len(answers)
     ((before, made_from),) = inputs["cascade"].items()
-    if before not in readers or storage.fingerprint(readers[before]["inputs"]) != made_from:
+    if before not in readers or tables.fingerprint(readers[before]["inputs"]) != made_from:
         return [Way(f"It read only where {before} was least certain; whether it did here is not known.")] * len(answers)
     kept = zip(answers, readers[before]["answers"], _ways(before, readers, contexts), strict=True)
     return [

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from sciqa import __version__
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first, scores_of
@@ -86,8 +86,8 @@ def answered(output: str, exam: Exam) -> dict[str, dict]:
     manifests = {}
     for name in storage.list_folders(storage.join(output, "answers")):
         folder = storage.join(output, "answers", name)
-        if storage.is_finished(folder):
-            manifests[name] = storage.read_manifest(folder, "predict")
+        if tables.is_finished(folder):
+            manifests[name] = tables.read_manifest(folder, "predict")
     return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
 
 
@@ -189,13 +189,13 @@ def _training_curves(output: str) -> list[dict]:
     curves = []
     for name in storage.list_folders(storage.join(output, "trained")):
         folder = storage.join(output, "trained", name)
-        if not storage.is_finished(folder):
+        if not tables.is_finished(folder):
             continue
         rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
         last = max(1, rows[-1]["step"])
         highest = max(max(row["loss"] or 0, row["validation_loss"] or 0) for row in rows) or 1
         curves.append(
-            {"name": name, "steps": last, "highest": highest, "figures": storage.read_manifest(folder, "finetune")}
+            {"name": name, "steps": last, "highest": highest, "figures": tables.read_manifest(folder, "finetune")}
             | {"loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None]}
             | {
                 key: [(row["step"] / last, row[key] / scale) for row in rows if row["map_at_3"] is not None]

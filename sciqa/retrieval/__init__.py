@@ -1,8 +1,9 @@
 """Retrieval room: passages become a sharded index, and questions find their contexts in it."""
 
-from sciqa.retrieval.contexts import FindOptions, RetrieveOptions, retrieve
+from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.evaluate import EvaluateOptions, retrieve_or_evaluate
-from sciqa.retrieval.index import IndexOptions, build_index
+from sciqa.retrieval.index import build_index
+from sciqa.retrieval.options import FindOptions, IndexOptions, RetrieveOptions
 
 __all__ = [
     "EvaluateOptions",

@@ -1,25 +1,25 @@
 """Questions to contexts: the passages nearest to each question, and the text that the reader gets."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import cluster, progress, storage
+from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, load_tokenizer, local_path, weight_bytes
+from sciqa.core.hub import find_model, load_tokenizer, weight_bytes
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary
 from sciqa.corpus.chunking import embedded_text, split_sentences
-from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+from sciqa.exam.questions import Exam, open_exam
 from sciqa.exam.table import QuestionTable
-from sciqa.retrieval.embedder import Kind, embed_alone, load_embedder
-from sciqa.retrieval.index import IndexOptions, check_index, index_identity, read_index_manifest
+from sciqa.retrieval.index import check_index, index_identity, read_index_manifest
+from sciqa.retrieval.options import FindOptions, RetrieveOptions
+from sciqa.retrieval.queries import Finder, query_texts
 from sciqa.retrieval.rerank import Reranker, check_reranker
-from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits
+from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
 #: Of what this module computes; raised with every change of it, so that contexts made otherwise are not kept.
 CONTEXTS_FORMAT = 4
@@ -29,62 +29,6 @@ SCHEMA = pa.schema([("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("cont
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
-#: Texts that a question is looked up by: its prompt, the prompt with all options, the mean of the vectors of those two
-#: (the first finds the subject, the second the fact), or the prompt with each option, a ranking of its own for each.
-Query = Literal["prompt", "whole", "mean", "options"]
-
-
-@dataclass(kw_only=True)
-class FindOptions(IndexOptions):
-    """How passages are found, and how they become a context."""
-
-    dense: tuple[Query, ...] = ("mean",)
-    """Queries by vector: `prompt`, `whole` (with all options), their `mean`, `options` (with each option)."""
-    words: tuple[Literal["prompt", "whole", "options"], ...] = ("options",)
-    """Queries by words (BM25). Several rankings are fused by reciprocal rank."""
-    depth: int = 50
-    """Passages of each ranking that are fused."""
-    candidates: int = 100
-    """Passages that are scored again with the stored vectors, where the index is not Flat."""
-    search_parameters: str | None = None
-    """FAISS parameters of the search, such as nprobe=32 or efSearch=64."""
-    rerank: str | None = None
-    """Cross-encoder (folder or hub id) that puts the best passages in its own order."""
-    rerank_passages: int = 20
-    """How many of them."""
-    top_k: int = 5
-    """Passages kept for each question, best first."""
-    context_passages: int = 1
-    """How many of them make the text that the reader gets."""
-    context_sentences: int | None = None
-    """Take this many sentences for it instead, of those passages the ones nearest to the question."""
-    context_tokens: int | None = None
-    """Most tokens (the embedder's) of those sentences."""
-    context_order: Literal["text", "nearest"] = "text"
-    """Sentences as they follow each other in the passages, or the nearest first."""
-
-    def __post_init__(self) -> None:
-        """Make the path of a cross-encoder that is here absolute and check the numbers."""
-        super().__post_init__()
-        self.rerank = self.rerank and local_path(self.rerank)
-        self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
-        if not 1 <= self.context_passages <= self.top_k:
-            raise InputError(f"--context-passages: {self.context_passages} given, 1 to --top-k ({self.top_k}) expected")
-        if not self.dense and not self.words:
-            raise InputError("--dense: none given and no --words, at least one query of either expected")
-
-
-@dataclass(kw_only=True)
-class RetrieveOptions(ExamOptions, FindOptions):
-    """What is found for each question."""
-
-    contexts: str | None = None
-    """Folder of the contexts table; by default OUTPUT/contexts."""
-
-    def __post_init__(self) -> None:
-        """Fill the default folder."""
-        super().__post_init__()
-        self.fill_folder("contexts", "contexts")
 
 
 def retrieve(options: RetrieveOptions) -> Summary:
@@ -121,7 +65,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
 def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
     """Write the contexts table of the contexts that the exam itself gives; return how many it gives."""
     inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
-    begun = storage.begin(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
+    begun = tables.begin(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
     exam, given = replace(open_exam(options), shard_questions=begun.rows), 0
     for part in range(exam.shards):
         questions = exam.read_shard(part)
@@ -129,27 +73,27 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
         if begun.whole:
             continue
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
-        storage.write_table(storage.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
+        storage.write_table(tables.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
     if not begun.whole:
-        storage.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
+        tables.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
 
 
 def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tuple[dict, bool]:
     """Write what the contexts table lacks; return its manifest, and whether it was whole."""
-    defaults = storage.defaults_of(FindOptions)
-    begun = storage.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
+    defaults = tables.defaults_of(FindOptions)
+    begun = tables.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
-        return storage.read_manifest(options.contexts, "retrieve"), True
+        return tables.read_manifest(options.contexts, "retrieve"), True
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows)
     table = QuestionTable(options.contexts, begun.rows)
-    finished = [part for part in range(exam.shards) if storage.part_name(part) in begun.names]
+    finished = [part for part in range(exam.shards) if tables.part_name(part) in begun.names]
     rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
     missing = sorted(set(range(exam.shards)) - set(finished))
     rows.extend(run_workers(FindContexts, exam, options, index, missing))
     manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
-    storage.finish(options.contexts, manifest)
+    tables.finish(options.contexts, manifest)
     return manifest, False
 
 
@@ -165,7 +109,7 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
         InputError: none is there, or it is of another exam or another `--context`, or another version of the program
             made it.
     """
-    manifest = storage.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
+    manifest = tables.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
     if manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(
             f"{folder}: these contexts belong to another exam than {exam.name}; "
@@ -218,98 +162,6 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
     return progress.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
 
 
-def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
-    """Return the texts of a kind of query: one list of a text per question for each ranking that it makes.
-
-    None stands for the ranking that a question with fewer options than others does not make. Options follow each other
-    in the order of the alphabet, so that the same ones ask the same wherever they stand.
-    """
-    prompts = [question["prompt"] for question in questions]
-    options = [sorted(options_of(question).values()) for question in questions]
-    if query == "prompt" or not any(options):
-        return [prompts]
-    if query == "whole":
-        return [[" ".join([prompt, *given]) for prompt, given in zip(prompts, options, strict=True)]]
-    pairs = list(zip(prompts, options, strict=True))
-    return [
-        [f"{prompt} {given[number]}" if number < len(given) else None for prompt, given in pairs]
-        for number in range(max(map(len, options)))
-    ]
-
-
-def rank_asked(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
-    """Return the k best rows for each question that asks something, and none for the others.
-
-    Args:
-        texts: of `query_texts`, a text or None for each question.
-        rank: takes the numbers of those that ask.
-        k: rows per question.
-    """
-    asking = np.array([number for number, text in enumerate(texts) if text is not None])
-    hits = Hits(np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64))
-    found = rank(asking)
-    width = found.rows.shape[1]
-    hits.scores[asking, :width], hits.rows[asking, :width] = found.scores, found.rows
-    return hits
-
-
-class Finder:
-    """Ray Data worker that finds the passages of one shard of questions at a time."""
-
-    def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
-        self.exam, self.options, self.index = exam, options, index
-        self.embedder = load_embedder(**embed)
-        self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
-        self.questions: list[dict] = []
-        self._vectors: dict[Query, list[np.ndarray]] = {}
-
-    def take(self, questions: list[dict]) -> None:
-        """Set the questions that the other methods are about."""
-        self.questions, self._vectors = questions, {}
-
-    def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
-        """Return unit vectors of texts, shape (texts, dimension); each is that of its text alone.
-
-        Args:
-            texts: what is embedded.
-            kind: of the texts.
-            names: what each text is, for an error.
-        """
-        return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
-
-    def vectors(self, query: Query) -> list[np.ndarray]:
-        """Return the vectors of a kind of query, one array for each of its rankings.
-
-        The shape of an array is (questions, dimension), of those questions that ask something.
-        """
-        if query not in self._vectors:
-            if query == "mean":
-                mean = self.vectors("prompt")[0] + self.vectors("whole")[0]
-                self._vectors[query] = [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
-            else:
-                texts = query_texts(self.questions, query)
-                names = [f"question {question['id']!r}" for question in self.questions]
-                asked = [[number for number, text in enumerate(ranking) if text is not None] for ranking in texts]
-                self._vectors[query] = [
-                    self.embed([ranking[n] for n in numbers], "query", [names[n] for n in numbers])
-                    for ranking, numbers in zip(texts, asked, strict=True)
-                ]
-        return self._vectors[query]
-
-    def rank_dense(self, query: Query, k: int) -> list[Hits]:
-        """Return a kind of query's rankings by vector."""
-        asked = query_texts(self.questions, "whole" if query == "mean" else query)
-        pairs = zip(asked, self.vectors(query), strict=True)
-        return [rank_asked(texts, lambda _, v=vectors: self.index.search(v, k), k) for texts, vectors in pairs]
-
-    def rank_words(self, query: Query, k: int) -> list[Hits]:
-        """Return a kind of query's rankings by BM25."""
-        return [
-            rank_asked(texts, lambda asking, t=texts: self.index.search_words([t[number] for number in asking], k), k)
-            for texts in query_texts(self.questions, query)
-        ]
-
-
 class FindContexts(Finder):
     """Ray Data worker that writes the contexts of one shard of questions at a time."""
 
@@ -325,7 +177,7 @@ class FindContexts(Finder):
         questions = self.exam.read_shard(row["part"])
         contexts = self.find(questions)
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
-        storage.write_table(storage.part_path(self.options.contexts, row["part"]), table)
+        storage.write_table(tables.part_path(self.options.contexts, row["part"]), table)
         return _count(questions, contexts) | {"notes": self.embedder.notes}
 
     def find(self, questions: list[dict]) -> list[dict]:

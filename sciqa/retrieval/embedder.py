@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sciqa.core.device import Device, check_device, half_precision
+from sciqa.core.device import Device, half_precision
 from sciqa.core.errors import InputError
 
 Backend = Literal["auto", "torch", "openvino"]
@@ -71,31 +71,6 @@ class Embedder(ABC):
     @abstractmethod
     def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:
         """Return vectors as the model gives them, float32, shape (texts, dimension); see `encode`."""
-
-
-def load_embedder(model: str, threads: int, backend: Backend = "openvino", device: Device = "cpu") -> Embedder:
-    """Return a sentence-transformers model.
-
-    Args:
-        model: name as `sciqa.core.hub.find_model` takes it.
-        threads: CPU threads of this worker.
-        backend: `torch`, or `openvino`, which computes on the CPU those models whose vectors it gives.
-        device: what torch computes on.
-
-    Raises:
-        InputError: no such model, one whose files lack some of its weights, or no such device.
-    """
-    check_device(device)
-    if backend == "torch":
-        return TorchEmbedder(model, threads, device)
-    from sciqa.retrieval.proof import prove
-
-    folder, about = prove(model, threads)
-    if about["backend"] == "openvino":
-        return OpenVinoEmbedder(model, threads, folder, about)
-    embedder = TorchEmbedder(model, threads, device, about["precision"] if device == "cpu" else None)
-    embedder.notes.append(f"{model} is computed by {embedder.computing}, not OpenVINO: {about['reason']}")
-    return embedder
 
 
 def embed_alone(embedder: Embedder, texts: list[str], **how: object) -> np.ndarray:

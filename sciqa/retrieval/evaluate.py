@@ -11,8 +11,10 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
 from sciqa.exam.questions import open_exam
-from sciqa.retrieval.contexts import Finder, RetrieveOptions, retrieve, run_workers
+from sciqa.retrieval.contexts import retrieve, run_workers
 from sciqa.retrieval.index import check_index, read_index_manifest
+from sciqa.retrieval.options import RetrieveOptions
+from sciqa.retrieval.queries import Finder
 from sciqa.retrieval.search import fuse_hits
 
 #: Queries by vector and by words that are measured; with more than one of them, fused.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.device import half_precision
 from sciqa.core.errors import InputError
@@ -63,7 +63,7 @@ def prove(model: str, threads: int) -> tuple[Path, dict]:
     """
     made_by = {package: version(package) for package in ("openvino", "torch", "transformers", "sentence-transformers")}
     about = [PROOF_FORMAT, find_model(model).revision, made_by, _precisions()]
-    folder = cached_folder(f"embedder-{storage.fingerprint(about)}", lambda aside: _prove(model, threads, aside))
+    folder = cached_folder(f"embedder-{tables.fingerprint(about)}", lambda aside: _prove(model, threads, aside))
     return folder, json.loads((folder / "embedder.json").read_text(encoding="utf-8"))
 
 

@@ -1,7 +1,6 @@
 """Search over a sharded index: every group of shards in an actor, the hits merged in a tree."""
 
 import functools
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from sciqa.core import cluster, storage
+from sciqa.core import cluster, storage, tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.retrieval.index import ROW_GROUP
+from sciqa.retrieval.shards import ROW_GROUP
+from sciqa.retrieval.vectors import StoredVectors, open_faiss
 
 #: Groups whose hits one task merges.
 FAN_IN = 8
@@ -129,7 +129,7 @@ class ShardGroup:
         self.shards, self.exact = shards, exact
         self.folders = [storage.join(index, shard["name"]) for shard in shards]
         self.offsets = [shard["offset"] for shard in shards]
-        self.indexes = [_open_faiss(storage.join(folder, "index.faiss")) for folder in self.folders]
+        self.indexes = [open_faiss(storage.join(folder, "index.faiss")) for folder in self.folders]
         for opened in self.indexes if parameters else []:
             faiss.ParameterSpace().set_index_parameters(opened, parameters)
 
@@ -201,39 +201,11 @@ class ShardGroup:
         return StoredVectors(storage.join(self.folders[number], "vectors.npy"))
 
 
-class StoredVectors:
-    """Rows of an `.npy` file of vectors, read from any storage as they are asked for."""
-
-    def __init__(self, path: str) -> None:
-        filesystem, inner = storage.resolve(path)
-        self.file = filesystem.open_input_file(inner)
-        head = io.BytesIO(self.file.read_at(4096, 0))
-        np.lib.format.read_magic(head)
-        (_, self.dimension), _, self.dtype = np.lib.format.read_array_header_1_0(head)
-        self.start, self.width = head.tell(), self.dimension * self.dtype.itemsize
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return vectors by row number, float32, shape (rows, dimension)."""
-        wanted, places = np.unique(rows, return_inverse=True)
-        data = b"".join(self.file.read_at(self.width, self.start + self.width * int(row)) for row in wanted)
-        vectors = np.frombuffer(data, self.dtype).reshape(-1, self.dimension)
-        return vectors.astype(np.float32)[places]
-
-
-def _open_faiss(path: str) -> object:
-    """Open a FAISS file, mapped where it is on this machine and FAISS can."""
-    import faiss
-
-    if "://" in path:
-        return faiss.deserialize_index(np.frombuffer(storage.read_bytes(path), np.uint8))
-    return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-
-
 def _local_folder(folder: str, shard: dict) -> str:
     """Return a folder of a shard on this machine, copied into the cache where it is on other storage."""
     if "://" not in folder:
         return folder
-    name = f"words-{storage.fingerprint(shard['sha256'])}"
+    name = f"words-{tables.fingerprint(shard['sha256'])}"
     return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
 
 

@@ -13,14 +13,15 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
 
-from sciqa.core import cluster, progress, storage
+from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model, model_family, weight_bytes
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
-from sciqa.retrieval.contexts import FindOptions, open_contexts
+from sciqa.retrieval.contexts import open_contexts
+from sciqa.retrieval.options import FindOptions
 from sciqa.training.examples import check_questions
 from sciqa.training.options import FinetuneOptions
 
@@ -67,17 +68,17 @@ def finetune(options: FinetuneOptions) -> Summary:
     folder = options.folder
     inputs = _inputs(options, exams, workers)
     begun = _check_folder(options, inputs)
-    if storage.is_finished(folder):
-        manifest = storage.read_manifest(folder, "finetune")
+    if tables.is_finished(folder):
+        manifest = tables.read_manifest(folder, "finetune")
         return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
     with lock(folder):
         storage.check_writable(folder)
         for split in SPLITS:
             _open(options, split)
         if not begun:
-            storage.begin(folder, inputs)
+            tables.begin(folder, inputs)
         manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-        storage.finish(folder, manifest)
+        tables.finish(folder, manifest)
         storage.delete(storage.join(folder, "checkpoints"))
     return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
 
@@ -159,7 +160,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         InputError: it was begun with other options.
     """
     folder = options.folder
-    path = storage.records(folder, storage.INPUTS)
+    path = tables.records(folder, tables.INPUTS)
     if not storage.exists(path):
         return False
     begun = storage.read_json(path)["inputs"]
@@ -171,10 +172,10 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
         console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
-    if changed := storage.differing(begun, inputs, storage.defaults_of(FinetuneOptions, FindOptions)):
+    if changed := tables.differing(begun, inputs, tables.defaults_of(FinetuneOptions, FindOptions)):
         if options.overwrite:
             if not early:
-                storage.clear(folder)
+                tables.clear(folder)
             return False
         name, (there, now) = next(iter(changed.items()))
         raise InputError(
@@ -227,7 +228,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
     with _Watcher(progress, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
-        storage.clear(options.folder)  # the same again would come to the same, and no other run can use it
+        tables.clear(options.folder)  # the same again would come to the same, and no other run can use it
         raise InputError(message)
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
     kept = [

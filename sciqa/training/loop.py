@@ -19,7 +19,6 @@ from peft.helpers import disable_input_dtype_casting
 from ray.util.queue import Queue
 from torch import nn
 
-from sciqa.core import storage
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
@@ -31,8 +30,11 @@ from sciqa.models.format import Format
 from sciqa.models.load import as_dtype, load_base, make_scorer
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.training.examples import Examples, Order
-from sciqa.training.options import NO_SCALER, FinetuneOptions, Loss
+from sciqa.training.loss import gradient_norm, loss_of, schedule
+from sciqa.training.memory import least_memory
+from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
+from sciqa.training.writers import Writers
 
 HISTORY = "history.json"
 #: Padded tokens that a worker computes at once in an evaluation.
@@ -91,12 +93,12 @@ class _Run:
         self.validation = [(self.scorer.encode(*pair), gold) for *pair, gold in plain]
         self.optimizer = self._optimizer()
         self.norms: list[torch.Tensor] = []
-        self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(_gradient_norm(self.optimizer)))
+        self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(gradient_norm(self.optimizer)))
         self.skipped = 0
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
             optimizer=self.optimizer,
-            lr_scheduler=_schedule(options, self.optimizer, steps),
+            lr_scheduler=schedule(options, self.optimizer, steps),
             config=deepspeed_config(options, self.world_size, self.dtype),
             dist_init_required=False,
         )
@@ -108,7 +110,7 @@ class _Run:
         every = self.options.eval_every or max(1, self.steps // 10)
         # Autocast casts what enters an adapter; peft's own cast, to float32 and back, would only take time.
         uncast = disable_input_dtype_casting(self.scorer, active=self.dtype != torch.float32)
-        with contextlib.closing(_Writers(self.options, self.rank)) as writers, uncast:
+        with contextlib.closing(Writers(self.options, self.rank)) as writers, uncast:
             if not self.history:
                 self._evaluate(0, writers)
             for step in range(first + 1, self.steps + 1):
@@ -214,7 +216,7 @@ class _Run:
                     f"is kept; try {' and '.join(remedies) or 'another --model'}"
                 )
 
-    def _evaluate(self, step: int, writers: "_Writers") -> None:
+    def _evaluate(self, step: int, writers: "Writers") -> None:
         """Score the validation questions, keep the figures and report a checkpoint."""
         started = time.monotonic()
         scores = self._score_validation()
@@ -308,65 +310,6 @@ class _Run:
             )
 
 
-class _Writers:
-    """TensorBoard, and MLflow where asked, on rank 0."""
-
-    def __init__(self, options: FinetuneOptions, rank: int) -> None:
-        self.board = self.mlflow = None
-        if rank == 0:
-            from tensorboardX import SummaryWriter
-
-            self.folder = storage.join(options.folder, "tensorboard")
-            self.local = tempfile.mkdtemp() if "://" in self.folder else self.folder
-            self.board = SummaryWriter(self.local)
-            if options.mlflow:
-                import mlflow
-
-                self.mlflow = mlflow
-                mlflow.start_run(run_name=options.name)
-
-    def write(self, row: dict) -> None:
-        """Log the figures of a row."""
-        figures = {name: value for name, value in row.items() if name != "step"}
-        if self.board:
-            for name, value in figures.items():
-                self.board.add_scalar(name, value, row["step"])
-            if "map_at_3" in row and self.local != self.folder:
-                self.board.flush()
-                storage.copy_files(self.local, self.folder)
-        if self.mlflow:
-            self.mlflow.log_metrics(figures, step=row["step"])
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        if self.board:
-            self.board.close()
-        if self.mlflow:
-            self.mlflow.end_run()
-
-
-def _gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """Return the norm of all gradients that an optimizer is about to use."""
-    gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> torch.Tensor:
-    """Return the mean loss of questions.
-
-    Args:
-        scores: of the options, shape (options,) per question.
-        golds: number of the right option of each question.
-        loss: `ranking` is the cross-entropy of the options' softmax, which sets every option against the others;
-            `completion` the negative score of the right one, which for log-likelihoods is that of plain
-            supervised fine-tuning.
-    """
-    if loss == "completion":
-        return -torch.stack([score[gold] for score, gold in zip(scores, golds, strict=True)]).mean()
-    each = [-score.log_softmax(dim=0)[gold] for score, gold in zip(scores, golds, strict=True)]
-    return torch.stack(each).mean()
-
-
 def style_of(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase) -> Format:
     """Return how questions are put to the model."""
     chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
@@ -389,19 +332,6 @@ def keep_layout(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
-    """Return bytes that a training step needs beyond the weights already loaded, a bound from below.
-
-    Gradients and both moments of AdamW, in float32, of what is trained, and the input of every layer for the
-    backward pass, 2 bytes a value (2sbhL: Korthikanti et al. 2022, table 2, with full recomputation).
-    """
-    trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
-    config = scorer.model.config
-    tokens = micro_batch * scorer.padded_tokens([longest])
-    inputs = 2 * tokens * config.hidden_size * config.num_hidden_layers
-    return 12 * trained + inputs
-
-
 def _quality(row: dict) -> float:
     return row["map_at_3"] - 1e-6 * min(row["validation_loss"], 1e3)
 
@@ -409,8 +339,3 @@ def _quality(row: dict) -> float:
 def _evaluations_since_best(history: list[dict]) -> int:
     qualities = [_quality(row) for row in history if "map_at_3" in row]
     return len(qualities) - 1 - qualities.index(max(qualities))
-
-
-def _schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:
-    name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
-    return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)

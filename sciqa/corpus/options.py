@@ -1,0 +1,50 @@
+"""Options of the corpus."""
+
+from dataclasses import dataclass
+
+from sciqa.core import storage
+from sciqa.core.hub import local_path
+from sciqa.core.options import RunOptions
+
+
+@dataclass(kw_only=True)
+class CorpusOptions(RunOptions):
+    """What the passages are made from."""
+
+    corpus: tuple[str, ...] | None = None
+    """`demo` (10,033 leads of English Wikipedia articles), and files or folders: MediaWiki dumps (.xml.bz2), tables
+    with title and text (.parquet, .jsonl, .csv, .tsv), .txt, .md, .html, .pdf, what wikiextractor wrote; also
+    compressed (.gz, .bz2, .xz, .zst). What is added behind the others leaves their shards as they are. By default
+    passages that are finished are used as they are, and where there are none they are made from `demo`."""
+    remove: str | None = None
+    """Text file with the titles of articles to leave out, one a line."""
+    near_duplicates: bool = False
+    """Leave out passages that are nearly those of an article with the same title; exact repeats always are."""
+    passages: str | None = None
+    """Folder of the passages table; by default OUTPUT/passages."""
+    embedder: str = "all-MiniLM-L6-v2"
+    """Model whose tokens are counted."""
+    passage_tokens: int = 256
+    """Most tokens of a passage, headings included; longer texts are cut between sentences."""
+    passage_overlap: int = 1
+    """Sentences that a passage repeats from the one before."""
+    shard_passages: int = 1024
+    """Passages in a shard, the unit of work and of resuming."""
+    part_bytes: int = 8_000_000
+    """Bytes of the corpus that one task reads."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folder and check the numbers."""
+        super().__post_init__()
+        self.embedder = local_path(self.embedder)
+        self.fill_folder("passages", "passages")
+        if self.corpus is not None:
+            self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
+        self.at_least(32, "passage_tokens")
+        self.at_least(0, "passage_overlap")
+        self.at_least(1, "shard_passages", "part_bytes")
+
+    def cut(self) -> dict[str, int | bool]:
+        """Return the options that say how texts are cut into passages, and these into shards."""
+        names = ("passage_tokens", "passage_overlap", "shard_passages", "near_duplicates")
+        return {name: getattr(self, name) for name in names}

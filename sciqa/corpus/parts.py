@@ -1,0 +1,125 @@
+"""What workers do for the passages: parts of the corpus cut, compared and written as shards."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sciqa.core import storage, tables
+from sciqa.core.hub import load_tokenizer
+from sciqa.corpus import dedup as duplicates
+from sciqa.corpus.articles import Piece, Tally, read_articles
+from sciqa.corpus.chunking import Splitter
+from sciqa.corpus.options import CorpusOptions
+
+SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
+#: Tables of what is not among the passages, in folders beside them: files and articles left out, passages that repeat
+#: another, whose id `repeats` is, exactly or nearly.
+LEFT_OUT, REPEATS = "left_out", "repeats"
+LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "reason")])
+REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
+
+
+def write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
+    """Write a table where there are rows; delete what is there where there are none."""
+    if rows:
+        storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+    else:
+        storage.delete(path)
+
+
+def part_path(folder: str, part: int, *names: str) -> str:
+    """Return a path in the folder of what is kept of a part of the corpus."""
+    return tables.records(folder, "parts", f"{part:05d}", *names)
+
+
+def split_part(row: dict, options: CorpusOptions) -> dict:
+    """Write one part's passages, duplicates and all, and the entries that find those; its record comes last."""
+    part = row["part"]
+    folder = part_path(options.passages, part["number"])
+    record = storage.join(folder, "part.json")
+    if storage.exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
+        return {"done": done}
+    storage.delete(folder)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
+    splitter = Splitter(load_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
+    tally = Tally()
+    passages = _split_all(part["pieces"], splitter, tally)
+    entries = [duplicates.make_entries([], 0, options.near_duplicates)]
+    chunks = rows = 0
+    while chunk := list(islice(passages, options.shard_passages)):
+        table = pa.Table.from_pylist(chunk, schema=SCHEMA)
+        storage.write_table(storage.join(folder, f"{chunks:05d}.parquet"), table)
+        entries.append(duplicates.make_entries(chunk, rows, options.near_duplicates))
+        chunks, rows = chunks + 1, rows + len(chunk)
+    duplicates.write_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
+    beside = tables.part_path(tables.records(options.passages, LEFT_OUT), part["number"])
+    write_rows(beside, tally.named, LEFT_OUT_SCHEMA)
+    done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
+    done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
+    storage.write_json(record, done)
+    return {"done": done}
+
+
+def _split_all(pieces: list[Piece], splitter: Splitter, tally: Tally) -> Iterator[dict[str, str]]:
+    for piece in pieces:
+        for section in read_articles(**piece, tally=tally):
+            for text in splitter.split(section["title"], section["section"], section["text"]):
+                name = "\x1f".join([section["title"], section["section"], text])
+                yield section | {"passage_id": hashlib.sha256(name.encode()).hexdigest()[:16], "text": text}
+
+
+def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
+    """Write which rows of which parts repeat an earlier passage, for some of the buckets."""
+    part = row["part"]
+    found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
+    table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
+    storage.write_table(tables.records(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
+    return {"done": {"number": part["number"]}}
+
+
+def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
+    """Write a part's shards, each what is left of one chunk; its record comes last."""
+    number = row["part"]["number"]
+    table = storage.read_table(tables.records(folder, "duplicates"))
+    table = table.filter(pc.equal(table["part"], number)).sort_by(
+        [(name, "ascending") for name in ("row", "kind", "repeats")]
+    )
+    repeats: dict[int, dict] = {}
+    for about in table.to_pylist():
+        repeats.setdefault(about["row"], about)
+    dropped = np.array(list(repeats), np.int64)
+    record = part_path(folder, number, "shards.json")
+    key = tables.fingerprint([row["part"]["key"], list(repeats.values()), removed])
+    if storage.exists(record) and (done := storage.read_json(record))["key"] == key:
+        return {"done": done}
+    done = {"number": number, "key": key, "passages": 0, "duplicates": len(dropped), "removed": 0, "shards": []}
+    titles: set[str] = set()
+    repeated: list[dict] = []
+    first = 0
+    for chunk in range(storage.read_json(part_path(folder, number, "part.json"))["chunks"]):
+        table = storage.read_table(part_path(folder, number, f"{chunk:05d}.parquet"))
+        keep = ~np.isin(np.arange(first, first + len(table)), dropped)
+        for at in np.flatnonzero(~keep):
+            about = repeats[first + int(at)]
+            row = table.slice(int(at), 1).to_pylist()[0]
+            repeated.append(row | {"repeats": f"{about['repeats']:016x}", "kind": about["kind"]})
+        named = pc.is_in(table["title"], pa.array(removed, pa.string())).to_numpy()
+        done["removed"] += int((keep & named).sum())
+        titles.update(table.filter(pa.array(named))["title"].to_pylist())
+        first += len(table)
+        table = table.filter(pa.array(keep & ~named))
+        if len(table):
+            name = f"{number:05d}-{chunk:05d}"
+            digest = storage.write_table(storage.join(folder, f"{name}.parquet"), table)
+            content = tables.rows_hash(table.to_pylist())
+            done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
+            done["passages"] += len(table)
+    write_rows(tables.part_path(tables.records(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
+    done["titles"] = sorted(titles)
+    storage.write_json(record, done)
+    return {"done": done}

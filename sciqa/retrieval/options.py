@@ -1,0 +1,154 @@
+"""Options of embedding, indexing and finding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sciqa.core import cluster
+from sciqa.core.device import Device
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, local_path, read_about
+from sciqa.core.options import RunOptions
+from sciqa.exam.questions import ExamOptions
+from sciqa.retrieval.embedder import Backend
+
+#: Names of a model's prompts for each kind of text, in the order in which sentence-transformers takes them.
+PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+#: Of the vectors, and of what else a shard holds; each is raised with every change of what the program computes for
+#: them, so that what was computed otherwise is not kept.
+VECTORS_FORMAT, INDEX_FORMAT = 3, 3
+#: Texts that a question is looked up by: its prompt, the prompt with all options, the mean of the vectors of those two
+#: (the first finds the subject, the second the fact), or the prompt with each option, a ranking of its own for each.
+Query = Literal["prompt", "whole", "mean", "options"]
+
+
+@dataclass(kw_only=True)
+class EmbedOptions(RunOptions):
+    """What turns text into vectors."""
+
+    embedder: str = "all-MiniLM-L6-v2"
+    """Sentence-transformers model: the packaged one, a local folder or a hub id."""
+    embed_backend: Backend = "auto"
+    """`auto` embeds with torch on a GPU and with OpenVINO on a CPU."""
+    query_prefix: str | None = None
+    """Put before every query; by default what the model's own configuration names as its prompt for queries."""
+    passage_prefix: str | None = None
+    """Put before every passage; by default what the model's own configuration names for passages or documents."""
+
+    def __post_init__(self) -> None:
+        """Make the path of an embedder that is here absolute."""
+        super().__post_init__()
+        self.embedder = local_path(self.embedder)
+
+    def embed_arguments(self, workers: int) -> dict:
+        """Return the arguments of `load_embedder` for each of a number of workers of the connected cluster."""
+        return self.embed_on(cluster.device(self), cluster.threads_per_worker(workers))
+
+    def embed_on(self, device: Device, threads: int) -> dict:
+        """Return the arguments of `load_embedder` for a device and a number of CPU threads."""
+        backend = self.embed_backend
+        if backend == "auto":
+            backend = "torch" if device == "cuda" else "openvino"
+        return {"model": self.embedder, "threads": threads, "backend": backend, "device": device}
+
+    def prefix(self, kind: Literal["query", "passage"]) -> str:
+        """Return what is put before every text of a kind."""
+        given = self.query_prefix if kind == "query" else self.passage_prefix
+        if given is not None:
+            return given
+        prompts = read_about(self.embedder, "config_sentence_transformers.json").get("prompts") or {}
+        return next((prompts[name] for name in PROMPTS[kind] if prompts.get(name)), "")
+
+
+@dataclass(kw_only=True)
+class IndexOptions(EmbedOptions):
+    """What the index is built from and with."""
+
+    passages: str | None = None
+    """Folder of the passages table; by default OUTPUT/passages."""
+    index: str | None = None
+    """Folder of the index; by default OUTPUT/index."""
+    factory: str = "Flat"
+    """FAISS factory string of every shard: Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are not,
+    so their candidates are scored again with the stored vectors."""
+    metric: Literal["inner-product", "l2"] = "inner-product"
+    """What nearness is; vectors have length 1, so both rank alike."""
+    vector_type: Literal["float32", "float16"] = "float32"
+    """Type of the stored vectors."""
+    train_vectors: int = 100_000
+    """Most vectors that a factory which needs training is trained on, once for all shards."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folders and check the numbers."""
+        super().__post_init__()
+        self.fill_folder("passages", "passages")
+        self.fill_folder("index", "index")
+        self.at_least(1, "train_vectors")
+
+    def embedding(self) -> dict:
+        """Return all that a shard's vectors follow from, besides its passages."""
+        return {
+            "format": VECTORS_FORMAT,
+            "revision": find_model(self.embedder).revision,
+            "prefix": self.prefix("passage"),
+            "vector_type": self.vector_type,
+        }
+
+    def building(self, embedding: dict) -> dict:
+        """Return all that a trained FAISS index follows from, besides the passages: `embedding` and more."""
+        building = {"index_format": INDEX_FORMAT, "factory": self.factory, "metric": self.metric}
+        if self.factory != "Flat":
+            building["train_vectors"] = self.train_vectors
+        return embedding | building
+
+
+@dataclass(kw_only=True)
+class FindOptions(IndexOptions):
+    """How passages are found, and how they become a context."""
+
+    dense: tuple[Query, ...] = ("mean",)
+    """Queries by vector: `prompt`, `whole` (with all options), their `mean`, `options` (with each option)."""
+    words: tuple[Literal["prompt", "whole", "options"], ...] = ("options",)
+    """Queries by words (BM25). Several rankings are fused by reciprocal rank."""
+    depth: int = 50
+    """Passages of each ranking that are fused."""
+    candidates: int = 100
+    """Passages that are scored again with the stored vectors, where the index is not Flat."""
+    search_parameters: str | None = None
+    """FAISS parameters of the search, such as nprobe=32 or efSearch=64."""
+    rerank: str | None = None
+    """Cross-encoder (folder or hub id) that puts the best passages in its own order."""
+    rerank_passages: int = 20
+    """How many of them."""
+    top_k: int = 5
+    """Passages kept for each question, best first."""
+    context_passages: int = 1
+    """How many of them make the text that the reader gets."""
+    context_sentences: int | None = None
+    """Take this many sentences for it instead, of those passages the ones nearest to the question."""
+    context_tokens: int | None = None
+    """Most tokens (the embedder's) of those sentences."""
+    context_order: Literal["text", "nearest"] = "text"
+    """Sentences as they follow each other in the passages, or the nearest first."""
+
+    def __post_init__(self) -> None:
+        """Make the path of a cross-encoder that is here absolute and check the numbers."""
+        super().__post_init__()
+        self.rerank = self.rerank and local_path(self.rerank)
+        self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
+        if not 1 <= self.context_passages <= self.top_k:
+            raise InputError(f"--context-passages: {self.context_passages} given, 1 to --top-k ({self.top_k}) expected")
+        if not self.dense and not self.words:
+            raise InputError("--dense: none given and no --words, at least one query of either expected")
+
+
+@dataclass(kw_only=True)
+class RetrieveOptions(ExamOptions, FindOptions):
+    """What is found for each question."""
+
+    contexts: str | None = None
+    """Folder of the contexts table; by default OUTPUT/contexts."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folder."""
+        super().__post_init__()
+        self.fill_folder("contexts", "contexts")

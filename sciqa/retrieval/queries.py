@@ -1,0 +1,103 @@
+"""Queries of a question, dense and by words, and the passages that they find, fused and judged again."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sciqa.exam.questions import Exam, options_of
+from sciqa.retrieval.embedder import Kind, embed_alone
+from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.options import FindOptions, Query
+from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
+
+
+def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
+    """Return the texts of a kind of query: one list of a text per question for each ranking that it makes.
+
+    None stands for the ranking that a question with fewer options than others does not make. Options follow each other
+    in the order of the alphabet, so that the same ones ask the same wherever they stand.
+    """
+    prompts = [question["prompt"] for question in questions]
+    options = [sorted(options_of(question).values()) for question in questions]
+    if query == "prompt" or not any(options):
+        return [prompts]
+    if query == "whole":
+        return [[" ".join([prompt, *given]) for prompt, given in zip(prompts, options, strict=True)]]
+    pairs = list(zip(prompts, options, strict=True))
+    return [
+        [f"{prompt} {given[number]}" if number < len(given) else None for prompt, given in pairs]
+        for number in range(max(map(len, options)))
+    ]
+
+
+def rank_asked(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
+    """Return the k best rows for each question that asks something, and none for the others.
+
+    Args:
+        texts: of `query_texts`, a text or None for each question.
+        rank: takes the numbers of those that ask.
+        k: rows per question.
+    """
+    asking = np.array([number for number, text in enumerate(texts) if text is not None])
+    hits = Hits(np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64))
+    found = rank(asking)
+    width = found.rows.shape[1]
+    hits.scores[asking, :width], hits.rows[asking, :width] = found.scores, found.rows
+    return hits
+
+
+class Finder:
+    """Ray Data worker that finds the passages of one shard of questions at a time."""
+
+    def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
+        self.exam, self.options, self.index = exam, options, index
+        self.embedder = load_embedder(**embed)
+        self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
+        self.questions: list[dict] = []
+        self._vectors: dict[Query, list[np.ndarray]] = {}
+
+    def take(self, questions: list[dict]) -> None:
+        """Set the questions that the other methods are about."""
+        self.questions, self._vectors = questions, {}
+
+    def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
+        """Return unit vectors of texts, shape (texts, dimension); each is that of its text alone.
+
+        Args:
+            texts: what is embedded.
+            kind: of the texts.
+            names: what each text is, for an error.
+        """
+        return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+
+    def vectors(self, query: Query) -> list[np.ndarray]:
+        """Return the vectors of a kind of query, one array for each of its rankings.
+
+        The shape of an array is (questions, dimension), of those questions that ask something.
+        """
+        if query not in self._vectors:
+            if query == "mean":
+                mean = self.vectors("prompt")[0] + self.vectors("whole")[0]
+                self._vectors[query] = [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
+            else:
+                texts = query_texts(self.questions, query)
+                names = [f"question {question['id']!r}" for question in self.questions]
+                asked = [[number for number, text in enumerate(ranking) if text is not None] for ranking in texts]
+                self._vectors[query] = [
+                    self.embed([ranking[n] for n in numbers], "query", [names[n] for n in numbers])
+                    for ranking, numbers in zip(texts, asked, strict=True)
+                ]
+        return self._vectors[query]
+
+    def rank_dense(self, query: Query, k: int) -> list[Hits]:
+        """Return a kind of query's rankings by vector."""
+        asked = query_texts(self.questions, "whole" if query == "mean" else query)
+        pairs = zip(asked, self.vectors(query), strict=True)
+        return [rank_asked(texts, lambda _, v=vectors: self.index.search(v, k), k) for texts, vectors in pairs]
+
+    def rank_words(self, query: Query, k: int) -> list[Hits]:
+        """Return a kind of query's rankings by BM25."""
+        return [
+            rank_asked(texts, lambda asking, t=texts: self.index.search_words([t[number] for number in asking], k), k)
+            for texts in query_texts(self.questions, query)
+        ]

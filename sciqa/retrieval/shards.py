@@ -1,0 +1,146 @@
+"""What workers do for the index: a shard embedded, FAISS trained, a shard's files written."""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from sciqa.core import storage, tables
+from sciqa.core.errors import InputError
+from sciqa.corpus.chunking import embedded_text
+from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.options import IndexOptions
+
+#: Passages that are read together from a shard's table.
+ROW_GROUP = 128
+#: Vectors that FAISS is given at once, in float32.
+ADDED = 16_384
+
+
+class EmbedShard:
+    """Ray Data worker that embeds one shard of passages at a time and writes its rows and vectors."""
+
+    def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
+        self.embedder = load_embedder(**embed)
+        self.options, self.embedding = options, embedding
+
+    def __call__(self, row: dict) -> dict:
+        """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
+        shard, options, embedding = row["part"], self.options, self.embedding
+        table = storage.read_table(storage.join(options.passages, f"{shard['name']}.parquet"))
+        folder = storage.join(options.index, shard["name"])
+        known = _stored_vectors(folder, embedding)
+        columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
+        texts = {name: embedded_text(*text) for name, *text in zip(*columns, strict=True)}
+        new = [name for name in texts if name not in known]
+        vectors = self.embedder.encode(
+            [texts[name] for name in new],
+            prefix=embedding["prefix"],
+            kind="passage",
+            names=[f"passage {name!r} of {shard['name']}" for name in new],
+        )
+        known |= dict(zip(new, vectors, strict=True))
+        vectors = np.stack([known[name] for name in table["passage_id"].to_pylist()]).astype(options.vector_type)
+        buffer = io.BytesIO()
+        np.save(buffer, vectors)
+        storage.delete(storage.join(folder, "embedded.json"))
+        record = {
+            "name": shard["name"],
+            "key": key(shard, embedding),
+            "embedding": embedding,
+            "rows": len(vectors),
+            "dimension": vectors.shape[1],
+            "sha256": {
+                "passages.parquet": storage.write_table(storage.join(folder, "passages.parquet"), table, ROW_GROUP),
+                "vectors.npy": storage.write_bytes(storage.join(folder, "vectors.npy"), buffer.getvalue()),
+            },
+        }
+        storage.write_json(storage.join(folder, "embedded.json"), record)
+        return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
+
+
+def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:
+    """Return the vectors that a shard's folder has, by passage id, where they were made in the same way."""
+    path = storage.join(folder, "embedded.json")
+    if not storage.exists(path) or storage.read_json(path)["embedding"] != embedding:
+        return {}
+    names = storage.read_table(storage.join(folder, "passages.parquet"), ["passage_id"])["passage_id"].to_pylist()
+    return dict(zip(names, _read_vectors(folder), strict=True))
+
+
+def _read_vectors(folder: str) -> np.ndarray:
+    return np.load(io.BytesIO(storage.read_bytes(storage.join(folder, "vectors.npy"))))
+
+
+def train_index(row: dict, options: IndexOptions) -> dict:
+    """Train the factory's index on vectors taken evenly from all shards, and write it as `trained.faiss`."""
+    import faiss
+
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs meanwhile
+    shards = row["part"]
+    step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
+    taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step].copy() for shard in shards]
+    sample = np.concatenate(taken).astype(np.float32)
+    index = empty_index(options, sample.shape[1])
+    try:
+        index.train(sample)
+    except RuntimeError as error:
+        reason = str(error).rpartition("failed: ")[2].strip()
+        raise InputError(
+            f"--factory {options.factory}: cannot be trained on {len(sample):,} vectors ({reason}); "
+            "choose one with fewer lists or codes, or Flat"
+        ) from error
+    path = storage.join(options.index, "trained.faiss")
+    return {"rows": len(sample), "sha256": storage.write_bytes(path, faiss.serialize_index(index).tobytes())}
+
+
+def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
+    """Write a shard's FAISS file and BM25 files, then its `shard.json`."""
+    import faiss
+
+    from sciqa.retrieval.words import write_words
+
+    faiss.omp_set_num_threads(1)
+    shard = row["part"]
+    folder = storage.join(options.index, shard["name"])
+    record = storage.read_json(storage.join(folder, "embedded.json"))
+    storage.delete(storage.join(folder, "shard.json"))
+    vectors = _read_vectors(folder)
+    if trained["trained"]:
+        data = storage.read_bytes(storage.join(options.index, "trained.faiss"))
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    else:
+        index = empty_index(options, vectors.shape[1])
+    for start in range(0, len(vectors), ADDED):
+        index.add(vectors[start : start + ADDED].astype(np.float32))
+    digests = {"index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index))}
+    table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
+    with tempfile.TemporaryDirectory() as aside:
+        write_words(Path(aside), [embedded_text(**passage) for passage in table.to_pylist()])
+        for file in sorted(Path(aside).iterdir()):
+            name = f"words/{file.name}"
+            digests[name] = storage.write_bytes(storage.join(folder, name), file.read_bytes())
+    record |= {"key": key(shard, trained), "sha256": record["sha256"] | digests}
+    storage.write_json(storage.join(folder, "shard.json"), record)
+    return {"record": record}
+
+
+def empty_index(options: IndexOptions, dimension: int) -> object:
+    """Return a FAISS index by the factory string, with nothing in it."""
+    import faiss
+
+    metric = faiss.METRIC_INNER_PRODUCT if options.metric == "inner-product" else faiss.METRIC_L2
+    try:
+        return faiss.index_factory(dimension, options.factory, metric)
+    except RuntimeError as error:
+        reason = str(error).rpartition("Error: ")[2].strip()
+        raise InputError(
+            f"--factory {options.factory}: FAISS makes no index of {dimension} dimensions from it ({reason})"
+        ) from error
+
+
+def key(shard: dict, about: dict) -> str:
+    """Return a hash of a shard's passages and of what its files follow from besides."""
+    return tables.fingerprint([shard["content"], about])

@@ -1,0 +1,35 @@
+"""Vectors of a shard, as stored and as FAISS holds them, on any storage."""
+
+import io
+
+import numpy as np
+
+from sciqa.core import storage
+
+
+class StoredVectors:
+    """Rows of an `.npy` file of vectors, read from any storage as they are asked for."""
+
+    def __init__(self, path: str) -> None:
+        filesystem, inner = storage.resolve(path)
+        self.file = filesystem.open_input_file(inner)
+        head = io.BytesIO(self.file.read_at(4096, 0))
+        np.lib.format.read_magic(head)
+        (_, self.dimension), _, self.dtype = np.lib.format.read_array_header_1_0(head)
+        self.start, self.width = head.tell(), self.dimension * self.dtype.itemsize
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return vectors by row number, float32, shape (rows, dimension)."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        data = b"".join(self.file.read_at(self.width, self.start + self.width * int(row)) for row in wanted)
+        vectors = np.frombuffer(data, self.dtype).reshape(-1, self.dimension)
+        return vectors.astype(np.float32)[places]
+
+
+def open_faiss(path: str) -> object:
+    """Open a FAISS file, mapped where it is on this machine and FAISS can."""
+    import faiss
+
+    if "://" in path:
+        return faiss.deserialize_index(np.frombuffer(storage.read_bytes(path), np.uint8))
+    return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)

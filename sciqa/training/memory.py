@@ -1,0 +1,16 @@
+"""Memory that a batch needs, checked before training."""
+
+from sciqa.models.scorer import Encoded, Scorer
+
+
+def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
+    """Return bytes that a training step needs beyond the weights already loaded, a bound from below.
+
+    Gradients and both moments of AdamW, in float32, of what is trained, and the input of every layer for the
+    backward pass, 2 bytes a value (2sbhL: Korthikanti et al. 2022, table 2, with full recomputation).
+    """
+    trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
+    config = scorer.model.config
+    tokens = micro_batch * scorer.padded_tokens([longest])
+    inputs = 2 * tokens * config.hidden_size * config.num_hidden_layers
+    return 12 * trained + inputs

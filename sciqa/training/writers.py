@@ -1,0 +1,43 @@
+"""TensorBoard and MLflow, on rank 0."""
+
+import tempfile
+
+from sciqa.core import storage
+from sciqa.training.options import FinetuneOptions
+
+
+class Writers:
+    """TensorBoard, and MLflow where asked, on rank 0."""
+
+    def __init__(self, options: FinetuneOptions, rank: int) -> None:
+        self.board = self.mlflow = None
+        if rank == 0:
+            from tensorboardX import SummaryWriter
+
+            self.folder = storage.join(options.folder, "tensorboard")
+            self.local = tempfile.mkdtemp() if "://" in self.folder else self.folder
+            self.board = SummaryWriter(self.local)
+            if options.mlflow:
+                import mlflow
+
+                self.mlflow = mlflow
+                mlflow.start_run(run_name=options.name)
+
+    def write(self, row: dict) -> None:
+        """Log the figures of a row."""
+        figures = {name: value for name, value in row.items() if name != "step"}
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, row["step"])
+            if "map_at_3" in row and self.local != self.folder:
+                self.board.flush()
+                storage.copy_files(self.local, self.folder)
+        if self.mlflow:
+            self.mlflow.log_metrics(figures, step=row["step"])
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self.board:
+            self.board.close()
+        if self.mlflow:
+            self.mlflow.end_run()
