@@ -26,6 +26,7 @@ from sciqa.models.load import load_base
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, contexts, index, retrieve
+from sciqa.retrieval import options as index_options
 
 READ = [
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model"),

@@ -14,9 +14,9 @@ from sciqa.core.errors import InputError
 from sciqa.models.format import Format
 from sciqa.models.load import SCORERS
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.proof import Verdict
 from sciqa.models.scorer import score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
+from sciqa.models.verdict import Verdict
 
 PLAIN = Format(normalise="none")
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Format
 from sciqa.models.packing import Rows, pack, plain, row_tokens, share_prefixes
-from sciqa.models.proof import Verdict, prove
+from sciqa.models.proof import prove
 from sciqa.models.scorer import (
     CUE,
     Encoded,
@@ -24,6 +24,7 @@ from sciqa.models.scorer import (
     prompt_text,
 )
 from sciqa.models.tokens import TextEncoder
+from sciqa.models.verdict import Verdict
 
 #: What is asked of each option where the likelihood of a yes ranks them.
 YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"

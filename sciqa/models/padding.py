@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from sciqa.core.errors import InputError
-from sciqa.models.proof import Verdict, clear_errors, float32_copies, run_with
+from sciqa.models.proof import clear_errors, float32_copies, run_with
 from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.verdict import Verdict
 
 #: How rows are computed together, the quickest first.
 Layout = Literal["padded", "equal lengths", "single rows"]

@@ -10,9 +10,9 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import psutil
@@ -23,9 +23,7 @@ from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.core.tables import fingerprint
 from sciqa.models.scorer import Encoded, Scorer
-
-if TYPE_CHECKING:
-    from sciqa.models.causal import CausalScorer
+from sciqa.models.verdict import Verdict
 
 #: How sequences are laid out, the quickest first: what they share computed once; the prompt computed once and kept in
 #: the model's cache; a row for each option in padded batches; each row a batch of its own.
@@ -44,20 +42,7 @@ INSTEAD = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What was found out about a model.
-
-    Attributes:
-        layout: the quickest one that scores as the model does.
-        note: said to a user where that is not the quickest of all.
-    """
-
-    layout: str
-    note: str | None = None
-
-
-def prove(scorer: "CausalScorer") -> Verdict:
+def prove(scorer: Scorer) -> Verdict:
     """Return the quickest layout in which a model scores a probe as it scores each option's sequence alone.
 
     Scores are compared in float32, in which the two are equal but for rounding; where there is no room for a copy of
@@ -115,7 +100,7 @@ def stored_proof(scorer: Scorer, revision: str) -> Verdict:
 
 
 def _quickest(
-    scorer: "CausalScorer", probe: list[Encoded], weights: dict | None, exact: np.ndarray, allowed: np.ndarray
+    scorer: Scorer, probe: list[Encoded], weights: dict | None, exact: np.ndarray, allowed: np.ndarray
 ) -> Verdict:
     said = ""
     for layout in get_args(Layout):
@@ -168,7 +153,7 @@ class _Call(torch.nn.Module):
         return self.function()
 
 
-def _probe(scorer: "CausalScorer") -> list[Encoded]:
+def _probe(scorer: Scorer) -> list[Encoded]:
     """Return three questions of random tokens within what the model reads, two of them with a shared beginning."""
     config, rng = scorer.model.config.get_text_config(), np.random.default_rng(0)
     marks = set()
@@ -205,7 +190,7 @@ def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
 
 
-def _alone(scorer: "CausalScorer", probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
+def _alone(scorer: Scorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
     """Return each option's log-likelihood by its sequence alone, and by how much tokens behind it would change that.
 
     Both of shape (options of all questions,); what they change is seen in the first option of each question. In exact
@@ -222,7 +207,7 @@ def _alone(scorer: "CausalScorer", probe: list[Encoded], weights: dict | None) -
 
 
 def _sequence_score(
-    scorer: "CausalScorer", weights: dict | None, question: Encoded, option: list[int], behind: list[int]
+    scorer: Scorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
 ) -> float:
     """Return an option's log-likelihood by one sequence, which other tokens may follow."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)

@@ -23,7 +23,7 @@ from sciqa.exam.questions import options_of
 from sciqa.models.format import Completion, Format, Normalise
 
 if TYPE_CHECKING:
-    from sciqa.models.proof import Verdict
+    from sciqa.models.verdict import Verdict
 
 #: Names of modules that hold a row for each position in a text, and of others like them.
 POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")

@@ -23,9 +23,9 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer, normalised, targets
 from sciqa.models.format import Format
-from sciqa.models.proof import Verdict
 from sciqa.models.scorer import Encoded
 from sciqa.models.stored import Piece, Stored, Streaming, find_tensors, places, read_ahead
+from sciqa.models.verdict import Verdict
 from sciqa.models.weights import CONSTANTS, listed
 
 #: Names of the weights outside the layers, and what those of the layers begin with.

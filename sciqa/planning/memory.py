@@ -24,8 +24,8 @@ from sciqa.core.hub import Family, config_files, folder_family
 from sciqa.models.adapter import make_trainable
 from sciqa.models.format import Format, Method
 from sciqa.models.load import SCORERS, empty_model
-from sciqa.models.proof import Verdict
 from sciqa.models.scorer import Encoded
+from sciqa.models.verdict import Verdict
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 #: Weights that share a constant of 8 bits in NF4, and constants that share one of 32 (Dettmers et al. 2023, QLoRA).

@@ -4,7 +4,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -35,6 +35,7 @@ from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, ModelOptions, PredictOptions
 from sciqa.predict.passes import passes_said, split_passes
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
+from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import FindOptions
 
@@ -163,33 +164,6 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     for name in readers:
         found[name] = tables.fingerprint(open_answers(answers_path(output, name), exam)[1])
     return found
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the workers of a reader are told.
-
-    Attributes:
-        parts: numbers of the shards to answer, each by itself or, of a streamed model, those of a pass together.
-        workers: how many workers there are.
-        kind: of the reader, in `sciqa.predict.readers.READERS`.
-        arguments: of that.
-        by: what scores options, for messages.
-        sources: the tables that it takes, besides the exam.
-        weights: bytes of the weights that each worker loads.
-        about: what is said of it at the end.
-        seconds_before: that the answers took which it takes.
-    """
-
-    parts: list
-    workers: int
-    kind: str
-    arguments: dict
-    by: str
-    sources: tuple[QuestionTable, ...] = ()
-    weights: int = 0
-    about: str = ""
-    seconds_before: float = 0.0
 
 
 def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[str], object] | None) -> Work:

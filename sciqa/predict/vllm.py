@@ -27,7 +27,7 @@ from sciqa.predict.answers import Scored, Turn, mean_turns, read_found, write_an
 if TYPE_CHECKING:
     from sciqa.models.scorer import Encoded
     from sciqa.predict.options import ModelOptions, PredictOptions
-    from sciqa.predict.predict import Work
+    from sciqa.predict.work import Work
 
 #: Stands for a token where a request asks for none of an option's.
 NO_TOKEN = -1
