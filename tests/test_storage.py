@@ -120,6 +120,9 @@ def test_a_holder_on_s3_shows_that_it_lives(s3, monkeypatch):
             time.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    "place", ["s3", *(pytest.param(each, marks=pytest.mark.slow) for each in ("local", "file"))], indirect=True
+)
 def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     write_jsonl(tmp_path / "articles.jsonl", ARTICLES)
     write_jsonl(tmp_path / "exam.jsonl", ROWS)
@@ -158,6 +161,7 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
         assert not [path for path in shared if "/." in path]
 
 
+@pytest.mark.slow
 def test_training_on_s3(tmp_path, s3, data):
     model = "s3://bucket/training/llama"
     storage.copy_files(tiny_folder(tmp_path / "llama", "llama"), model)
