@@ -261,3 +261,11 @@ def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(tmp_path, corpus_file):
     assert run.returncode == 130, last
     assert last == "sciqa index: stopped; the same command goes on from here"
     assert all(line.startswith("index: ") for line in progress), progress
+
+
+def test_the_example_in_python(tmp_path, exam_file, corpus_file):
+    path = JOBS.parent / "examples" / "answer_exam.py"
+    command = [sys.executable, str(path), exam_file, corpus_file, str(tmp_path / "run")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert len(shown.splitlines()) == 13
+    assert shown.split()[:3] == ["id", "prediction", "average_precision"]
