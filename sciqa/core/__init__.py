@@ -1,1 +1,1 @@
-"""What every room uses: errors, storage, options, Ray, the names of models."""
+"""Shared by all packages: errors, storage, options, Ray, model names."""

@@ -1,4 +1,4 @@
-"""What is made once per machine from a model's own files, so that the next worker starts quickly."""
+"""The machine's cache: results computed once per machine from a model's files, so that later workers start quickly."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: A file that was changed less than this many seconds ago can change again within the same tick of its clock.
+#: The hash of a file that changed less than this many seconds ago is not cached: the file may change again within the
+#: same tick of the file system's clock.
 TICK = 0.05
 _hashes: dict[str, tuple[list[int], str]] = {}
 
@@ -22,10 +23,10 @@ def cache_root() -> Path:
 
 
 def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
-    """Return a folder of the machine's cache, built first where it is not there: once, whole or not at all.
+    """Return a folder of the machine's cache. A missing folder is built once, completely or not at all.
 
     Args:
-        name: of the folder; it must change with all that the content follows from.
+        name: name of the folder; it must change whenever the content would.
         build: writes the content into the folder it is given.
     """
     root = cache_root()
@@ -34,7 +35,7 @@ def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
         return folder
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".{name}.lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # where the file system has no locks, several may build, and one's is kept
+        with contextlib.suppress(OSError):  # without file locks, several workers may build, and one result is kept
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             _build(folder, build)
@@ -47,16 +48,16 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         build(aside)
         aside.rename(folder)
     except OSError:
-        if not folder.exists():  # another worker was not simply quicker
+        if not folder.exists():  # else another worker has built it first
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, which is read once per machine for as long as it is not changed.
+    """Return the sha256 of a file. An unchanged file is read only once per machine.
 
-    The machine's cache keeps the hash under the absolute path, with the size and the times of change that the file had.
+    The machine's cache stores the hash by absolute path, with the file's size and change times.
     """
     path = path.resolve()
     name = hashlib.sha256(str(path).encode()).hexdigest()
@@ -72,7 +73,7 @@ def hash_file(path: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if _state(path) == state and time.time() - state[2] / 1e9 > TICK:
         _hashes[name] = state, digest
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+        with contextlib.suppress(OSError):  # an unwritable cache only costs time
             record.parent.mkdir(parents=True, exist_ok=True)
             aside = record.with_name(f".{name}.{os.getpid()}")
             aside.write_text(json.dumps({"path": str(path), "state": state, "sha256": digest}), encoding="utf-8")

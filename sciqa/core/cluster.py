@@ -1,4 +1,4 @@
-"""Ray for every step: connecting, asking for resources so that pools cannot starve, and showing progress."""
+"""Ray for every step: connect to a cluster, and request resources so that pools of workers cannot starve."""
 
 import contextlib
 import json
@@ -26,26 +26,26 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, RunOptions
 from sciqa.core.progress import spoken
 
-#: CPUs that each kind of work asks Ray for. A pool has one model worker per CPU, which leaves a tenth of every
-#: CPU to the search actors and to the tasks that feed and follow the pool: with all of it taken, Ray Data
-#: waits for ever without an error. The fractions hold on one CPU as on a thousand.
+#: CPUs that each kind of work requests from Ray. A pool has one model worker per CPU, which leaves a tenth of every
+#: CPU to the search actors and to the tasks before and after the pool. If the pool took whole CPUs, Ray Data would
+#: wait for ever without an error. The fractions work for one CPU and for a thousand.
 MODEL_CPUS = 0.9
 SEARCH_CPUS = 0.05
 TASK_CPUS = 0.05
-#: Host memory that a model worker asks Ray for, as a multiple of the bytes of its weights.
+#: Host memory that a model worker requests from Ray, as a multiple of the bytes of its weights.
 LOADING = 1.25
-#: Seconds without any node on its way after which a cluster is said to lack what a stage needs.
+#: Seconds without a starting node after which a cluster is reported to lack the resources of a stage.
 LONGEST_WAIT = 20
 
 
 def connect(options: RunOptions) -> None:
-    """Connect this process to Ray, starting it on this machine where none runs; once per process.
+    """Connect this process to Ray, once. Ray is started on this machine if none runs.
 
     Raises:
         InputError: no cluster at the address, no room in it for a task, or nodes that do not see the output folder.
     """
     if not ray.is_initialized():
-        # At its default level Ray's core warns of what Ray Data itself does with constructor arguments.
+        # At its default level, Ray's core warns about constructor arguments that Ray Data itself passes.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning" if verbose() else "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS")
@@ -68,21 +68,21 @@ def connect(options: RunOptions) -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     if not verbose():
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong there is raised here too
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here too
     lost.watch()
 
 
 def _worker_environment() -> dict | None:
-    """Return the runtime environment that lets workers log as this process does, unless that of a job does so."""
+    """Return a runtime environment that makes workers verbose too; None if not needed or set by the submitted job."""
     if not verbose() or VERBOSE in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
         return None
     return {"env_vars": {VERBOSE: "1"}}
 
 
 def _last_started() -> str:
-    """Return the address of the cluster that `ray start` started here last, or `local` where it is gone.
+    """Return the address of the cluster that `ray start` last started here, or `local` if it is gone.
 
-    Of one that was killed Ray keeps the address, and tries to reach it for many minutes.
+    Ray keeps the address of a killed cluster, and would try to reach it for many minutes.
     """
     address = read_ray_address()
     with contextlib.suppress(InputError):
@@ -93,7 +93,7 @@ def _last_started() -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Fail at once where nothing listens: Ray itself would try again for many minutes."""
+    """Raise `InputError` at once if nothing listens; Ray itself would retry for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -103,7 +103,7 @@ def _check_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def _no_core_messages() -> Iterator[None]:
-    """Keep back what Ray's core prints while it starts, such as the level just set; errors are raised."""
+    """Suppress what Ray's core prints while it starts, such as its log level; errors are still raised."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -116,17 +116,17 @@ def _no_core_messages() -> Iterator[None]:
 
 
 def wait_for_room(needs: dict[str, float]) -> None:
-    """Return when some node of the cluster is large enough for a worker, waiting for one that is on its way.
+    """Wait until some node of the cluster is large enough for a worker.
 
     Args:
-        needs: resources by Ray's names.
+        needs: the worker's resources by Ray's names.
 
     Raises:
-        InputError: no node is, and none is being started.
+        InputError: no node is large enough, and none is being started.
     """
     if _has_room(needs):
         return
-    group = placement_group([needs])  # a demand that an autoscaler sees
+    group = placement_group([needs])  # shows the demand to an autoscaler
     asked = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
     try:
         waited = time.monotonic()
@@ -164,7 +164,7 @@ def _described(resources: dict[str, float]) -> str:
 
 
 def _node_on_its_way() -> bool:
-    """Whether an autoscaler, of either version, is starting a node."""
+    """Whether an autoscaler (version 1 or 2) is starting a node."""
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.autoscaler.v2.utils import is_autoscaler_v2
     from ray.experimental.internal_kv import _internal_kv_get
@@ -177,7 +177,7 @@ def _node_on_its_way() -> bool:
 
 
 def _check_shared(output: str) -> None:
-    """Raise `InputError` where a node does not see the folder that this process writes to."""
+    """Raise `InputError` if a node does not see the folder that this process writes to."""
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in _nodes() if node["NodeID"] != here]
     if "://" in output or not others:
@@ -203,7 +203,7 @@ def _check_shared(output: str) -> None:
 
 
 def _is_false(answer: ray.ObjectRef) -> bool:
-    """Whether a node answers no; one that has left meanwhile gives no answer."""
+    """Whether a node answers no; a node that has left meanwhile does not count."""
     try:
         return not ray.get(answer)
     except ray.exceptions.RayError:
@@ -211,16 +211,15 @@ def _is_false(answer: ray.ObjectRef) -> bool:
 
 
 def queue_here() -> Queue:
-    """Return a queue on this node: one on a node that is lost would take a run with it, this ends with the driver."""
+    """Return a queue on this node, where it lives as long as the driver; the loss of another node would end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -> int:
-    """Return how many model workers to start with for a number of parts: never more than there are parts.
+    """Return the number of model workers to start with, at most the number of parts.
 
-    `auto` is one per GPU, of the kind that was asked for; without GPUs one per CPU, or per node for workers that fill
-    one.
+    `auto` means one per GPU of the requested type; without GPUs, one per CPU, or one per node if `whole_nodes`.
     """
     if options.num_workers != "auto":
         available = options.num_workers
@@ -235,12 +234,12 @@ def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -
 
 
 def cluster_cpus() -> int:
-    """Return the CPUs of the cluster as it is now, at least 1."""
+    """Return the current number of CPUs of the cluster, at least 1."""
     return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
 
 
 def threads_per_worker(workers: int) -> int:
-    """Return the CPU threads of each of a number of workers: together they fill the CPUs, and none more than a node."""
+    """Return the CPU threads per worker: together, workers fill the CPUs, and none needs more than a node has."""
     largest = max(each.get("CPU", 0) for each in _resources())
     return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 
@@ -253,17 +252,17 @@ def uses_gpu(options: RunOptions) -> bool:
 
 
 def device(options: RunOptions) -> Device:
-    """Return what model workers compute on; they are told, for a worker without a GPU sees those of its host too."""
+    """Return the device of model workers. Workers cannot tell: one without a GPU still sees those of its host."""
     return "cuda" if uses_gpu(options) else "cpu"
 
 
 def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, float]:
-    """Return what each of a number of model workers asks Ray for, by Ray's names, waiting for a node that has it.
+    """Return the resources that each model worker requests, by Ray's names; wait for a node that has them.
 
     Args:
-        options: of the run.
-        workers: how many there will be.
-        weights: bytes of the weights that each loads.
+        options: options of the run.
+        workers: number of workers.
+        weights: bytes of the weights that each worker loads.
     """
     needs = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
     if weights:
@@ -273,10 +272,10 @@ def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, f
 
 
 def check_accelerator(options: RunOptions) -> None:
-    """Wait for a node with the accelerator that was asked for, so that a run does not find late that there is none.
+    """Wait for a node with the requested accelerator, so that a run without one fails early.
 
     Raises:
-        InputError: there is none, and none is being started.
+        InputError: there is no such node, and none is being started.
     """
     if options.accelerator not in ("auto", "cpu"):
         connect(options)
@@ -289,19 +288,19 @@ def _accelerator_needs(options: RunOptions) -> dict[str, float]:
 
 
 def named_accelerator(options: RunOptions) -> str | None:
-    """Return the kind of GPU that was asked for by name."""
+    """Return the type of GPU that is requested by name, or None."""
     return None if options.accelerator in ACCELERATORS else options.accelerator
 
 
 def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> dict:
-    """Return the arguments of `Dataset.map` that give a stage its pool of model workers.
+    """Return the arguments of `Dataset.map` for a stage's pool of model workers.
 
     With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
     cluster's autoscaler for nodes.
 
     Args:
-        options: of the run.
-        workers: as `num_workers` returned it.
+        options: options of the run.
+        workers: as `num_workers` returns it.
         parts: number of parts of the stage.
         weights: bytes of the weights that each worker loads.
     """
@@ -309,7 +308,7 @@ def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> d
     most = parts if options.num_workers == "auto" else workers
     return {
         "compute": ActorPoolStrategy(min_size=workers, max_size=most),
-        "num_cpus": needs.get("CPU", 0),  # for none, Ray Data would take a whole one, which feeding a pool may need
+        "num_cpus": needs.get("CPU", 0),  # by default, Ray Data takes a whole CPU, which feeding a pool may need
         "num_gpus": needs.get("GPU"),
         "memory": needs.get("memory"),
         "accelerator_type": named_accelerator(options),
@@ -317,5 +316,5 @@ def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> d
 
 
 def from_parts(parts: list) -> Dataset:
-    """Return a dataset with one block per part, so that each part is scheduled, and lost, by itself."""
+    """Return a dataset with one block per part, so that each part is scheduled, and lost, on its own."""
     return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=max(1, len(parts)))

@@ -1,4 +1,4 @@
-"""The terminal: where progress, and what a user should know, are written, and how much of what others write."""
+"""The terminal: the console for progress and messages, and how much output of Ray and libraries is shown."""
 
 import logging
 import os
@@ -12,12 +12,12 @@ VERBOSE = "SCIQA_VERBOSE"
 
 
 def verbose() -> bool:
-    """Whether warnings and logs of Ray, its workers and of libraries are let through."""
+    """Whether warnings and logs of Ray, its workers and libraries are shown."""
     return os.environ.get(VERBOSE, "0") not in ("", "0")
 
 
 def quiet(*loggers: str) -> None:
-    """Keep back what libraries log below an error, and warn of for their developers, unless more is wanted."""
+    """Hide log messages of libraries below errors, and warnings for their developers, unless `verbose`."""
     if verbose():
         return
     warnings.filterwarnings("ignore", category=FutureWarning)

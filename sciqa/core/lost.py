@@ -1,8 +1,8 @@
-"""Workers that die: each is told of in one line, and a stage that only loses workers is ended.
+"""Lost workers: report each in one line, and end a stage that only loses workers.
 
-Ray starts a lost worker again and gives it the same part to do, without a word to the driver where the node ran out of
-memory. Its state API, which knows, is part of the dashboard, which a local Ray goes without; so this asks Ray's head
-what that API asks it.
+Ray restarts a lost worker and gives it the same part again; if the node ran out of memory, it does not tell the driver.
+Ray's state API does, but it is part of the dashboard, which a local Ray does not start. So this module sends Ray's head
+the requests that the API would send.
 """
 
 import atexit
@@ -23,22 +23,22 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, Worke
 from sciqa.core.console import console, verbose
 from sciqa.core.errors import LostWorkersError
 
-#: Workers that may die one after another, with no part finished meanwhile, before a stage is ended.
+#: Number of workers that die in a row, with no part finished meanwhile, after which a stage is ended.
 MOST_IN_A_ROW = 10
-#: Times in a row that Ray's head does not answer before that is said.
+#: Number of unanswered requests to Ray's head in a row after which the user is warned.
 LONGEST_UNANSWERED = 3
-#: What to do about it, by stage.
+#: Advice after lost workers, by stage.
 REMEDIES = {
     "finetune": "a smaller --micro-batch, --gradient-checkpointing, or a --method or --model that takes less",
     "predict": "fewer --num-workers, a smaller --tokens-per-batch, or a --model that takes less",
 }
 REMEDY = "fewer --num-workers, or nodes with more memory"
-#: Reasons by which Ray says that a node was lost, not let go (`DeathReason` of `ray.nodes()`): unexpected, preempted.
+#: Values of `DeathReason` in `ray.nodes()` for a lost node, not one shut down on purpose: unexpected, preempted.
 LOST_NODE = (2, 3)
-#: Sent to the main thread to end a stage: it wakes one that waits, also where SIGINT is ignored, as in a shell's
-#: background jobs.
+#: Signal to the main thread that ends a stage. It wakes a waiting thread, even where SIGINT is ignored, as in a
+#: shell's background jobs.
 ENDS = signal.SIGUSR2
-#: Seconds that Ray's head has to answer.
+#: Timeout of a request to Ray's head, in seconds.
 PATIENCE = 5
 
 
@@ -47,7 +47,7 @@ class _Ended(BaseException):
 
 
 class _Watch:
-    """Looks once a second which workers of this job, and which nodes, have died."""
+    """Thread that checks once a second which workers of this job, and which nodes, have died."""
 
     def __init__(self) -> None:
         self.session = _session()
@@ -70,7 +70,7 @@ class _Watch:
             self.check()
 
     def check(self) -> None:
-        """Say what has died since the last time, and end the stage where nothing else happens."""
+        """Report what has died since the last check; end the stage after `MOST_IN_A_ROW` workers without progress."""
         with self.lock:
             try:
                 workers, nodes = list(self._dead()), self._dead_nodes()
@@ -91,7 +91,7 @@ class _Watch:
                 signal.pthread_kill(threading.main_thread().ident, ENDS)
 
     def _dead(self) -> Iterator[WorkerTableData]:
-        """Yield workers of this job that died, not by Ray's will nor by an exception, which is raised here."""
+        """Yield workers of this job that died, but not by Ray's decision or by an exception (raised here too)."""
         for worker in self.worker_info.GetAllWorkerInfo(GetAllWorkerInfoRequest(), timeout=PATIENCE).worker_table_data:
             died = worker.exit_type in (WorkerExitType.SYSTEM_ERROR, WorkerExitType.NODE_OUT_OF_MEMORY)
             if not worker.is_alive and died and worker.job_id == self.job:
@@ -102,7 +102,7 @@ class _Watch:
         return list(self.node_info.GetAllNodeInfo(asked, timeout=PATIENCE).node_info_list)
 
     def _no_answer(self) -> None:
-        """Say that Ray's head does not answer: after a minute of that, Ray ends this process without a word."""
+        """Warn that Ray's head does not answer: after a minute without answers, Ray ends this process silently."""
         self.unanswered += 1
         if self.unanswered == LONGEST_UNANSWERED:
             self._say(
@@ -127,19 +127,19 @@ class _Watch:
         console.print(f"{stage}: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def error(self, said: str) -> LostWorkersError:
-        """Return the error of a run that ended so."""
+        """Return the error of a run that ended because of lost workers."""
         last = f"; the last one {self.last}" if self.last else ""
         remedy = REMEDIES.get(self.stage, REMEDY)
         return LostWorkersError(f"{self.stage}: {said}{last}; try {remedy}. What is finished is kept")
 
     def stop(self) -> None:
-        """End the thread before Ray goes."""
+        """End the thread before Ray shuts down."""
         self.done.set()
         self.thread.join(timeout=5)
 
 
 def _how(worker: WorkerTableData) -> str:
-    """Return how a worker died, in words."""
+    """Return in words how a worker died."""
     said = " ".join(worker.exit_detail.split())
     if worker.exit_type == WorkerExitType.NODE_OUT_OF_MEMORY:
         used = said.partition(" was ")[2].partition(" (")[0]
@@ -154,7 +154,7 @@ _watch: _Watch | None = None
 
 
 def watch() -> None:
-    """Begin to look after the workers of this process's job; once for each time that it connects to Ray."""
+    """Start to watch the workers of this process's job, once per connection to Ray."""
     global _watch
     if _watch is None or not _watch.thread.is_alive() or _watch.session != _session():
         if _watch:
@@ -171,12 +171,12 @@ def _session() -> tuple[str, bytes]:
 
 @contextlib.contextmanager
 def during(stage: str) -> Iterator[None]:
-    """Name the stage that workers which die meanwhile belong to; where it only loses workers, end it.
+    """Report workers that die meanwhile under the name of a stage, and end the stage if it only loses workers.
 
-    It is ended in the main thread alone.
+    Only a stage in the main thread can be ended.
 
     Raises:
-        LostWorkersError: `MOST_IN_A_ROW` died, and no part was finished meanwhile.
+        LostWorkersError: `MOST_IN_A_ROW` workers died, and no part was finished meanwhile.
     """
     if (watched := _watch) is None:
         yield
@@ -199,24 +199,24 @@ def during(stage: str) -> Iterator[None]:
 
 
 def _end(*_: object) -> None:
-    """Raise `_Ended` in a stage that may be ended; the signal can come after it."""
+    """Raise `_Ended` if a stage that can be ended is running; the signal may arrive after the stage."""
     if _watch and any(endable for _, endable in _watch.stages):
         raise _Ended
 
 
 def progress() -> None:
-    """Note that a part is finished, so that the workers that died before it do not count."""
+    """Record that a part is finished, so that the workers that died before do not count."""
     if _watch:
         _watch.in_a_row = 0
 
 
 def cause(error: BaseException | None) -> LostWorkersError | None:
-    """Return the error of a run that ended because of a worker or node that was lost; None for any other."""
+    """Return the error of a run that ended because of a lost worker or node; None for any other error."""
     while error is not None:
         if isinstance(error, LostWorkersError):
             return error
         of_training = getattr(error, "worker_failures", {}).values()
-        # Ray Train's checks of its workers fail with what was found, if they were not only slow to answer.
+        # A failed health check of Ray Train carries the worker's error, unless the worker was only slow to answer.
         found = [getattr(each, "health_check_failure", each) for each in of_training]
         if _watch and any(map(_is_loss, [error, *found])):
             return _watch.error("a worker was lost for good")

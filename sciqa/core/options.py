@@ -1,4 +1,4 @@
-"""What every step is given, where a run writes and what it runs on, and what every step returns."""
+"""Options that all steps have (where a run writes, what it runs on), and the summary that all steps return."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,27 +6,27 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
-#: Values of `--accelerator` that name no kind of GPU.
+#: Values of `--accelerator` that are not a type of GPU.
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 
 @dataclass(kw_only=True)
 class RunOptions:
-    """Where a run writes and what it runs on."""
+    """Options of every step: where a run writes and what it runs on."""
 
     output: str = "sciqa-run"
-    """Folder (or URI such as s3://bucket/run) for all that the run makes."""
+    """Folder (or URI such as s3://bucket/run) for everything that the run writes."""
     overwrite: bool = False
-    """Replace tables there that were made from other inputs; without it they are kept and the step is refused."""
+    """Replace tables in that folder that were made from other inputs; by default they are kept and the step fails."""
     address: str | None = None
     """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
     num_cpus: int | None = None
-    """CPUs of a new local Ray; leave it out to use all, or to use a cluster that is running."""
+    """CPUs of a new local Ray; leave it out to use all CPUs, or a running cluster."""
     num_workers: int | Literal["auto"] = "auto"
     """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
     accelerator: str = "auto"
-    """`auto`: GPUs where the cluster has some now; `cpu`: none; `gpu`, or a kind such as A10G or H100: that a worker
-    asks for one, so that a cluster which has none yet starts a node."""
+    """`auto`: GPUs if the cluster has any now; `cpu`: no GPUs; `gpu`, or a type such as A10G or H100: every worker
+    requests one, so that a cluster without any can start a node."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without a cluster."""
@@ -38,31 +38,31 @@ class RunOptions:
         self.output = storage.absolute(self.output)
 
     def fill_folder(self, name: str, *default: str) -> None:
-        """Make an option absolute that names a folder; where it is not given, that is one within the output folder."""
+        """Make the path of a folder option absolute; an option that is not given gets a folder in the output folder."""
         given = getattr(self, name)
         setattr(self, name, storage.absolute(given) if given else storage.join(self.output, *default))
 
     def at_least(self, least: float, *names: str) -> None:
-        """Raise `InputError` where one of the options is given and less."""
+        """Raise `InputError` if one of the named options is given and below the minimum."""
         for name in names:
             if isinstance(value := getattr(self, name), int | float) and value < least:
                 raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
 
 
 def check_name(name: str) -> None:
-    """Raise `InputError` unless an option `--name` can name a folder of a table."""
+    """Raise `InputError` unless the option `--name` is a valid name for a table's folder."""
     if not name or "/" in name or name.startswith((".", "_")):
         raise InputError(f"--name: {name!r} given, the name of a folder expected")
 
 
 @dataclass
 class Summary:
-    """What a step made.
+    """The result of a step.
 
     Attributes:
         stage: name of the step.
-        path: where its table is.
-        made: the counts worth saying, in words.
+        path: path of its table.
+        made: the main counts, in words.
         seconds: wall time.
         details: figures for the caller.
     """
@@ -75,7 +75,7 @@ class Summary:
 
 
 def _check_kind(accelerator: str) -> None:
-    """Raise `InputError` unless Ray knows a kind of accelerator of that name."""
+    """Raise `InputError` unless Ray knows an accelerator type of that name."""
     from ray.util.accelerators import accelerators
 
     kinds = {name for key, name in vars(accelerators).items() if key.isupper()}

@@ -16,23 +16,22 @@ from sciqa.core import lost
 from sciqa.core.console import console
 from sciqa.core.errors import find_input_error
 
-#: Seconds between two lines of progress, where they are no bar on a terminal.
+#: Seconds between two lines of progress, where there is no terminal for a bar.
 BETWEEN_LINES = 30
 
 
 def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, count: Callable[[dict], int]) -> Iterator:
-    """Yield a dataset's rows as they finish, showing how much is done.
+    """Yield a dataset's rows as they finish, and show progress.
 
-    A person sees a bar, a log a line every few seconds, and that of a submitted job a line of JSON for each row. Ray's
-    metrics `sciqa_done` and `sciqa_total`, tagged with stage and unit, say the same.
+    A terminal shows a bar; a log gets a line every `BETWEEN_LINES` seconds, and the log of a submitted job also a line
+    of JSON per row. Ray's metrics `sciqa_done` and `sciqa_total`, tagged with stage and unit, have the same figures.
 
     Args:
-        dataset: one small row per finished part; what it has as `notes` (texts that a user should see) is printed, each
-            text once.
+        dataset: one small row per finished part; its `notes` (messages for the user) are printed, each text once.
         stage: name shown.
         total: number of units in all parts.
-        unit: what is counted, in plural.
-        count: the units in a row.
+        unit: name of the unit, in plural.
+        count: returns the number of units in a row.
 
     Raises:
         InputError: a worker found bad input.
@@ -55,7 +54,7 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
 
 
 def _rows(dataset: Dataset) -> Iterator[dict]:
-    """Yield a dataset's rows; bad input that a worker found is raised as such here too."""
+    """Yield a dataset's rows; an `InputError` of a worker is raised here as an `InputError` too."""
     try:
         yield from dataset.iter_rows()
     except Exception as error:
@@ -99,7 +98,7 @@ def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], 
 
 
 def _at_work() -> str:
-    """Return what the cluster has at present, in words."""
+    """Return the cluster's current nodes, CPUs and GPUs, in words."""
     resources = ray.cluster_resources()
     kinds = [f"{resources[name]:.0f} {name}s" for name in ("CPU", "GPU") if resources.get(name)]
     nodes = sum(node["Alive"] for node in ray.nodes())
@@ -108,11 +107,11 @@ def _at_work() -> str:
 
 @contextlib.contextmanager
 def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
-    """Give a function that prints a line of a stage's progress, and say that it goes on where nothing else is said.
+    """Provide a function that prints a line of a stage's progress; print `at work` after a long silence.
 
     Args:
         stage: name shown.
-        begun: the first line; those that follow end with the seconds since.
+        begun: the first line; later lines end with the seconds since then.
     """
     console.print(f"{stage}: {begun}")
     started = last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Files and tables on any storage that pyarrow's filesystems take, written whole or not at all."""
+"""Files and tables on any storage that pyarrow's filesystems support, written completely or not at all."""
 
 import contextlib
 import functools
@@ -39,22 +39,22 @@ def resolve(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
 
 @functools.cache
 def _open_bucket(bucket: str) -> fs.FileSystem:
-    """Return the filesystem of an S3 bucket; a file written to it is one PUT, unless it is too large for one."""
+    """Return the filesystem of an S3 bucket, which uploads a file in one PUT unless it is too large for one."""
     return fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")[0]
 
 
 def is_object_store(filesystem: fs.FileSystem) -> bool:
-    """Whether files there appear whole or not at all, and folders need not be made."""
+    """Whether files on this storage appear only when complete, and folders need not be made."""
     return filesystem.type_name in ("s3", "gcs", "abfs")
 
 
 @contextlib.contextmanager
 def reached(path: str, what: str) -> Iterator[None]:
-    """Turn what storage raises (a full disk, a lost mount, a forbidden bucket) into an `InputError` of one line.
+    """Turn errors of storage (a full disk, a lost mount, a forbidden bucket) into an `InputError` of one line.
 
     Args:
-        path: that is worked on.
-        what: cannot be done where it fails, as in `written`.
+        path: the path in use.
+        what: what fails, as a participle for the message, such as `written`.
     """
     try:
         yield
@@ -76,7 +76,7 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str, compression: str | None = "detect") -> bytes:
-    """Return a file's bytes; those of a file called .gz, .bz2 or .zst unpacked, unless `compression` is None."""
+    """Return a file's bytes; .gz, .bz2 and .zst files are decompressed, unless `compression` is None."""
     filesystem, inner = resolve(path)
     with reached(path, "read"), filesystem.open_input_stream(inner, compression=compression) as stream:
         return stream.read()
@@ -93,9 +93,9 @@ def sha256(path: str) -> str:
 
 
 def write_bytes(path: str, data: bytes) -> str:
-    """Write a file, whole or not at all, and return the sha256 of what was written.
+    """Write a file, completely or not at all, and return the sha256 of its content.
 
-    It is written aside and moved into place, but where the storage itself shows no file before it is whole.
+    The data goes to a temporary file that is moved into place. Object stores need none: a file appears when complete.
     """
     filesystem, inner = resolve(path)
     with reached(path, "written"):
@@ -116,7 +116,7 @@ def _write_aside(filesystem: fs.FileSystem, inner: str, data: bytes) -> None:
             stream.write(data)
         filesystem.move(aside, inner)
     except OSError:
-        with contextlib.suppress(OSError):  # what a full disk left of it
+        with contextlib.suppress(OSError):  # the remains on a full disk
             filesystem.delete_file(aside)
         raise
 
@@ -130,19 +130,19 @@ def read_json(path: str) -> dict:
 
 
 def write_json(path: str, value: dict) -> None:
-    """Write an object as JSON, whole or not at all."""
+    """Write an object as JSON, completely or not at all."""
     write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
 def write_table(path: str, table: pa.Table, row_group_size: int | None = None) -> str:
-    """Write a table as one zstd Parquet file, whole or not at all; return its sha256."""
+    """Write a table as one zstd Parquet file, completely or not at all; return its sha256."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
     return write_bytes(path, buffer.getvalue())
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file, or say that it is none."""
+    """Open a Parquet file; raise `InputError` if it is missing or not valid."""
     filesystem, inner = resolve(path)
     try:
         return pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True)
@@ -153,7 +153,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def read_rows(path: str, first: int, last: int, columns: list[str] | None = None) -> list[dict]:
-    """Return the rows of one Parquet file from number `first` up to but not including `last`, however it is cut."""
+    """Return the rows of a Parquet file from number `first` up to but not including `last`, across row groups."""
     file = open_parquet(path)
     starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
     groups = [n for n in range(file.num_row_groups) if starts[n] < last and first < starts[n + 1]]
@@ -164,22 +164,22 @@ def read_rows(path: str, first: int, last: int, columns: list[str] | None = None
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or every one in a folder in the order of their names."""
+    """Read one Parquet file, or all Parquet files of a folder in the order of their names."""
     return pa.concat_tables([open_parquet(file).read(columns) for file in list_files(path, "parquet")])
 
 
 def list_files(path: str, *suffixes: str) -> list[str]:
-    """Return the path itself where it is a file, else the files of a folder with one of the suffixes, sorted.
+    """Return the path itself if it is a file, else the folder's files with one of the suffixes, sorted.
 
-    Files and folders whose names begin with a dot or an underscore are not looked at.
+    Files and folders whose names begin with a dot or an underscore are skipped.
     """
     return [file for file, _ in stat_files(path, *suffixes)]
 
 
 def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
-    """Return `list_files` with each file's [size in bytes, time of change in ns], to tell when it changes.
+    """Return the files of `list_files`, each with [size in bytes, time of change in ns], to detect changes.
 
-    Without suffixes, all files of a folder.
+    Without suffixes, all files of a folder are returned.
     """
     filesystem, inner = resolve(path)
     with reached(path, "reached"):
@@ -205,7 +205,7 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
 
 
 def list_folders(path: str) -> list[str]:
-    """Return the names of the folders in a folder, sorted, but for `records`; none where it is not there."""
+    """Return the sorted names of a folder's subfolders, except tables' `records`; none if the folder is missing."""
     filesystem, inner = resolve(path)
     with reached(path, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
@@ -214,7 +214,7 @@ def list_folders(path: str) -> list[str]:
 
 
 def absolute(path: str) -> str:
-    """Return a path that workers can take too, which may not share the driver's working folder; a URI is one."""
+    """Return the absolute path, since workers may not share the driver's working folder; a URI is unchanged."""
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
 
 
@@ -229,7 +229,7 @@ def copy_files(source: str, destination: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Delete a file or a folder with all it holds, if it is there."""
+    """Delete a file, or a folder with its content, if it exists."""
     filesystem, inner = resolve(path)
     with reached(path, "deleted"):
         kind = filesystem.get_file_info(inner).type
@@ -240,7 +240,7 @@ def delete(path: str) -> None:
 
 
 def check_writable(folder: str) -> None:
-    """Raise `InputError` unless a file can be written in a folder (made where it is missing)."""
+    """Raise `InputError` unless a file can be written in a folder, which is made if it is missing."""
     probe = join(folder, f".probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
@@ -250,7 +250,7 @@ def check_writable(folder: str) -> None:
 
 
 def names(folder: str) -> Iterator[str]:
-    """Yield the names of what is in a folder, none where it is not there, but for what is being written."""
+    """Yield the names of a folder's entries, except unfinished files; none if the folder is missing."""
     filesystem, inner = resolve(folder)
     with reached(folder, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))

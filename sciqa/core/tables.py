@@ -1,4 +1,4 @@
-"""Tables in shards: begun, gone on with, finished, and known again by what they follow from."""
+"""Tables in shards: begin, resume and finish them, and recognise them by their inputs."""
 
 import hashlib
 import json
@@ -9,31 +9,31 @@ from typing import NamedTuple
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
-#: What a table follows from, and the list of what it holds, which is written last; in its `records`.
+#: Files in a table's `records`: the inputs that determine its content, and the manifest, which is written last.
 INPUTS, MANIFEST = "inputs.json", "manifest.json"
-#: What can be done about a table that is in the way.
+#: Advice on an existing table that is in the way.
 REMEDY = "pass another --output (or --name, for answers), or --overwrite to replace it"
-#: What is said of a table whose `format` is not the program's.
+#: Message about a table whose `format` is not that of this version.
 OTHERWISE = "made by another version of sciqa, which computes this otherwise"
 
 
 def part_name(part: int) -> str:
-    """Return the name of the file of a shard, by its number."""
+    """Return the file name of a shard, by its number."""
     return f"{part:05d}.parquet"
 
 
 def part_path(folder: str, part: int) -> str:
-    """Return where a shard is of a table whose shards are numbered."""
+    """Return the path of a shard in a table with numbered shards."""
     return storage.join(folder, part_name(part))
 
 
 def fingerprint(value: object) -> str:
-    """Return a short hash of anything JSON holds, the same in every run."""
+    """Return a short hash of any JSON value, the same in every run."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rows_hash(rows: Iterable[dict]) -> str:
-    """Return a hash of rows in their order; the order of their columns and empty cells do not count."""
+    """Return a hash of rows in their order; column order and empty cells do not matter."""
     digest = hashlib.sha256()
     for row in rows:
         given = {name: value for name, value in row.items() if value is not None}
@@ -42,12 +42,12 @@ def rows_hash(rows: Iterable[dict]) -> str:
 
 
 class Begun(NamedTuple):
-    """A table's folder that is open for writing.
+    """State of a table's folder that is open for writing.
 
     Attributes:
-        names: of the shards that it already holds.
-        rows: in each of its shards, where they are of even size.
-        whole: whether nothing is missing.
+        names: names of the shards that it already holds.
+        rows: rows per shard, if all shards have the same number.
+        whole: whether the table is complete.
     """
 
     names: set[str]
@@ -56,28 +56,28 @@ class Begun(NamedTuple):
 
 
 def records(folder: str, *names: str) -> str:
-    """Return a path in the folder beside a table's, `_NAME` beside `NAME`, which holds what is known of the table.
+    """Return a path in the folder `_NAME` beside a table's folder `NAME`, which holds the table's metadata.
 
-    The table's own folder holds its shards alone, so that it opens in any program that reads Parquet.
+    The table's own folder holds only shards, so that any program that reads Parquet can open it.
     """
     parent, _, name = folder.rstrip("/").rpartition("/")
     return storage.join(parent, f"_{name}", *names)
 
 
 def defaults_of(*kinds: type) -> dict:
-    """Return the default of every option of some dataclasses, by its name."""
+    """Return the defaults of all options of some dataclasses, by name."""
     return {field.name: field.default for kind in kinds for field in fields(kind)}
 
 
 def differing(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
-    """Return in what two tables' inputs differ: (there, now) by name, of nested ones `outer: inner`.
+    """Return the differences between two tables' inputs: (there, now) by name, or by `outer: inner` if nested.
 
-    A name that one of them lacks counts as the option's default, so that options which came later change nothing.
+    A missing name counts as the option's default, so that options added later change nothing.
 
     Args:
-        begun: inputs as JSON gave them back.
-        inputs: those of now.
-        defaults: of the options, by name.
+        begun: stored inputs, as read from JSON.
+        inputs: current inputs.
+        defaults: defaults of the options, by name.
     """
     inputs = json.loads(json.dumps(inputs))
     defaults = json.loads(json.dumps(defaults, default=str))
@@ -97,15 +97,15 @@ def begin(
     """Open a table's folder for writing; a table never mixes two runs.
 
     Args:
-        folder: where the table's parts go.
-        inputs: all that the table's content follows from, and `format`, of what the program computes.
-        defaults: of the options among the inputs, by name; see `differing`.
-        rows: wanted in each part; a table that has parts goes on with the rows that those have.
+        folder: folder of the table's shards.
+        inputs: everything that determines the table's content, and `format`, the version of the computation.
+        defaults: defaults of the options among the inputs, by name; see `differing`.
+        rows: wanted rows per shard; a table that has shards keeps their number of rows.
         overwrite: empty a folder that was begun from other inputs, or by a version of the program that computes
-            otherwise.
+            differently.
 
     Raises:
-        InputError: the folder was begun so, or holds what no step of this program has begun.
+        InputError: the folder has to be emptied and `overwrite` is off, or it holds files that no step has made.
     """
     held = set(storage.names(folder))
     if storage.exists(records(folder, INPUTS)):
@@ -130,13 +130,13 @@ def begin(
 
 
 def clear(folder: str) -> None:
-    """Delete a table with its records; these go last, since without them its files would be anybody's."""
+    """Delete a table, then its records: without records, `begin` would take the table's files for foreign ones."""
     storage.delete(folder)
     storage.delete(records(folder))
 
 
 def _said_changes(changed: dict[str, tuple]) -> str:
-    """Return in words in what a table's inputs differ, as `differing` gave it."""
+    """Return in words the differences between a table's inputs, as `differing` returns them."""
     if (name := "format") not in changed:
         name = next(iter(changed))
     there, now = changed[name]
@@ -145,22 +145,22 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 
 
 def finish(folder: str, manifest: dict) -> None:
-    """Mark a table as whole: its manifest is written last, so that a manifest means that nothing is missing."""
+    """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
     storage.write_json(records(folder, MANIFEST), manifest | {"files": len(set(storage.names(folder)))})
 
 
 def is_finished(folder: str) -> bool:
-    """Whether a table, or a model that was trained, is there and whole."""
+    """Whether a table, or a trained model, exists and is complete."""
     return storage.exists(records(folder, MANIFEST)) and any(True for _ in storage.names(folder))
 
 
 def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
-    """Return the manifest of a whole table, or raise `InputError` that names the step that makes it.
+    """Return the manifest of a complete table, or raise `InputError` that names the step to run.
 
     Args:
-        folder: of the table.
-        step: that makes it.
-        version: the `format` that the table must have, where that matters.
+        folder: folder of the table.
+        step: name of the step that makes the table.
+        version: the `format` that the table must have; by default any.
     """
     if not is_finished(folder):
         if storage.exists(storage.join(folder, "_manifest.json")):
