@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 __version__ = version("sciqa")
 
-# Ray reads this when it is imported. It would tell of a worker's death on standard output; `sciqa.core.lost` does.
+# Ray reads this on import. It stops Ray from printing a worker's death on stdout, since `sciqa.core.lost` reports it.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed|retries remaining, so the task will be"
 )

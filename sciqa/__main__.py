@@ -1,4 +1,4 @@
-"""`python -m sciqa` is `sciqa`."""
+"""Entry point of `python -m sciqa`, the same as `sciqa`."""
 
 from sciqa.cli import main
 

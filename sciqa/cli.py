@@ -1,4 +1,4 @@
-"""The command line: `sciqa STEP --option value`, and the same for every file of `jobs/`."""
+"""The command line: `sciqa STEP --option value`; every file of `jobs/` uses it too."""
 
 import dataclasses
 import difflib
@@ -27,10 +27,10 @@ class Step(NamedTuple):
 
     Attributes:
         about: one line of help.
-        module: that has the function and the options.
-        function: that does the step; its name.
-        options: dataclass of its options; its name.
-        resumes: whether the same command, after it was stopped, goes on from what is finished.
+        module: name of the module with the function and the options.
+        function: name of the function that runs the step.
+        options: name of the dataclass of its options.
+        resumes: whether the same command resumes a run that was stopped.
     """
 
     about: str
@@ -75,18 +75,18 @@ STEPS = {
     ),
     "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
 }
-#: What every step takes besides its options.
+#: Help on the flags that every step takes besides its options.
 COMMON = (
     "--config FILE.yaml sets options that flags then override; --verbose (or SCIQA_VERBOSE=1) lets through what Ray, "
     "its workers and libraries print, from warnings on."
 )
 SHELLS = ("bash", "zsh", "tcsh")
-#: Printed before anything is imported, which takes a second or more.
+#: Printed before the imports, which take a second or more.
 FIRST_WORDS = "reading options and input"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one step and exit: 0 if it is done; with one message 2 for bad input, 1 for lost workers; 130 if stopped."""
+    """Run one step. Exit codes: 0 done; 2 bad input and 1 lost workers, each with one message; 130 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
     if name not in STEPS:
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _answer_without_step(arguments: list[str]) -> None:
-    """Print what is asked for in place of a step, and exit."""
+    """Handle a command line that names no step (help, version, completion, errors), and exit."""
     first = arguments[0] if arguments else ""
     if first == "--version":
         print(f"sciqa {__version__}")
@@ -137,7 +137,7 @@ def _answer_without_step(arguments: list[str]) -> None:
 
 
 def _print_completion(shells: list[str]) -> None:
-    """Print a script by which a shell completes steps and options."""
+    """Print a shell script that completes steps and options."""
     import tyro
 
     if len(shells) != 1 or shells[0] not in SHELLS:
@@ -147,8 +147,8 @@ def _print_completion(shells: list[str]) -> None:
 
 
 def _stop(name: str, step: Step) -> None:
-    """End a step that the user has stopped."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray is shut down at exit, and a second one would end in a traceback
+    """Exit after the user has stopped a step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback while Ray shuts down
     print(f"\nsciqa {name}: stopped" + "; the same command goes on from here" * step.resumes, file=sys.stderr)
     sys.exit(130)
 
@@ -159,12 +159,12 @@ def _end(step: str, error: Exception, code: int) -> None:
 
 
 def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> object:
-    """Return a step's options from flags over those of a YAML file given as `--config FILE` or `--config=FILE`.
+    """Return a step's options from flags, which override those of a YAML file (`--config FILE` or `--config=FILE`).
 
-    `--verbose`, which every step takes, is an environment variable from there on, so that workers have it too.
+    `--verbose`, which every step takes, becomes an environment variable, so that workers have it too.
 
     Raises:
-        InputError: the file is missing, is no mapping, or names an option that the step does not have.
+        InputError: the file is missing, is not a mapping, or names an option that the step does not have.
     """
     import tyro
 
@@ -172,7 +172,7 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
     if path is not None:
         given = read_config(path, kind)
         first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-        # The question of `ask` stays out of reach of lists.
+        # Options of the file follow the question of `ask`, which a list among them would otherwise take in.
         arguments = arguments[:first] + given + arguments[first:]
     if "--verbose" in arguments:
         os.environ[VERBOSE] = "1"
@@ -186,7 +186,7 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Return the file that `--config` names, and the other arguments."""
+    """Return the file that `--config` names, or None, and the other arguments."""
     for at, argument in enumerate(arguments):
         if argument == "--config":
             if at + 1 == len(arguments):
@@ -198,7 +198,7 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def read_config(path: str, kind: type) -> list[str]:
-    """Return the options in a YAML file, hyphens or underscores in their names, as flags."""
+    """Return the options of a YAML file as flags; their names may have hyphens or underscores."""
     import yaml
 
     from sciqa.core import storage
@@ -226,7 +226,7 @@ def read_config(path: str, kind: type) -> list[str]:
 
 
 def show(summaries: "list[Summary]", seconds: float) -> None:
-    """Print what was made: figures as tables, then a line per step with its path."""
+    """Print the results: figures as tables, then a line per step with its path."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -250,7 +250,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
 
 
 def _show_differences(readers: list[dict], shown: list[str], console: "Console") -> None:
-    """Print how much better readers are than others, of those that are shown where there are any."""
+    """Print the gains of readers over others; if `shown` names any readers, only of those."""
     from sciqa.report.report import differences
 
     for gain in differences(readers):
@@ -268,7 +268,7 @@ def _show_lines(details: dict, console: "Console") -> None:
 
 
 def _show_sources(details: dict, console: "Console") -> None:
-    """Print the ranking, if any, and the passages that an answer cites, or else those that it was made from."""
+    """Print the ranking, if any, and the passages that an answer cites, or all passages read if it cites none."""
     for place, (option, probability) in enumerate(details.get("ranking", ()), 1):
         console.print(f"{place:>2}  {probability:.3f}  {option}", markup=False)
     cited = details.get("cited")
@@ -317,7 +317,7 @@ def _retrieval_table(rows: list[dict]) -> "Table":
 
 
 def _plain_table(title: str, rows: list[dict]) -> "Table":
-    """Return a table with a column for every key; numbers have three digits, and none is shown as a dash."""
+    """Return a table with a column for every key; numbers have three digits, missing values show as a dash."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")

@@ -1,4 +1,4 @@
-"""Whole lines of steps: an exam from corpus to report, an adapter from corpus to training; done steps are kept."""
+"""Pipelines of steps: an exam from corpus to report, an adapter from corpus to training; finished steps are kept."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -21,19 +21,19 @@ from sciqa.retrieval.index import built_like, check_index, finished_index
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.finetune import check_options
 
-#: Options that the retrieval of training questions shares with training.
+#: Options that training shares with the retrieval of its questions' contexts.
 SHARED = (FindOptions, QuestionOptions)
 COMPARED = ("open-book", "closed-book", "retrieval")
 
 
 @dataclass(kw_only=True)
 class RunExamOptions(CorpusOptions, RetrieveOptions, PredictOptions, ReportOptions):
-    """Everything from corpus to report; with no options, the packaged test exam against the demo corpus."""
+    """Options of all steps from corpus to report; the defaults answer the packaged test exam from the demo corpus."""
 
     compare: bool = False
     """Answer with every reader (open-book, closed-book, retrieval) and print them as one table."""
     check: bool = False
-    """Only show how the exam is understood: its first questions, letters of right options, repeats, chance."""
+    """Only show how the exam is understood: first questions, letters of right options, repeats, scores by chance."""
 
 
 def run_exam(options: RunExamOptions) -> list[Summary]:
@@ -59,7 +59,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
 
 
 def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Summary]:
-    """Find the contexts of some exams, with passages and index made first unless nothing is looked up."""
+    """Find the contexts of some exams; build passages and index first, unless only the exams' own contexts are used."""
     if retrievals[0].context == "given":
         return list(map(retrieve, retrievals))
     check_passages(options)
@@ -70,7 +70,7 @@ def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Sum
 
 
 def check_passages(options: CorpusOptions) -> None:
-    """Raise `InputError` where there is neither an index to use as it is, nor anything to build one from."""
+    """Raise `InputError` if there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
         asked = options.cut() | {"remove": options.remove}
@@ -85,7 +85,7 @@ def check_passages(options: CorpusOptions) -> None:
 
 
 def find_passages(options: CorpusOptions) -> list[Summary]:
-    """Build passages and index, unless they are finished and no corpus is named: then they are used as they are."""
+    """Build passages and index; if no corpus is named, finished ones are used as they are."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
         return [Summary("index", options.index, made, 0.0, {"built": 0, "kept": len(manifest["shards"])})]
@@ -95,11 +95,11 @@ def find_passages(options: CorpusOptions) -> list[Summary]:
 
 @dataclass(kw_only=True)
 class RunFinetuneOptions(CorpusOptions, FindOptions, FinetuneOptions):
-    """Everything from corpus to adapter; with no options, SmolLM2 on the packaged exam and the demo corpus."""
+    """Options of all steps from corpus to adapter; by default, SmolLM2 on the packaged exam and the demo corpus."""
 
 
 def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
-    """Find the contexts of training and validation questions, where they are not there yet, and train on them.
+    """Find the contexts of training and validation questions, if they are missing, and train on them.
 
     Raises:
         InputError: bad input of any step.
