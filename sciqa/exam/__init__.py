@@ -1,4 +1,4 @@
-"""Exam room: questions read and validated, answers scored."""
+"""Exams: read and validate questions, score answers."""
 
 from sciqa.exam.questions import ExamOptions, open_exam, read_exam
 

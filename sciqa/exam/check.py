@@ -1,4 +1,4 @@
-"""`sciqa exam --check`: how an exam is understood, before anything is run or written."""
+"""`sciqa exam --check`: show how an exam is understood, without running or writing anything."""
 
 import string
 import time
@@ -8,15 +8,15 @@ from sciqa.core.options import Summary
 from sciqa.exam.metrics import chance
 from sciqa.exam.questions import ExamOptions, options_of
 
-#: Questions that are shown, and how much of each text.
+#: Number of questions shown, and of characters shown of each text.
 SHOWN, WIDTH = 3, 300
 
 
 def check_exam(options: ExamOptions) -> Summary:
-    """Return how an exam is understood, as lines in `details["check"]`; nothing is started and nothing written.
+    """Return how an exam is understood, as lines in `details["check"]`; nothing is started or written.
 
     Raises:
-        InputError: with file, line, row and column of what is wrong.
+        InputError: names file, line, row and column of the problem.
     """
     started = time.monotonic()
     exam = options.exam_name()
@@ -32,7 +32,7 @@ def check_exam(options: ExamOptions) -> Summary:
 
 
 def _shown(row: dict) -> list[str]:
-    """Return a question in lines, its right option marked."""
+    """Return the lines that show a question, with its right option marked."""
     lines = [f"{row['id']}: {_cut(row['prompt'])}"]
     if row["context"]:
         lines.append(f"    context: {_cut(row['context'])}")
@@ -53,7 +53,7 @@ def _letters(rows: list[dict]) -> str:
 
 
 def _repeats(rows: list[dict], given: list[dict[str, str]]) -> list[str]:
-    """Return in lines which questions stand there twice, and which have options of the same text."""
+    """Return lines that count repeated questions, repeated prompts, and questions with options of the same text."""
     whole, prompts = defaultdict(list), defaultdict(list)
     for row, options in zip(rows, given, strict=True):
         whole[row["prompt"], row["context"], tuple(sorted(options.values()))].append(row["id"])
@@ -73,7 +73,7 @@ def _several(groups: dict[object, list[str]]) -> str:
 
 
 def _chance(rows: list[dict], given: list[dict[str, str]]) -> str:
-    """Return what a guess would score on the questions that have answers, or on all where none has."""
+    """Return a line with the scores of random guesses, on the questions with answers, or on all if none has one."""
     numbers = [len(options) for row, options in zip(rows, given, strict=True) if row["answer"]]
     accuracy, map_at_3 = chance(numbers or [len(options) for options in given])
     counts = Counter(map(len, given))

@@ -1,4 +1,4 @@
-"""Which columns of a file hold the question, its options and the right one: recognised by their names, or told."""
+"""The columns of a file that hold the question, its options and the answer: recognised by name, or given."""
 
 import ast
 import difflib
@@ -12,45 +12,45 @@ from sciqa.exam.files import parse_json
 from sciqa.exam.rows import Row
 
 LETTERS = string.ascii_uppercase
-#: Names of each part in public exams, the likelier first; `a.b` is the field b of the column a.
+#: Names of each part in public exams, likelier names first; `a.b` is the field b of the column a.
 PROMPTS = (
     *("prompt", "question", "question.stem", "question_stem", "query", "Question", "ctx", "goal", "sentence"),
     *("startphrase", "sent1", "problem", "Problem"),
 )
-#: What stands before such a prompt, and belongs to it, as in COPA.
+#: Column of a text that belongs before the prompt, as in COPA.
 PREMISE = "premise"
 LISTS = ("choices", "options", "question.choices", "endings", "answers")
-#: The right option and the wrong ones, in columns of their own.
+#: Columns of the right option and of the wrong options, in exams that keep them apart.
 APART = (
     ("correct_answer", ("distractor1", "distractor2", "distractor3")),
     ("Correct Answer", ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")),
     ("correct", ("incorrect",)),
 )
-#: Options with marks, 1 for the right one and 0 for the others.
+#: Column of options with marks: 1 for the right option, 0 for the others.
 MARKED = "mc1_targets"
-#: Of two, the first is read, and the other must agree.
+#: Columns of the answer. If a file has two, the first is read, and the other must agree.
 ANSWERS = (
     *("answer_idx", "answer_index", "answer", "answerKey", "answer_key", "gold", "label", "cop", "correct"),
     *("correct_option", "correct_answer", "correct_answer_num", "correct_answer_id", "target"),
 )
 CONTEXTS = ("context", "article", "passage", "support", "flores_passage")
-#: What is context where no column of these names is: LogiQA's, and words for it.
+#: Further names of the context, used if none of `CONTEXTS` is present: LogiQA's, and synonyms.
 TEXTS = ("text", "paragraph", "story", "background", "narrative")
 FACTS = ("fact1", "fact2")
 IDS = ("id", "question_id", "qid", "Record ID", "doc_id")
-#: Columns of the exam table that a column of another name can be taken for.
+#: Columns of the exam table that `--columns` can fill from a column of another name.
 KEPT = ("is_question", "title", "topic", "subject", "passage_id")
-#: A column for each option: what they have in common, then a letter or a number.
+#: Names of columns with one option each: a common stem, then a letter or a number.
 NUMBERED = re.compile(
     r"((?:mc_)?(?:option|opt|op|choice|answer|ending|sol|candidate)[ _-]?)([a-z]|\d{1,2})", re.IGNORECASE
 )
-#: A column that seems to hold one more option: `Option E`, `option_4`, `F.`, a letter of another script.
+#: Names that suggest one more option: `Option E`, `option_4`, `F.`, a letter of another script.
 ONE_MORE = re.compile(
     r"(?:(?:mc|option|opt|op|choice|answer|ending|sol|candidate|distractor|incorrect|wrong)[\W_]*)+"
     r"(?:[^\W\d_]|\d{1,2})[\W_]*|[^\W\d_][\W_]+|[^\W\d_a-z]",
     re.IGNORECASE,
 )
-#: Columns of options and of the answer whose numbers are known to count from 0 or 1.
+#: Known pairs (first column of options, column of the answer) whose numbers count from 0 or 1.
 COUNTED = {
     ("sol1", "label"): "0",
     ("answerA", "label"): "1",
@@ -59,26 +59,26 @@ COUNTED = {
 }
 
 
-#: Fields of `Columns` that are no part of a question.
+#: Fields of `Columns` that are not parts of a question.
 NO_PARTS = ("kept", "own", "listed", "also")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the parts of a question stand, each by the name of a column, or its path (`choices.text`).
+    """Columns of the parts of a question, each by name or by path (`choices.text`).
 
     Attributes:
-        prompt: the question; of several columns, their texts follow each other.
-        options: one column that lists them, or a column for each.
-        answer: the right option; of two columns, the second must agree with the first.
-        correct: text of the right option, where it does not stand among the others.
-        incorrect: the wrong options then, listed by one column or a column for each.
-        context: what is joined to the exam's own context.
-        id: the question's name; where there is none, the number of its row.
-        kept: columns that the exam table has under other names.
+        prompt: columns of the question; the texts of several are joined in order.
+        options: one column that lists all options, or a column for each.
+        answer: column of the right option; if there are two, the second must agree with the first.
+        correct: column of the right option's text, in exams that keep it apart from the wrong options.
+        incorrect: columns of the wrong options in such exams: one that lists them, or a column for each.
+        context: columns whose texts are joined to the exam's own context.
+        id: column of the question's id; without one, the row number is the id.
+        kept: columns that have another name in the exam table, by that name.
         own: whether these are the columns of the exam table itself, in which numbers count from 0.
         listed: whether one column lists the wrong options.
-        also: columns that seem to hold the answer too, so that they must agree with it.
+        also: further columns that seem to hold the answer, and must agree with it.
     """
 
     prompt: tuple[str, ...] = ("prompt",)
@@ -95,18 +95,18 @@ class Columns:
 
     @property
     def first(self) -> str | None:
-        """What numbers count from, "0" or "1", where that is known of such columns."""
+        """Number of the first option, "0" or "1"; None if the columns' names do not tell."""
         known = [COUNTED.get((option, answer)) for option in self.options[:1] for answer in self.answer[:1]]
         return known[0] if known and known[0] else "0" if (self.options or ("",))[0].endswith("0") else None
 
     @property
     def used(self) -> set[str]:
-        """All columns that are read, by the names that they have in the file."""
+        """All columns that are read, by their names in the file."""
         paths = [*self.prompt, *self.options, *self.answer, *self.incorrect, *self.context, *self.kept.values()]
         return {path for path in [*paths, self.correct, self.id] if path}
 
     def said(self) -> str:
-        """Return these columns as `--columns` takes them."""
+        """Return these columns in the syntax of `--columns`."""
         parts = []
         for each in fields(self):
             value = getattr(self, each.name)
@@ -117,10 +117,10 @@ class Columns:
 
 
 def parse_columns(given: Sequence[str]) -> dict[str, str]:
-    """Return what `--columns` says, by part: `prompt=question options=choices.text answer=answerKey`.
+    """Return the columns given by `--columns`, by part: `prompt=question options=choices.text answer=answerKey`.
 
     Raises:
-        InputError: a part that no question has, or one that is named twice.
+        InputError: an unknown part, a part that is given twice, or no `=`.
     """
     parts = [each.name for each in fields(Columns) if each.name not in NO_PARTS] + [*KEPT]
     found = {}
@@ -133,7 +133,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
 
 
 def unwrap(rows: list[Row]) -> list[Row]:
-    """Return rows without what is around a question that stands in a field, as in lm-evaluation-harness's samples."""
+    """Return rows whose question, if nested in a field as in lm-evaluation-harness's samples, is moved to the top level."""
     for name in ("doc", "row"):
         if all(isinstance(row.cells.get(name), dict) for row in rows):
             around = ("doc_id", "target")
@@ -145,7 +145,7 @@ def unwrap(rows: list[Row]) -> list[Row]:
 
 
 def find(cells: dict[str, object], path: str) -> object:
-    """Return the cell of a column, or what stands at a path into its fields; None where it has none."""
+    """Return the cell of a column, or the value at a path into its fields; None if there is none."""
     if path in cells or "." not in path:
         return cells.get(path)
     name, _, rest = path.partition(".")
@@ -156,7 +156,7 @@ def find(cells: dict[str, object], path: str) -> object:
 
 
 def structured(cell: object) -> object:
-    """Return a cell; a list or fields that are written out as text, in JSON or as Python does, as such."""
+    """Return a cell; text that holds a list or an object, in JSON or Python syntax, is parsed."""
     if not isinstance(cell, str) or cell.lstrip()[:1] not in ("[", "{"):
         return cell
     for parse in (parse_json, ast.literal_eval):
@@ -170,15 +170,15 @@ def structured(cell: object) -> object:
 
 
 def recognise(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
-    """Return the columns of an exam: those that are given, and for the others those of the first name known.
+    """Return the columns of an exam: the given ones, and for other parts the first known name that is present.
 
     Args:
-        exam: its name, for messages.
-        rows: all of it.
+        exam: name of the exam, for messages.
+        rows: all rows of the exam.
         given: as `parse_columns` returns it.
 
     Raises:
-        InputError: with all columns that are missing, and the names that come near.
+        InputError: lists all missing columns, with similar names that are present.
     """
     names = _names(rows)
     _check_given(exam, given, names)
@@ -203,7 +203,7 @@ def recognise(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
 
 
 def _names(rows: list[Row]) -> list[str]:
-    """Return the columns of all rows, with the fields of `question`, of which some exams make one."""
+    """Return the column names of all rows; if `question` is an object, its fields as `question.FIELD`."""
     names = dict.fromkeys(name for row in rows for name in row.cells)
     if any(isinstance(row.cells.get("question"), dict) for row in rows):
         inner = dict.fromkeys(
@@ -220,7 +220,7 @@ def _prompt(names: list[str]) -> tuple[str, ...]:
 
 
 def _options(given: dict[str, str], names: list[str]) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
-    """Return the columns of options; those of the right and of the wrong ones, where they stand apart."""
+    """Return the columns of options; or, in exams that keep them apart, of the right and of the wrong options."""
     if "correct" in given or "incorrect" in given:
         correct, incorrect = given.get("correct", "correct"), given.get("incorrect", "incorrect")
         return (), correct, _several(incorrect, names)
@@ -244,7 +244,7 @@ def _several(path: str, names: list[str]) -> tuple[str, ...]:
 
 
 def _numbered(names: list[str]) -> tuple[str, ...]:
-    """Return the columns that differ in a last letter or number alone, from a or A, 0 or 1 on and without a gap."""
+    """Return columns whose names differ only in a final letter or number, from a, A, 0 or 1 on without a gap."""
     families: dict[str, dict[str, str]] = {}
     for name in names:
         if matched := NUMBERED.fullmatch(name):
@@ -257,7 +257,7 @@ def _numbered(names: list[str]) -> tuple[str, ...]:
 
 
 def _answer(given: dict[str, str], names: list[str], prompt: tuple[str, ...], rows: list[Row]) -> tuple[str, ...]:
-    """Return the columns of answers; of those with names that are known, one with answers goes before one without."""
+    """Return the columns of answers; among known names, columns that hold answers take precedence over empty ones."""
     if "answer" in given:
         return (given["answer"],) if given["answer"] else ()
     known = ANSWERS if prompt != ("Question",) else (*ANSWERS, "Answer")
@@ -277,7 +277,7 @@ def _context(given: dict[str, str], names: list[str], own: bool) -> tuple[str, .
 
 
 def _check_given(exam: str, given: dict[str, str], names: list[str]) -> None:
-    """Raise `InputError` unless every column that is given is there."""
+    """Raise `InputError` unless all given columns exist."""
     for part, path in given.items():
         for each in _several(path, names) if path else ():
             if each not in names and each.partition(".")[0] not in {name.partition(".")[0] for name in names}:
@@ -287,7 +287,7 @@ def _check_given(exam: str, given: dict[str, str], names: list[str]) -> None:
 
 
 def _check_present(exam: str, columns: Columns, names: list[str], given: dict[str, str]) -> None:
-    """Raise `InputError` that says all columns which are missing, or seem to have been meant by others."""
+    """Raise `InputError` that lists all missing columns, and unread columns that look like misnamed ones."""
     roots = {name.partition(".")[0] for name in names} | set(names)
     unused = [name for name in names if name not in columns.used]
     wanted = [*columns.prompt, *columns.options, *columns.incorrect, *filter(None, [columns.correct])]
@@ -316,7 +316,7 @@ def _check_present(exam: str, columns: Columns, names: list[str], given: dict[st
 
 
 def _is_one_more(name: str) -> bool:
-    """Whether a column that is not read has the name of an option."""
+    """Whether an unread column has a name like that of an option."""
     plural = re.fullmatch("[a-z]{2,}s|opt", name, re.IGNORECASE)
     return bool(ONE_MORE.fullmatch(name)) and not plural
 
@@ -331,12 +331,12 @@ def _plain(name: str) -> str:
 
 
 def _same(name: str, names: Iterable[str]) -> str | None:
-    """Return a name that differs from another in case and punctuation alone."""
+    """Return a name that differs from another only in case and punctuation; None if there is none."""
     return next((each for each in names if _plain(each) == _plain(name)), None)
 
 
 def _like_answer(names: Iterable[str]) -> str | None:
-    """Return a name that seems to be of a column of answers, where there is none of a name that is known."""
+    """Return the first name that looks like that of an answer column; None if there is none."""
     alone = ("label", "labels", "gold", "target", "targets", "key", "truth", "right", "solution", "ans", "correct")
     for name in names:
         plain = _plain(name)

@@ -1,4 +1,4 @@
-"""Questions in CSV and TSV files, as spreadsheets and people write them."""
+"""Read questions from CSV and TSV files, as spreadsheets and people write them."""
 
 import csv
 import io
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from sciqa.core.errors import InputError
 from sciqa.exam.rows import UNSEEN, Row, clean_names
 
-#: What MMLU's CSV files, which have no header, hold.
+#: Columns of MMLU's CSV files, which have no header.
 HEADERLESS = ("question", "A", "B", "C", "D", "answer")
 #: Longest cell of a CSV file, in characters; the csv module's own 131,072 is shorter than some articles.
 LONGEST_CELL = 2**31 - 1
 
 
 def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
-    """Yield the rows of a CSV file; rows without any text, as spreadsheets leave them, are passed over."""
+    """Yield the rows of a CSV file, without the empty rows that spreadsheets leave."""
     lines = _csv_lines(path, text, kind)
     if not lines:
         return
@@ -42,13 +42,13 @@ def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
 
 
 def _holds_rows(cell: str, width: int) -> bool:
-    """Whether a cell of several lines has lines, besides its last, with as many cells as the header."""
+    """Whether a line of a multi-line cell, other than the last, has as many cells as the header."""
     lines = cell.split("\n")[:-1] if width >= 4 else []
     return any(line.count(",") + 1 >= width and len(next(csv.reader([line]), [])) == width for line in lines)
 
 
 def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
-    """Return the rows of a CSV file that hold any text, the header among them, each with its line in the file."""
+    """Return the non-empty rows of a CSV file, including the header, each with its line number."""
     separator, skipped = _separator(text, kind)
     first = io.StringIO(text[: 1 << 20], newline="").readline()
     # Where lines end with a line feed, a carriage return outside quotes is text that a program forgot to quote.
@@ -77,7 +77,7 @@ def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
 
 
 def _separator(text: str, kind: str) -> tuple[str, int]:
-    """Return what stands between the cells of a file, and the lines before its header that say so (`sep=;`)."""
+    """Return the cell separator of a file, and the number of lines before its header that declare it (`sep=;`)."""
     text = text[: 1 << 20]
     first = io.StringIO(text, newline="").readline()
     if said := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
@@ -94,7 +94,7 @@ def _is_headerless(cells: list[str]) -> bool:
 
 
 def _named(path: str, line: int, header: list[str], body: list[list[str]]) -> list[str]:
-    """Return a header; a column without a name is left out (named "") where it is empty, or a first one of numbers."""
+    """Return a header in which unnamed columns are left out (named ""): empty ones, or a first one of numbers."""
     for at, name in enumerate(header):
         if name.strip().strip(UNSEEN):
             continue

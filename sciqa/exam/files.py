@@ -1,4 +1,4 @@
-"""Files of questions: CSV, TSV, JSON, JSONL and Parquet, packed or not, one or several, to rows of cells."""
+"""Read rows from files of questions: CSV, TSV, JSON, JSONL, Parquet and Arrow, compressed or not, one or several."""
 
 import bz2
 import fnmatch
@@ -30,22 +30,23 @@ PACKINGS = {
 ENDINGS = tuple(f"{kind}{end}" for kind in KINDS for end in ("", *(f".{packing}" for packing in PACKINGS)))
 #: Keys under which a JSON file keeps its list of questions.
 LISTS = ("data", "questions", "examples", "items", "rows")
-#: Keys under which such a file, beside its list, keeps the text that all its questions are about.
+#: Keys of a text, beside that list, that all its questions are about.
 SHARED = ("article", "passage", "context")
-#: What `datasets` writes beside the shards of a table that it saves.
+#: Files that `datasets` writes beside the shards of a saved table.
 BESIDE = ("dataset_info.json", "state.json", "dataset_dict.json")
 NEWLINE = b"\n"
 
 
 def read_rows(exam: str) -> list[Row]:
-    """Return all questions of an exam as its files have them.
+    """Return all questions of an exam, unchanged from its files.
 
     Args:
-        exam: a packaged split; a file of `KINDS`, packed by `PACKINGS` or not; a folder of such files, the shards of
-            one exam; or a pattern of names with `*` in a folder. Local or a URI that pyarrow's filesystems take.
+        exam: a packaged split; a file of `KINDS`, compressed by `PACKINGS` or not; a folder of such files, the shards
+            of one exam; or a pattern of file names with `*` in a folder. Local, or a URI that pyarrow's filesystems
+            support.
 
     Raises:
-        InputError: no such file, a file that is not what its name says, or a folder of several exams.
+        InputError: no such file, a file of another format than its name says, or a folder of several exams.
     """
     if exam in SPLITS:
         data = files("sciqa.exam").joinpath(f"data/{exam}.jsonl").read_bytes()
@@ -86,13 +87,13 @@ def _find_files(exam: str) -> list[str]:
 
 
 def _without_shard(name: str) -> str:
-    """Return a file's name without the number of its shard."""
+    """Return a file's name without its suffix and shard number."""
     stem = name[: -len(".".join(filter(None, _kind(name)))) - 1] if _kind(name) else name
     return re.sub(r"[-_.]?(\d{4,}[^/]*|\d+)$", "", stem)
 
 
 def _kind(path: str) -> tuple[str, str] | None:
-    """Return what a file is by its name, and how it is packed."""
+    """Return the format and the compression of a file by its name; None for other names."""
     *_, last, end = ["", "", *path.rpartition("/")[2].lower().split(".")]
     if end in PACKINGS:
         return (last, end) if last in KINDS else None
@@ -124,7 +125,7 @@ def _read_file(path: str) -> Iterable[Row]:
 
 
 def _read_arrow(path: str, data: bytes) -> Iterator[Row]:
-    """Return the rows of an Arrow file, as those of a Parquet file with the same table."""
+    """Return the rows of an Arrow file, read like a Parquet file of the same table."""
     try:
         opened = pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream
         table = opened(pa.BufferReader(data)).read_all()
@@ -153,7 +154,7 @@ def _line_and_byte(data: bytes, at: int) -> str:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return a JSON object, whose keys must differ: of two, one would be lost."""
+    """Return a JSON object; raise `ValueError` if a key is repeated, since one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -164,13 +165,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 _JSON = json.JSONDecoder(
     parse_int=Number,
     parse_float=Number,
-    parse_constant=lambda name: None if name == "NaN" else Number(name),  # pandas' word for an empty cell
+    parse_constant=lambda name: None if name == "NaN" else Number(name),  # NaN is an empty cell of pandas
     object_pairs_hook=_unique,
 )
 
 
 def parse_json(text: str) -> object:
-    """Return what a JSON text holds, its numbers as `Number`; `ValueError` where it is none."""
+    """Parse a JSON text, with numbers as `Number`; raise `ValueError` if it is not JSON."""
     try:
         return _JSON.decode(text)
     except RecursionError as error:
@@ -178,7 +179,7 @@ def parse_json(text: str) -> object:
 
 
 def _read_json(path: str, text: str) -> Iterator[Row]:
-    """Yield the questions of a JSON file: a list, an object with a list of `LISTS`, or one object a line."""
+    """Yield the questions of a JSON file: a list, an object with a list as one of `LISTS`, or one object a line."""
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:
@@ -199,7 +200,7 @@ def _read_json(path: str, text: str) -> Iterator[Row]:
 
 
 def _listed(value: dict) -> list:
-    """Return the questions of a JSON object; each gets the text that all are about, as in RACE's own files."""
+    """Return the questions of a JSON object; each gets the text that all share, as in RACE's own files."""
     name = next((name for name in LISTS if isinstance(value.get(name), list)), None)
     if name is None:
         return [value]
@@ -212,7 +213,7 @@ def _listed(value: dict) -> list:
 
 
 def _read_jsonl(path: str, text: str) -> Iterator[Row]:
-    """Yield the questions of a JSONL file; lines end at line feeds alone, for texts may hold other separators."""
+    """Yield the questions of a JSONL file; only line feeds end lines, since texts may hold other line separators."""
     if text.lstrip()[:1] == "[":
         yield from _read_json(path, text)
         return
@@ -252,7 +253,7 @@ def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:
 
 
 def _shortest(column: pa.Array) -> pa.Array:
-    """Return a column with floats of 32 bits by their shortest text: to Python, 0.1 would be 0.10000000149011612."""
+    """Return a column with 32-bit floats as their shortest decimals; Python would make 0.10000000149011612 of 0.1."""
     if column.type == pa.float32():
         return column.cast(pa.string()).cast(pa.float64())
     if pa.types.is_list(column.type) and column.type.value_type == pa.float32():
