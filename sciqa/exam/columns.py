@@ -133,7 +133,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
 
 
 def unwrap(rows: list[Row]) -> list[Row]:
-    """Return rows whose question, if nested in a field as in lm-evaluation-harness's samples, is moved to the top level."""
+    """Return rows; questions nested in a field, as in lm-evaluation-harness's samples, are moved to the top level."""
     for name in ("doc", "row"):
         if all(isinstance(row.cells.get(name), dict) for row in rows):
             around = ("doc_id", "target")

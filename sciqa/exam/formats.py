@@ -1,4 +1,4 @@
-"""Exams of many shapes, as they are published, become the validated exam table."""
+"""Convert published exams of many shapes to the validated exam table."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ from sciqa.exam.keys import AnswersFrom, Column
 from sciqa.exam.options import Fail, Options, read_options, text_of, without_letters
 from sciqa.exam.rows import Row
 
-#: Values of `is_question` as people write them.
+#: Accepted values of `is_question`.
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 BOOLEANS |= {"1.0": True, "0.0": False}
-#: Columns of the exam table that are read.
+#: Columns of the exam table that this program reads.
 READ = ("id", "prompt", "is_question", "context", "answer", *string.ascii_uppercase)
-#: Makes the error about a row: its number from 0, the column, and what is wrong.
+#: Makes the error about a row from its number (from 0), the column and the problem.
 FailAt = Callable[[int, str, str], InputError]
 
 
 @dataclass(frozen=True)
 class Questions:
-    """An exam as it was understood.
+    """An exam that was read, and how it was understood.
 
     Attributes:
-        table: the questions; see `read_exam`.
-        columns: where they stood.
-        notes: what a person should know of it, a text each.
+        table: the exam table; see `read_exam`.
+        columns: the columns of the file that were read.
+        notes: messages for the user.
     """
 
     table: pa.Table
@@ -45,17 +45,17 @@ def read_exam(exam: str, columns: Sequence[str] = (), answers_from: AnswersFrom 
     """Read and validate an exam.
 
     The table has `id`, `prompt`, `is_question`, `context`, options `A`, `B`, … (2 to 26, without a gap), `answer` (a
-    letter) and what other columns the file has that are not read as one of these. Every cell is text, except
-    `is_question`, which is bool; a question may have fewer options than others. Where the file keeps the right option
-    apart from the wrong ones, their order follows from the question's id alone.
+    letter) and all columns of the file that are not read as one of these. Every cell is text, except `is_question`,
+    which is bool; a question may have fewer options than others. If the file keeps the right option apart from the
+    wrong ones, a hash of the question's id decides their order.
 
     Args:
-        exam: a packaged split, or a file, folder or pattern as `sciqa.exam.files.read_rows` takes it.
-        columns: where the parts of a question stand, as `prompt=question`; the others are recognised by name.
-        answers_from: what answers are, where that cannot be told: numbers from 0 or 1, letters or options' texts.
+        exam: a packaged split, or a file, folder or pattern as in `sciqa.exam.files.read_rows`.
+        columns: columns of the parts of a question, such as `prompt=question`; others are recognised by name.
+        answers_from: how answers are given, if this is ambiguous: numbers from 0 or 1, letters or options' texts.
 
     Raises:
-        InputError: with file, line, row and column of what is wrong; the first question is row 1.
+        InputError: names file, line, row and column of the problem; the first question is row 1.
     """
     return read_questions(exam, columns, answers_from).table
 
@@ -66,13 +66,13 @@ def read_questions(
     answers_from: AnswersFrom | None = None,
     context: Literal["both", "given", "found"] = "both",
 ) -> Questions:
-    """Return `read_exam` with how the file was understood; arguments and errors are the same.
+    """Read an exam as `read_exam` does, and also return how the file was understood.
 
     Args:
-        exam: see there.
-        columns: see there.
-        answers_from: see there.
-        context: `given`: some question must have a context of its own; `found`: these are left out.
+        exam: as in `read_exam`.
+        columns: as in `read_exam`.
+        answers_from: as in `read_exam`.
+        context: `given`: some question must have a context of its own; `found`: such contexts are left out.
     """
     rows = unwrap(read_rows(exam))
     found = recognise(exam, rows, {} if exam in SPLITS else parse_columns(columns))
@@ -135,7 +135,7 @@ def _needed(row: Row, path: str, fail: Fail) -> str:
 
 
 def _ids(rows: list[Row], columns: Columns, fail: FailAt) -> list[str]:
-    """Return the names of all questions, the numbers of their rows where they have none."""
+    """Return the ids of all questions; if the exam has none, the row numbers."""
     if not columns.id:
         return [str(number) for number in range(1, len(rows) + 1)]
     seen: dict[str, int] = {}
@@ -165,7 +165,7 @@ def _context(row: Row, columns: Columns, fail: Fail) -> str | None:
 def _places(
     columns: Columns, rows: list[Row], options: list[Options], fail: FailAt, meant: AnswersFrom | None
 ) -> list[int | None]:
-    """Return the place of each right option among those of its question, None where there is no answer."""
+    """Return the index of each question's right option; None for a question without an answer."""
     if not columns.answer:
         return [each.right for each in options]
     read = [Column(name, rows, options, fail, columns) for name in columns.answer]
@@ -176,7 +176,7 @@ def _places(
 
 
 def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fail: FailAt) -> Iterator[Column]:
-    """Yield columns that are not read, but whose names and cells are those of answers."""
+    """Yield unread columns whose names and cells look like answers."""
     for name in columns.also:
         with suppress(InputError):
             column = Column(name, rows, options, fail, columns)
@@ -187,7 +187,7 @@ def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fai
 def _arranged(
     ids: list[str], options: list[Options], places: list[int | None]
 ) -> tuple[list[list[str]], list[int | None]]:
-    """Return options and places; those marked, or apart, in an order that the question's id makes, and no other."""
+    """Return options and right indices; if the right one is marked or apart, a hash of the id decides the order."""
     texts, right = [], []
     for name, each, place in zip(ids, options, places, strict=True):
         if each.right is None:
@@ -201,7 +201,7 @@ def _arranged(
 
 
 def _others(rows: list[Row], columns: Columns, taken: set[str], fail: FailAt) -> dict[str, list[str | None]]:
-    """Return the columns that are kept as they stand, lists and fields as JSON; none with a name of the table's own."""
+    """Return the columns that are kept unchanged, lists and objects as JSON; none has a name of the table's own."""
     used = {path if path in row.cells else path.partition(".")[0] for row in rows[:1] for path in columns.used}
     used |= columns.used | taken | set(string.ascii_uppercase if not columns.own else "")
     names = dict.fromkeys(name for row in rows for name in row.cells if name not in used)
@@ -222,7 +222,7 @@ def _other(row: Row, path: str, fail: Fail) -> str | None:
 
 
 def _notes(exam: str, columns: Columns, table: pa.Table, texts: list[list[str]], context: str) -> Iterator[str]:
-    """Yield what a person should know of an exam that was read."""
+    """Yield messages for the user about an exam that was read."""
     if not columns.own:
         unread = [name for name in table.column_names if name not in READ and name not in KEPT]
         said = f"{exam}: read as {columns.said()}" + ("" if columns.id else "; ids are row numbers")

@@ -1,4 +1,4 @@
-"""Right options: what a cell of the answer's column means, a letter, a label, a number or an option's text."""
+"""Right options: find out whether a cell of the answer column is a letter, a label, a number or an option's text."""
 
 import re
 from collections.abc import Callable
@@ -9,22 +9,22 @@ from sciqa.exam.columns import Columns, find, structured
 from sciqa.exam.options import BEFORE, LETTERS, Options, is_number, text_of
 from sciqa.exam.rows import Row
 
-#: What `--answers-from` takes.
+#: Values of `--answers-from`.
 AnswersFrom = Literal["0", "1", "letter", "text"]
 NUMBER = re.compile(r"(0|[1-9]\d*)(?:\.0+)?", re.ASCII)
 LETTER = re.compile(r"\(?([A-Za-z])[.):]?\)?")
 
 
 class Readings(NamedTuple):
-    """What an answer may mean: a place by letter or label, a number, a place by text; None where it cannot.
+    """Possible readings of an answer cell; a reading that does not apply is None.
 
     Attributes:
-        text: of the cell; None where it is empty.
-        letter: place.
-        number: as it stands.
-        typed: whether it is a number in the file, and not text.
-        place: by the option's text.
-        same: whether several options have that text.
+        text: text of the cell; None if it is empty.
+        letter: index of the option with this letter or label.
+        number: the number in the cell, unchanged.
+        typed: whether the file stores a number, and not text.
+        place: index of the option with this text.
+        same: whether several options have this text.
     """
 
     text: str | None
@@ -36,7 +36,7 @@ class Readings(NamedTuple):
 
     @property
     def can_be_answer(self) -> bool:
-        """Whether it is a letter, a label or a text of the question's options."""
+        """Whether the cell is a letter, a label or a text of the question's options."""
         return self.letter is not None or self.place is not None
 
 
@@ -47,7 +47,7 @@ def _read(cell: object, options: Options) -> Readings:
             raise ValueError(f"{len(cell)} right options found, one expected")
         cell = cell[0] if cell else None
     text = text_of(cell)
-    if text is None or (text in ("-1", "-1.0") and text not in options.texts):  # what sets without answers have
+    if text is None or (text in ("-1", "-1.0") and text not in options.texts):  # marks a missing answer
         return Readings(None)
     number = NUMBER.fullmatch(text)
     lettered = LETTER.fullmatch(text)
@@ -72,15 +72,15 @@ def _read(cell: object, options: Options) -> Readings:
 
 
 class Column:
-    """The answers of an exam in one column, and the question which of their readings is meant.
+    """A column of answers, with all readings of its cells and the choice among them.
 
     Args:
-        name: of the column.
-        rows: of the exam.
-        options: of each.
-        fail: makes the error about a row: its number from 0, the column and what is wrong.
-        columns: of the exam. Where its options stand in one cell, answers that are numbers in the file count from 0;
-            where its columns are those of the exam table itself, a letter is no text.
+        name: name of the column.
+        rows: rows of the exam.
+        options: options of each row.
+        fail: makes the error about a row from its number (from 0), the column and the problem.
+        columns: columns of the exam. If one cell lists all options, answers stored as numbers count from 0; if the
+            columns are those of the exam table itself, a letter is not taken for an option's text.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Column:
                 raise fail(at, name, str(error)) from error
 
     def places(self, meant: AnswersFrom | None) -> list[int | None]:
-        """Return the place of each right option, None where the cell is empty.
+        """Return the index of each right option, None where the cell is empty.
 
         Raises:
-            InputError: a cell that means none, or that may mean two.
+            InputError: a cell matches no option, or may mean two.
         """
         self.first = int(meant) if meant in ("0", "1") else self._first()
         given = [reading for reading in self.readings if reading.text is not None]
@@ -121,7 +121,7 @@ class Column:
         return [None if self.readings[at].text is None else read(at) for at in range(len(self.readings))]
 
     def agree(self, places: list[int | None], other: str) -> list[int | None]:
-        """Return places read from another column, filled from this one; they must agree where both have them."""
+        """Return the indices read from another column, after checking that each answer in this column agrees."""
         merged = []
         for at, (place, reading) in enumerate(zip(places, self.readings, strict=True)):
             means = {reading.letter, reading.place, reading.number, (reading.number or 0) - 1}
@@ -135,7 +135,7 @@ class Column:
         return merged
 
     def _first(self) -> int | None:
-        """Return what numbers count from: what is known, else what a 0, or the number of the last option, shows."""
+        """Return the first option's number, as known, or as shown by a 0 or the last option's number; else None."""
         numbered = [
             (at, reading)
             for at, reading in enumerate(self.readings)
@@ -157,7 +157,7 @@ class Column:
         return 0 if last is None else 1
 
     def _trusted(self, at: int) -> bool:
-        """Whether a number is no text of an option, since these are text in the file and it is a number."""
+        """Whether a number cannot be an option's text, since the file stores it as a number and options as text."""
         return self.listed and self.readings[at].typed and not self.options[at].numbers
 
     def _text(self, at: int) -> int:

@@ -1,7 +1,7 @@
 """Scores of ranked answers: MAP@3 and accuracy with bootstrap intervals, log loss, calibration error.
 
-Options with equal scores are tied: any order of them is as good an answer, so a question counts what it is worth on
-average over all their orders, and no figure depends on the letters at which options stand.
+Options with equal scores are tied, and any order of them is equally good. So a question counts its average over all
+these orders, and no figure depends on the letters of the options.
 """
 
 from collections.abc import Sequence
@@ -13,46 +13,45 @@ from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
 
 RESAMPLES = 10_000
-#: Resampled counts that are held in memory at once.
+#: Number of resampled counts held in memory at once.
 HELD = 1 << 22
-#: Scores that differ by less, in nats, differ by nothing but rounding: what a model computes in float32, and what is
-#: made of that in float64.
+#: Scores that differ by less than this, in nats, differ only by rounding: of a model in float32 (`NOISE`), and of
+#: later computations in float64 (`ROUNDING`).
 NOISE, ROUNDING = 1e-5, 1e-12
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Return the probabilities of options, shape (options,), that are proportional to the exponentials of scores."""
+    """Return the softmax of scores: the probabilities of options, shape (options,)."""
     shifted = np.exp(scores - scores.max())
-    return shifted / np.sort(shifted).sum()  # sorted, since rounding follows the order of a sum
+    return shifted / np.sort(shifted).sum()  # sorted, since rounding depends on the order of a sum
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Return the logarithms of `softmax`, which are finite where a probability is too small for a float."""
+    """Return the logarithms of `softmax`; they are finite even if a probability is too small for a float."""
     shifted = scores - scores.max()
     return shifted - np.log(np.sort(np.exp(shifted)).sum())
 
 
 def settle_ties(scores: np.ndarray, noise: float = ROUNDING) -> np.ndarray:
-    """Return scores, shape (options,), in which those that differ by no more than noise are equal.
+    """Return scores, shape (options,), in which those that differ by no more than `noise` are made equal.
 
-    Of the scores in falling order, neighbours no further apart than that belong together and get the largest of them.
-    So it does not matter in which order options are given, and whether two are tied does not depend on a third one's
-    being nearer to either.
+    In falling order, neighbours at most `noise` apart form a group, and all get the group's largest score. So the order
+    of the options does not matter, and a third score that is nearer to one of two tied scores does not part them.
     """
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
-    first = np.concatenate([[True], ~(falling[:-1] - falling[1:] <= noise)])  # so that what is no number stays one
+    first = np.concatenate([[True], ~(falling[:-1] - falling[1:] <= noise)])  # negated so that NaN stays NaN
     settled = np.empty_like(scores)
     settled[order] = falling[first][np.cumsum(first) - 1]
     return settled
 
 
 def place(scores: np.ndarray, number: int) -> tuple[int, int]:
-    """Return the first rank, from 1, that an option can have among tied ones, and how many share it, itself included.
+    """Return the best rank, from 1, that an option can have, and the number of options tied with it, itself included.
 
     Args:
-        scores: of all options, finite, shape (options,).
-        number: of the option.
+        scores: scores of all options, finite, shape (options,).
+        number: index of the option.
     """
     return 1 + int((scores > scores[number]).sum()), int((scores == scores[number]).sum())
 
@@ -60,13 +59,13 @@ def place(scores: np.ndarray, number: int) -> tuple[int, int]:
 def average_precision_at_3(ranks: np.ndarray, tied: np.ndarray | int = 1) -> np.ndarray:
     """Return AP@3 of each question: 1, 1/2 or 1/3 where the correct option is ranked first to third, else 0.
 
-    Of an option that shares its rank r with t - 1 others it is the mean over their orders, by which the option is as
-    likely at any of the ranks from r to r + t - 1: (1/t) * sum of 1/k over those ranks k that are at most 3 (McSherry
-    and Najork 2008 do the same for reciprocal rank and other measures).
+    For an option that shares its rank r with t - 1 others, AP@3 is the mean over their orders. The option is equally
+    likely at each rank from r to r + t - 1, so AP@3 is (1/t) * sum of 1/k over those ranks k that are at most 3
+    (McSherry and Najork 2008 do the same for reciprocal rank and other measures).
 
     Args:
-        ranks: first rank that the correct option can have, from 1; shape (questions,).
-        tied: options that share it, the correct one included; shape (questions,).
+        ranks: best rank that the correct option can have, from 1; shape (questions,).
+        tied: number of options that share it, the correct one included; shape (questions,).
     """
     ranks, tied = np.broadcast_arrays(ranks, tied)
     places = ranks[..., None] + np.arange(3)
@@ -75,17 +74,18 @@ def average_precision_at_3(ranks: np.ndarray, tied: np.ndarray | int = 1) -> np.
 
 
 def right_at_first(ranks: np.ndarray, tied: np.ndarray) -> np.ndarray:
-    """Return the share of the orders of tied options that put the correct one first; arguments as above."""
+    """Return the share of orders of tied options with the correct one first; see `average_precision_at_3`."""
     return np.where(ranks == 1, 1 / tied, 0.0)
 
 
 def chance(options: Sequence[int]) -> tuple[float, float]:
-    """Return the accuracy and the MAP@3 that guesses have on average.
+    """Return the expected accuracy and MAP@3 of random guesses.
 
-    Of n options in any order, the right one is as likely at each rank: 1/n, and (1 + 1/2 + 1/3) / n for n of 3 or more.
+    With n options in random order, the right one is equally likely at each rank. So accuracy is 1/n, and MAP@3 is
+    (1 + 1/2 + 1/3) / n for n of 3 or more.
 
     Args:
-        options: of each question, how many there are.
+        options: number of options of each question.
     """
     numbers = np.asarray(options, float)
     precision = sum(np.where(numbers >= rank, 1 / rank, 0.0) for rank in (1, 2, 3)) / numbers
@@ -95,13 +95,13 @@ def chance(options: Sequence[int]) -> tuple[float, float]:
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile-bootstrap interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
-    The same call with the differences of two readers on the same questions gives the paired interval. How often each
-    distinct value is drawn is multinomial, so a resample is one draw of those counts, and the order of the questions
-    changes nothing.
+    The same call with the differences of two readers on the same questions gives the paired interval. The counts of
+    the distinct values in a resample are multinomial, so a resample is one draw of these counts, and the order of the
+    questions does not matter.
 
     Args:
         values: one figure per question, shape (questions,).
-        seed: of the resampling, so that a rerun gives the same interval.
+        seed: seed of the resampling, so that a rerun gives the same interval.
     """
     distinct, counts = np.unique(values, return_counts=True)
     return _interval_of(tuple(distinct.tolist()), tuple(counts.tolist()), seed)
@@ -109,7 +109,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 
 @lru_cache(1 << 14)
 def _interval_of(distinct: tuple[float, ...], counts: tuple[int, ...], seed: int) -> tuple[float, float]:
-    """Return `bootstrap_interval` of values by how often each is there; a thousand small slices share a few."""
+    """Return `bootstrap_interval` from distinct values and their counts; cached, as many small slices share these."""
     rng = np.random.default_rng(seed)
     questions = sum(counts)
     shares = np.array(counts) / questions
@@ -123,12 +123,12 @@ def _interval_of(distinct: tuple[float, ...], counts: tuple[int, ...], seed: int
 
 
 def log_loss(probabilities: np.ndarray) -> float:
-    """Return the mean of -ln p over the probabilities given to the correct options, shape (questions,)."""
+    """Return the mean of -ln p over the probabilities of the correct options, shape (questions,)."""
     return float(-np.log(np.maximum(probabilities, 1e-12)).mean())
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
-    """Return the points of a reliability diagram: questions grouped by the probability of the first answer.
+    """Return the points of a reliability diagram: questions in bins by the probability of the first answer.
 
     Args:
         confidence: probability of the option ranked first, shape (questions,).
@@ -155,14 +155,14 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
-    """Return by how much accuracy differs between the letters at which the correct option stands, from 0 to 1.
+    """Return the highest accuracy less the lowest, over the letters of the correct option; from 0 to 1.
 
-    The highest less the lowest; letters with fewer than 20 questions are left out, and with fewer than two others there
-    is none. A reader without any bias shows some too, by chance: about twice the standard error of a letter's accuracy.
+    Letters with fewer than 20 questions are left out; if fewer than two letters remain, the result is None. A reader
+    without any bias shows some too, by chance: about twice the standard error of a letter's accuracy.
 
     Args:
-        letters: of the correct option of each question.
-        correct: whether it is ranked first, shape (questions,); a share where several are tied.
+        letters: letter of the correct option of each question.
+        correct: whether this option is ranked first, shape (questions,); a share if several are tied.
     """
     names, counts = np.unique(letters, return_counts=True)
     each = [correct[np.array(letters) == name].mean() for name, count in zip(names, counts, strict=True) if count >= 20]
@@ -172,7 +172,8 @@ def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
 def score(answers: list[dict]) -> dict[str, float | int | None] | None:
     """Return the metrics of rows of the answers table, None where no row has an answer.
 
-    `ties` is the number of questions whose AP@3 depends on the order of tied options; `chance_` is what guesses score.
+    `ties` is the number of questions whose AP@3 depends on the order of tied options; `chance_…` are the scores of
+    random guesses.
 
     Args:
         answers: rows with `scores`, `probabilities` and `answer`.
@@ -210,17 +211,17 @@ def place_of_answer(row: dict) -> tuple[int, int]:
 
 
 def scores_of(row: dict, question: dict | None, table: str) -> np.ndarray:
-    """Return the scores, shape (options,), of a row of an answers table that was written before.
+    """Return the scores, shape (options,), of a row of an existing answers table, after checking the row.
 
     Args:
-        row: of the table.
-        question: that it answers, where it is known.
-        table: its folder, for messages.
+        row: row of the table.
+        question: the question that the row answers, if it is known.
+        table: folder of the table, for messages.
 
     Raises:
-        InputError: the row is no answer to the question: there are scores or probabilities of more or fewer options,
-            one is not a number, probabilities do not sum to 1 or are not those of the scores; or the table was written
-            before there were scores in it.
+        InputError: the row does not fit the question: it has scores or probabilities of more or fewer options, one is
+            not finite, or the probabilities do not sum to 1 or are not those of the scores; or the table is of an
+            earlier version, without scores.
     """
     where = f"{table}, question {row['id']!r}"
     again = "delete that folder and run `sciqa predict` for that reader again"

@@ -1,4 +1,4 @@
-"""Options of a question: listed by one cell, in a column each, or the right one apart from the wrong ones."""
+"""Read the options of a question: from one cell, a column each, or columns of the right and of the wrong ones."""
 
 import re
 import string
@@ -11,14 +11,14 @@ from sciqa.exam.columns import MARKED, Columns, find, structured
 from sciqa.exam.rows import Number, Row
 
 LETTERS = string.ascii_uppercase
-#: Fields in which options keep their text and their label.
+#: Fields that hold the text and the label of options.
 TEXTS = ("text", "choices", "value", "content", "option", "atext")
 LABELS = ("label", "labels", "key", "letter", "aid")
-#: Fields in which each option says whether it is the right one.
+#: Fields of each option that mark the right one.
 MARKS = ("correct", "is_correct", "isCorrect", "right", "is_right")
-#: What stands before the text of a lettered option: `(A)`, `A.`, `A)`, `A:`.
+#: Prefix of the text of a lettered option: `(A)`, `A.`, `A)`, `A:`.
 BEFORE = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.IGNORECASE)
-#: Makes the error about a question: the column, and what is wrong.
+#: Makes the error about a question from the column and the problem.
 Fail = Callable[[str, str], InputError]
 
 
@@ -26,10 +26,10 @@ class Options(NamedTuple):
     """The options of a question.
 
     Attributes:
-        texts: in their order.
-        labels: by which an answer may name them; none where letters do.
-        right: place of the one that is marked as right, where one is.
-        numbers: whether any of them is a number in the file, and not text.
+        texts: texts of the options, in order.
+        labels: names by which an answer may refer to them; empty if only letters do.
+        right: index of the option that is marked as right, if any.
+        numbers: whether the file stores any option as a number, and not text.
     """
 
     texts: list[str]
@@ -39,20 +39,20 @@ class Options(NamedTuple):
 
 
 def is_number(cell: object) -> bool:
-    """Whether a cell is a number in its file, and not text."""
+    """Whether a file stores a cell as a number, and not text."""
     return type(cell) is not str and isinstance(cell, Number | int | float | Decimal) and not isinstance(cell, bool)
 
 
 def text_of(cell: object) -> str | None:
-    """Return a cell as text, without white space around it; None where it is empty.
+    """Return a cell as text, without white space around it; None if it is empty.
 
-    A number of JSON or CSV is the text that stands there, one of Parquet the shortest that means it.
+    A number of JSON or CSV keeps its text from the file; a number of Parquet becomes the shortest text that means it.
 
     Raises:
-        ValueError: no text can be made of it, and why.
+        ValueError: the cell cannot become text; the message says why.
     """
     if type(cell) is str and cell.isascii() and "\0" not in cell:
-        return cell.strip() or None  # nearly every cell
+        return cell.strip() or None  # fast path for nearly every cell
     if cell is None or cell != cell:  # NaN, as pandas writes an empty cell
         return None
     if isinstance(cell, list | dict | tuple):
@@ -71,7 +71,7 @@ def text_of(cell: object) -> str | None:
 
 
 def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
-    """Return a question's options, or raise `InputError` for what is wrong with them."""
+    """Return a question's options, or raise `InputError` if they are not valid."""
     if columns.correct:
         return _apart(row, columns, fail)
     if len(columns.options) > 1:
@@ -87,7 +87,7 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
         cell, labels = _split(cell)
     elif isinstance(cell, str):
         cell = split_lettered(cell)
-    elif path not in row.cells:  # labels stand beside the texts that the path leads to
+    elif path not in row.cells:  # labels are in a field beside that of the texts
         labels = _field(structured(find(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
         raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
@@ -100,13 +100,13 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
 
 
 def _are_marks(cell: dict) -> bool:
-    """Whether fields are named by the texts of options, and hold no text but a mark or a score of each."""
+    """Whether an object's keys are the texts of options, and its values only marks or scores."""
     marks = [mark for mark in cell.values() if mark is not None]
     return all(isinstance(mark, bool) or is_number(mark) for mark in marks) and any(len(name) > 2 for name in cell)
 
 
 def _field(cell: object, names: Sequence[str]) -> object:
-    """Return the first of some fields that options have, of all of them together or of each."""
+    """Return the values of the first field present: one list for all options, or a field of each; else None."""
     if isinstance(cell, list):
         name = next((name for name in names if all(isinstance(e, dict) and name in e for e in cell)), None)
         return [each[name] for each in cell] if name else None
@@ -114,20 +114,20 @@ def _field(cell: object, names: Sequence[str]) -> object:
 
 
 def _split(cell: object) -> tuple[object, object]:
-    """Return options and labels of `{text: […], label: […]}`, `[{text, label}, …]` or `{A: …, B: …}`."""
+    """Return the texts and labels of `{text: […], label: […]}`, `[{text, label}, …]` or `{A: …, B: …}`."""
     texts = _field(cell, TEXTS)
     if texts is not None:
         return texts, _field(cell, LABELS) or []
     if isinstance(cell, list) or any(isinstance(each, list | dict) for each in cell.values()):
         return cell, []
     pairs = list(cell.items())
-    while pairs and pairs[-1][1] is None:  # a Parquet file has all labels in all rows
+    while pairs and pairs[-1][1] is None:  # a Parquet file has all keys in all rows
         pairs.pop()
     return [text for _, text in pairs], [label for label, _ in pairs]
 
 
 def split_lettered(text: str) -> list[str] | str:
-    """Return the options of a text such as `A. Iron` and, on the next line, `B. Tin`; the text where it is none."""
+    """Return the options of a text such as `A. Iron` and, on the next line, `B. Tin`; other texts are unchanged."""
     for between in (r"\n", r"[;|,]|\s\s"):
         found: list[re.Match] = []
         for letter in LETTERS if text.lstrip(" (")[:1].isupper() else LETTERS.lower():
@@ -152,8 +152,8 @@ def _apart(row: Row, columns: Columns, fail: Fail) -> Options:
 
 
 def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
-    """Return options of which one is marked: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
-    if marks and {str(each) for each in cell} <= {"0", "1"}:  # marks by text
+    """Return options of which one is marked as right: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
+    if marks and {str(each) for each in cell} <= {"0", "1"}:  # the keys are the texts
         cell, marks = marks, cell
     marks = [str(int(each) if isinstance(each, bool) else each) for each in marks]
     if marks.count("1") != 1 or set(marks) > {"0", "1"}:
@@ -162,7 +162,7 @@ def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
 
 
 def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options:
-    """Return options whose texts are all there; those that end with empty columns are fewer."""
+    """Return options after checking that no text is missing; empty columns at the end are dropped."""
     texts = []
     for cell, name in zip(cells, names, strict=True):
         try:
@@ -185,7 +185,7 @@ def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options
 
 
 def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Options:
-    """Return options by their labels, where these are the first letters in another order."""
+    """Return options sorted by label, if the labels are the first letters in any order."""
     if not labels:
         return Options(texts)
     if len(set(labels)) < len(labels):
@@ -197,7 +197,7 @@ def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Opt
 
 
 def without_letters(options: list[Options]) -> list[Options]:
-    """Return options without the letters before their texts, `(A)` or `A.`, where all of an exam have them."""
+    """Return options without the letters before their texts, `(A)` or `A.`, if all options of an exam have them."""
     stripped = []
     for each in options:
         found = [BEFORE.match(text) for text in each.texts]

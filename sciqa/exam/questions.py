@@ -1,4 +1,4 @@
-"""The exam of a run: which questions, and their table on storage, as every step opens it."""
+"""The exam of a run: the options that select its questions, and the table on storage that every step opens."""
 
 import string
 from dataclasses import dataclass
@@ -18,35 +18,35 @@ from sciqa.exam.keys import AnswersFrom
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exam", "rotate_options"]
 
-#: What an exam table's Parquet metadata calls the hash of its rows.
+#: Key of the rows' hash in an exam table's Parquet metadata.
 EXAM_HASH = b"sciqa.exam"
 
 
 @dataclass(kw_only=True)
 class QuestionOptions(RunOptions):
-    """How the files of questions are read."""
+    """Options for reading files of questions."""
 
     columns: tuple[str, ...] = ()
-    """Where the parts of a question stand, if their names do not tell: prompt=question options=choices.text
-    answer=answerKey; or correct=… (the column of the right option) and incorrect=… (those of the wrong ones);
-    context=…, id=…. A path leads into fields, a comma joins columns: prompt=premise,question. Context are else the
-    columns context, article, passage, support or text, and fact1."""
+    """Columns of the parts of a question, if their names do not tell: prompt=question options=choices.text
+    answer=answerKey; or correct=… (column of the right option) and incorrect=… (columns of the wrong options);
+    context=…, id=…. A path leads into fields, a comma joins columns: prompt=premise,question. By default, context
+    comes from the columns context, article, passage, support or text, and fact1."""
     answers_from: AnswersFrom | None = None
-    """What answers are, where that cannot be told: numbers from 0 or 1, letters, or the text of an option."""
+    """How answers are given, if this is ambiguous: numbers from 0 or 1, letters, or the texts of options."""
     context: Literal["both", "given", "found"] = "both"
-    """What a model reads with a question: the exam's own column `context` and what is found, or one of the two; with
-    `given`, nothing is looked up, so that no corpus and no index is needed."""
+    """Texts that a model reads with a question: the exam's own column `context` (`given`, which needs no corpus and no
+    index), the passages that are found (`found`), or both."""
 
     def __post_init__(self) -> None:
-        """Check what is said of columns."""
+        """Check the syntax of `columns`."""
         super().__post_init__()
         parse_columns(self.columns)
 
     def read(self, exam: str) -> Questions:
-        """Return the questions of an exam as these options have them, and say what a person should know of them.
+        """Return the questions of an exam, read with these options, and print the notes about them.
 
         Raises:
-            InputError: with file, line, row and column of what is wrong.
+            InputError: names file, line, row and column of the problem.
         """
         questions = read_questions(exam, self.columns, self.answers_from, self.context)
         for note in questions.notes:
@@ -56,43 +56,43 @@ class QuestionOptions(RunOptions):
 
 @cache
 def _say(note: str) -> None:
-    """Print a note, once in a process, however many steps read the exam."""
+    """Print a note once per process, however many steps read the exam."""
     console.print(note, markup=False, soft_wrap=True)
 
 
 @dataclass(kw_only=True)
 class ExamOptions(QuestionOptions):
-    """Which questions."""
+    """Options that select the questions of a run."""
 
     exam: str | None = None
     """The packaged exam's split `train`, `validation` or `test`, or a file of questions: .csv, .tsv, .json, .jsonl or
-    .parquet, packed or not, a folder of its shards, or a pattern such as test-*.parquet; by default the run's own,
-    OUTPUT/exam.parquet, and in a new run `test`."""
+    .parquet, compressed or not, a folder of its shards, or a pattern such as test-*.parquet; by default the run's own
+    exam, OUTPUT/exam.parquet, or `test` in a new run."""
     shard_questions: int = 32
-    """Questions in a shard, the unit of work and of resuming."""
+    """Questions per shard, the unit of work and of resuming."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check `shard_questions`."""
         super().__post_init__()
         self.at_least(1, "shard_questions")
 
     def exam_name(self, file: str = "exam.parquet") -> str:
-        """Return the exam that is asked for; by default the run's own, in a file of its folder, or `test`."""
+        """Return the exam that is asked for; by default the run's own file in the output folder, else `test`."""
         path = storage.join(self.output, file)
         return self.exam or (path if storage.exists(path) else "test")
 
 
 @dataclass(frozen=True)
 class Exam:
-    """An exam on storage, as every step opens it.
+    """An exam table on storage, which every step opens.
 
     Attributes:
-        path: the exam table.
-        sha256: of its content, whatever its file's format, to know a run's questions again.
+        path: path of the exam table.
+        sha256: hash of its rows, the same for any file format, by which a run recognises its questions.
         questions: number of rows.
-        shard_questions: rows of a shard, the unit of work and of resuming.
-        name: as the user gave it.
-        columns: of the table.
+        shard_questions: rows per shard, the unit of work and of resuming.
+        name: name that the user gave.
+        columns: columns of the table.
     """
 
     path: str
@@ -131,12 +131,12 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
     """Validate the exam of the options, which by default is the run's own.
 
     Args:
-        options: that name the exam and the run's folder.
-        write: its table to that folder, where it is not there yet; steps do so once all else has been checked.
-        file: name of the table.
+        options: options that name the exam and the output folder.
+        write: write a missing table to that folder; steps do so after all other checks.
+        file: file name of the table.
 
     Raises:
-        InputError: with file, row and column of what is wrong; or the run's folder is that of another exam.
+        InputError: names file, row and column of the problem; or the output folder is that of another exam.
     """
     path = storage.join(options.output, file)
     name = options.exam_name(file)
@@ -157,7 +157,7 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
 
 
 def _read_own(path: str, context: str) -> pa.Table:
-    """Return the exam that a run's folder holds: as it is where a step wrote it, else as the file of any exam."""
+    """Return the exam in a run's folder: unchanged if a step wrote it, else read like any file of questions."""
     table = storage.open_parquet(path).read()
     marked = (table.schema.metadata or {}).get(EXAM_HASH)
     if marked != tables.rows_hash(table.to_pylist()).encode() or context == "given":
@@ -169,7 +169,7 @@ def _read_own(path: str, context: str) -> pa.Table:
 
 
 def _stored(path: str) -> tuple[str, set[str]] | None:
-    """Return the hash of the rows in an exam table and its columns; None where none is there that can be read."""
+    """Return the hash of the rows in an exam table, and its columns; None if there is no readable table."""
     try:
         table = storage.open_parquet(path).read()
     except (InputError, pa.ArrowException, OSError):
@@ -178,12 +178,12 @@ def _stored(path: str) -> tuple[str, set[str]] | None:
 
 
 def options_of(question: dict) -> dict[str, str]:
-    """Return a question's options by letter, without the columns that it leaves empty."""
+    """Return a question's options by letter, without empty ones."""
     return {letter: question[letter] for letter in string.ascii_uppercase if question.get(letter)}
 
 
 def rotate_options(question: dict, by: int) -> dict:
-    """Return a question whose options stand `by` places further on, the last ones first."""
+    """Return a question with its options moved on by `by` places; those past the end move to the front."""
     texts = list(options_of(question).values())
     moved = texts[-by:] + texts[:-by] if by else texts
     rotated = question | dict(zip(string.ascii_uppercase, moved, strict=False))

@@ -1,4 +1,4 @@
-"""Tables with a row per question of an exam, read beside its questions, whatever the size of their shards."""
+"""Tables with one row per question of an exam, read together with its questions, whatever their shard size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuestionTable:
-    """A finished table of contexts or answers; its shards need not be cut as those of the table it is read for.
+    """A finished table of contexts or answers; its shard size may differ from that of the table it is read for.
 
     Attributes:
-        folder: that holds it.
-        rows: in each of its shards, but for the last.
+        folder: folder of the table.
+        rows: rows per shard, except the last shard.
     """
 
     folder: str
     rows: int
 
     def read(self, questions: Sequence[dict], first: int, columns: list[str] | None = None) -> list[dict]:
-        """Return the rows of some questions that follow each other in the exam.
+        """Return the rows of consecutive questions of an exam.
 
         Args:
-            questions: of the exam.
-            first: number of the first of them, from 0.
-            columns: to read besides `id`; by default all.
+            questions: the questions, in the order of the exam.
+            first: number of the first one in the exam, from 0.
+            columns: columns to read besides `id`; by default all.
 
         Raises:
-            InputError: the table's rows there are not those questions'.
+            InputError: the table's rows at these numbers belong to other questions.
         """
         last = first + len(questions)
         columns = columns and ["id", *columns]
@@ -56,10 +56,10 @@ class QuestionTable:
 
 
 def check_ids(folder: str, found: list[str], expected: list[str], first: int) -> None:
-    """Raise `InputError` unless the rows of a table are those of the questions that are read with it.
+    """Raise `InputError` unless the rows of a table belong to the questions that are read with it.
 
     Args:
-        folder: of the table.
+        folder: folder of the table.
         found: ids of the rows.
         expected: ids of the questions.
         first: number of the first question in the exam, from 0.
