@@ -172,7 +172,7 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
     if path is not None:
         given = read_config(path, kind)
         first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-        # Options of the file follow the question of `ask`, which a list among them would otherwise take in.
+        # Options of the file go after the question of `ask`: before it, a list option would absorb it.
         arguments = arguments[:first] + given + arguments[first:]
     if "--verbose" in arguments:
         os.environ[VERBOSE] = "1"

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: The hash of a file that changed less than this many seconds ago is not cached: the file may change again within the
-#: same tick of the file system's clock.
+#: Files that changed less than this many seconds ago may change again in the same clock tick; their hash is not cached.
 TICK = 0.05
 _hashes: dict[str, tuple[list[int], str]] = {}
 

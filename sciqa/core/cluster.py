@@ -252,7 +252,7 @@ def uses_gpu(options: RunOptions) -> bool:
 
 
 def device(options: RunOptions) -> Device:
-    """Return the device of model workers. Workers cannot tell: one without a GPU still sees those of its host."""
+    """Return the device of model workers. They are told it, since one without a GPU still sees those of its host."""
     return "cuda" if uses_gpu(options) else "cpu"
 
 

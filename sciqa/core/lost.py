@@ -47,7 +47,7 @@ class _Ended(BaseException):
 
 
 class _Watch:
-    """Thread that checks once a second which workers of this job, and which nodes, have died."""
+    """Watcher that checks once a second which workers of this job, and which nodes, have died."""
 
     def __init__(self) -> None:
         self.session = _session()
@@ -70,7 +70,7 @@ class _Watch:
             self.check()
 
     def check(self) -> None:
-        """Report what has died since the last check; end the stage after `MOST_IN_A_ROW` workers without progress."""
+        """Report what has died since the last check; end a stage that only loses workers."""
         with self.lock:
             try:
                 workers, nodes = list(self._dead()), self._dead_nodes()

@@ -47,7 +47,7 @@ def read_exam(exam: str, columns: Sequence[str] = (), answers_from: AnswersFrom 
     The table has `id`, `prompt`, `is_question`, `context`, options `A`, `B`, … (2 to 26, without a gap), `answer` (a
     letter) and all columns of the file that are not read as one of these. Every cell is text, except `is_question`,
     which is bool; a question may have fewer options than others. If the file keeps the right option apart from the
-    wrong ones, a hash of the question's id decides their order.
+    wrong ones, a hash of the question's id alone decides their order.
 
     Args:
         exam: a packaged split, or a file, folder or pattern as in `sciqa.exam.files.read_rows`.

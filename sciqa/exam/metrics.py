@@ -1,7 +1,7 @@
 """Scores of ranked answers: MAP@3 and accuracy with bootstrap intervals, log loss, calibration error.
 
-Options with equal scores are tied, and any order of them is equally good. So a question counts its average over all
-these orders, and no figure depends on the letters of the options.
+Options with equal scores are tied, and any order of them is equally good. So each question counts with its average
+over all these orders, and no figure depends on the letters of the options.
 """
 
 from collections.abc import Sequence
