@@ -26,7 +26,10 @@ DOCUMENT = re.compile(r'<doc id="[^"]*"(?: revid="[^"]*")? url="([^"]*)" title="
 
 
 class Piece(TypedDict):
-    """The records that begin in a range of a file: bytes, or row groups for Parquet; `end` None is the file's end."""
+    """A range of a file, in bytes or, for Parquet, in row groups; `end` None means the end of the file.
+
+    A record belongs to the range in which it begins.
+    """
 
     path: str
     start: int

@@ -96,7 +96,7 @@ SOURCE = re.compile(
     r"\{\{\s*(?:cite|citation|sfn|harv|isbn|doi|oclc|wikicite|refbegin)|\[?(?:https?:)?//\w", re.IGNORECASE
 )
 CITED = "\x04"
-#: Signs of a citation: `CITATION` alone is enough, of `HINT` a list item needs two different ones.
+#: Signs of a citation: one `CITATION` in any line, or two different `HINT`s in a list item.
 CITATION = re.compile(
     rf"\W*{CITED}|[A-Z][\w'-]+, [A-Z].{{0,80}}\b(?:1[5-9]|20)\d\d\b|.*\b(?:ISBN|ISSN|doi:|Retrieved \d|Retrieved [A-Z])"
 )
