@@ -1,4 +1,4 @@
-"""Articles (title, section, text, url) of the demo corpus, dumps of MediaWiki, tables, texts, web pages and PDFs."""
+"""Read articles (title, section, text, url): demo corpus, MediaWiki dumps, tables, texts, web pages and PDFs."""
 
 import html
 import json
@@ -21,12 +21,15 @@ from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_
 
 NO_DUMP = "no dump of MediaWiki, which begins with <mediawiki>"
 DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"
-#: What wikiextractor puts before an article.
+#: Line that wikiextractor writes before an article.
 DOCUMENT = re.compile(r'<doc id="[^"]*"(?: revid="[^"]*")? url="([^"]*)" title="(.*)">\s*')
 
 
 class Piece(TypedDict):
-    """A file, or what begins in a range of its bytes (of its row groups, for Parquet); `end` is None at its end."""
+    """A range of a file, in bytes or, for Parquet, in row groups; `end` None means the end of the file.
+
+    A record belongs to the range in which it begins.
+    """
 
     path: str
     start: int
@@ -34,30 +37,29 @@ class Piece(TypedDict):
 
 
 class Tally(Counter):
-    """Number of `articles`, and of those left out by reason; `named` are those that a user may want to mend."""
+    """Counts of `articles` read and, by reason, of articles left out; `named` lists those that a user could repair."""
 
     def __init__(self, *counts: object) -> None:
         super().__init__(*counts)
         self.named: list[dict[str, str]] = []
 
     def leave_out(self, reason: str, path: str, title: str = "", details: str = "") -> None:
-        """Count an article that is left out, and note where it stands."""
+        """Count an article as left out, and add it to `named`."""
         self[reason] += 1
         self.named.append({"path": path, "title": title, "reason": f"{reason}: {details}" if details else reason})
 
 
 def find_sources(corpus: tuple[str, ...], left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
-    """Return the files of a corpus in order, each with its [size, what tells when it changes].
+    """Return the files of a corpus in order, each with [size in bytes, modification time in ns].
 
     Args:
-        corpus: `demo`, and files or folders of the kinds that `sources.KINDS` names. Tables (Parquet, JSONL, CSV, TSV)
-            have columns `title` and `text` (`section` and `url` where there are any); a text, web page or PDF is one
-            article, named like the file or as it names itself.
-        left_out: gets the reason why each other file of a folder is left out.
+        corpus: `demo`, files, or folders; `sources.KINDS` lists the file types. Tables (Parquet, JSONL, CSV, TSV) have
+            columns `title` and `text`, and optionally `section` and `url`. A text, web page or PDF is one article; its
+            title comes from its content, else from the file name.
+        left_out: receives the path of each other file in a folder, with the reason why it is left out.
 
     Raises:
-        InputError: no such file, a file of no such kind, a table without one of the columns, or a dump that was cut
-            off.
+        InputError: a missing file, an unsupported file type, a table without one of the columns, or a truncated dump.
     """
     left_out = {} if left_out is None else left_out
     sources = []
@@ -110,7 +112,7 @@ def _check(path: str) -> None:
 
 
 def split_sources(sources: list[tuple[str, list]], part_bytes: int) -> list[list[Piece]]:
-    """Return the parts of a corpus, each about as much as one task reads: pieces of large files, or small files."""
+    """Split a corpus into parts of about `part_bytes`, one per task: pieces of large files, or several small files."""
     parts: list[list[Piece]] = []
     room = 0
     for path, (size, _) in sources:
@@ -142,16 +144,16 @@ def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]
 
 
 def read_articles(path: str, start: int = 0, end: int | None = None, tally: Tally | None = None) -> Iterator[dict]:
-    """Yield the articles of a file, or of a piece of it, section by section, in order, one held at a time.
+    """Yield the sections of the articles in a file or piece, in order, with one article in memory at a time.
 
     Args:
         path: `demo`, or a file.
         start: first byte, or row group, of the piece.
         end: byte, or row group, after it; None for the end of the file.
-        tally: gets the number of `articles`, and of those left out.
+        tally: receives the counts of articles read and left out.
 
     Raises:
-        InputError: a row that is no article, with its file, row and column; a file that is damaged or no text.
+        InputError: a row that is not an article, with file, row and column; a file that is damaged or not text.
     """
     tally = Tally() if tally is None else tally
     readers = {
@@ -194,7 +196,7 @@ def _read_dump(path: str, start: int, end: int | None, tally: Tally) -> Iterator
             url = site.base and site.base + quote(page.title.replace(" ", "_"))
             try:
                 sections = wikitext.read_sections(page.text)
-            except Exception as error:  # whatever one page does to the parser, the other millions are read
+            except Exception as error:  # one bad page must not stop the other millions
                 tally.leave_out("unreadable wikitext", path, page.title, type(error).__name__)
                 continue
             sections = sections or [("", "")]
@@ -210,13 +212,13 @@ def _read_demo() -> Iterator[list[dict]]:
 
 
 def _stem(path: str) -> str:
-    """Return the name of a file without the endings that tell its kind and compression."""
+    """Return the name of a file without the suffixes of its type and compression."""
     name = PurePosixPath(path)
     return (PurePosixPath(name.stem) if name.suffix.lower() in COMPRESSIONS else name).stem
 
 
 def _read_whole(path: str, tally: Tally) -> bytes | None:
-    """Return the bytes of a file that is one article, None where they are too many."""
+    """Return the bytes of a file that is one article, or None if it is larger than `LARGEST`."""
     with open_source(path) as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -262,7 +264,7 @@ def _read_pdf(path: str, tally: Tally) -> Iterator[list[dict]]:
 
 
 def _read_extracted(path: str) -> Iterator[list[dict]]:
-    """Yield the articles of a file that wikiextractor wrote, marked by <doc> or as JSON."""
+    """Yield the articles of a file that wikiextractor wrote, in <doc> elements or as JSON lines."""
     with open_source(path) as file:
         marked = file.read(1) != b"{"
     if not marked:

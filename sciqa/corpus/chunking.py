@@ -1,32 +1,32 @@
-"""Text to passages: overlapping windows of whole sentences, as long as the embedder reads."""
+"""Split text into passages: overlapping windows of whole sentences, as long as the embedder reads."""
 
 from collections.abc import Iterator
 
 from sentencex import segment
 from tokenizers import Tokenizer
 
-#: Tokens that a passage's text has at least, however long its headings are.
+#: Minimum number of tokens for the text of a passage, however long its headings are.
 LEAST_TOKENS = 16
 
 
 def split_sentences(text: str) -> list[str]:
-    """Return the sentences of an English text; each keeps the white space behind it."""
+    """Return the sentences of an English text, each with its trailing white space."""
     return list(segment("en", text))
 
 
 def embedded_text(title: str, section: str, text: str) -> str:
-    """Return what is embedded of a passage: its headings, unless the text begins with them, and its text."""
+    """Return the text to embed for a passage: its headings, unless the text begins with them, and its text."""
     headings = [heading for heading in (title, section) if heading and not text.startswith(heading)]
     return ". ".join([*headings, text])
 
 
 class Splitter:
-    """Cuts text into windows of sentences.
+    """Cuts text into overlapping windows of sentences.
 
     Args:
-        tokenizer: the embedder's own, which neither cuts nor pads.
-        tokens: most tokens of a passage with its headings and the tokenizer's marks.
-        overlap: sentences that a window repeats from the one before.
+        tokenizer: the embedder's own, without truncation and padding.
+        tokens: maximum tokens of a passage, including headings and special tokens.
+        overlap: sentences that a window repeats from the previous one.
     """
 
     def __init__(self, tokenizer: Tokenizer, tokens: int, overlap: int) -> None:
@@ -34,7 +34,7 @@ class Splitter:
         self.marks = tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def split(self, title: str, section: str, text: str) -> Iterator[str]:
-        """Yield the passages of a section; white space around them is dropped."""
+        """Yield the passages of a section, without surrounding white space."""
         headings = len(self.tokenizer.encode(embedded_text(title, section, ""), add_special_tokens=False).ids)
         room = max(LEAST_TOKENS, self.tokens - self.marks - headings)
         sentences, lengths = self._sentences(text, room)
@@ -47,19 +47,19 @@ class Splitter:
             yield "".join(sentences[start:end]).strip()
             if end == len(sentences):
                 return
-            # What is repeated must leave room for the next sentence: every window ends further on than the last.
+            # The overlap must leave room for the next sentence, so that every window ends further on than the last.
             start = max(start + 1, end - self.overlap)
             while start < end and sum(lengths[start : end + 1]) > room:
                 start += 1
 
     def _sentences(self, text: str, room: int) -> tuple[list[str], list[int]]:
-        """Return sentences, those too long cut between lines, else words, and the tokens of each."""
+        """Return the sentences and their token counts; one that is too long is cut between lines, else words."""
         whole: list[str] = []
         for sentence in split_sentences(text):
             if sentence.strip():
                 whole.append(sentence)
             elif whole:
-                whole[-1] += sentence  # what separates paragraphs
+                whole[-1] += sentence  # white space between paragraphs
         sentences, lengths = [], []
         for sentence, encoding in zip(whole, self.tokenizer.encode_batch(whole, add_special_tokens=False), strict=True):
             words, first, begin = encoding.word_ids, 0, 0

@@ -1,14 +1,14 @@
-"""Passages that repeat an earlier one, found over all parts of a corpus without holding it.
+"""Find passages that repeat an earlier one, over all parts of a corpus, without loading the corpus into memory.
 
-A repeat has the title, the section and the text of an earlier passage, white space aside. Where it is asked for, near
-duplicates are found too: passages of the same title and with the same numbers and signs in the same order, whose
-MinHash signatures agree. A signature is `BANDS` hashes, each of `ROWS` minima over word triples (Broder 1997; bands as
-in Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4). Texts are near when at least `EQUAL` of
-the hashes agree: so are found 98 % of the pairs with a Jaccard similarity of 0.98, 73 % with 0.95, 22 % with 0.9 and
-0.5 % with 0.8. Such pairs agree in one of the first `BANDS - EQUAL + 1` hashes, the keys.
+An exact repeat has the same title, section and text as an earlier passage, apart from white space. On request, near
+duplicates are found too: passages with the same title and the same numbers and signs in the same order, whose MinHash
+signatures agree. A signature has `BANDS` hashes, each over `ROWS` minima of word triples (Broder 1997; bands as in
+Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4). Texts are near duplicates if at least
+`EQUAL` hashes agree. This finds 98 % of the pairs with a Jaccard similarity of 0.98, 73 % with 0.95, 22 % with 0.9 and
+0.5 % with 0.8. Such pairs agree in at least one of the first `BANDS - EQUAL + 1` hashes, which serve as keys.
 
-Passages are compared where they share a key, and the later one in the order of the corpus is dropped. So what is
-dropped does not depend on how the corpus was split.
+Passages with a common key are compared, and the later one in corpus order is dropped. The result does not depend on
+how the corpus was split.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from sciqa.core import storage
 
 BANDS, ROWS, EQUAL, SEED = 8, 8, 5, 1
 KEYS = BANDS - EQUAL + 1
-#: Parts of the range of keys; a task holds one at a time.
+#: Number of buckets that keys are divided into; a task holds one bucket at a time.
 BUCKETS = 64
-#: Of more passages with one key than this, the others are compared with the first ones only.
+#: Maximum number of passages with the same key, counted from the first, that a later one is compared with.
 COMPARED = 1000
 
 WORD = re.compile(r"\w+")
@@ -35,15 +35,15 @@ NUMBERS = (
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion "
     "half third quarter once twice first second no not never without"
 )
-#: What near duplicates may not differ in: numbers in figures and words, negations, symbols, Roman numerals and single
-#: capital letters.
+#: Parts of a text that near duplicates must share: numbers in figures and words, negations, symbols, Roman numerals
+#: and single capital letters.
 EXACT = re.compile(
     r"\d+(?:[.,:]\d+)*|[²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞]|[^\w\s.,;:!?\"()]|\b(?:[A-Z]|[IVXLCDM]+)\b|\b(?i:"
     + NUMBERS.replace(" ", "|")
     + r")\b"
 )
-#: Keys and checks are equal where passages may be repeats; of exact ones both are halves of a hash of the whole
-#: passage, and the signature is 0. `passage` is the passage's id as a number.
+#: Two passages may be repeats if key and check are equal. For exact repeats, these are the halves of a hash of the
+#: whole passage, and the signature is 0. `passage` is the passage's id as a number.
 ENTRY = np.dtype(
     [
         ("key", np.uint64),
@@ -58,17 +58,17 @@ REPEATS = pa.schema([("part", pa.uint32()), ("row", pa.uint32()), ("repeats", pa
 
 
 def title_hash(title: str) -> int:
-    """Return 64 bits that stand for an article."""
+    """Return a 64-bit hash of an article's title."""
     return int.from_bytes(_digest(title)[:8])
 
 
 def make_entries(passages: list[dict[str, str]], first: int, near: bool) -> np.ndarray:
-    """Return the entries by which repeats among passages are found: one each, and `KEYS` more for near duplicates.
+    """Return the entries for finding repeats: one per passage, and `KEYS` more for near duplicates.
 
     Args:
         passages: rows with `passage_id`, `title`, `section` and `text`.
-        first: number of the first one in its part.
-        near: whether near duplicates are looked for.
+        first: row number of the first passage within its part.
+        near: whether to find near duplicates.
     """
     entries = np.zeros((len(passages), 1 + KEYS * near), ENTRY)
     entries["row"] = np.arange(first, first + len(passages))[:, None]
@@ -88,12 +88,12 @@ def make_entries(passages: list[dict[str, str]], first: int, near: bool) -> np.n
 
 
 def _digest(*texts: str) -> bytes:
-    """Return 128 bits that stand for texts, white space aside."""
+    """Return a 128-bit hash of texts, apart from their white space."""
     return hashlib.blake2b("\x1f".join(" ".join(text.split()) for text in texts).encode(), digest_size=16).digest()
 
 
 def sign(texts: list[str]) -> np.ndarray:
-    """Return the signature of each text, uint32, shape (texts, BANDS)."""
+    """Return the MinHash signature of each text, uint32, shape (texts, BANDS)."""
     shingles = []
     for text in texts:
         words = WORD.findall(text.lower())
@@ -105,7 +105,7 @@ def sign(texts: list[str]) -> np.ndarray:
 
 
 def write_entries(path: str, entries: np.ndarray) -> None:
-    """Write a part's entries as an Arrow file with a batch per bucket."""
+    """Write a part's entries as an Arrow file with one record batch per bucket."""
     buckets = entries["key"] % BUCKETS
     sink = io.BytesIO()
     kind = pa.binary(ENTRY.itemsize)
@@ -118,12 +118,12 @@ def write_entries(path: str, entries: np.ndarray) -> None:
 
 
 def find_repeats(paths: list[str], bucket: int, removed: np.ndarray) -> Iterator[dict]:
-    """Yield the rows (`REPEATS`) of the passages of a bucket that repeat an earlier one, with that one's id.
+    """Yield a row (schema `REPEATS`) for each passage of a bucket that repeats an earlier one, with the earlier id.
 
     Args:
-        paths: the entries of every part, in the order of the corpus.
-        bucket: which of the `BUCKETS`.
-        removed: title hashes of articles that are left out, and so are nothing that could be repeated.
+        paths: files with the entries of every part, in corpus order.
+        bucket: number of the bucket, from 0.
+        removed: title hashes of removed articles, whose passages are ignored.
     """
     found, parts = [], []
     for number, path in enumerate(paths):

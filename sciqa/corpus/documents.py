@@ -1,4 +1,4 @@
-"""Text of web pages, section by section; scripts, navigation and forms are left out, tables are kept."""
+"""Read web pages as text, section by section; scripts, navigation and forms are left out, tables are kept."""
 
 import codecs
 import re
@@ -12,11 +12,11 @@ from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines, superscript
 from sciqa.corpus.sources import decode
 from sciqa.corpus.tables import Cell, span, table_lines
 
-#: What a web page says of its encoding.
+#: Declaration of the encoding in a web page.
 CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
-#: Encodings that browsers read as a larger one.
+#: Declared encodings, and the larger ones that browsers use instead.
 LARGER = {"iso-8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
-LARGER |= {"utf-16": "utf-8", "utf-16le": "utf-8", "utf-16be": "utf-8"}  # what says so in ASCII is not in UTF-16
+LARGER |= {"utf-16": "utf-8", "utf-16le": "utf-8", "utf-16be": "utf-8"}  # a declaration in ASCII rules out UTF-16
 # fmt: off
 DROPPED = {
     "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "nav", "footer", "button", "select",
@@ -32,12 +32,12 @@ HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 
 def read_page(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return a web page's title, "" where it has none, and its sections: heading and text.
+    """Return a web page's title ("" if it has none) and its sections as (heading, text).
 
-    A subsection's heading is its path ("History > Early work"); what scripts, navigation and forms say is left out.
+    A subsection's heading is its path ("History > Early work"). Scripts, navigation and forms are left out.
 
     Raises:
-        InputError: a page in an encoding that it does not tell, or that is not known.
+        InputError: the page declares an unknown encoding, or is not in the declared one (by default UTF-8).
     """
     declared = CHARSET.search(data[:4096])
     encoding = declared[1].decode().lower() if declared else "utf-8"
@@ -96,7 +96,7 @@ def _element(node: LexborNode, tag: str) -> Iterator[str | tuple[int, str]]:
 
 
 def _is_note(node: LexborNode) -> bool:
-    """Return whether an element is the mark of a footnote, or hidden."""
+    """Return whether an element is a footnote marker or hidden."""
     attributes = node.attributes
     return "hidden" in attributes or (node.tag == "sup" and "reference" in (attributes.get("class") or ""))
 

@@ -1,4 +1,4 @@
-"""Formulas, LaTeX or chemical, as they are read on a line; what is not known leaves its text or its name."""
+"""Convert LaTeX and chemical formulas to one line of text; an unknown macro leaves its arguments or its name."""
 
 import html
 import logging
@@ -13,16 +13,16 @@ from pylatexenc.macrospec import LatexContextDb, std_environment, std_macro
 
 from sciqa.corpus.lines import HYPHEN
 
-#: What makes the parts of a fraction take parentheses.
+#: A part of a fraction with such a character is put in parentheses.
 OPERATOR = re.compile(r"[^\w.^,′'°]")
 SCRIPT = re.compile(r"(?<=[\^_])\{([^{}]*)\}")
 SPACED = re.compile(r"(?<=[(\[]) | (?=[)\],;])")
 STYLED = re.compile("[\U0001d400-\U0001d7ff\u2102-\u2134]")
 DEGREES = re.compile(r"\^ ?∘|∘(?= ?[CF]\b)")
-#: Fractions written between their parts, and what bounds the parts.
+#: Fraction macros between numerator and denominator, and the delimiters that end these parts.
 INFIX = re.compile(r"\\(over|atop|choose|brace|brack)(?![A-Za-z])")
 BOUND = re.compile(r"\\(?:left|right|begin|end)(?![A-Za-z])|\\.|[{}&]", re.DOTALL)
-#: Such fractions of a formula that are looked for, lest a senseless one takes long.
+#: Maximum number of such fractions per formula, so that a malformed one does not take long.
 MOST = 64
 OPENING, CLOSING = ("{", r"\left", r"\begin"), ("}", r"\right", r"\end")
 
@@ -35,7 +35,7 @@ RAISED = str.maketrans("0123456789n+-−()", "⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ⁺�
 
 # fmt: off
 FRACTIONS = ("frac", "nicefrac", "sfrac", "flatfrac", "tfrac", "dfrac", "cfrac", "binom", "tbinom", "dbinom")
-#: Macros that only tell how something looks, by how many arguments they take.
+#: Macros that only affect appearance, by their arguments in the notation of pylatexenc.
 SILENT = {
     "": (
         "limits", "nolimits", "displaylimits", "displaystyle", "textstyle", "scriptstyle", "scriptscriptstyle", "hline",
@@ -65,7 +65,7 @@ SIGNS = {
     "supe": "⊇", "thetasym": "ϑ", "lbrack": "[", "rbrack": "]", "backslash": "\\", "argmax": "arg max ",
     "argmin": "arg min ", "lcm": "lcm ", "sgn": "sgn ", "neg": "¬", "lnot": "¬", "smallint": "∫",
 }
-#: Macros with arguments, and how their texts are put.
+#: Macros with arguments: the arguments, and the format of the output.
 FORMS = {
     "overset": ("{{", "{1}^({0})"), "stackrel": ("{{", "{1}^({0})"), "underset": ("{{", "{1}_({0})"),
     "xrightarrow": ("[{", " →[{1}; {0}] "), "xleftarrow": ("[{", " ←[{1}; {0}] "), "pmod": ("{", " (mod {0})"),
@@ -73,7 +73,7 @@ FORMS = {
     "hbox": ("{", "{0}"), "textsf": ("{", "{0}"), "unicode": ("{", "{0}"), "SI": ("{{", "{0} {1}"),
     "qty": ("{{", "{0} {1}"), "num": ("{", "{0}"), "si": ("{", "{0}"), "unit": ("{", "{0}"),
 }
-#: Brackets of matrices, and of what is set like them.
+#: Brackets of matrices and similar environments.
 MATRICES = {
     "matrix": "[]", "smallmatrix": "[]", "array": "[]", "subarray": "[]", "pmatrix": "()", "bmatrix": "[]",
     "Bmatrix": "{}", "vmatrix": "||", "Vmatrix": "‖‖", "cases": "{}", "rcases": "{}", "dcases": "{}",
@@ -83,7 +83,7 @@ MATRICES = {
 
 @lru_cache(1 << 12)
 def read_math(latex: str) -> str:
-    """Write a LaTeX formula on a line."""
+    """Convert a LaTeX formula to one line of text."""
     latex = SCRIPT.sub(_script, _put_before(html.unescape(latex)))
     try:
         text = LATEX.latex_to_text(latex, latex_context=LATEX_SYNTAX)
@@ -95,12 +95,12 @@ def read_math(latex: str) -> str:
 
 
 def read_chemistry(latex: str) -> str:
-    """Write a chemical formula or equation (mhchem) on a line."""
+    """Convert a chemical formula or equation (mhchem) to one line of text."""
     return equation(read_math(ARROW.sub(lambda arrow: ARROWS[arrow[0]], latex)).replace("−", "-"))
 
 
 def equation(text: str) -> str:
-    """Write charges and arrows of a chemical formula as they are read."""
+    """Format charges, isotopes, bonds and arrows of a chemical formula."""
     text = ARROW.sub(lambda arrow: ARROWS[arrow[0]], text)
     text = ISOTOPE.sub(r"^\1", text)
     text = re.sub(r"[_{}]", "", CHARGE.sub(_charge, text))
@@ -108,12 +108,12 @@ def equation(text: str) -> str:
 
 
 def quotient(parts: list[str]) -> str:
-    """Write a fraction on a line, with parentheses where it takes them."""
+    """Format a fraction on one line, with parentheses where needed."""
     return "/".join(f"({part})" if OPERATOR.search(part) else part for part in parts)
 
 
 def root(degree: str, radicand: str) -> str:
-    """Write a root; its degree, where it is not 2, above the line, so that it is no factor."""
+    """Format a root; a degree other than 2 is a superscript or in brackets, so that it is not read as a factor."""
     raised = degree.replace(" ", "").translate(RAISED)
     sign = "√" if degree in ("", "2") else f"{raised}√" if not raised.isascii() else f"√[{degree}]"
     return sign + radicand
@@ -129,7 +129,7 @@ def _script(match: re.Match) -> str:
 
 
 def _put_before(latex: str) -> str:
-    r"""Write fractions that stand between their parts before them: `a \over b` as `\frac{a}{b}`."""
+    r"""Rewrite infix fractions as prefix macros: `a \over b` as `\frac{a}{b}`."""
     for _ in range(MOST):
         if not (found := INFIX.search(latex)):
             break
@@ -141,7 +141,7 @@ def _put_before(latex: str) -> str:
 
 
 def _group(latex: str, at: int, after: int) -> tuple[int, int]:
-    """Return where the group around a place begins and ends."""
+    """Return the start and end of the group around the macro from `at` to `after`."""
     start, depth, inner = 0, 0, []
     for bound in BOUND.finditer(latex, 0, at):
         if bound[0] in OPENING:
@@ -161,7 +161,7 @@ def _group(latex: str, at: int, after: int) -> tuple[int, int]:
 
 
 def _parts(node: LatexMacroNode, writer: LatexNodes2Text) -> list[str]:
-    """Return the texts of a macro's arguments, "" for one that is left out."""
+    """Return the texts of a macro's arguments, "" for an omitted one."""
     arguments = node.nodeargd.argnlist if node.nodeargd and node.nodeargd.argnlist else []
     return [writer.nodelist_to_text([part]).strip() if part is not None else "" for part in arguments]
 
@@ -189,7 +189,7 @@ def _chemical(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
 
 
 def _unknown(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
-    """Return the texts of an unknown macro's arguments, else the sign or the word that its name is."""
+    """Return the texts of an unknown macro's arguments, or without any, the HTML sign or the word of its name."""
     parts = [part for part in _parts(node, l2tobj) if part]
     sign = html.unescape(f"&{node.macroname};")
     return " ".join(parts) or (sign if len(sign) == 1 else f" {node.macroname} ")
@@ -210,7 +210,7 @@ def _matrix(node: LatexEnvironmentNode, l2tobj: LatexNodes2Text) -> str:
 
 
 def _converter() -> tuple[LatexNodes2Text, LatexContextDb]:
-    """Return the converter of formulas and the syntax it reads, with what pylatexenc's own lack."""
+    """Return the converter of formulas and its syntax: those of pylatexenc, extended by missing macros."""
     syntax = latexwalker.get_default_latex_context_db()
     silent = [(name, arguments) for arguments, names in SILENT.items() for name in names]
     macros = [std_macro(name, "{{") for name in FRACTIONS]

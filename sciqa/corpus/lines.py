@@ -1,12 +1,12 @@
-"""Text put together from marked-up pieces: paragraphs, list items and table rows on a line each."""
+"""Join pieces of text with markers into lines: one per paragraph, list item or table row."""
 
 import re
 
-#: Stands at the start of a list item or a table's row, or before a definition, until lines are put together.
+#: Marker before a list item, table row or definition, until lines are joined.
 ITEM = "\x01"
-#: Stands for a line break within a paragraph; it is white space.
+#: Marker of a line break within a paragraph; it counts as white space.
 BREAK = "\x1f"
-#: Stand around the name of a template of which nothing else is known; alone on a line it is left out.
+#: Markers around the name of an unknown template; such names alone on a line are left out.
 NAMED = "\x02{}\x03"
 ALONE = re.compile(r"(?m)^ *(?:\x02[^\x03\n]*\x03 *)+$")
 NAMES = str.maketrans("", "", "\x02\x03")
@@ -22,12 +22,12 @@ TIDY = (
     (re.compile(r" +([,;.])(?=\s|$)"), r"\1"),
     (re.compile(r"  +"), " "),
 )
-#: Hyphens that are minus signs: not between words.
+#: Hyphens that are minus signs, because they are not between words.
 HYPHEN = re.compile(r"(?<![^\W\d_]{2})-|-(?![^\W\d_]{2})")
 
 
 def put_lines(text: str) -> str:
-    """Put paragraphs and list items on a line each, and tidy what dropped markup left behind."""
+    """Put each paragraph and list item on one line, and clean up after dropped markup."""
     if "\x02" in text:
         text = ALONE.sub("", text).translate(NAMES)
     for pattern, replacement in TIDY:
@@ -45,7 +45,7 @@ def put_lines(text: str) -> str:
 
 
 def put_cell(text: str) -> str:
-    """Put what stands in a cell, its lines and list items, on one line."""
+    """Put the content of a table cell, with its lines and list items, on one line."""
     if "\x02" in text:
         text = text.translate(NAMES)
     if CELL.search(text) is None:
@@ -55,6 +55,6 @@ def put_cell(text: str) -> str:
 
 
 def superscript(text: str) -> str:
-    """Write what stands above the line behind a caret, but for the ends of ordinal numbers."""
+    """Write a superscript after a caret, except the endings of ordinal numbers."""
     text = text.strip()
     return text if text in ("", "th", "st", "nd", "rd") else "^" + HYPHEN.sub("−", text)

@@ -1,4 +1,4 @@
-"""Options of the corpus."""
+"""Options of the `corpus` step."""
 
 from dataclasses import dataclass
 
@@ -9,27 +9,27 @@ from sciqa.core.options import RunOptions
 
 @dataclass(kw_only=True)
 class CorpusOptions(RunOptions):
-    """What the passages are made from."""
+    """Options of the `corpus` step: its sources, and how texts become passages."""
 
     corpus: tuple[str, ...] | None = None
-    """`demo` (10,033 leads of English Wikipedia articles), and files or folders: MediaWiki dumps (.xml.bz2), tables
-    with title and text (.parquet, .jsonl, .csv, .tsv), .txt, .md, .html, .pdf, what wikiextractor wrote; also
-    compressed (.gz, .bz2, .xz, .zst). What is added behind the others leaves their shards as they are. By default
-    passages that are finished are used as they are, and where there are none they are made from `demo`."""
+    """`demo` (10,033 leads of English Wikipedia articles), files, or folders: MediaWiki dumps (.xml.bz2), tables with
+    title and text (.parquet, .jsonl, .csv, .tsv), .txt, .md, .html, .pdf, wikiextractor output; also compressed (.gz,
+    .bz2, .xz, .zst). Sources added at the end leave existing shards unchanged. By default, finished passages are used
+    unchanged; if there are none, they are made from `demo`."""
     remove: str | None = None
-    """Text file with the titles of articles to leave out, one a line."""
+    """Text file with the titles of articles to leave out, one per line."""
     near_duplicates: bool = False
-    """Leave out passages that are nearly those of an article with the same title; exact repeats always are."""
+    """Also leave out near duplicates among articles with the same title; exact repeats are always left out."""
     passages: str | None = None
     """Folder of the passages table; by default OUTPUT/passages."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Model whose tokens are counted."""
+    """Model whose tokenizer counts the tokens of passages."""
     passage_tokens: int = 256
-    """Most tokens of a passage, headings included; longer texts are cut between sentences."""
+    """Maximum tokens of a passage, including headings; longer texts are cut between sentences."""
     passage_overlap: int = 1
-    """Sentences that a passage repeats from the one before."""
+    """Sentences that a passage repeats from the previous one."""
     shard_passages: int = 1024
-    """Passages in a shard, the unit of work and of resuming."""
+    """Passages per shard, the unit of work and of resuming."""
     part_bytes: int = 8_000_000
     """Bytes of the corpus that one task reads."""
 
@@ -45,6 +45,6 @@ class CorpusOptions(RunOptions):
         self.at_least(1, "shard_passages", "part_bytes")
 
     def cut(self) -> dict[str, int | bool]:
-        """Return the options that say how texts are cut into passages, and these into shards."""
+        """Return the options that determine how texts are split into passages and shards."""
         names = ("passage_tokens", "passage_overlap", "shard_passages", "near_duplicates")
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""What workers do for the passages: parts of the corpus cut, compared and written as shards."""
+"""Worker functions of the `corpus` step: split parts of the corpus, find repeats, write shards."""
 
 import hashlib
 import os
@@ -17,15 +17,15 @@ from sciqa.corpus.chunking import Splitter
 from sciqa.corpus.options import CorpusOptions
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
-#: Tables of what is not among the passages, in folders beside them: files and articles left out, passages that repeat
-#: another, whose id `repeats` is, exactly or nearly.
+#: Folders of two tables beside the passages: files and articles left out, and passages that repeat another one, exactly
+#: or nearly; the column `repeats` has the id of that other passage.
 LEFT_OUT, REPEATS = "left_out", "repeats"
 LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "reason")])
 REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
 
 
 def write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
-    """Write a table where there are rows; delete what is there where there are none."""
+    """Write rows as a table; without rows, delete an existing table."""
     if rows:
         storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
     else:
@@ -33,12 +33,12 @@ def write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
 
 
 def part_path(folder: str, part: int, *names: str) -> str:
-    """Return a path in the folder of what is kept of a part of the corpus."""
+    """Return a path in the folder with the intermediate results of a part of the corpus."""
     return tables.records(folder, "parts", f"{part:05d}", *names)
 
 
 def split_part(row: dict, options: CorpusOptions) -> dict:
-    """Write one part's passages, duplicates and all, and the entries that find those; its record comes last."""
+    """Write one part's passages, including duplicates, and the entries to find these; write its record last."""
     part = row["part"]
     folder = part_path(options.passages, part["number"])
     record = storage.join(folder, "part.json")
@@ -74,7 +74,7 @@ def _split_all(pieces: list[Piece], splitter: Splitter, tally: Tally) -> Iterato
 
 
 def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
-    """Write which rows of which parts repeat an earlier passage, for some of the buckets."""
+    """Write the part and row of each passage that repeats an earlier one, for some of the buckets."""
     part = row["part"]
     found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
     table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
@@ -83,7 +83,7 @@ def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarr
 
 
 def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
-    """Write a part's shards, each what is left of one chunk; its record comes last."""
+    """Write a part's shards: each chunk without repeats and removed articles; write its record last."""
     number = row["part"]["number"]
     table = storage.read_table(tables.records(folder, "duplicates"))
     table = table.filter(pc.equal(table["part"], number)).sort_by(

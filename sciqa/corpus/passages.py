@@ -1,4 +1,4 @@
-"""Articles to passages: windows of whole sentences with stable ids, each said once, in shards of even size."""
+"""The `corpus` step: turns articles into passages of whole sentences, with stable ids and without repeats."""
 
 import time
 from collections import Counter
@@ -25,23 +25,23 @@ from sciqa.corpus.parts import (
 )
 from sciqa.corpus.sources import decode
 
-#: Of what this module, and what it reads with, compute; raised with every change of it, so that passages cut otherwise
+#: Version of what this module and its readers compute. Raise it with every change, so that passages of earlier versions
 #: are not kept.
 PASSAGES_FORMAT = 3
-#: Names the corpus that passages are being made from.
+#: Name of the file that records which corpus the passages are made from.
 CORPUS = "corpus.json"
-#: Names that a summary line shows of many.
+#: Maximum number of names that a summary line shows.
 SHOWN = 3
 
 
 def build_passages(options: CorpusOptions) -> Summary:
     """Write the passages table: Parquet shards and a manifest that lists them in order.
 
-    Columns: `passage_id` (the same text has the same id in every run), `title`, `section`, `text`, `url`. What is not
-    among them stands in `_passages` beside them: `left_out/` (path, title, reason) and `repeats/` (a passage, the id
-    of the one that it `repeats`, and its `kind`: exact or near).
-    Three passes over parts of the corpus, each a task that keeps what it has finished: texts are cut into passages,
-    duplicates among all parts are found, and shards are written without them.
+    Columns: `passage_id` (the same text has the same id in every run), `title`, `section`, `text`, `url`. The folder
+    `_passages` beside them records what is left out: `left_out/` (path, title, reason) and `repeats/` (a passage, the
+    id of the one that it `repeats`, and its `kind`: exact or near).
+    There are three passes over parts of the corpus: split texts into passages, find duplicates among all parts, write
+    shards without them. Each part is a task, and finished ones are kept.
 
     Raises:
         InputError: a corpus that cannot be read, with file, row and column.
@@ -60,7 +60,7 @@ def build_passages(options: CorpusOptions) -> Summary:
 def _fill(
     options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
 ) -> tuple[dict, bool]:
-    """Write what the passages table lacks; return its manifest, and whether it was whole."""
+    """Complete the passages table; return its manifest, and whether it was already complete."""
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
     inputs = tables.fingerprint([sources, removed, options.part_bytes, left_out])
     begun = tables.begin(options.passages, cut, tables.defaults_of(CorpusOptions), overwrite=options.overwrite)
@@ -78,10 +78,10 @@ def _fill(
 
 
 def finished_passages(options: CorpusOptions) -> dict | None:
-    """Return the manifest of passages that are used as they are, since they are finished and no corpus is named.
+    """Return the manifest of finished passages that are used unchanged because no corpus is named, else None.
 
     Raises:
-        InputError: passages are asked for in another form than those.
+        InputError: the options, or this version of the program, do not match the finished passages.
     """
     if options.corpus is not None or not tables.is_finished(options.passages):
         return None
@@ -103,7 +103,7 @@ def finished_passages(options: CorpusOptions) -> dict | None:
 
 
 def _check_sources(options: CorpusOptions, manifest: dict, sources: list[tuple[str, list]]) -> None:
-    """Raise `InputError` where finished passages have none of a corpus's sources: it is another one, none with more."""
+    """Raise `InputError` if finished passages share no source with the corpus, so that it does not extend theirs."""
     made = set(manifest.get("sources", ()))
     if made and not made & {path for path, _ in sources} and not options.overwrite:
         raise InputError(
@@ -112,7 +112,7 @@ def _check_sources(options: CorpusOptions, manifest: dict, sources: list[tuple[s
 
 
 def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
-    """Return the files of the corpus, and those left out, as `find_sources` does.
+    """Check the corpus and return its files; see `find_sources`.
 
     Raises:
         InputError: a corpus that cannot be read, or passages longer than the embedder reads.
@@ -126,7 +126,7 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
 
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
-    """Return the corpus that is asked for; without one that of passages which are begun here, else `demo`."""
+    """Return the requested corpus; by default that of passages already begun in the folder, else `demo`."""
     begun = tables.records(options.passages, CORPUS)
     if options.corpus is not None or not storage.exists(begun):
         return options.corpus or ("demo",)
@@ -151,7 +151,7 @@ def _made(manifest: dict, kept: bool) -> str:
 
 
 def _some(text: str, found: dict) -> str:
-    """Write a number of things and the first of them."""
+    """Format a number of names, and the first of them."""
     more = ", …" * (found["number"] > len(found["first"]))
     return text.format(f"{found['number']:,}", ", ".join(found["first"]) + more) if found["number"] else ""
 
@@ -203,7 +203,7 @@ def _build(
 
 
 def _tidy(folder: str, manifest: dict) -> None:
-    """Delete the shards, and the tables beside them, of parts that this corpus does not have."""
+    """Delete shards and side tables that do not belong to this corpus."""
     current = {f"{shard['name']}.parquet" for shard in manifest["shards"]}
     for name in storage.names(folder):
         if name.endswith(".parquet") and name not in current:

@@ -1,6 +1,6 @@
-"""Text of a PDF file, taken out in a process of its own: no file, however it is made, ends or holds up a run.
+"""Extract the text of a PDF in a separate process, so that no malformed file can end or block a run.
 
-As a script it reads a PDF from standard input and writes {"title", "pages"} or {"error"} as JSON.
+As a script, this module reads a PDF from standard input and writes {"title", "pages"} or {"error"} as JSON.
 """
 
 import io
@@ -11,21 +11,21 @@ import signal
 import subprocess
 import sys
 
-#: Seconds of computing that a page may take, and bytes of memory that a file may.
+#: Limits: seconds of CPU time per page, and bytes of memory per file.
 PAGE_SECONDS, MEMORY = 30, 4 << 30
 SOFT = "\xad"
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 HYPHEN = re.compile(r"(?<=([^\W\d_]))-[ \t]*\n[ \t]*(?=([^\W\d_]))")
 SPLIT = re.compile(rf"{SOFT}[ \t]*\n[ \t]*")
-#: A hyphen, a minus sign or a dash at the end of a line that belongs to what follows.
+#: A hyphen, minus sign or dash at the end of a line, which the next line follows directly.
 DASH = re.compile(r"(?<=\S)([-‐−–])[ \t]*\n[ \t]*(?=\S)")
 
 
 def read_pdf(data: bytes) -> tuple[str, str]:
-    """Return the title in a PDF, "" where it says none, and its text on one line.
+    """Return the title of a PDF ("" if it has none) and its text on one line.
 
     Raises:
-        ValueError: a PDF that cannot be read, with the reason.
+        ValueError: the PDF cannot be read; the message is the reason.
     """
     command = [sys.executable, "-P", __file__]
     done = subprocess.run(command, input=data, capture_output=True, check=False)
@@ -40,10 +40,10 @@ def read_pdf(data: bytes) -> tuple[str, str]:
 
 
 def join_lines(text: str) -> str:
-    """Put the lines of a page together.
+    """Join the lines of a text.
 
-    Ligatures become letters. A word is put together where the hyphen stood between two lower-case letters, or was a
-    soft one; any other hyphen, minus sign or dash at the end of a line stays and takes what follows.
+    Ligatures become letters. A divided word is joined if its hyphen is between two lower-case letters or is a soft
+    hyphen. Any other hyphen, minus sign or dash at the end of a line stays, and the next line follows without a space.
     """
     text = SPLIT.sub("", text.translate(LIGATURES)).replace(SOFT, "")
     text = HYPHEN.sub(lambda found: "" if found[1].islower() and found[2].islower() else "-", text)
@@ -70,7 +70,7 @@ def _main() -> None:
     signal.setitimer(signal.ITIMER_PROF, PAGE_SECONDS)
     try:
         found = _extract(sys.stdin.buffer.read())
-    except Exception as error:  # whatever a file does to the library, the others are read
+    except Exception as error:  # one bad file must not stop the others
         found = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.write(json.dumps(found))
 

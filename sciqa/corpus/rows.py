@@ -1,4 +1,4 @@
-"""Rows of tables (Parquet, JSONL, CSV, TSV) as articles; a row that is none is named by its file, row and column."""
+"""Read rows of tables (Parquet, JSONL, CSV, TSV) as articles; errors name the file, row and column."""
 
 import csv
 import json
@@ -15,12 +15,12 @@ from sciqa.corpus.sources import LARGEST, find_encoding, kind_of, open_source
 FIELDS = ("title", "section", "text", "url")
 SURROGATE = re.compile("[\ud800-\udfff]")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-#: Bytes that are read at once to count lines.
+#: Bytes read at once when counting lines.
 CHUNK = 1 << 18
 
 
 def check_columns(path: str) -> None:
-    """Raise `InputError` where a Parquet, CSV or TSV file has no column for titles or texts."""
+    """Raise `InputError` if a Parquet, CSV or TSV file lacks the column `title` or `text`."""
     if kind_of(path)[0] == "parquet":
         names = storage.open_parquet(path).schema_arrow.names
     else:
@@ -32,7 +32,7 @@ def check_columns(path: str) -> None:
 
 
 def check_rows(path: str, rows: Iterator[tuple[int, dict]]) -> Iterator[list[dict]]:
-    """Yield rows as articles, or raise `InputError` with the place of the first that is none."""
+    """Yield rows as articles; raise `InputError` with the position of the first invalid one."""
     for at, row in rows:
         if not isinstance(row, dict):
             raise InputError(f"{_place(path, at)}: an object with title and text expected, {row!r:.60} found")
@@ -49,7 +49,7 @@ def check_rows(path: str, rows: Iterator[tuple[int, dict]]) -> Iterator[list[dic
 
 
 def _place(path: str, at: int) -> str:
-    """Name a row: by its number from 0, or in a file of JSON lines by its first byte."""
+    """Return a row's position for messages; `at` is its number from 0, or its first byte in a file of JSON lines."""
     if kind_of(path)[0] in ("jsonl", "extracted"):
         with open_source(path) as file:
             at, rest = 0, at
@@ -69,7 +69,7 @@ def read_parquet(path: str, start: int, end: int | None) -> Iterator[tuple[int, 
 
 
 def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, dict]]:
-    """Yield the lines that begin in a range of bytes."""
+    """Yield the lines that begin in a range of bytes, with the positions of their first bytes."""
     if start:
         filesystem, inner = storage.resolve(path)
         with BufferedReader(filesystem.open_input_file(inner)) as file:
@@ -100,10 +100,10 @@ def read_csv(path: str) -> Iterator[tuple[int, dict]]:
 
 
 def _csv_rows(file: BinaryIO, path: str) -> Iterator[list[str]]:
-    """Yield the rows of a CSV or TSV file, its names of columns first; blank lines are none."""
+    """Yield the rows of a CSV or TSV file, column names first; blank lines are skipped."""
     csv.field_size_limit(LARGEST)
     _, encoding = find_encoding(file.peek(4)[:4])
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]  # these leave the mark out
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]  # these codecs drop the byte order mark
     lines = TextIOWrapper(file, encoding, newline="")
     rows = csv.reader(lines, delimiter=DELIMITERS[kind_of(path)[0]], strict=True)
     number = 0

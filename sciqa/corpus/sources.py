@@ -1,4 +1,4 @@
-"""Files of a corpus: which are read, as what, in what encoding, and why the others are left out."""
+"""Files of a corpus: their types, compression and encoding, and why other files are left out."""
 
 import bz2
 import codecs
@@ -18,7 +18,7 @@ from pyarrow import fs
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
-#: How a file is read, by the end of its name in lower case, that of its compression aside.
+#: File types by suffix in lower case, after the suffix of the compression is removed.
 KINDS = {
     ".xml": "dump", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".txt": "text", ".text": "text", ".md": "text", ".markdown": "text", ".html": "html", ".htm": "html",
@@ -26,13 +26,13 @@ KINDS = {
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 EXPECTED = f"a corpus is `demo`, or files ending in {', '.join(KINDS)}, also in {', '.join(COMPRESSIONS)}"
-#: Parts of dumps as Wikimedia names them (`…-pages-articles1.xml-p1p41242.bz2`), and what lies beside them.
+#: Parts of dumps as Wikimedia names them (`…-pages-articles1.xml-p1p41242.bz2`), and the indexes and checksums beside.
 DUMP_PART = re.compile(r"\.xml-p\d+p\d+$")
 NOT_ARTICLES = re.compile(r"-multistream-index\d*\.txt(?:-p\d+p\d+)?$|(?:md5|sha\d+)sums(?:-[\w.-]+)?(?:\.txt)?$")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".epub", ".docx", ".odt")
-#: What wikiextractor names its files.
+#: File names of wikiextractor.
 EXTRACTED = re.compile(r"wiki_\d+$")
-#: Marks that files in an encoding begin with; the longer ones first.
+#: Encodings by byte order mark, the longer marks first.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -40,16 +40,16 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-#: Bytes of a file that is one article, or of a cell, above which it is not read.
+#: Maximum bytes of a file that is one article, and maximum length of a CSV cell.
 LARGEST = 40_000_000
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 def kind_of(path: str) -> tuple[str, str]:
-    """Return how a file is read and the end of its name that tells its compression, "" where there is none.
+    """Return the type of a file, and the suffix of its compression ("" if there is none).
 
     Raises:
-        InputError: a file that is not read, with the reason.
+        InputError: an unsupported file, with the reason.
     """
     if path == "demo":
         return "demo", ""
@@ -70,7 +70,7 @@ def kind_of(path: str) -> tuple[str, str]:
 
 
 def list_folder(folder: str) -> list[tuple[str, list]]:
-    """Return all files in a folder and its folders, sorted, each with its [size in bytes, time of change in ns]."""
+    """Return all files below a folder, sorted, each with [size in bytes, modification time in ns]."""
     filesystem, inner = storage.resolve(folder)
     entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
     files = [entry for entry in entries if entry.type != fs.FileType.Directory]
@@ -80,16 +80,16 @@ def list_folder(folder: str) -> list[tuple[str, list]]:
 
 
 def is_hidden(path: str, folder: str) -> bool:
-    """Return whether the name of a file, or of a folder that it lies in, begins with a dot or an underscore."""
+    """Return whether the name of a file, or of a folder on its path, begins with a dot or an underscore."""
     return any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
 
 
 @contextmanager
 def open_source(path: str) -> Iterator[BinaryIO]:
-    """Open a file for reading from its beginning, decompressed.
+    """Open a file for sequential reading, decompressed.
 
     Raises:
-        InputError: no such file, or one that is damaged or cut off; also while it is read within the `with` block.
+        InputError: the file is missing, damaged or truncated; also raised while reading within the `with` block.
     """
     _, compression = kind_of(path)
     filesystem, inner = storage.resolve(path)
@@ -108,16 +108,16 @@ def open_source(path: str) -> Iterator[BinaryIO]:
 
 
 def find_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
-    """Return the byte order mark that a file begins with, b"" where it has none, and the encoding that it tells."""
+    """Return the byte order mark that a file begins with (b"" if none) and the encoding, by the mark or the default."""
     mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
     return mark, MARKS.get(mark, encoding)
 
 
 def decode(data: bytes, path: str, encoding: str = "utf-8") -> str:
-    """Return a file's text without its byte order mark, which tells the encoding; lines end in newlines.
+    """Return a file's text without its byte order mark, which overrides the encoding; lines end in newlines.
 
     Raises:
-        InputError: bytes that are not in the encoding.
+        InputError: bytes that are invalid in the encoding, or zero bytes.
     """
     mark, encoding = find_encoding(data, encoding)
     try:

@@ -1,16 +1,16 @@
-"""Tables as lines of text, "Row: column value; column value", so that each says by itself what its cells mean."""
+"""Convert tables to lines "Row: column value; column value", so that each line is understandable on its own."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-#: Cells that one may stand in, across and down, and cells of a table that are read.
+#: Limits: columns and rows that a cell may span, and cells of a table that are laid out as a grid.
 WIDEST, DEEPEST, MOST = 100, 1000, 100_000
 
 
 @dataclass(eq=False)
 class Cell:
-    """A cell as it is written: its text on one line, and how many columns and rows it stands in."""
+    """A table cell as written: its text on one line, and how many columns and rows it spans."""
 
     text: str
     header: bool = False
@@ -19,21 +19,21 @@ class Cell:
 
 
 def span(text: object) -> int:
-    """Return the number that a `colspan` or `rowspan` says; 1 where it says none."""
+    """Return the value of a `colspan` or `rowspan` attribute; 1 if it is not a number."""
     text = str(text or "").strip(" \"'")
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 1
 
 
 def table_lines(rows: Iterable[list[Cell]]) -> list[str]:
-    """Return a table's lines.
+    """Convert a table to lines of text.
 
-    A row of headers names the columns of the rows below it, together with a row of headers right above it. The first
-    cell names the row. A cell that fills a row is a line.
+    A header row names the columns of the rows below it, together with header rows directly above it. The first cell
+    names the row. A cell that fills a row becomes a line of its own.
     """
     lines: list[str] = []
     columns: list[str] = []
     known: set[str] = set()
-    waiting: list[list[Cell]] = []  # rows of headers that no other row has followed yet
+    waiting: list[list[Cell]] = []  # header rows not yet followed by another row
     for row in _grid(rows):
         if _names_columns(row, bool(columns or waiting)):
             waiting.append(row)
@@ -42,14 +42,14 @@ def table_lines(rows: Iterable[list[Cell]]) -> list[str]:
             columns, waiting = _merge(waiting), []
             known.update(columns)
         lines.append(_line(row, columns))
-    # Rows of headers at the end name nothing; unless they repeat those above, they are rows.
+    # Header rows at the end name no columns; they become lines, unless they repeat earlier column names.
     lines += [_line(row, columns) for row in waiting if not all(cell.text in known for cell in row)]
     return [line for line in lines if line]
 
 
 def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
-    """Yield rows with every cell in all the places that it stands in."""
-    above: dict[int, tuple[Cell, int]] = {}  # by column: a cell of an earlier row, and in how many more it stands
+    """Yield rows in which each cell is repeated in all positions that it spans."""
+    above: dict[int, tuple[Cell, int]] = {}  # by column: a cell of an earlier row, and how many more rows it spans
     count = 0
     for cells in rows:
         row: list[Cell] = []
@@ -73,11 +73,11 @@ def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
         above = below
         count += len(row)
         if cells:
-            yield row if count < MOST else cells  # of a table too large to be laid out the texts stay
+            yield row if count < MOST else cells  # a table that is too large keeps its texts, without a grid
 
 
 def _names_columns(row: list[Cell], follows: bool) -> bool:
-    """Return whether a row names columns: several headers, none of them a number unless it is the first row."""
+    """Return whether a row names columns: it has several headers, without numbers unless it is the first row."""
     filled = [cell for cell in row if cell.text]
     if not filled or len(row) == 1 or all(cell is row[0] for cell in row):
         return False
@@ -86,14 +86,14 @@ def _names_columns(row: list[Cell], follows: bool) -> bool:
 
 
 def _merge(rows: list[list[Cell]]) -> list[str]:
-    """Return the names of columns that rows of headers give together."""
+    """Combine header rows into one name per column."""
     width = max(map(len, rows))
     names = [dict.fromkeys(row[column].text for row in rows if column < len(row)) for column in range(width)]
     return [" ".join(filter(None, column)) for column in names]
 
 
 def _line(row: list[Cell], columns: list[str]) -> str:
-    """Write a row on a line; a cell that stands in several columns once, with the names of all."""
+    """Convert a row to a line; a cell that spans several columns appears once, with all their names."""
     texts = []
     for _, group in groupby(enumerate(row), key=lambda place: id(place[1])):
         places = list(group)

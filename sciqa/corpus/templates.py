@@ -1,4 +1,4 @@
-"""What templates of wikis say: rules by name for those that are known, their arguments for the others."""
+"""Convert wiki templates to text: by rules for known names, from the arguments for the others."""
 
 import calendar
 import re
@@ -14,15 +14,15 @@ EXPONENT = re.compile(r"[eE]([-−+]?\d+)$")
 PREFIXED = re.compile(r"e(\d+)(?=\D)")
 NUMBER = re.compile(r"[-+−]?[\d,. ]*\d")
 
-#: Words between the ends of a range in {{convert}} and {{val}}.
+#: Separators of ranges in {{convert}} and {{val}}, and how they are written in text.
 RANGES = {"to": " to ", "-": "–", "–": "–", "and": " and ", "or": " or ", "x": " × ", "×": " × ", "*": " × "}
 RANGES |= {"by": " by ", "+/-": " ± ", "±": " ± ", "to(-)": " to ", "and(-)": " and ", "xx": " × ", ",": ", "}
-#: Codes of {{convert}} that are not written like the unit.
+#: Unit codes of {{convert}} that differ from the unit's usual notation.
 UNITS = {"C": "°C", "F": "°F", "degC": "°C", "degF": "°F", "C-change": "°C", "F-change": "°F", "R": "°R"}
 UNITS |= {"kph": "km/h", "ly": "light-years", "AU": "au", "Ohm": "Ω", "um": "μm", "u": "Da", "USgal": "US gal"}
 UNITS |= {f"{power}{unit}": f"{power} {unit}" for power in ("sq", "cu") for unit in ("in", "ft", "yd", "mi")}
 UNITS |= {"sqm": "m2", "sqkm": "km2", "cum": "m3", "cukm": "km3", "impgal": "imp gal", "Cal": "kcal"}
-#: Units that a second, smaller one may follow in {{convert}}.
+#: Units in {{convert}} that may be followed by a second, smaller one.
 SMALLER = {"ft": "in", "lb": "oz", "st": "lb", "mi": "yd", "yd": "ft"}
 #: Constants of {{physical constants}}, CODATA 2022: value, power of ten, unit.
 CONSTANTS = {
@@ -46,18 +46,18 @@ CONSTANTS = {
 
 
 class Arguments(dict):
-    """Arguments of a template as text: by number from 1, or by name; "" for one that is not there."""
+    """Arguments of a template as text, by number from 1 or by name; "" for a missing one."""
 
     def __missing__(self, key: object) -> str:
         return ""
 
     def numbered(self, first: int = 1) -> list[str]:
-        """Return the arguments from a number on that are not empty."""
+        """Return the non-empty numbered arguments, beginning at number `first`."""
         keys = sorted(key for key in self if isinstance(key, int) and key >= first)
         return [self[key] for key in keys if self[key]]
 
     def named(self) -> dict[str, str]:
-        """Return the arguments with a name that say something."""
+        """Return the non-empty named arguments."""
         return {key: value for key, value in self.items() if isinstance(key, str) and value}
 
 
@@ -66,7 +66,7 @@ Rule = Callable[[Arguments], str]
 
 @lru_cache(1 << 14)
 def find_rule(name: str) -> tuple[Rule | None, str]:
-    """Return what is done with a template, None where it says nothing, and what stands behind a colon in its name."""
+    """Return the rule for a template (None if it produces no text), and the part of its name after a colon."""
     written = " ".join(name.replace("_", " ").split())
     short = written.lower().removeprefix("template:")
     head, colon, rest = short.partition(":")
@@ -111,7 +111,7 @@ def _quoted(arguments: Arguments) -> str:
 
 
 def _unknown(name: str, arguments: Arguments) -> str:
-    """Return the arguments of a template of which nothing is known, or its name where it has none."""
+    """Return the arguments of an unknown template as text, or its name if it has none."""
     numbered, named = arguments.numbered(), _telling(arguments)
     if not numbered and named and EDITORS.issuperset(named):
         return ""
@@ -123,7 +123,7 @@ def _unknown(name: str, arguments: Arguments) -> str:
 
 
 def _boxed(arguments: Arguments) -> str:
-    """Write the arguments of an infobox, or of a template that is written like one, as lines "label: value"."""
+    """Format the arguments of an infobox, or of a template written like one, as lines "label: value"."""
     lines = [put_cell(value) for value in arguments.numbered()]
     for key, value in _telling(arguments).items():
         row, text = BOX_ROW.fullmatch(key), put_cell(value)
@@ -138,7 +138,7 @@ def _boxed(arguments: Arguments) -> str:
 
 
 def _telling(arguments: Arguments) -> dict[str, str]:
-    """Return the named arguments that tell something of the article, not of how it looks."""
+    """Return the named arguments that concern the article, not its layout."""
     named = arguments.named().items()
     return {key: value for key, value in named if not _is_furniture(key) and not SETTING.fullmatch(value)}
 
@@ -153,7 +153,7 @@ def _minus(text: str) -> str:
 
 
 def _number(text: str) -> str:
-    """Write a number as it is read: a true minus sign, and a power of ten for `e6`."""
+    """Format a number, with a true minus sign, and a power of ten for `e6`."""
     text = MIXED.sub(r"\1 \2", _minus(text))
     power = EXPONENT.search(text)
     return f"{text[: power.start()]}×10^{_minus(power[1])}" if power else text
@@ -164,7 +164,7 @@ def _unit(code: str) -> str:
 
 
 def _range(arguments: Arguments) -> tuple[str, int]:
-    """Return the number, or range of numbers, that arguments begin with, and how many they are."""
+    """Return the number or range that the arguments begin with, and how many arguments it takes."""
     text, at = _number(arguments[1]), 1
     while (word := RANGES.get(arguments[at + 1])) and arguments[at + 2]:
         text, at = text + word + _number(arguments[at + 2]), at + 2
@@ -237,7 +237,7 @@ def _constant(arguments: Arguments) -> str:
 
 
 def _day(year: str, month: str, day: str) -> str:
-    """Write a date; one that is written out already is passed on."""
+    """Format a date; text that is already written out stays."""
     if month.isdecimal() and len(month) < 3 and 1 <= int(month) <= 12:
         month = calendar.month_name[int(month)]
     return " ".join(part for part in (day, month, year) if part)
@@ -261,7 +261,7 @@ def _as_of(arguments: Arguments) -> str:
 
 
 def _years(born: list[str], until: list[str]) -> str:
-    """Return full years between two dates (year, month, day); two numbers where only the years are known."""
+    """Return the full years between two dates (year, month, day), or both possible numbers if only years are known."""
     if not (born[0].isdecimal() and until[0].isdecimal()):
         return ""
     years = int(until[0]) - int(born[0])
@@ -287,7 +287,7 @@ def _age(arguments: Arguments) -> str:
 
 
 def _dates(arguments: Arguments) -> str:
-    """Write the dates and places of {{film date}}: year, month, day and place, again and again."""
+    """Format the dates and places of {{film date}}, given as repeated year, month, day and place."""
     parts = [arguments[key] for key in range(1, max((key for key in arguments if isinstance(key, int)), default=0) + 1)]
     fours = [[*parts[at : at + 4], "", "", "", ""][:4] for at in range(0, len(parts), 4)]
     return ", ".join(_day(*four[:3]) + (f" ({four[3]})" if four[3] else "") for four in fours)
@@ -320,7 +320,7 @@ def _share(arguments: Arguments) -> str:
 
 
 def _with(left: str, right: str) -> Rule:
-    """Say the first argument, and the second between marks where there is one."""
+    """Return a rule that writes the first argument, and the second, if any, between `left` and `right`."""
     return lambda arguments: arguments[1] + (f"{left}{arguments[2]}{right}" if arguments[2] else "")
 
 
@@ -352,7 +352,7 @@ def _foreign(arguments: Arguments) -> str:
 
 
 # fmt: off
-#: Templates that say nothing of the article: marks for readers and editors, citations, navigation, pronunciation.
+#: Templates that produce no text: marks for readers and editors, citations, navigation, pronunciation.
 SILENT = re.compile("|".join((
     # Citations and notes.
     r"(?:cite|sfn|harv|efn|notelist|reflist|refbegin|refend|reflink)[\w-]*", "citation", "refn?", "note", "rp", "r",
@@ -382,10 +382,10 @@ SILENT = re.compile("|".join((
     "audio", "multiple image", "css image", "wide image", "gallery", "superimpose", "annotated image", "location map",
     "maplink", "mapframe", "image array", "photomontage", "ntsh", "hidden sort key", "display none",
 )).join(("(?:", ")(?![a-z])")))
-#: Names of templates whose arguments are a table of labels and values.
+#: Names of templates whose arguments form a table of labels and values.
 BOX = re.compile(r"infobox|(?:box|boks)$|^(?:infobox|geobox|chembox|drugbox|taxobox|starbox|planetbox)")
 BOX_ROW = re.compile(r"(header|label|data|above|title|subheader|below)(\d*)")
-#: Names and values of arguments that only tell how a template looks.
+#: Names and values of arguments that only affect layout.
 FURNITURE = re.compile(
     r"(?:(?:image|img|photo|map|logo|pushpin|mapframe|cover|signature)\d*(?:_(?!caption).*)?|(?:image|map)_?(?:size|width"
     r"|name|file|alt|upright)|.*_(?:alt|upright|px|link|refs?)|(?:body|title|label|data|header|above|below|list|group|base"
@@ -400,7 +400,7 @@ SETTING = re.compile(
     r"|white-space|line-height|vertical-align) ?:[^\n]*",
     re.IGNORECASE,
 )
-#: What marks for editors say when no more is known of them.
+#: Arguments of editorial marks; an unknown template with no others produces no text.
 EDITORS = {"date", "reason", "talk", "section"}
 SIGNS = {
     "!": "|", "=": "=", "'": "'", "'s": "'s", "-": "-", "·": " · ", "•": " • ", "°": "°", "°c": "°C", "°f": "°F",
@@ -416,7 +416,7 @@ SIGNS = {
     "increase": "▲", "decrease": "▼", "male": "♂", "female": "♀", "n/a": "n/a", "sort dash": "–",
     "zwj": "", "zwnj": "", "shy": "", "wbr": "", "zwsp": "", "nosp": "",
 }
-#: Templates that say their first argument, their second, or their last.
+#: Templates that are replaced by their first, second or last argument.
 FIRST = (
     "nowrap", "nobr", "nobreak", "no wrap", "nowraplinks", "math", "mvar", "bigmath", "var", "big", "small", "smaller",
     "larger", "resize", "abbr", "abbrlink", "tooltip", "em", "strong", "ins", "mono", "code", "tt", "samp", "kbd",
@@ -435,14 +435,14 @@ SECOND = (
 LAST = (
     "transl", "transliteration", "gli", "glossary link", "equationnote", "colored link",
 )
-#: Currencies that are written by a sign before the amount.
+#: Currencies that are written as a sign before the amount.
 CURRENCIES = {
     "us$": "US$", "usd": "US$", "us dollar": "US$", "$": "$", "£": "£", "gbp": "£", "pound sterling": "£", "€": "€",
     "eur": "€", "euro": "€", "a$": "A$", "aud": "A$", "c$": "C$", "cad": "C$", "nz$": "NZ$", "nzd": "NZ$", "₹": "₹",
     "inr": "₹", "indian rupee": "₹", "¥": "¥", "jpy": "¥", "cny": "CN¥", "rmb": "CN¥", "₽": "₽", "₩": "₩", "krw": "₩",
 }
 # fmt: on
-#: What a template says, by its name in lower case.
+#: Rules for templates, by name in lower case.
 TEMPLATES: dict[str, Rule] = {
     **{name: lambda arguments, sign=sign: sign for name, sign in SIGNS.items()},
     **dict.fromkeys(FIRST, _first),

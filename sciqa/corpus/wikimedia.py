@@ -1,4 +1,4 @@
-"""MediaWiki dumps (`pages-articles*.xml.bz2`): pages read as a stream, any part of a multistream file by itself."""
+"""Read pages from MediaWiki dumps (`pages-articles*.xml.bz2`), also from any part of a multistream file."""
 
 import bz2
 import html
@@ -13,16 +13,16 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.corpus.sources import kind_of, open_source
 
-#: What every bz2 stream begins with: its header and that of its first block. A multistream dump is many streams of
-#: some hundred pages each; the ten bytes find them without the index file.
+#: The beginning of every bz2 stream: its header and that of its first block. A multistream dump consists of many
+#: streams of some hundred pages each; these ten bytes locate them without the index file.
 STREAM = re.compile(rb"BZh[1-9]1AY&SY")
 MAGIC_BYTES = 10
 CHUNK = 1 << 18
-#: Characters above which a page is left out. MediaWiki itself takes no more than 2 MiB.
+#: Maximum characters of a page; longer ones are left out. MediaWiki itself accepts at most 2 MiB.
 LONGEST_PAGE = 10_000_000
 
 NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^<>]*>([^<>]+)</namespace>')
-#: Names of namespaces without articles, for dumps that list none: those of MediaWiki in some languages.
+#: Names of namespaces without articles, for dumps that list none: the names in MediaWiki, in some languages.
 CORE = (
     "media special talk user wikipedia file image mediawiki template help category portal draft module book timedtext "
     "wiktionary wikibooks wikiquote wikisource wikiversity wikivoyage "
@@ -37,13 +37,13 @@ TALK = re.compile(r" talk$|^(?:discussion |обсуждение )")
 
 @dataclass(frozen=True)
 class Site:
-    """What the head of a dump tells: what is put before a title for its address, and namespaces without articles."""
+    """Information from the head of a dump: the base URL of its pages, and the namespaces without articles."""
 
     base: str = ""
     namespaces: frozenset[str] = NAMESPACES
 
     def holds_article(self, title: str) -> bool:
-        """Return whether a title stands in the namespace of articles."""
+        """Return whether a title belongs to the article namespace."""
         prefix, colon, _ = title.partition(":")
         prefix = prefix.replace("_", " ").strip().lower()
         talk = self.namespaces is NAMESPACES and TALK.search(prefix)
@@ -54,7 +54,7 @@ class Site:
 class Page:
     """A page of a dump.
 
-    `text` is None where it is longer than `LONGEST_PAGE`, `namespace` where the dump does not tell it.
+    `text` is None if it is longer than `LONGEST_PAGE`; `namespace` is None if the dump does not contain it.
     """
 
     title: str = ""
@@ -64,7 +64,7 @@ class Page:
 
 
 def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Page]:
-    """Yield the pages in those streams of a dump that begin within a range of bytes.
+    """Yield the pages of all bz2 streams that begin within a range of bytes.
 
     Args:
         path: a dump, `.xml.bz2` or `.xml`; the latter is read whole.
@@ -72,7 +72,7 @@ def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Pa
         end: byte after the range, or None for the end of the file.
 
     Raises:
-        InputError: a file that was cut off, is no dump, or declares entities.
+        InputError: a file that is truncated, is not a dump, or declares entities.
     """
     chunks = _streams(path, start, end) if kind_of(path)[1] == ".bz2" else _chunks(path)
     parser = _PageParser(path)
@@ -92,7 +92,7 @@ def is_dump(path: str) -> bool:
 
 
 def read_site(path: str) -> Site:
-    """Read what the head of a dump tells."""
+    """Read the site information from the head of a dump."""
     head = _head(path)
     base = re.search(rb"<base>(.*/).*</base>", head)
     named = (name.decode("utf-8", "replace") for key, name in NAMESPACE.findall(head) if key != b"0")
@@ -106,7 +106,7 @@ def _head(path: str) -> bytes:
 
 
 def check_whole(path: str) -> None:
-    """Raise `InputError` where a dump is no bz2 file, or its last stream was cut off."""
+    """Raise `InputError` if a dump is not a bz2 file, or its last stream is truncated."""
     filesystem, inner = storage.resolve(path)
     with filesystem.open_input_file(inner) as file:
         if not STREAM.match(file.read(MAGIC_BYTES)):
@@ -128,7 +128,7 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 
 def _streams(path: str, start: int, end: int | None) -> Iterator[bytes]:
-    """Yield, decompressed, the streams that begin in a range; each is read to its own end."""
+    """Yield the decompressed data of the streams that begin in a range; each is read to its own end."""
     filesystem, inner = storage.resolve(path)
     with filesystem.open_input_file(inner) as file:
         yield from _streams_of(file, path, start, end or file.size())
@@ -161,7 +161,7 @@ def _streams_of(file: pa.NativeFile, path: str, start: int, end: int) -> Iterato
 
 
 def _find_stream(file: pa.NativeFile, start: int, end: int) -> int:
-    """Return where the first stream at or after a byte begins, or `end` where there is none."""
+    """Return the position of the first stream that begins at `start` or later, or `end` if there is none."""
     kept, at = b"", start
     file.seek(start)
     while at - len(kept) < end and (chunk := file.read(CHUNK)):
@@ -174,7 +174,7 @@ def _find_stream(file: pa.NativeFile, start: int, end: int) -> int:
 
 
 class _PageParser:
-    """Pages from XML fed in pieces; it holds one page at a time, and no more of it than `LONGEST_PAGE`."""
+    """Parses pages from XML fed in pieces; holds one page at a time, at most `LONGEST_PAGE` characters of it."""
 
     def __init__(self, path: str) -> None:
         self.path, self.closed = path, False
@@ -188,7 +188,7 @@ class _PageParser:
         self._parser.EntityDeclHandler = self._refuse
 
     def feed(self, data: bytes) -> list[Page]:
-        """Return the pages that end in a piece."""
+        """Parse a piece of XML, and return the pages that end in it."""
         self._pages = []
         try:
             self._parser.Parse(data)

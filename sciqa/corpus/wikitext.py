@@ -1,4 +1,4 @@
-"""Text of wikitext, section by section: numbers, units, formulas and tables are kept, page furniture is not."""
+"""Convert wikitext to text, section by section, with numbers, units, formulas and tables, without page furniture."""
 
 import html
 import re
@@ -26,19 +26,18 @@ from sciqa.corpus.tables import Cell, span, table_lines
 from sciqa.corpus.templates import Arguments, find_rule
 
 # fmt: off
-#: Headings, in lower case, of sections that lists of citations have; of these and their subsections only what is no
-#: citation is read.
+#: Headings, in lower case, of sections that list citations; in these and their subsections, citations are left out.
 CITING = {
     "references", "notes", "footnotes", "bibliography", "sources", "citations", "works cited", "notes and references",
     "references and notes", "explanatory notes", "general references", "general sources", "cited sources",
     "cited works", "references and further reading", "citations and references", "publications",
     "selected publications", "selected bibliography", "literature",
 }
-#: Headings of sections whose lists point elsewhere.
+#: Headings of sections whose lists only point to other pages.
 POINTING = {
     "external links", "see also", "further reading", "gallery", "image gallery", "external sources", "other websites",
 }
-#: Tags dropped with what they hold.
+#: Tags that are dropped with their content.
 DROPPED = {
     "ref", "references", "gallery", "imagemap", "timeline", "graph", "score", "hiero", "templatedata", "section",
     "categorytree", "inputbox", "style", "script", "mapframe", "maplink", "includeonly", "templatestyles", "indicator",
@@ -48,7 +47,7 @@ DROPPED = {
 BLOCKS = {"p", "div", "blockquote", "center", "poem", "pre", "hr", "ul", "ol", "dl", "tr", "h2", "h3", "h4"}
 BLOCKS |= {"syntaxhighlight", "source"}
 CELLS, ROWS = {"td", "th"}, {"tr", "tbody", "thead", "tfoot"}
-#: Tags whose text is no wikitext.
+#: Tags whose content is not wikitext.
 VERBATIM = {"nowiki", "pre", "syntaxhighlight", "source"}
 ITEMS = {"li", "dt", "dd"}
 MEDIA = {"file", "image", "category", "media", "datei", "bild", "fichier", "archivo", "kategorie", "catégorie", "файл"}
@@ -56,7 +55,7 @@ MARKERS = re.compile(r"^([:;*#]{9})[:;*#]+", re.MULTILINE)
 
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 REFERENCE = re.compile(r"<ref\b[^<>]*?(?:/>|>[^<]*(?:<(?!/?ref\b)[^<]*)*</ref\s*>)", re.IGNORECASE)
-#: Most links are like this; with these replaced first, reading takes a third less time.
+#: The form of most links; replacing these first reduces reading time by a third.
 PLAIN_LINK = re.compile(r"\[\[(?:[^][{}|<>:\n]+\|)?([^][{}|<>:=\n]+)\]\]")
 HEADING = re.compile(r"^(=.*=)[ \t]*$", re.MULTILINE)
 REDIRECT = re.compile(r"\s*#[^\W\d]\w*+\s*+:?\s*+\[\[[^\[\]]+\]\]")
@@ -66,10 +65,10 @@ DISAMBIGUATION = re.compile(
     r"|disambigua|неоднозначность)\s*+(?:\||\}\})",
     re.IGNORECASE,
 )
-#: Without any of these a text is plain.
+#: A text without any of these characters has no markup.
 REMARKABLE = re.compile(r"[\[\]{}<&*#;:|=_~']")
 LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?|simple")
-#: What is left in a text node where the parser found no end to something.
+#: Markup that remains in a text node if the parser did not find the end of an element.
 REMNANT = re.compile(r"''|[{}]{2}|\[\[|\]\]|__[A-Z]|<|\n[ \t]*(?:[|!]|\{\|)")
 REMNANTS = (
     (re.compile(r"\n[ \t]*(?:\{\||[|!]|\{\{[^{}|\n]*(?=\n))[^\n]*"), "\n"),
@@ -78,7 +77,7 @@ REMNANTS = (
     (re.compile(r"\{\{|\}\}|\[\[|\]\]|__[A-Z]{3,}__"), ""),
     (re.compile(r"'{5,}|'''|''"), ""),
 )
-#: What nests, by its openings and ends; elements that hold no wikitext are passed over whole.
+#: Openings and ends of elements that can be nested; elements without wikitext in them are skipped whole.
 NESTING = re.compile(
     r"<(?:br|hr|wbr|li|dd|dt|td|th|tr|img)\b[^<>]*>"
     r"|<(math|chem|ce|nowiki|pre)\b[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</\1"
@@ -86,18 +85,18 @@ NESTING = re.compile(
     re.IGNORECASE,
 )
 ENDS = {"}}": "{{", "]]": "[[", "|}": "{|", "]": "["}
-#: Openings without an end in an article, times its characters, above which they are cut out: the parser's time
-#: grows with it, a second for some five million.
+#: Limit on the number of openings without an end, times the characters of the article; above it, the openings are cut
+#: out. The parser's time grows with this product: one second for some five million.
 WORST = 2_000_000
-#: Openings within each other that are believed; the parser gives up at 40.
+#: Maximum nesting depth that is kept; the parser gives up at 40.
 DEEPEST = 30
 
-#: What only citations begin with, or hold; it is marked, since neither templates nor addresses are read.
+#: Templates and addresses that only citations contain; `CITED` marks them, since the parsed text has neither.
 SOURCE = re.compile(
     r"\{\{\s*(?:cite|citation|sfn|harv|isbn|doi|oclc|wikicite|refbegin)|\[?(?:https?:)?//\w", re.IGNORECASE
 )
 CITED = "\x04"
-#: What makes a line a citation, and what does so together with a second sign.
+#: Signs of a citation: one `CITATION` in any line, or two different `HINT`s in a list item.
 CITATION = re.compile(
     rf"\W*{CITED}|[A-Z][\w'-]+, [A-Z].{{0,80}}\b(?:1[5-9]|20)\d\d\b|.*\b(?:ISBN|ISSN|doi:|Retrieved \d|Retrieved [A-Z])"
 )
@@ -105,15 +104,15 @@ HINT = re.compile(
     rf"{CITED}|\b(?:1[5-9]|20)\d\d\b|\bpp?\. ?\d|\b[Ee]ds?\.|\b\d(?:st|nd|rd|th) ed\b|\b[Vv]ol\. ?\d"
     r"|\b(?:Press|Publishers?|Publishing|Verlag|Journal|Proceedings)\b"
 )
-#: Lines that no text comes from: list items that cite, arguments of templates, and tags, links or templates alone.
+#: Lines that produce no text: list items that cite, arguments of templates, and tags, links or templates alone.
 EMPTY = re.compile(rf"[*#:;]+\W*{CITED}.*|[|}}].*|(?:\{{\{{[^{{}}]*\}}\}}|<[^<>]*>|\[\[[^\[\]]*\]\]|\s)*+")
 
 
 def read_sections(wikitext: str) -> list[tuple[str, str]]:
-    """Return the sections of an article that hold text: heading and text, its paragraphs separated by newlines.
+    """Return the sections of an article that hold text, as (heading, text); newlines separate paragraphs.
 
-    The lead has the heading "", a subsection its path ("History > Early work"). Of sections with the headings of lists
-    of citations, only what is none is read.
+    The heading of the lead is "", that of a subsection is its path ("History > Early work"). Sections that list
+    citations are read without these.
     """
     commented, end, rest = wikitext.rpartition("-->")
     source = COMMENT.sub("", commented + end) + rest.replace("<!--", "")
@@ -137,7 +136,7 @@ def read_sections(wikitext: str) -> list[tuple[str, str]]:
 
 
 def _read_uncited(wikitext: str, length: int, pointing: bool) -> str:
-    """Return the text of a section but for its citations, and for its lists where they point elsewhere."""
+    """Return the text of a section without its citations and, if `pointing`, without its list items."""
     marked = SOURCE.sub(rf"{CITED}\g<0>", wikitext)
     if all(EMPTY.fullmatch(line) or (pointing and line[:1] in "*#:;") for line in marked.split("\n")):
         return ""
@@ -146,9 +145,9 @@ def _read_uncited(wikitext: str, length: int, pointing: bool) -> str:
 
 
 def _without_citations(text: str, pointing: bool) -> str:
-    """Drop the lines of a section that cite, and its list items where these point elsewhere.
+    """Drop the citation lines of a section and, if `pointing`, all list items.
 
-    Where most items of a list cite, the others do so in a way that is not seen.
+    If most list items are citations, all are dropped: the others are probably citations in an unrecognised form.
     """
     lines = [line for line in text.split("\n") if line.strip(f" {ITEM}{CITED}.,;")]
     items = [line.strip(ITEM + " ") for line in lines if line.startswith(ITEM)]
@@ -163,17 +162,17 @@ def _without_citations(text: str, pointing: bool) -> str:
 
 
 def is_redirect(wikitext: str) -> bool:
-    """Return whether a page sends its reader to another, in whatever language it says so."""
+    """Return whether a page is a redirect to another one, in any language."""
     return REDIRECT.match(wikitext) is not None
 
 
 def is_disambiguation(wikitext: str) -> bool:
-    """Return whether a page lists the articles that its title may mean."""
+    """Return whether a page is a disambiguation page, a list of the articles that its title may mean."""
     return DISAMBIGUATION.search(wikitext) is not None
 
 
 def _read(wikitext: str, length: int, choose: Callable[[str], str] = str) -> str:
-    """Return the text of a part of an article of some length, of which lines may be chosen before they are put."""
+    """Return the text of a part of an article of `length` characters; `choose` filters it before lines are joined."""
     if REMARKABLE.search(wikitext) is None:
         return put_lines(choose(wikitext))
     openings = sum(map(wikitext.count, ("{{", "{|", "[", "<")))
@@ -188,7 +187,7 @@ def _read(wikitext: str, length: int, choose: Callable[[str], str] = str) -> str
 
 
 def _find_unclosed(wikitext: str) -> list[tuple[int, int]]:
-    """Return where openings without an end, or nested too deep, begin and end."""
+    """Return the positions (start, end) of openings that have no end or are nested too deep."""
     unclosed, open_ = [], []
     for match in NESTING.finditer(wikitext):
         if opening := match["open"]:
@@ -206,12 +205,12 @@ def _find_unclosed(wikitext: str) -> list[tuple[int, int]]:
 
 
 def _text(code: Wikicode | None) -> str:
-    # Not `if code`: that asks for the whole text of it.
+    # Not `if code`: this would build its whole text.
     return "" if code is None else "".join([RENDERED[type(node)](node) for node in code.nodes])
 
 
 def _source(code: Wikicode) -> str:
-    """Return `str(code)`, much sooner where it is plain."""
+    """Return `str(code)`, much faster if it is plain text."""
     nodes = code.nodes
     return nodes[0].value if len(nodes) == 1 and type(nodes[0]) is Text else str(code)
 
@@ -254,7 +253,7 @@ def _tag(node: Tag) -> str:
 
 
 def _rows(contents: Wikicode | None) -> Iterator[list[Cell]]:
-    """Yield the rows of a table; what stands outside its rows and cells is a row too."""
+    """Yield the rows of a table; content outside its rows and cells becomes a row too."""
     loose: list[Cell] = []
     for node in contents.nodes if contents is not None else ():
         name = _source(node.tag).strip().lower() if isinstance(node, Tag) else ""
@@ -267,7 +266,7 @@ def _rows(contents: Wikicode | None) -> Iterator[list[Cell]]:
             if loose:
                 yield loose
                 loose = []
-            # What is no row and no cell is a caption, or what a template stands for.
+            # Other content is a caption, or the text of a template.
             yield from _rows(node.contents) if name in ROWS else [[Cell(put_cell(text.lstrip("+")))]]
     if loose:
         yield loose

@@ -1,4 +1,4 @@
-"""Retrieval room: passages become a sharded index, and questions find their contexts in it."""
+"""Retrieval room: builds a sharded index of passages, and finds contexts for questions in it."""
 
 from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.evaluate import EvaluateOptions, retrieve_or_evaluate

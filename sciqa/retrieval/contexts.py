@@ -1,4 +1,4 @@
-"""Questions to contexts: the passages nearest to each question, and the text that the reader gets."""
+"""The `retrieve` step: finds the passages nearest to each question, and writes the text for the reader."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from sciqa.retrieval.queries import Finder, query_texts
 from sciqa.retrieval.rerank import Reranker, check_reranker
 from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
-#: Of what this module computes; raised with every change of it, so that contexts made otherwise are not kept.
+#: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
 CONTEXTS_FORMAT = 4
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
@@ -63,7 +63,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
 
 
 def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
-    """Write the contexts table of the contexts that the exam itself gives; return how many it gives."""
+    """Write the contexts that the exam itself gives as a contexts table; return how many questions have one."""
     inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
     begun = tables.begin(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
     exam, given = replace(open_exam(options), shard_questions=begun.rows), 0
@@ -80,7 +80,7 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
 
 
 def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tuple[dict, bool]:
-    """Write what the contexts table lacks; return its manifest, and whether it was whole."""
+    """Complete the contexts table; return its manifest, and whether it was already complete."""
     defaults = tables.defaults_of(FindOptions)
     begun = tables.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
@@ -98,16 +98,16 @@ def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tu
 
 
 def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[QuestionTable, dict]:
-    """Return the finished contexts table of an exam, and what it was made from.
+    """Return the finished contexts table of an exam, and the inputs that it was made from.
 
     Args:
-        folder: of the table.
-        exam: whose questions it is read with.
-        context: what a question is read with, as `--context` says it; None where that has been compared before.
+        folder: folder of the table.
+        exam: exam that the table must belong to.
+        context: value of `--context` that the table must match; None if it has been compared before.
 
     Raises:
-        InputError: none is there, or it is of another exam or another `--context`, or another version of the program
-            made it.
+        InputError: there is no finished table, or it was made for another exam, with another `--context`, or by another
+            version of the program.
     """
     manifest = tables.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
     if manifest["inputs"]["exam"] != exam.sha256:
@@ -125,11 +125,11 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
 
 
 def check_finding(options: FindOptions, replaced: bool = False) -> None:
-    """Raise `InputError` where the index was built, or begun, with another model, or the cross-encoder is none.
+    """Raise `InputError` if the index was built or begun with another model, or the cross-encoder is not one.
 
     Args:
-        options: of the index and of the cross-encoder.
-        replaced: whether an index of another model may be.
+        options: options of the index and of the cross-encoder.
+        replaced: whether an index of another model may be replaced, so that it is no error.
     """
     check_index(options, replaced)
     if options.rerank:
@@ -142,7 +142,7 @@ def _manifest(exam: Exam, rows: list[dict]) -> dict:
 
 
 def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict, parts: list[int]) -> Iterator[dict]:
-    """Start the search actors and a pool of workers over them, and yield a row for each shard of questions."""
+    """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions."""
     if not parts:
         return iter(())
     cluster.connect(options)
@@ -173,7 +173,7 @@ class FindContexts(Finder):
             self.tokenizer = load_tokenizer(options.embedder)
 
     def __call__(self, row: dict) -> dict:
-        """Write the part of the contexts table that `row["part"]` numbers."""
+        """Write the shard of the contexts table with the number `row["part"]`."""
         questions = self.exam.read_shard(row["part"])
         contexts = self.find(questions)
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
@@ -181,7 +181,7 @@ class FindContexts(Finder):
         return _count(questions, contexts) | {"notes": self.embedder.notes}
 
     def find(self, questions: list[dict]) -> list[dict]:
-        """Return a row of the contexts table for each question, with `read`, the passages that its context is made of.
+        """Return a row of the contexts table for each question, plus `read`: the passages that form its context.
 
         Args:
             questions: rows of the exam table.
@@ -215,7 +215,7 @@ class FindContexts(Finder):
         ]
 
     def _judge(self, found: list[list[dict]]) -> list[list[dict]]:
-        """Put each question's passages in the order of the cross-encoder, with its scores."""
+        """Rerank each question's passages by the scores of the cross-encoder."""
         (asked,) = query_texts(self.questions, "whole")
         judged = []
         for question, text, passages in zip(self.questions, asked, found, strict=True):
@@ -227,7 +227,7 @@ class FindContexts(Finder):
         return judged
 
     def _sentences(self, found: list[list[dict]]) -> list[list[dict]]:
-        """Return, as passages, the sentences nearest to each question, as many as the options allow."""
+        """Return the sentences nearest to each question, in the form of passages, as many as the options allow."""
         (queries,) = self.vectors("mean")
         sentences = [
             [passage | {"text": text.strip()} for passage in passages for text in split_sentences(passage["text"])]
@@ -239,7 +239,7 @@ class FindContexts(Finder):
         chosen, first = [], 0
         for query, several in zip(queries, sentences, strict=True):
             own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)
-            nearness = (own * query).sum(axis=1)  # not a product of matrices, which adds up each row in its own way
+            nearness = (own * query).sum(axis=1)  # not a matrix product, which may sum each row in another order
             first += len(several)
             order = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
             order = self._within_budget(several, order.tolist())
@@ -249,7 +249,7 @@ class FindContexts(Finder):
         return chosen
 
     def _within_budget(self, sentences: list[dict], order: list[int]) -> list[int]:
-        """Return the first of some numbers whose sentences fit the budget of tokens; those too long are passed over."""
+        """Return, in order, the numbers of the sentences that fit the token budget; sentences too long are skipped."""
         if (left := self.options.context_tokens) is None:
             return order
         taken = []
@@ -262,7 +262,7 @@ class FindContexts(Finder):
 
 
 def _join(sentences: list[dict]) -> list[dict]:
-    """Return sentences as passages, those that follow each other in one passage as one."""
+    """Return sentences as passages; consecutive ones from the same passage are joined."""
     joined: list[dict] = []
     for sentence in sentences:
         if joined and joined[-1]["passage_id"] == sentence["passage_id"]:
@@ -273,7 +273,7 @@ def _join(sentences: list[dict]) -> list[dict]:
 
 
 def context_text(question: dict, passages: list[dict]) -> str:
-    """Return what the reader gets: the context that the exam gives, if any, then the passages.
+    """Return the text for the reader: the context that the exam gives, if any, then the passages.
 
     Args:
         question: row of the exam table.

@@ -1,4 +1,4 @@
-"""Text to vectors with any sentence-transformers model: half precision on a GPU, OpenVINO on a CPU."""
+"""Embed text with any sentence-transformers model: half precision on a GPU, OpenVINO on a CPU."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from sciqa.core.errors import InputError
 
 Backend = Literal["auto", "torch", "openvino"]
 Kind = Literal["query", "passage"]
-#: What sentence-transformers calls the kinds of text; models that treat them differently tell them apart by it.
+#: Names of the kinds of text in sentence-transformers, for models that treat them differently.
 TASKS = {"query": "query", "passage": "document"}
 
 
@@ -20,9 +20,9 @@ class Embedder(ABC):
     """Turns text into vectors.
 
     Attributes:
-        model: its name.
-        computing: what it computes with, in words.
-        notes: what a user should know of how it computes.
+        model: name of the model.
+        computing: backend and precision, in words.
+        notes: messages for the user on how vectors are computed.
         batch_size: texts that are computed at once.
     """
 
@@ -42,17 +42,17 @@ class Embedder(ABC):
         kind: Kind | None = None,
         names: Sequence[str] | None = None,
     ) -> np.ndarray:
-        """Return unit vectors, float32, shape (texts, dimension); texts of like length share a batch.
+        """Return unit vectors, float32, shape (texts, dimension); texts of similar length share a batch.
 
         Args:
-            texts: what is embedded.
-            batch_size: texts that are computed at once, by default as many as suit the device.
-            prefix: put before each of them; no prompt that the model's configuration names is put there besides.
-            kind: of the texts, for models that treat queries and passages differently.
-            names: what each text is, for an error; by default its beginning.
+            texts: texts to embed.
+            batch_size: texts that are computed at once, by default a number that suits the device.
+            prefix: put before each text; prompts in the model's configuration are not added.
+            kind: kind of the texts, for models that treat queries and passages differently.
+            names: label of each text for error messages; by default its beginning.
 
         Raises:
-            InputError: a text that the model gives no vector of finite numbers, or one that is zero.
+            InputError: the model's vector of a text is zero or not finite.
         """
         vectors = self.raw(list(texts), batch_size or self.batch_size, prefix, kind)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -74,23 +74,23 @@ class Embedder(ABC):
 
 
 def embed_alone(embedder: Embedder, texts: list[str], **how: object) -> np.ndarray:
-    """Return `Embedder.encode` of texts, each in a batch of its own.
+    """Embed texts by `Embedder.encode`, each in a batch of its own.
 
-    Padding and the shape of a batch change how vectors are rounded, by up to 0.001 of a cosine in bfloat16; a vector of
-    a text by itself is the same whatever else is asked.
+    Padding and the shape of a batch change the rounding of vectors, by up to 0.001 of a cosine in bfloat16. The vector
+    of a text alone does not depend on other texts.
     """
     return embedder.encode(texts, batch_size=1, **how)
 
 
 class TorchEmbedder(Embedder):
-    """The model as sentence-transformers runs it.
+    """Embedder that runs the model in PyTorch, through sentence-transformers.
 
     Args:
-        model: its name.
+        model: name of the model.
         threads: CPU threads.
-        device: what it computes on.
-        precision: of its weights and of computing, as PyTorch names it; by default 16 bits where the device has them.
-        attention: implementation in transformers, by default the quickest.
+        device: device to compute on.
+        precision: PyTorch type of weights and computation; by default 16 bits if the device supports them.
+        attention: attention implementation in transformers, by default the fastest.
     """
 
     batch_size = 32
@@ -124,21 +124,21 @@ class TorchEmbedder(Embedder):
                 f"{self.model}: sentence-transformers cannot embed texts with it, {self.computing} "
                 f"({type(error).__name__}: {reason})"
             ) from error
-        return vectors.float().cpu().numpy()  # a norm taken in 16 bits is off by up to 0.4 %
+        return vectors.float().cpu().numpy()  # a norm computed in 16 bits is off by up to 0.4 %
 
 
 class OpenVinoEmbedder(Embedder):
-    """The model compiled for the CPU, in bfloat16 where the processor has it.
+    """Embedder that runs the model compiled for the CPU by OpenVINO, in bfloat16 if the processor supports it.
 
-    About three times the passages a second of plain float32 PyTorch (`benchmarks/embedding.py`); cosine to it
-    above 0.99. The traced model is kept in the machine's cache, so that a worker needs neither PyTorch nor
-    sentence-transformers to start.
+    It embeds about three times as many passages per second as PyTorch in float32 (`benchmarks/embedding.py`), with a
+    cosine to it above 0.99. The traced model is kept in the machine's cache, so that a worker starts without PyTorch
+    and sentence-transformers.
 
     Args:
-        model: its name.
+        model: name of the model.
         threads: CPU threads.
-        folder: with the traced model and its tokenizer.
-        about: it, as `sciqa.retrieval.proof.prove` tells.
+        folder: folder with the traced model and its tokenizer.
+        about: settings of the traced model, from `sciqa.retrieval.proof.prove`.
     """
 
     def __init__(self, model: str, threads: int, folder: Path, about: dict) -> None:
@@ -156,7 +156,7 @@ class OpenVinoEmbedder(Embedder):
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # pinned, the workers of one machine would all share its first cores
+            "ENABLE_CPU_PINNING": False,  # with pinning, all workers of a machine would share its first cores
             "INFERENCE_PRECISION_HINT": about["precision"],
         }
         self.compiled = ov.Core().compile_model(folder / "model.xml", "CPU", settings)
@@ -166,7 +166,7 @@ class OpenVinoEmbedder(Embedder):
         """See `Embedder.raw`."""
         tokens = [encoding.ids for encoding in self.tokenizer.encode_batch([prefix + text for text in texts])]
         lengths = np.array([len(ids) for ids in tokens], int)
-        vectors = np.zeros((len(texts), self.about["dimension"]), np.float32)  # what a text of no tokens keeps
+        vectors = np.zeros((len(texts), self.about["dimension"]), np.float32)  # a text without tokens keeps zeros
         order = np.argsort(-lengths, kind="stable")
         order = order[(lengths[order] > 0) & (lengths[order] <= self.about["proven_tokens"])]
         for start in range(0, len(order), batch_size):
@@ -185,7 +185,7 @@ class OpenVinoEmbedder(Embedder):
         return self.compiled([ids, mask])[0]
 
     def _longer(self, texts: list[str], batch_size: int, prefix: str, kind: Kind | None) -> np.ndarray:
-        """Return the vectors of texts that are longer than those the traced model was proven with."""
+        """Return the vectors of texts longer than those that the traced model was checked with."""
         if self.for_longer is None:
             self.for_longer = TorchEmbedder(self.model, self.threads, "cpu", "float32")
             self.notes.append(

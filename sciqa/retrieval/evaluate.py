@@ -1,4 +1,4 @@
-"""Retrieval measured: recall@k, MRR and nDCG of every kind of query, against the gold article or passage."""
+"""Measure retrieval: recall@k, MRR and nDCG of every kind of query, against the gold article or passage."""
 
 import time
 from collections import Counter
@@ -17,7 +17,7 @@ from sciqa.retrieval.options import RetrieveOptions
 from sciqa.retrieval.queries import Finder
 from sciqa.retrieval.search import fuse_hits
 
-#: Queries by vector and by words that are measured; with more than one of them, fused.
+#: Combinations of queries (dense, BM25) to measure; the rankings of a combination are fused.
 SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("prompt",), ()),
     (("whole",), ()),
@@ -43,26 +43,26 @@ SCHEMA = pa.schema(
 
 @dataclass(kw_only=True)
 class EvaluateOptions(RetrieveOptions):
-    """What is found for each question, or how well."""
+    """Options of the `retrieve` step and its evaluation."""
 
     evaluate: bool = False
-    """Only measure: recall, MRR and nDCG of every kind of query, as a table, against the exam's column `title` (gold
-    article) or `passage_id`."""
+    """Only measure retrieval: write a table with recall, MRR and nDCG of every kind of query, against the exam's column
+    `title` (gold article) or `passage_id`."""
 
 
 def retrieve_or_evaluate(options: EvaluateOptions) -> Summary:
-    """Write the contexts table, or with `evaluate` measure; see `retrieve` and `evaluate`."""
+    """Write the contexts table, or measure retrieval if `evaluate` is set; see `retrieve` and `evaluate`."""
     return evaluate(options) if options.evaluate else retrieve(options)
 
 
 def evaluate(options: RetrieveOptions) -> Summary:
-    """Measure every one of `SETTINGS` and write the figures to OUTPUT/retrieval.parquet.
+    """Measure all `SETTINGS` and write the figures to OUTPUT/retrieval.parquet.
 
     Raises:
-        InputError: a bad exam or index, or an exam of which no question names a gold article or passage.
+        InputError: a bad exam or index, or an exam without gold articles or passages.
     """
     started = time.monotonic()
-    # The exam of the run stays as it is: retrieval may be measured on another one.
+    # Retrieval may be measured on another exam, which must not replace that of the run.
     aside = options.exam and storage.exists(storage.join(options.output, "exam.parquet"))
     file = "evaluated.parquet" if aside else "exam.parquet"
     options = replace(options, overwrite=bool(aside))
@@ -88,10 +88,10 @@ def evaluate(options: RetrieveOptions) -> Summary:
 
 
 def figures_of(rank: int) -> dict[str, float]:
-    """Return the figures of one question.
+    """Return the metrics of one question.
 
     Args:
-        rank: place of the gold article among the distinct articles found, from 1; 0 where it was not found. With one
+        rank: rank of the gold article among the distinct articles found, from 1; 0 if it was not found. With one
             relevant item, nDCG is 1 / log2(1 + rank) (Järvelin and Kekäläinen 2002).
     """
     figures = {f"recall_at_{k}": float(0 < rank <= k) for k in CUTS}
@@ -104,7 +104,7 @@ class MeasureRankings(Finder):
     """Ray Data worker that ranks one shard of questions at a time by every setting."""
 
     def __call__(self, row: dict) -> dict:
-        """Return sums of the figures over the questions that `row["part"]` numbers."""
+        """Return sums of the metrics over the shard of questions with the number `row["part"]`."""
         questions = self.exam.read_shard(row["part"])
         asked = [question for question in questions if question.get("title") or question.get("passage_id")]
         self.take(asked)
@@ -117,7 +117,7 @@ class MeasureRankings(Finder):
         return {"questions": len(questions), "names": list(sums), "sums": values, "notes": self.embedder.notes}
 
     def _rankings(self) -> list[list[list[dict]]]:
-        """Return the passages of every setting and question, best first; what several find is fetched once."""
+        """Return the passages for every setting and question, best first; each passage is fetched only once."""
         depth = self.options.depth
         lists = {
             (kind, query): rank(query, depth)
@@ -134,7 +134,7 @@ class MeasureRankings(Finder):
 
 
 def _rank_of(question: dict, passages: list[dict]) -> int:
-    """Return the place of the gold passage, or of the gold article among the distinct ones, from 1; 0 for none."""
+    """Return the rank of the gold passage, or of the gold article among the distinct ones, from 1; 0 if not found."""
     if question.get("passage_id"):
         names, gold = [passage["passage_id"] for passage in passages], question["passage_id"]
     else:

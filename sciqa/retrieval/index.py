@@ -1,4 +1,4 @@
-"""Passages to the index: each shard embedded by a pool of workers, each with its FAISS file and its BM25 files."""
+"""The `index` step: a pool of workers embeds shards of passages, and writes the FAISS and BM25 files of each."""
 
 import time
 from dataclasses import replace
@@ -17,14 +17,14 @@ MANIFEST = "manifest.json"
 
 
 def build_index(options: IndexOptions) -> Summary:
-    """Embed every passage and write the index: a folder per shard and `manifest.json`, written last.
+    """Embed every passage and write the index: a folder per shard, and `manifest.json` last.
 
     A shard holds `passages.parquet`, `vectors.npy` (one unit vector per passage), `index.faiss`, `words/` and the
-    records `embedded.json` and `shard.json`, each written after what it tells of: a shard whose records tell of the
-    same passages and options is kept, and of one with some other passages, the vectors of those it still has.
+    records `embedded.json` and `shard.json`, each written after the files that it describes. A shard is kept if its
+    records match the passages and options. If some of its passages changed, the vectors of the others are kept.
 
     Raises:
-        InputError: no passages, an index there that another embedding model made, or a factory that FAISS refuses.
+        InputError: no passages, an existing index of another embedding model, or a factory that FAISS rejects.
     """
     started = time.monotonic()
     passages = tables.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)
@@ -73,11 +73,11 @@ def build_index(options: IndexOptions) -> Summary:
 
 
 def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
-    """Raise `InputError` where the index that is there was built, or begun, of another table with none of its shards.
+    """Raise `InputError` if the existing index was built or begun from another table without a shard in common.
 
     Args:
-        options: of the index.
-        shards: of the passages that it would be built of.
+        options: options of the index.
+        shards: shards of the passages to index.
     """
     contents = {shard["content"] for shard in shards}
     for name in (MANIFEST, "model.json"):
@@ -92,13 +92,13 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
 
 
 def finished_index(options: IndexOptions) -> dict | None:
-    """Return the manifest of an index that can be used as it is, whatever passages and factory it was built from.
+    """Return the manifest of an index that can be used unchanged, whatever passages and factory it was built from.
 
-    None where there is no finished one, where another version of the program built it, or where its own passages, those
-    of the options, have changed since.
+    Return None if there is no finished index, if another version of the program built it, or if it was built from the
+    passages of these options and they have changed since.
 
     Raises:
-        InputError: it was built with another embedding model, or with another value of an option that is given.
+        InputError: the index was built with another embedding model, or with another value of a given option.
     """
     check_index(options)
     path = storage.join(options.index, MANIFEST)
@@ -121,7 +121,7 @@ def finished_index(options: IndexOptions) -> dict | None:
 
 
 def read_index_manifest(index: str) -> dict:
-    """Return a whole index's manifest, or raise `InputError`."""
+    """Return the manifest of a finished index, or raise `InputError`."""
     path = storage.join(index, MANIFEST)
     if not storage.exists(path):
         raise InputError(f"{index}: no finished index; run `sciqa index` with the same --output first")
@@ -136,19 +136,19 @@ def _is_current(manifest: dict) -> bool:
 
 
 def _check_format(options: IndexOptions) -> None:
-    """Raise `InputError` where another version of the program built the index, and it may not be replaced."""
+    """Raise `InputError` if another version of the program built the index, unless `overwrite` is set."""
     path = storage.join(options.index, MANIFEST)
     if storage.exists(path) and not _is_current(storage.read_json(path)) and not options.overwrite:
         raise InputError(f"{path}: {tables.OTHERWISE}; pass another --index, or --overwrite to build it anew")
 
 
 def index_identity(manifest: dict) -> str:
-    """Return a hash of all that an index follows from: passages, embedding model, factory, formats."""
+    """Return a hash of everything that determines an index: passages, embedding model, factory, formats."""
     return tables.fingerprint([shard["key"] for shard in manifest["shards"]])
 
 
 def built_like(options: IndexOptions) -> IndexOptions:
-    """Return the options with what a finished index was built by, where they leave it at the default."""
+    """Return the options, with defaults replaced by the values that a finished index was built with."""
     path = storage.join(options.index, MANIFEST)
     if not storage.exists(path) or not _is_current(manifest := storage.read_json(path)):
         return options
@@ -158,11 +158,11 @@ def built_like(options: IndexOptions) -> IndexOptions:
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
-    """Raise `InputError` where the index was built, or begun, with another model, or the factory is none of FAISS.
+    """Raise `InputError` if the index was built or begun with another model, or FAISS rejects the factory.
 
     Args:
-        options: of the index.
-        replaced: whether one of another model may be.
+        options: options of the index.
+        replaced: whether an index of another model may be replaced, so that it is no error.
     """
     for name in (MANIFEST, "model.json"):
         path = storage.join(options.index, name)
@@ -183,7 +183,7 @@ def check_index(options: IndexOptions, replaced: bool = False) -> None:
 
 
 def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict | None:
-    """Return a shard's record, or None where it is missing or tells of other passages or options."""
+    """Return a shard's record, or None if it is missing or belongs to other passages or options."""
     path = storage.join(index, shard["name"], name)
     if about is None or not storage.exists(path):
         return None
@@ -210,7 +210,7 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
 
 
 def _trained_hash(index: str, building: dict) -> dict | None:
-    """Return `building` and what tells of the trained index that is there, or None where others trained it."""
+    """Return `building` with the hash of the existing trained index, or None if other settings trained it."""
     path = storage.join(index, "trained.json")
     if not storage.exists(path) or (made := storage.read_json(path))["building"] != building:
         return None
@@ -218,15 +218,15 @@ def _trained_hash(index: str, building: dict) -> dict | None:
 
 
 def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
-    """Train the factory's index once for all shards, where it needs that.
+    """Train the factory's index once for all shards, if it needs training.
 
     Args:
-        options: of the index.
-        shards: of the passages, all embedded.
-        building: all that the index follows from, besides the sample.
+        options: options of the index.
+        shards: shards of the passages, all embedded.
+        building: everything that determines the index, except the sample.
 
     Returns:
-        `building` with `trained`, the sha256 of the trained index, empty where the factory needs none.
+        `building` with `trained`, the sha256 of the trained index, or "" if the factory needs no training.
     """
     digest = ""
     dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
@@ -241,7 +241,7 @@ def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> 
 
 def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
     """Write the FAISS and BM25 files of embedded shards, and return their records."""
-    # FAISS and PyTorch each bring an OpenMP runtime, so they work in different processes.
+    # FAISS and PyTorch each bring an OpenMP runtime, so they run in different processes.
     arguments = {"options": options, "trained": trained}
     rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1)
     return [row["record"] for row in progress.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]

@@ -1,4 +1,4 @@
-"""An embedding model loaded, and proved once on each machine."""
+"""Load embedding models; a model's OpenVINO trace is checked once on each machine."""
 
 from sciqa.core.device import Device, check_device
 from sciqa.retrieval.embedder import Backend, Embedder, OpenVinoEmbedder, TorchEmbedder
@@ -6,16 +6,16 @@ from sciqa.retrieval.proof import prove
 
 
 def load_embedder(model: str, threads: int, backend: Backend = "openvino", device: Device = "cpu") -> Embedder:
-    """Return a sentence-transformers model.
+    """Load a sentence-transformers model as an embedder.
 
     Args:
-        model: name as `sciqa.core.hub.find_model` takes it.
+        model: name for `sciqa.core.hub.find_model`.
         threads: CPU threads of this worker.
-        backend: `torch`, or `openvino`, which computes on the CPU those models whose vectors it gives.
-        device: what torch computes on.
+        backend: `torch`, or `openvino`: OpenVINO on the CPU, or PyTorch if OpenVINO does not give the model's vectors.
+        device: device that PyTorch computes on.
 
     Raises:
-        InputError: no such model, one whose files lack some of its weights, or no such device.
+        InputError: the model or the device does not exist, or the model's files lack some of its weights.
     """
     check_device(device)
     if backend == "torch":

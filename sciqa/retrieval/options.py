@@ -1,4 +1,4 @@
-"""Options of embedding, indexing and finding."""
+"""Options of embedding, indexing and retrieval."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,36 +11,36 @@ from sciqa.core.options import RunOptions
 from sciqa.exam.questions import ExamOptions
 from sciqa.retrieval.embedder import Backend
 
-#: Names of a model's prompts for each kind of text, in the order in which sentence-transformers takes them.
+#: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
 PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
-#: Of the vectors, and of what else a shard holds; each is raised with every change of what the program computes for
-#: them, so that what was computed otherwise is not kept.
+#: Versions of the vectors, and of the other files of a shard. Raise one with every change of what the program computes
+#: for it, so that files of earlier versions are not kept.
 VECTORS_FORMAT, INDEX_FORMAT = 3, 3
-#: Texts that a question is looked up by: its prompt, the prompt with all options, the mean of the vectors of those two
-#: (the first finds the subject, the second the fact), or the prompt with each option, a ranking of its own for each.
+#: Texts that a question is looked up by: its `prompt`; the prompt with all options (`whole`); the `mean` of the vectors
+#: of these two (the first finds the subject, the second the fact); the prompt with each option, one ranking per option.
 Query = Literal["prompt", "whole", "mean", "options"]
 
 
 @dataclass(kw_only=True)
 class EmbedOptions(RunOptions):
-    """What turns text into vectors."""
+    """Options of the embedding model."""
 
     embedder: str = "all-MiniLM-L6-v2"
     """Sentence-transformers model: the packaged one, a local folder or a hub id."""
     embed_backend: Backend = "auto"
-    """`auto` embeds with torch on a GPU and with OpenVINO on a CPU."""
+    """`auto` uses PyTorch on a GPU and OpenVINO on a CPU."""
     query_prefix: str | None = None
-    """Put before every query; by default what the model's own configuration names as its prompt for queries."""
+    """Text before every query; by default the prompt for queries in the model's configuration."""
     passage_prefix: str | None = None
-    """Put before every passage; by default what the model's own configuration names for passages or documents."""
+    """Text before every passage; by default the prompt for passages or documents in the model's configuration."""
 
     def __post_init__(self) -> None:
-        """Make the path of an embedder that is here absolute."""
+        """Make the path of a local embedder absolute."""
         super().__post_init__()
         self.embedder = local_path(self.embedder)
 
     def embed_arguments(self, workers: int) -> dict:
-        """Return the arguments of `load_embedder` for each of a number of workers of the connected cluster."""
+        """Return the arguments of `load_embedder` for each of `workers` workers of the connected cluster."""
         return self.embed_on(cluster.device(self), cluster.threads_per_worker(workers))
 
     def embed_on(self, device: Device, threads: int) -> dict:
@@ -51,7 +51,7 @@ class EmbedOptions(RunOptions):
         return {"model": self.embedder, "threads": threads, "backend": backend, "device": device}
 
     def prefix(self, kind: Literal["query", "passage"]) -> str:
-        """Return what is put before every text of a kind."""
+        """Return the text that is put before every text of a kind."""
         given = self.query_prefix if kind == "query" else self.passage_prefix
         if given is not None:
             return given
@@ -61,21 +61,21 @@ class EmbedOptions(RunOptions):
 
 @dataclass(kw_only=True)
 class IndexOptions(EmbedOptions):
-    """What the index is built from and with."""
+    """Options of the `index` step."""
 
     passages: str | None = None
     """Folder of the passages table; by default OUTPUT/passages."""
     index: str | None = None
     """Folder of the index; by default OUTPUT/index."""
     factory: str = "Flat"
-    """FAISS factory string of every shard: Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are not,
-    so their candidates are scored again with the stored vectors."""
+    """FAISS factory string of every shard. Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are
+    approximate, so their candidates are scored again with the stored vectors."""
     metric: Literal["inner-product", "l2"] = "inner-product"
-    """What nearness is; vectors have length 1, so both rank alike."""
+    """Similarity measure; vectors have length 1, so both give the same ranking."""
     vector_type: Literal["float32", "float16"] = "float32"
     """Type of the stored vectors."""
     train_vectors: int = 100_000
-    """Most vectors that a factory which needs training is trained on, once for all shards."""
+    """Maximum vectors to train a factory on, once for all shards, if it needs training."""
 
     def __post_init__(self) -> None:
         """Fill the default folders and check the numbers."""
@@ -85,7 +85,7 @@ class IndexOptions(EmbedOptions):
         self.at_least(1, "train_vectors")
 
     def embedding(self) -> dict:
-        """Return all that a shard's vectors follow from, besides its passages."""
+        """Return everything that determines a shard's vectors, except its passages."""
         return {
             "format": VECTORS_FORMAT,
             "revision": find_model(self.embedder).revision,
@@ -94,7 +94,7 @@ class IndexOptions(EmbedOptions):
         }
 
     def building(self, embedding: dict) -> dict:
-        """Return all that a trained FAISS index follows from, besides the passages: `embedding` and more."""
+        """Return everything that determines a trained FAISS index, except the passages: `embedding` and more."""
         building = {"index_format": INDEX_FORMAT, "factory": self.factory, "metric": self.metric}
         if self.factory != "Flat":
             building["train_vectors"] = self.train_vectors
@@ -103,35 +103,35 @@ class IndexOptions(EmbedOptions):
 
 @dataclass(kw_only=True)
 class FindOptions(IndexOptions):
-    """How passages are found, and how they become a context."""
+    """Options of finding passages and turning them into a context."""
 
     dense: tuple[Query, ...] = ("mean",)
     """Queries by vector: `prompt`, `whole` (with all options), their `mean`, `options` (with each option)."""
     words: tuple[Literal["prompt", "whole", "options"], ...] = ("options",)
     """Queries by words (BM25). Several rankings are fused by reciprocal rank."""
     depth: int = 50
-    """Passages of each ranking that are fused."""
+    """Number of passages of each ranking that are fused."""
     candidates: int = 100
-    """Passages that are scored again with the stored vectors, where the index is not Flat."""
+    """Number of passages that are scored again with the stored vectors, if the index is not Flat."""
     search_parameters: str | None = None
     """FAISS parameters of the search, such as nprobe=32 or efSearch=64."""
     rerank: str | None = None
-    """Cross-encoder (folder or hub id) that puts the best passages in its own order."""
+    """Cross-encoder (folder or hub id) that reranks the best passages."""
     rerank_passages: int = 20
-    """How many of them."""
+    """Number of passages that the cross-encoder reranks."""
     top_k: int = 5
-    """Passages kept for each question, best first."""
+    """Number of passages kept for each question, best first."""
     context_passages: int = 1
-    """How many of them make the text that the reader gets."""
+    """Number of the kept passages that form the context for the reader."""
     context_sentences: int | None = None
-    """Take this many sentences for it instead, of those passages the ones nearest to the question."""
+    """Build the context from this many sentences of these passages instead, those nearest to the question."""
     context_tokens: int | None = None
-    """Most tokens (the embedder's) of those sentences."""
+    """Maximum tokens (of the embedder's tokenizer) of these sentences."""
     context_order: Literal["text", "nearest"] = "text"
-    """Sentences as they follow each other in the passages, or the nearest first."""
+    """Order of the sentences: as in the passages, or the nearest first."""
 
     def __post_init__(self) -> None:
-        """Make the path of a cross-encoder that is here absolute and check the numbers."""
+        """Make the path of a local cross-encoder absolute and check the numbers."""
         super().__post_init__()
         self.rerank = self.rerank and local_path(self.rerank)
         self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
@@ -143,7 +143,7 @@ class FindOptions(IndexOptions):
 
 @dataclass(kw_only=True)
 class RetrieveOptions(ExamOptions, FindOptions):
-    """What is found for each question."""
+    """Options of the `retrieve` step."""
 
     contexts: str | None = None
     """Folder of the contexts table; by default OUTPUT/contexts."""

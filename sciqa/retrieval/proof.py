@@ -1,4 +1,4 @@
-"""Whether OpenVINO gives an embedding model's own vectors: found out once per machine, before any is used."""
+"""Check, once per machine and before first use, whether OpenVINO gives an embedding model's own vectors."""
 
 import contextlib
 import json
@@ -16,15 +16,15 @@ from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model
 from sciqa.retrieval.embedder import Embedder, Kind, OpenVinoEmbedder, TorchEmbedder
 
-#: Of what is kept in the cache; raised with every change of what tracing or proving makes.
+#: Version of what is kept in the cache; raise it with every change of the results of tracing or checking.
 PROOF_FORMAT = 1
-#: Least cosine of a vector to the model's own in float32, by the precision it was computed in.
+#: Minimum cosine of a vector to the model's own in float32, by the precision it was computed in.
 LEAST = {"bf16": 0.99, "f32": 0.9999, "bfloat16": 0.99}
-#: Tokens of the longest text that is compared; longer ones are not given to a traced model.
+#: Maximum tokens of a text that is compared; longer texts are not given to a traced model.
 PROVEN_TOKENS = 512
 SENTENCE = "Green plants make sugar from light, water and carbon dioxide, and set oxygen free."
-#: Texts that are compared: a word, cases, letters of several scripts, white space, a sentence, what looks like tokens
-#: of its own, a paragraph.
+#: Texts that are compared: a word, upper and lower case, several scripts, white space, a sentence, strings that look
+#: like special tokens, a paragraph.
 TEXTS = (
     "Water",
     "NaCl IS Table Salt, h2o is not",
@@ -39,7 +39,7 @@ KINDS: tuple[Kind, ...] = ("query", "passage")
 
 @dataclass(frozen=True)
 class Batch:
-    """What is compared: texts, how many are computed at once, and how they are put to the model."""
+    """Texts to compare, the batch sizes to compute them with, and their prefix and kind."""
 
     texts: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -48,14 +48,14 @@ class Batch:
 
 
 def prove(model: str, threads: int) -> tuple[Path, dict]:
-    """Return the folder of the machine's cache with a model's trace, and what computes its vectors.
+    """Return the cache folder with a model's trace, and a record that tells which backend computes its vectors.
 
-    Vectors of the traced model are compared with those that sentence-transformers computes in float32, one text at a
-    time: in batches of several lengths, up to the longest text that the model reads or `PROVEN_TOKENS`. Where they
-    differ, or the model cannot be traced, PyTorch is to compute them, for the `reason` given.
+    Vectors of the traced model, in batches of several sizes and up to the longest text that the model reads or
+    `PROVEN_TOKENS`, are compared with those that sentence-transformers computes in float32 one text at a time. If they
+    differ, or the model cannot be traced, the backend is PyTorch, and `reason` says why.
 
     Args:
-        model: name as `sciqa.core.hub.find_model` takes it.
+        model: name for `sciqa.core.hub.find_model`.
         threads: CPU threads of this worker.
 
     Raises:
@@ -68,7 +68,7 @@ def prove(model: str, threads: int) -> tuple[Path, dict]:
 
 
 def _precisions() -> list[str]:
-    """Return the precisions that OpenVINO computes in on this processor, the quickest first."""
+    """Return the precisions to try with OpenVINO on this processor, the fastest first."""
     import openvino as ov
 
     able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -89,14 +89,14 @@ def _prove(model: str, threads: int, folder: Path) -> None:
 def _chosen(
     model: str, threads: int, folder: Path, limit: int | None, batches: list[Batch], truth: list[np.ndarray]
 ) -> dict:
-    """Return what is to compute a model's vectors, and leave the trace in the folder only if that does."""
+    """Choose the backend for a model's vectors; the trace stays in the folder only if OpenVINO is chosen."""
     if not all(np.isfinite(each).all(axis=1).any() for each in truth):
         return {"backend": "torch", "precision": "float32", "reason": "its own vectors are not finite or zero"}
     try:
         about = _traced(model, threads, folder, limit, batches, truth)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever a tracer meets in another's code
+    except Exception as error:  # tracing runs third-party code, which can raise anything
         reason = " ".join(str(error).split())[:120]
         about = {"backend": "torch", "reason": f"it cannot be traced ({type(error).__name__}: {reason})"}
     if about["backend"] == "torch":
@@ -109,7 +109,7 @@ def _chosen(
 def _traced(
     model: str, threads: int, folder: Path, limit: int | None, batches: list[Batch], truth: list[np.ndarray]
 ) -> dict:
-    """Trace a model, and return how to use the trace, or that PyTorch is to be used."""
+    """Trace a model and check the trace; return how to use it, or that PyTorch is to be used."""
     about = _trace(model, threads, folder, limit)
     for precision in _precisions():
         about["precision"] = precision
@@ -120,11 +120,11 @@ def _traced(
 
 
 def _batches(own: TorchEmbedder, limit: int | None) -> list[Batch]:
-    """Return what is compared; of the longest texts that the model reads, or `PROVEN_TOKENS`, only one."""
+    """Return the batches to compare; one has a text as long as the model reads, or of `PROVEN_TOKENS`."""
     sentences = [f"{number}. {SENTENCE}" for number in range(PROVEN_TOKENS)]
     many = PROVEN_TOKENS // 8
     if limit is None or limit > PROVEN_TOKENS:
-        with contextlib.suppress(AttributeError, TypeError, KeyError):  # of other kinds of tokenizers
+        with contextlib.suppress(AttributeError, TypeError, KeyError):  # other kinds of tokenizers
             while len(own.module.tokenizer(" ".join(sentences[:many]))["input_ids"]) > PROVEN_TOKENS:
                 many -= 1
     batches = [Batch(TEXTS, (len(TEXTS) + 1, 2, 1), "", None)]
@@ -138,12 +138,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _least_cosine(embedder: Embedder, batches: list[Batch], truth: list[np.ndarray]) -> float:
-    """Return the least cosine of a vector to the model's own, not a number where one is not finite."""
+    """Return the smallest cosine of a vector to the model's own, NaN if a vector is not finite."""
     least = np.float32(1)
     for batch, expected in zip(batches, truth, strict=True):
         there = np.isfinite(expected).all(axis=1)
         for size in batch.sizes:
-            # Beside others, an empty text, which is padding alone, must leave them as they are.
+            # An empty text, which is padding alone, must not change the other vectors of its batch.
             texts = [*batch.texts, ""] if size > 1 else [*batch.texts]
             found = _unit(embedder.raw(texts, size, batch.prefix, batch.kind))[: len(batch.texts)]
             if found.shape != expected.shape:
@@ -153,7 +153,7 @@ def _least_cosine(embedder: Embedder, batches: list[Batch], truth: list[np.ndarr
 
 
 def _torch_precision(model: str, threads: int, batches: list[Batch], truth: list[np.ndarray]) -> str:
-    """Return the precision in which PyTorch computes a model quickest, of those that give its vectors."""
+    """Return the fastest precision of PyTorch that gives the model's vectors."""
     precision = str(half_precision("cpu")).removeprefix("torch.")
     with contextlib.suppress(InputError):
         if precision in LEAST:
@@ -164,9 +164,9 @@ def _torch_precision(model: str, threads: int, batches: list[Batch], truth: list
 
 
 def _trace(name: str, threads: int, folder: Path, limit: int | None) -> dict:
-    """Write a model, pooling included, as OpenVINO reads it, with its fast tokenizer; return how to use them.
+    """Write a model, including pooling, in OpenVINO's format, with its fast tokenizer; return how to use them.
 
-    Attention is traced as transformers writes it out: in PyTorch's own, rows of padding give no numbers in OpenVINO.
+    The trace uses the eager attention of transformers: with PyTorch's own, padding rows give NaN in OpenVINO.
     """
     import openvino as ov
     import torch

@@ -1,4 +1,4 @@
-"""Queries of a question, dense and by words, and the passages that they find, fused and judged again."""
+"""Build the queries of questions, dense and BM25, and rank passages by them."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,10 @@ from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
 
 
 def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
-    """Return the texts of a kind of query: one list of a text per question for each ranking that it makes.
+    """Return the texts of a kind of query: for each ranking that it makes, a list with one text per question.
 
-    None stands for the ranking that a question with fewer options than others does not make. Options follow each other
-    in the order of the alphabet, so that the same ones ask the same wherever they stand.
+    A question with fewer options than others has None in the rankings beyond its own. Options are sorted
+    alphabetically, so that their order in the question does not change the query.
     """
     prompts = [question["prompt"] for question in questions]
     options = [sorted(options_of(question).values()) for question in questions]
@@ -31,11 +31,11 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
 
 
 def rank_asked(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
-    """Return the k best rows for each question that asks something, and none for the others.
+    """Return the k best rows for each question that has a text, and none for the others.
 
     Args:
-        texts: of `query_texts`, a text or None for each question.
-        rank: takes the numbers of those that ask.
+        texts: a text or None for each question, from `query_texts`.
+        rank: function that takes the numbers of the questions with a text, and returns their hits.
         k: rows per question.
     """
     asking = np.array([number for number, text in enumerate(texts) if text is not None])
@@ -57,23 +57,23 @@ class Finder:
         self._vectors: dict[Query, list[np.ndarray]] = {}
 
     def take(self, questions: list[dict]) -> None:
-        """Set the questions that the other methods are about."""
+        """Set the questions that the other methods work on."""
         self.questions, self._vectors = questions, {}
 
     def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
-        """Return unit vectors of texts, shape (texts, dimension); each is that of its text alone.
+        """Return unit vectors of texts, shape (texts, dimension); each depends on its own text alone.
 
         Args:
-            texts: what is embedded.
-            kind: of the texts.
-            names: what each text is, for an error.
+            texts: texts to embed.
+            kind: kind of the texts.
+            names: label of each text for error messages.
         """
         return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:
         """Return the vectors of a kind of query, one array for each of its rankings.
 
-        The shape of an array is (questions, dimension), of those questions that ask something.
+        The shape of an array is (questions, dimension), for the questions that have a text.
         """
         if query not in self._vectors:
             if query == "mean":
@@ -90,13 +90,13 @@ class Finder:
         return self._vectors[query]
 
     def rank_dense(self, query: Query, k: int) -> list[Hits]:
-        """Return a kind of query's rankings by vector."""
+        """Return the rankings of a kind of query by vector similarity."""
         asked = query_texts(self.questions, "whole" if query == "mean" else query)
         pairs = zip(asked, self.vectors(query), strict=True)
         return [rank_asked(texts, lambda _, v=vectors: self.index.search(v, k), k) for texts, vectors in pairs]
 
     def rank_words(self, query: Query, k: int) -> list[Hits]:
-        """Return a kind of query's rankings by BM25."""
+        """Return the rankings of a kind of query by BM25."""
         return [
             rank_asked(texts, lambda asking, t=texts: self.index.search_words([t[number] for number in asking], k), k)
             for texts in query_texts(self.questions, query)

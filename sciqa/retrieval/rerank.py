@@ -1,4 +1,4 @@
-"""Cross-encoders: scores of pairs of question and passage, by a head that was trained for it."""
+"""Cross-encoders: models with a head that is trained to score pairs of question and passage."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ EXPECTED = "a cross-encoder expected: a model with a head for sequence classific
 
 
 def check_reranker(name: str) -> None:
-    """Raise `InputError` for what is no cross-encoder with one score, by its configuration alone.
+    """Raise `InputError` if a model is not a cross-encoder with one score, by its configuration alone.
 
     Args:
-        name: as `sciqa.core.hub.find_model` takes it.
+        name: name for `sciqa.core.hub.find_model`.
     """
     about = read_about(name, "config.json")
     if read_about(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
-        return  # it may score by other modules than a head; its weights are checked when it is loaded
+        return  # it may score by other modules than a head; loading checks its weights
     kinds = about.get("architectures") or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         what = " ".join(kinds) or about.get("model_type") or "no architecture"
@@ -30,14 +30,14 @@ def check_reranker(name: str) -> None:
 
 
 class Reranker:
-    """A cross-encoder as sentence-transformers runs it.
+    """A cross-encoder that runs through sentence-transformers.
 
     Args:
-        name: as `sciqa.core.hub.find_model` takes it.
-        device: what it computes on.
+        name: name for `sciqa.core.hub.find_model`.
+        device: device to compute on.
 
     Raises:
-        InputError: no cross-encoder with one score, or files that lack some of its weights, such as those of its head.
+        InputError: not a cross-encoder with one score, or files that lack some weights, such as those of its head.
     """
 
     def __init__(self, name: str, device: Device) -> None:
@@ -54,8 +54,8 @@ class Reranker:
         """Return the scores of pairs of question and passage, shape (pairs,).
 
         Args:
-            pairs: their texts.
-            names: what each pair is, for an error.
+            pairs: texts of question and passage.
+            names: label of each pair for error messages.
 
         Raises:
             InputError: a pair whose score is not a finite number.

@@ -1,4 +1,4 @@
-"""Search over a sharded index: every group of shards in an actor, the hits merged in a tree."""
+"""Search a sharded index: each group of shards has an actor, and a tree of tasks merges their hits."""
 
 import functools
 import math
@@ -15,19 +15,19 @@ from sciqa.core.errors import InputError
 from sciqa.retrieval.shards import ROW_GROUP
 from sciqa.retrieval.vectors import StoredVectors, open_faiss
 
-#: Groups whose hits one task merges.
+#: Maximum number of groups whose hits one task merges.
 FAN_IN = 8
-#: More than rounding makes of the product or distance of two unit vectors in float32.
+#: Upper bound of the rounding error of the product or distance of two unit vectors in float32.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The best passages of each question, best first; ties in the order of the passages.
+    """The best passages of each question, best first; ties are in passage order.
 
     Attributes:
-        scores: float32, shape (questions, k), higher is better; -inf where there are fewer than k.
-        rows: row numbers over the whole index, int64, shape (questions, k); -1 where there are fewer than k.
+        scores: float32, shape (questions, k), higher is better; -inf if there are fewer than k.
+        rows: row numbers over the whole index, int64, shape (questions, k); -1 if there are fewer than k.
     """
 
     scores: np.ndarray
@@ -64,17 +64,17 @@ def fuse_hits(lists: list[Hits], k: int) -> Hits:
 
 
 def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
-    """Return the k best rows of one flat FAISS index; among equal scores the lowest rows win, at the cut too.
+    """Return the k best rows of one flat FAISS index; among equal scores the lowest rows win, also at the cut-off.
 
-    FAISS leaves it open which of several rows with the k-th score it returns, and how it rounds follows from how many
-    questions are asked at once. So more rows are asked for, until the last is further below the k-th than that, and
-    each is compared again by itself: only so do shards agree with one index over all rows, and questions together with
-    each alone.
+    FAISS does not specify which of several rows with the k-th score it returns, and its rounding depends on the number
+    of questions per call. So this function requests more rows, until the last one is below the k-th by more than the
+    rounding error, and scores each row again on its own. Only then do shards agree with one index over all rows, and a
+    batch of questions with each question alone.
 
     Args:
         index: a flat FAISS index.
         queries: unit vectors, float32, shape (questions, dimension).
-        k: hits per question; fewer come back where the index has fewer rows.
+        k: hits per question; fewer are returned if the index has fewer rows.
         offset: row number of the index's first row.
     """
     k = min(k, index.ntotal)
@@ -88,7 +88,7 @@ def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> 
 
 
 def _compare(index: object, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the scores of rows of a flat FAISS index, shape (questions, rows), each computed by itself."""
+    """Return the scores of rows of a flat FAISS index, shape (questions, rows), each computed on its own."""
     import faiss
 
     queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
@@ -99,7 +99,7 @@ def _compare(index: object, queries: np.ndarray, rows: np.ndarray) -> np.ndarray
 
 
 def search_any(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
-    """Return what FAISS finds, at most k rows, with the scores of its own codes; of L2 distances the negative."""
+    """Return at most k rows that FAISS finds, with the scores of its own codes; L2 distances are negated."""
     import faiss
 
     scores, rows = index.search(queries, min(k, index.ntotal))
@@ -109,14 +109,14 @@ def search_any(index: object, queries: np.ndarray, k: int, offset: int = 0) -> H
 
 
 class ShardGroup:
-    """Holds some shards of an index and answers for them; as a Ray actor, restarted from storage when lost.
+    """Searches some shards of an index; as a Ray actor, it is restarted from storage when lost.
 
-    FAISS files are mapped where FAISS can, and vectors and passages are read as they are asked for, so that a group
-    takes little more memory than what its searches touch.
+    FAISS files are memory-mapped if FAISS supports it, and vectors and passages are read on demand, so that a group
+    needs little more memory than its searches touch.
 
     Args:
         index: folder of the index.
-        shards: records of its manifest, with `offset`, the number of the shard's first row.
+        shards: shard records of its manifest, with `offset`, the number of the shard's first row.
         threads: FAISS threads.
         exact: whether the FAISS files are flat.
         parameters: FAISS search parameters, such as `nprobe=32`.
@@ -134,7 +134,7 @@ class ShardGroup:
             faiss.ParameterSpace().set_index_parameters(opened, parameters)
 
     def check(self) -> None:
-        """Raise `InputError` where a file is not the one that was written."""
+        """Raise `InputError` if the sha256 of a file has changed since it was written."""
         for folder, shard in zip(self.folders, self.shards, strict=True):
             for name, digest in shard["sha256"].items():
                 if storage.sha256(storage.join(folder, name)) != digest:
@@ -164,7 +164,7 @@ class ShardGroup:
         return merge_hits([Hits(*pair) for pair in zip(scores, rows, strict=True)], k)
 
     def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return the inner products of queries, by their numbers, with the stored vectors of rows of this group."""
+        """Return the inner product of each pair of a query (by number) and the stored vector of a row of this group."""
         scores = np.empty(len(rows), np.float32)
         which, inner = self._places(rows)
         for number in np.unique(which):
@@ -174,7 +174,7 @@ class ShardGroup:
         return scores
 
     def passages(self, rows: np.ndarray) -> list[dict]:
-        """Return the passages of row numbers of this group, in their order."""
+        """Return the passages with the given row numbers of this group, in that order."""
         pairs = zip(*self._places(rows), strict=True)
         places = [(int(shard), *divmod(int(row), ROW_GROUP)) for shard, row in pairs]
         named = {(shard, group) for shard, group, _ in places}
@@ -182,7 +182,7 @@ class ShardGroup:
         return [groups[shard, group].slice(at, 1).to_pylist()[0] for shard, group, at in places]
 
     def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which shard of the group each row is in, and its number within that."""
+        """Return, for each row, its shard in the group and its row number within that shard."""
         which = np.searchsorted(self.offsets, rows, side="right") - 1
         return which, rows - np.array(self.offsets)[which]
 
@@ -202,7 +202,7 @@ class ShardGroup:
 
 
 def _local_folder(folder: str, shard: dict) -> str:
-    """Return a folder of a shard on this machine, copied into the cache where it is on other storage."""
+    """Return a local path of a shard's folder, which is copied into the cache if it is on remote storage."""
     if "://" not in folder:
         return folder
     name = f"words-{tables.fingerprint(shard['sha256'])}"
@@ -216,7 +216,7 @@ def _placed(manifest: dict) -> list[dict]:
 
 
 def _score_again(hits: Hits, k: int, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Hits:
-    """Return the k best candidates by what `score` gives to pairs of question numbers and row numbers."""
+    """Return the k best candidates by a new score, which `score` computes from question numbers and row numbers."""
     questions, places = np.nonzero(hits.rows >= 0)
     scores = np.full(hits.scores.shape, -np.inf, np.float32)
     scores[questions, places] = score(questions, hits.rows[questions, places])
@@ -224,16 +224,16 @@ def _score_again(hits: Hits, k: int, score: Callable[[np.ndarray, np.ndarray], n
 
 
 class LocalIndex:
-    """All shards of an index in this process, without Ray, which takes longer to start than a question to answer.
+    """All shards of an index in this process, without Ray: starting Ray takes longer than answering a question.
 
-    It answers as `ShardedIndex` does, with one FAISS thread: FAISS and PyTorch each bring an OpenMP runtime, and with
-    one thread that of FAISS never starts any beside PyTorch's. Files are mapped, not checked against their sha256.
+    The results are those of `ShardedIndex`. FAISS has one thread: FAISS and PyTorch each bring an OpenMP runtime, and
+    with one thread that of FAISS starts none beside PyTorch's. Files are memory-mapped; their sha256 is not checked.
 
     Args:
         index: folder of the index.
         manifest: its manifest.
         parameters: FAISS search parameters.
-        candidates: hits that are scored again with the stored vectors, where the FAISS files are not exact.
+        candidates: hits that are scored again with the stored vectors, if the FAISS files are not exact.
     """
 
     def __init__(self, index: str, manifest: dict, parameters: str | None = None, candidates: int = 100) -> None:
@@ -250,15 +250,15 @@ class LocalIndex:
 
 
 class ShardedIndex:
-    """All groups of an index, and what they answer together; it travels to any worker.
+    """Searches all groups of an index, which are Ray actors; it can be sent to any worker.
 
     Args:
         index: folder of the index.
         manifest: its manifest.
         groups: number of actors to spread its shards over.
-        threads: FAISS threads of each.
+        threads: FAISS threads per actor.
         parameters: FAISS search parameters.
-        candidates: hits that are scored again with the stored vectors, where the FAISS files are not exact.
+        candidates: hits that are scored again with the stored vectors, if the FAISS files are not exact.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class ShardedIndex:
         ]
 
     def check(self) -> None:
-        """Raise `InputError` where a file of the index is not the one that was written."""
+        """Raise `InputError` if the sha256 of an index file has changed since it was written."""
         ray.get([group.check.remote() for group in self.groups])
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
@@ -303,7 +303,7 @@ class ShardedIndex:
         return _merge_tree([group.search_words.remote(queries, k) for group in self.groups], k)
 
     def passages(self, rows: np.ndarray) -> list[dict]:
-        """Return the passages of row numbers over the whole index, in their order, each asked of its group."""
+        """Return the passages with the given row numbers of the whole index, in that order, each from its group."""
         which = self._group_of(rows)
         found = [group.passages.remote(rows[which == number]) for number, group in enumerate(self.groups)]
         answers = [iter(passages) for passages in ray.get(found)]
@@ -329,7 +329,7 @@ class ShardedIndex:
 
 
 def _merge_tree(parts: list[ray.ObjectRef], k: int) -> Hits:
-    """Merge the hits of groups, some at a time, so that no process takes in those of all."""
+    """Merge the hits of groups, `FAN_IN` at a time, so that no process receives the hits of all groups."""
     merge = ray.remote(num_cpus=0)(lambda *hits: merge_hits(list(hits), k))
     while len(parts) > FAN_IN:
         parts = [merge.remote(*parts[at : at + FAN_IN]) for at in range(0, len(parts), FAN_IN)]

@@ -1,4 +1,4 @@
-"""What workers do for the index: a shard embedded, FAISS trained, a shard's files written."""
+"""Worker functions of the `index` step: embed a shard, train FAISS, write a shard's files."""
 
 import io
 import os
@@ -13,9 +13,9 @@ from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval.load import load_embedder
 from sciqa.retrieval.options import IndexOptions
 
-#: Passages that are read together from a shard's table.
+#: Passages per row group of a shard's table, which are read together.
 ROW_GROUP = 128
-#: Vectors that FAISS is given at once, in float32.
+#: Vectors that are added to FAISS at once, in float32.
 ADDED = 16_384
 
 
@@ -62,7 +62,7 @@ class EmbedShard:
 
 
 def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:
-    """Return the vectors that a shard's folder has, by passage id, where they were made in the same way."""
+    """Return the vectors stored in a shard's folder, by passage id, if they were made with the same settings."""
     path = storage.join(folder, "embedded.json")
     if not storage.exists(path) or storage.read_json(path)["embedding"] != embedding:
         return {}
@@ -78,7 +78,7 @@ def train_index(row: dict, options: IndexOptions) -> dict:
     """Train the factory's index on vectors taken evenly from all shards, and write it as `trained.faiss`."""
     import faiss
 
-    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs meanwhile
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs at the same time
     shards = row["part"]
     step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
     taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step].copy() for shard in shards]
@@ -128,7 +128,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
 
 
 def empty_index(options: IndexOptions, dimension: int) -> object:
-    """Return a FAISS index by the factory string, with nothing in it."""
+    """Return an empty FAISS index made from the factory string."""
     import faiss
 
     metric = faiss.METRIC_INNER_PRODUCT if options.metric == "inner-product" else faiss.METRIC_L2
@@ -142,5 +142,5 @@ def empty_index(options: IndexOptions, dimension: int) -> object:
 
 
 def key(shard: dict, about: dict) -> str:
-    """Return a hash of a shard's passages and of what its files follow from besides."""
+    """Return a hash of a shard's passages and of the settings that determine its files."""
     return tables.fingerprint([shard["content"], about])

@@ -1,4 +1,4 @@
-"""Vectors of a shard, as stored and as FAISS holds them, on any storage."""
+"""Read a shard's vectors, from `.npy` and FAISS files on any storage."""
 
 import io
 
@@ -8,7 +8,7 @@ from sciqa.core import storage
 
 
 class StoredVectors:
-    """Rows of an `.npy` file of vectors, read from any storage as they are asked for."""
+    """Rows of an `.npy` file of vectors, read on demand from any storage."""
 
     def __init__(self, path: str) -> None:
         filesystem, inner = storage.resolve(path)
@@ -27,7 +27,7 @@ class StoredVectors:
 
 
 def open_faiss(path: str) -> object:
-    """Open a FAISS file, mapped where it is on this machine and FAISS can."""
+    """Open a FAISS file, memory-mapped if it is on this machine and FAISS supports it."""
     import faiss
 
     if "://" in path:

@@ -1,4 +1,4 @@
-"""Embedding models and cross-encoders as sentence-transformers loads them: whole, or refused by name."""
+"""Load embedding models and cross-encoders through sentence-transformers; incomplete models are rejected."""
 
 import copy
 import re
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 #: Constants that older versions of some models stored among the weights.
 CONSTANTS = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|attn\.(attention\.)?(bias|masked_bias))$")
-#: Tables of learned positions, by their names in transformers.
+#: Names in transformers of tables of learned positions.
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
-#: What sentence-transformers and transformers raise of files that they cannot load.
+#: Exceptions that sentence-transformers and transformers raise for files that they cannot load.
 UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
 
 
@@ -31,14 +31,14 @@ def load_whole(
     dtype: "torch.dtype | str",
     attention: str | None = None,
 ) -> "SentenceTransformer | CrossEncoder":
-    """Return a model with every weight from its files, that reads no text beyond its table of positions.
+    """Load a model with every weight from its files, and limit its texts to its table of positions.
 
     Args:
-        name: as `sciqa.core.hub.find_model` takes it.
+        name: name for `sciqa.core.hub.find_model`.
         kind: class of sentence-transformers.
-        device: as PyTorch names it.
-        dtype: of the weights; `auto` is that of the files.
-        attention: implementation in transformers, by default the quickest.
+        device: device, as PyTorch names it.
+        dtype: type of the weights; `auto` is that of the files.
+        attention: attention implementation in transformers, by default the fastest.
 
     Raises:
         InputError: no such model, files that lack some of its weights or hold more layers than it has, or pickles.
@@ -75,7 +75,7 @@ def load_whole(
 
 
 def _check_folder(name: str, kind: str) -> None:
-    """Raise `InputError` for what sentence-transformers would load as something else, or from pickles."""
+    """Raise `InputError` for a model that sentence-transformers would load as another kind, or from pickles."""
     files = find_model(name)
     folder = Path(files.folder)
     if files.gguf_file:
@@ -101,7 +101,7 @@ def _transformers(model: "SentenceTransformer | CrossEncoder") -> "Iterator[Tran
 
 
 def _problems(name: str, module: "Transformer") -> list[str]:
-    """Return what is wrong with the weights of a module, in words; nothing where some folder of the model has them."""
+    """Return the problems with a module's weights, in words; none if some folder of the model has all of them."""
     root = Path(find_model(name).folder)
     kind = module.model.config.model_type
     told = []
@@ -113,9 +113,9 @@ def _problems(name: str, module: "Transformer") -> list[str]:
 
 
 def _differences(module: "Transformer", folder: Path) -> list[str]:
-    """Return how a folder's weights differ from those that a module has, in words, by transformers' own report.
+    """Return, in words, how a folder's weights differ from a module's, by the loading report of transformers.
 
-    Loading on PyTorch's meta device reads names and shapes, no values.
+    Loading on PyTorch's meta device reads names and shapes, but no values.
     """
     model: PreTrainedModel = module.model
     _, found = type(model).from_pretrained(
@@ -128,7 +128,7 @@ def _differences(module: "Transformer", folder: Path) -> list[str]:
     )
     missing = set(found["missing_keys"])
     outputs = {str(each["method_output_name"]) for each in module.modality_config.values()}
-    if outputs == {"last_hidden_state"}:  # nothing is taken from the pooler, which files of many encoders lack
+    if outputs == {"last_hidden_state"}:  # the pooler is not used, and files of many encoders lack it
         missing = {key for key in missing if not key.startswith("pooler.")}
     parts = dict(model.base_model.named_children())
     more = {
@@ -142,10 +142,10 @@ def _differences(module: "Transformer", folder: Path) -> list[str]:
 
 
 def _fit_length(module: "Transformer") -> None:
-    """Let a module cut texts where its table of learned positions ends, if it would not before.
+    """Limit a module's maximum length of texts to its table of learned positions.
 
-    Such tables begin at the padding token's number plus one in models after RoBERTa, and at an offset in those after
-    BART: so many positions are never used.
+    Positions begin at the padding token's number plus one in models like RoBERTa, and at an offset in models like
+    BART. The entries before are never used.
     """
     limits = []
     for name, table in module.model.named_modules():
@@ -158,7 +158,7 @@ def _fit_length(module: "Transformer") -> None:
 
 
 def _fit_padding(name: str, module: "Transformer") -> None:
-    """Give a tokenizer that has no token for padding, which is masked, the one for the end of a text."""
+    """Let a tokenizer without a padding token pad with its end-of-text token; padding is masked."""
     tokenizer = module.tokenizer
     if tokenizer is not None and tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -1,7 +1,7 @@
-"""Search by words: BM25 over the passages of one shard.
+"""BM25 search over the passages of one shard.
 
-BM25 as Lucene scores it (Robertson and Zaragoza 2009; bm25s), with the document frequencies of the shard itself, as
-distributed search engines do by default; terms are English stems, numbers and single letters included.
+Scores are those of Lucene's BM25 (Robertson and Zaragoza 2009; bm25s), with the document frequencies of the shard
+itself, as in distributed search engines by default. Terms are English stems, including numbers and single letters.
 """
 
 import re
@@ -13,12 +13,12 @@ import numpy as np
 import Stemmer
 
 TERM = r"(?u)\b\w+\b"
-#: Between a digit and a power or a fraction: 10¹⁹ is not 1019.
+#: The position between a digit and a superscript or a fraction: 10¹⁹ is not 1019.
 RAISED = re.compile(r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹¼-¾⅐-⅞])")
 
 
 def split_terms(texts: list[str]) -> list[list[str]]:
-    """Return the terms of each text; what Unicode says is alike (NFKC) gives the same ones: H₂SO₄ and H2SO4."""
+    """Return the terms of each text; Unicode-compatible texts (NFKC) give the same terms: H₂SO₄ and H2SO4."""
     stemmer = Stemmer.Stemmer("english")
     texts = [text if text.isascii() else _folded(text) for text in texts]
     return bm25s.tokenize(texts, token_pattern=TERM, stemmer=stemmer, return_ids=False, show_progress=False)
@@ -38,13 +38,13 @@ def write_words(folder: Path, texts: list[str]) -> None:
 
 
 class WordIndex:
-    """A shard's BM25 index, its postings mapped from the folder that `write_words` wrote."""
+    """A shard's BM25 index; its postings are memory-mapped from the folder that `write_words` wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
 
     def search(self, terms: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and rows of the best passages that hold a term, at most k; of equal ones the first."""
+        """Return scores and rows of the k best passages that contain a term, or fewer; of equal ones the first."""
         known = [term for term in terms if term in self.index.vocab_dict]
         scores = self.index.get_scores(known) if known else np.zeros(0, np.float32)
         least = np.partition(scores, -k)[-k] if k < len(scores) else 0
