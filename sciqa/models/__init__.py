@@ -1,1 +1,1 @@
-"""Models room: language models loaded from packages, folders, GGUF files or the hub."""
+"""Load language models from packages, folders, GGUF files or the hub, and score options with them."""

@@ -1,4 +1,4 @@
-"""Adapters: made from peft's own configurations, stored with what they need to be used again, attached, merged."""
+"""Create, store, attach and merge peft adapters."""
 
 import json
 from pathlib import Path
@@ -14,28 +14,28 @@ from sciqa.core.hub import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
 from sciqa.models.format import Format, Method
 from sciqa.models.weights import listed, new_weights, settle_tie, shared_weights
 
-if TYPE_CHECKING:  # peft takes a second to import, which a model without an adapter need not wait for
+if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft
 
-#: peft has no task of multiple choice; without one it passes everything through to the model.
+#: Task types of peft. It has none for multiple choice; with None it passes all arguments through to the model.
 TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "multiple-choice": None}
 
-#: What is to be done about an adapter that is not whole.
+#: Advice in errors about an incomplete adapter.
 AGAIN = "copy its folder again whole, pass the base model that it was made for, or train it again"
 
 
 def make_trainable(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> nn.Module:
-    """Return the model with an adapter to train, or itself to train whole; what is trained is float32.
+    """Prepare a model for training, with an adapter or as a whole; the trained weights are float32.
 
     Args:
-        model: a base model, which is changed.
-        family: its kind.
-        method: `lora` and `qlora` differ in how the base was loaded only.
-        fields: of peft's `LoraConfig` or `PromptTuningConfig`, passed on to it.
+        model: base model, changed in place.
+        family: family of the model.
+        method: training method; `lora` and `qlora` differ only in how the base model was loaded.
+        fields: fields of peft's `LoraConfig` or `PromptTuningConfig`.
 
     Raises:
-        InputError: peft refuses the fields, or finds none of the modules they name; or they name one whose change
-            no merged model could hold.
+        InputError: peft refuses the fields or finds none of the modules they name, or they name a module whose
+            change a merged model cannot store.
     """
     import peft
 
@@ -54,7 +54,7 @@ def make_trainable(model: PreTrainedModel, family: Family, method: Method, field
 
 
 def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
-    """Return peft's configuration: the given fields over our defaults; heads and what is new are always saved."""
+    """Return peft's configuration from our defaults and the given fields; LoRA always saves heads and new modules."""
     import peft
 
     if method == "prompt-tuning":
@@ -68,7 +68,7 @@ def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: 
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Return the top-level modules with weights outside the backbone of a model that has no language-model head."""
+    """Return the top-level modules with weights outside the backbone; none for a model with a language-model head."""
     if model.get_output_embeddings() is not None:
         return []
     return [
@@ -79,7 +79,7 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 
 def _new_modules(model: PreTrainedModel, heads: list[str]) -> set[str]:
-    """Return the modules outside the heads that hold weights which no file held, such as a pooler."""
+    """Return the modules outside the heads that have newly initialised weights, such as a pooler."""
     modules = set()
     for name in new_weights(model):
         module = name.rpartition(".")[0]
@@ -91,10 +91,10 @@ def _new_modules(model: PreTrainedModel, heads: list[str]) -> set[str]:
 
 
 def attach(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
-    """Return the model with a stored adapter, frozen.
+    """Attach a stored adapter to a model, with all weights frozen.
 
     Raises:
-        InputError: the adapter's weights do not fit the model, some are missing, or what is new in the model is.
+        InputError: the adapter does not fit the model, or lacks weights of its own or new weights of the model.
     """
     import peft
 
@@ -114,7 +114,7 @@ def attach(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
 
 
 def _check_adapter(attached: "peft.PeftModel", folder: str, new: frozenset[str]) -> None:
-    """Raise `InputError` unless an adapter's file holds all that it has, and all that the model lacks, and no more."""
+    """Raise `InputError` unless an adapter's file holds all its weights, all new weights of the model and no others."""
     import peft
 
     with safe_open(Path(folder, ADAPTER_WEIGHTS), "pt") as file:
@@ -122,7 +122,7 @@ def _check_adapter(attached: "peft.PeftModel", folder: str, new: frozenset[str])
     expected = peft.get_peft_model_state_dict(attached, save_embedding_layers=False).keys()
     missing = {key for key in expected - held if ".original_module." not in key}
     missing |= {f"base_model.model.{name}" for name in new} - held
-    # Besides its own weights an adapter may hold such of the base, as of an embedding for more tokens.
+    # An adapter may also hold weights of the base model, such as an embedding for more tokens.
     unknown = held - expected - attached.state_dict().keys()
     if missing or unknown:
         problems = [f"no weights there for {listed(missing)}"] * bool(missing)
@@ -131,9 +131,9 @@ def _check_adapter(attached: "peft.PeftModel", folder: str, new: frozenset[str])
 
 
 def _check_shared(wrapped: "peft.PeftModel", source: str) -> None:
-    """Raise `InputError` where an encoder-decoder's shared weight is adapted in one of its places.
+    """Raise `InputError` if an adapter changes an encoder-decoder's layer that shares its weight with others.
 
-    Merged, the layers would differ, which no configuration of such a model can say.
+    After merging, these layers would differ, which the model's configuration cannot express.
     """
     if wrapped.config.is_encoder_decoder and (names := [name for name, _, _ in _adapted_shared(wrapped)]):
         raise InputError(
@@ -143,7 +143,7 @@ def _check_shared(wrapped: "peft.PeftModel", source: str) -> None:
 
 
 def _check_tied(wrapped: "peft.PeftModel") -> None:
-    """Raise `InputError` where peft would train two views of one product, which shards and 16 bits pull apart."""
+    """Raise `InputError` if peft would tie the LoRA products of two layers, which sharding and 16 bits make differ."""
     from peft.tuners.lora import LoraLayer
 
     if getattr(wrapped.active_peft_config, "ensure_weight_tying", False):
@@ -156,7 +156,7 @@ def _check_tied(wrapped: "peft.PeftModel") -> None:
 
 
 def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str]]:
-    """Return the layers that are adapted while others share their weight: name, layer and name of the weight in it."""
+    """Return the adapted layers that share a weight with other layers, as (layer name, layer, weight name)."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
@@ -170,10 +170,10 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
 
 
 def merged(attached: "peft.PeftModel") -> nn.Module:
-    """Return the model with the adapter's weights added to its own, or with a soft prompt as it is.
+    """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
-    An adapted layer that shared its weight with another, as a head with the embedding, gets one of its own, because in
-    training only the adapted one has changed.
+    An adapted layer that shares its weight with another, such as a head with the embedding, gets its own copy, because
+    training changed only the adapted layer.
     """
     if attached.active_peft_config.is_prompt_learning:
         return attached
@@ -183,26 +183,26 @@ def merged(attached: "peft.PeftModel") -> nn.Module:
     model = attached.merge_and_unload()
     model.config.tie_word_embeddings = said
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if said and head is not None and torch.equal(table.weight, head.weight):  # both were changed alike
+    if said and head is not None and torch.equal(table.weight, head.weight):  # both changed in the same way
         head.weight = table.weight
     settle_tie(model)
     return model
 
 
 def stored_style(folder: str) -> Format | None:
-    """Return the format that an adapter or fine-tuned model was trained with, if it is known."""
+    """Return the question format that an adapter or fine-tuned model was trained with, if known."""
     style = about_trained(folder).get("style")
     return Format(**style) if style else None
 
 
 def save(model: nn.Module, folder: Path, state: dict[str, torch.Tensor], description: dict) -> None:
-    """Write an adapter, or a whole fine-tuned model, as plain peft and transformers load it.
+    """Write an adapter or a fully fine-tuned model, in the format of peft or transformers.
 
     Args:
-        model: that was trained.
-        folder: to write to.
-        state: its trained weights by their names in the model, gathered where they are sharded.
-        description: stored as `sciqa.json`.
+        model: the trained model.
+        folder: where to write it.
+        state: trained weights by name, gathered if they are sharded.
+        description: content of `sciqa.json`.
     """
     import peft
 

@@ -1,4 +1,4 @@
-"""Causal language models: the log-likelihood of each option after a prompt that is computed once."""
+"""Score with causal language models: the log-likelihood of each option after a prompt that is computed once."""
 
 import re
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from sciqa.models.scorer import (
 from sciqa.models.tokens import TextEncoder
 from sciqa.models.verdict import Verdict
 
-#: What is asked of each option where the likelihood of a yes ranks them.
+#: Question about each option if the likelihood of a yes ranks the options.
 YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"
-#: Settings of a configuration that limit how many earlier tokens a layer attends to: sliding windows, chunks, the
-#: tokens that a sparse attention selects.
+#: Configuration settings that limit how many earlier tokens a layer attends to: sliding windows, chunks, and the
+#: number of tokens that sparse attention selects.
 WINDOWS = re.compile(r"window|chunk_size|local_attention|index_topk")
-#: Those of a sparse attention that selects tokens: of many that are alike, which ones depends on how long its row is.
+#: Settings of sparse attention that selects tokens. Its choice among similar tokens depends on the row length.
 SELECTIONS = re.compile(r"index_topk$|keep_window|indexer_budget")
 NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 
@@ -39,7 +39,7 @@ NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 class CausalScorer(Scorer):
     """Scores options by the log-likelihood of their text, or of their letter, after the prompt.
 
-    How sequences are laid out is decided by a proof on the model itself (`sciqa.models.proof`), before its first batch.
+    A test of the model before its first batch (`sciqa.models.proof`) decides how sequences are laid out.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -50,7 +50,7 @@ class CausalScorer(Scorer):
         config = model.config.get_text_config()
         self.exact_within, self.rope = attention_window(config), RopeSwitch.of(config)
         self.alone_beyond = attention_window(config, SELECTIONS)
-        # Llama 4 scales attention by a token's place in its row, beyond so many.
+        # Llama 4 scales attention by a token's place in its row, beyond this length.
         scaled = getattr(config, "attn_temperature_tuning", False)
         self.longest_row = config.floor_scale - 1 if scaled else 1 << 62
 
@@ -59,7 +59,7 @@ class CausalScorer(Scorer):
         options = options_of(question)
         check_tokens(question, options, self.text.encode(list(options.values()), start=False))
         encoded = self._cut(question, context, lambda given: self._encode(question, given))
-        check_tokens(question, options, encoded.options)  # none may be left of one beyond the prompt's own tokens
+        check_tokens(question, options, encoded.options)  # one may have no tokens beyond the prompt's
         return encoded
 
     def _encode(self, question: dict, context: str) -> Encoded:
@@ -71,7 +71,7 @@ class CausalScorer(Scorer):
         return self._continue(prompt, [space + option for option in options])
 
     def _encode_yes(self, question: dict, context: str) -> Encoded:
-        """Return prompts that each propose an option: what differs as options, of which the yes at the end counts."""
+        """Encode one prompt per proposed option: the parts that differ are options; only the final yes is scored."""
         cues = [YES_CUE.format(option=option) for option in options_of(question).values()]
         yes = f"{self._space}Yes"
         pairs = [self.text.continued(self._prompt(question, context, cue), [yes], bool(self._space)) for cue in cues]
@@ -82,11 +82,11 @@ class CausalScorer(Scorer):
 
     @property
     def _space(self) -> str:
-        """What stands between prompt and option; a chat template ends where the answer begins."""
+        """Text between prompt and option; none in a chat template, which ends where the answer begins."""
         return "" if self.style.prompt == "chat" else " "
 
     def _prompt(self, question: dict, context: str, cue: str | None = None) -> str:
-        """Return what the model reads before it says an option, or yes to the one that the cue proposes."""
+        """Return the prompt before an option, or before the yes to the option that `cue` proposes."""
         chat = self.style.prompt == "chat"
         asked = prompt_text(question, context, self.style.completion, cue or ("" if chat else CUE))
         return self.text.chat(self.text.literal(asked)) if chat else self.text.literal(asked)
@@ -97,7 +97,7 @@ class CausalScorer(Scorer):
         return Encoded(first, tokens, divisors(options, tokens, self.style.normalise))
 
     def encode_text(self, prompt: str, options: list[str]) -> Encoded:
-        """Return a prompt and its continuations in tokens; each should begin with the space before it, if any."""
+        """Tokenise a prompt and its continuations; each of these should begin with the space before it, if any."""
         return self._continue(self.text.literal(prompt), options)
 
     @property
@@ -110,7 +110,7 @@ class CausalScorer(Scorer):
 
     @property
     def layout(self) -> str:
-        """See `Scorer.layout`; rows are plain where a soft prompt stands before each."""
+        """See `Scorer.layout`; with a soft prompt, rows are plain."""
         return "rows" if self._soft_prompt else super().layout
 
     @property
@@ -121,8 +121,8 @@ class CausalScorer(Scorer):
     def packs(self, question: Encoded) -> bool:
         """Whether a question is scored in a packed row.
 
-        A row of which a layer would see more than its window, or of which only some options are so long that the
-        model's rotary embedding changes, would not score as its options do by themselves.
+        Packing would change its scores if a sequence exceeds the attention window of a layer, the row is too long, or
+        only some options are so long that the model's rotary embedding changes.
         """
         if self.layout != "packed":
             return False
@@ -131,7 +131,7 @@ class CausalScorer(Scorer):
         return fits and not self.rope.splits(lengths)
 
     def _packed(self, batch: Sequence[Encoded]) -> list[list[int]] | None:
-        """Return the numbers of the questions in packed rows, None where the batch is laid out as plain ones."""
+        """Return the question indices of each packed row, or None if the batch needs plain rows."""
         if not all(map(self.packs, batch)) or self.rope.splits(
             [n for question in batch for n in path_lengths(question)]
         ):
@@ -141,11 +141,11 @@ class CausalScorer(Scorer):
         return rows if longest <= self.longest_row else None
 
     def _kind(self, question: Encoded) -> tuple:
-        """Return what the questions of a batch have in common."""
+        """Return a key that all questions of a batch must share."""
         return self.packs(question), self.rope.key(max(path_lengths(question)))
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
-        """See `Scorer.batches`; questions whose prompts begin alike, as with one context for several, share a row."""
+        """See `Scorer.batches`; questions with a common prompt prefix, such as the same context, share a row."""
         kinds: dict[tuple, list[int]] = {}
         for number, question in enumerate(questions):
             kinds.setdefault(self._kind(question), []).append(number)
@@ -174,18 +174,18 @@ class CausalScorer(Scorer):
         return sum(len(lengths) * max(lengths) for lengths in self._plain_lengths(batch))
 
     def _plain_lengths(self, batch: Sequence[Encoded]) -> list[list[int]]:
-        """Return the tokens of plain rows, a soft prompt before each included, by their batches."""
+        """Return the lengths of plain rows in tokens, including a soft prompt, for each batch of them."""
         before = self.model.active_peft_config.num_virtual_tokens if self._soft_prompt else 0
         return [[before + path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
 
     def rows(self, batch: Sequence[Encoded]) -> list[Rows]:
-        """Return a batch laid out for the model, in one call of it or several."""
+        """Return the rows of a batch, for one or several calls of the model."""
         if self._packed(batch):
             return [pack(batch)]
         return [plain(batch, group) for group in self._plain_groups(batch)]
 
     def _plain_groups(self, batch: Sequence[Encoded]) -> list[list[tuple[int, int]]]:
-        """Return pairs of question and option that can be in one batch of plain rows."""
+        """Group pairs (question, option) into batches of plain rows."""
         groups: dict[object, list[tuple[int, int]]] = {}
         for number, question in enumerate(batch):
             for option, length in enumerate(path_lengths(question)):
@@ -207,8 +207,8 @@ class CausalScorer(Scorer):
         return [normalised(sums, number, question) for number, question in enumerate(batch)]
 
     def _logits(self, rows: Rows) -> torch.Tensor:
-        """Return logits from the first column that is wanted, shape (rows, columns, vocabulary)."""
-        if self.rope.dynamic:  # what a longer sequence left behind is reset by a short one
+        """Return logits from the first needed column on, shape (rows, columns, vocabulary)."""
+        if self.rope.dynamic:  # a short sequence resets the frequencies of a longer one
             self.call(input_ids=rows.ids[:1, :1].to(self.device))
         columns = rows.ids.shape[1] - rows.first
         return self.call(
@@ -219,10 +219,10 @@ class CausalScorer(Scorer):
         ).logits[:, -columns:]
 
     def mask(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
-        """Return the mask of some rows as the model takes it.
+        """Return the attention mask of rows in the form that the model takes.
 
-        That of packed rows is added to the scores of attention, which every implementation can do; where they add it,
-        some would take True for 1.
+        For packed rows it is a mask to add to attention scores, which every implementation supports; some would add
+        True as 1.
         """
         mask = rows.mask.to(self.device)
         if mask.ndim == 2:
@@ -230,16 +230,16 @@ class CausalScorer(Scorer):
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def call(self, **inputs: object) -> Any:  # noqa: ANN401 (each model has an output class of its own)
-        """Return the model's output, without a cache and without what it does not take."""
+        """Return the model's output, without a cache and without arguments that it does not take."""
         given = {"use_cache": False} | {name: value for name, value in inputs.items() if value is not None}
         return self.model(**{name: value for name, value in given.items() if name in self.takes})
 
     def _caches(self, question: Encoded) -> bool:
-        """Whether a question's prompt is computed by itself as it is with each option behind it."""
+        """Whether a question's prompt gives the same result alone as before each option."""
         return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *path_lengths(question)])
 
     def _score_cached(self, question: Encoded) -> torch.Tensor:
-        """Score a question whose prompt, but for its last token, is computed once and kept in the model's own cache."""
+        """Score a question with its prompt, except the last token, computed once and kept in the model's cache."""
         start = torch.tensor([question.prompt[:-1]], device=self.device)
         kept = self.model(input_ids=start, use_cache=True).past_key_values
         kept.batch_repeat_interleave(len(question.options))
@@ -255,10 +255,10 @@ class CausalScorer(Scorer):
 
 @dataclass(frozen=True)
 class RopeSwitch:
-    """Where a rotary embedding depends on the longest sequence of a batch, and so on what stands beside a question.
+    """Sequence length beyond which a rotary embedding changes; the longest sequence of a batch decides for all.
 
     Attributes:
-        length: tokens beyond which a sequence is read with other frequencies; None where there are no others.
+        length: tokens beyond which a sequence gets other frequencies; None if they never change.
         dynamic: whether these differ with every length beyond it.
     """
 
@@ -279,7 +279,7 @@ class RopeSwitch:
         return cls()
 
     def key(self, length: int) -> object:
-        """Return what sequences that can stand in one batch have in common."""
+        """Return a key that all sequences of a batch must share."""
         return self.length is not None and length > self.length
 
     def alone(self, length: int) -> bool:
@@ -287,12 +287,12 @@ class RopeSwitch:
         return self.dynamic and length > self.length
 
     def splits(self, lengths: Sequence[int]) -> bool:
-        """Whether sequences cannot all stand in one batch."""
+        """Whether sequences cannot all be in one batch."""
         return len({self.key(length) for length in lengths}) > 1 or any(map(self.alone, lengths))
 
 
 def attention_window(config: object, names: re.Pattern = WINDOWS) -> int:
-    """Return the longest sequence of which every layer of a model sees all tokens, by settings of these names."""
+    """Return the longest sequence that every layer sees in full, by the settings whose names match."""
     about = config.to_dict()
     if about.get("use_sliding_window") is False:
         about = {name: value for name, value in about.items() if "sliding_window" not in name}
@@ -307,16 +307,16 @@ def attention_window(config: object, names: re.Pattern = WINDOWS) -> int:
 
 
 def path_lengths(question: Encoded) -> list[int]:
-    """Return the tokens of the prompt with each option."""
+    """Return the number of tokens of the prompt with each option."""
     return [len(question.prompt) + len(option) for option in question.options]
 
 
 def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> dict[tuple[int, int], torch.Tensor]:
-    """Return the log-likelihood, a scalar, of each option in some rows, by the numbers of its question and itself.
+    """Return the log-likelihood, a scalar, of each option in some rows, by (question index, option index).
 
     Args:
-        logits: from the first column that is wanted, shape (rows, columns, vocabulary).
-        rows: with the places of the options.
+        logits: logits from the first needed column on, shape (rows, columns, vocabulary).
+        rows: the rows, with the places of the options.
         batch: the questions.
     """
     sums = {}
@@ -333,12 +333,12 @@ def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> d
 
 
 def targets(question: Encoded, option: int) -> list[int]:
-    """Return the tokens of an option that count."""
+    """Return the tokens of an option that are scored."""
     tokens = question.options[option]
     return tokens[len(tokens) - question.counted[option] :]
 
 
 def normalised(sums: dict[tuple[int, int], torch.Tensor], number: int, question: Encoded) -> torch.Tensor:
-    """Return the log-likelihoods of a question's options over their divisors, shape (options,)."""
+    """Return the log-likelihoods of a question's options divided by their divisors, shape (options,)."""
     each = torch.stack([sums[number, option] for option in range(len(question.options))])
     return each / torch.tensor(question.divisors, device=each.device)

@@ -1,4 +1,4 @@
-"""How questions are put to a model, and the names of the choices; it needs no PyTorch, so that help shows at once."""
+"""Question format of a model, and the values of related options; without PyTorch, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,14 +13,14 @@ Engine = Literal["torch", "vllm"]
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How questions are put to a model; it travels with an adapter, which is of use only with its own.
+    """How questions are formatted for a model; stored with each adapter, which works only with its own format.
 
     Attributes:
         prompt: `chat` is the tokenizer's chat template around the question, `plain` the question alone.
         completion: what is scored after the prompt: the option's text, its letter (the prompt then lists all options),
-            or a yes to the proposal of that option.
-        normalise: what an option's log-likelihood is divided by.
-        max_length: tokens of prompt and option together; the context is cut to fit. None is the model's own limit.
+            or a yes to the question whether that option is right.
+        normalise: the length that divides an option's log-likelihood, if any.
+        max_length: most tokens of prompt and option together; the context is cut to fit. None is the model's limit.
     """
 
     prompt: Prompt = "plain"

@@ -1,7 +1,7 @@
-"""GGUF files: what their metadata and tensors say of a model, in full, as a configuration and weights of transformers.
+"""Convert GGUF files to a configuration and weights of transformers.
 
-transformers reads the weights and the greater part of the metadata. What it leaves out is added here, or the file is
-refused, for a model of which a part is missing still answers.
+transformers reads the weights and most of the metadata. This module adds the rest or refuses the file, because a model
+that lacks a part still gives answers.
 """
 
 import struct
@@ -17,21 +17,21 @@ from sciqa.core.errors import InputError
 from sciqa.core.hub import ModelFiles
 from sciqa.models.weights import check_whole, listed
 
-#: Metadata that changes no score of a model that transformers builds.
+#: Metadata without effect on the scores of a transformers model.
 WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "use_parallel_residual", "attention.value_length")
-#: Tensors that no weight is made of, because they become part of the configuration.
+#: Tensors that become part of the configuration instead of weights.
 ROTATIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-#: Kinds of decoder whose rotations may cover a part of a head.
+#: Architectures whose rotary embedding may cover only part of a head.
 PARTIAL = ("phi3", "stablelm", "nemotron")
-#: Layers of the models of 27 billion parameters, whose attention is scaled by another size than that of a head.
+#: Number of layers of the models with 27 billion parameters, which do not scale attention by the head size.
 LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
 class Metadata:
-    """What a GGUF file says of its architecture, each value taken out once it is understood.
+    """Architecture metadata of a GGUF file; values are removed as they are handled, so that unknown ones remain.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,25 +46,25 @@ class Metadata:
         self.values = {name.removeprefix(prefix): value for name, value in said.items() if name.startswith(prefix)}
 
     def take(self, name: str, default: object = None) -> object:
-        """Return a value, by its name after that of the architecture."""
+        """Remove and return a value, by its name without the architecture prefix."""
         return self.values.pop(name, default)
 
     def numbers(self, name: str) -> list[float]:
-        """Return the numbers in a tensor of float32."""
+        """Return the values of a float32 tensor."""
         from gguf import GGUFReader
 
         return next(tensor for tensor in GGUFReader(self.path).tensors if tensor.name == name).data.ravel().tolist()
 
     def refuse(self, what: str) -> InputError:
-        """Return the error of something that no model of transformers can be given."""
+        """Return the error for a property that cannot be converted to transformers."""
         return InputError(f"{self.path}: {what}, which is not converted; use the model in safetensors")
 
 
 def gguf_config(path: Path) -> PreTrainedConfig:
-    """Return the configuration of the model in a GGUF file.
+    """Return the transformers configuration of the model in a GGUF file.
 
     Raises:
-        InputError: not such a file, or it says of the model what the configuration cannot.
+        InputError: the file is not a GGUF model, or its metadata cannot be expressed in the configuration.
     """
     about = Metadata(path)
     try:
@@ -74,7 +74,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
     for settle in (_settle_heads, _settle_attention, _settle_caps, _settle_rotations):
         settle(about, config)
     known = {name for name, ours in GGUF_CONFIG_MAPPING.get(about.kind, {}).items() if ours}
-    if about.kind in GGUF_CONFIG_ARCHS:  # transformers reads these whole
+    if about.kind in GGUF_CONFIG_ARCHS:  # transformers reads all their metadata
         known |= about.values.keys()
     if unknown := {
         f"{about.kind}.{name} = {value}"
@@ -86,7 +86,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
 
 
 def _settle_heads(about: Metadata, config: PreTrainedConfig) -> None:
-    """Set the size of a head, and how much of it is rotated."""
+    """Set the head size, and the share of it that the rotary embedding covers."""
     usual = config.hidden_size // config.num_attention_heads
     size = about.take("attention.key_length", getattr(config, "head_dim", None) or usual)
     if about.values.get("attention.value_length", size) != size:
@@ -102,7 +102,7 @@ def _settle_heads(about: Metadata, config: PreTrainedConfig) -> None:
 
 
 def _settle_attention(about: Metadata, config: PreTrainedConfig) -> None:
-    """Set the window of attention, which layers have it, and the scale of the products."""
+    """Set the sliding window, the layers that have one, and the scale of attention scores."""
     if about.take("attention.causal", True) is not True:
         raise about.refuse("its attention is not causal")
     window = about.take("attention.sliding_window")
@@ -110,7 +110,7 @@ def _settle_attention(about: Metadata, config: PreTrainedConfig) -> None:
         config.sliding_window = window or None
     elif window and window < config.max_position_embeddings:
         raise about.refuse(f"its attention has a window of {window} tokens")
-    elif config.model_type == "mistral":  # by default it has one
+    elif config.model_type == "mistral":  # the default configuration has a window
         config.sliding_window = None
     pattern = about.take("attention.sliding_window_pattern")
     if pattern is not None:
@@ -125,7 +125,7 @@ def _settle_attention(about: Metadata, config: PreTrainedConfig) -> None:
 
 
 def _settle_caps(about: Metadata, config: PreTrainedConfig) -> None:
-    """Set what bounds products of attention and logits."""
+    """Set the soft caps of attention scores and logits."""
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if (value := about.take(name)) is not None:
             if not hasattr(config, name):
@@ -134,14 +134,14 @@ def _settle_caps(about: Metadata, config: PreTrainedConfig) -> None:
 
 
 def _settle_rotations(about: Metadata, config: PreTrainedConfig) -> None:
-    """Set how the rotations of positions are scaled."""
+    """Set the scaling of the rotary embedding."""
     kind, factor = about.take("rope.scaling.type"), about.take("rope.scaling.factor", 1.0)
     original = about.take("rope.scaling.original_context_length", config.max_position_embeddings)
     attention = about.take("rope.scaling.attn_factor")
     short, long = "rope_factors_short.weight", "rope_factors_long.weight"
     scaling: dict[str, object] = {}
     if "rope_freqs.weight" in about.tensors:
-        # Factors of the wave lengths, as Llama 3.1 has them; longrope divides by any, and by these at every length.
+        # Wavelength factors, as in Llama 3.1. longrope divides by any factors, here at every length.
         short = long = "rope_freqs.weight"
         original, attention = config.max_position_embeddings, attention or 1.0
     if short in about.tensors and long in about.tensors:
@@ -162,7 +162,7 @@ def _settle_rotations(about: Metadata, config: PreTrainedConfig) -> None:
 def _set_rotations(about: Metadata, config: PreTrainedConfig, scaling: dict) -> None:
     base = about.take("rope.freq_base_swa")
     rotations = config.rope_parameters
-    if "full_attention" in (rotations or {}):  # of each kind of layer its own
+    if "full_attention" in (rotations or {}):  # each kind of layer has its own
         rotations["full_attention"] |= scaling
         if base:
             rotations["sliding_attention"]["rope_theta"] = base
@@ -177,10 +177,10 @@ def _set_rotations(about: Metadata, config: PreTrainedConfig, scaling: dict) -> 
 
 
 def convert_gguf(files: ModelFiles, folder: Path) -> None:
-    """Write the model in a GGUF file, and its tokenizer, as safetensors in float32.
+    """Write the model of a GGUF file as float32 safetensors, with its tokenizer.
 
     Raises:
-        InputError: the file lacks weights that such a model has, or says more of it than can be converted.
+        InputError: the file lacks weights of the model, or has metadata or tensors that cannot be converted.
     """
     path = Path(files.folder, files.gguf_file)
     source = {"pretrained_model_name_or_path": files.folder, "gguf_file": files.gguf_file}
@@ -190,7 +190,7 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     )
     check_whole(str(path), loaded, found)
     _check_tensors(Metadata(path), loaded)
-    # The loaded model counts as GGUF-quantised, which transformers will not save; a plain one takes its weights.
+    # transformers does not save a model that counts as GGUF-quantised, so its weights are copied to a plain one.
     config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
@@ -199,8 +199,8 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
 
 
 def _check_tensors(about: Metadata, loaded: PreTrainedModel) -> None:
-    """Raise `InputError` for tensors that transformers passed over because the model has no weight of that name."""
-    if about.kind in GGUF_CONFIG_ARCHS:  # these are in its report
+    """Raise `InputError` for tensors that transformers ignored because the model has no such weight."""
+    if about.kind in GGUF_CONFIG_ARCHS:  # the loading report covers these
         return
     read = TENSOR_PROCESSORS.get(about.kind, TensorProcessor)(config=loaded.config.to_dict())
     if unknown := about.tensors - {*ROTATIONS} - get_gguf_hf_weights_map(loaded, read).keys():

@@ -1,4 +1,4 @@
-"""From names to a scorer: base model from safetensors or GGUF, in NF4 if asked, with its adapter attached."""
+"""Load models as scorers: from safetensors or GGUF, optionally in NF4, with or without an adapter."""
 
 import warnings
 from dataclasses import replace
@@ -35,7 +35,7 @@ from sciqa.models.stored import Streaming, check_streamed
 from sciqa.models.streamed import StreamedScorer
 from sciqa.models.weights import check_whole, in_few_bits, listed, new_weights, settle_tie
 
-#: Of the models converted from GGUF in the machine's cache; raised with every change of what converting makes.
+#: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
 GGUF_FORMAT = 3
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
@@ -58,19 +58,19 @@ def load_scorer(
     """Return a model as a scorer in evaluation mode.
 
     Args:
-        name: as `sciqa.core.hub.find_model` takes it.
-        style: how questions are put to it; by default that of the adapter or fine-tuned model, else `Format()`.
-        precision: type of computing and of weights; `auto` is bfloat16 where the device has it, float16 on older
+        name: model name, as for `sciqa.core.hub.find_model`.
+        style: question format; by default that of the adapter or fine-tuned model, else `Format()`.
+        precision: type of computation and weights; `auto` is bfloat16 where the device supports it, float16 on older
             GPUs, float32 on older CPUs.
         nf4: keep the linear layers in 4 bits (NF4 with double quantisation: Dettmers et al. 2023, QLoRA).
         adapter: folder of an adapter that `sciqa finetune` or peft wrote for this model.
         threads: CPU threads of this process; None leaves them as they are.
-        streaming: read a causal model, without an adapter, layer by layer in every pass, and how.
-        device: what it computes on.
+        streaming: how to read a causal model layer by layer in every pass, without an adapter; None loads it whole.
+        device: device that computes.
 
     Raises:
-        InputError: the files hold no such model with a tokenizer, the adapter is for another model, or there is no such
-            device.
+        InputError: the files hold no supported model with a tokenizer, the adapter is for another model, or there is
+            no such device.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ def load_scorer(
         folder = local_adapter(adapter)
         check_base(folder, name)
         model = adapters.attach(model, folder)
-        # In float32 no batch pays for the adapter's own products. In 16 bits, small changes would be lost in the sum.
+        # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
         if model.dtype == torch.float32 and not in_few_bits(model):
             model = adapters.merged(model)
     elif new := new_weights(model):
@@ -104,9 +104,9 @@ def make_scorer(
     tokenizer: transformers.PreTrainedTokenizerBase,
     style: Format,
 ) -> Scorer:
-    """Return a loaded model as a scorer; it is proved, once on each machine, how its batches can be computed.
+    """Return a loaded model as a scorer, with the batch layout that a test once per machine has found.
 
-    With a soft prompt they are plain rows, whatever the model could do.
+    A model with a soft prompt is not tested and always uses plain rows.
     """
     scorer = SCORERS[family](model, tokenizer, style)
     if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -129,14 +129,14 @@ def _load_streamed(
 
 
 def load_encoder(name: str, style: dict) -> CausalScorer:
-    """Return a causal model's scorer without its weights: it encodes questions and scores none.
+    """Return the scorer of a causal model without its weights: it can encode questions but not score them.
 
     Args:
-        name: of a model in safetensors, as `sciqa.core.hub.find_model` takes it.
-        style: fields of `Format` that differ from what the model was trained with.
+        name: name of a model in safetensors, as for `sciqa.core.hub.find_model`.
+        style: fields of `Format` that override those the model was trained with.
 
     Raises:
-        InputError: there is no tokenizer with it, or no configuration of such a model.
+        InputError: the model has no tokenizer, or no configuration of a causal model.
     """
     _silence()
     folder = find_model(name).folder
@@ -158,8 +158,8 @@ def load_base(
 ) -> tuple[PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """Return a base model in evaluation mode on a device, and its tokenizer.
 
-    A GGUF file is turned into safetensors once per machine: de-quantising it takes ten times the time of
-    loading them.
+    A GGUF file is converted to safetensors once per machine, because de-quantising it takes ten times as long as
+    loading safetensors.
     """
     _silence()
     files = find_model(name)
@@ -174,11 +174,11 @@ def load_base(
 
 
 def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: object) -> PreTrainedModel:
-    """Return a model of whose weights its files hold all, and that holds all of its files."""
+    """Load a model, and check that it has the same weights as its files."""
     auto = getattr(transformers, SCORERS[family].auto_class)
     how |= {"trust_remote_code": False, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     try:
-        model, found = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **how)  # they are refused by name
+        model, found = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **how)  # `check_whole` names them
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{name}: not a whole {family} model ({error})") from error
     model.new_weights = check_whole(name, model, found)
@@ -187,12 +187,12 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
 
 
 def outline(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a model on PyTorch's meta device: all that its files tell, but the values of its weights.
+    """Return a model on PyTorch's meta device, checked against its files but without the values of its weights.
 
-    Of a GGUF file, and of weights that are stored in a few bits, the configuration alone is looked at.
+    For GGUF files and quantised weights, only the configuration is read.
 
     Raises:
-        InputError: as `load_base`.
+        InputError: as in `load_base`.
     """
     _silence()
     files = find_model(name)
@@ -204,14 +204,14 @@ def outline(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
 def _silence() -> None:
     quiet("transformers", "bitsandbytes")
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # what they tell is seen to, or refused
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # handled or refused here
 
 
 def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model without weights, on PyTorch's meta device, from its configuration alone.
 
     Raises:
-        InputError: a configuration that transformers cannot read, or of no model of that family.
+        InputError: transformers cannot read the configuration, or has no model of that family for it.
     """
     try:
         if gguf_file:
@@ -225,7 +225,7 @@ def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype
 
 
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return QLoRA's quantisation: NF4, double quantisation; stored as the compute type, which ZeRO-3 can shard."""
+    """Return QLoRA's quantisation: NF4, double quantisation, stored in the compute type so that ZeRO-3 can shard it."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -236,10 +236,10 @@ def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def plain_folder(files: ModelFiles) -> str:
-    """Return a folder with a model's weights as safetensors, converted from GGUF in the cache where need be.
+    """Return a folder with a model's weights as safetensors; a GGUF file is converted into the cache first.
 
     Raises:
-        InputError: there is an adapter in the folder too, for which transformers would load another base model.
+        InputError: the folder also holds an adapter, for which transformers would load another base model.
     """
     if Path(files.folder, ADAPTER_CONFIG).exists():
         raise InputError(

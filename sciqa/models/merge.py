@@ -1,4 +1,4 @@
-"""The merge step: an adapter's weights added into those of its base model."""
+"""The `merge` step: adds an adapter's weights to those of its base model."""
 
 import tempfile
 import time
@@ -15,27 +15,27 @@ from sciqa.core.options import Summary
 
 @dataclass(kw_only=True)
 class MergeOptions:
-    """What is merged."""
+    """Options of the `merge` step."""
 
     model: str = "SmolLM2-135M-Instruct"
     """Base model: a packaged one, a local folder, a .gguf file or a hub id."""
     adapter: str = "sciqa-run/trained/reader"
     """Folder of the adapter."""
     output: str = "sciqa-run/merged"
-    """Folder (or URI) for the merged model; it must not be there yet."""
+    """Folder (or URI) for the merged model; it must not exist yet."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type in which the weights are written; they are added in float32."""
+    """Type of the written weights; they are added in float32."""
 
     def __post_init__(self) -> None:
-        """Make paths that are here absolute."""
+        """Make local paths absolute."""
         self.model, self.adapter = local_path(self.model), local_path(self.adapter)
 
 
 def merge(options: MergeOptions) -> Summary:
-    """Write base and adapter as one model, in safetensors, that plain transformers loads; whole or not at all.
+    """Write base model and adapter as one safetensors model that transformers loads; completely or not at all.
 
     Raises:
-        InputError: no such adapter, one for another base, or of a kind that has no weights to add.
+        InputError: there is no such adapter, it is for another base model, or base or adapter cannot be merged.
     """
     started = time.monotonic()
     if said := check_base(options.adapter, options.model):

@@ -9,12 +9,12 @@ from sciqa.exam.questions import options_of
 from sciqa.models.padding import PaddedScorer, padded
 from sciqa.models.scorer import Encoded, check_tokens, too_long
 
-#: Padded rows are of a multiple of this many tokens, which tensor cores want.
+#: The length of padded rows is a multiple of this many tokens, which suits tensor cores.
 PAD_TO_MULTIPLE_OF = 8
 
 
 class MultipleChoiceScorer(PaddedScorer):
-    """Scores rows `[CLS] context [SEP] prompt option [SEP]`; questions may have unlike numbers of options."""
+    """Scores rows `[CLS] context [SEP] prompt option [SEP]`; questions may differ in their number of options."""
 
     auto_class = "AutoModelForMultipleChoice"
 
@@ -32,12 +32,12 @@ class MultipleChoiceScorer(PaddedScorer):
         both = self._rows(context, asked)
         if _longest(both) <= limit:
             return both
-        if _longest(self._pairs("", asked)) >= limit:  # no room for a word of the context beside its separators
+        if _longest(self._pairs("", asked)) >= limit:  # no room for any context beside its separators
             return replace(alone, cut=True)
         return replace(self._pairs(context, asked, truncation="only_first", max_length=limit), cut=True)
 
     def _rows(self, context: str, asked: list[str]) -> Encoded:
-        # Longformer's head looks for the separators of two texts in every row.
+        # Longformer's head needs the separators of two texts in every row.
         if context or self.model.config.model_type == "longformer":
             return self._pairs(context, asked)
         return _encoded(self._tokens(asked))
@@ -46,7 +46,7 @@ class MultipleChoiceScorer(PaddedScorer):
         return _encoded(self._tokens([context] * len(asked), asked, **how))
 
     def _tokens(self, *texts: list[str], **how: object) -> dict[str, list[list[int]]]:
-        """Return what the tokenizer makes of texts, in which a `[SEP]` is no separator but text."""
+        """Tokenise texts; a `[SEP]` in them is read as text, not as a separator."""
         return self.tokenizer(*texts, split_special_tokens=True, **how)
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
@@ -55,7 +55,7 @@ class MultipleChoiceScorer(PaddedScorer):
         return sum(len(group) * self._width([lengths[number] for number in group]) for group in self.groups(lengths))
 
     def _width(self, lengths: list[int]) -> int:
-        """Return the tokens of each row of a batch, padding included."""
+        """Return the row length of a batch in tokens, padding included."""
         return max(lengths) if self.layout != "padded" else -(-max(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
@@ -71,7 +71,7 @@ class MultipleChoiceScorer(PaddedScorer):
         return list(in_order.split([len(question.options) for question in batch]))
 
     def _inputs(self, rows: list[list[int]], types: list[list[int] | None]) -> dict[str, torch.Tensor]:
-        """Return rows for the model, each as the one choice of a question, shape (rows, 1, tokens)."""
+        """Return model inputs of shape (rows, 1, tokens): each row is the only choice of a question."""
         width = self._width([len(row) for row in rows])
         side = self.tokenizer.padding_side
         padding = self.tokenizer.pad_token_id or 0
@@ -86,7 +86,7 @@ class MultipleChoiceScorer(PaddedScorer):
 
 
 def _encoded(found: dict[str, list[list[int]]]) -> Encoded:
-    """Return what a tokenizer gives for the options of a question."""
+    """Convert the tokenizer's output for the options of a question."""
     return Encoded([], found["input_ids"], [], segments=found.get("token_type_ids"))
 
 

@@ -1,9 +1,9 @@
-"""Questions laid out as rows of tokens: packed with what they share computed once, or plain, a row per option.
+"""Lay out questions as rows of tokens: packed rows compute shared tokens once, plain rows hold one option each.
 
-A packed row holds the tokens that its questions' prompts share, then for each question the rest of its prompt and its
-options one after the other. A token sees the earlier tokens of its own part and of the parts it follows, and positions
-count along that path, so every option gets keys and values of context and question that were computed once, and the
-scores are those of as many separate sequences.
+A packed row holds the prompt prefix that its questions share, then for each question the rest of its prompt and its
+options one after the other. A token attends to the earlier tokens of its own part and to the parts that it continues;
+positions count along that path. So the keys and values of context and question are computed once for all options, and
+the scores equal those of separate sequences.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ import torch
 
 from sciqa.models.scorer import Encoded, common_tokens
 
-#: Prompts that begin with as many equal tokens share a row.
+#: Prompts share a row if at least this many tokens at their start are equal.
 SHARED_AT_LEAST = 64
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a batch of rows the tokens of one option that count are predicted.
+    """Place in a batch of rows where the scored tokens of one option are predicted.
 
     Attributes:
-        question: number of the question among those that were laid out.
-        option: number of its option.
-        row: that holds the option.
-        columns: that predict its last tokens, in their order.
+        question: index of the question among those laid out.
+        option: index of the option.
+        row: index of the row that holds the option.
+        columns: columns whose logits predict its last tokens, in order.
     """
 
     question: int
@@ -40,10 +40,11 @@ class Rows:
 
     Attributes:
         ids: tokens, shape (rows, tokens).
-        mask: of packed rows, True where a token (row) sees another (column), shape (rows, 1, tokens, tokens); of plain
-            rows, 1 for tokens and 0 for padding, shape (rows, tokens).
-        positions: of packed rows, shape (rows, tokens); None of plain rows, which count them as the model does.
-        places: of all options in the rows.
+        mask: attention mask. Packed rows: True where a token (row) sees another (column), shape (rows, 1, tokens,
+            tokens). Plain rows: 1 for tokens and 0 for padding, shape (rows, tokens).
+        positions: position ids of packed rows, shape (rows, tokens); None for plain rows, whose positions the model
+            counts.
+        places: places of all options in the rows.
     """
 
     ids: torch.Tensor
@@ -53,12 +54,12 @@ class Rows:
 
     @property
     def first(self) -> int:
-        """The first column whose logits are wanted."""
+        """The first column whose logits are needed."""
         return min(place.columns[0] for place in self.places)
 
 
 def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
-    """Return the numbers of the questions in rows of at most `most` tokens, where more than one is in a row."""
+    """Group questions into rows by prompt prefix, as indices; rows of several questions have at most `most` tokens."""
     groups: dict[tuple, list[int]] = {}
     for number, question in enumerate(questions):
         start = tuple(question.prompt[:SHARED_AT_LEAST])
@@ -77,7 +78,7 @@ def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> lis
 
 
 def shared_tokens(questions: Sequence[Encoded]) -> int:
-    """Return how many tokens all prompts begin with, at least one less than the shortest has; 0 for one question."""
+    """Return the length of the common prompt prefix, shorter than every prompt; 0 for one question."""
     if len(questions) == 1:
         return 0
     prompts = [question.prompt for question in questions]
@@ -85,12 +86,12 @@ def shared_tokens(questions: Sequence[Encoded]) -> int:
 
 
 def row_tokens(questions: Sequence[Encoded]) -> int:
-    """Return the length of a row that holds these questions."""
+    """Return the length in tokens of a packed row of these questions."""
     return sum(question.length for question in questions) - (len(questions) - 1) * shared_tokens(questions)
 
 
 def pack(questions: Sequence[Encoded]) -> Rows:
-    """Return questions as packed rows, those with shared prefixes in one."""
+    """Return questions as packed rows; questions with a common prefix share a row."""
     rows = share_prefixes(questions)
     width = max(row_tokens([questions[number] for number in row]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -112,11 +113,11 @@ def pack(questions: Sequence[Encoded]) -> Rows:
 
 
 def plain(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> Rows:
-    """Return a row for each of some options, with the prompt of its question before it.
+    """Return plain rows: one for each given option, with the prompt before it.
 
     Args:
-        questions: that the options belong to.
-        options: pairs of the number of a question and of one of its options.
+        questions: questions that the options belong to.
+        options: pairs (question index, option index).
     """
     rows = [questions[question].prompt + questions[question].options[option] for question, option in options]
     width = max(map(len, rows))
@@ -130,7 +131,7 @@ def plain(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> R
 
 
 class _Row:
-    """One row while it is filled, part by part."""
+    """Builder of one packed row, filled part by part."""
 
     def __init__(self, ids: torch.Tensor, positions: torch.Tensor) -> None:
         self.ids, self.positions = ids, positions
@@ -138,7 +139,7 @@ class _Row:
         self.paths: list[list[int]] = []
 
     def add(self, tokens: list[int], parent: int | None = None) -> int:
-        """Append the tokens of a part that follows another one, and return the part's number."""
+        """Append a part that continues the part `parent`, and return its index."""
         path = self.paths[parent] if parent is not None else []
         start = self.parts[-1].stop if self.parts else 0
         before = sum(self.parts[part].stop - self.parts[part].start for part in path)
@@ -149,7 +150,7 @@ class _Row:
         return len(self.parts) - 1
 
     def sees(self) -> torch.Tensor:
-        """Return which tokens see which; padding sees itself, since a softmax over nothing is not a number."""
+        """Return the attention mask; padding sees itself, because a softmax over nothing is not a number."""
         seen = torch.eye(len(self.ids), dtype=torch.bool)
         for part, path in zip(self.parts, self.paths, strict=True):
             for before in path:

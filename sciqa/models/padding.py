@@ -1,8 +1,8 @@
-"""Rows of unlike length: padded into one batch where a model ignores padding, else batches of rows of equal length.
+"""Batch rows of different lengths: padded if the model ignores padding, otherwise by equal length or one by one.
 
-Convolutions, Fourier transforms, and pooled, hashed or relative attention let padding into the scores of some encoders
-in spite of the mask; so do some decoders. Which ones cannot be told from a name, so the model itself is asked, before
-its first batch: some rows are scored padded, and each by itself.
+In some encoders padding changes the scores in spite of the mask, through convolutions, Fourier transforms, or pooled,
+hashed or relative attention; also in some decoders. The name of a model does not tell, so each model is tested before
+its first batch: it scores some rows padded, and each row alone.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from sciqa.models.proof import clear_errors, float32_copies, run_with
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.models.verdict import Verdict
 
-#: How rows are computed together, the quickest first.
+#: Ways to batch rows, fastest first.
 Layout = Literal["padded", "equal lengths", "single rows"]
 INSTEAD = {
     "equal lengths": "so only rows of equal length are computed together",
     "single rows": "so each row is computed by itself, which takes longer",
 }
-#: The questions of the proof: words of the context, of the prompt and of each option.
+#: Questions of the test: number of words in the context, the prompt and each option.
 PROBE = ((0, 3, (1, 4)), (9, 5, (2, 1, 7)), (60, 8, (3, 1)))
 
 
 class PaddedScorer(Scorer):
-    """A scorer whose rows are padded where the proof finds that this changes no score."""
+    """A scorer that pads rows if a test shows that padding changes no score."""
 
     def prove(self) -> Verdict:
         """See `Scorer.prove`."""
@@ -40,7 +40,7 @@ class PaddedScorer(Scorer):
         return self.layout != "padded"
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return the numbers of the rows, of these lengths, that are computed together."""
+        """Group rows, given by their lengths, into batches; return the row indices of each batch."""
         found: dict[int, list[int]] = {}
         for number, length in enumerate(lengths):
             key = {"padded": 0, "equal lengths": length, "single rows": number}[self.layout]
@@ -48,24 +48,24 @@ class PaddedScorer(Scorer):
         return list(found.values())
 
     def check_causal(self, question: Encoded) -> None:
-        """Raise `InputError` where the score of a token depends on the tokens behind it, though it should not."""
+        """Raise `InputError` if a decoder's predictions depend on later tokens; encoders need no check."""
 
 
 def padded(rows: Sequence[list[int]], fill: int, width: int, side: str = "right") -> torch.Tensor:
-    """Return rows of a width as a tensor of shape (rows, tokens), filled up on one side."""
+    """Return rows as a tensor of shape (rows, width), padded with `fill` on one side."""
     each = [[fill] * (width - len(row)) for row in rows]
     pairs = zip(rows, each, strict=True)
     return torch.tensor([row + empty if side == "right" else empty + row for row, empty in pairs])
 
 
 def prove(scorer: PaddedScorer) -> Verdict:
-    """Return the quickest layout in which a model scores a probe as it scores each row of it by itself.
+    """Return the fastest layout in which a model scores test questions as it scores each row alone.
 
-    Scores are compared in float32, in which the two are equal but for rounding; where there is no room for a copy of
-    the weights, or they are quantised, in the model's own type, within what rounding makes.
+    Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
+    copy does not fit in memory, they are compared in the model's own type, within its rounding error.
 
     Raises:
-        InputError: the model cannot score options, scores them with what are no numbers, or otherwise every time.
+        InputError: the model cannot score options, its scores are not numbers, or they differ every time.
     """
     training = scorer.model.training
     scorer.model.eval()
@@ -80,12 +80,12 @@ def prove(scorer: PaddedScorer) -> Verdict:
 def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> Verdict:
     name, exact = type(scorer.model).__name__, _alone(scorer, probe, weights)
     relative, absolute = (2e-5, 1e-4) if weights is not None else (0.02, 0.05)
-    # Whether a row is a long one, to which some models attend otherwise, must not depend on the others.
+    # Some models attend differently to long rows. Padding could make a short row long, so it is not tried for them.
     said = "attends otherwise to long rows than to short ones" if scorer.switching else ""
     for layout in get_args(Layout)[bool(said) :]:
         try:
             scores = _scores(scorer, probe, weights, layout)
-        except Exception as error:  # whatever a model raises, it does not take this layout
+        except Exception as error:  # any error means that the model does not support this layout
             said = said or f"{type(error).__name__} in padded rows"
             continue
         if np.allclose(scores, exact, relative, absolute):
@@ -95,26 +95,26 @@ def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) 
 
 
 def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> np.ndarray:
-    """Return the score of each row by itself, by which the others are judged."""
+    """Return the scores of rows computed alone, the reference for all layouts."""
     name = type(scorer.model).__name__
     with clear_errors(scorer):
         exact = _scores(scorer, probe, weights, "single rows")
         run_with(scorer, weights, lambda: scorer.check_causal(probe[1]))
     if not np.isfinite(exact).all():
         raise InputError(f"{name}: its scores are not numbers; pass --precision float32, or weights that are whole")
-    if np.ptp(exact) < 1e-6:  # MRA's attention is nothing but zeros where its CUDA kernel is missing
+    if np.ptp(exact) < 1e-6:  # MRA's attention gives only zeros without its CUDA kernel
         raise InputError(f"{name}: scores all texts alike; use another model, or weights that are whole")
     return exact
 
 
 def _scores(scorer: PaddedScorer, questions: list[Encoded], weights: dict | None, layout: Layout) -> np.ndarray:
-    """Return the scores of all options, one question after the other."""
+    """Return the scores of all options in a layout, question by question."""
     scorer.verdict = Verdict(layout)
     return torch.cat(run_with(scorer, weights, lambda: scorer(questions))).double().cpu().numpy()
 
 
 def _probe(scorer: PaddedScorer) -> list[Encoded]:
-    """Return questions of unlike lengths, whose tokens are random ones but for those that the tokenizer puts in."""
+    """Return test questions of different lengths, with random tokens except the tokenizer's special ones."""
     rng = np.random.default_rng(0)
     special = set(scorer.tokenizer.all_special_ids) - {scorer.tokenizer.unk_token_id}
     known = min(len(scorer.tokenizer), getattr(scorer.model.config.get_text_config(), "vocab_size", None) or 1 << 30)

@@ -1,9 +1,9 @@
-"""The proof at load: that a causal model scores packed rows as it scores each option's sequence alone.
+"""Test at load time whether a causal model scores packed rows as it scores each option's sequence alone.
 
-A packed row needs a model whose attention keeps to a mask of any shape. Recurrent and hybrid models carry a state from
-each token to the next, some implementations of attention read a mask in another way, and some models crash. Which do
-cannot be told from a name, so the model itself is asked, once on each machine: a small batch is scored in the quickest
-layout, and each option's sequence alone, as transformers computes it. Where the two differ, the next layout is tried.
+Packed rows need a model whose attention obeys a mask of any shape. Recurrent and hybrid models carry a state from each
+token to the next, some attention implementations read masks differently, and some models crash. The name of a model
+does not tell, so each model is tested once per machine: it scores a small batch in the fastest layout, and each
+option's sequence alone, as transformers computes it. If the two differ, the next layout is tried.
 """
 
 import json
@@ -25,15 +25,15 @@ from sciqa.core.tables import fingerprint
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.models.verdict import Verdict
 
-#: How sequences are laid out, the quickest first: what they share computed once; the prompt computed once and kept in
-#: the model's cache; a row for each option in padded batches; each row a batch of its own.
+#: Ways to lay out sequences, fastest first: shared tokens computed once; the prompt computed once and kept in the
+#: model's cache; one row per option in padded batches; each row a batch of its own.
 Layout = Literal["packed", "cached prompt", "rows", "single rows"]
-#: Changes with what is proved, or how.
+#: Version of the test, part of the cache key; raise it when the test changes.
 PROOF = 2
-#: Tokens of the prompts of a probe, and of their options. The last two prompts begin with as many equal tokens as
-#: packing shares.
+#: Lengths in tokens of the test prompts, of their options, and of the prefix of the last two prompts, which is long
+#: enough for packing to share it.
 PROMPTS, OPTIONS, SHARED = (5, 70, 77), ((1, 4, 2), (3, 1), (2, 2, 5, 1)), 66
-#: Tokens that are put behind a sequence to see that its scores do not change.
+#: Number of tokens appended to a sequence to check that its scores do not change.
 BEHIND = 3
 INSTEAD = {
     "cached prompt": "so its prompts are computed once and kept in its own cache, one question at a time",
@@ -43,13 +43,13 @@ INSTEAD = {
 
 
 def prove(scorer: Scorer) -> Verdict:
-    """Return the quickest layout in which a model scores a probe as it scores each option's sequence alone.
+    """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
-    Scores are compared in float32, in which the two are equal but for rounding; where there is no room for a copy of
-    the weights, or they are quantised, in the model's own type, within what rounding makes.
+    Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
+    copy does not fit in memory, they are compared in the model's own type, within its rounding error.
 
     Raises:
-        InputError: the model is not causal, or gives scores that are not numbers.
+        InputError: the model is not causal, or its scores are not numbers or differ every time.
     """
     name = type(scorer.model).__name__
     if scorer.switching:
@@ -81,11 +81,11 @@ def prove(scorer: Scorer) -> Verdict:
 
 
 def stored_proof(scorer: Scorer, revision: str) -> Verdict:
-    """Return what `Scorer.prove` finds, from this machine's cache where the same model was proved here before.
+    """Return the result of `Scorer.prove`, from this machine's cache if the same model was tested before.
 
     Args:
         scorer: the model.
-        revision: tells its files from all others.
+        revision: identifies its files.
     """
     about = [
         *(PROOF, revision, type(scorer.model).__name__, _dtype(scorer), getattr(scorer.model, "is_quantized", False)),
@@ -108,7 +108,7 @@ def _quickest(
         try:
             scores = run_with(scorer, weights, lambda: scorer(probe))
             difference = np.abs(np.concatenate([score.double().cpu().numpy() for score in scores]) - exact)
-        except Exception as error:  # whatever a model raises, it does not take this layout
+        except Exception as error:  # any error means that the model does not support this layout
             said = said or f"{type(error).__name__} in packed rows"
             continue
         if (difference <= allowed).all():
@@ -122,7 +122,7 @@ def _quickest(
 
 @contextmanager
 def clear_errors(scorer: Scorer) -> Iterator[None]:
-    """Make an `InputError` of whatever a model raises that computes rows by themselves, as transformers does."""
+    """Turn any error of a model that computes single rows, as transformers does, into an `InputError`."""
     try:
         yield
     except InputError:
@@ -136,14 +136,14 @@ def clear_errors(scorer: Scorer) -> Iterator[None]:
 
 
 def run_with(scorer: Scorer, weights: dict | None, function: Callable[[], object]) -> object:
-    """Call a function with other weights in the scorer's place, where there are any."""
+    """Call a function while other weights, if any, replace the scorer's own."""
     if not weights:
         return function()
     return torch.func.functional_call(_Call(scorer, function), weights)
 
 
 class _Call(torch.nn.Module):
-    """A function of a scorer as a module that holds it, which `functional_call` wants."""
+    """Module that wraps a function of a scorer, as `functional_call` requires."""
 
     def __init__(self, scorer: Scorer, function: Callable[[], object]) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _Call(torch.nn.Module):
 
 
 def _probe(scorer: Scorer) -> list[Encoded]:
-    """Return three questions of random tokens within what the model reads, two of them with a shared beginning."""
+    """Return three questions of random tokens that fit the model; two of them share a prefix."""
     config, rng = scorer.model.config.get_text_config(), np.random.default_rng(0)
     marks = set()
     for mark in ("pad", "bos", "eos", "decoder_start"):
@@ -176,7 +176,7 @@ def _probe(scorer: Scorer) -> list[Encoded]:
 
 
 def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
-    """Return copies of weights and buffers in float32, where the model is plain and there is room for them."""
+    """Return float32 copies of weights and buffers: {} if not needed, None if quantised or too large for memory."""
     named = {f"scorer.{name}": tensor for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]}
     if getattr(scorer.model, "is_quantized", False):
         return None
@@ -191,10 +191,10 @@ def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
 
 
 def _alone(scorer: Scorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return each option's log-likelihood by its sequence alone, and by how much tokens behind it would change that.
+    """Return each option's log-likelihood in its own sequence, and the change when other tokens follow.
 
-    Both of shape (options of all questions,); what they change is seen in the first option of each question. In exact
-    numbers a causal model's would not change.
+    Both have shape (options of all questions,). The change is measured on the first option of each question; a causal
+    model shows none in exact arithmetic.
     """
     behind = probe[1].prompt[:BEHIND]
     alone, changes = [], []
@@ -209,7 +209,7 @@ def _alone(scorer: Scorer, probe: list[Encoded], weights: dict | None) -> tuple[
 def _sequence_score(
     scorer: Scorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
 ) -> float:
-    """Return an option's log-likelihood by one sequence, which other tokens may follow."""
+    """Return an option's log-likelihood in one sequence that ends with the tokens `behind`."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)
     logits = run_with(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
     first = len(question.prompt) - 1

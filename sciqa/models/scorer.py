@@ -1,7 +1,7 @@
-"""What every reading model shares: how a question is put to it, and how its options are scored.
+"""Base class and helpers of all scorers: encode a question and score its options.
 
 A scorer is a torch module over a transformers model. Its forward pass gives a score for every option of a batch of
-questions, so that the trainer differentiates through the same computation by which the predictor ranks.
+questions, so that training differentiates the same computation that ranks options in prediction.
 """
 
 import inspect
@@ -25,24 +25,24 @@ from sciqa.models.format import Completion, Format, Normalise
 if TYPE_CHECKING:
     from sciqa.models.verdict import Verdict
 
-#: Names of modules that hold a row for each position in a text, and of others like them.
+#: Names of modules with learned text positions, and of similar modules to leave out.
 POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")
 OTHER_POSITIONS = re.compile(r"vision|visual|image|audio|entity|relative")
-#: What asks for an option.
+#: End of a plain prompt, before the option.
 CUE = "\nAnswer:"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A question in tokens.
+    """A tokenised question.
 
     Attributes:
         prompt: tokens of context and question.
         options: tokens of each option.
-        divisors: what each option's log-likelihood is divided by.
-        counted: how many of each option's last tokens its log-likelihood is of; by default all.
+        divisors: divisor of each option's log-likelihood.
+        counted: number of last tokens of each option that are scored; by default all.
         cut: whether the context was cut to fit the model.
-        segments: of each option's tokens the text that it belongs to, where the tokenizer says so.
+        segments: token type ids of each option, if the tokenizer gives them.
     """
 
     prompt: list[int]
@@ -53,17 +53,17 @@ class Encoded:
     segments: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
-        """Fill the default."""
+        """Fill the default of `counted`."""
         if not self.counted:
             object.__setattr__(self, "counted", [len(option) for option in self.options])
 
     @property
     def length(self) -> int:
-        """Tokens that this question adds to a batch."""
+        """Number of tokens that this question adds to a batch."""
         return len(self.prompt) + sum(map(len, self.options))
 
     def only(self, number: int) -> "Encoded":
-        """Return the question with one of its options."""
+        """Return the question with only one of its options."""
         one = slice(number, number + 1)
         return replace(
             self,
@@ -75,17 +75,17 @@ class Encoded:
 
 
 class Scorer(nn.Module):
-    """A model and its tokenizer as a scorer of options.
+    """Model with tokenizer that scores the options of questions.
 
     Args:
         model: a transformers model, or one wrapped by peft.
-        tokenizer: of that model.
-        style: how questions are put to it.
+        tokenizer: its tokenizer.
+        style: its question format.
     """
 
     #: Name of the transformers class that loads such a model.
     auto_class: str
-    #: What the proof found.
+    #: Result of the layout test; None before it.
     verdict: "Verdict | None" = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
@@ -95,7 +95,7 @@ class Scorer(nn.Module):
         self.limit = min(own, style.max_length or own)
 
     def prove(self) -> "Verdict":
-        """Return the quickest layout of a batch in which the model scores each row as it does by itself.
+        """Return the fastest batch layout in which the model scores each row as it scores it alone.
 
         Raises:
             InputError: there is none, or the model cannot score options.
@@ -104,31 +104,31 @@ class Scorer(nn.Module):
 
     @property
     def layout(self) -> str:
-        """How a batch is laid out for the model, by a proof that is made before the first one."""
+        """How batches are laid out for the model; tested before the first batch."""
         if self.verdict is None:
             self.verdict = self.prove()
         return self.verdict.layout
 
     @property
     def note(self) -> str | None:
-        """What a user should know of how this model is computed, if anything."""
+        """Message for the user about how this model is computed, if any."""
         return self.verdict.note if self.verdict else None
 
     @property
     def calls_vary(self) -> bool:
-        """Whether one batch takes more calls of the model than another, in which ranks of ZeRO-3 must agree."""
+        """Whether batches differ in their number of model calls, which ZeRO-3 needs to be equal on all ranks."""
         raise NotImplementedError
 
     @property
     def switching(self) -> list[nn.Module]:
-        """The model's parts that attend otherwise to long rows than to short ones, as BigBird's do."""
+        """Modules that attend differently to long rows than to short ones, as in BigBird."""
         parts = [module for module in self.model.modules() if hasattr(module, "set_attention_type")]
         return [
             part for part in parts if getattr(getattr(part, "config", None), "attention_type", "") == "block_sparse"
         ]
 
     def reset(self) -> None:
-        """Undo what an earlier row has changed: after a short one these parts attend otherwise to all others."""
+        """Restore sparse attention in the modules of `switching`, which a short row turns off for all later rows."""
         for module in self.switching:
             module.set_attention_type("block_sparse")
 
@@ -140,11 +140,11 @@ class Scorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where batches must be."""
+        """Device on which batches must be."""
         return next(self.model.parameters()).device
 
     def encode(self, question: dict, context: str) -> Encoded:
-        """Return a row of the exam table in tokens, only its context cut where it is too long.
+        """Tokenise a row of the exam table; if it is too long, only its context is cut.
 
         Raises:
             InputError: the question is too long without any context.
@@ -152,7 +152,7 @@ class Scorer(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
-        """Return an array of shape (options,) per question: higher is likelier, softmax gives probabilities."""
+        """Return scores of shape (options,) per question: higher is likelier, softmax gives probabilities."""
         raise NotImplementedError
 
     def score_batches(self, batches: Sequence[Sequence[Encoded]]) -> Iterable[list[torch.Tensor]]:
@@ -160,19 +160,19 @@ class Scorer(nn.Module):
         return map(self, batches)
 
     def tokens(self, batch: Sequence[Encoded]) -> int:
-        """Return the tokens that the model computes for a batch: those that questions share count once."""
+        """Return the number of tokens computed for a batch; shared tokens count once."""
         return sum(question.length for question in batch)
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
-        """Return `tokens` with the padding between them."""
+        """Return `tokens` plus padding."""
         raise NotImplementedError
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
-        """Return the numbers of the questions in batches of like length, each of at most `budget` padded tokens."""
+        """Group questions of similar length, as indices, into batches of at most `budget` padded tokens."""
         return batch_by_tokens([[number] for number in range(len(questions))], [q.length for q in questions], budget)
 
     def _cut(self, question: dict, context: str, encode: Callable[[str], Encoded]) -> Encoded:
-        """Encode with as much of the context as fits, cut from its end, where the less similar passages are."""
+        """Encode with as much context as fits, cut at its end, where the least similar passages are."""
 
         def over(encoded: Encoded) -> int:
             return len(encoded.prompt) + max(map(len, encoded.options)) - self.limit
@@ -186,11 +186,11 @@ class Scorer(nn.Module):
 
 
 def fit_context(context: str, fits: Callable[[str], bool]) -> str:
-    """Return as many of a context's first sentences as fit; where not even the first does, of its words.
+    """Return as many first sentences of a context as fit, or first words if not even one sentence fits.
 
     Args:
         context: text that is too long.
-        fits: whether a shorter text is short enough; nothing is.
+        fits: tells whether a text is short enough, which the empty text must be.
     """
     sentences = np.cumsum([len(sentence) for sentence in split_sentences(context)]).tolist()
     words = [found.end() for found in re.finditer(r"\S+", context[: sentences[0] if sentences else 0])]
@@ -198,16 +198,16 @@ def fit_context(context: str, fits: Callable[[str], bool]) -> str:
 
 
 def _longest(text: str, ends: list[int], fits: Callable[[str], bool]) -> str:
-    """Return a text up to the last of some growing ends at which it fits, or nothing."""
+    """Return the longest prefix that fits and stops at one of the ascending `ends`, or an empty text."""
     found = bisect_left(ends, True, key=lambda end: not fits(text[:end].rstrip()))
     return text[: ends[found - 1]].rstrip() if found else ""
 
 
 def position_limit(model: nn.Module, config: PreTrainedConfig) -> int:
-    """Return the most tokens that a model, or the part of one that reads text, has positions for.
+    """Return the maximum number of tokens that a model, or its text part, has positions for.
 
-    Besides what its configuration says, tables of learned positions count, of which some begin behind the padding
-    token, as RoBERTa's 514 places for 512 tokens do.
+    The configuration and all tables of learned positions limit it. Some tables start after the padding token, such as
+    RoBERTa's with 514 places for 512 tokens.
     """
     said = getattr(config, "max_position_embeddings", None) or 0
     limits = [said if said > 0 else 1 << 20]  # XLNet's is -1
@@ -220,7 +220,7 @@ def position_limit(model: nn.Module, config: PreTrainedConfig) -> int:
 
 
 def too_long(question: dict, tokens: int, limit: int) -> InputError:
-    """Return the error of a question that does not fit a model even without its context."""
+    """Return the error for a question that does not fit a model even without context."""
     return InputError(
         f"question {question['id']!r}: {tokens} tokens without any context, the model's limit is {limit}; "
         "shorten it or use a model with a longer context"
@@ -228,12 +228,12 @@ def too_long(question: dict, tokens: int, limit: int) -> InputError:
 
 
 def check_tokens(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
-    """Raise `InputError` for an option that a tokenizer left nothing of.
+    """Raise `InputError` for an option without tokens.
 
     Args:
         question: row of the exam table.
         options: its options by letter.
-        tokens: of each option.
+        tokens: tokens of each option.
     """
     for letter, ids in zip(options, tokens, strict=True):
         if not ids:
@@ -244,7 +244,7 @@ def check_tokens(question: dict, options: dict[str, str], tokens: list[list[int]
 
 
 def common_tokens(rows: list[list[int]]) -> int:
-    """Return how many tokens all rows begin with."""
+    """Return the length of the common prefix of all rows, in tokens."""
     first, last = min(rows), max(rows)
     return next(
         (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), min(map(len, rows))
@@ -252,7 +252,7 @@ def common_tokens(rows: list[list[int]]) -> int:
 
 
 def prompt_text(question: dict, context: str, completion: Completion = "text", cue: str = CUE) -> str:
-    """Return what a generative model reads before an option."""
+    """Return the prompt of a generative model, up to the option."""
     given = f"Context: {context}\n\n" if context else ""
     asked = f"{'Question' if question['is_question'] else 'Task'}: {question['prompt']}"
     listed = ""
@@ -262,18 +262,18 @@ def prompt_text(question: dict, context: str, completion: Completion = "text", c
 
 
 def divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
-    """Return what the log-likelihood of each option is divided by: its length in tokens or characters, or 1."""
+    """Return the divisor of each option's log-likelihood: its length in tokens or characters, or 1."""
     lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]
     return [float(max(1, length)) for length in lengths]
 
 
 def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
-    """Return the numbers of questions in batches of rows of like length, each of at most `budget` padded tokens.
+    """Group rows of similar length into batches; return the question indices of each batch.
 
     Args:
-        rows: numbers of the questions in each row.
-        lengths: tokens of each row.
-        budget: tokens; a longer row is a batch of its own.
+        rows: question indices of each row.
+        lengths: number of tokens of each row.
+        budget: most padded tokens of a batch; a longer row is a batch of its own.
     """
     batches: list[list[list[int]]] = []
     longest = 0
@@ -287,7 +287,7 @@ def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> l
 
 @torch.inference_mode()
 def score_options(scorer: Scorer, questions: Sequence[Encoded], tokens_per_batch: int = 2048) -> list[np.ndarray]:
-    """Return the scores of every option, one array of shape (options,) per question, in the order given."""
+    """Return the scores of all options, one array of shape (options,) per question, in the given order."""
     scores: list[np.ndarray] = [np.empty(0)] * len(questions)
     batches = scorer.batches(questions, tokens_per_batch)
     found = scorer.score_batches([[questions[number] for number in batch] for batch in batches])

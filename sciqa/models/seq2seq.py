@@ -13,12 +13,12 @@ from sciqa.models.format import Format
 from sciqa.models.padding import PaddedScorer, padded
 from sciqa.models.scorer import Encoded, check_tokens, divisors, position_limit, prompt_text
 
-#: Label that the loss leaves out.
+#: Label that the loss ignores.
 IGNORED = -100
 
 
 class Seq2SeqScorer(PaddedScorer):
-    """Scores options by the decoder's log-likelihood of their text, or letter, with the end token."""
+    """Scores options by the decoder's log-likelihood of their text or letter, including the end token."""
 
     auto_class = "AutoModelForSeq2SeqLM"
 
@@ -37,7 +37,7 @@ class Seq2SeqScorer(PaddedScorer):
             raise InputError("--completion yes: for causal models only; use text or letter")
         by_letter = options_of(question)
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
-        # Marian has other tokens for what is said than for what is read.
+        # Marian tokenises the decoder's text differently from the encoder's.
         tokens = self._tokens(text_target=options)
         check_tokens(question, by_letter, self._tokens(text_target=list(by_letter.values()), add_special_tokens=False))
         if (longest := max(map(len, tokens))) > self.longest_option:
@@ -53,7 +53,7 @@ class Seq2SeqScorer(PaddedScorer):
         return self._cut(question, context, encode)
 
     def _tokens(self, *texts: str, **how: object) -> list:
-        """Return the tokens of texts, in which a `</s>` is no end but text."""
+        """Tokenise texts; a `</s>` in them is read as text, not as the end."""
         return self.tokenizer(*texts, split_special_tokens=True, **how)["input_ids"]
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
@@ -88,10 +88,9 @@ class Seq2SeqScorer(PaddedScorer):
         return [[found[number, option] for option in range(len(q.options))] for number, q in enumerate(batch)]
 
     def _read(self, prompts: list[list[int]]) -> dict[str, Any]:
-        """Return prompts, shape (prompts, tokens), and what the encoder makes of them, as the whole model takes them.
+        """Return prompts, shape (prompts, tokens), and their encoder output, as arguments of the whole model.
 
-        With the encoder's output given, most models need the tokens no more; FSMT masks later tokens of an option only
-        where it has them.
+        Given the encoder output, most models do not need the prompts; FSMT does, to mask later tokens of an option.
         """
         width = max(map(len, prompts))
         padding = self.model.config.pad_token_id
@@ -101,7 +100,7 @@ class Seq2SeqScorer(PaddedScorer):
         return given | {"encoder_outputs": self.model.get_encoder()(**given)}
 
     def _say(self, read: dict[str, Any], options: list[list[int]]) -> list[torch.Tensor]:
-        """Return the log-likelihoods of the tokens of options, each after the prompt that was read for it."""
+        """Return the log-likelihoods of the tokens of options, each given its encoded prompt."""
         labels = padded(options, IGNORED, max(map(len, options))).to(self.device)
         logits = self.model(**read, decoder_input_ids=self._shifted(labels), use_cache=False).logits
         chosen = -torch.nn.functional.cross_entropy(
@@ -110,19 +109,19 @@ class Seq2SeqScorer(PaddedScorer):
         return [row[: len(option)] for row, option in zip(chosen, options, strict=True)]
 
     def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the decoder's input as the model makes it for training: its start token, then all labels but the last.
+        """Return the decoder input as in training: the start token, then all labels but the last.
 
-        mBART and its like start with the last label, which is the language.
+        mBART and similar models start with the last label, which is the language.
         """
         if shift := getattr(self.model, "prepare_decoder_input_ids_from_labels", None):
-            return shift(labels.clone())  # some change what they are given
+            return shift(labels.clone())  # some models change their input
         start = torch.full_like(labels[:, :1], self.model.config.decoder_start_token_id)
         return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
 
     def check_causal(self, question: Encoded) -> None:
         """See `PaddedScorer.check_causal`."""
         option, other = (question.options[0] * 4)[:4], question.prompt[len(question.prompt) // 2]
-        # mBART starts with the last token, so only what stands between the two differs.
+        # mBART starts with the last token, so the last token stays and the one before it changes.
         changed = [*option[:2], other, option[3]]
         first, second = self._likelihoods([Encoded(question.prompt, [option, changed], [1.0, 1.0])])[0]
         if (first[:2] - second[:2]).abs().max() > 1e-3:
@@ -133,8 +132,8 @@ class Seq2SeqScorer(PaddedScorer):
 
 
 def _only(read: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
-    """Return some rows of what was read."""
+    """Return some rows of the result of `_read`."""
     chosen = {name: value[rows] for name, value in read.items() if name != "encoder_outputs"}
-    outputs = copy.copy(read["encoder_outputs"])  # each model has a class of its own for them
+    outputs = copy.copy(read["encoder_outputs"])  # each model has its own output class
     outputs["last_hidden_state"] = outputs.last_hidden_state[rows]
     return chosen | {"encoder_outputs": outputs}

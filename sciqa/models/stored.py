@@ -1,4 +1,4 @@
-"""Weights as they lie on disk: where each tensor is in its safetensors files, and reading them ahead of their use."""
+"""Find tensors in safetensors files, and read them from disk ahead of their use."""
 
 import json
 import math
@@ -15,24 +15,24 @@ from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model, read_about, weight_bytes
 from sciqa.core.identity import find_weights
 
-#: Kinds of decoder (`model_type` of config.json) that are streamed: their layers alone change the hidden states, and
-#: their logits are the normalised last ones times the head.
+#: Decoders (`model_type` of config.json) that can be streamed: only their layers change the hidden states, and their
+#: logits are the normalised last hidden states times the head.
 STREAMED = ("llama", "mistral", "phi3", "qwen2", "qwen3")
-#: Bytes of an element, by the names of safetensors.
+#: Bytes per element, by type name of safetensors.
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-#: Two threads that read in pieces of this many bytes get what the disk gives, through the page cache too.
+#: Reading threads, and bytes per read. Two threads reach the full speed of the disk, through the page cache too.
 READERS, CHUNK = 2, 8 << 20
-#: Tensors begin in a buffer where torch would have them begin.
+#: Alignment of tensors in a buffer, in bytes, as in torch.
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a streamed model is read.
+    """Settings for reading a streamed model.
 
     Attributes:
-        memory: bytes of hidden states beyond which they are kept in a memory-mapped file.
-        say: is told, in words, how far a pass is.
+        memory: most bytes of hidden states in memory; more are kept in a memory-mapped file.
+        say: function that gets progress messages.
     """
 
     memory: int = 1_000_000_000
@@ -44,10 +44,10 @@ class Stored:
     """A tensor, or some of its rows, in a safetensors file.
 
     Attributes:
-        path: of the file.
-        kind: type of its elements, by the name of safetensors.
-        shape: of the tensor.
-        offset: where its bytes begin in the file.
+        path: path of the file.
+        kind: element type, by its name in safetensors.
+        shape: shape of the tensor.
+        offset: first byte of the tensor in the file.
     """
 
     path: str
@@ -57,16 +57,16 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * BYTES[self.kind]
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one of its rows."""
+        """Size of one row in bytes."""
         return self.nbytes // self.shape[0]
 
     def rows(self, start: int, stop: int) -> "Stored":
-        """Return some rows of the tensor."""
+        """Return the rows from `start` up to, not including, `stop`."""
         return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * self.row_bytes)
 
 
@@ -74,9 +74,9 @@ Piece = dict[str, Stored]
 
 
 def check_streamed(name: str) -> None:
-    """Raise `InputError` unless a model can be streamed; its weights themselves are not read.
+    """Raise `InputError` unless a model can be streamed, without reading its weights.
 
-    A GGUF file is checked when it has been converted.
+    A GGUF file is checked after its conversion.
     """
     if find_model(name).gguf_file:
         return
@@ -90,7 +90,7 @@ def check_streamed(name: str) -> None:
 
 
 def find_tensors(folder: str) -> dict[str, Stored]:
-    """Return where every tensor of a model is, by its name.
+    """Return the location of every tensor of a model, by name.
 
     Raises:
         InputError: a file is missing, cut short or not safetensors.
@@ -98,7 +98,7 @@ def find_tensors(folder: str) -> dict[str, Stored]:
     found = {}
     for path in find_weights(Path(folder)):
         try:
-            with safe_open(path, "np"):  # checks the header, and that the file holds all that it names
+            with safe_open(path, "np"):  # checks the header, and that the file holds all tensors
                 pass
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
@@ -113,9 +113,9 @@ def find_tensors(folder: str) -> dict[str, Stored]:
 
 
 def streamed_bytes(name: str) -> int:
-    """Return the bytes of the two layers that are in memory at once; of a GGUF file those of the whole model.
+    """Return the bytes of the two layers that are in memory at once; for a GGUF file, of the whole model.
 
-    It is converted, whole, before it is streamed.
+    A GGUF file is converted as a whole before streaming.
     """
     if find_model(name).gguf_file:
         return weight_bytes(name)
@@ -128,7 +128,7 @@ def streamed_bytes(name: str) -> int:
 
 
 def places(piece: Piece) -> tuple[list[int], int]:
-    """Return where each tensor of a piece begins in its buffer, and the bytes that the buffer needs."""
+    """Return the offset of each tensor of a piece in its buffer, and the buffer size, in bytes."""
     starts, end = [], 0
     for tensor in piece.values():
         starts.append(end)
@@ -137,9 +137,9 @@ def places(piece: Piece) -> tuple[list[int], int]:
 
 
 def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterator[int]:
-    """Read pieces into two buffers in turn, each while the one before is used, and yield the number of its buffer.
+    """Read pieces alternately into two buffers, one piece ahead of use, and yield the buffer index of each piece.
 
-    What is in it lasts until the next is asked for.
+    The content of a buffer is valid until the next piece is requested.
 
     Raises:
         InputError: a file ends before a tensor does.

@@ -1,10 +1,10 @@
-"""Causal language models larger than memory: a layer at a time is read, and all questions pass through it.
+"""Score with causal language models larger than memory: read one layer at a time and run all questions through it.
 
-A pass takes every question through a layer before the next one is looked at, so each weight is read once however many
-questions there are. In memory are two layers, of which one computes while the other is read, and the hidden states of
-the questions. The model is transformers' own, built without weights: for each layer and batch its forward pass runs
-with the weights of that layer, and the other layers pass on what they get. So masks, positions and rotations are the
-model's own, and the scores are those of the whole model.
+A pass runs every question through a layer before it reads the next one, so each weight is read once, however many
+questions there are. Memory holds two layers (one computes while the other is read) and the hidden states of the
+questions. The model is that of transformers, built without weights: for each layer and batch, its forward pass runs
+with the weights of that layer, and the other layers return their input. So masks, positions and rotary embeddings are
+the model's own, and the scores are those of the whole model.
 """
 
 import os
@@ -28,14 +28,14 @@ from sciqa.models.stored import Piece, Stored, Streaming, find_tensors, places, 
 from sciqa.models.verdict import Verdict
 from sciqa.models.weights import CONSTANTS, listed
 
-#: Names of the weights outside the layers, and what those of the layers begin with.
+#: Names of the weights outside the layers, and the prefix of weights in layers.
 EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
-#: Bytes of the blocks of rows in which the embedding, of which only blocks with a token are read, and the head are.
+#: Bytes of the blocks in which embedding and head are read; blocks of the embedding without a used token are skipped.
 EMBEDDING_BLOCK, HEAD_BLOCK = 1 << 20, 32 << 20
-#: Logits that are computed at once.
+#: Number of logits computed at once.
 LOGITS = 1 << 23
-#: Seconds between two words about a pass.
+#: Seconds between two progress messages.
 SILENCE = 5
 
 Weights = dict[str, torch.Tensor]
@@ -46,15 +46,15 @@ class StreamedScorer(CausalScorer):
     """Scores as `CausalScorer` does, with the weights of one layer at a time.
 
     Args:
-        folder: of a model of one of the kinds in `sciqa.models.stored.STREAMED`.
-        tokenizer: of that model.
-        style: how questions are put to it.
-        dtype: type of computing.
-        streaming: how the model is read.
-        device: what it computes on; hidden states are in host memory.
+        folder: folder of a model whose type is in `sciqa.models.stored.STREAMED`.
+        tokenizer: its tokenizer.
+        style: its question format.
+        dtype: type of computation.
+        streaming: settings for reading the model.
+        device: device that computes; hidden states are in host memory.
 
     Raises:
-        InputError: the files lack weights that such a model has, or have them in another shape or type.
+        InputError: the files lack weights of the model, hold unknown ones, or hold some of another shape or type.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class StreamedScorer(CausalScorer):
         super().__init__(model, tokenizer, style)
         self.dtype, self.streaming, self.said = dtype, streaming, 0.0
         self.computes_on = torch.device(device)
-        self.verdict = Verdict("packed")  # what the kinds of model that are streamed do (tests/test_streaming.py)
+        self.verdict = Verdict("packed")  # supported by all streamed models (tests/test_streaming.py)
         self.decoder, self.norm = model.model, model.model.norm
         self.decoder.norm = nn.Identity()
         self.decoder.rotary_emb = type(self.decoder.rotary_emb)(config=config).to(self.device)
@@ -89,7 +89,7 @@ class StreamedScorer(CausalScorer):
         shapes[NORM] = tuple(self.norm.weight.shape)
         tied = self.model.config.tie_word_embeddings and HEAD not in tensors
         names = (EMBEDDING, NORM, EMBEDDING if tied else HEAD)
-        whole = {name: tensors[name] for name in names if name in tensors}  # not those in 4 bits
+        whole = {name: tensors[name] for name in names if name in tensors}  # no 4-bit weights
         self.table, self.final, self.head = (_stored(folder, whole, name, shapes[name])[name] for name in names)
         self.layers: list[Piece] = [{} for _ in self.decoder.layers]
         for name, shape in shapes.items():
@@ -118,7 +118,7 @@ class StreamedScorer(CausalScorer):
         """See `Scorer.score_batches`; one pass over all weights.
 
         Raises:
-            InputError: no room on disk for hidden states, or a file has become shorter.
+            InputError: no room on disk for hidden states, or a weight file has become shorter.
         """
         tokens = sum(map(self.padded_tokens, batches))
         with _room(tokens, self.model.config.hidden_size, self.dtype, self.streaming.memory) as states:
@@ -130,9 +130,9 @@ class StreamedScorer(CausalScorer):
             return work.scores()
 
     def _weights(self, piece: Piece, buffer: torch.Tensor) -> Weights:
-        """Return what has been read as the model computes with it: where type and device are those, the buffer's own.
+        """Return the weights in a buffer, in the type and on the device of computation.
 
-        Weights in 4 bits are unpacked.
+        They are views of the buffer if both are the same already. 4-bit weights are de-quantised.
         """
         weights: Weights = {}
         packed: dict[str, Weights] = {}
@@ -145,7 +145,7 @@ class StreamedScorer(CausalScorer):
         return {name: tensor.to(self.dtype) for name, tensor in weights.items()}
 
     def say(self, layer: int, work: "_Pass") -> None:
-        """Tell how far a pass is, at most every few seconds."""
+        """Report the progress of a pass, at most every `SILENCE` seconds."""
         if not self.streaming.say or time.monotonic() - self.said < SILENCE:
             return
         self.said = time.monotonic()
@@ -158,12 +158,12 @@ class StreamedScorer(CausalScorer):
 
 
 class _Pass:
-    """Batches of questions on their way through a model.
+    """State of one pass of question batches through a model.
 
     Args:
         scorer: the model.
         batches: the questions.
-        states: shape (tokens, hidden size): room for the hidden states of all batches, padding included.
+        states: buffer for the hidden states of all batches, padding included, shape (tokens, hidden size).
     """
 
     def __init__(self, scorer: StreamedScorer, batches: Sequence[Sequence[Encoded]], states: torch.Tensor) -> None:
@@ -183,7 +183,7 @@ class _Pass:
         self.total = torch.full_like(self.chosen, -torch.inf)
 
     def steps(self) -> Iterator[Step]:
-        """Yield, in the order of computing, what is to be read and what is then done with it."""
+        """Yield, in order, the weights to read and the function that then computes with them."""
         scorer = self.scorer
         ids, order = self.ids.sort()
         for start, stop in _blocks(scorer.table, EMBEDDING_BLOCK):
@@ -198,16 +198,16 @@ class _Pass:
             yield {"rows": scorer.head.rows(start, stop)}, partial(self._compare, start)
 
     def _embed(self, places: torch.Tensor, first: int, weights: Weights) -> None:
-        """Fill in the states of tokens whose embeddings have been read."""
+        """Write embeddings that have been read into the states of their tokens."""
         self.states[places] = weights["rows"].to(self.states.device)[self.ids[places] - first]
 
     def _compute(self, number: int, weights: Weights) -> None:
-        """Take every batch through a layer."""
+        """Run every batch through a layer."""
         scorer = self.scorer
         scorer.say(number, self)
         layer = scorer.decoder.layers[number]
         del layer.forward
-        # Laid out anew for each layer, since masks of all batches would take more room than the hidden states.
+        # Laid out again for each layer: the masks of all batches would need more memory than the hidden states.
         rows = (each for batch in self.batches for each in scorer.rows(batch))
         for each, states in zip(rows, self.parts, strict=True):
             given = {
@@ -220,13 +220,13 @@ class _Pass:
         layer.forward = _pass_on
 
     def _gather(self, weights: Weights) -> None:
-        """Normalise the states that predict a token of an option."""
+        """Collect and normalise the hidden states that predict the options' tokens."""
         pairs = zip(self.parts, self.places, strict=True)
         rows = [part[place.row, place.columns] for part, (_, places) in pairs for place in places]
         self.last = functional_call(self.scorer.norm, weights, (torch.cat(rows).to(self.scorer.device),))
 
     def _compare(self, start: int, weights: Weights) -> None:
-        """Compute the logits of some of the vocabulary, and add them to what the likelihoods are made of."""
+        """Compute the logits of a block of the vocabulary, and update the sums from which likelihoods are computed."""
         rows = weights["rows"]
         step = max(1, LOGITS // len(rows))
         for at in range(0, len(self.targets), step):
@@ -238,7 +238,7 @@ class _Pass:
             self.chosen[at + here] = logits[here, token[here]]
 
     def scores(self) -> list[list[torch.Tensor]]:
-        """Return the scores of every batch, when all steps are done."""
+        """Return the scores of every batch, after all steps."""
         counts = [len(place.columns) for _, places in self.places for place in places]
         each = iter((self.chosen - self.total).split(counts))
         sums: list[dict] = [{} for _ in self.batches]
@@ -251,12 +251,12 @@ class _Pass:
 
 
 def _pass_on(hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
-    """Be a layer whose turn it is not."""
+    """Return the input unchanged, as forward pass of all layers except the current one."""
     return hidden_states
 
 
 def _stored(folder: str, tensors: Piece, name: str, shape: tuple[int, ...]) -> Piece:
-    """Return where a weight is, with what is stored beside it where it is in 4 bits."""
+    """Return the location of a weight and, if it is in 4 bits, of its quantisation state."""
     found = {key: tensor for key, tensor in tensors.items() if key == name or key.startswith(f"{name}.")}
     if name not in found:
         raise InputError(f"{folder}: no {name} in its safetensors files; --stream needs every weight under that name")
@@ -271,14 +271,14 @@ def _stored(folder: str, tensors: Piece, name: str, shape: tuple[int, ...]) -> P
 
 
 def _blocks(tensor: Stored, size: int) -> Iterator[tuple[int, int]]:
-    """Yield first row and end of blocks of at most `size` bytes, or of a row."""
+    """Yield blocks as (first row, end row), of at most `size` bytes but at least one row."""
     step = max(1, size // tensor.row_bytes)
     for start in range(0, tensor.shape[0], step):
         yield start, min(start + step, tensor.shape[0])
 
 
 def _unpacked(packed: torch.Tensor, state: Weights) -> torch.Tensor:
-    """Return a weight that bitsandbytes stored in 4 bits (Dettmers et al. 2023, QLoRA)."""
+    """De-quantise a weight that bitsandbytes stored in 4 bits (Dettmers et al. 2023, QLoRA)."""
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     return dequantize_4bit(packed.view(torch.uint8).reshape(-1, 1), QuantState.from_dict(state, packed.device))
@@ -286,7 +286,7 @@ def _unpacked(packed: torch.Tensor, state: Weights) -> torch.Tensor:
 
 @contextmanager
 def _room(tokens: int, size: int, dtype: torch.dtype, memory: int) -> Iterator[torch.Tensor]:
-    """Give room for hidden states, shape (tokens, size): in memory, or where that is too much in a mapped file."""
+    """Allocate hidden states, shape (tokens, size): in memory or, above `memory` bytes, in a memory-mapped file."""
     if tokens * size * dtype.itemsize <= memory:
         yield torch.empty(tokens, size, dtype=dtype)
         return

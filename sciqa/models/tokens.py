@@ -1,4 +1,4 @@
-"""Text to tokens for generative models: user text stays text, and prompt and option keep to their own tokens."""
+"""Tokenise for generative models: user text gives no control tokens, and no token spans prompt and option."""
 
 import re
 from collections.abc import Sequence
@@ -6,27 +6,27 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-#: Noncharacters of Unicode, which no text holds: where a text is cut before it is tokenised, and an answer's place.
+#: Unicode noncharacters, which no text should contain: a cut before tokenising, and a placeholder for an answer.
 CUT, ANSWER = "\ufdd0", "\ufdd1"
-#: A mark that opens a model's reasoning, at the end of a prompt, and what closes it: `<think>`, `<seed:think>`,
-#: `[THINK]`, `<|START_THINKING|>`, `<reasoning>`.
+#: Mark at the end of a prompt that opens a model's reasoning: `<think>`, `<seed:think>`, `[THINK]`,
+#: `<|START_THINKING|>`, `<reasoning>`.
 OPENED = re.compile(r"(?P<mark><\|?START_THINKING\|?>|<(?:\w+:)?(?:think|thinking|reasoning|thought)>|\[THINK\])\s*$")
 
 
 class TextEncoder:
-    """A tokenizer as the scorers use it.
+    """Wrapper of a tokenizer for the scorers.
 
     Args:
-        tokenizer: of a causal or encoder-decoder model.
+        tokenizer: tokenizer of a causal or encoder-decoder model.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
     def literal(self, text: str) -> str:
-        """Return a text in which no control token is recognised, such as the `<|im_end|>` of a passage.
+        """Cut control tokens in a text, such as `<|im_end|>` in a passage, so that they are read as text.
 
-        Each is cut after its first character, for `encode` to tokenise both sides by themselves.
+        A mark goes after the first character of each; `encode` tokenises both sides separately.
         """
         text = text.replace(CUT, "\ufffd").replace(ANSWER, "\ufffd")
         while self._control and self._control.search(text):
@@ -34,11 +34,11 @@ class TextEncoder:
         return text
 
     def encode(self, texts: Sequence[str], start: bool) -> list[list[int]]:
-        """Return the tokens of texts, of which some may be `literal`.
+        """Return the tokens of texts.
 
         Args:
-            texts: one or more.
-            start: put the tokenizer's own first token, such as `<s>`, before each.
+            texts: one or more texts, perhaps from `literal`.
+            start: put the tokenizer's own first token, such as `<s>`, before each text.
         """
         pieces = [text.split(CUT) for text in texts]
         tokens = iter(self.tokenizer([p for each in pieces for p in each], add_special_tokens=False)["input_ids"])
@@ -46,14 +46,14 @@ class TextEncoder:
         return [first + [token for _ in each for token in next(tokens)] for each in pieces]
 
     def continued(self, prompt: str, options: Sequence[str], start: bool) -> tuple[list[int], list[list[int]]]:
-        """Return the tokens of a prompt and those of each option behind it.
+        """Return the tokens of a prompt, and of each option after it.
 
-        They are split as lm-evaluation-harness splits them: prompt and option are tokenised together, and an option's
-        tokens are those beyond the tokens of the prompt alone. Where a token spans the border of the two, which would
-        count part of the prompt as the option's, the options are tokenised by themselves.
+        They are split as in lm-evaluation-harness: prompt and option are tokenised together, and an option's tokens
+        are those after the tokens of the prompt alone. If a token spans prompt and option, part of the prompt would
+        count as the option; the options are then tokenised separately.
 
         Args:
-            prompt: text, perhaps `literal`.
+            prompt: text, perhaps from `literal`.
             options: texts, each with the space before it, if any.
             start: as for `encode`.
         """
@@ -63,17 +63,17 @@ class TextEncoder:
         return first, [self._alone(option) for option in options]
 
     def chat(self, content: str) -> str:
-        """Return the tokenizer's chat template around a question, up to where the answer itself begins.
+        """Return a question in the tokenizer's chat template, up to the start of the answer.
 
-        What a template puts between the two, such as the channel of final answers or an empty block of reasoning,
-        belongs to the prompt: without it an option would be scored as the beginning of a reasoning.
+        The prompt includes what a template puts before an answer, such as the channel of final answers or an empty
+        reasoning block. Without it an option would be scored as the start of reasoning.
         """
         prompt = self._render(content)
         given, wanted = self._ends
         return prompt.removesuffix(given) + wanted
 
     def _alone(self, option: str) -> list[int]:
-        """Return the tokens of an option as it stands within a text: without the space that some put before a text."""
+        """Return the tokens of an option within a text, without the space that some tokenizers put before a text."""
         for before in ("\n", ":", "a"):
             first, whole = self.encode([before, before + option], start=False)
             if whole[: len(first)] == first:
@@ -82,7 +82,7 @@ class TextEncoder:
 
     @cached_property
     def _control(self) -> re.Pattern | None:
-        """Texts that become control tokens: the special ones, and added ones that the chat template makes use of."""
+        """Pattern of texts that become control tokens: special tokens, and added tokens that the chat template uses."""
         template = str(getattr(self.tokenizer, "chat_template", None) or "")
         added = self.tokenizer.added_tokens_decoder.values()
         found = {token.content for token in added if token.special or token.content in template}
@@ -91,7 +91,7 @@ class TextEncoder:
 
     @cached_property
     def _first(self) -> list[int]:
-        """The tokens that the tokenizer puts before a text; what some put behind one would end it, so is left out."""
+        """The tokens that the tokenizer puts before a text, without those after it, which would end the text."""
         bare, whole = (self.tokenizer("x", add_special_tokens=added)["input_ids"] for added in (False, True))
         at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
         return whole[:at]
@@ -109,7 +109,7 @@ class TextEncoder:
 
     @cached_property
     def _ends(self) -> tuple[str, str]:
-        """How the template ends a prompt, and how a prompt for an option ends."""
+        """The end that the template gives a prompt, and the end needed before an option."""
         content = "Question"
         prompt = self._render(content)
         given = prompt.rpartition(content)[2]

@@ -1,15 +1,15 @@
-"""How a model's batches can be computed."""
+"""Result of the test which batch layouts a model supports."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found out about a model.
+    """Batch layout that the test found for a model.
 
     Attributes:
-        layout: the quickest one that scores as the model does.
-        note: said to a user where that is not the quickest of all.
+        layout: fastest layout that does not change the model's scores.
+        note: message to the user if it is not the fastest of all layouts.
     """
 
     layout: str

@@ -1,4 +1,4 @@
-"""What a loaded model is made of: every weight from its files, but for heads that are about to be trained."""
+"""Check that a loaded model has all its weights from its files, except heads that are still to be trained."""
 
 import inspect
 import re
@@ -11,25 +11,25 @@ from transformers import PreTrainedModel
 from sciqa.core.errors import InputError
 from sciqa.core.hub import has_trained_head
 
-#: Causal masks and rotations, which follow from the configuration; older decoders stored them among the weights.
+#: Causal masks and rotary frequencies, which follow from the configuration; older decoders stored them as weights.
 CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$")
-#: Names that an error gives of many.
+#: Number of names that an error lists.
 NAMED = 3
 
 
 def check_whole(name: str, model: PreTrainedModel, found: dict) -> frozenset[str]:
-    """Return the names of the weights of a model that are new, which are those of an encoder's untrained head.
+    """Check a model's weights against its files, and return the names of new ones: an encoder's untrained head.
 
-    A plain encoder has no multiple-choice head, and may lack the pooler before it; both are made when it is loaded. It
-    may have heads for other tasks, which are left out.
+    A plain encoder has no multiple-choice head, and may lack the pooler before it; loading creates both. Its heads for
+    other tasks are ignored.
 
     Args:
-        name: of the model.
-        model: as it was loaded.
+        name: name of the model.
+        model: the loaded model.
         found: transformers' loading report, as `from_pretrained` returns it.
 
     Raises:
-        InputError: the files lack weights that the model has, hold some that it has not, or of another shape.
+        InputError: the files lack weights of the model, hold unknown ones, or hold some of another shape.
     """
     missing = set(found["missing_keys"])
     unexpected = {key for key in found["unexpected_keys"] if not CONSTANTS.search(key)}
@@ -50,7 +50,7 @@ def check_whole(name: str, model: PreTrainedModel, found: dict) -> frozenset[str
 
 
 def new_weights(model: nn.Module) -> frozenset[str]:
-    """Return the names of the weights that no file held when a model was loaded."""
+    """Return the names of the weights that were newly initialised when a model was loaded."""
     return getattr(model, "new_weights", frozenset())
 
 
@@ -60,14 +60,14 @@ def in_few_bits(model: nn.Module) -> bool:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the first few of many names, and how many there are."""
+    """Return the first few names as text, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def shared_weights(model: nn.Module) -> set[int]:
-    """Return the ids of the weights that several layers of a model share."""
+    """Return the `id()` of the weights that several layers of a model share."""
     seen: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         seen[id(parameter)] = seen.get(id(parameter), 0) + 1
@@ -75,7 +75,7 @@ def shared_weights(model: nn.Module) -> set[int]:
 
 
 def settle_tie(model: PreTrainedModel) -> None:
-    """Let the configuration of a decoder say whether its head is its embedding, as its weights have it."""
+    """Set `tie_word_embeddings` in a decoder's configuration to whether its head and embedding share a weight."""
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if model.config.is_encoder_decoder or any(getattr(end, "weight", None) is None for end in ends):
         return
@@ -83,7 +83,7 @@ def settle_tie(model: PreTrainedModel) -> None:
 
 
 def _needed(model: PreTrainedModel) -> set[str]:
-    """Return the names of the weights that an encoder cannot be without: those of its class without a pooler."""
+    """Return the names of the weights that an encoder needs: those of its class without a pooler."""
     backbone = model.base_model
     kind, without = type(backbone), {}
     if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
@@ -103,7 +103,7 @@ def _by(shape: Iterable[int]) -> str:
 
 
 def _hint(missing: Collection[str], unexpected: Collection[str]) -> str | None:
-    """Return what to do where all names only have something before them, as a wrapper leaves it."""
+    """Return advice if a wrapper has left a prefix on the names of all weights; None otherwise."""
     key = min(unexpected, default="")
     for name in missing:
         if key.endswith(f".{name}"):

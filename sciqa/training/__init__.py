@@ -1,4 +1,4 @@
-"""Training room: adapters and fine-tuned models from questions, their contexts and a base model, on Ray Train."""
+"""Fine-tune models or adapters on questions and their contexts, with Ray Train."""
 
 from sciqa.training.finetune import finetune
 from sciqa.training.options import FinetuneOptions

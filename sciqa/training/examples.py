@@ -1,7 +1,7 @@
 """Training examples: questions with their contexts, varied by epoch, and the order in which steps see them.
 
-Everything follows from the seed and the number of a step, so that a run that was interrupted goes on with the
-very batches it would have seen.
+Everything depends only on the seed and the step number, so that an interrupted run resumes with the same batches that
+it would have seen.
 """
 
 import string
@@ -22,12 +22,12 @@ if TYPE_CHECKING:  # the driver checks questions without PyTorch
     from sciqa.models.scorer import Encoded
 
 Encode = Callable[[int, int], tuple["Encoded", int]]
-#: Questions are sorted by length within the questions of this many steps, so that batches waste little on padding.
+#: Questions are sorted by length within this many steps, so that batches need little padding.
 STEPS_SORTED_TOGETHER = 16
 
 
 class Examples:
-    """Questions with answers and the text that was found for each.
+    """Questions with answers and their retrieved contexts.
 
     Args:
         exam: the questions.
@@ -42,12 +42,12 @@ class Examples:
         return len(self.questions)
 
     def plain(self, number: int) -> tuple[dict, str, int]:
-        """Return a question as it stands, its context, and the number of the right option."""
+        """Return a question unchanged, its context, and the index of the right option."""
         question = self.questions.slice(number, 1).to_pylist()[0]
         return question, self.contexts["context"][number].as_py(), _gold(question)
 
     def varied(self, number: int, epoch: int, options: FinetuneOptions) -> tuple[dict, str, int]:
-        """Return `plain` with what the options vary: passages drawn, the gold one hidden, options rotated."""
+        """Return `plain` with random changes, as configured: passages drawn, gold passage hidden, options rotated."""
         question, context, _ = self.plain(number)
         rng = np.random.default_rng([options.seed, epoch, number])
         if options.max_passages:
@@ -57,7 +57,7 @@ class Examples:
         return question, context, _gold(question)
 
     def sizes(self, with_context: bool = True) -> np.ndarray:
-        """Return the characters of every question, a stand-in for tokens that needs no tokenizer."""
+        """Return the length of every question in characters, an estimate that needs no tokenizer."""
         named = [name for name in ("prompt", *string.ascii_uppercase) if name in self.questions.column_names]
         columns = [self.questions[name] for name in named] + [self.contexts["context"]] * with_context
         return sum(pc.fill_null(pc.utf8_length(column), 0).to_numpy() for column in columns)
@@ -71,20 +71,20 @@ class Examples:
 
 
 class Order:
-    """Which questions each step, worker and micro-batch sees, in tokens.
+    """Order of questions: which tokenised questions each step, worker and micro-batch gets.
 
-    Every epoch is a new permutation, and epochs follow each other without a seam: the step in which one ends is filled
-    from the next, with other questions than those it has. So every step is full, no question is left out, each comes
-    once an epoch, and a step holds different questions as long as there are enough. Within an epoch's
-    `STEPS_SORTED_TOGETHER` steps, questions of like length stand together.
+    Every epoch is a new permutation. The step in which an epoch ends is filled with questions of the next epoch that it
+    does not have yet. So every step is full, each question comes once per epoch, and a step has no question twice as
+    long as there are enough. Within `STEPS_SORTED_TOGETHER` steps of an epoch, questions of similar length are batched
+    together.
 
     Args:
-        questions: how many there are.
-        steps: of the whole run.
-        batch_size: questions of a step.
-        seed: of the permutations.
-        encode: gives what is trained on for an epoch and the number of a question: tokens with a `length`, and the
-            number of the right option.
+        questions: number of questions.
+        steps: number of steps of the whole run.
+        batch_size: questions per step.
+        seed: seed of the permutations.
+        encode: returns the training example for an epoch and a question index: tokens with a `length`, and the index
+            of the right option.
     """
 
     def __init__(self, questions: int, steps: int, batch_size: int, seed: int, encode: Encode) -> None:
@@ -93,7 +93,7 @@ class Order:
         self._permutation = self._drawn(0)
 
     def batch(self, step: int) -> "list[tuple[Encoded, int]]":
-        """Return the questions of a step, numbered from 0, longest first."""
+        """Return the questions of a step (counted from 0), longest first."""
         first, last = self._together(step)
         if first != self._first:
             places = range(first * self.batch_size, last * self.batch_size)
@@ -104,14 +104,14 @@ class Order:
         return self._window[start : start + self.batch_size]
 
     def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> "list[list[tuple[Encoded, int]]]":
-        """Return what one worker computes in a step, `size` questions at a time."""
+        """Return the micro-batches of one worker in a step, of `size` questions each."""
         batch = self.batch(step)
         return [batch[start : start + size] for start in range(rank * size, len(batch), size * world_size)]
 
     def _together(self, step: int) -> tuple[int, int]:
-        """Return the first step, and the one after the last, of those that are sorted together with one.
+        """Return the range of steps that are sorted together with this one: first step, and step after the last.
 
-        A step in which an epoch ends is by itself.
+        A step in which an epoch ends is sorted alone.
         """
         epoch = step * self.batch_size // self.questions
         begun = -(-epoch * self.questions // self.batch_size)
@@ -122,11 +122,11 @@ class Order:
         return first, min(first + STEPS_SORTED_TOGETHER, ended, self.steps)
 
     def _at(self, place: int) -> tuple[int, int]:
-        """Return the epoch and the number of the question at a place in the order of the whole run."""
+        """Return the epoch and question index at a place in the order of the whole run."""
         epoch, position = divmod(place, self.questions)
         if epoch < self._epoch:
             self._epoch, self._permutation = 0, self._drawn(0)
-        while self._epoch < epoch:  # what an epoch begins with follows from how the one before it ends
+        while self._epoch < epoch:  # the start of an epoch depends on the end of the one before
             self._epoch += 1
             self._permutation = self._following(self._permutation, self._epoch)
         return epoch, int(self._permutation[position])
@@ -135,11 +135,11 @@ class Order:
         return np.random.default_rng([self.seed, 1 << 20, epoch]).permutation(self.questions)
 
     def _following(self, before: np.ndarray, epoch: int) -> np.ndarray:
-        """Return the permutation of an epoch; where it fills a step, it begins with questions that step does not have.
+        """Return the permutation of an epoch; if it fills up a step, it starts with questions new to that step.
 
         Args:
-            before: permutation of the epoch before it.
-            epoch: number of this one.
+            before: permutation of the epoch before.
+            epoch: number of this epoch.
         """
         drawn = self._drawn(epoch)
         left = min(epoch * self.questions % self.batch_size, self.questions)
@@ -150,10 +150,10 @@ class Order:
 
 
 def check_questions(*exams: tuple[pa.Table, str]) -> None:
-    """Raise `InputError` where a question has no answer, or stands in two exams: its score would be known by heart.
+    """Raise `InputError` if a question has no answer, or is in two exams: memorising would then give a good score.
 
     Args:
-        exams: questions and the name of their exam, for each.
+        exams: pairs of the questions of an exam and its name.
     """
     seen: dict[tuple, tuple[str, int]] = {}
     for questions, name in exams:
@@ -171,7 +171,7 @@ def check_questions(*exams: tuple[pa.Table, str]) -> None:
 
 
 def check_answers(questions: pa.Table, name: str) -> None:
-    """Raise `InputError` where a question has no answer: nothing can be learnt from it, nor measured."""
+    """Raise `InputError` if a question has no answer, which training and validation need."""
     missing = [number for number, answer in enumerate(questions["answer"].to_pylist(), 1) if not answer]
     if missing:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The fine-tuning step: checks, the Ray Train run, and what is kept of it."""
+"""The `finetune` step: checks the input, runs Ray Train, and keeps the best model."""
 
 import importlib.util
 import os
@@ -26,14 +26,14 @@ from sciqa.training.examples import check_questions
 from sciqa.training.options import FinetuneOptions
 
 SPLITS = ("train", "validation")
-#: Options that say where and how a run goes, not what comes out of it.
+#: Options that affect where and how a run executes, but not its result.
 ELSEWHERE = (
     *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow", "overwrite"),
-    # What these name is compared by its content.
+    # The content of these is compared instead of the name.
     *("model", "train", "validation", "train_contexts", "validation_contexts", "columns", "answers_from", "context"),
 )
-#: Of what training computes; raised with every change of it. Versions before there was one kept the first of these
-#: inputs otherwise, and not the last.
+#: Version of the training computation; raise it when that changes. Before it existed, runs stored the questions and
+#: contexts named in `FORMERLY` in another form, and its last input not at all.
 TRAINED_FORMAT = 2
 FORMERLY = ("format", *(f"{split} {what}" for split in SPLITS for what in ("questions", "contexts")))
 FORMERLY += ("others of the model",)
@@ -48,13 +48,13 @@ METRICS = pa.schema(
 
 
 def finetune(options: FinetuneOptions) -> Summary:
-    """Train an adapter, or a whole model, and keep the best step by validation MAP@3 in `OUTPUT/trained/NAME/`.
+    """Train an adapter or a whole model, and keep the best step by validation MAP@3 in `OUTPUT/trained/NAME/`.
 
-    The folder holds the adapter as peft (or the model as transformers) writes it, `sciqa.json`, `metrics.parquet`
-    and TensorBoard's files. The same options again go on from the last checkpoint of a run that did not end.
+    The folder holds the adapter (in peft's format) or model (in that of transformers), `sciqa.json`, `metrics.parquet`
+    and TensorBoard files. With the same options, an unfinished run resumes from its last checkpoint.
 
     Raises:
-        InputError: a bad exam, contexts of another exam, a base model that cannot be trained so, or a folder of
+        InputError: a bad exam, contexts of another exam, a base model that these options cannot train, or a folder of
             that name begun with other options.
     """
     started = time.monotonic()
@@ -84,11 +84,11 @@ def finetune(options: FinetuneOptions) -> Summary:
 
 
 def check_options(options: FinetuneOptions) -> None:
-    """Check all that can be checked without contexts and without a cluster, before any work.
+    """Check everything that needs neither contexts nor a cluster, before any work.
 
     Raises:
-        InputError: questions without an answer, or in both exams, a model that cannot be trained so, batches that
-            workers cannot share, or a folder of that name begun with other options.
+        InputError: questions without an answer or in both exams, a model that these options cannot train, batches that
+            workers cannot share evenly, or a folder of that name begun with other options.
     """
     check_questions(*((options.read(name).table, name) for name in (options.train, options.validation)))
     check_model(options)
@@ -100,7 +100,7 @@ def check_options(options: FinetuneOptions) -> None:
 
 
 def check_model(options: FinetuneOptions) -> None:
-    """Raise `InputError` where the model is not whole or peft would refuse it; its weights themselves are not read."""
+    """Raise `InputError` if the model is incomplete or peft would refuse it, without reading its weights."""
     import torch
 
     from sciqa.models import adapter, load
@@ -111,7 +111,7 @@ def check_model(options: FinetuneOptions) -> None:
 
 
 def _open(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
-    """Return the exam of a split, all of whose questions have contexts, and write its table unless told not to."""
+    """Return the exam of a split, check that its questions have contexts, and write its table if `write`."""
     name, contexts = getattr(options, split), getattr(options, f"{split}_contexts")
     shared = {field.name: getattr(options, field.name) for field in fields(QuestionOptions)}
     asked = ExamOptions(**shared | {"output": storage.join(options.output, split), "exam": name})
@@ -121,7 +121,7 @@ def _open(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
 
 
 def _workers(options: FinetuneOptions) -> int:
-    """Return the world size: one worker per GPU, or per node where there is none; it must divide the batch."""
+    """Return the number of workers: one per GPU, or per node without GPUs; it must divide the batch."""
     workers = options.num_workers
     if workers == "auto":
         workers = cluster.num_workers(options, options.batch_size, whole_nodes=True)
@@ -138,7 +138,7 @@ def _check_batch(options: FinetuneOptions, workers: int) -> None:
 
 
 def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> dict:
-    """Return all that the outcome follows from."""
+    """Return all inputs on which the result depends."""
     inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
     for split, exam in exams.items():
         inputs[f"{split} questions"] = exam.sha256
@@ -149,12 +149,12 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> d
 
 
 def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -> bool:
-    """Whether the folder has been begun; mixing two runs would spoil both.
+    """Whether the folder holds a run begun with the same inputs; two runs must not mix.
 
     Args:
-        options: that name the folder, and whether to empty it where it was begun with others.
-        inputs: of now.
-        early: whether they are those alone that are known before any work, and nothing is said or emptied yet.
+        options: options with the folder, and whether to empty it if it was begun with others.
+        inputs: inputs of this run.
+        early: `inputs` holds only those known before any work; print and delete nothing yet.
 
     Raises:
         InputError: it was begun with other options.
@@ -190,9 +190,9 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     device = cluster.device(options)
     environment = {"DS_ACCELERATOR": device}
-    if device == "cpu":  # Ray Train makes a GPU of the host current where a worker sees one, and takes memory of it
+    if device == "cpu":  # if a worker saw a GPU, Ray Train would select it and take some of its memory
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-    os.environ["DS_ACCELERATOR"] = "cpu"  # this process only names what its workers run
+    os.environ["DS_ACCELERATOR"] = "cpu"  # this process imports the training loop but does not run it
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from sciqa.training.loop import HISTORY, train
@@ -228,7 +228,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
     with _Watcher(progress, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
-        tables.clear(options.folder)  # the same again would come to the same, and no other run can use it
+        tables.clear(options.folder)  # a retry would fail in the same way, and no other run can use it
         raise InputError(message)
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
     kept = [
@@ -267,7 +267,7 @@ def _made(manifest: dict) -> str:
 
 
 class _Watcher:
-    """Shows the rows of the history as the workers put them into a queue."""
+    """Prints progress from the history rows that workers put into a queue."""
 
     def __init__(self, rows: Queue, steps: int) -> None:
         self.rows, self.steps = rows, steps

@@ -1,4 +1,4 @@
-"""The training loop that every worker of Ray Train runs: one for all models, methods and ZeRO stages."""
+"""The training loop of every Ray Train worker, the same for all models, methods and ZeRO stages."""
 
 import contextlib
 import json
@@ -37,11 +37,11 @@ from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_
 from sciqa.training.writers import Writers
 
 HISTORY = "history.json"
-#: Padded tokens that a worker computes at once in an evaluation.
+#: Padded tokens per evaluation batch of a worker.
 EVALUATION_TOKENS = 2048
-#: Questions, the longest by characters, that are tried on the model before the first step.
+#: Number of questions, the longest in characters, whose tokens are counted before the first step.
 LONGEST_CHECKED = 16
-#: Steps in a row that may be left out for a scale of float16 gradients: it is halved each time, from 65,536.
+#: Steps in a row that may be skipped to find the scale of float16 gradients: it is halved each time, from 65,536.
 MOST_SKIPPED = 24
 
 
@@ -53,16 +53,16 @@ def train(config: dict) -> dict:
             `progress`, a queue that takes the rows of the history.
 
     Returns:
-        Figures of the run; `input_error` where the input was found to be bad.
+        Figures of the run, or `input_error` if the input is bad.
     """
     try:
         return _Run(**config).train()
-    except InputError as error:  # the same on every worker, and not to be tried again
+    except InputError as error:  # every worker raises the same, and a retry would not help
         return {"input_error": str(error)}
 
 
 class _Run:
-    """One worker's part of a run."""
+    """One worker's part of a training run."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class _Run:
         """Train from the last checkpoint, or the start, to the last step; return figures of the run."""
         first = self._restore()
         every = self.options.eval_every or max(1, self.steps // 10)
-        # Autocast casts what enters an adapter; peft's own cast, to float32 and back, would only take time.
+        # Autocast already casts the input of adapters; peft's own cast to float32 and back would only take time.
         uncast = disable_input_dtype_casting(self.scorer, active=self.dtype != torch.float32)
         with contextlib.closing(Writers(self.options, self.rank)) as writers, uncast:
             if not self.history:
@@ -146,10 +146,10 @@ class _Run:
         return scorer
 
     def _encode(self, epoch: int, number: int) -> tuple[Encoded, int]:
-        """Return what is trained on of a question in an epoch."""
+        """Return the training example of a question in an epoch: tokens, and the index of the right option."""
         question, context, gold = self.examples.varied(number, epoch, self.options)
         encoded = self.scorer.encode(question, context)
-        if self.options.loss == "completion":  # the other options have no part in it
+        if self.options.loss == "completion":  # this loss uses no other options
             return encoded.only(gold), 0
         return encoded, gold
 
@@ -167,7 +167,7 @@ class _Run:
     def _step(self, step: int) -> dict:
         """Take one optimizer step and return its row of the history."""
         started = time.monotonic()
-        # Dropout follows from the step alone, so a run that goes on from a checkpoint draws what it would have.
+        # The seed of dropout depends on the step, so a run that resumes from a checkpoint draws the same numbers.
         torch.manual_seed((self.options.seed * 1_000_003 + step) * self.world_size + self.rank)
         self.engine.train()
         rate = self.optimizer.param_groups[0]["lr"]
@@ -183,7 +183,7 @@ class _Run:
             padded += self.scorer.padded_tokens(batch)
         mine = [float(np.mean(losses)), tokens, padded, self._norm_taken()]
         sums = torch.tensor(mine, dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(sums)  # a number that is none on one worker is then none on all
+        dist.all_reduce(sums)  # NaN or infinity on one worker reaches all
         loss, tokens, padded, norm = sums.tolist()
         self._check_numbers(step, {"loss": loss, "norm of the gradient": norm})
         return {
@@ -196,9 +196,9 @@ class _Run:
         }
 
     def _norm_taken(self) -> float:
-        """Return the norm of the gradients of this worker's last step, which is not finite where DeepSpeed left it out.
+        """Return the gradient norm of this worker's last step, or NaN if DeepSpeed skipped the step.
 
-        With float16 a step is left out to find the scale of the gradients, but not many of them in a row.
+        With float16 a skipped step counts as 0, up to `MOST_SKIPPED` in a row: DeepSpeed looks for the gradient scale.
         """
         self.skipped = 0 if self.norms else self.skipped + 1
         if self.skipped:
@@ -206,7 +206,7 @@ class _Run:
         return float(torch.stack(self.norms).norm())
 
     def _check_numbers(self, step: int, figures: dict[str, float]) -> None:
-        """Raise `InputError`, on all workers alike, where a figure of a step is not a finite number."""
+        """Raise `InputError`, on all workers alike, if a figure of a step is not finite."""
         for name, value in figures.items():
             if not np.isfinite(value):
                 remedies = [f"a lower --learning-rate than {self.options.learning_rate:g}"] * (step > 0)
@@ -238,7 +238,7 @@ class _Run:
 
     @torch.no_grad()
     def _score_validation(self) -> list[np.ndarray]:
-        """Return scores of every validation question; each worker computes as many batches as any other."""
+        """Return the scores of all validation questions; every worker computes the same number of batches."""
         self.engine.eval()
         questions: Sequence[Encoded] = [encoded for encoded, _ in self.validation]
         batches = self.scorer.batches(questions, EVALUATION_TOKENS)
@@ -254,14 +254,14 @@ class _Run:
         return [found[number] for number in range(len(questions))]
 
     def _checkpoint(self, row: dict) -> None:
-        """Report state to go on from, and the model as it now is, to Ray Train's storage."""
+        """Report a checkpoint to Ray Train: the state to resume from, and the current model."""
         state = gather_trained(self.engine.module.model, self.rank)
         with tempfile.TemporaryDirectory() as folder:
             self.engine.save_checkpoint(folder, tag="state", exclude_frozen_parameters=True)
             if self.rank == 0:
                 Path(folder, HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
                 self._save_model(Path(folder, "model"), state)
-            # Of equal MAP@3 the lower loss is the better; Ray Train keeps the best and the last checkpoint.
+            # At equal MAP@3 the lower loss is better. Ray Train keeps the best and the last checkpoint.
             metrics = row | {"quality": _quality(row)}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -272,7 +272,7 @@ class _Run:
             self.scorer.tokenizer.save_pretrained(folder)
 
     def _restore(self) -> int:
-        """Load the last checkpoint, where there is one, and return its step."""
+        """Load the last checkpoint and return its step, or 0 if there is none."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return 0
@@ -286,13 +286,13 @@ class _Run:
             self.progress.put(row)
 
     def _check_lengths(self) -> None:
-        """Raise `InputError` for a question that does not fit the model, now and on every worker."""
+        """Raise `InputError`, before training and on all workers, if a question does not fit the model."""
         for number in np.argsort(-self.examples.sizes(with_context=False))[:LONGEST_CHECKED]:
             question, *_ = self.examples.plain(int(number))
             self.scorer.encode(question, "")
 
     def _check_memory(self) -> None:
-        """Raise `InputError`, on all workers alike, where not even the least that a batch needs is free."""
+        """Raise `InputError`, on all workers alike, if free memory is below the least that a batch needs."""
         question, context, _ = self.examples.plain(int(self.examples.sizes().argmax()))
         encoded = self.scorer.encode(question, context)
         need = least_memory(self.scorer, encoded, self.options.micro_batch)
@@ -311,7 +311,7 @@ class _Run:
 
 
 def style_of(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase) -> Format:
-    """Return how questions are put to the model."""
+    """Return the question format that the options select."""
     chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
     return Format(
         prompt="chat" if chat and model_family(options.model) == "causal" else "plain",
@@ -322,7 +322,7 @@ def style_of(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokeniz
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Keep 4-bit weights as they are in evaluation.
+    """Stop bitsandbytes from re-packing 4-bit weights in evaluation mode.
 
     On CPUs with AVX512-BF16, a bitsandbytes layer that runs in evaluation mode re-packs its weight in place. ZeRO-3
     loses the packed bytes with the gathered copy, and the next step reads the old ones as if they were packed.

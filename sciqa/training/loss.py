@@ -1,4 +1,4 @@
-"""The loss over a question's options, the norm of its gradient, and the schedule of the learning rate."""
+"""The loss over a question's options, the gradient norm and the learning-rate schedule."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> tor
     """Return the mean loss of questions.
 
     Args:
-        scores: of the options, shape (options,) per question.
-        golds: number of the right option of each question.
-        loss: `ranking` is the cross-entropy of the options' softmax, which sets every option against the others;
-            `completion` the negative score of the right one, which for log-likelihoods is that of plain
-            supervised fine-tuning.
+        scores: scores of the options, shape (options,) per question.
+        golds: index of the right option of each question.
+        loss: `ranking` is the cross-entropy of the options' softmax, which compares all options; `completion` is the
+            negative score of the right option. With log-likelihoods, that is the loss of plain supervised
+            fine-tuning.
     """
     if loss == "completion":
         return -torch.stack([score[gold] for score, gold in zip(scores, golds, strict=True)]).mean()
@@ -31,6 +31,6 @@ def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> tor
 
 
 def schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:
-    """Return the scheduler of the learning rate, with its warm-up."""
+    """Return the learning-rate scheduler, with warm-up."""
     name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)

@@ -1,13 +1,13 @@
-"""Memory that a batch needs, checked before training."""
+"""Estimate of the memory that a batch needs, checked before training."""
 
 from sciqa.models.scorer import Encoded, Scorer
 
 
 def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
-    """Return bytes that a training step needs beyond the weights already loaded, a bound from below.
+    """Return a lower bound of the bytes that a training step needs beyond the loaded weights.
 
-    Gradients and both moments of AdamW, in float32, of what is trained, and the input of every layer for the
-    backward pass, 2 bytes a value (2sbhL: Korthikanti et al. 2022, table 2, with full recomputation).
+    It counts gradients and both AdamW moments of the trained weights, in float32, and the input of every layer for the
+    backward pass, at 2 bytes per value (2sbhL: Korthikanti et al. 2022, table 2, with full recomputation).
     """
     trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
     config = scorer.model.config

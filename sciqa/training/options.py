@@ -1,4 +1,4 @@
-"""What a person can say of a training run."""
+"""Options and constants of fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,14 +15,14 @@ from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
-#: ZeRO-3 leaves smaller parameters whole on every rank. DeepSpeed's 100,000 would leave most 4-bit layers of small
-#: models whole, since four or eight of their weights count as one element.
+#: ZeRO-3 keeps parameters with fewer elements whole on every rank. DeepSpeed's default of 100,000 would keep most 4-bit
+#: layers of small models whole, because four or eight of their weights count as one element.
 PERSISTENCE_THRESHOLD = 10_000
-#: Elements of the bucket in which ZeRO sums up gradients. It is made whole, and DeepSpeed's 500,000,000 would take 2 GB
-#: of every GPU, whatever is trained.
+#: Elements of the bucket in which ZeRO sums gradients. It is allocated in full; DeepSpeed's default of 500,000,000
+#: would take 2 GB of every GPU, whatever is trained.
 REDUCE_BUCKET = 50_000_000
-#: Read in DeepSpeed 0.19.8: under autocast its ZeRO optimizers clip gradients still scaled up, and do not lower
-#: the scale where they overflow. Without ZeRO it does both as PyTorch documents it.
+#: From the source of DeepSpeed 0.19.8: under autocast its ZeRO optimizers clip gradients before unscaling them, and do
+#: not lower the scale after an overflow. Without ZeRO it does both as PyTorch documents.
 NO_SCALER = (
     "--precision float16: with --zero 2 and 3 DeepSpeed does not scale gradients as float16 needs; pass --precision "
     "float32, bfloat16 where the hardware has it, or --zero 0"
@@ -31,80 +31,80 @@ NO_SCALER = (
 
 @dataclass(kw_only=True)
 class FinetuneOptions(QuestionOptions):
-    """What is trained, on what and how."""
+    """Options of the `finetune` step."""
 
     train: str = "train"
     """Questions to train on: a split of the packaged exam, or files as `sciqa exam --exam` takes them."""
     validation: str = "validation"
-    """Questions that choose the best step: a split or a file, as for --train."""
+    """Questions that select the best step: a split or a file, as for --train."""
     train_contexts: str | None = None
-    """Folder of their contexts table; by default OUTPUT/train/contexts."""
+    """Folder of the contexts of training questions; by default OUTPUT/train/contexts."""
     validation_contexts: str | None = None
-    """Folder of their contexts table; by default OUTPUT/validation/contexts."""
+    """Folder of the contexts of validation questions; by default OUTPUT/validation/contexts."""
     name: str = "reader"
-    """What is trained is kept in OUTPUT/trained/NAME."""
+    """Name of the result, which is kept in OUTPUT/trained/NAME."""
     model: str = "SmolLM2-135M-Instruct"
     """Base model: a packaged one, a local folder, a .gguf file or a hub id; causal, multiple-choice or seq2seq."""
     method: Method = "lora"
-    """`qlora` is LoRA over a base in 4 bits; `full` trains all weights."""
+    """`lora`; `qlora`: LoRA on a 4-bit base model; `prompt-tuning`: a soft prompt; `full`: all weights."""
     peft: str = "{}"
     """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16, lora_alpha: 32, use_rslora: true}'."""
     precision: Precision = "auto"
-    """Type of computing; `auto` is 16 bits where the hardware has them. What is trained is kept in float32."""
+    """Type of computation; `auto` is 16 bits if the hardware supports them. Trained weights are kept in float32."""
     prompt: Literal["auto", Prompt] = "auto"
-    """`auto` is the tokenizer's chat template where it has one, for causal models."""
+    """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`."""
     completion: Completion = "text"
-    """What a generative model is to say: the text of the right option, or its letter."""
+    """What a generative model predicts: the option's text, its letter, or a yes to the proposed option."""
     normalise: Normalise = "tokens"
     """Divide an option's log-likelihood by its length in tokens or characters, or not."""
     loss: Loss = "ranking"
     """`ranking`: cross-entropy over the options' scores; `completion`: likelihood of the right option alone."""
     max_length: int | None = None
-    """Most tokens of a question; its context is cut to fit. By default the model's own limit."""
+    """Most tokens of a question; its context is cut to fit. By default the model's limit."""
     hide_gold: float = 0.0
     """Share of training questions whose gold passage (column `title`) is left out of the context."""
     min_passages: int = 0
-    """With --max-passages: each training question gets a number of passages between the two, drawn anew each epoch."""
+    """Fewest passages of a training question, with --max-passages; the number is drawn anew each epoch."""
     max_passages: int = 0
-    """0 leaves the contexts as they were retrieved."""
+    """Most passages of a training question; 0 keeps the contexts as retrieved."""
     rotate: bool = True
     """Rotate the options of training questions, so that answers cannot depend on letters."""
     epochs: float = 2.0
-    """Times that every training question is seen."""
+    """Number of passes over the training questions."""
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
     batch_size: int = 16
-    """Questions in an optimizer step, over all workers."""
+    """Questions per optimizer step, over all workers."""
     micro_batch: int = 4
     """Questions that a worker computes at once."""
     learning_rate: float = 2e-4
-    """Highest learning rate."""
+    """Peak learning rate."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest gradient norm, beyond which gradients are clipped; 0 does not clip."""
     optimizer: Optimizer = "auto"
     """`auto` is bitsandbytes' paged AdamW for QLoRA on a GPU, PyTorch's AdamW elsewhere."""
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO stage: 2 shards optimizer state and gradients over the workers, 3 the parameters as well."""
     offload: bool = False
-    """Keep what ZeRO shards in the memory of the CPU."""
+    """Keep in CPU memory what ZeRO shards."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them."""
     eval_every: int | None = None
     """Steps between evaluations and checkpoints; by default ten of them over the run."""
     patience: int | None = None
     """Stop after this many evaluations without a better MAP@3."""
     seed: int = 0
-    """Of the order of questions, of dropout and of new weights."""
+    """Random seed of question order, dropout and new weights."""
     max_failures: int = 3
-    """Times that a run whose worker was lost goes on from its last checkpoint."""
+    """How often a run resumes from its last checkpoint after losing a worker."""
     mlflow: bool = False
-    """Log to MLflow (its own environment variables say where), beside TensorBoard."""
+    """Log to MLflow (set up by its own environment variables) as well as to TensorBoard."""
 
     def __post_init__(self) -> None:
         """Fill the default folders and check the numbers."""
@@ -151,5 +151,5 @@ class FinetuneOptions(QuestionOptions):
 
     @property
     def folder(self) -> str:
-        """Where what is trained is kept."""
+        """Folder of the training result."""
         return storage.join(self.output, "trained", self.name)

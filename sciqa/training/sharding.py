@@ -1,4 +1,4 @@
-"""DeepSpeed: its configuration from the options, and what each rank holds."""
+"""DeepSpeed: its configuration from the options, and the parameters on each rank."""
 
 import deepspeed
 import torch
@@ -8,16 +8,16 @@ from torch import nn
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 if get_accelerator().device_name() == "cpu":  # by DS_ACCELERATOR, which the driver sets for its workers
-    # On a CPU DeepSpeed would look through its kernels and compile one, for all-reduces of inference, that training
-    # never calls; where there is no C++ compiler that fails.
+    # On a CPU DeepSpeed would compile a kernel for all-reduces in inference, which training never calls. Without a C++
+    # compiler that fails.
     deepspeed.ops.__compatible_ops__ = {}
 
 
 def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dtype) -> dict:
-    """Return DeepSpeed's configuration; batch and clipping are said in the options and nowhere else.
+    """Return the DeepSpeed configuration; batch sizes and clipping come from the options alone.
 
-    Trained weights are float32 and computing is in `dtype` under autocast, which holds for every ZeRO stage and
-    for one process alike.
+    Trained weights are float32 and computation is in `dtype` under autocast, for every ZeRO stage and also for a single
+    process.
     """
     zero = {"stage": options.zero, "reduce_bucket_size": REDUCE_BUCKET}
     if options.zero == 3:
@@ -53,9 +53,10 @@ def parameter_bytes(model: nn.Module) -> tuple[int, int]:
 
 
 def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Return the trained weights by all of their names, and the stored buffers, on rank 0; {} on others.
+    """Return the trained weights and stored buffers by name on rank 0, and {} on other ranks.
 
-    Every rank must call it, for ZeRO-3 gathers. A weight that several layers share is one tensor under several names.
+    Every rank must call it, because ZeRO-3 gathers shards from all. A weight that several layers share is one tensor
+    under several names.
     """
     state: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""TensorBoard and MLflow, on rank 0."""
+"""Log training figures to TensorBoard and MLflow."""
 
 import tempfile
 
@@ -7,7 +7,7 @@ from sciqa.training.options import FinetuneOptions
 
 
 class Writers:
-    """TensorBoard, and MLflow where asked, on rank 0."""
+    """Writes figures to TensorBoard and, if asked, to MLflow; does nothing except on rank 0."""
 
     def __init__(self, options: FinetuneOptions, rank: int) -> None:
         self.board = self.mlflow = None
@@ -24,7 +24,7 @@ class Writers:
                 mlflow.start_run(run_name=options.name)
 
     def write(self, row: dict) -> None:
-        """Log the figures of a row."""
+        """Log the figures of a history row."""
         figures = {name: value for name, value in row.items() if name != "step"}
         if self.board:
             for name, value in figures.items():
@@ -36,7 +36,7 @@ class Writers:
             self.mlflow.log_metrics(figures, step=row["step"])
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write buffered figures and close the logs."""
         if self.board:
             self.board.close()
         if self.mlflow:
