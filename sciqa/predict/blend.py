@@ -1,4 +1,4 @@
-"""Blends: weighted combinations of several readers' probabilities, fitted on questions with known answers.
+"""Blends: weighted pools of several readers' probabilities; weights can be fitted on questions with known answers.
 
 A blend is a log-linear pool (Genest and Zidek 1986, section 3.2): the probability of an option is proportional to the
 product of the readers' probabilities, each to the power of the reader's weight. The weights need not sum to 1, so they
