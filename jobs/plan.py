@@ -1,6 +1,6 @@
-"""Say what a run will take, and which node types have room for it; nothing is started.
+"""Estimate what a run takes, and which node types have room for it; nothing is started.
 
-Run it where you plan, for no cluster is needed: `python jobs/plan.py --model meta-llama/Llama-2-7b-hf --method qlora`.
+It needs no cluster: `python jobs/plan.py --model meta-llama/Llama-2-7b-hf --method qlora`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Ask room: one question ranked, or answered in words with citations."""
+"""The `ask` step: rank one question's options, or answer it in words with citations."""
 
 from sciqa.ask.ask import ask
 from sciqa.ask.options import AskOptions

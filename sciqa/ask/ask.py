@@ -1,4 +1,4 @@
-"""The ask step: one question in one process, without Ray; its options are ranked, or it is answered in words."""
+"""The `ask` step: rank the options of one question, or answer it in words, in one process without Ray."""
 
 import os
 import time
@@ -19,14 +19,14 @@ from sciqa.retrieval.search import LocalIndex
 
 
 def ask(options: AskOptions) -> Summary:
-    """Find the passages of a question and rank its options, or write an answer to standard output as it is made.
+    """Find passages for a question, then rank its options or write an answer to standard output.
 
-    The summary's details hold `passages`, those that were found, best first; `read`, the numbers (from 1) of those that
-    the model read; and `ranking`, pairs of an option and its probability, likeliest first, or `cited`, the numbers of
-    the passages that the answer in words is marked with.
+    The summary's details hold `passages`, the passages found, best first; `read`, the numbers (from 1) of those that
+    the model read; and either `ranking`, pairs of option and probability, likeliest first, or `cited`, the numbers of
+    the passages that the written answer cites.
 
     Raises:
-        InputError: no index, one of another embedding model, no such reader, or one that writes no words.
+        InputError: the index is missing or made with another embedder, or the reader is missing or cannot write text.
     """
     started = time.monotonic()
     manifest = read_index_manifest(options.index)

@@ -1,9 +1,9 @@
-"""Answers in words: a generative model reads what was found and writes, and its sentences are marked with passages.
+"""Answers in words: a generative model reads the context and writes an answer, whose sentences get citations.
 
-A small model that is asked for citations writes marks that mean nothing, and answers worse for it. So the marks are not
-the model's: every finished sentence is embedded, and gets the number of the passage that holds the sentence nearest to
-it, or none where none is near. That works with any model, and the same answer always gets the same marks. A mark says
-where to read about it; whether the sentence is true, the reader must see there.
+A small model that is asked for citations writes meaningless ones, and answers worse. So this module adds them: it
+embeds every finished sentence and cites the passage with the nearest sentence, or none where none is near. This works
+with any model, and the same answer always gets the same citations. A citation says where to read more; it does not
+prove that the sentence is true.
 """
 
 import contextlib
@@ -20,31 +20,31 @@ from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.models.scorer import Encoded, Scorer, prompt_text
 from sciqa.retrieval.contexts import FindContexts
 
-#: Least cosine of a sentence to one of a passage that it is marked with. On the packaged validation split 95 % of the
-#: questions with their right option lie at 0.60 or more from a sentence of their article, and 99 % at 0.38 or less
-#: from those that were found for another question.
+#: Least cosine between a sentence and the nearest sentence of a cited passage. On the packaged validation split, 95 %
+#: of the questions with their right option have a cosine of 0.60 or more to a sentence of their article, and 99 % have
+#: 0.38 or less to the sentences found for another question.
 NEAR = 0.6
-#: What a chat model is told behind the question; a plain prompt ends with a cue, and the answer with its line.
+#: Instruction after the question in a chat prompt. A plain prompt ends with a cue, and its answer with the line.
 CHAT_CUE = "\n\nAnswer in one or two sentences."
 
 
 def write_answer(
     options: AskOptions, question: dict, found: dict, scorer: Scorer, finder: FindContexts
 ) -> tuple[list[int], int]:
-    """Write an answer to standard output, word by word where there are no beams.
+    """Write an answer to standard output, word by word unless beam search is used.
 
     Args:
-        options: how tokens are chosen.
+        options: options of the step, such as those of sampling.
         question: row of the exam table.
-        found: its row of the contexts table.
+        found: the question's row of the contexts table.
         scorer: a causal or encoder-decoder model.
-        finder: embeds sentences.
+        finder: embedder of sentences.
 
     Returns:
-        The numbers, from 1, of the passages that it is marked with, and its number of tokens.
+        The numbers, from 1, of the cited passages, and the number of tokens in the answer.
 
     Raises:
-        InputError: the question does not fit the model, or a chat template is asked of a model without one.
+        InputError: the question does not fit the model, or `--prompt chat` is given and the model has no chat template.
     """
     tokenizer, chat = scorer.tokenizer, options.prompt != "plain" and bool(scorer.tokenizer.chat_template)
     if options.prompt == "chat" and not chat:
@@ -80,13 +80,13 @@ def write_answer(
 
 
 def drawing(options: AskOptions) -> dict:
-    """Return the arguments of transformers' `generate` that say how tokens are drawn; those not given are its own."""
+    """Return the sampling arguments for transformers' `generate`; options not given keep its defaults."""
     given = {"temperature": options.temperature, "top_k": options.sample_top_k, "top_p": options.top_p}
     return {"do_sample": options.do_sample} | {name: value for name, value in given.items() if value is not None}
 
 
 def line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
-    """Return a stopping criterion: a plain model goes on to the next question where its answer's line has ended."""
+    """Return a stopping criterion for the end of the answer's line, after which a plain model invents questions."""
 
     def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         lines = ["\n" in tokenizer.decode(row[start:]).lstrip() for row in ids]
@@ -96,7 +96,7 @@ def line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., to
 
 
 def nearest_passage(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
-    """Return a function from a sentence to the number, from 1, of the passage that says the nearest; None for none."""
+    """Return a function that maps a sentence to the number, from 1, of the nearest passage, or None if none is near."""
     known = [
         (number, embedded_text(passage["title"], passage["section"], sentence.strip()))
         for number, passage in enumerate(passages, 1)
@@ -116,12 +116,12 @@ def nearest_passage(passages: list[dict], finder: FindContexts) -> Callable[[str
 
 
 class MarkedStream(TextStreamer):
-    """Prints words as they come, and behind each whole sentence the number that `cite` gives it.
+    """Streamer that prints words as they are generated, and after each sentence the passage number from `cite`.
 
-    Where a sentence ends is known when the next one begins, so white space waits for what follows it.
+    A sentence is known to end only when the next one begins, so trailing white space is held back until then.
 
     Attributes:
-        cited: the numbers given so far.
+        cited: passage numbers cited so far.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, cite: Callable[[str], int | None]) -> None:

@@ -1,4 +1,4 @@
-"""Options of asking one question."""
+"""Options of the `ask` step."""
 
 import string
 from dataclasses import dataclass
@@ -11,44 +11,45 @@ from sciqa.predict.options import ModelOptions
 from sciqa.retrieval.options import FindOptions
 
 SAMPLING = ("temperature", "sample_top_k", "top_p")
-#: Sentences that an answer in words is written from. Of 36 questions of the packaged validation split, SmolLM2's answer
-#: was nearest to the right option for 0.67 with the four nearest sentences of five passages, as with the best passage
-#: whole, and for 0.44 with the best three; but four sentences also hold what the best passage lacks.
+#: Default number of context sentences for an answer in words. On 36 questions of the packaged validation split,
+#: SmolLM2's answer was nearest to the right option for a share of 0.67 with the four nearest sentences of five
+#: passages, 0.67 with the best passage whole, and 0.44 with the best three. Four sentences add facts that the best
+#: passage lacks.
 SENTENCES = 4
 
 
 @dataclass(kw_only=True)
 class AskOptions(FindOptions, ModelOptions):
-    """A question and how it is answered; where it has options, as `retrieve` and `predict` would rank them."""
+    """Options of the `ask` step; the options of a question are ranked as by `retrieve` and `predict`."""
 
     question: Positional[str]
-    """The question, before all options of the command."""
+    """The question, given before all options of the command."""
     options: tuple[str, ...] = ()
-    """What to rank, 2 to 26 options in quotes; without any the answer is in words, by a causal model or T5."""
+    """2 to 26 options to rank, in quotes; without any, a causal model or T5 answers in words."""
     context_passages: int | None = None
-    """How many of them make the text that the reader gets; with --options 1."""
+    """Number of best passages in the context; by default 1 with --options."""
     context_sentences: int | None = None
-    """Take this many sentences for it instead, of those passages the ones nearest to the question; without --options
-    and any other --context option, 4 of all passages kept."""
+    """Use this many sentences of those passages as the context, the nearest to the question; by default, without
+    --options and other context sizes, 4 from all passages kept."""
     context_order: Literal["text", "nearest"] | None = None
-    """Sentences as they follow each other in the passages (with --options), or the nearest first (without)."""
+    """Order of the sentences: as in the passages (default with --options), or the nearest first (default without)."""
     max_new_tokens: int = 128
     """Most tokens of an answer in words."""
     num_beams: int = 1
-    """Beams of its search; with more than one it is shown when it is whole, not word by word."""
+    """Beams of beam search; with more than one, the answer is shown when complete, not word by word."""
     do_sample: bool = False
-    """Draw its tokens; otherwise the likeliest ones are taken."""
+    """Sample the tokens; otherwise the likeliest ones are taken."""
     temperature: float | None = None
-    """Divides the logits before a draw; this and the next two are as in transformers and the model's own by default."""
+    """Sampling temperature; by default, like the next two options, the model's own, else that of transformers."""
     sample_top_k: int | None = None
-    """Draw from this many of the likeliest tokens."""
+    """Sample from this many of the likeliest tokens."""
     top_p: float | None = None
-    """Draw from the likeliest tokens that together have this probability."""
+    """Sample from the likeliest tokens with at least this total probability."""
     seed: int = 0
-    """Of the draws: the same seed gives the same answer."""
+    """Random seed of sampling; the same seed gives the same answer."""
     accelerator: str = "auto"
-    """`auto`: a GPU where this machine has one; `cpu`: none; `gpu`, or its kind: one that must be there."""
-    # What builds an index or sizes a cluster says nothing here.
+    """`auto`: a GPU where this machine has one; `cpu`: none; `gpu` or a kind of GPU: require one."""
+    # Hidden: options that build an index or size a cluster have no effect here.
     address: Suppress[str | None] = None
     overwrite: Suppress[bool] = False
     num_cpus: Suppress[int | None] = None
@@ -64,7 +65,7 @@ class AskOptions(FindOptions, ModelOptions):
     engine: Suppress[str] = "torch"
 
     def __post_init__(self) -> None:
-        """Fill the defaults that depend on the form of the answer; check the question, its options and the numbers."""
+        """Fill in the defaults that depend on the form of the answer, and check the values."""
         sizes = (self.context_passages, self.context_sentences, self.context_tokens)
         if not self.options and sizes == (None, None, None):
             self.context_passages, self.context_sentences = self.top_k, SENTENCES

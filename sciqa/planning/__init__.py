@@ -1,1 +1,1 @@
-"""Planning room: the memory, the volume and the machines that a run takes, before anything is started."""
+"""The `plan` step: estimates of the memory, storage, machines and cost of a run, before it starts."""

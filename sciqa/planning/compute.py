@@ -1,4 +1,4 @@
-"""Floating-point operations of a question or a text, counted without running the model."""
+"""Counts of floating-point operations (FLOPs) for a question or a text, without running the model."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from sciqa.planning.memory import CROSS, Sketch
 
 
 def question_flops(model: Sketch, question: Encoded, *, training: bool, checkpointing: bool = False) -> int:
-    """Return the floating-point operations of a question.
+    """Return the FLOPs of one question.
 
-    A multiplication by a matrix is 2 for each of its weights and each token (Kaplan et al. 2020, Scaling Laws, table
-    1), and attention 4 for each pair of tokens, layer and dimension (Hoffmann et al. 2022, appendix F). The backward
-    pass multiplies once for the gradients of inputs and once for those of weights, which together is Kaplan's 6 for
-    each weight and token; frozen weights need none of their own (Dettmers et al. 2023, section 3), so with LoRA it is
-    a little more than 4. Checkpointing adds another forward pass.
+    A matrix multiplication takes 2 FLOPs per weight and token (Kaplan et al. 2020, Scaling Laws, table 1). Attention
+    takes 4 per pair of tokens, layer and dimension (Hoffmann et al. 2022, appendix F). The backward pass multiplies
+    once for the gradients of inputs and once for those of weights, so the total is Kaplan's 6 per weight and token.
+    Frozen weights need no gradients (Dettmers et al. 2023, section 3), so with LoRA the total is a little more than 4.
+    Checkpointing adds another forward pass.
     """
     linear = trained = 0
     tokens_of = _tokens(model, question)
@@ -40,7 +40,7 @@ def text_flops(model: nn.Module, tokens: int) -> int:
 
 
 def _tokens(model: Sketch, question: Encoded) -> Any:  # noqa: ANN401
-    """Return a function that gives the tokens which the linear layer of a name multiplies."""
+    """Return a function from the name of a linear layer to the number of tokens that pass through it."""
     output = model.model.get_output_embeddings()
     head = next((name for name, module in model.model.named_modules() if module is output), None)
     options = sum(map(len, question.options))

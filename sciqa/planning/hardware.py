@@ -1,4 +1,4 @@
-"""Accelerators by name, the node types of a Ray cluster file, and what they lack for a stage."""
+"""Known accelerators, node types of a Ray cluster file, and checks whether a stage fits them."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from sciqa.core.errors import InputError
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A GPU as its maker's data sheet tells of it.
+    """A GPU with the figures of its data sheet.
 
     Attributes:
-        teraflops: dense operations a second in bfloat16 (float16 on a T4) with sums in float32, in 10^12.
-        gigabytes: of memory, in 10^9 bytes.
+        teraflops: dense bfloat16 (float16 on a T4) operations per second with float32 accumulation, in 10^12.
+        gigabytes: memory in 10^9 bytes.
     """
 
     teraflops: float
     gigabytes: float
 
 
-#: By Ray's names; H100 and H200 are the SXM modules.
+#: Accelerators by their names in Ray; H100 and H200 are the SXM modules.
 ACCELERATORS = {
     "T4": Accelerator(65, 16),
     "L4": Accelerator(121, 24),
@@ -32,15 +32,15 @@ ACCELERATORS = {
     "H100": Accelerator(989, 80),
     "H200": Accelerator(989, 141),
 }
-#: GPUs of AWS's instance families.
+#: GPU of each AWS instance family.
 AWS_FAMILIES = {
     **{"g4dn": "T4", "g5": "A10G", "g6": "L4", "g6e": "L40S", "p4d": "A100-40G", "p4de": "A100-80G"},
     **{"p5": "H100", "p5e": "H200", "p5en": "H200"},
 }
-#: Share of a GPU's memory that a plan may fill: CUDA's own context and libraries take the rest.
+#: Share of a GPU's memory that a plan may fill; the CUDA context and libraries take the rest.
 ROOM = 0.9
-#: Memory of a process on a CPU beside what is planned: 2.34 GB beside 1.65 in training SmolLM2-135M, since glibc keeps
-#: what is freed.
+#: Ratio of a CPU process's memory to the planned memory. Training SmolLM2-135M takes 2.34 GB instead of 1.65, since
+#: glibc keeps freed memory.
 PROCESS = 1.42
 
 
@@ -49,12 +49,12 @@ class NodeType:
     """A node type of a cluster.
 
     Attributes:
-        name: of the type.
-        cpus: that Ray has of a node.
-        gpus: of a node.
-        kind: of GPU, by the names of `ACCELERATORS`.
-        memory: bytes of the host that Ray has, None where the file does not tell.
-        most: nodes of the type at most.
+        name: name of the type.
+        cpus: CPUs that a node offers to Ray.
+        gpus: GPUs per node.
+        kind: kind of GPU, a key of `ACCELERATORS`.
+        memory: bytes of host memory that a node offers to Ray, or None where the file does not say.
+        most: maximum number of nodes of this type.
     """
 
     name: str
@@ -67,13 +67,13 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage needs.
+    """Resource requirements of a stage.
 
     Attributes:
         stage: name of the step.
-        workers: at least.
-        memory: bytes of the host that each asks Ray for.
-        device: bytes of GPU memory of each, or of the host's where a cluster has no GPUs; 0 for CPU stages.
+        workers: minimum number of workers.
+        memory: bytes of host memory that each worker requests from Ray.
+        device: bytes of GPU memory per worker, or of host memory in a cluster without GPUs; 0 for CPU stages.
     """
 
     stage: str
@@ -86,7 +86,7 @@ def read_node_types(path: str) -> list[NodeType]:
     """Return the node types of a Ray cluster file.
 
     Raises:
-        InputError: no such file, or a node type that does not say what it has.
+        InputError: the file is missing or invalid, or a node type does not declare its resources.
     """
     try:
         about = yaml.safe_load(storage.read_bytes(path))
@@ -115,7 +115,7 @@ def _node_type(path: str, name: str, about: dict, most: int) -> NodeType:
 
 
 def _gpu_kind(path: str, name: str, about: dict, resources: dict) -> str:
-    """Return the kind of GPU by the instance type, which also tells an A100's memory, or by Ray's name for it."""
+    """Return the kind of GPU from the AWS instance type, else from Ray's name, which may omit an A100's memory."""
     family = str((about.get("node_config") or {}).get("InstanceType", "")).partition(".")[0]
     named = next((key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")), "")
     same = (kind for kind in ACCELERATORS if named in (kind, kind.partition("-")[0]))
@@ -129,17 +129,17 @@ def _gpu_kind(path: str, name: str, about: dict, resources: dict) -> str:
 
 
 def fits_accelerator(kind: str, size: int) -> bool:
-    """Whether so many bytes fit an accelerator's memory."""
+    """Return whether `size` bytes fit in an accelerator's memory."""
     return size <= ROOM * ACCELERATORS[kind].gigabytes * 1e9
 
 
 def lacks(node: NodeType, need: Need, has_gpus: bool) -> str | None:
-    """Return what a node type lacks for a stage, in words, or None where the stage can run on it.
+    """Return a text on what a node type lacks for a stage, or None where the stage can run on it.
 
     Args:
-        node: the type.
-        need: of the stage.
-        has_gpus: whether the cluster has GPUs, on which models then run.
+        node: the node type.
+        need: requirements of the stage.
+        has_gpus: whether the cluster has GPUs; if so, models run on them.
     """
     if node.cpus < 1:
         return "has no CPU for work"

@@ -1,4 +1,4 @@
-"""What a model takes, from its configuration alone: bytes of weights, memory of a training step, FLOPs."""
+"""Memory estimates from a model's configuration alone: bytes of weights and memory of a training step."""
 
 import itertools
 import math
@@ -28,17 +28,17 @@ from sciqa.models.scorer import Encoded
 from sciqa.models.verdict import Verdict
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
-#: Weights that share a constant of 8 bits in NF4, and constants that share one of 32 (Dettmers et al. 2023, QLoRA).
+#: NF4 block sizes: weights per 8-bit constant, and constants per 32-bit constant (Dettmers et al. 2023, QLoRA).
 BLOCK, OUTER_BLOCK = 64, 256
 #: Bytes of a 4-bit layer's two code books (16 and 256 float32 values) and of the mean of its constants.
 CODE_BOOKS = 4 * (16 + 256 + 1)
-#: Elements between two uses of a parameter up to which ZeRO-3 keeps it gathered: DeepSpeed's default of
+#: ZeRO-3 keeps a parameter gathered if at most this many elements come before its next use; DeepSpeed's default of
 #: `stage3_max_reuse_distance`.
 REUSE_DISTANCE = 1_000_000_000
-#: Memory that an allocator takes, as a multiple of the tensors in it at their peak. Of Llama 2 7B with LoRA, PyTorch
-#: reserved 10.22 GiB on a GPU for 9.16 (Answer.AI, fsdp_qlora, benchmarks_03_2024.md).
+#: Ratio of the memory that an allocator reserves to the peak size of its tensors. For Llama 2 7B with LoRA on a GPU,
+#: PyTorch reserved 10.22 GiB for 9.16 GiB (Answer.AI, fsdp_qlora, benchmarks_03_2024.md).
 RESERVED = 1.12
-#: Projections of cross-attention, by their names in T5 and in BART, that read what the encoder gave.
+#: Names in T5 and BART of the cross-attention projections that take the encoder's output.
 CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
 
@@ -47,8 +47,8 @@ class Stored:
     """A parameter as a worker stores it.
 
     Attributes:
-        elements: of its tensor; of a 4-bit layer's, each holds four weights.
-        width: bytes of an element.
+        elements: number of elements of its tensor; in a 4-bit layer each element holds four weights.
+        width: bytes per element.
         trained: whether it is trained.
     """
 
@@ -62,12 +62,12 @@ class Sketch:
     """A model as `finetune` would train it, without its weights.
 
     Attributes:
-        model: on PyTorch's meta device, with its adapter.
-        family: its kind.
+        model: model on PyTorch's meta device, with its adapter.
+        family: family of the model.
         parameters: number of weights of the base model.
-        quantised: weights of each layer that NF4 would keep in 4 bits.
-        stored: all parameters as the method stores them, the adapter's among them.
-        constants: bytes of NF4's constants, 0 where the base is not in 4 bits.
+        quantised: number of weights of each layer that NF4 stores in 4 bits.
+        stored: all parameters as the method stores them, including the adapter's.
+        constants: bytes of NF4's quantisation constants; 0 where the base is not in 4 bits.
     """
 
     model: nn.Module
@@ -85,7 +85,7 @@ class Sketch:
     def weight_bytes(self, kind: str) -> int:
         """Return the bytes of the base model's weights in `float32`, `bfloat16` or `nf4`.
 
-        In NF4 only the linear layers have 4 bits: embeddings, norms and the head stay in 16.
+        NF4 quantises only the linear layers to 4 bits; embeddings, norms and the head stay in 16.
         """
         if kind != "nf4":
             return self.parameters * {"float32": 4, "bfloat16": 2}[kind]
@@ -94,7 +94,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a worker's memory in training, and of the host's where ZeRO's state is offloaded to it."""
+    """Bytes of a worker's memory in training, and of host memory (`host`) where ZeRO offloads its state."""
 
     parameters: int
     gradients: int
@@ -105,35 +105,36 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All bytes of the worker's own memory, with what its allocator holds besides tensors."""
+        """All bytes of the worker's own memory, including the allocator's overhead."""
         return reserved(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
 
 
 def reserved(tensors: int) -> int:
-    """Return the bytes that an allocator takes for so many of tensors."""
+    """Return the bytes that an allocator reserves for `tensors` bytes of tensors."""
     return round(RESERVED * tensors)
 
 
 def nf4_bytes(weights: int) -> tuple[int, int]:
     """Return the bytes of a layer's weights in NF4 with double quantisation, and those of its constants.
 
-    Dettmers et al. 2023, QLoRA, section 3: 4 bits a weight, 8 bits for every 64 weights, 32 for 256 of those.
+    Dettmers et al. 2023, QLoRA, section 3: 4 bits per weight, an 8-bit constant per 64 weights, and a 32-bit constant
+    per 256 of these constants.
     """
     blocks = math.ceil(weights / BLOCK)
     return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
 
 
 def sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> Sketch:
-    """Return a model without weights, made ready for training as the training loop does.
+    """Return a model without weights, prepared as for training.
 
     Args:
-        name: as `sciqa.core.hub.find_model` takes it, or a folder with a config.json and no weights.
-        method: of training.
-        fields: for peft's configuration.
-        dtype: type of the base model's weights.
+        name: a name that `sciqa.core.hub.find_model` takes, or a folder with a config.json and no weights.
+        method: training method.
+        fields: fields of peft's configuration.
+        dtype: data type of the base model's weights.
 
     Raises:
-        InputError: no such model, or peft refuses the fields.
+        InputError: the model does not exist, or peft rejects the fields.
     """
     folder, gguf_file = config_files(name)
     family = folder_family(name, folder, gguf_file)
@@ -160,7 +161,7 @@ def sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.b
 
 
 def rank_bytes(stored: list[Stored], workers: int) -> int:
-    """Return the bytes of parameters that a rank of ZeRO-3 holds between steps: all of the small ones, else a share."""
+    """Return the bytes of parameters per ZeRO-3 rank between steps: small parameters whole, a share of the others."""
     return sum(
         each.width * (each.elements if each.elements <= PERSISTENCE_THRESHOLD else math.ceil(each.elements / workers))
         for each in stored
@@ -168,22 +169,23 @@ def rank_bytes(stored: list[Stored], workers: int) -> int:
 
 
 def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -> Memory:
-    """Return what a worker needs in a training step, at its peak, without CUDA's own context.
+    """Return the peak memory of a worker in a training step, without the CUDA context.
 
-    As Rajbhandari et al. 2020, ZeRO, section 5, counts it, with this program's types: trained weights, their
-    gradients and both moments of AdamW are float32, frozen weights are as loaded. ZeRO-2 has a second copy of its share
-    of the trained weights, for DeepSpeed keeps one whatever their type. What is gathered under ZeRO-3 stays until its
-    backward pass, where no more than `REUSE_DISTANCE` elements come between: of a small model, all.
+    The count follows Rajbhandari et al. 2020, ZeRO, section 5, with this program's types: trained weights, their
+    gradients and both AdamW moments are float32; frozen weights keep the type in which they are loaded. In ZeRO-2,
+    DeepSpeed keeps a second copy of a rank's share of the trained weights, whatever their type. In ZeRO-3, gathered
+    parameters stay in memory until their backward pass if at most `REUSE_DISTANCE` elements come between the two uses;
+    in a small model this holds for all.
 
     Args:
-        model: with its adapter.
-        options: `zero`, `offload` and `num_workers` of them; a number is expected there.
-        activations: as `peak_activations` returns them.
+        model: model with its adapter.
+        options: options of training; `num_workers` must be a number.
+        activations: result of `peak_activations`, in bytes.
     """
     trained = 4 * model.trained
     share = math.ceil(trained / options.num_workers)
     frozen = sum(each.elements * each.width for each in model.stored if not each.trained) + model.constants
-    if options.zero == 0:  # an optimizer step needs as much as the weights for its own results
+    if options.zero == 0:  # the optimizer's temporary results are as large as the trained weights
         return Memory(frozen + trained, trained, 2 * trained, 0, max(activations, trained))
     activations = max(activations, share)
     if options.zero == 2:
@@ -205,31 +207,31 @@ def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -
 def peak_activations(
     model: Sketch, batch: list[Encoded], *, training: bool = True, checkpointing: bool = False, nf4: bool = False
 ) -> int:
-    """Return the most bytes of tensors besides parameters, gradients and optimizer state that a step needs at once.
+    """Return the peak bytes of a step's tensors besides parameters, gradients and optimizer state.
 
-    The real forward and backward pass is run with tensors that have a shape and no content, and the bytes of those
-    alive are counted. So all is in it that Korthikanti et al. 2022, Reducing Activation Recomputation in Large
-    Transformer Models, sum up by hand for one architecture, and logits, losses and gradients of activations too.
+    The real forward and backward passes run on fake tensors, which have a shape and no content, and the bytes of live
+    tensors are counted. The result includes all terms that Korthikanti et al. 2022, Reducing Activation Recomputation
+    in Large Transformer Models, add up by hand for one architecture, and also logits, losses and activation gradients.
 
     Args:
-        model: with its adapter; it is not changed.
+        model: model with its adapter; it is not changed.
         batch: questions that a worker computes at once.
-        training: with a backward pass, after an earlier one whose gradients are there.
-        checkpointing: activations of each layer are computed again in the backward pass.
-        nf4: the base is in 4 bits; its largest layer is there in 16 while it computes.
+        training: whether to run a backward pass, with the gradients of an earlier one in memory.
+        checkpointing: whether the backward pass recomputes the activations of each layer.
+        nf4: whether the base is in 4 bits; its largest layer is then also in memory in 16 bits while it computes.
 
     Raises:
-        InputError: a model whose shapes depend on what it computes.
+        InputError: the shapes of the model's tensors depend on computed values.
     """
-    # Enough of a tokenizer to pad rows of token 0, for there may be no other.
+    # A minimal tokenizer that can pad rows of token 0, since the model may have none.
     padding = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"[SEP]": 0, "[PAD]": 1}, unk_token="[PAD]")),
         **{"sep_token": "[SEP]", "pad_token": "[PAD]", "model_input_names": ["input_ids", "attention_mask"]},
     )
-    # Questions that begin alike would share a row, which those of an exam seldom do.
+    # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
     batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
     scorer = SCORERS[model.family](model.model, padding, Format()).train(training)
-    scorer.verdict = Verdict("packed")  # without weights nothing can be proved
+    scorer.verdict = Verdict("packed")  # the proof of the layout needs weights
     step = _Step(scorer, training)
     if checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -266,7 +268,7 @@ class _Step(nn.Module):
         self.scorer, self.with_backward = scorer, training
 
     def forward(self, batch: list[Encoded]) -> None:
-        """Run the step; its gradients are added to those that the parameters have."""
+        """Run the step and accumulate its gradients into those of the parameters."""
         with torch.set_grad_enabled(self.with_backward):
             with torch.autocast("cpu", torch.bfloat16):
                 scores = self.scorer(batch)
@@ -275,7 +277,7 @@ class _Step(nn.Module):
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, each storage once; `peak` is the most there were."""
+    """Counter of the bytes of live tensors, each storage once; `peak` is the highest count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,13 +285,13 @@ class _Living(TorchDispatchMode):
         self.known: dict[int, weakref.ref] = {}
 
     def ignore(self, *tensors: torch.Tensor) -> None:
-        """Leave tensors out of the count."""
+        """Exclude tensors from the count."""
         for each in tensors:
             storage = each.untyped_storage()
             self.known[storage._cdata] = weakref.ref(storage)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors that it made."""
         made = func(*args, **(kwargs or {}))
         for each in tree_leaves(made):
             if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self.known:

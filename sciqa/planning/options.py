@@ -1,4 +1,4 @@
-"""Options of a plan."""
+"""Options of the `plan` step."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -22,65 +22,65 @@ from sciqa.training.options import FinetuneOptions
 if TYPE_CHECKING:
     pass
 
-#: Tokens that `predict` computes at once, and that an evaluation does.
+#: Tokens per batch in `predict` and in evaluations.
 TOKENS_PER_BATCH = 2048
 Stage = Literal["corpus", "index", "finetune", "predict"]
 
 
 @dataclass(kw_only=True)
 class PlanOptions(VolumeOptions):
-    """What is planned; options that a step has too mean the same as there."""
+    """Options of the `plan` step; those shared with another step mean the same there."""
 
     stages: tuple[Stage, ...] = ("corpus", "index", "finetune", "predict")
-    """Steps that must find room."""
+    """Steps to plan for."""
     exam: str = "test"
     """Questions to answer: a split of the packaged exam, or files as `sciqa exam --exam` takes them."""
     train: str = "train"
     """Questions to train on."""
     validation: str = "validation"
-    """Questions that choose the best step."""
+    """Questions on which training selects its best step."""
     columns: tuple[str, ...] = ()
-    """Where the parts of a question stand in those files, if their names do not tell."""
+    """Columns of those files that hold the parts of a question, if their names are not recognised."""
     answers_from: AnswersFrom | None = None
-    """What answers are there, where that cannot be told."""
+    """Form of the answers in those files, where it is ambiguous."""
     context_passages: int = 1
-    """Passages in the text that the reader gets."""
+    """Passages in a reader's context."""
     model: str = "SmolLM2-135M-Instruct"
-    """Model: a packaged one, a local folder (config.json is enough), a .gguf file or a hub id, of which only the
-    configuration is fetched."""
+    """Model: a packaged one, a local folder (config.json is enough), a .gguf file or a hub id (only the configuration
+    is fetched)."""
     method: Method = "lora"
-    """`qlora` is LoRA over a base in 4 bits, which then answers in 4 bits too; `full` trains all weights."""
+    """`qlora` is LoRA with the base in 4 bits, in training and in answering; `full` trains all weights."""
     peft: str = "{}"
-    """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16}'."""
+    """Fields of peft's LoraConfig (or PromptTuningConfig), such as '{r: 16}'."""
     max_length: int | None = None
-    """Most tokens of a question; its context is cut to fit. By default the model's own limit."""
+    """Most tokens of a question; its context is truncated to fit. By default the model's own limit."""
     epochs: float = 2.0
-    """Times that every training question is seen."""
+    """Passes over the training questions."""
     eval_every: int | None = None
-    """Steps between evaluations; by default ten of them over the run."""
+    """Steps between evaluations; by default a tenth of all steps."""
     batch_size: int = 16
-    """Questions in an optimizer step, over all workers."""
+    """Questions per optimizer step, over all workers."""
     micro_batch: int = 4
     """Questions that a worker computes at once."""
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO stage."""
     offload: bool = False
-    """Keep what ZeRO shards in the memory of the CPU."""
+    """Keep the state that ZeRO shards in CPU memory."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them."""
     num_workers: int = 1
     """Model workers of each stage, each with a GPU."""
     cluster: str | None = None
-    """Ray cluster file whose node types must have room for the stages."""
+    """Ray cluster file whose node types must fit the stages."""
     accelerator: tuple[str, ...] = ()
-    """GPUs to tell the hours of, such as A10G H100; by default those of the cluster file, or all that are known."""
+    """GPUs to estimate hours for, such as A10G H100; by default those of the cluster file, else all known ones."""
     price: tuple[float, ...] = ()
-    """Price of an hour of one GPU: one for all, or one for each --accelerator, in their order."""
+    """Price of one GPU per hour: one for all, or one for each --accelerator, in the same order."""
     utilisation: float = 0.3
-    """Share of a GPU's published operations a second that a stage reaches; large models reach 0.3 to 0.5."""
+    """Share of a GPU's published operations per second that a stage reaches; large models reach 0.3 to 0.5."""
 
     def __post_init__(self) -> None:
-        """Check the numbers and names."""
+        """Check the values."""
         super().__post_init__()
         self.model = local_path(self.model)
         self.training()
@@ -99,6 +99,6 @@ class PlanOptions(VolumeOptions):
             )
 
     def training(self) -> FinetuneOptions:
-        """Return them as the options of `finetune`, which checks them."""
+        """Return the training options as those of `finetune`, whose constructor checks them."""
         shared = {field.name for field in fields(FinetuneOptions)} & {field.name for field in fields(self)}
         return FinetuneOptions(**{name: getattr(self, name) for name in shared - {"accelerator"}})

@@ -1,4 +1,4 @@
-"""The plan: what an exam, a corpus, a model and a method will take, before anything is started."""
+"""The `plan` step: estimate what a run takes from its exam, corpus, model and training method."""
 
 import math
 import time
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Questions:
-    """An exam in tokens.
+    """The size of an exam in tokens.
 
     Attributes:
         count: number of questions.
-        mean: a question of the mean length.
-        longest: a question of the largest.
+        mean: a question of average length.
+        longest: a question of the greatest length.
     """
 
     count: int
@@ -45,13 +45,13 @@ class Questions:
 
 
 def plan(options: PlanOptions) -> Summary:
-    """Say what a run will take; nothing is started and no weights are loaded.
+    """Estimate what a run takes, without starting anything or loading weights.
 
-    The details are tables by their titles, each a list of rows: of the model, of the memory of a training worker, of
-    the corpus and its index, of hours by accelerator and, with a cluster file, of what its node types have room for.
+    The summary's details hold tables (lists of rows) by title: the model, the memory of a training worker, the corpus
+    and its index, the hours by accelerator and, with a cluster file, the stages that fit each node type.
 
     Raises:
-        InputError: bad input of a step, or a stage that fits nowhere, with what would fit.
+        InputError: the input of a step is invalid, or a stage fits nowhere; the message then says what would fit.
     """
     started = time.monotonic()
     nodes = read_node_types(options.cluster) if options.cluster else []
@@ -85,7 +85,7 @@ def plan(options: PlanOptions) -> Summary:
 
 
 def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name: str) -> Questions:
-    """Return an exam in tokens of the embedder, with contexts of passages that are average, or the longest."""
+    """Return the size of an exam in the embedder's tokens, for contexts of average and of longest passages."""
     from sciqa.models.scorer import prompt_text
 
     questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
@@ -105,7 +105,14 @@ def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name:
 
 
 def _shape(options: PlanOptions, model: "Sketch", prompt: int, lengths: list[int]) -> "Encoded":
-    """Return a question of so many tokens as the model gets it, cut to its limit."""
+    """Return a dummy question with these numbers of tokens, truncated to the model's limit.
+
+    Args:
+        options: options of the plan.
+        model: the model.
+        prompt: tokens of the prompt.
+        lengths: tokens of each option.
+    """
     from sciqa.models.scorer import Encoded
 
     own = getattr(model.model.config, "max_position_embeddings", None) or 1 << 20
@@ -117,7 +124,7 @@ def _shape(options: PlanOptions, model: "Sketch", prompt: int, lengths: list[int
 
 
 def _memory_rows(options: PlanOptions, model: "Sketch", longest: "Encoded") -> Iterator[tuple[dict, "Memory"]]:
-    """Yield what a training worker needs in each ZeRO stage, with and without checkpointing."""
+    """Yield the memory of a training worker for each ZeRO stage, with and without checkpointing."""
     from sciqa.planning.memory import training_memory
 
     for checkpointing in (False, True):
@@ -138,14 +145,14 @@ def _activations(options: PlanOptions, model: "Sketch", longest: "Encoded", chec
 
 
 def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "Encoded") -> list[Need]:
-    """Return what each stage needs of a node."""
+    """Return the resource requirements of each planned stage."""
     from sciqa.planning.memory import peak_activations, reserved
 
     nf4 = options.method == "qlora"
     batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
     answering = model.weight_bytes("nf4" if nf4 else "bfloat16")
     answering += peak_activations(model, batch, training=False, nf4=nf4)
-    # What paged AdamW keeps moves to the host where a GPU is full.
+    # Paged AdamW moves its state to the host when the GPU is full.
     training = replace(memory, optimizer=0).total if nf4 else memory.total
     loading = int(cluster.LOADING * model.weight_bytes("bfloat16"))
     embedder = int(cluster.LOADING * sum(2 * each.numel() for each in embedder_model(options).parameters()))
@@ -159,10 +166,10 @@ def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "En
 
 
 def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[Need]) -> list[dict]:
-    """Return a row for every node type, with what it lacks for each stage.
+    """Return one row per node type that says for each stage what the type lacks.
 
     Raises:
-        InputError: none has a CPU for work.
+        InputError: no node type has a CPU for work.
     """
     if nodes and not any(node.cpus >= 1 for node in nodes):
         raise InputError(f"{options.cluster}: no node type has a CPU for work; add one with CPUs")
@@ -195,7 +202,7 @@ def _check_room(
 
 
 def _remedies(options: PlanOptions, kinds: list[str], need: Need, longest: "Encoded") -> Iterator[str]:
-    """Yield other options, and GPUs, with which a stage that does not fit would."""
+    """Yield other options, and GPUs, with which the stage would fit."""
     if not need.device:
         yield "a node type with more CPUs and memory"
         return
@@ -217,7 +224,7 @@ def _remedies(options: PlanOptions, kinds: list[str], need: Need, longest: "Enco
 
 
 def _changes(options: PlanOptions) -> Iterator[dict]:
-    """Yield options that make training smaller, one change at a time and then together."""
+    """Yield changes of options that reduce the memory of training, first singly, then combined."""
     smaller = {"micro_batch": 1, "gradient_checkpointing": True}
     yield {"gradient_checkpointing": True}
     yield {"micro_batch": 1}
@@ -232,7 +239,7 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
 
 
 def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
-    """Return what a stage needs on a GPU with other options."""
+    """Return the bytes of GPU memory that a stage needs with the given options."""
     from sciqa.planning.memory import sketch, training_memory
 
     training = options.training()
@@ -243,7 +250,7 @@ def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
 
 
 def _stage_flops(options: PlanOptions, model: "Sketch", volume: Volume, exams: dict[str, Questions]) -> dict[str, int]:
-    """Return the operations of every stage that computes with a model."""
+    """Return the FLOPs of every planned stage that runs a model."""
     from sciqa.planning.compute import question_flops, text_flops
 
     steps = max(1, round(options.epochs * exams["train"].count / options.batch_size))
@@ -267,7 +274,7 @@ def _model_row(options: PlanOptions, model: "Sketch") -> dict:
 def _hour_rows(
     options: PlanOptions, kinds: list[str], flops: dict[str, int], volume: Volume, needs: list[Need]
 ) -> Iterator[dict]:
-    """Yield the operations, and the hours and cost of every stage on each accelerator and on a CPU core."""
+    """Yield a row of FLOPs by stage, then rows of hours, and cost if known, on each accelerator and a CPU core."""
     reading = {"corpus": "–"} if "corpus" in options.stages else {}
     yield {"on": "operations, 10^12"} | reading | {stage: count / 1e12 for stage, count in flops.items()}
     prices = dict(zip(kinds, options.price * (1 if len(options.price) > 1 else len(kinds)), strict=False))

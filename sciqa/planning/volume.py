@@ -1,4 +1,4 @@
-"""What a corpus becomes: passages, bytes of its index, operations to embed it."""
+"""Size estimates of a corpus: its number of passages and the bytes of its index."""
 
 import math
 import re
@@ -19,19 +19,20 @@ from sciqa.retrieval.shards import empty_index
 if TYPE_CHECKING:
     from torch import nn
 
-#: English Wikipedia, as the README counts it: 40 million passages of 256 tokens at most in 6.9 million articles, each
-#: passage of twice the text that the demo corpus has in one (480 characters, 107 tokens).
+#: Size of English Wikipedia (docs/wikipedia.md): 40 million passages of at most 256 tokens in 6.9 million articles. A
+#: passage has twice the text of one in the demo corpus (480 characters, 107 tokens).
 PASSAGES_PER_ARTICLE, ARTICLE_CHARACTERS, ARTICLE_TOKENS = 40 / 6.9, 960, 214
-#: Bytes on storage for each character of a passage, measured on the demo corpus (README): BM25's files 590 bytes, the
-#: passages, held twice, 280 bytes each time, for 480 characters.
+#: Bytes stored per character of a passage, measured on the demo corpus (docs/wikipedia.md). Per 480 characters, BM25's
+#: files take 590 bytes and the passages 280 bytes, which are stored twice.
 WORD_BYTES, PASSAGE_BYTES = 590 / 480, 2 * 280 / 480
-#: Measured on a core of AMD EPYC with AVX512-BF16 (README). `corpus` reads the 105 GB of XML that become 40 million
-#: passages at 1.8 MB a second, `index` embeds 44 passages of 107 tokens a second (all-MiniLM-L6-v2), and SmolLM2-135M
-#: trains on 110 tokens and answers 1.8 questions of 170 tokens a second; these three as operations a second.
+#: Speeds of one AMD EPYC core with AVX512-BF16 (docs/wikipedia.md). `corpus` reads 1.8 MB per second of the 105 GB of
+#: XML that become 40 million passages. `index` embeds 44 passages of 107 tokens per second (all-MiniLM-L6-v2).
+#: SmolLM2-135M trains on 110 tokens per second and answers 1.8 questions of 170 tokens per second. `CORE_FLOPS` has
+#: the last three as FLOPs per second.
 PASSAGES_PER_CORE_SECOND = 1.8 * 40e6 / 105e3
 CORE_FLOPS = {"index": 1.1e11, "finetune": 6e10, "predict": 7e10}
-#: Bytes of a part, and parts, spread evenly over the corpus, that are read to know what the rest becomes; and sections
-#: of these that are cut into passages.
+#: Sample of the corpus: bytes per part, most parts read, spread evenly over the corpus, and most sections of these
+#: parts that are split into passages.
 SAMPLED_BYTES, SAMPLED_PARTS, SAMPLED_SECTIONS = 500_000, 6, 600
 #: Number of lists in a FAISS factory string.
 LISTS = re.compile(r"IVF(\d+)([kM]?)")
@@ -39,14 +40,14 @@ LISTS = re.compile(r"IVF(\d+)([kM]?)")
 
 @dataclass(kw_only=True)
 class VolumeOptions:
-    """A corpus and its index; every option means the same as in the steps."""
+    """Options of a corpus and its index; each means the same as in the `corpus` and `index` steps."""
 
     corpus: tuple[str, ...] = ("demo",)
-    """`demo`, and files or folders, of which a sample is read."""
+    """Articles: `demo`, files or folders; only a sample is read."""
     articles: int | None = None
-    """Plan for so many articles of English Wikipedia instead, of which there are 6.9 million."""
+    """Plan for this many articles of English Wikipedia instead; it has 6.9 million."""
     embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-transformers model, whose tokens are counted everywhere: the packaged one, a folder or a hub id."""
+    """Sentence-transformers model: the packaged one, a folder or a hub id; all tokens are counted by its tokenizer."""
     passage_tokens: int = 256
     """Most tokens of a passage."""
     shard_passages: int = 1024
@@ -57,26 +58,26 @@ class VolumeOptions:
     """Type of the stored vectors."""
 
     def __post_init__(self) -> None:
-        """Check the numbers, as the steps do."""
+        """Check the values as the steps do."""
         if self.articles is not None and self.articles < 1:
             raise InputError(f"--articles: {self.articles} given, at least 1 expected")
         self.steps_options(CorpusOptions)
         self.steps_options(IndexOptions)
 
     def steps_options(self, kind: type) -> object:
-        """Return them as the options of a step, which checks them."""
+        """Return the shared options as those of a step, whose constructor checks them."""
         names = {field.name for field in fields(VolumeOptions)} & {field.name for field in fields(kind)}
         return kind(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A corpus as passages.
+    """The size of a corpus in passages.
 
     Attributes:
-        passages: how many, repeats among them.
-        characters: of a passage's text, on average.
-        tokens: of a passage with its headings, on average.
+        passages: number of passages, including duplicates.
+        characters: average characters of a passage's text.
+        tokens: average tokens of a passage with its headings.
     """
 
     passages: int
@@ -85,10 +86,10 @@ class Volume:
 
 
 def corpus_volume(options: VolumeOptions) -> Volume:
-    """Return what the corpus becomes: parts of it are read and cut as `sciqa corpus` does, the rest taken to be alike.
+    """Return the size of the corpus, extrapolated from a sample that is split as by `sciqa corpus`.
 
     Raises:
-        InputError: a corpus that cannot be read.
+        InputError: the corpus cannot be read, or the sample has no article.
     """
     if options.articles:
         return Volume(round(options.articles * PASSAGES_PER_ARTICLE), ARTICLE_CHARACTERS, ARTICLE_TOKENS)
@@ -115,7 +116,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
 
 
 def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
-    """Return a row of passages, and of gigabytes (10^9 bytes) of all that is stored of them."""
+    """Return a row with the number of passages and the size of each stored part in gigabytes (10^9 bytes)."""
     dimension = vector_size(options.embedder) or read_about(options.embedder, "config.json")["hidden_size"]
     fixed, each = faiss_bytes(options.steps_options(IndexOptions), dimension)
     sizes = {
@@ -130,19 +131,20 @@ def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
 
 
 def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
-    """Return the bytes of a shard's FAISS file with no vector in it, and those that each vector adds.
+    """Return the bytes of a shard's FAISS file without vectors, and the bytes that each vector adds.
 
-    A small index of that kind with one list takes random vectors, and the centroids of the other lists are added.
+    Both are measured on a small index of that kind with one list and random vectors; then the bytes of the other lists'
+    centroids are added.
 
     Raises:
-        InputError: FAISS makes no index from the factory string.
+        InputError: FAISS rejects the factory string.
     """
     import faiss
 
     faiss.omp_set_num_threads(1)
     empty_index(options, dimension)
     lists = [int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] for number, unit in LISTS.findall(options.factory)]
-    # A random rotation has the size of a learnt one.
+    # A random rotation has the size of a learnt one and needs no training.
     options.factory = re.sub(r"OPQ\d+(?:_(\d+))?", lambda found: f"RR{found[1] or ''}", options.factory)
     options.factory = LISTS.sub("IVF1", options.factory)
     index = inner = empty_index(options, dimension)
@@ -154,7 +156,7 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
             transform.train(turned)
             turned = transform.apply(turned)
     turned = vectors[:, : inner.d].copy()
-    if hasattr(inner, "pq"):  # its tables have their size before they are trained
+    if hasattr(inner, "pq"):  # its tables have their final size before training
         if isinstance(inner, faiss.IndexIVF):
             inner.quantizer.add(turned[:1])
         inner.is_trained = True
@@ -168,7 +170,7 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
 
 
 def embedder_model(options: VolumeOptions) -> "nn.Module":
-    """Return the embedder without weights."""
+    """Return the embedder without weights, on PyTorch's meta device."""
     import torch
     from transformers import AutoConfig, AutoModel
 

@@ -1,4 +1,4 @@
-"""Predict room: readers rank the options of every question; answers and metrics tables."""
+"""The `predict` step: readers rank the options of every question and write the answers and metrics tables."""
 
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import predict

@@ -1,4 +1,4 @@
-"""The answers table: from the scores of a question's options, in every order they were given in, to its row."""
+"""Rows of the answers table, made from the scores of each question's options."""
 
 import hashlib
 from collections.abc import Hashable, Sequence
@@ -15,7 +15,7 @@ from sciqa.exam.metrics import NOISE, average_precision_at_3, log_softmax, place
 from sciqa.exam.questions import Exam, options_of
 from sciqa.exam.table import QuestionTable
 
-#: Of what readers compute; raised with every change of it, so that answers made otherwise are not kept.
+#: Version of what readers compute. Raise it with every change, so that older answers are not reused.
 ANSWERS_FORMAT = 3
 SCHEMA = pa.schema(
     [
@@ -33,11 +33,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Scored:
-    """A question read.
+    """The scores of one question.
 
     Attributes:
-        scores: of its options, in nats, shape (options,); probabilities are their softmax.
-        cut: whether its context was cut to fit the model.
+        scores: score of each option in nats, shape (options,); probabilities are their softmax.
+        cut: whether the context was truncated to fit the model.
     """
 
     scores: np.ndarray
@@ -45,11 +45,11 @@ class Scored:
 
 
 class Turn(NamedTuple):
-    """A question with its options in one order.
+    """One question with one rotation of its options.
 
     Attributes:
-        number: of the question among those read together.
-        by: places by which its options are rotated.
+        number: index of the question in its batch.
+        by: number of places by which the options are rotated.
     """
 
     number: int
@@ -57,7 +57,7 @@ class Turn(NamedTuple):
 
 
 def turns_of(questions: list[dict], rotations: int) -> list[Turn]:
-    """Return every question in a number of orders of its options, spread evenly, or in all where they are fewer."""
+    """Return `rotations` evenly spaced rotations of each question's options, or all where there are fewer."""
     turns = []
     for number, question in enumerate(questions):
         options = len(options_of(question))
@@ -67,12 +67,12 @@ def turns_of(questions: list[dict], rotations: int) -> list[Turn]:
 
 
 def mean_turns(turns: Sequence[Turn], scores: Sequence[np.ndarray], cut: set[int]) -> list[Scored]:
-    """Return the questions of `turns_of` read, with probabilities averaged over the orders of their options.
+    """Return one result per question, with probabilities averaged over the rotations of its options.
 
     Args:
-        turns: question by question.
-        scores: of each turn, in its own order of the options.
-        cut: numbers of the questions whose context was cut.
+        turns: result of `turns_of`.
+        scores: scores of each turn, in the rotated order of its options.
+        cut: indices of the questions whose context was truncated.
     """
     of: dict[int, list[np.ndarray]] = {}
     for turn, each in zip(turns, scores, strict=True):
@@ -81,20 +81,20 @@ def mean_turns(turns: Sequence[Turn], scores: Sequence[np.ndarray], cut: set[int
 
 
 def _mean_scores(scores: list[np.ndarray]) -> np.ndarray:
-    """Return scores whose softmax is the mean of those of several, each of shape (options,)."""
+    """Return scores whose softmax is the mean of the softmaxes of the given ones, each of shape (options,)."""
     if len(scores) == 1:
         return scores[0]
     if not np.isfinite(scores).all():
-        return np.full_like(scores[0], np.nan)  # a mean could hide it
+        return np.full_like(scores[0], np.nan)  # a mean could hide a non-finite score
     logs = np.sort([log_softmax(each) for each in scores], axis=0)
     most = logs[-1]
     return most + np.log(np.exp(logs - most).mean(axis=0))
 
 
 def same_scores(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
-    """Return scores, shape (options,), in which options with equal keys have the largest of theirs.
+    """Return scores, shape (options,), in which options with equal keys share their largest score.
 
-    So options that are the same text, or the same tokens, are tied, wherever in a batch each was computed.
+    Options with the same text or tokens are then tied, whatever their positions in a batch.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     which = np.array([numbers[key] for key in keys])
@@ -104,14 +104,14 @@ def same_scores(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
 
 
 def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
-    """Return a finished answers table, and what it was made from.
+    """Return a finished answers table and the inputs recorded in its manifest.
 
     Args:
-        folder: of the table.
-        exam: whose questions it is read with; None for any.
+        folder: folder of the table.
+        exam: exam that the answers must belong to; None accepts any.
 
     Raises:
-        InputError: none is there, or it is of another exam, or another version of the program made it.
+        InputError: the table is missing, belongs to another exam, or was made by another version of the program.
     """
     manifest = tables.read_manifest(folder, "predict", ANSWERS_FORMAT)
     if exam and manifest["inputs"]["exam"] != exam.sha256:
@@ -120,26 +120,26 @@ def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, 
 
 
 def read_found(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
-    """Return for each of some questions its row of every table that is read with it.
+    """Return each question's rows, one from every source table.
 
     Args:
-        sources: those tables.
-        questions: that follow each other in the exam.
-        first: number of the first of them there, from 0.
+        sources: tables with one row per question, such as contexts.
+        questions: consecutive questions of the exam.
+        first: index of the first one in the exam, from 0.
     """
     tables = [source.read(questions, first) for source in sources]
     return list(zip(*tables, strict=True)) if tables else [()] * len(questions)
 
 
 def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored], by: str) -> None:
-    """Write a shard of the answers table.
+    """Write one shard of the answers table.
 
     Args:
-        folder: of the table.
+        folder: folder of the table.
         part: number of the shard.
-        questions: of the shard.
-        scored: each of them, read.
-        by: what scored them, for messages.
+        questions: questions of the shard.
+        scored: scores of each question.
+        by: name of the model or reader that scored them, for messages.
 
     Raises:
         InputError: see `answer_row`.
@@ -149,15 +149,15 @@ def write_answers(folder: str, part: int, questions: list[dict], scored: Sequenc
 
 
 def answer_row(question: dict, scored: Scored, by: str) -> dict:
-    """Return a question's row of the answers table; what every reader answers goes through here.
+    """Return a question's row of the answers table; all readers use this function.
 
-    Tied options follow each other in an order that looks random and depends on nothing but what the question and they
-    say, so that no letter is preferred.
+    Tied options are ordered by a hash of the texts of question and option. The order looks random and depends on
+    nothing else, so no letter is preferred.
 
     Args:
         question: row of the exam table.
-        scored: the question read.
-        by: what scored it, for messages.
+        scored: scores of the question.
+        by: name of the model or reader that scored it, for messages.
 
     Raises:
         InputError: a score is not a finite number.
@@ -189,22 +189,25 @@ def answer_row(question: dict, scored: Scored, by: str) -> dict:
 
 
 def has_ties(row: dict) -> bool:
-    """Whether the first three of a row's ranking follow from a tie."""
+    """Return whether a tie affects the first three ranks of a row."""
     falling = sorted(row["scores"], reverse=True)
     return any(first == second for first, second in pairwise(falling[:4]))
 
 
 def entropy(probabilities: list[float]) -> float:
-    """Return the entropy of an answer, as a share of that of a guess among as many options."""
-    given = np.maximum(np.sort(probabilities), 1e-300)  # sorted, since rounding follows the order of a sum
+    """Return the entropy of an answer, divided by that of a uniform guess over the same options."""
+    given = np.maximum(np.sort(probabilities), 1e-300)  # sorted, since the order of a sum changes its rounding
     return float(-(given * np.log(given)).sum() / np.log(len(given)))
 
 
 def second_to_first(probabilities: list[float]) -> float:
-    """Return the second largest probability as a share of the largest; a temperature leaves its order as it is."""
+    """Return the second largest probability divided by the largest.
+
+    A temperature does not change how this measure orders the questions.
+    """
     second, first = sorted(probabilities)[-2:]
     return second / first
 
 
-#: Measures of how unsure an answer is, by the names that `--cascade-by` takes.
+#: Measures of the uncertainty of an answer, by their `--cascade-by` names.
 DOUBT = {"margin": second_to_first, "entropy": entropy}

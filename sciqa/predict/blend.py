@@ -1,8 +1,8 @@
-"""Blends: several readers' probabilities as one, weighted and calibrated on questions whose answers are known.
+"""Blends: weighted pools of several readers' probabilities; weights can be fitted on questions with known answers.
 
 A blend is a log-linear pool (Genest and Zidek 1986, section 3.2): the probability of an option is proportional to the
 product of the readers' probabilities, each to the power of the reader's weight. The weights need not sum to 1, so they
-calibrate too: with one reader, the weight is the inverse of a temperature (Guo et al. 2017, section 4.2).
+also calibrate: with one reader, the weight is the inverse of a temperature (Guo et al. 2017, section 4.2).
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import log_softmax, score, scores_of, settle_ties, softmax
 
-#: Parts of the questions; those of each are answered by weights fitted on the others.
+#: Number of folds in cross-validation.
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights and how well they do.
+    """Fitted weights of a blend and their cross-validated metrics.
 
     Attributes:
-        weights: of each reader, by name.
-        questions: that they were fitted on.
-        map_at_3, log_loss, calibration_error: of all those questions, each answered by weights that were fitted without
-            it.
-        even: the same figures of even weights that sum to 1.
+        weights: weight of each reader, by name.
+        questions: number of questions that the weights were fitted on.
+        map_at_3, log_loss, calibration_error: cross-validated metrics; each question is answered by weights that were
+            fitted without it.
+        even: the same metrics for equal weights that sum to 1.
     """
 
     weights: dict[str, float]
@@ -39,7 +39,7 @@ class Fit:
     even: dict[str, float]
 
     def said(self) -> str:
-        """Return the figures in words."""
+        """Return the metrics as text."""
         figures = [f"{name} {value:.3f}" for name, value in asdict(self).items() if name in self.even]
         before = [f"{name} {value:.3f}" for name, value in self.even.items()]
         said = f"cross-validated on {self.questions} questions: {', '.join(figures)}; evenly: {', '.join(before)}"
@@ -47,13 +47,13 @@ class Fit:
 
 
 def fit_blend(folders: dict[str, str]) -> Fit:
-    """Return the weights of greatest likelihood for some readers' answers to the same questions.
+    """Return the weights that `pool_weights` fits to several readers' answers to the same questions.
 
     Args:
-        folders: the answers table of each reader, by name.
+        folders: folder of each reader's answers table, by reader name.
 
     Raises:
-        InputError: the tables are of unlike questions, or too few of these have an answer.
+        InputError: the tables hold different questions, or fewer than `FOLDS` of them have a known answer.
     """
     tables = [_answered(folder) for folder in folders.values()]
     ids = [[row["id"] for row in rows] for rows in tables]
@@ -78,15 +78,16 @@ def fit_blend(folders: dict[str, str]) -> Fit:
 def pooled_scores(rows: tuple[dict, ...], tables: list[str], question: dict | None = None) -> np.ndarray:
     """Return log-likelihoods of one question's options in several answers tables, shape (readers, options).
 
-    They are beside the likeliest option's: how probabilities compare is all that a pool takes, and none is 0 here.
+    Each reader's values are relative to its likeliest option. A pool needs only ratios of probabilities, and as
+    logarithms none of them underflows to 0.
 
     Args:
-        rows: of the question, in each table.
-        tables: their folders, for messages.
-        question: row of the exam table, where it is known.
+        rows: the question's row in each table.
+        tables: folders of the tables, for messages.
+        question: row of the exam table, if known.
 
     Raises:
-        InputError: see `sciqa.exam.metrics.scores_of`; or the tables hold unlike numbers of options.
+        InputError: the tables differ in the number of options; also see `sciqa.exam.metrics.scores_of`.
     """
     scores = [scores_of(row, question, table) for row, table in zip(rows, tables, strict=True)]
     for each, row, table in zip(scores, rows, tables, strict=True):
@@ -102,23 +103,23 @@ def pool(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """Return the scores of a log-linear pool, shape (options,).
 
     Args:
-        weights: of the readers, shape (readers,).
-        logs: as `pooled_scores` returns them.
+        weights: weights of the readers, shape (readers,).
+        logs: result of `pooled_scores`.
     """
-    return (weights[:, None] * logs).sum(axis=0)  # not a product of matrices, which adds up each option in its own way
+    return (weights[:, None] * logs).sum(axis=0)  # a matrix product may round each option differently
 
 
 def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
-    """Return non-negative weights, shape (readers,), by which the right options are likeliest.
+    """Return the non-negative weights, shape (readers,), that maximise the likelihood of the right options.
 
-    The likelihood is that of a conditional logit (McFadden 1974), which is concave; a normal prior of deviation 1
-    around even weights keeps it finite where no question is answered wrong.
+    The likelihood is that of a conditional logit (McFadden 1974), which is concave. A normal prior of standard
+    deviation 1 around equal weights keeps the weights finite where no question is answered wrong.
 
     Args:
         logs: log-likelihoods of each question, shape (readers, options).
-        golds: number of the right option of each question, shape (questions,).
+        golds: index of the right option of each question, shape (questions,).
     """
-    from scipy.optimize import minimize  # slow to import, and few commands fit
+    from scipy.optimize import minimize  # imported here because it is slow and few commands need it
 
     even = np.full(len(logs[0]), 1 / len(logs[0]))
 
@@ -134,7 +135,7 @@ def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
 
 
 def _answered(folder: str) -> list[dict]:
-    """Return the rows with an answer, in an order that follows from their ids alone, and so which fold each is in."""
+    """Return the rows with a known answer, ordered by a hash of the id, so that the ids alone decide the folds."""
     rows = [row for row in storage.read_table(folder).to_pylist() if row["answer"]]
     return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 

@@ -1,4 +1,4 @@
-"""Options of models that read, and of answering."""
+"""Options of reader models and of the `predict` step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,37 +22,37 @@ ReaderName = Literal["open-book", "closed-book", "retrieval"]
 
 @dataclass(kw_only=True)
 class ModelOptions(RunOptions):
-    """The model that reads."""
+    """Options of the reader model."""
 
     model: str = "SmolLM2-135M-Instruct"
-    """Model that reads: the packaged one, a local folder (a fine-tuned one too), a .gguf file or a hub id."""
+    """Reader model: the packaged one, a local folder (fine-tuned or not), a .gguf file or a hub id."""
     adapter: str | None = None
-    """Adapter of that model, as `sciqa finetune` (OUTPUT/trained/NAME) or peft wrote it."""
+    """Adapter for the model, written by `sciqa finetune` (OUTPUT/trained/NAME) or peft."""
     precision: Precision = "auto"
-    """Type of the weights; `auto` is 16 bits where the hardware has them."""
+    """Data type of the weights; `auto` is 16 bits where the hardware supports them."""
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
     prompt: Literal["auto", Prompt] = "auto"
-    """`chat` is the tokenizer's chat template; `auto` is what the adapter was trained with, else `plain`."""
+    """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`."""
     completion: Literal["auto", Completion] = "auto"
-    """Score an option's text, its letter, or a yes to it; `auto` is what the adapter was trained with, else text."""
+    """Score an option by its text, its letter, or a yes to it; `auto` is as in training, else `text`."""
     normalise: Literal["auto", Normalise] = "auto"
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     rotations: int = 1
-    """Orders of the options over which probabilities are averaged, where the prompt lists them (letters)."""
+    """Average the probabilities over this many rotations of the options; only for prompts that list them (letters)."""
     tokens_per_batch: int = 2048
-    """Tokens that a worker computes at once."""
+    """Tokens per batch of a worker, padding included."""
     engine: Engine = "torch"
-    """`vllm`: causal models in safetensors run in vLLM, as `ray.data.llm` starts it (`pip install 'sciqa[vllm]'`)."""
+    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`)."""
     stream: bool = False
-    """Read the model layer by layer, for causal models larger than memory; without an adapter."""
+    """Load the model layer by layer, for causal models larger than memory; does not support adapters."""
     stream_questions: int = 1024
-    """Questions that go through a streamed model together, in whole shards; each time all its weights are read."""
+    """Questions per pass through a streamed model, in whole shards; each pass reads all weights once."""
     stream_memory: int = 1_000_000_000
-    """Bytes of hidden states that a worker keeps in memory; where they are more, they are in a file in its TMPDIR."""
+    """Bytes of hidden states that a worker keeps in memory; larger ones go to a file in its TMPDIR."""
 
     def __post_init__(self) -> None:
-        """Make paths that are here absolute and check the numbers."""
+        """Make local paths absolute and check the values."""
         super().__post_init__()
         self.model = local_path(self.model)
         self.adapter = self.adapter and local_path(self.adapter)
@@ -90,29 +90,30 @@ class ModelOptions(RunOptions):
 
 @dataclass(kw_only=True)
 class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
-    """What answers the questions."""
+    """Options of the `predict` step."""
 
     contexts: str | None = None
     """Folder of the contexts table; by default OUTPUT/contexts."""
     reader: ReaderName = "open-book"
     """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
     name: str | None = None
-    """Answers are kept under this name; by default the reader's, with that of the adapter, or of the model unless
-    it is the packaged one."""
+    """Name of the answers table; by default the reader's name, followed by that of the adapter or of a model other
+    than the packaged one."""
     cascade: str | None = None
-    """Read only what this reader (a name in OUTPUT/answers) is least certain of, and keep its others."""
+    """Read only the questions that this reader (a name in OUTPUT/answers) is least certain of; keep its other
+    answers."""
     cascade_share: float = 0.5
-    """Share of the questions that are read."""
+    """Share of the questions that a cascade reads."""
     cascade_by: Doubt = "margin"
-    """How certain it is: by `margin`, how much likelier its first option is than its second, or by `entropy`."""
+    """Measure of certainty in a cascade: `margin` (ratio of the two largest probabilities) or `entropy`."""
     blend: tuple[str, ...] = ()
-    """Instead of reading, pool the probabilities of these readers' answers (names in OUTPUT/answers); one is enough to
-    calibrate it with --blend-fit."""
+    """Combine the probabilities of these readers' answers (names in OUTPUT/answers) instead of reading; a single
+    reader can be calibrated with --blend-fit."""
     blend_fit: str | None = None
-    """Output folder of a run on other questions with answers: the weights that suit the same readers there best."""
+    """Output folder of a run of the same readers on other questions with answers, on which to fit the weights."""
 
     def __post_init__(self) -> None:
-        """Fill the defaults and check the numbers."""
+        """Fill in the defaults and check the values."""
         super().__post_init__()
         self.fill_folder("contexts", "contexts")
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
@@ -135,12 +136,12 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
 
     @property
     def streams(self) -> bool:
-        """Whether a model is read, layer by layer."""
+        """Whether a model is loaded layer by layer."""
         return self.stream and self._reads
 
     @property
     def in_vllm(self) -> bool:
-        """Whether a model is read by vLLM."""
+        """Whether vLLM runs the model."""
         return self.engine == "vllm" and self._reads
 
     @property

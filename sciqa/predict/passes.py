@@ -1,4 +1,4 @@
-"""Passes through a streamed model: which shards of questions go together, and how far they are."""
+"""Passes through a streamed model: grouping of question shards, and progress messages."""
 
 import queue
 import threading
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list[list[int]]:
-    """Return shards, of so many rows each, in groups that go through the model in one pass.
+    """Return shards in groups; each group passes through the model once.
 
-    The groups are few, but one for every worker.
+    There are as few groups as `--stream-questions` allows, but at least one for every worker where shards suffice.
+
+    Args:
+        options: options of the run.
+        rows: questions per shard.
+        parts: numbers of the shards.
     """
     if not parts:
         return []
@@ -30,7 +35,7 @@ def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list
 
 @contextmanager
 def passes_said(stage: str) -> Iterator[Callable[[str], None]]:
-    """Give a function for workers to tell how far they are, and print what they tell."""
+    """Yield a function by which workers report progress, and print their messages."""
     told = cluster.queue_here()
     done = threading.Event()
 

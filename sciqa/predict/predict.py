@@ -1,4 +1,4 @@
-"""The batch predictor: a pool of readers writes ranked answers, and their metrics, to Parquet."""
+"""The `predict` step: a pool of workers writes ranked answers, and their metrics, to Parquet."""
 
 import io
 import time
@@ -53,11 +53,12 @@ METRICS = pa.schema(
 def predict(options: PredictOptions) -> Summary:
     """Write the answers table of one reader, and its metrics where the exam has answers.
 
-    The tables are `OUTPUT/answers/NAME/` and `OUTPUT/metrics/NAME.parquet`; `OUTPUT/submissions/NAME.csv` has the
-    competition's form. Finished shards of an earlier run with the same inputs are kept.
+    The tables are `OUTPUT/answers/NAME/` and `OUTPUT/metrics/NAME.parquet`; `OUTPUT/submissions/NAME.csv` is in the
+    format of the Kaggle competition. Finished shards of an earlier run with the same inputs are kept.
 
     Raises:
-        InputError: a bad exam, no contexts of this exam, no such model, or an adapter for another one.
+        InputError: the exam is invalid, contexts for it or the model are missing, or the adapter belongs to another
+            model.
     """
     started = time.monotonic()
     exam = open_exam(options, write=False)
@@ -76,7 +77,7 @@ def predict(options: PredictOptions) -> Summary:
 
 
 def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
-    """Write what the answers table lacks; return its manifest, and what was kept in words."""
+    """Write the missing shards of the answers table; return its manifest, and a note on the shards kept."""
     folder = answers_path(options.output, options.name)
     defaults = tables.defaults_of(PredictOptions, FindOptions)
     begun = tables.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
@@ -99,22 +100,22 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
 
 
 def metrics_path(output: str, name: str) -> str:
-    """Return where a reader's metrics table is."""
+    """Return the path of a reader's metrics table."""
     return storage.join(output, "metrics", f"{name}.parquet")
 
 
 def submission_path(output: str, name: str) -> str:
-    """Return where a reader's answers are in the competition's form."""
+    """Return the path of a reader's answers in the competition's CSV format."""
     return storage.join(output, "submissions", f"{name}.csv")
 
 
 def answers_path(output: str, name: str) -> str:
-    """Return where a reader's answers table is."""
+    """Return the folder of a reader's answers table."""
     return storage.join(output, "answers", name)
 
 
 def check_reader(options: ModelOptions) -> None:
-    """Raise `InputError` unless the model is there, can rank options, and the adapter is one for it."""
+    """Raise `InputError` unless the model exists and can rank options, and the adapter belongs to it."""
     if options.engine == "vllm":
         check_engine(options)
     family = model_family(options.model)
@@ -138,7 +139,7 @@ def check_reader(options: ModelOptions) -> None:
 
 
 def _inputs(options: PredictOptions, exam: Exam) -> dict:
-    """Check what the reader needs and return all that its answers follow from."""
+    """Check the reader's prerequisites and return the inputs that determine its answers."""
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     if options.blend:
         inputs["answers"] = _answers_of(options.output, options.blend, exam)
@@ -159,7 +160,13 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
 
 
 def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
-    """Return what the answers of some readers follow from, by name; those to an exam, where one is given."""
+    """Return the fingerprint of the inputs of each reader's answers, by name.
+
+    Args:
+        output: folder of the run.
+        readers: names of the readers.
+        exam: exam that the answers must belong to; None accepts any.
+    """
     found = {}
     for name in readers:
         found[name] = tables.fingerprint(open_answers(answers_path(output, name), exam)[1])
@@ -202,7 +209,7 @@ def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
 
 
 def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
-    """Return the work of a reader, or with `--cascade` of one that reads what another is least certain of."""
+    """Return the work unchanged, or with `--cascade` wrapped so that it reads only the uncertain questions."""
     if not options.cascade:
         return work
     before = answers_path(options.output, options.cascade)
@@ -225,7 +232,10 @@ def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
-    """Return the doubt that a share of the answers reaches, and how many do: more than that share where some tie."""
+    """Return the lowest uncertainty among the given share of least certain answers, and how many answers reach it.
+
+    Ties at that value make the number larger than the share.
+    """
     answers = storage.read_table(folder).to_pylist()
     for row in answers:
         scores_of(row, None, folder)
@@ -247,7 +257,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
 
 
 class AnswerShard:
-    """Ray Data worker that holds a reader and writes the answers of one shard of questions at a time."""
+    """Ray Data worker that holds a reader and writes answers shard by shard."""
 
     def __init__(self, exam: Exam, folder: str, work: Work) -> None:
         from sciqa.predict.readers import READERS
@@ -256,7 +266,7 @@ class AnswerShard:
         self.reader = READERS[work.kind](**work.arguments)
 
     def __call__(self, row: dict) -> dict:
-        """Rank the options of the shard that `row["part"]` numbers, or of the several of a pass."""
+        """Rank the options of the questions in shard `row["part"]`, or in all shards of a pass."""
         parts = np.atleast_1d(row["part"]).tolist()
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
@@ -270,7 +280,7 @@ class AnswerShard:
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
-    """Write the competition's file, score all answers and each slice, and count what was cut and what is tied."""
+    """Write the competition's file, score all answers and each slice, and count truncated contexts and ties."""
     table = QuestionTable(folder, exam.shard_questions).read_all(exam)
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
@@ -282,7 +292,7 @@ def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[
 
 
 def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
-    """Return all answers, those of each topic or subject, and those of the instructions."""
+    """Return named subsets of the answers: all, each topic and subject, and prompts that are not questions."""
     columns = ["topic", "subject", "is_question"]
     file = storage.open_parquet(exam.path)
     present = [name for name in columns if name in file.schema_arrow.names]
@@ -296,7 +306,7 @@ def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
 
 
 def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
-    """Write the metrics table, and the competition's file; return how many contexts were cut, and answers tied."""
+    """Write the metrics table and the competition's file; return the counts of truncated contexts and of ties."""
     model = options.embedder if options.reader == "retrieval" else options.model
     about = {
         "reader": options.name,

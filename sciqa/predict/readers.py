@@ -1,4 +1,4 @@
-"""Readers: from questions and their contexts to a score for every option."""
+"""Readers: classes that score the options of questions."""
 
 import re
 from bisect import bisect_left
@@ -18,29 +18,29 @@ from sciqa.predict.blend import pool, pooled_scores
 from sciqa.retrieval.embedder import Kind, embed_alone
 from sciqa.retrieval.load import load_embedder
 
-#: Cosines lie close together; this is the scale that sentence-transformers trains them with.
+#: Factor from cosine to score, since cosines lie close together; sentence-transformers trains with the same factor.
 COSINE_SCALE = 20.0
 
 
 class Reader(Protocol):
-    """Scores options."""
+    """Interface of all readers."""
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """Return the scores of every question.
 
         Args:
             questions: rows of the exam table.
-            found: for each, its row of every table that the reader takes: contexts, or others' answers.
+            found: for each question, its rows in the tables that the reader takes: contexts, or other readers' answers.
         """
 
 
 class ModelReader:
-    """A language model ranks options by what the scorer of its family gives them.
+    """Reader that scores options with a language model.
 
     Args:
-        tokens_per_batch: padded tokens that are computed at once.
-        style: fields of `sciqa.models.format.Format` that differ from what the model was trained with.
-        rotations: orders of the options, spread evenly, over which probabilities are averaged.
+        tokens_per_batch: tokens per batch, padding included.
+        style: fields of `sciqa.models.format.Format` that override those used in training.
+        rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
         model: further arguments of `sciqa.models.load.load_scorer`.
     """
 
@@ -50,7 +50,7 @@ class ModelReader:
         self.notes = [self.scorer.note] if self.scorer.note else []
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
-        """See `Reader.score`; without contexts the reader answers closed-book."""
+        """See `Reader.score`; without contexts the model reads the question alone (closed-book)."""
         turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
         scores = score_options(self.scorer, encoded, self.tokens_per_batch)
         cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
@@ -61,7 +61,7 @@ class ModelReader:
         ]
 
     def _tokens(self, question: dict) -> list[tuple[int, ...]]:
-        """Return the tokens of each option; signs that a tokenizer does not know leave no difference between them."""
+        """Return the tokens of each option, by which options that differ only in unknown characters are equal."""
         options = list(options_of(question).values())
         return list(map(tuple, self.scorer.tokenizer(options, add_special_tokens=False)["input_ids"]))
 
@@ -69,16 +69,16 @@ class ModelReader:
 def encode_turns(
     scorer: Scorer, questions: list[dict], found: list[tuple[dict, ...]], rotations: int
 ) -> tuple[list[Turn], list[Encoded]]:
-    """Return questions, with contexts where they are given, in several orders of their options, and these in tokens."""
+    """Return the turns of the questions (see `turns_of`) and each turn in tokens, with its context if given."""
     texts = [rows[0]["context"] if rows else "" for rows in found]
     turns = turns_of(questions, rotations)
     return turns, [scorer.encode(rotate_options(questions[turn.number], turn.by), texts[turn.number]) for turn in turns]
 
 
 class RetrievalReader:
-    """No language model: an option scores the cosine of question and option to the nearest found passage.
+    """Reader without a language model: the score is the scaled cosine of question and option to the nearest passage.
 
-    Where both are more than the embedder reads, the question is cut from its end, and the option is kept.
+    Where question and option exceed the embedder's limit, the end of the question is cut and the option is kept.
     """
 
     def __init__(self, embed: dict, query_prefix: str, passage_prefix: str) -> None:
@@ -102,7 +102,7 @@ class RetrievalReader:
         named = [f"question {question['id']!r} with option {letter}" for letter in letters]
         options = self._embed([text for text, _ in asked], "query", named)
         passages = self._embed(texts, "passage", [f"passage {p['passage_id']!r}" for p in context["passages"]])
-        # A product of matrices would add up some options in another way than others.
+        # A matrix product may round each option differently.
         nearness = (options[:, None].astype(float) * passages).sum(axis=2).max(axis=1)
         return Scored(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
@@ -110,7 +110,7 @@ class RetrievalReader:
         return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def _query(self, prompt: str, option: str) -> tuple[str, bool]:
-        """Return what is embedded of an option, and whether its prompt was cut."""
+        """Return the query text for an option, and whether its prompt was truncated."""
         whole = f"{prompt} {option}"
         if not self.limit or self._tokens(whole) <= self.limit:
             return whole, False
@@ -123,10 +123,10 @@ class RetrievalReader:
 
 
 class BlendReader:
-    """No model of its own: the log-linear pool of what other readers answered.
+    """Reader without a model: the log-linear pool of other readers' answers.
 
     Args:
-        weights: of each reader, by the folder of its answers.
+        weights: weight of each reader, by the folder of its answers.
     """
 
     def __init__(self, weights: dict[str, float]) -> None:
@@ -139,14 +139,14 @@ class BlendReader:
 
 
 class CascadeReader:
-    """Keeps what another reader answered where that was certain, and reads the rest itself.
+    """Reader that keeps another reader's certain answers and reads the other questions anew.
 
     Args:
-        table: folder of the other's answers.
-        measure: of doubt, by its name in `DOUBT`.
-        least: of the doubts about answers that are not kept.
-        reader: name of the reader of the rest.
-        arguments: of that.
+        table: folder of the other reader's answers.
+        measure: key of the uncertainty measure in `DOUBT`.
+        least: threshold; questions with this uncertainty or more are read anew.
+        reader: key in `READERS` of the reader that reads them.
+        arguments: constructor arguments of that reader.
     """
 
     def __init__(self, table: str, measure: str, least: float, reader: str, arguments: dict) -> None:
@@ -155,7 +155,7 @@ class CascadeReader:
         self.notes = getattr(self.reader, "notes", [])
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
-        """See `Reader.score`; the last table of each question is the answers of the other reader."""
+        """See `Reader.score`; the last row of each question is the other reader's answer."""
         before = [rows[-1] for rows in found]
         pairs = zip(before, questions, strict=True)
         scored = [Scored(scores_of(row, question, self.table), row["context_cut"]) for row, question in pairs]

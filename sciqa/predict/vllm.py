@@ -1,10 +1,10 @@
-"""Causal models in vLLM's engine, through `ray.data.llm`: the tokens and the scores are those of our own scorer.
+"""Scoring with causal models in vLLM, through `ray.data.llm`; tokens and scores are those of our own scorer.
 
-An option's log-likelihood is the sum of those of its tokens, each given what comes before it. vLLM would give them all
-for one sequence (`prompt_logprobs`), but then computes the whole prompt anew for every option (vLLM's v1 guide). So a
-request is a sequence of tokens and asks only how likely some next tokens are; what sequences begin with, context and
-question above all, is computed once and found by prefix caching. A letter's or a yes's likelihood takes one request
-for a prompt, an option of several tokens one more for each after the first.
+An option's log-likelihood is the sum of its tokens' log-likelihoods, each given the tokens before it. vLLM can return
+them all for one sequence (`prompt_logprobs`), but then recomputes the whole prompt for every option (vLLM's v1 guide).
+So each request is a token sequence and asks only for the likelihood of certain next tokens. Prefix caching computes
+common prefixes, such as context and question, only once. A letter or a yes takes one request per prompt; an option of
+several tokens takes one more for each token after the first.
 """
 
 import importlib.util
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from sciqa.predict.options import ModelOptions, PredictOptions
     from sciqa.predict.work import Work
 
-#: Stands for a token where a request asks for none of an option's.
+#: Placeholder for an option of which a request asks for no token.
 NO_TOKEN = -1
-#: Requests that are given to an engine together; Ray overlaps eight times as many.
+#: Requests per batch that an engine gets; Ray runs up to eight batches at the same time.
 REQUESTS = 64
-#: Sequences that an engine computes at once, each with at least one token.
+#: Most sequences that an engine computes at once; each has at least one token.
 SEQUENCES = 256
-#: Bytes of keys and values that are kept where there is no GPU whose memory they fill.
+#: Size of the key-value cache on a CPU, in bytes; on a GPU the cache fills the free memory.
 CPU_CACHE = 4 << 30
 
 
 def check_engine(options: "ModelOptions") -> None:
-    """Raise `InputError` unless vLLM is installed, reads such a model and has what it computes on; connects to Ray."""
+    """Connect to Ray; raise `InputError` unless vLLM is installed, supports the model and the chosen device."""
     model = options.model
     if not importlib.util.find_spec("vllm"):
         raise InputError("--engine vllm: vLLM is not installed; run `pip install 'sciqa[vllm]'`")
@@ -60,8 +60,8 @@ def requests_of(question: "Encoded") -> list[dict]:
     """Return a question's requests to vLLM.
 
     Returns:
-        rows of `tokenized_prompt` and `sampling_params`, as `ray.data.llm` takes them; `wanted`, for each option the
-        token whose log-likelihood it takes from the request, or `NO_TOKEN`; and the options' `divisors`.
+        Rows with `tokenized_prompt` and `sampling_params` for `ray.data.llm`; `wanted`, for each option the token whose
+        log-likelihood the request returns, or `NO_TOKEN`; and the options' `divisors`.
     """
     wanted: dict[tuple[int, ...], list[int]] = {}
     for number, (option, counted) in enumerate(zip(question.options, question.counted, strict=True)):
@@ -85,10 +85,11 @@ def requests_of(question: "Encoded") -> list[dict]:
 
 
 def add_scores(row: dict) -> dict:
-    """Return an answered request with what it adds to the score of every option, shape (options,), as `scores`.
+    """Return an answered request with its contribution to every option's score, shape (options,), as `scores`.
 
     Args:
-        row: of `requests_of` and `EncodeShard`, with vLLM's `logprobs`: by token, of the one token generated.
+        row: row of `requests_of` and `EncodeShard`, with vLLM's `logprobs`, which map tokens to log-likelihoods at the
+            one generated position.
     """
     (logprobs,) = row["logprobs"]
     scores = [
@@ -103,10 +104,10 @@ class EncodeShard:
 
     Args:
         exam: the questions.
-        sources: the tables that are read with them.
-        name: of the model.
-        style: fields of `sciqa.models.format.Format` that differ from what the model was trained with.
-        rotations: orders of the options.
+        sources: tables with a row per question, such as contexts.
+        name: name of the model.
+        style: fields of `sciqa.models.format.Format` that override those used in training.
+        rotations: number of rotations of the options.
     """
 
     def __init__(self, exam: Exam, sources: tuple[QuestionTable, ...], name: str, style: dict, rotations: int) -> None:
@@ -116,7 +117,7 @@ class EncodeShard:
         self.scorer = load_encoder(name, style)
 
     def __call__(self, row: dict) -> list[dict]:
-        """Return the requests of the shard that `row["part"]` numbers, each with its number and how many there are."""
+        """Return the requests of shard `row["part"]`, each with its index and the number of all requests."""
         from sciqa.predict.readers import encode_turns
 
         questions = self.exam.read_shard(row["part"])
@@ -131,32 +132,33 @@ class EncodeShard:
 
 
 def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
-    """Return the rows of `add_scores` for the requests of all questions of an exam's shards.
+    """Send the requests of all questions in some shards to vLLM and return the rows of `add_scores`.
 
     Args:
-        parts: rows of their numbers.
+        parts: rows with the numbers of the shards.
         exam: the questions.
-        options: of the run.
-        work: what the reader is told.
-        pool: of engines, as `sciqa.core.cluster.model_pool` returned it; `ray.data.llm` takes no memory to ask for.
+        options: options of the run.
+        work: configuration of the reader.
+        pool: resources of the engines, from `sciqa.core.cluster.model_pool`; its memory is unused, since
+            `ray.data.llm` accepts no memory request.
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     engine = {
         "dtype": options.precision,
         "load_format": "safetensors",
-        "max_model_len": -1,  # the model's own limit, or what there is memory for
+        "max_model_len": -1,  # the model's own limit, or less where memory is short
         "max_num_batched_tokens": options.tokens_per_batch,
         "max_num_seqs": min(SEQUENCES, options.tokens_per_batch),
         "enable_prefix_caching": True,
-        "enforce_eager": True,  # what compiling and graphs save is in generating, of which there is none
+        "enforce_eager": True,  # compilation and CUDA graphs speed up only generation, which is not used
     }
     kinds = [(kind, pool[f"num_{kind.lower()}s"]) for kind in ("CPU", "GPU")]
     config = vLLMEngineProcessorConfig(
         model_source=options.model,
         engine_kwargs=engine | ({} if cluster.uses_gpu(options) else {"kv_cache_memory_bytes": CPU_CACHE}),
         batch_size=REQUESTS,
-        log_engine_metrics=False,  # they need Ray Serve
+        log_engine_metrics=False,  # engine metrics need Ray Serve
         concurrency=(pool["compute"].min_size, pool["compute"].max_size),
         accelerator_type=pool["accelerator_type"],
         placement_group_config={"bundles": [{kind: number for kind, number in kinds if number}]},
@@ -165,7 +167,7 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
         detokenize_stage=False,
     )
     few = {"num_cpus": cluster.TASK_CPUS}
-    quiet("ray")  # the import of ray.data.llm has reset it
+    quiet("ray")  # importing ray.data.llm resets the log level
     processor = build_processor(config, postprocess=add_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few)
     encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
     requests = parts.flat_map(
@@ -179,14 +181,15 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
 
 @dataclass
 class Shards:
-    """Answered requests as a dataset of shards: a shard's answers are written once all its requests are there.
+    """Answered requests collected into shards; a shard is written as soon as all its requests are answered.
+
+    Memory holds only the answered requests of unfinished shards.
 
     Attributes:
-        answered: rows of `add_scores`, in any order, some perhaps twice after a worker was lost; of no more than the
-            unfinished shards they are kept.
+        answered: rows of `add_scores` in any order; after the loss of a worker some may appear twice.
         exam: the questions.
-        folder: of the answers table.
-        model: that answers.
+        folder: folder of the answers table.
+        model: name of the model, for messages.
     """
 
     answered: Dataset
@@ -195,7 +198,7 @@ class Shards:
     model: str
 
     def iter_rows(self) -> Iterator[dict]:
-        """Yield a row per shard that has been written, with its number and its `questions`."""
+        """Yield one row per written shard: its number `part` and its count of `questions`."""
         waiting: dict[int, dict[int, dict]] = {}
         done = set()
         for row in self.answered.iter_rows():
@@ -221,7 +224,7 @@ def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str) -> d
 
 
 def scored_turns(answered: list[dict]) -> list[Scored]:
-    """Return the questions of a shard read, by all its answered requests."""
+    """Return the scores of a shard's questions, summed over the answered requests."""
     sums: dict[Turn, np.ndarray] = {}
     for row in answered:
         turn = Turn(row["question"], row["by"])

@@ -1,4 +1,4 @@
-"""What is left to answer, and what answers it."""
+"""Description of the remaining work of the `predict` step: shards to answer, and the reader that answers them."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from sciqa.exam.table import QuestionTable
 
 @dataclass(frozen=True)
 class Work:
-    """What the workers of a reader are told.
+    """Configuration of the workers of a reader.
 
     Attributes:
-        parts: numbers of the shards to answer, each by itself or, of a streamed model, those of a pass together.
-        workers: how many workers there are.
-        kind: of the reader, in `sciqa.predict.readers.READERS`.
-        arguments: of that.
-        by: what scores options, for messages.
-        sources: the tables that it takes, besides the exam.
+        parts: numbers of the shards to answer; for a streamed model, a list of shard numbers per pass.
+        workers: number of workers.
+        kind: key of the reader in `sciqa.predict.readers.READERS`.
+        arguments: constructor arguments of the reader.
+        by: name of the model or reader that scores the options, for messages.
+        sources: tables that the reader takes besides the exam.
         weights: bytes of the weights that each worker loads.
-        about: what is said of it at the end.
-        seconds_before: time that the answers took which this work starts from, as those of a cascade.
+        about: note for the final summary.
+        seconds_before: seconds that earlier answers took, where a blend or cascade builds on them.
     """
 
     parts: list

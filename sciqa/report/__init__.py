@@ -1,4 +1,4 @@
-"""Report room: one HTML page of a run."""
+"""The `report` step: one HTML page about a run."""
 
 from sciqa.report.report import ReportOptions, report
 

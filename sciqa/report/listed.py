@@ -1,4 +1,4 @@
-"""Questions as a page lists them: how each reader answered, what was found, and what of it each reader read."""
+"""Questions of a report page: the readers' answers, the passages found, and the parts of them that were read."""
 
 from contextlib import suppress
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Way(NamedTuple):
     """How a reader came to an answer.
 
     Attributes:
-        said: in words.
-        marks: whether it read what is marked in the passages.
+        said: text for the page.
+        marks: whether the reader read the marked parts of the passages.
     """
 
     said: str
@@ -29,8 +29,8 @@ class Contexts(NamedTuple):
     """The contexts that a page shows.
 
     Attributes:
-        table: of them.
-        inputs: what they follow from.
+        table: the contexts table.
+        inputs: inputs recorded in its manifest.
     """
 
     table: QuestionTable
@@ -40,19 +40,19 @@ class Contexts(NamedTuple):
 def listed_questions(
     output: str, exam: Exam, readers: dict[str, dict], shown: str, most: int
 ) -> tuple[list[dict], dict[str, dict]]:
-    """Return the questions that a page lists, and how each reader answered them.
+    """Return the questions that a page lists, and each reader's answers to them.
 
     Args:
         output: folder of the run.
         exam: the questions.
-        readers: as `sciqa.report.report.find_readers` returns them.
-        shown: the reader whose contexts are shown, where there are several tables of them.
-        most: questions to list.
+        readers: result of `sciqa.report.report.find_readers`.
+        shown: reader whose contexts are shown, where there are several tables of contexts.
+        most: maximum number of questions.
 
     Returns:
-        the questions, with their `options` by letter, `slices`, and `passages` in `parts`; and by reader its `ways`
-        and, for each question, an answer: ranking, probabilities in its order, first rank of the right option and how
-        many share it, number of the way, and whether the text was cut.
+        The questions with `options` by letter, `slices`, and `passages` in `parts`; and for each reader its `ways` and
+        `rows`. A row answers one question: ranking, probabilities in that order, first rank of the right option and the
+        number of options that share it, index of the way, and whether the text was truncated.
     """
     contexts = _contexts(output, exam, readers[shown])
     questions: list[dict] = []
@@ -67,11 +67,11 @@ def listed_questions(
 
 
 def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
-    """Return the contexts that a reader read, else those of the run, where there are any of this exam."""
+    """Return the contexts that a reader read, else those of the run, or None if neither exists for this exam."""
     own = reader["metrics"][0]["contexts"] if reader["metrics"] else None
     for folder in filter(None, (own, storage.join(output, "contexts"))):
         there = False
-        with suppress(InputError):  # a reader's own may be at a place that cannot be reached from here
+        with suppress(InputError):  # a reader's own folder may be unreachable from here
             there = tables.is_finished(folder)
         if there and (manifest := tables.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
             return Contexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
@@ -79,7 +79,7 @@ def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
 
 
 def _question(question: dict, found: dict, contexts: Contexts | None) -> dict:
-    """Return a question with what was found for it: its passages, those that a context may hold in parts."""
+    """Return a question with its passages; those that may be in the context are split into read and unread parts."""
     passages, given = found["passages"] or [], question.get("context")
     most = contexts.inputs.get("context_passages", 1) if contexts else 0
     parts = parts_read(passages[:most], found["context"] or "", given)
@@ -98,7 +98,7 @@ def _question(question: dict, found: dict, contexts: Contexts | None) -> dict:
 
 
 def _share(parts: list[tuple[str, bool]]) -> str:
-    """Return in words how much of a passage was read."""
+    """Return a text that says how much of a passage was read."""
     read = [read for text, read in parts if text.strip()]
     return "read" if read and all(read) else "read in part" if any(read) else "found, not read"
 
@@ -115,7 +115,7 @@ def _answers(name: str, readers: dict[str, dict], contexts: Contexts | None, mos
 
 
 def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> list[Way]:
-    """Return how a reader came to each of its answers; an answer that a cascade has kept came about as it was made."""
+    """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     own = _way(inputs, contexts)
     if "cascade" not in inputs:

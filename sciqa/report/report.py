@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: metrics, reliability, and every question with what was found for it."""
+"""The `report` step: one self-contained HTML page with metrics, calibration, and questions with their passages."""
 
 import json
 import time
@@ -23,15 +23,15 @@ from sciqa.report.texts import readable
 
 @dataclass(kw_only=True)
 class ReportOptions(ExamOptions):
-    """What the page shows."""
+    """Options of the `report` step."""
 
     show: str | None = None
-    """Reader shown first, a name in OUTPUT/answers; by default the one that was asked for, or the best MAP@3."""
+    """Reader shown first, a name in OUTPUT/answers; by default the one that `sciqa exam` ran, else the best MAP@3."""
     report_questions: int = 1000
-    """Most questions listed on the page; the figures are of all."""
+    """Most questions listed on the page; metrics always cover all questions."""
 
     def __post_init__(self) -> None:
-        """Check the number."""
+        """Check the values."""
         super().__post_init__()
         self.at_least(0, "report_questions")
 
@@ -40,7 +40,7 @@ def report(options: ReportOptions) -> Summary:
     """Render `OUTPUT/report.html` from the tables of a run.
 
     Raises:
-        InputError: no answers to this exam in the run's folder, or none of the reader to show.
+        InputError: the run's folder has no answers to this exam, or none by the reader to show.
     """
     started = time.monotonic()
     exam = open_exam(options, write=False)
@@ -76,13 +76,13 @@ def report(options: ReportOptions) -> Summary:
 
 
 def check_show(show: str | None, readers: "list[str] | dict") -> None:
-    """Raise `InputError` unless the reader to show first is one of those there are."""
+    """Raise `InputError` unless the reader to show first has answered the exam."""
     if show is not None and show not in readers:
         raise InputError(f"--show: no reader {show!r} has answered this exam; there are {', '.join(sorted(readers))}")
 
 
 def answered(output: str, exam: Exam) -> dict[str, dict]:
-    """Return the manifests of the answers to this exam that are whole, by reader."""
+    """Return the manifests of all finished answers tables for this exam, by reader."""
     manifests = {}
     for name in storage.list_folders(storage.join(output, "answers")):
         folder = storage.join(output, "answers", name)
@@ -92,10 +92,10 @@ def answered(output: str, exam: Exam) -> dict[str, dict]:
 
 
 def find_readers(output: str, exam: Exam) -> dict[str, dict]:
-    """Return what there is of each reader of this exam, best MAP@3 first.
+    """Return the results of each reader of this exam, best MAP@3 first.
 
     Returns:
-        `answers` (rows), `metrics` (rows, the whole exam first) and `inputs`, what the answers follow from.
+        By reader: `answers` (rows), `metrics` (rows, the whole exam first) and `inputs` (recorded in the manifest).
     """
     readers = {}
     for name, manifest in answered(output, exam).items():
@@ -111,7 +111,7 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
 
 
 def differences(readers: dict[str, dict]) -> list[dict]:
-    """Return the first reader's gain in MAP@3 over each other one, with its 95 % paired-bootstrap interval."""
+    """Return the first reader's gain in MAP@3 over each other reader, with 95 % paired-bootstrap intervals."""
     precisions = {
         name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])
         for name, reader in readers.items()
@@ -128,7 +128,7 @@ def differences(readers: dict[str, dict]) -> list[dict]:
 
 
 def _figures(reader: dict) -> dict:
-    """Return what the page says of one reader, besides its answers."""
+    """Return the page's figures on one reader, besides its answers."""
     whole, *slices = reader["metrics"] or [None]
     scored = [row for row in reader["answers"] if row["answer"]]
     return {
@@ -143,7 +143,7 @@ def _figures(reader: dict) -> dict:
 
 
 def _flat(inputs: dict, before: str = "") -> list[tuple[str, str]]:
-    """Return names and values of what answers follow from; what is nested has the name that it is under before it."""
+    """Return names and values of the inputs; a nested name has its parent's name as prefix, `outer: inner`."""
     rows: list[tuple[str, str]] = []
     for name, value in inputs.items():
         if isinstance(value, dict):
@@ -161,19 +161,19 @@ def _reliability(scored: list[dict]) -> list[dict]:
 
 
 def _rank_counts(scored: list[dict]) -> list[float]:
-    """Return how often the correct option is ranked first, second, …; a tied one counts in parts, for each rank."""
+    """Return how often the right option is ranked first, second, …; a tied one counts in equal parts at its ranks."""
     places = [place_of_answer(row) for row in scored]
     ranks = [first - 1 + more for first, tied in places for more in range(tied)]
     return np.bincount(ranks, [1 / tied for _, tied in places for _ in range(tied)]).tolist() if ranks else []
 
 
 def confusion(scored: list[dict]) -> dict[str, list[float]]:
-    """Return, for each letter of a right option, how often each letter is ranked first, from A on.
+    """Return for each right letter how often each letter, from A on, is ranked first.
 
-    Where several options are tied for the first rank, each counts in part.
+    Options tied for the first rank count in equal parts.
 
     Args:
-        scored: rows of the answers table that have an answer.
+        scored: rows of the answers table with a known answer.
     """
     letters = max((len(row["scores"]) for row in scored), default=0)
     counts = {row["answer"]: np.zeros(letters) for row in sorted(scored, key=lambda row: row["answer"])}
@@ -185,7 +185,7 @@ def confusion(scored: list[dict]) -> dict[str, list[float]]:
 
 
 def _training_curves(output: str) -> list[dict]:
-    """Return, of every model trained in this folder, its losses and validation figures by step, scaled to 0…1."""
+    """Return losses and validation metrics by step, scaled to 0…1, of every model trained in this folder."""
     curves = []
     for name in storage.list_folders(storage.join(output, "trained")):
         folder = storage.join(output, "trained", name)

@@ -1,4 +1,4 @@
-"""Texts of a question as a page shows them: formulas are readable, and what a reader read of a passage is known."""
+"""Texts on a report page: formulas in readable form, and passages split into read and unread parts."""
 
 import re
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from markupsafe import Markup, escape
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.corpus.formulas import read_math
 
-#: Formulas between the signs of TeX. One between single dollars begins and ends with something, and no number follows
-#: it, so that amounts of money are none.
+#: Formulas between TeX delimiters. Between single dollars, a formula neither begins nor ends with white space, and no
+#: digit follows it, so that amounts of money do not match.
 FORMULA = re.compile(
     r"(?<!\\)(?:\$\$(?P<display>[^$]+?)\$\$|\\\[(?P<block>.+?)\\\]|\\\((?P<inline>.+?)\\\)"
     r"|\$(?P<dollars>(?![\s$])(?:\\.|[^$\\\n]){0,500}?(?<![\s\\]))\$(?![\d$]))",
     re.DOTALL,
 )
-#: What only formulas hold, and words that they do not.
+#: Characters that occur only in formulas, and words, which hint at text.
 SIGN = re.compile(r"[\\^_{}=<>]")
 WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def readable(text: str) -> Markup:
-    """Return a text as HTML in which formulas are written on a line, each with its source as title."""
+    """Return a text as HTML with formulas in one-line form, each with its TeX source as title."""
     parts, at = [], 0
     for found in FORMULA.finditer(text):
         dollars = found["dollars"] or found["display"]
@@ -35,7 +35,7 @@ def readable(text: str) -> Markup:
 
 
 def _is_formula(source: str) -> bool:
-    """Whether what stands between dollars is a formula, and not text between two amounts of money."""
+    """Return whether the text between dollars is a formula, and not text between two amounts of money."""
     return bool(SIGN.search(source)) or not (WORD.search(source) and " " in source)
 
 
@@ -44,15 +44,15 @@ def _formula(written: str, source: str) -> Markup:
 
 
 def parts_read(passages: Sequence[dict], context: str, given: str | None) -> list[list[tuple[str, bool]]]:
-    """Return each passage in parts: text, and whether it stands in a context that was made of the passages.
+    """Return each passage in parts: pairs of text and whether the context contains it.
 
-    The context is either of the first passages, whole, or of sentences of them. A sentence that several passages have
-    counts as read as often as the context has it.
+    The context holds either the first passages as a whole or sentences of the passages. A sentence in several passages
+    counts as read as many times as it occurs in the context.
 
     Args:
-        passages: `title`, `section` and `text` of each that the context may be made of.
+        passages: passages that the context may contain, each with `title`, `section` and `text`.
         context: the text that was read.
-        given: what of it the exam gives.
+        given: beginning of the context that comes from the exam, if any.
     """
     left = context
     if given and (context == given or context.startswith(f"{given}\n")):
@@ -67,7 +67,7 @@ def parts_read(passages: Sequence[dict], context: str, given: str | None) -> lis
 
 
 def _sentences_read(sentences: list[list[str]], left: str) -> set[tuple[int, int]]:
-    """Return which sentences, (passage, number), stand in a text; the longest take their part of it first."""
+    """Return the sentences, as (passage, number), that occur in a text; longer sentences are matched first."""
     places = [(passage, number) for passage, several in enumerate(sentences) for number in range(len(several))]
     read = set()
     for passage, number in sorted(places, key=lambda place: -len(sentences[place[0]][place[1]].strip())):
@@ -79,7 +79,7 @@ def _sentences_read(sentences: list[list[str]], left: str) -> set[tuple[int, int
 
 
 def _joined(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Return parts of which neighbours that are both read, or both not, are one."""
+    """Return the parts with neighbours merged where both are read or both are not."""
     joined: list[tuple[str, bool]] = []
     for text, read in parts:
         if joined and joined[-1][1] == read:
