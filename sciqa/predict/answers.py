@@ -127,8 +127,8 @@ def read_found(sources: Sequence[QuestionTable], questions: list[dict], first: i
         questions: consecutive questions of the exam.
         first: index of the first one in the exam, from 0.
     """
-    tables = [source.read(questions, first) for source in sources]
-    return list(zip(*tables, strict=True)) if tables else [()] * len(questions)
+    found = [source.read(questions, first) for source in sources]
+    return list(zip(*found, strict=True)) if found else [()] * len(questions)
 
 
 def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored], by: str) -> None:

@@ -204,8 +204,8 @@ def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
     seconds = sum(tables.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_workers(options, len(parts))
     arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
-    tables = tuple(open_answers(folder, exam)[0] for folder in folders.values())
-    return Work(parts, workers, "blend", arguments, "the blend", tables, 0, about, seconds)
+    sources = tuple(open_answers(folder, exam)[0] for folder in folders.values())
+    return Work(parts, workers, "blend", arguments, "the blend", sources, 0, about, seconds)
 
 
 def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
