@@ -94,15 +94,15 @@ def test_a_cascade_reads_what_is_least_certain(run, llama, by):
     strong = {"model": llama, "precision": "float32"}  # what is read again is batched otherwise
     predict(PredictOptions(**run, **strong, name="strong"))
     cascade = {"cascade": "retrieval", "cascade_share": 0.25, "cascade_by": by}
-    summary = predict(PredictOptions(**run, **strong, **cascade, name="cascade"))
+    summary = predict(PredictOptions(**run, **strong, **cascade, name=by))
     assert "3 of them read" in summary.made
-    first, strong, both = (answers(run, name) for name in ("retrieval", "strong", "cascade"))
+    first, strong, both = (answers(run, name) for name in ("retrieval", "strong", by))
     order = sorted(range(len(first)), key=lambda number: -DOUBT[by](first[number]["probabilities"]))
     for number, row in enumerate(both):
         expected = strong if number in order[:3] else first
         assert row["ranking"] == expected[number]["ranking"]
         np.testing.assert_allclose(row["probabilities"], expected[number]["probabilities"], atol=1e-5)
-    seconds = [tables.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", "cascade")]
+    seconds = [tables.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", by)]
     assert summary.details["seconds"] == seconds[1] > seconds[0]
     with pytest.raises(InputError, match="absent"):
         predict(PredictOptions(**run, model=llama, cascade="absent"))

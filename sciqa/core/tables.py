@@ -115,7 +115,7 @@ def begin(
                 path = records(folder, MANIFEST)
                 whole = storage.exists(path) and storage.read_json(path)["files"] == len(held)
                 return Begun(held, begun.get("rows"), whole)
-        elif not overwrite:
+        elif not overwrite and (held or set(storage.names(records(folder))) - {INPUTS}):  # something was made
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
             raise InputError(f"{folder}: {said}; {REMEDY}")
         clear(folder)
