@@ -9,7 +9,7 @@ import pytest
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
@@ -108,7 +108,7 @@ class Run:
     def drop(self, step):
         """Take away what a step made."""
         for name in STEPS[step][2]:
-            storage.delete(str(self.run / name))
+            tables.clear(str(self.run / name))
 
 
 @pytest.fixture(scope="module")
