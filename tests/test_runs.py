@@ -101,6 +101,10 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path, indexed, exam):
     with pytest.raises(InputError, match="papers: holds files that no step of sciqa made"):
         retrieve(options)
     assert (tmp_path / "papers" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "papers").rename(tmp_path / "_contexts")  # where the records of a table of that name would be
+    with pytest.raises(InputError, match="_contexts: holds files that no step of sciqa made"):
+        retrieve(RetrieveOptions(exam=exam, contexts=str(tmp_path / "contexts"), overwrite=True, **indexed))
+    assert [path.name for path in (tmp_path / "_contexts").iterdir()] == ["thesis.txt"]
 
 
 def test_a_run_keeps_its_exam(tmp_path, indexed, exam):

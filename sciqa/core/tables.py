@@ -123,8 +123,10 @@ def begin(
         if not overwrite:
             raise InputError(f"{folder}: {OTHERWISE}; {REMEDY}")
         clear(folder)
-    elif held:
-        raise InputError(f"{folder}: holds files that no step of sciqa made; pass another folder")
+    else:
+        for each in (folder, records(folder)):
+            if any(True for _ in storage.names(each)):
+                raise InputError(f"{each}: holds files that no step of sciqa made; pass another folder")
     storage.write_json(records(folder, INPUTS), {"inputs": inputs, "rows": rows})
     return Begun(set(), rows, False)
 
