@@ -80,8 +80,14 @@ def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, ind
     write_jsonl(other, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
     before = files(indexed["output"])
     options = {"corpus": (str(other),), "shard_passages": 2, **indexed}
-    with pytest.raises(InputError, match=r"passages: made from other inputs \(.*articles\.jsonl is not in --corpus"):
+    manifest = Path(indexed["output"], "_passages", tables.MANIFEST)
+    refused = r"passages: made from other inputs \(.*articles\.jsonl is not in --corpus"
+    with pytest.raises(InputError, match=refused):
         build_passages(CorpusOptions(**options))
+    aside = manifest.rename(tmp_path / "manifest.json")  # as a run that was killed before its end leaves it
+    with pytest.raises(InputError, match=refused):
+        build_passages(CorpusOptions(**options))
+    aside.rename(manifest)
     elsewhere = str(tmp_path / "elsewhere")
     build_passages(CorpusOptions(**options | {"output": elsewhere}))
     index = {"passages": f"{elsewhere}/passages", **indexed}
@@ -92,6 +98,7 @@ def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, ind
     assert storage.read_json(f"{indexed['output']}/index/manifest.json")["rows"] == 1
     build_passages(CorpusOptions(overwrite=True, **options))
     assert storage.read_table(f"{indexed['output']}/passages")["title"].to_pylist() == ["Lead"]
+    assert build_passages(CorpusOptions(**options)).made.endswith("kept")
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path, indexed, exam):

@@ -66,14 +66,15 @@ def _fill(
     begun = tables.begin(options.passages, cut, tables.defaults_of(CorpusOptions), overwrite=options.overwrite)
     manifest = tables.read_manifest(options.passages, "corpus") if begun.whole else {}
     if not (kept := manifest.get("inputs") == inputs):
-        _check_sources(options, manifest, sources)
-        storage.write_json(tables.records(options.passages, CORPUS), {"corpus": _corpus_of(options)})
+        paths = [path for path, _ in sources]
+        _check_sources(options, paths)
+        storage.write_json(tables.records(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths})
         storage.delete(tables.records(options.passages, tables.MANIFEST))
         cluster.connect(options)
         manifest = _build(options, sources, left_out, removed)
-        manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT, "sources": [path for path, _ in sources]}
-        tables.finish(options.passages, manifest)
+        manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
         _tidy(options.passages, manifest)
+        tables.finish(options.passages, manifest)
     return manifest, kept
 
 
@@ -102,10 +103,11 @@ def finished_passages(options: CorpusOptions) -> dict | None:
     return manifest
 
 
-def _check_sources(options: CorpusOptions, manifest: dict, sources: list[tuple[str, list]]) -> None:
-    """Raise `InputError` if finished passages share no source with the corpus, so that it does not extend theirs."""
-    made = set(manifest.get("sources", ()))
-    if made and not made & {path for path, _ in sources} and not options.overwrite:
+def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
+    """Raise `InputError` if the passages, finished or only begun, share no source with the corpus: it is another."""
+    begun = tables.records(options.passages, CORPUS)
+    made = set(storage.read_json(begun).get("sources", ())) if storage.exists(begun) else set()
+    if made and not made & set(paths) and not options.overwrite:
         raise InputError(
             f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {tables.REMEDY}"
         )
