@@ -9,3 +9,5 @@ __version__ = version("sciqa")
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed|retries remaining, so the task will be"
 )
+# gRPC would print, when Ray ends, that the connection to it was closed.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
