@@ -104,10 +104,14 @@ def finished_passages(options: CorpusOptions) -> dict | None:
 
 
 def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
-    """Raise `InputError` if the passages, finished or only begun, share no source with the corpus: it is another."""
+    """Raise `InputError` if the passages, finished or only begun, share no source with the corpus: it is another.
+
+    A manifest without a shard is that of passages that were deleted; there is nothing left to keep.
+    """
     begun = tables.records(options.passages, CORPUS)
     made = set(storage.read_json(begun).get("sources", ())) if storage.exists(begun) else set()
-    if made and not made & set(paths) and not options.overwrite:
+    deleted = storage.exists(tables.records(options.passages, tables.MANIFEST)) and not storage.exists(options.passages)
+    if made and not deleted and not made & set(paths) and not options.overwrite:
         raise InputError(
             f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {tables.REMEDY}"
         )
