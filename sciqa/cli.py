@@ -239,7 +239,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
         if "evaluation" in summary.details:
             console.print(_retrieval_table(summary.details["evaluation"]))
         if summary.stage == "report":
-            _show_differences(summary.details["readers"], [row["reader"] for row in predicted], console)
+            _show_differences(summary.details, [row["reader"] for row in predicted], console)
         for title, rows in summary.details.items() if summary.stage == "plan" else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:
@@ -249,12 +249,12 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
         print(f"{'total':<9} {seconds:6.1f} s")
 
 
-def _show_differences(readers: list[dict], shown: list[str], console: "Console") -> None:
-    """Print the gains of readers over others; if `shown` names any readers, only of those."""
+def _show_differences(details: dict, ran: list[str], console: "Console") -> None:
+    """Print the gains of the reader shown first over the others; if `ran` names any readers, over those only."""
     from sciqa.report.report import differences
 
-    for gain in differences(readers):
-        if not shown or {gain["reader"], gain["other"]} <= set(shown):
+    for gain in differences(details["readers"], details["shown"]):
+        if not ran or gain["other"] in ran:
             console.print(
                 f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
                 f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}], {gain['questions']:,} questions",

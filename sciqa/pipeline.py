@@ -1,16 +1,20 @@
 """Pipelines of steps: an exam from corpus to report, an adapter from corpus to training; finished steps are kept."""
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_accelerator
 from sciqa.core.errors import InputError
+from sciqa.core.hub import is_installed
 from sciqa.core.options import Summary
+from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
 from sciqa.exam import open_exam
+from sciqa.exam.baselines import BASELINES, OVERLAPS
 from sciqa.exam.check import check_exam
-from sciqa.exam.questions import QuestionOptions
+from sciqa.exam.questions import Exam, QuestionOptions
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.predict import check_reader
 from sciqa.report import ReportOptions, report
@@ -23,6 +27,8 @@ from sciqa.training.finetune import check_options
 
 #: Options that training shares with the retrieval of its questions' contexts.
 SHARED = (FindOptions, QuestionOptions)
+#: Options of a baseline that belong to a model, as they are without it.
+PLAIN = {"name": None, "adapter": None, "blend": (), "blend_fit": None, "cascade": None, "stream": False}
 COMPARED = ("open-book", "closed-book", "retrieval")
 
 
@@ -32,6 +38,8 @@ class RunExamOptions(CorpusOptions, RetrieveOptions, PredictOptions, ReportOptio
 
     compare: bool = False
     """Answer with every reader (open-book, closed-book, retrieval) and print them as one table."""
+    baselines: bool = True
+    """Also answer by the shallow baselines (overlap, overlap-gold, longest, majority), which need no model."""
     check: bool = False
     """Only show how the exam is understood: first questions, letters of right options, repeats, scores by chance."""
 
@@ -43,7 +51,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         InputError: bad input of any step.
     """
     if options.check:
-        return [check_exam(options)]
+        return [check_exam(options, partial(_gold_texts, options))]
     exam = open_exam(options, write=False)
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
     readers = [options.reader, *(name for name in compared if name != options.reader)]
@@ -55,7 +63,33 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     if readers != ["closed-book"]:
         summaries += _find(options, [options])
     summaries += map(predict, asked)
+    shallow = [name for name in _baselines(options, exam) if name not in readers]
+    summaries += [predict(replace(options, reader=name, **PLAIN)) for name in shallow]
     return [*summaries, report(replace(options, show=options.show or options.name))]
+
+
+def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:
+    """Return the texts of articles by title: from the run's passages, else from the demo corpus if it is installed."""
+    if tables.is_finished(options.passages):
+        shards = storage.list_files(options.passages, ".parquet")
+        articles = (row for path in shards for row in storage.read_table(path, ["title", "text"]).to_pylist())
+    elif options.corpus in (None, ("demo",)) and is_installed("demo"):
+        articles = read_articles("demo")
+    else:
+        return {}
+    texts = dict.fromkeys(titles, "")
+    for article in articles:
+        if article["title"] in texts:
+            texts[article["title"]] += f"{article['text']}\n"
+    return texts
+
+
+def _baselines(options: RunExamOptions, exam: Exam) -> list[str]:
+    """Return the shallow baselines that an exam has what it takes for."""
+    if not (options.baselines and exam.answers):
+        return []
+    overlaps = [*OVERLAPS[:1], *OVERLAPS[1:] * ("title" in exam.columns and options.context != "given")]
+    return [name for name in BASELINES if name not in OVERLAPS or (options.has_context and name in overlaps)]
 
 
 def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Summary]:

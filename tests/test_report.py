@@ -21,7 +21,8 @@ from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import bootstrap_interval, score
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict.answers import ANSWERS_FORMAT, Scored, write_answers
-from sciqa.predict.predict import METRICS, answers_path, metrics_path
+from sciqa.predict.predict import answers_path
+from sciqa.predict.results import METRICS, metrics_path
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import confusion
 from sciqa.report.texts import parts_read, readable

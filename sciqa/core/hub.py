@@ -68,6 +68,11 @@ class ModelFiles:
         return others.get("tokenizer.json") or self.revision
 
 
+def is_installed(name: str) -> bool:
+    """Whether the Python package of a packaged model or corpus is installed."""
+    return importlib.util.find_spec(PACKAGED[name][0]) is not None
+
+
 def packaged_path(name: str) -> Path:
     """Return the path of a packaged model or corpus, without importing its package."""
     package, inner = PACKAGED[name]

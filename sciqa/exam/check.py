@@ -3,17 +3,25 @@
 import string
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
 
 from sciqa.core.options import Summary
-from sciqa.exam.metrics import chance
+from sciqa.exam.baselines import answer_counts, longest_scores, majority_scores, overlap_scores
+from sciqa.exam.metrics import average_precision_at_3, chance, place, right_at_first
 from sciqa.exam.questions import ExamOptions, options_of
 
 #: Number of questions shown, and of characters shown of each text.
 SHOWN, WIDTH = 3, 300
 
 
-def check_exam(options: ExamOptions) -> Summary:
+def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, str]]) -> Summary:
     """Return how an exam is understood, as lines in `details["check"]`; nothing is started or written.
+
+    Args:
+        options: options that name the exam.
+        gold_texts: function from titles of articles to their texts, for the overlap with gold articles.
 
     Raises:
         InputError: names file, line, row and column of the problem.
@@ -26,7 +34,7 @@ def check_exam(options: ExamOptions) -> Summary:
     for row in rows[:SHOWN]:
         lines += ["", *_shown(row)]
     given = [options_of(row) for row in rows]
-    lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given)]
+    lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given), *_shallow(rows, given, gold_texts)]
     made = f"{len(rows):,} questions of {exam}, only shown"
     return Summary("check", "", made, time.monotonic() - started, {"check": lines})
 
@@ -79,3 +87,41 @@ def _chance(rows: list[dict], given: list[dict[str, str]]) -> str:
     counts = Counter(map(len, given))
     said = ", ".join(f"{number:,} with {options}" for options, number in sorted(counts.items()))
     return f"by chance: accuracy {accuracy:.3f}, MAP@3 {map_at_3:.3f} (questions by number of options: {said})"
+
+
+def _shallow(
+    rows: list[dict], given: list[dict[str, str]], gold_texts: Callable[[set[str]], dict[str, str]]
+) -> list[str]:
+    """Return lines with the scores of the shallow baselines, each on the answered questions that it can rank."""
+    pairs = [(row, options) for row, options in zip(rows, given, strict=True) if row["answer"]]
+    titles = {row["title"] for row, _ in pairs if row.get("title")}
+    articles = gold_texts(titles) if titles else {}
+    counts = answer_counts([row for row, _ in pairs])
+    texts = {
+        "overlap with the prompt": lambda row: row["prompt"],
+        "overlap with the context": lambda row: row["context"],
+        "overlap with the gold article": lambda row: articles.get(row.get("title")),
+    }
+    scores = {name: lambda row, options, text=text: _overlap(options, text(row)) for name, text in texts.items()}
+    scores |= {
+        "longest option": lambda _, options: longest_scores(list(options.values())),
+        "shortest option": lambda _, options: -longest_scores(list(options.values())),
+        "most frequent letter": lambda _, options: majority_scores(list(options), counts),
+    }
+    lines = []
+    for name, score in scores.items():
+        places = [
+            place(scored, ord(row["answer"]) - ord("A"))
+            for row, options in pairs
+            if (scored := score(row, options)) is not None
+        ]
+        if places:
+            ranks, tied = np.array(places).T
+            accuracy, map_at_3 = right_at_first(ranks, tied).mean(), average_precision_at_3(ranks, tied).mean()
+            on = f" (on {len(places):,} questions)" * (len(places) < len(pairs))
+            lines.append(f"by {name}: accuracy {accuracy:.3f}, MAP@3 {map_at_3:.3f}{on}")
+    return lines
+
+
+def _overlap(options: dict[str, str], text: str | None) -> np.ndarray | None:
+    return overlap_scores(list(options.values()), text) if text else None

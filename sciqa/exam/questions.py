@@ -93,6 +93,7 @@ class Exam:
         shard_questions: rows per shard, the unit of work and of resuming.
         name: name that the user gave.
         columns: columns of the table.
+        answers: number of questions with a known answer.
     """
 
     path: str
@@ -101,6 +102,7 @@ class Exam:
     shard_questions: int
     name: str
     columns: tuple[str, ...]
+    answers: int
 
     @property
     def shards(self) -> int:
@@ -143,7 +145,8 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
     own = name == path
     table = _read_own(path, options.context) if own else options.read(name).table
     columns = tuple(table.column_names)
-    exam = Exam(path, tables.rows_hash(table.to_pylist()), len(table), options.shard_questions, name, columns)
+    answers = len(table) - table["answer"].null_count
+    exam = Exam(path, tables.rows_hash(table.to_pylist()), len(table), options.shard_questions, name, columns, answers)
     if (stored := _stored(path)) != (exam.sha256, set(columns)):
         if stored and stored[0] != exam.sha256 and not options.overwrite:
             raise InputError(

@@ -17,7 +17,9 @@ from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.retrieval.options import EmbedOptions
 
 Doubt = Literal["margin", "entropy"]
-ReaderName = Literal["open-book", "closed-book", "retrieval"]
+ReaderName = Literal["open-book", "closed-book", "retrieval", "overlap", "overlap-gold", "longest", "majority"]
+#: Readers that read no context.
+CONTEXTLESS = ("closed-book", "longest", "majority")
 
 
 @dataclass(kw_only=True)
@@ -95,7 +97,9 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     contexts: str | None = None
     """Folder of the contexts table; by default OUTPUT/contexts."""
     reader: ReaderName = "open-book"
-    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only."""
+    """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only.
+    Shallow baselines: `overlap` ranks by the share of an option's words in the context, `overlap-gold` in the passages
+    found of the gold article; `longest` by length; `majority` by how often a letter is right in this exam."""
     name: str | None = None
     """Name of the answers table; by default the reader's name, followed by that of the adapter or of a model other
     than the packaged one."""
@@ -118,7 +122,7 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
         self.fill_folder("contexts", "contexts")
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
         own = self.adapter or self.model
-        packaged = own in PACKAGED or self.reader == "retrieval"
+        packaged = own in PACKAGED or not self.has_model
         default = self.reader if packaged else f"{self.reader}-{short_name(own)}"
         default = f"{self.cascade}-then-{default}" if self.cascade else default
         self.name = self.name or ("blend" if self.blend else default)
@@ -129,8 +133,8 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
             raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
         if self.cascade and self.engine == "vllm":
             raise InputError("--cascade: not with --engine vllm, which answers whole shards; leave one of them out")
-        if self.context == "given" and self.reader == "retrieval":
-            raise InputError("--reader retrieval: ranks by what is found, and --context given looks nothing up")
+        if self.context == "given" and self.reader in ("retrieval", "overlap-gold"):
+            raise InputError(f"--reader {self.reader}: ranks by what is found, and --context given looks nothing up")
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
 
@@ -146,4 +150,14 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
 
     @property
     def _reads(self) -> bool:
-        return self.reader != "retrieval" and not self.blend
+        return self.has_model and not self.blend
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the reader is a language model."""
+        return self.reader in ("open-book", "closed-book")
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the reader takes a context."""
+        return self.reader not in CONTEXTLESS

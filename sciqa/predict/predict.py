@@ -1,6 +1,5 @@
 """The `predict` step: a pool of workers writes ranked answers, and their metrics, to Parquet."""
 
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -8,8 +7,6 @@ from dataclasses import replace
 from itertools import chain
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 import ray
 
 from sciqa.core import cluster, progress, storage, tables
@@ -26,28 +23,20 @@ from sciqa.core.hub import (
 )
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary
-from sciqa.exam.metrics import score, scores_of
+from sciqa.exam.baselines import BASELINES, answer_counts
+from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
-from sciqa.exam.table import QuestionTable
 from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
-from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, has_ties, open_answers, read_found, write_answers
+from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_found, write_answers
+from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, ModelOptions, PredictOptions
 from sciqa.predict.passes import passes_said, split_passes
+from sciqa.predict.results import metrics_path, write_results
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
 from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import FindOptions
-
-METRICS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
-        *((name, pa.int64()) for name in ("questions", "ties")),
-        *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
-        *((name, pa.float64()) for name in ("chance_map_at_3", "chance_accuracy")),
-        *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
-    ]
-)
 
 
 def predict(options: PredictOptions) -> Summary:
@@ -91,22 +80,12 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
         work = _work(options, exam, missing, say)
         list(_answer_all(exam, options, folder, work))
     seconds = time.monotonic() - started + work.seconds_before
-    counts = _write_results(options, exam, folder, seconds)
+    counts = write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
     manifest |= {"seconds": seconds, "about": work.about} | counts
     tables.finish(folder, manifest)
     kept = exam.shards - len(missing)
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
-
-
-def metrics_path(output: str, name: str) -> str:
-    """Return the path of a reader's metrics table."""
-    return storage.join(output, "metrics", f"{name}.parquet")
-
-
-def submission_path(output: str, name: str) -> str:
-    """Return the path of a reader's answers in the competition's CSV format."""
-    return storage.join(output, "submissions", f"{name}.csv")
 
 
 def answers_path(output: str, name: str) -> str:
@@ -147,8 +126,12 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     if options.cascade:
         inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
-    if options.reader != "closed-book":
+    if options.has_context:
         inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
+    if options.reader == "overlap-gold" and "title" not in exam.columns:
+        raise InputError(f"--reader overlap-gold: needs the column `title` (gold article), which {exam.name} lacks")
+    if options.reader in BASELINES:
+        return inputs | {"baseline": options.reader}
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
@@ -178,7 +161,11 @@ def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[
         return _blending(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
     workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
-    sources = () if options.reader == "closed-book" else (open_contexts(options.contexts, exam)[0],)
+    sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
+    if options.reader in BASELINES:
+        counts = answer_counts(storage.read_table(exam.path, ["answer"]).to_pylist())
+        arguments = {"name": options.reader, "counts": counts}
+        return _cascading(options, exam, Work(parts, workers, "baseline", arguments, options.reader, sources))
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
@@ -248,6 +235,11 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     if not work.parts:
         return
     parts = cluster.from_parts(work.parts)
+    if work.kind == "baseline":
+        arguments = {"exam": exam, "folder": folder, "work": work}
+        rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS)
+        yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda r: r["questions"])
+        return
     pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
     if options.in_vllm:
         rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by)
@@ -260,10 +252,8 @@ class AnswerShard:
     """Ray Data worker that holds a reader and writes answers shard by shard."""
 
     def __init__(self, exam: Exam, folder: str, work: Work) -> None:
-        from sciqa.predict.readers import READERS
-
         self.exam, self.folder, self.work = exam, folder, work
-        self.reader = READERS[work.kind](**work.arguments)
+        self.reader = _reader(work.kind)(**work.arguments)
 
     def __call__(self, row: dict) -> dict:
         """Rank the options of the questions in shard `row["part"]`, or in all shards of a pass."""
@@ -278,44 +268,15 @@ class AnswerShard:
         return {"part": row["part"], "questions": len(questions), "notes": getattr(self.reader, "notes", [])}
 
 
-@ray.remote(num_cpus=cluster.TASK_CPUS)
-def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
-    """Write the competition's file, score all answers and each slice, and count truncated contexts and ties."""
-    table = QuestionTable(folder, exam.shard_questions).read_all(exam)
-    lines = io.BytesIO()
-    pa.csv.write_csv(table.select(["id", "prediction"]), lines)
-    storage.write_bytes(submission, lines.getvalue())
-    answers = table.to_pylist()
-    scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
-    rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
-    return rows, {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
+def _reader(kind: str) -> type:
+    """Return a class of readers; a baseline's is found without the imports of models, which take seconds."""
+    if kind == "baseline":
+        return BaselineReader
+    from sciqa.predict.readers import READERS
+
+    return READERS[kind]
 
 
-def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
-    """Return named subsets of the answers: all, each topic and subject, and prompts that are not questions."""
-    columns = ["topic", "subject", "is_question"]
-    file = storage.open_parquet(exam.path)
-    present = [name for name in columns if name in file.schema_arrow.names]
-    slices: dict[str, list[dict]] = {"all": answers}
-    for question, answer in zip(file.read(present).to_pylist(), answers, strict=True):
-        for name in present[:-1]:
-            slices.setdefault(f"{name}: {question[name]}", []).append(answer)
-        if not question["is_question"]:
-            slices.setdefault("instructions", []).append(answer)
-    return slices
-
-
-def _write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
-    """Write the metrics table and the competition's file; return the counts of truncated contexts and of ties."""
-    model = options.embedder if options.reader == "retrieval" else options.model
-    about = {
-        "reader": options.name,
-        "model": " + ".join(options.blend) or model,
-        "adapter": options.adapter,
-        "contexts": None if options.reader == "closed-book" else options.contexts,
-        "seconds": seconds,
-    }
-    rows, counts = ray.get(_sum_up.remote(exam, folder, submission_path(options.output, options.name)))
-    table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
-    storage.write_table(metrics_path(options.output, options.name), table)
-    return counts
+def _answer_shard(row: dict, exam: Exam, folder: str, work: Work) -> dict:
+    """Answer one shard in a task of its own, for readers that are made in no time."""
+    return AnswerShard(exam, folder, work)(row)

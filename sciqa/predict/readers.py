@@ -14,6 +14,7 @@ from sciqa.exam.questions import options_of, rotate_options
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
+from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import pool, pooled_scores
 from sciqa.retrieval.embedder import Kind, embed_alone
 from sciqa.retrieval.load import load_embedder
@@ -167,4 +168,10 @@ class CascadeReader:
         return scored
 
 
-READERS = {"model": ModelReader, "retrieval": RetrievalReader, "blend": BlendReader, "cascade": CascadeReader}
+READERS = {
+    "model": ModelReader,
+    "retrieval": RetrievalReader,
+    "baseline": BaselineReader,
+    "blend": BlendReader,
+    "cascade": CascadeReader,
+}

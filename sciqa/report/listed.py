@@ -11,6 +11,12 @@ from sciqa.exam.table import QuestionTable
 from sciqa.report.texts import parts_read
 
 SLICES = ("topic", "subject")
+#: How baselines answer that do not read what is marked.
+SHALLOW = {
+    "overlap-gold": "It counted each option's words in the passages of the gold article.",
+    "longest": "It took the longest option.",
+    "majority": "It took the letter that is most often right in this exam.",
+}
 
 
 class Way(NamedTuple):
@@ -133,12 +139,16 @@ def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> lis
 def _way(inputs: dict, contexts: Contexts | None) -> Way:
     if "answers" in inputs:
         return Way(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
+    if (baseline := inputs.get("baseline")) in SHALLOW:
+        return Way(SHALLOW[baseline])
     if "contexts" not in inputs:
         return Way("Answered without a context: nothing that stands here was read.")
     if contexts is None:
         return Way("What it read is not in this run's folder any more.")
     if contexts.inputs != inputs["contexts"]:
         return Way("It read other contexts than these.")
+    if baseline:
+        return Way("It counted each option's words in what is marked.", True)
     if "embedder" in inputs:
         return Way("It compared the options with every passage as a whole.")
     if inputs["contexts"].get("context") == "given":

@@ -62,7 +62,7 @@ def report(options: ReportOptions) -> Summary:
         shown=shown,
         readers={name: _figures(reader) for name, reader in readers.items()},
         metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
-        differences=differences(readers),
+        differences=differences(readers, shown),
         questions=questions,
         asked=[{name: each[name] for name in ("id", "prompt", "answer", "slices")} for each in questions],
         slices=sorted(Counter(name for each in questions for name in each["slices"]).items()),
@@ -72,7 +72,7 @@ def report(options: ReportOptions) -> Summary:
     path = storage.join(options.output, "report.html")
     storage.write_bytes(path, page.encode())
     made = f"one page on {', '.join([shown, *(name for name in readers if name != shown)])}"
-    return Summary("report", path, made, time.monotonic() - started, {"readers": readers})
+    return Summary("report", path, made, time.monotonic() - started, {"readers": readers, "shown": shown})
 
 
 def check_show(show: str | None, readers: "list[str] | dict") -> None:
@@ -110,15 +110,14 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
     )
 
 
-def differences(readers: dict[str, dict]) -> list[dict]:
-    """Return the first reader's gain in MAP@3 over each other reader, with 95 % paired-bootstrap intervals."""
+def differences(readers: dict[str, dict], first: str) -> list[dict]:
+    """Return the gain in MAP@3 of one reader over each other reader, with 95 % paired-bootstrap intervals."""
     precisions = {
         name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])
         for name, reader in readers.items()
     }
-    first, *others = precisions
     gains = []
-    for other in others:
+    for other in (name for name in precisions if name != first):
         gain = precisions[first] - precisions[other]
         if len(gain):
             low, high = bootstrap_interval(gain)

@@ -1,0 +1,77 @@
+"""Results of a reader: the metrics of its answers by slice of the exam, and the competition's file."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.csv
+import ray
+
+from sciqa.core import cluster, storage
+from sciqa.exam.metrics import score
+from sciqa.exam.questions import Exam
+from sciqa.exam.table import QuestionTable
+from sciqa.predict.answers import has_ties
+from sciqa.predict.options import PredictOptions
+
+METRICS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("slice", "reader", "model", "adapter", "contexts")),
+        *((name, pa.int64()) for name in ("questions", "ties")),
+        *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
+        *((name, pa.float64()) for name in ("chance_map_at_3", "chance_accuracy")),
+        *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
+    ]
+)
+
+
+def metrics_path(output: str, name: str) -> str:
+    """Return the path of a reader's metrics table."""
+    return storage.join(output, "metrics", f"{name}.parquet")
+
+
+def submission_path(output: str, name: str) -> str:
+    """Return the path of a reader's answers in the competition's CSV format."""
+    return storage.join(output, "submissions", f"{name}.csv")
+
+
+def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
+    """Write the metrics table and the competition's file; return the counts of truncated contexts and of ties."""
+    model = options.model if options.has_model else options.embedder if options.reader == "retrieval" else None
+    about = {
+        "reader": options.name,
+        "model": " + ".join(options.blend) or model,
+        "adapter": options.adapter if options.has_model else None,
+        "contexts": options.contexts if options.has_context else None,
+        "seconds": seconds,
+    }
+    rows, counts = ray.get(_sum_up.remote(exam, folder, submission_path(options.output, options.name)))
+    table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
+    storage.write_table(metrics_path(options.output, options.name), table)
+    return counts
+
+
+@ray.remote(num_cpus=cluster.TASK_CPUS)
+def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
+    """Write the competition's file, score all answers and each slice, and count truncated contexts and ties."""
+    table = QuestionTable(folder, exam.shard_questions).read_all(exam)
+    lines = io.BytesIO()
+    pa.csv.write_csv(table.select(["id", "prediction"]), lines)
+    storage.write_bytes(submission, lines.getvalue())
+    answers = table.to_pylist()
+    scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
+    rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
+    return rows, {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
+
+
+def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
+    """Return named subsets of the answers: all, each topic and subject, and prompts that are not questions."""
+    columns = ["topic", "subject", "is_question"]
+    file = storage.open_parquet(exam.path)
+    present = [name for name in columns if name in file.schema_arrow.names]
+    slices: dict[str, list[dict]] = {"all": answers}
+    for question, answer in zip(file.read(present).to_pylist(), answers, strict=True):
+        for name in present[:-1]:
+            slices.setdefault(f"{name}: {question[name]}", []).append(answer)
+        if not question["is_question"]:
+            slices.setdefault("instructions", []).append(answer)
+    return slices
