@@ -312,6 +312,8 @@ def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> d
         "num_gpus": needs.get("GPU"),
         "memory": needs.get("memory"),
         "accelerator_type": named_accelerator(options),
+        "max_restarts": lost.MOST,
+        "max_task_retries": lost.MOST,
     }
 
 

@@ -1,13 +1,12 @@
-"""Lost workers: report each in one line, and end a stage that only loses workers.
+"""Lost workers: report each in one line, and say in one line why a run ended that lost too many.
 
-Ray restarts a lost worker and gives it the same part again; if the node ran out of memory, it does not tell the driver.
-Ray's state API does, but it is part of the dashboard, which a local Ray does not start. So this module sends Ray's head
-the requests that the API would send.
+Ray restarts a lost worker and gives it the same part again, `MOST` times; it does not tell the driver if a node ran out
+of memory. Ray's state API does, but it is part of the dashboard, which a local Ray does not start. So this module sends
+Ray's head the requests that the API would send.
 """
 
 import atexit
 import contextlib
-import signal
 import threading
 from collections.abc import Iterator
 
@@ -23,8 +22,8 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, Worke
 from sciqa.core.console import console, verbose
 from sciqa.core.errors import LostWorkersError
 
-#: Number of workers that die in a row, with no part finished meanwhile, after which a stage is ended.
-MOST_IN_A_ROW = 10
+#: Number of times that Ray restarts a worker, and repeats a part whose worker is lost; then the run ends.
+MOST = 10
 #: Number of unanswered requests to Ray's head in a row after which the user is warned.
 LONGEST_UNANSWERED = 3
 #: Advice after lost workers, by stage.
@@ -35,15 +34,8 @@ REMEDIES = {
 REMEDY = "fewer --num-workers, or nodes with more memory"
 #: Values of `DeathReason` in `ray.nodes()` for a lost node, not one shut down on purpose: unexpected, preempted.
 LOST_NODE = (2, 3)
-#: Signal to the main thread that ends a stage. It wakes a waiting thread, even where SIGINT is ignored, as in a
-#: shell's background jobs.
-ENDS = signal.SIGUSR2
 #: Timeout of a request to Ray's head, in seconds.
 PATIENCE = 5
-
-
-class _Ended(BaseException):
-    """Raised in the main thread to end a stage that only loses workers."""
 
 
 class _Watch:
@@ -54,9 +46,9 @@ class _Watch:
         address, self.job = self.session
         channel = init_grpc_channel(address)
         self.worker_info, self.node_info = WorkerInfoGcsServiceStub(channel), NodeInfoGcsServiceStub(channel)
-        self.stages: list[tuple[str, bool]] = []
+        self.stages: list[str] = []
         self.unanswered = 0
-        self.stage, self.in_a_row, self.last, self.ended = "sciqa", 0, "", False
+        self.stage, self.last = "sciqa", ""
         self.lock, self.done = threading.RLock(), threading.Event()
         self.known, self.left = set(), set()
         with contextlib.suppress(grpc.RpcError):
@@ -70,7 +62,7 @@ class _Watch:
             self.check()
 
     def check(self) -> None:
-        """Report what has died since the last check; end a stage that only loses workers."""
+        """Report what has died since the last check."""
         with self.lock:
             try:
                 workers, nodes = list(self._dead()), self._dead_nodes()
@@ -86,9 +78,6 @@ class _Watch:
                 if node.node_id not in self.left:
                     self.left.add(node.node_id)
                     self._tell_node(node)
-            if self.in_a_row >= MOST_IN_A_ROW and any(endable for _, endable in self.stages) and not self.ended:
-                self.ended = True
-                signal.pthread_kill(threading.main_thread().ident, ENDS)
 
     def _dead(self) -> Iterator[WorkerTableData]:
         """Yield workers of this job that died, but not by Ray's decision or by an exception (raised here too)."""
@@ -116,14 +105,13 @@ class _Watch:
             self._say(f"the node {node.node_manager_address} is lost ({reason}); its work is done again")
 
     def _tell(self, worker: WorkerTableData) -> None:
-        self.in_a_row += 1
         self.last = f"on {worker.worker_address.ip_address} (process {worker.pid}) {_how(worker)}"
         self._say(f"a worker {self.last}; what it had begun is done again")
         if verbose():
             console.print(worker.exit_detail, markup=False, highlight=False, soft_wrap=True)
 
     def _say(self, line: str) -> None:
-        stage = self.stages[-1][0] if self.stages else "sciqa"
+        stage = self.stages[-1] if self.stages else "sciqa"
         console.print(f"{stage}: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def error(self, said: str) -> LostWorkersError:
@@ -171,43 +159,18 @@ def _session() -> tuple[str, bytes]:
 
 @contextlib.contextmanager
 def during(stage: str) -> Iterator[None]:
-    """Report workers that die meanwhile under the name of a stage, and end the stage if it only loses workers.
-
-    Only a stage in the main thread can be ended.
-
-    Raises:
-        LostWorkersError: `MOST_IN_A_ROW` workers died, and no part was finished meanwhile.
-    """
+    """Report workers that die meanwhile under the name of a stage."""
     if (watched := _watch) is None:
         yield
         return
-    own = (stage, threading.current_thread() is threading.main_thread())
-    if own[1]:
-        signal.signal(ENDS, _end)
-    watched.stage, watched.in_a_row, watched.ended = stage, 0, False
-    watched.stages.append(own)
+    watched.stage, watched.last = stage, ""
+    watched.stages.append(stage)
     try:
-        try:
-            yield
-        finally:
-            with watched.lock:
-                watched.stages.remove(own)
-            watched.check()
-    except _Ended:
-        said = f"{MOST_IN_A_ROW} workers died one after another, and nothing was finished meanwhile"
-        raise watched.error(said) from None
-
-
-def _end(*_: object) -> None:
-    """Raise `_Ended` if a stage that can be ended is running; the signal may arrive after the stage."""
-    if _watch and any(endable for _, endable in _watch.stages):
-        raise _Ended
-
-
-def progress() -> None:
-    """Record that a part is finished, so that the workers that died before do not count."""
-    if _watch:
-        _watch.in_a_row = 0
+        yield
+    finally:
+        watched.check()
+        with watched.lock:
+            watched.stages.remove(stage)
 
 
 def cause(error: BaseException | None) -> LostWorkersError | None:
@@ -219,7 +182,8 @@ def cause(error: BaseException | None) -> LostWorkersError | None:
         # A failed health check of Ray Train carries the worker's error, unless the worker was only slow to answer.
         found = [getattr(each, "health_check_failure", each) for each in of_training]
         if _watch and any(map(_is_loss, [error, *found])):
-            return _watch.error("a worker was lost for good")
+            _watch.check()
+            return _watch.error("a worker was lost again and again")
         error = error.__cause__ or error.__context__
     return None
 

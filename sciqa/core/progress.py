@@ -35,6 +35,7 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
 
     Raises:
         InputError: a worker found bad input.
+        LostWorkersError: a worker was lost `lost.MOST` times.
     """
     metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
     tags = {"stage": stage, "unit": unit}
@@ -47,19 +48,20 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
                     console.print(f"{stage}: {note}", markup=False)
                 noted.add(note)
             done += count(row)
-            lost.progress()
             metrics[0].set(done, tags)
             show(done, row)
             yield row
 
 
 def _rows(dataset: Dataset) -> Iterator[dict]:
-    """Yield a dataset's rows; an `InputError` of a worker is raised here as an `InputError` too."""
+    """Yield a dataset's rows; an `InputError` of a worker is raised here too, and a lost worker's error in one line."""
     try:
         yield from dataset.iter_rows()
     except Exception as error:
         if bad_input := find_input_error(error):
             raise bad_input from error
+        if by_loss := lost.cause(error):
+            raise by_loss from error
         raise
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from sciqa.core import cluster, progress, storage, tables
+from sciqa.core import cluster, lost, progress, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model, longest_text
 from sciqa.core.lock import lock
@@ -222,6 +222,6 @@ def _tidy(folder: str, manifest: dict) -> None:
 
 
 def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
-    rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1)
+    rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=lost.MOST)
     done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])

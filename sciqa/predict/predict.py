@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import ray
 
-from sciqa.core import cluster, progress, storage, tables
+from sciqa.core import cluster, lost, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.hub import (
@@ -237,7 +237,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     parts = cluster.from_parts(work.parts)
     if work.kind == "baseline":
         arguments = {"exam": exam, "folder": folder, "work": work}
-        rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS)
+        rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=lost.MOST)
         yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda r: r["questions"])
         return
     pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from sciqa.core import cluster, storage, tables
+from sciqa.core import cluster, lost, storage, tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.retrieval.shards import ROW_GROUP
@@ -273,7 +273,10 @@ class ShardedIndex:
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         actor = ray.remote(ShardGroup).options(
-            num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
+            num_cpus=cluster.SEARCH_CPUS,
+            scheduling_strategy="SPREAD",
+            max_restarts=lost.MOST,
+            max_task_retries=lost.MOST,
         )
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
