@@ -42,7 +42,7 @@ def options_for(folder: str, output: str, steps: int) -> FinetuneOptions:
 def ours(folder: str, steps: int) -> dict:
     """Return the seconds of our steps, and the share of padding."""
     with tempfile.TemporaryDirectory() as output:
-        rows = read_exam("validation").slice(0, 1).to_pylist()
+        rows = read_exam("direct-validation").slice(0, 1).to_pylist()
         storage.write_bytes(f"{output}/one.jsonl", json.dumps(rows[0]).encode())
         options = options_for(folder, output, steps)
         exam = storage.read_table(f"{folder}/validation/contexts").slice(0, 1)

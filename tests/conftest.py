@@ -79,7 +79,7 @@ def cluster(s3_address: str) -> None:
 def exam_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A JSONL exam: the first questions of the packaged validation split."""
     path = tmp_path_factory.mktemp("exam") / "exam.jsonl"
-    rows = read_exam("validation").slice(0, QUESTIONS).to_pylist()
+    rows = read_exam("direct-validation").slice(0, QUESTIONS).to_pylist()
     write_jsonl(path, rows)
     return str(path)
 
@@ -88,7 +88,7 @@ def exam_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A JSONL corpus: the gold articles of that exam among others of the demo corpus."""
     path = tmp_path_factory.mktemp("corpus") / "articles.jsonl"
-    gold = set(read_exam("validation").slice(0, QUESTIONS)["title"].to_pylist())
+    gold = set(read_exam("direct-validation").slice(0, QUESTIONS)["title"].to_pylist())
     articles = list(read_articles("demo"))
     chosen = [article for number, article in enumerate(articles) if number < ARTICLES or article["title"] in gold]
     write_jsonl(path, chosen)
@@ -108,7 +108,7 @@ def small_index(tmp_path_factory: pytest.TempPathFactory, cluster: None, corpus_
 def data(tmp_path_factory: pytest.TempPathFactory, small_index: str) -> dict[str, str]:
     """Options that name training and validation questions with their contexts."""
     folder = tmp_path_factory.mktemp("data")
-    rows = read_exam("validation").slice(0, 40).to_pylist()
+    rows = read_exam("direct-validation").slice(0, 40).to_pylist()
     options = {}
     for split, part in (("train", rows[:32]), ("validation", rows[32:])):
         write_jsonl(folder / f"{split}.jsonl", part)

@@ -41,7 +41,7 @@ def asked(small_index):
 
 @pytest.mark.parametrize("settings", [{}, {"context_passages": 3, "context_sentences": 3, "dense": ("options",)}])
 def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings):
-    questions = [row | {"is_question": True} for row in read_exam("validation").slice(0, 2).to_pylist()]
+    questions = [row | {"is_question": True} for row in read_exam("direct-validation").slice(0, 2).to_pylist()]
     write_jsonl(tmp_path / "exam.jsonl", questions)
     common = {"output": str(tmp_path / "run"), "exam": str(tmp_path / "exam.jsonl"), "shard_questions": 1}
     retrieve(RetrieveOptions(**common, index=f"{small_index}/index", **settings))

@@ -99,5 +99,5 @@ def test_the_check_scores_an_exam_by_each_baseline(tmp_path):
 
 
 def test_the_check_takes_gold_articles_from_the_corpus():
-    (summary,) = run_exam(RunExamOptions(exam="validation", check=True))
+    (summary,) = run_exam(RunExamOptions(exam="direct-validation", check=True))
     assert any(line.startswith("by overlap with the gold article") for line in summary.details["check"])

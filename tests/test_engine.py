@@ -50,7 +50,7 @@ def answered(model, request):
 def test_requests_add_up_to_our_own_scores(style, rotations):
     model = tiny_model("llama", vocab_size=49152, initializer_range=0.2)
     scorer = CausalScorer(model, tiny_tokenizer("llama"), style)
-    questions = read_exam("validation").to_pylist()[:4]
+    questions = read_exam("direct-validation").to_pylist()[:4]
     questions[1] |= {"C": None, "D": None}
     questions[2] |= {"B": f"{questions[2]['A']} and more", "E": "A fifth option"}
     found = [({"context": "Some context. " * times},) for times in (1, 30, 0, 90)]
@@ -107,7 +107,7 @@ def llama(tmp_path_factory):
 
 
 def test_an_encoder_without_weights_gives_the_scorers_tokens(llama):
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     scorer = CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), Format(completion="letter"))
     encoder = load_encoder(llama, {"completion": "letter"})
     assert encoder.encode(question, "Word. " * 3000) == scorer.encode(question, "Word. " * 3000)

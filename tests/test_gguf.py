@@ -35,7 +35,7 @@ def small_tokenizer():
 def score(folder, **arguments):
     """Of two questions, all options, without context."""
     scorer = load_scorer(str(folder), precision="float32", style=Format(), **arguments)
-    encoded = [scorer.encode(question, "") for question in read_exam("validation").to_pylist()[:2]]
+    encoded = [scorer.encode(question, "") for question in read_exam("direct-validation").to_pylist()[:2]]
     return np.concatenate(score_options(scorer, encoded))
 
 

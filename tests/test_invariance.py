@@ -35,7 +35,7 @@ OTHERWISE = {"dense": ("options",), "words": ("options", "whole"), "context_sent
 READERS_TRIED = [*STYLES, "retrieval", "blend", "cascade"]
 
 
-def exam(split="validation", number=10):
+def exam(split="direct-validation", number=10):
     """Questions of two to six options, one of them longer than the embedder reads."""
     rows = read_exam(split).to_pylist()[:number]
     rows[0] |= {"E": "Some fifth thing"}
@@ -196,7 +196,7 @@ def test_one_worker_or_two_and_one_question_asked(tmp_path, small_index, models,
 @pytest.mark.parametrize("reader", ["open-book", "retrieval"])
 def test_the_packaged_validation_split(tmp_path, small_index, models, reader):
     settings = {"reader": reader, "model": models["llama"], "precision": "float32"}
-    questions = [row | {"context": None} for row in read_exam("validation").to_pylist()]
+    questions = [row | {"context": None} for row in read_exam("direct-validation").to_pylist()]
     plain = run(tmp_path, small_index, "plain", questions, settings, shard_questions=32)
     shuffled = [rotate_options(q, n % 4) for n, q in enumerate(random.Random(1).sample(questions, len(questions)))]
     assert_same(plain, run(tmp_path, small_index, "other", shuffled, settings, num_workers=2, shard_questions=7))

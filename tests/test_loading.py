@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 
 def scores(scorer):
     """Of two questions, all options."""
-    questions = read_exam("validation").to_pylist()[:2]
+    questions = read_exam("direct-validation").to_pylist()[:2]
     encoded = [scorer.encode(question, "Some context.") for question in questions]
     return np.concatenate(score_options(scorer.eval(), encoded))
 

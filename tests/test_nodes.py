@@ -88,17 +88,17 @@ def test_a_node_lost_while_embedding(tmp_path, cluster, corpus_file):
 
 
 def test_a_node_lost_while_searching(tmp_path, cluster, small_index):
-    given = {"index": f"{small_index}/index", "exam": "validation", "shard_questions": 2}
+    given = {"index": f"{small_index}/index", "exam": "direct-validation", "shard_questions": 2}
     finished = run_losing_a_node("retrieve", **given, output=tmp_path / "lost", num_workers=3)
     retrieve(RetrieveOptions(**given, output=str(tmp_path / "whole")))
     lost, whole = (storage.read_table(str(tmp_path / name / "contexts")) for name in ("lost", "whole"))
-    assert finished < len(read_exam("validation")) / 2
+    assert finished < len(read_exam("direct-validation")) / 2
     assert lost == whole
 
 
 @pytest.mark.slow
 def test_a_node_lost_while_an_exam_is_answered(tmp_path, cluster, corpus_file):
-    given = {"corpus": (corpus_file,), "exam": "validation", "shard_questions": 6, "shard_passages": 56}
+    given = {"corpus": (corpus_file,), "exam": "direct-validation", "shard_questions": 6, "shard_passages": 56}
     finished = run_losing_a_node("exam", **given, output=tmp_path / "lost", num_workers=3)
     run_exam(RunExamOptions(**given, output=str(tmp_path / "whole")))
     assert finished < 21

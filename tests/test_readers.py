@@ -56,7 +56,7 @@ def test_a_submission_in_the_competitions_form(run):
 def test_rotations_average_over_the_orders_of_the_options(run, llama):
     style = {"completion": "letter"}
     common = {"tokens_per_batch": 2048, "style": style, "name": llama, "precision": "float32"}
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     plain, turned = ModelReader(rotations=1, **common), ModelReader(rotations=4, **common)
     found = [({"context": "Some context."},)]
     each = []
@@ -74,7 +74,7 @@ def test_rotations_average_over_the_orders_of_the_options(run, llama):
 
 
 def test_rotated_questions_keep_their_right_option():
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     for by in range(4):
         turned = rotate_options(question, by)
         assert turned[turned["answer"]] == question[question["answer"]]
@@ -159,7 +159,7 @@ def test_corrupt_weights_and_missing_tokenizers_are_refused(run, llama, tmp_path
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, cluster):
     """Closed-book answers to the validation split in 21 shards."""
-    options = {"output": str(tmp_path_factory.mktemp("undisturbed")), "exam": "validation", "shard_questions": 6}
+    options = {"output": str(tmp_path_factory.mktemp("undisturbed")), "exam": "direct-validation", "shard_questions": 6}
     predict(PredictOptions(**options, reader="closed-book"))
     return answers(options, "closed-book")
 
@@ -169,7 +169,7 @@ def finished(output):
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, undisturbed):
-    command = [sys.executable, "-m", "sciqa", "predict", "--output", str(tmp_path), "--exam", "validation"]
+    command = [sys.executable, "-m", "sciqa", "predict", "--output", str(tmp_path), "--exam", "direct-validation"]
     command += ["--reader", "closed-book", "--shard-questions", "6", "--num-cpus", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         while not finished(tmp_path):
@@ -199,7 +199,7 @@ def test_a_killed_worker_is_replaced(tmp_path, cluster, undisturbed):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    options = {"output": str(tmp_path), "exam": "validation", "shard_questions": 6}
+    options = {"output": str(tmp_path), "exam": "direct-validation", "shard_questions": 6}
     predict(PredictOptions(**options, reader="closed-book"))
     thread.join(timeout=10)
     assert killed[0][0] < 21

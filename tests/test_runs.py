@@ -121,7 +121,7 @@ def test_a_run_keeps_its_exam(tmp_path, indexed, exam):
     for step in (
         lambda: predict(PredictOptions(exam="test", reader="retrieval", **indexed)),
         lambda: predict(PredictOptions(exam="test", reader="closed-book", **indexed)),
-        lambda: retrieve(RetrieveOptions(exam="validation", **indexed)),
+        lambda: retrieve(RetrieveOptions(exam="direct-validation", **indexed)),
         lambda: report(ReportOptions(exam="test", output=run)),
     ):
         with pytest.raises(InputError, match=r"exam\.parquet: the run's exam is another exam than (test|validation)"):

@@ -89,7 +89,7 @@ def test_batches_with_shared_contexts_keep_to_the_budget():
 
 @pytest.mark.parametrize("prompt", ["plain", "chat"])
 def test_the_likelihood_of_a_yes_is_that_of_separate_sequences(prompt):
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     style = Format(prompt=prompt, completion="yes")
     scorer = CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), style)
     encoded = scorer.encode(question, "Some context.")
@@ -133,7 +133,7 @@ def test_soft_prompts_come_before_every_option():
 
 
 def test_a_batch_of_unlike_questions_scores_as_each_alone():
-    questions = read_exam("validation").to_pylist()[:4]
+    questions = read_exam("direct-validation").to_pylist()[:4]
     questions[1] |= {"C": None, "D": None}
     questions[2] |= {"E": "A fifth option"}
     contexts = ["Some context. " * length for length in (1, 30, 0, 90)]
@@ -178,7 +178,7 @@ def test_encoders_read_context_then_question_and_option_and_cut_the_context_alon
 
 def test_encoder_decoders_score_as_their_own_loss():
     scorer = Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), Format())
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     encoded = scorer.encode(question, "Some context.")
     for option, score in zip(encoded.options, score_options(scorer, [encoded])[0], strict=True):
         loss = scorer.model(input_ids=torch.tensor([encoded.prompt]), labels=torch.tensor([option])).loss
@@ -186,7 +186,7 @@ def test_encoder_decoders_score_as_their_own_loss():
 
 
 def test_chat_templates_and_letters():
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     scorer = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), Format(prompt="chat", completion="letter"))
     encoded = scorer.encode(question, "Some context.")
     asked = scorer.tokenizer.decode(encoded.prompt)
@@ -220,7 +220,7 @@ def smollm2():
 def test_scores_agree_with_lm_evaluation_harness(smollm2):
     articles = {article["title"]: article["text"] for article in read_articles("demo")}
     asked = []
-    for question in read_exam("validation").to_pylist()[:6]:
+    for question in read_exam("direct-validation").to_pylist()[:6]:
         prompt = prompt_text(question, articles[question["title"]])
         asked.append((prompt, [f" {option}" for option in options_of(question).values()]))
     encoded = [smollm2.encode_text(*pair) for pair in asked]
@@ -238,7 +238,7 @@ def test_scores_agree_with_lm_evaluation_harness(smollm2):
 
 
 def test_only_the_context_of_a_long_prompt_is_cut(smollm2):
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     context = "A word or two about cells. " * 500
     limit, smollm2.limit = smollm2.limit, 200
     try:

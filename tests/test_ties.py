@@ -109,7 +109,7 @@ def test_a_model_that_knows_nothing_scores_by_chance_wherever_the_right_option_s
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     torch.nn.init.zeros_(model.lm_head.weight)
     model.save_pretrained(folder)
-    rows = read_exam("validation").slice(0, 12).to_pylist()
+    rows = read_exam("direct-validation").slice(0, 12).to_pylist()
     for place_of_right in "AD":
         turned = [rotate_options(row, (ord(place_of_right) - ord(row["answer"])) % 4) for row in rows]
         assert {row["answer"] for row in turned} == {place_of_right}

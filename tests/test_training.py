@@ -175,7 +175,7 @@ def test_every_architecture_trains_saves_loads_elsewhere_and_predicts(
     plain = auto.from_pretrained(trained["model"], use_safetensors=True)
     if method != "full":
         plain = peft.PeftModel.from_pretrained(plain, made.path)
-    question = read_exam("validation").to_pylist()[0]
+    question = read_exam("direct-validation").to_pylist()[0]
     encoded = ours.encode(question, "Some context.")
     theirs = type(ours)(plain.eval(), ours.tokenizer, ours.style)
     np.testing.assert_allclose(score_options(ours, [encoded])[0], score_options(theirs, [encoded])[0], atol=1e-5)

@@ -19,7 +19,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam.csvs import read_csv
 from sciqa.exam.rows import UNSEEN, Number, Row, clean_names
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "direct-train", "direct-validation", "direct-test")
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 PACKINGS = {
     "gz": gzip.decompress,
