@@ -1,4 +1,4 @@
-"""The exam that ships: what the README says of it holds for every question."""
+"""The exams that ship: what the docs say of them holds for every question."""
 
 import re
 from collections import Counter
@@ -8,10 +8,15 @@ import pytest
 
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
-from sciqa.exam.metrics import average_precision_at_3
+from sciqa.exam.baselines import longest_scores, overlap_scores
+from sciqa.exam.metrics import place, right_at_first
 from sciqa.exam.questions import SPLITS, options_of
+from sciqa.retrieval.load import load_embedder
 
 TOPICS = {"Biology and health sciences", "Physical sciences", "Mathematics", "Technology"}
+KINDS = {"role", "number", "cause", "negation", "comparison", "calculation", "two facts", "description", "property"}
+SIZES = {"train": 800, "validation": 150, "test": 300}
+DIRECT = {"direct-train": 776, "direct-validation": 126, "direct-test": 231}
 
 
 @pytest.fixture(scope="module")
@@ -20,28 +25,41 @@ def splits():
 
 
 @pytest.fixture(scope="module")
-def questions(splits):
-    return [question for rows in splits.values() for question in rows]
+def articles():
+    return {article["title"]: article["text"] for article in read_articles("demo")}
 
 
-def test_sizes(splits, questions):
-    assert len(questions) >= 600
-    assert len(splits["train"]) >= 400
-    assert len(splits["validation"]) >= 100
-    assert len(splits["test"]) >= 100
+def questions(splits, names=SPLITS):
+    return [question for name in names for question in splits[name]]
 
 
-def test_no_question_stands_twice_and_no_article_in_two_splits(splits, questions):
+def accuracy(rows, score):
+    """Return the accuracy of ranking by a function from a question and its options to scores."""
+    places = [
+        place(np.asarray(score(row, list(options_of(row).values()))), ord(row["answer"]) - ord("A")) for row in rows
+    ]
+    return float(right_at_first(*np.array(places).T).mean())
+
+
+def test_sizes(splits):
+    assert {*SIZES, *DIRECT} == set(SPLITS)
+    assert all(len(splits[name]) >= size for name, size in SIZES.items())
+    assert {name: len(splits[name]) for name in DIRECT} == DIRECT
+
+
+def test_no_question_stands_twice_and_no_article_in_two_splits(splits):
     for column in ("id", "prompt"):
-        assert max(Counter(question[column] for question in questions).values()) == 1
-    articles = Counter(title for rows in splits.values() for title in {question["title"] for question in rows})
-    assert max(articles.values()) == 1
+        assert max(Counter(question[column] for question in questions(splits)).values()) == 1
+    titles: dict[str, set[str]] = {}
+    for name, rows in splits.items():
+        for row in rows:
+            titles.setdefault(row["title"], set()).add(name.removeprefix("direct-"))
+    assert all(len(names) == 1 for names in titles.values())
 
 
-def test_gold_articles_are_science_articles_of_the_demo_corpus(questions):
-    titles = {article["title"] for article in read_articles("demo")}
-    assert {question["title"] for question in questions} <= titles
-    assert {question["topic"] for question in questions} == TOPICS
+def test_gold_articles_are_science_articles_of_the_demo_corpus(splits, articles):
+    assert {question["title"] for question in questions(splits)} <= set(articles)
+    assert {question["topic"] for question in questions(splits)} == TOPICS
 
 
 def test_four_different_options_and_balanced_letters(splits):
@@ -51,20 +69,45 @@ def test_four_different_options_and_balanced_letters(splits):
         assert all(0.2 <= letters[letter] / len(rows) <= 0.3 for letter in "ABCD")
 
 
-def test_about_a_tenth_are_instructions_and_half_name_their_article(questions):
-    assert 0.07 <= np.mean([not question["is_question"] for question in questions]) <= 0.14
-    assert all(question["prompt"].endswith("?") == question["is_question"] for question in questions)
-    bare = [re.sub(r" \(.*\)", "", question["title"]).lower() for question in questions]
-    named = [title in question["prompt"].lower() for title, question in zip(bare, questions, strict=True)]
+@pytest.mark.parametrize("split", SIZES)
+def test_every_question_has_its_kind_and_its_evidence_in_the_article(splits, articles, split):
+    kinds = Counter(row["kind"] for row in splits[split])
+    assert set(kinds) == KINDS
+    assert min(kinds.values()) >= 0.05 * len(splits[split])
+    for row in splits[split]:
+        assert all(sentence in articles[row["title"]] for sentence in row["evidence"].split(" … "))
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_words_length_and_similarity_give_nothing_away(splits, articles, split):
+    rows = splits[split]
+    embedder = load_embedder("all-MiniLM-L6-v2", 2)
+    texts = list({text for row in rows for text in (articles[row["title"]], *options_of(row).values())})
+    vectors = dict(zip(texts, embedder.encode(texts), strict=True))
+
+    def overlap(row, options):
+        return overlap_scores(options, articles[row["title"]])
+
+    def similarity(row, options):
+        return np.array([vectors[option] for option in options]) @ vectors[articles[row["title"]]]
+
+    for score, low, high in ((overlap, 0.18, 0.38), (similarity, 0.18, 0.42)):
+        assert low <= accuracy(rows, score) <= high
+        assert accuracy(rows, lambda row, options, score=score: -score(row, options)) <= high
+    for sign in (1, -1):
+        assert 0.2 <= accuracy(rows, lambda _, options, sign=sign: sign * longest_scores(options)) <= 0.32
+
+
+def test_the_direct_questions_can_be_answered_by_counting_words(splits, articles):
+    """What their figures must be read beside."""
+    scored = accuracy(splits["direct-test"], lambda row, options: overlap_scores(options, articles[row["title"]]))
+    assert scored > 0.9
+
+
+def test_of_the_direct_questions_a_tenth_are_instructions_and_half_name_their_article(splits):
+    rows = questions(splits, DIRECT)
+    assert 0.07 <= np.mean([not row["is_question"] for row in rows]) <= 0.14
+    assert all(row["prompt"].endswith("?") == row["is_question"] for row in questions(splits))
+    bare = [re.sub(r" \(.*\)", "", row["title"]).lower() for row in rows]
+    named = [title in row["prompt"].lower() for title, row in zip(bare, rows, strict=True)]
     assert 0.4 <= np.mean(named) <= 0.6
-
-
-@pytest.mark.parametrize("sign", [1, -1], ids=["longest", "shortest"])
-def test_length_gives_nothing_away(questions, sign):
-    ranks = []
-    for question in questions:
-        lengths = {letter: sign * len(option) for letter, option in options_of(question).items()}
-        ranks.append(1 + sum(length > lengths[question["answer"]] for length in lengths.values()))
-    chance = (1 + 1 / 2 + 1 / 3) / 4
-    assert average_precision_at_3(np.array(ranks)).mean() == pytest.approx(chance, abs=0.08)
-    assert np.mean(np.array(ranks) == 1) <= 0.33

@@ -14,9 +14,10 @@ from sciqa.core.errors import InputError
 from sciqa.exam.metrics import NOISE, average_precision_at_3, log_softmax, place_of_answer, settle_ties, softmax
 from sciqa.exam.questions import Exam, options_of
 from sciqa.exam.table import QuestionTable
+from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.
-ANSWERS_FORMAT = 3
+ANSWERS_FORMAT = 4
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -27,6 +28,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("average_precision", pa.float64()),
         ("context_cut", pa.bool_()),
+        ("evidence", EVIDENCE),
     ]
 )
 
@@ -131,7 +133,14 @@ def read_found(sources: Sequence[QuestionTable], questions: list[dict], first: i
     return list(zip(*found, strict=True)) if found else [()] * len(questions)
 
 
-def write_answers(folder: str, part: int, questions: list[dict], scored: Sequence[Scored], by: str) -> None:
+def write_answers(
+    folder: str,
+    part: int,
+    questions: list[dict],
+    scored: Sequence[Scored],
+    by: str,
+    found: Sequence[tuple[dict, ...]] | None = None,
+) -> None:
     """Write one shard of the answers table.
 
     Args:
@@ -140,11 +149,16 @@ def write_answers(folder: str, part: int, questions: list[dict], scored: Sequenc
         questions: questions of the shard.
         scored: scores of each question.
         by: name of the model or reader that scored them, for messages.
+        found: rows that each question was answered from, as `read_found` returns them; the evidence for the option
+            ranked first is taken from that of contexts.
 
     Raises:
         InputError: see `answer_row`.
     """
     rows = [answer_row(*pair, by) for pair in zip(questions, scored, strict=True)]
+    for row, sources in zip(rows, found or (), strict=False):
+        if sources and isinstance(every := sources[0].get("evidence"), list):  # of contexts: an entry per option
+            row["evidence"] = every[ord(row["ranking"][0]) - ord("A")]
     storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
@@ -182,6 +196,7 @@ def answer_row(question: dict, scored: Scored, by: str) -> dict:
         "answer": question["answer"],
         "average_precision": None,
         "context_cut": scored.cut,
+        "evidence": None,
     }
     if row["answer"]:
         row["average_precision"] = float(average_precision_at_3(*map(np.array, place_of_answer(row))))

@@ -36,7 +36,7 @@ from sciqa.predict.results import metrics_path, write_results
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
 from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
-from sciqa.retrieval.options import FindOptions
+from sciqa.retrieval.options import RetrieveOptions
 
 
 def predict(options: PredictOptions) -> Summary:
@@ -68,7 +68,7 @@ def predict(options: PredictOptions) -> Summary:
 def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
     """Write the missing shards of the answers table; return its manifest, and a note on the shards kept."""
     folder = answers_path(options.output, options.name)
-    defaults = tables.defaults_of(PredictOptions, FindOptions)
+    defaults = tables.defaults_of(PredictOptions, RetrieveOptions)
     begun = tables.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
         return tables.read_manifest(folder, "predict"), ", kept"
@@ -242,7 +242,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
         return
     pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
     if options.in_vllm:
-        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by)
+        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by, work.sources)
     else:
         rows = parts.map(AnswerShard, fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work}, **pool)
     yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
@@ -261,10 +261,10 @@ class AnswerShard:
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
         firsts = map(self.exam.first, parts)
-        found = chain(*(read_found(self.work.sources, *each) for each in zip(shards, firsts, strict=True)))
-        scored = iter(self.reader.score(questions, list(found)))
-        for part, shard in zip(parts, shards, strict=True):
-            write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by)
+        found = [read_found(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
+        scored = iter(self.reader.score(questions, list(chain(*found))))
+        for part, shard, rows in zip(parts, shards, found, strict=True):
+            write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by, rows)
         return {"part": row["part"], "questions": len(questions), "notes": getattr(self.reader, "notes", [])}
 
 

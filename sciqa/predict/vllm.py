@@ -190,12 +190,14 @@ class Shards:
         exam: the questions.
         folder: folder of the answers table.
         model: name of the model, for messages.
+        sources: tables with a row per question, such as contexts.
     """
 
     answered: Dataset
     exam: Exam
     folder: str
     model: str
+    sources: tuple[QuestionTable, ...]
 
     def iter_rows(self) -> Iterator[dict]:
         """Yield one row per written shard: its number `part` and its count of `questions`."""
@@ -210,16 +212,17 @@ class Shards:
             if len(rows) == row["requests"]:
                 done.add(part)
                 answered = [rows for _, rows in sorted(waiting.pop(part).items())]
-                yield ray.get(_write_shard.remote(self.exam, self.folder, answered, self.model))
+                yield ray.get(_write_shard.remote(self.exam, self.folder, answered, self.model, self.sources))
         if waiting:
             raise RuntimeError(f"vLLM left requests of the shards {sorted(waiting)} without an answer; run it again")
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
-def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str) -> dict:
+def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str, sources: tuple[QuestionTable, ...]) -> dict:
     part = answered[0]["part"]
     questions = exam.read_shard(part)
-    write_answers(folder, part, questions, scored_turns(answered), model)
+    found = read_found(sources, questions, exam.first(part))
+    write_answers(folder, part, questions, scored_turns(answered), model, found)
     return {"part": part, "questions": len(questions)}
 
 

@@ -58,7 +58,7 @@ def listed_questions(
     Returns:
         The questions with `options` by letter, `slices`, and `passages` in `parts`; and for each reader its `ways` and
         `rows`. A row answers one question: ranking, probabilities in that order, first rank of the right option and the
-        number of options that share it, index of the way, and whether the text was truncated.
+        number of options that share it, index of the way, whether the text was truncated, and the evidence.
     """
     contexts = _contexts(output, exam, readers[shown])
     questions: list[dict] = []
@@ -116,8 +116,16 @@ def _answers(name: str, readers: dict[str, dict], contexts: Contexts | None, mos
     for row, way in zip(readers[name]["answers"][:most], ways, strict=False):
         given = [round(row["probabilities"][ord(letter) - ord("A")], 6) for letter in row["ranking"]]
         place = place_of_answer(row) if row["answer"] else (None, None)
-        rows.append(["".join(row["ranking"]), given, *place, numbers[way], bool(row["context_cut"])])
+        rows.append(["".join(row["ranking"]), given, *place, numbers[way], bool(row["context_cut"]), _evidence(row)])
     return {"ways": [way._asdict() for way in numbers], "rows": rows}
+
+
+def _evidence(row: dict) -> list[str] | None:
+    """Return the evidence for the option ranked first: text before the deciding clause, clause, text after, title."""
+    if not (found := row.get("evidence")):
+        return None
+    text, start, end = found["sentence"], found["start"], found["end"]
+    return [text[:start], text[start:end], text[end:], found["title"]]
 
 
 def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> list[Way]:

@@ -29,7 +29,7 @@ function showReader(name) {
 }
 
 function fill({ node, answered, state }, way) {
-  const [ranking, probabilities, rank, , , cut] = answered;
+  const [ranking, probabilities, rank, , , cut, evidence] = answered;
   node.classList.remove("right", "wrong", "tied");
   if (state) node.classList.add(state);
   node.classList.toggle("marks", way.marks);
@@ -37,6 +37,12 @@ function fill({ node, answered, state }, way) {
   node.querySelector(".mark + .said").textContent = state === "wrong" ? `wrong, the right option is ranked ${rank}` : state;
   node.querySelector(".way span").textContent = way.said;
   node.querySelector(".way .cut").hidden = !cut;
+  node.querySelector(".evidence").hidden = !evidence;
+  if (evidence) {
+    const [before, after] = node.querySelectorAll(".evidence span");
+    const [title, clause] = [".evidence b", ".evidence mark"].map(name => node.querySelector(name));
+    for (const [place, text] of [[before, evidence[0]], [clause, evidence[1]], [after, evidence[2]], [title, evidence[3]]]) place.textContent = text;
+  }
   const options = node.querySelector(".options-by-rank");
   for (const [place, letter] of [...ranking].entries()) {
     const option = options.querySelector(`[data-letter="${letter}"]`);
@@ -53,9 +59,9 @@ const orders = {
   unsure: (one, other) => sure(one) - sure(other) || one.number - other.number,
 };
 
-/** What of a question is searched: its texts as they are shown, its prompt as it was given, and its id. */
+/** What of a question is searched: its texts as they are shown for every reader, its prompt as it was given, and its id. */
 function textOf(row) {
-  row.text ??= [row.id, row.prompt, ...[...row.node.querySelectorAll("[dir]")].map(node => node.textContent)].join("\n").toLowerCase();
+  row.text ??= [row.id, row.prompt, ...[...row.node.querySelectorAll("[dir]:not(.evidence [dir])")].map(node => node.textContent)].join("\n").toLowerCase();
   return row.text;
 }
 

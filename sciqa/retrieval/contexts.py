@@ -15,6 +15,7 @@ from sciqa.core.options import Summary
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.exam.questions import Exam, open_exam
 from sciqa.exam.table import QuestionTable
+from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import check_index, index_identity, read_index_manifest
 from sciqa.retrieval.options import FindOptions, RetrieveOptions
 from sciqa.retrieval.queries import Finder, query_texts
@@ -22,17 +23,33 @@ from sciqa.retrieval.rerank import Reranker, check_reranker
 from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
-CONTEXTS_FORMAT = 4
+CONTEXTS_FORMAT = 5
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
-SCHEMA = pa.schema([("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("context", pa.string())])
+EVIDENCE = pa.struct(
+    [
+        *((name, pa.string()) for name in ("passage_id", "title", "sentence")),
+        *((name, pa.int32()) for name in ("start", "end")),
+        ("score", pa.float32()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("passages", pa.list_(PASSAGE)),
+        ("context", pa.string()),
+        ("evidence", pa.list_(EVIDENCE)),
+    ]
+)
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
 
 
 def retrieve(options: RetrieveOptions) -> Summary:
-    """Write the contexts table: `id`, `passages` (best first, with scores) and `context` of every question.
+    """Write the contexts table: `id`, `passages` (best first, with scores), `context` and `evidence` of every question.
+
+    `evidence` has an entry per option; see `sciqa.retrieval.evidence.find_evidence`.
 
     Raises:
         InputError: a bad exam, no index, an index of another embedding model, or one whose files were changed.
@@ -50,7 +67,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
         "exam": exam.sha256,
         "index": index_identity(index),
         "prefix": options.prefix("query"),
-        **{name: getattr(options, name) for name in FindOptions.__annotations__},
+        **{name: getattr(options, name) for name in (*FindOptions.__annotations__, "evidence")},
         "rerank": find_model(options.rerank).revision if options.rerank else None,
     }
     with lock(options.contexts):
@@ -81,7 +98,7 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
 
 def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tuple[dict, bool]:
     """Complete the contexts table; return its manifest, and whether it was already complete."""
-    defaults = tables.defaults_of(FindOptions)
+    defaults = tables.defaults_of(RetrieveOptions)
     begun = tables.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
         return tables.read_manifest(options.contexts, "retrieve"), True
@@ -176,6 +193,10 @@ class FindContexts(Finder):
         """Write the shard of the contexts table with the number `row["part"]`."""
         questions = self.exam.read_shard(row["part"])
         contexts = self.find(questions)
+        if self.options.evidence:
+            read = [context["read"] for context in contexts]
+            for context, evidence in zip(contexts, find_evidence(questions, read, self.embed), strict=True):
+                context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
         storage.write_table(tables.part_path(self.options.contexts, row["part"]), table)
         return _count(questions, contexts) | {"notes": self.embedder.notes}

@@ -147,6 +147,8 @@ class RetrieveOptions(ExamOptions, FindOptions):
 
     contexts: str | None = None
     """Folder of the contexts table; by default OUTPUT/contexts."""
+    evidence: bool = True
+    """Also find for each option the sentence of the context that decides on it, and the clause in it."""
 
     def __post_init__(self) -> None:
         """Fill the default folder."""
