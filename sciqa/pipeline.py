@@ -144,6 +144,7 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
         RetrieveOptions(
             **shared | {"output": storage.join(options.output, name), "exam": getattr(options, name)},
             contexts=getattr(options, f"{name}_contexts"),
+            evidence=False,
         )
         for name in ("train", "validation")
     ]
