@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import write_jsonl
-from tiny import tiny_folder
+from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
 from sciqa.ask.generate import NEAR, MarkedStream, nearest_passage
@@ -218,7 +218,7 @@ def test_what_is_missing_exits_2(tmp_path, small_index, capsys):
         assert part in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("family", ["bert", "t5"])
+@pytest.mark.parametrize("family", mostly_slow(["bert", "t5"], "bert"))
 def test_other_families_rank(tmp_path, asked, family):
     folder = tiny_folder(tmp_path / family, family)
     if family == "bert":

@@ -1,6 +1,7 @@
 """The command line as a person uses it: bad input, one CPU, a running cluster, a killed run."""
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -32,6 +33,22 @@ def sciqa(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=500, **options)
 
 
+@pytest.fixture
+def here(capfd):
+    """Run the command line in this process, which spares the imports of a new one."""
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main(list(map(str, arguments)))
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run
+
+
 def refused(result, *parts):
     """Whether a run ended as bad input should: code 2, one line after the first words, no traceback."""
     assert result.returncode == 2, result.stderr
@@ -52,10 +69,10 @@ def refused(result, *parts):
     ],
     ids=["missing column", "duplicate id", "answer outside", "empty prompt", "not UTF-8"],
 )
-def test_bad_exams_exit_2_before_any_work(tmp_path, content, parts):
+def test_bad_exams_exit_2_before_any_work(tmp_path, here, content, parts):
     exam = tmp_path / "exam.csv"
     exam.write_bytes(content)
-    assert refused(sciqa("exam", "--exam", exam, "--output", tmp_path / "run"), str(exam), *parts)
+    assert refused(here("exam", "--exam", exam, "--output", tmp_path / "run"), str(exam), *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -65,16 +82,16 @@ def test_a_parquet_exam_cut_short(tmp_path, small_index):
     assert refused(sciqa("exam", "--exam", exam, "--output", tmp_path / "run"), str(exam), "Parquet")
 
 
-def test_an_index_of_another_model(tmp_path, small_index):
+def test_an_index_of_another_model(tmp_path, here, small_index):
     manifest = storage.read_json(f"{small_index}/index/manifest.json")
     storage.write_json(str(tmp_path / "index" / "manifest.json"), manifest | {"revision": "other", "model": "other"})
-    assert refused(sciqa("exam", "--output", tmp_path), "manifest.json", "embedding model other")
+    assert refused(here("exam", "--output", tmp_path), "manifest.json", "embedding model other")
     assert not (tmp_path / "passages").exists()
 
 
-def test_an_output_that_cannot_be_written(tmp_path):
+def test_an_output_that_cannot_be_written(tmp_path, here):
     (tmp_path / "file").write_text("")
-    assert refused(sciqa("exam", "--output", tmp_path / "file" / "run"), str(tmp_path / "file"), "cannot be written")
+    assert refused(here("exam", "--output", tmp_path / "file" / "run"), str(tmp_path / "file"), "cannot be written")
 
 
 @pytest.mark.parametrize(
@@ -88,14 +105,18 @@ def test_an_output_that_cannot_be_written(tmp_path):
         (["report"], ["no answers", "sciqa predict"]),
         (["exam", "--num-cpus", "0"], ["--num-cpus", "at least 1"]),
         (["exam", "--top-k", "2", "--context-passages", "3"], ["--context-passages"]),
-        (["corpus", "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster"]),
         (["exam", "--config", "absent.yaml"], ["absent.yaml"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_other_bad_input(tmp_path, arguments, parts):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    assert refused(sciqa(*arguments, "--output", tmp_path / "run", env=environment), *parts)
+def test_other_bad_input(tmp_path, here, monkeypatch, arguments, parts):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refused(here(*arguments, "--output", tmp_path / "run"), *parts)
+
+
+def test_a_cluster_that_is_not_there(tmp_path):
+    given = ("corpus", "--address", "127.0.0.1:1", "--output", tmp_path / "run")
+    assert refused(sciqa(*given), "--address 127.0.0.1:1", "no Ray cluster")
 
 
 def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch):
@@ -109,18 +130,20 @@ def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch):
         assert sciqa_cluster._last_started() == address
 
 
-def test_unknown_options_and_steps_exit_2():
+def test_unknown_options_and_steps_exit_2(here):
     for arguments in ([], ["guess"], ["exam", "--guess", "1"], ["exam", "--top-k", "many"]):
-        assert sciqa(*arguments).returncode == 2
-    assert sciqa("--help").returncode == 0
+        assert here(*arguments).returncode == 2
+    assert here("--help").returncode == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["corpus", "index", "retrieve", "predict", "report", "exam", "finetune", "merge", "plan"]
-)
-def test_jobs_take_the_same_options_as_the_command(name):
-    command = [sys.executable, JOBS / f"{name}.py", "--help"]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == sciqa(name, "--help").stdout
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_job_runs_its_step_with_the_options_of_the_command(path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(cli, "main", ran.append)
+    monkeypatch.setattr(sys, "argv", [str(path), "--output", "x"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert ran == [[path.stem, "--output", "x"]]
+    assert path.stem in cli.STEPS
 
 
 def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
@@ -167,7 +190,7 @@ def undisturbed(tmp_path_factory, exam_command):
     return tables(output)
 
 
-@pytest.mark.parametrize("record", ["embedded.json", "shard.json"])
+@pytest.mark.parametrize("record", [pytest.param("embedded.json", marks=pytest.mark.slow), "shard.json"])
 def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, exam_command, undisturbed, record):
     command = [sys.executable, "-m", "sciqa", *map(str, exam_command), "--num-cpus", "2", "--output", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
@@ -184,6 +207,7 @@ def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, e
     assert tables(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_running_gives_the_same_tables(tmp_path, cluster, exam_command, undisturbed):
     address = ray.get_runtime_context().gcs_address
     result = sciqa(*exam_command, "--address", address, "--output", tmp_path)

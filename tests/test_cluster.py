@@ -219,6 +219,7 @@ def test_bad_input_of_a_job_exits_with_2(head, local_run, tmp_path):
     assert "accelerator_type:H100" in log
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_where_it_was(head, local_run, tmp_path):
     job = head.submit("exam", **given(local_run, tmp_path))
     wait_until(lambda: list(tmp_path.glob("index/*/embedded.json")), 300)

@@ -143,6 +143,7 @@ def test_bad_dumps_are_refused(tmp_path, wiki, change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_reads_keeps_the_parts_it_finished(tmp_path, cluster, wiki):
     path, _ = wiki
     arguments = ["--corpus", path, "--output", tmp_path / "run", "--part-bytes", "8000", "--num-cpus", "1"]

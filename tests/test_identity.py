@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from tiny import tiny_folder
+from tiny import mostly_slow, tiny_folder
 
 from sciqa.core import cache, storage, tables
 from sciqa.core.errors import InputError
@@ -261,7 +261,7 @@ def change_tokenizer(folder):
     assert transformers.AutoTokenizer.from_pretrained(folder).chat_template == template
 
 
-@pytest.mark.parametrize("change", [change_template, change_config, change_tokenizer])
+@pytest.mark.parametrize("change", mostly_slow([change_template, change_config, change_tokenizer], change_template))
 def test_a_changed_model_answers_anew(tmp_path, cluster, llama, change):
     folder = shutil.copytree(llama, tmp_path / "model")
     options = {"exam": write_exam(tmp_path / "exam.jsonl"), "model": str(folder), "reader": "closed-book"}
@@ -405,7 +405,7 @@ def change_length(folder):
     change_json(folder, "sentence_bert_config.json", max_seq_length=32)
 
 
-@pytest.mark.parametrize("change", [change_pooling, change_length])
+@pytest.mark.parametrize("change", mostly_slow([change_pooling, change_length], change_pooling))
 def test_an_embedder_whose_files_changed_is_another_one(tmp_path, indexed, change):
     change(indexed["embedder"])
     options = IndexOptions(**indexed)

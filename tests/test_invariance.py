@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from conftest import write_jsonl
-from tiny import tiny_folder
+from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
 from sciqa.core import storage
@@ -169,7 +169,7 @@ def run(tmp_path, small_index, name, questions, settings, **how):
     return {q["id"]: texts_of(q, row) for q, row in zip(questions, rows, strict=True)}
 
 
-@pytest.mark.parametrize("reader", ["open-book", "retrieval"])
+@pytest.mark.parametrize("reader", mostly_slow(["open-book", "retrieval"], "open-book"))
 def test_one_worker_or_two_and_one_question_asked(tmp_path, small_index, models, reader):
     settings = {"reader": reader, "model": models["llama"], "precision": "float32"}
     questions = exam(number=6)

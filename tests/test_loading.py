@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import ENCODER, tiny_folder, tiny_tokenizer
+from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core.errors import InputError
 from sciqa.core.hub import about_base, model_family
@@ -141,7 +141,7 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("kind", mostly_slow(PLAIN, "RobertaForMaskedLM", "BertModel"))
 def test_all_that_is_new_in_an_encoder_is_trained_saved_and_needed(tmp_path, kind):
     config, arguments, pooler = PLAIN[kind]
     folder = encoder(tmp_path / "base", kind, config, **arguments)
@@ -199,7 +199,7 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("fields", TIED)
+@pytest.mark.parametrize("fields", mostly_slow(TIED, "head", "DoRA"))
 def test_training_predicting_and_merging_agree_where_weights_are_tied(tmp_path, folders, fields):
     model, tokenizer, trained = made(folders["tied"], {"r": 2} | TIED[fields], tmp_path / "adapter")
     expected = scores(SCORERS["causal"](model, tokenizer, Format()))

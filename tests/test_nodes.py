@@ -77,6 +77,7 @@ def run_losing_a_node(step, **options):
     return int(re.search(r"files when lost: (\d+)", result.stdout)[1])  # among what Ray itself prints of the loss
 
 
+@pytest.mark.slow
 def test_a_node_lost_while_embedding(tmp_path, cluster, corpus_file):
     for name in ("lost", "whole"):
         build_passages(CorpusOptions(output=str(tmp_path / name), corpus=(corpus_file,), shard_passages=12))

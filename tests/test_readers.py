@@ -186,6 +186,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, undisturbed):
     assert answers({"output": tmp_path}, "closed-book") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(tmp_path, cluster, undisturbed):
     killed = []
 

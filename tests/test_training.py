@@ -153,10 +153,10 @@ def test_evaluation_leaves_4_bit_weights_as_they_are(models):
 
 
 ARCHITECTURES = [
-    *(pytest.param(family, "lora", id=f"{family}-lora") for family in ("llama", "deberta-v2", "t5")),
+    *(pytest.param(family, "lora", id=f"{family}-lora") for family in ("llama", "deberta-v2")),
     *(
         pytest.param(family, "lora", id=f"{family}-lora", marks=pytest.mark.slow)
-        for family in ("mistral", "phi3", "bert")
+        for family in ("mistral", "phi3", "bert", "t5")
     ),
     *(pytest.param(family, "full", id=f"{family}-full", marks=pytest.mark.slow) for family in FAMILIES),
     *(pytest.param(family, "qlora", id=f"{family}-qlora", marks=pytest.mark.slow) for family in CAUSAL),
@@ -211,6 +211,7 @@ def test_the_best_step_is_kept_and_what_is_trained_differs_from_the_base(tmp_pat
     np.testing.assert_allclose(whole(ids).logits.detach(), plain(ids).logits.detach(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_soft_prompts_and_early_stopping(tmp_path, cluster, data, models):
     made = finetune(
         tiny_run(
@@ -376,6 +377,7 @@ def test_gradients_that_are_no_numbers_end_a_run_though_its_loss_is_one():
     assert _Run._norm_taken(run) == 5
 
 
+@pytest.mark.slow
 def test_float16_learns_as_float32_does(tmp_path, cluster, data, models):
     common = {"model": models("llama"), "loss": "completion", "peft": "{lora_dropout: 0.0}"}
     common |= {"steps": 12, "learning_rate": 1e-2}

@@ -1,7 +1,9 @@
 """Tiny random models of the real classes, in folders that `--model` takes, with the packaged models' tokenizers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
@@ -64,3 +66,8 @@ def tiny_folder(folder: Path, family: str, **config: object) -> str:
     tiny_model(family, vocab_size=len(tokenizer), **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def mostly_slow(cases: Iterable, *quick: object) -> list:
+    """Return the cases of a parametrised test; all but the quick ones are marked slow."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
