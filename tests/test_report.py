@@ -86,7 +86,8 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             inputs = inputs | {"contexts": found}
         for part, questions in enumerate(shards):
             scored = [Scored(np.array(each, float)) for each in scores[exam.first(part) :][: len(questions)]]
-            write_answers(path, part, questions, scored, "the test")
+            found_rows = contexts and [(c,) for c in contexts[exam.first(part) :]]
+            write_answers(path, part, questions, scored, "the test", found_rows if "contexts" in inputs else None)
         inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": name} | inputs
         tables.finish(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
         answers = storage.read_table(path).to_pylist()
@@ -99,6 +100,16 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
         metrics = [{"slice": slice_} | about | each for slice_, each in figures if each]
         storage.write_table(metrics_path(output, name), pa.Table.from_pylist(metrics, schema=METRICS))
     return output
+
+
+def evidence(*letters):
+    """Return contexts whose evidence names each option's letter in its clause."""
+    text = "Before, {} after."
+    found = [
+        {"passage_id": "p", "title": f"Article {each}", "sentence": text.format(each), "start": 8, "end": 9, "score": 0}
+        for each in letters
+    ]
+    return context("Helium is light.") | {"evidence": found}
 
 
 def page_of(output, **options):
@@ -344,14 +355,14 @@ def test_the_page_works_in_a_browser(output, browser_page):
     assert folded[0] >= 2 * 24 - 1
     assert ids(page) == order
     assert page.locator(".q:visible .mark").all_inner_texts() == ["✓", "=", "✓", "✓", "·", "="]
-    assert page.locator(".marks mark").count() == 12
+    assert page.locator(".marks blockquote mark").count() == 12
     assert page.locator(".map:visible").inner_text() == "0.806"
 
     page.select_option("#reader", "unsure")
     answers = storage.read_table(f"{output}/answers/unsure").to_pylist()
     assert page.locator(".q:visible .mark").all_inner_texts() == ["=", "✓", "2", "✓", "·", "✓"]
     assert page.locator(".map:visible").inner_text() == f"{score(answers)['map_at_3']:.3f}"
-    assert page.locator(".marks mark").count() == 0
+    assert page.locator(".marks blockquote mark").count() == 0
     assert page.locator(".q:visible").first.locator(".option b").all_inner_texts() == answers[0]["ranking"]
     assert page.locator("tr.shown td").first.inner_text().startswith("unsure")
 
@@ -446,3 +457,24 @@ def test_the_step_needs_neither_ray_nor_pytorch(output):
     )
     command = [sys.executable, "-c", code, "report", "--output", str(output)]
     subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+@pytest.mark.parametrize("browser_page", [1280], indirect=True)
+def test_the_evidence_of_the_first_option_is_shown_for_each_reader(tmp_path, browser_page):
+    letters = [[letter for letter in "ABCDEF" if letter in row] for row in EXAM]
+    first = [[10.0, *range(len(each) - 1)] for each in letters]
+    last = [list(range(len(each))) for each in letters]
+    readers = {"one": (first, {"contexts": {}}), "two": (last, {"contexts": {}}), "three": (first, {})}
+    output = make_run(tmp_path, readers, contexts=[evidence(*each) for each in letters])
+    page = browser_page
+    page.goto(Path(report(ReportOptions(output=output, show="one")).path).as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+    shown = page.locator(".evidence:visible")
+    assert shown.count() == len(EXAM)
+    assert page.locator(".evidence mark").nth(0).inner_text() == "A"
+    page.select_option("#reader", "two")
+    assert page.locator(".evidence mark").all_inner_texts() == [each[-1] for each in letters]
+    assert page.locator(".evidence b").nth(0).inner_text() == f"Article {letters[0][-1]}"
+    assert page.locator(".evidence q").nth(0).inner_text() == f"Before, {letters[0][-1]} after."
+    page.select_option("#reader", "three")
+    assert shown.count() == 0

@@ -10,7 +10,7 @@ from sciqa.exam.questions import Exam, options_of
 from sciqa.exam.table import QuestionTable
 from sciqa.report.texts import parts_read
 
-SLICES = ("topic", "subject")
+SLICES = ("topic", "subject", "kind")
 #: How baselines answer that do not read what is marked.
 SHALLOW = {
     "overlap-gold": "It counted each option's words in the passages of the gold article.",
