@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
 from sciqa.exam.baselines import longest_scores, overlap_scores
@@ -45,6 +46,14 @@ def test_sizes(splits):
     assert {*SIZES, *DIRECT} == set(SPLITS)
     assert all(len(splits[name]) >= size for name, size in SIZES.items())
     assert {name: len(splits[name]) for name in DIRECT} == DIRECT
+
+
+def test_several_splits_are_one_exam(splits):
+    assert read_exam("validation+direct-validation")["id"].to_pylist() == [
+        row["id"] for row in questions(splits, ("validation", "direct-validation"))
+    ]
+    with pytest.raises(InputError, match=r"validation\+other: no such exam"):
+        read_exam("validation+other")
 
 
 def test_no_question_stands_twice_and_no_article_in_two_splits(splits):

@@ -37,20 +37,26 @@ BESIDE = ("dataset_info.json", "state.json", "dataset_dict.json")
 NEWLINE = b"\n"
 
 
+def packaged_splits(exam: str) -> list[str]:
+    """Return the packaged splits that an exam names, several joined by `+`; none if it names something else."""
+    names = exam.split("+")
+    return names if set(names) <= set(SPLITS) else []
+
+
 def read_rows(exam: str) -> list[Row]:
     """Return all questions of an exam, unchanged from its files.
 
     Args:
-        exam: a packaged split; a file of `KINDS`, compressed by `PACKINGS` or not; a folder of such files, the shards
-            of one exam; or a pattern of file names with `*` in a folder. Local, or a URI that pyarrow's filesystems
-            support.
+        exam: a packaged split, or several joined by `+`; a file of `KINDS`, compressed by `PACKINGS` or not; a folder
+            of such files, the shards of one exam; or a pattern of file names with `*` in a folder. Local, or a URI that
+            pyarrow's filesystems support.
 
     Raises:
         InputError: no such file, a file of another format than its name says, or a folder of several exams.
     """
-    if exam in SPLITS:
-        data = files("sciqa.exam").joinpath(f"data/{exam}.jsonl").read_bytes()
-        return list(_read_jsonl(exam, _decode(exam, data)))
+    if splits := packaged_splits(exam):
+        data = [(name, files("sciqa.exam").joinpath(f"data/{name}.jsonl").read_bytes()) for name in splits]
+        return [row for name, each in data for row in _read_jsonl(name, _decode(name, each))]
     try:
         rows = [row for path in _find_files(exam) for row in _read_file(path)]
     except InputError:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sciqa.core.errors import InputError
 from sciqa.exam.columns import KEPT, Columns, find, parse_columns, recognise, unwrap
-from sciqa.exam.files import SPLITS, read_rows
+from sciqa.exam.files import packaged_splits, read_rows
 from sciqa.exam.keys import AnswersFrom, Column
 from sciqa.exam.options import Fail, Options, read_options, text_of, without_letters
 from sciqa.exam.rows import Row
@@ -75,7 +75,7 @@ def read_questions(
         context: `given`: some question must have a context of its own; `found`: such contexts are left out.
     """
     rows = unwrap(read_rows(exam))
-    found = recognise(exam, rows, {} if exam in SPLITS else parse_columns(columns))
+    found = recognise(exam, rows, {} if packaged_splits(exam) else parse_columns(columns))
 
     def fail(at: int, column: str, what: str) -> InputError:
         return InputError(f"{rows[at].place}, column {column!r}: {what}")

@@ -34,7 +34,7 @@ class FinetuneOptions(QuestionOptions):
     """Options of the `finetune` step."""
 
     train: str = "train"
-    """Questions to train on: a split of the packaged exam, or files as `sciqa exam --exam` takes them."""
+    """Questions to train on: packaged splits (as in train+direct-train), or files as `sciqa exam --exam` takes them."""
     validation: str = "validation"
     """Questions that select the best step: a split or a file, as for --train."""
     train_contexts: str | None = None
