@@ -65,10 +65,10 @@ class ExamOptions(QuestionOptions):
     """Options that select the questions of a run."""
 
     exam: str | None = None
-    """A packaged split (`train`, `validation`, `test`, `direct-train`, `direct-validation`, `direct-test`, or several as
-    in train+direct-train), or a file of questions: .csv, .tsv, .json, .jsonl or .parquet, compressed or not, a folder
-    of its shards, or a pattern such as test-*.parquet; by default the run's own exam, OUTPUT/exam.parquet, or `test` in
-    a new run."""
+    """Packaged splits (`train`, `validation`, `test`, `direct-train`, `direct-validation`, `direct-test`; several as in
+    train+direct-train), or a file of questions: .csv, .tsv, .json, .jsonl or .parquet, compressed or not, a folder of
+    its shards, or a pattern such as test-*.parquet; by default the run's own exam, OUTPUT/exam.parquet, or `test` in a
+    new run."""
     shard_questions: int = 32
     """Questions per shard, the unit of work and of resuming."""
 
