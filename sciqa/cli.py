@@ -283,9 +283,11 @@ def _score_table(readers: list[dict]) -> "Table":
     from rich.table import Table
 
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-    columns = ("reader", "questions", "MAP@3", "accuracy", "ties", "log loss", "calibration error", "position bias")
+    columns = ("reader", "questions", "MAP@3", "accuracy", "ties", "log loss", "calibration", "position bias")
     for column in (*columns, "seconds"):
-        table.add_column(column, justify="left" if column == "reader" else "right")
+        table.add_column(
+            column, justify="left" if column == "reader" else "right", no_wrap=column in ("reader", "MAP@3", "accuracy")
+        )
     for row in readers:
         table.add_row(
             row["reader"],
