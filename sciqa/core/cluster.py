@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, RunOptions
 from sciqa.core.progress import spoken
+
+# `Dataset.map` takes the limits of restarts, but no named parameters for them, and warns (seen with Ray 2.60).
+warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated")
 
 #: CPUs that each kind of work requests from Ray. A pool has one model worker per CPU, which leaves a tenth of every
 #: CPU to the search actors and to the tasks before and after the pool. If the pool took whole CPUs, Ray Data would
