@@ -15,10 +15,10 @@ from scipy.special import logsumexp
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.chunking import split_sentences
 from sciqa.exam import read_exam
-from sciqa.retrieval.evidence import WEIGHTS, Asked, features
+from sciqa.retrieval.evidence import WEIGHTS, shared_words
 from sciqa.retrieval.load import load_embedder
 
-NAMES = ("cosine to both", "cosine to option", "cosine to prompt", "words of option", "words of prompt")
+NAMES = ("cosine to option", "cosine to prompt", "words of option", "words of prompt")
 
 
 def read_split(split: str, articles: dict[str, str], embedder: object) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -27,11 +27,12 @@ def read_split(split: str, articles: dict[str, str], embedder: object) -> list[t
     for row in read_exam(split).to_pylist():
         sentences = [text.strip() for text in split_sentences(articles[row["title"]])]
         option = row[row["answer"]]
-        vectors = embedder.encode([f"{row['prompt']} {option}", option, row["prompt"], *sentences])
+        vectors = embedder.encode([option, row["prompt"], *sentences])
         gold = row["evidence"].split(" … ")
         right = np.array([any(text in each or each in text for each in gold) for text in sentences])
         if right.any():
-            found.append((features(Asked(row["prompt"], option, vectors[:3]), sentences, vectors[3:]), right))
+            words = shared_words(row["prompt"], option, sentences)
+            found.append((np.hstack([vectors[2:] @ vectors[:2].T, words]), right))
     return found
 
 

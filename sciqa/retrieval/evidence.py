@@ -1,6 +1,6 @@
 """Evidence for the options of a question: the sentence of its context that decides on each, and the clause in it.
 
-A linear model scores each pair of option and sentence by the cosines of their vectors and by shared words. Its weights
+A linear model scores each pair of option and sentence by cosines of their vectors and by shared words. Its weights
 were fitted by maximum likelihood to the annotated sentences of the packaged split `train`, with the packaged embedder
 (`benchmarks/evidence.py`, which also measures it on the other splits).
 """
@@ -8,7 +8,6 @@ were fitted by maximum likelihood to the annotated sentences of the packaged spl
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,44 +16,17 @@ from sciqa.exam.baselines import content_words
 from sciqa.exam.questions import options_of
 from sciqa.retrieval.embedder import Kind
 
-#: Weights of the features of `features`, in their order.
-WEIGHTS = np.array([4.0, 5.9, 1.7, 4.4, 1.5])
+#: Weights of the features: cosine to the option and to the prompt, shares of the words of option and prompt.
+WEIGHTS = np.array([6.6, 3.5, 4.5, 2.2])
 #: A boundary between two clauses, and the fewest words that a clause is left with.
 BOUNDARY, CLAUSE_WORDS = re.compile(r"(?<=[,;:)–—])\s+|\s+(?=[(–—])"), 4
 
 
-class Asked(NamedTuple):
-    """A question with one of its options, and their vectors, shape (dimension,).
-
-    Attributes:
-        prompt: text of the question.
-        option: text of the option.
-        vectors: vectors of prompt and option together, of the option, and of the prompt, shape (3, dimension).
-    """
-
-    prompt: str
-    option: str
-    vectors: np.ndarray
-
-
-def features(asked: Asked, texts: list[str], vectors: np.ndarray) -> np.ndarray:
-    """Return the features of sentences as evidence, shape (texts, 5).
-
-    They are the cosines to prompt with option, to the option and to the prompt, and the shares of the content words of
-    the option and of the prompt that the sentence contains.
-
-    Args:
-        asked: the question with an option.
-        texts: sentences or clauses.
-        vectors: their unit vectors, shape (texts, dimension).
-    """
-    nearness = (vectors[:, None, :] * asked.vectors).sum(axis=2)
-    words = [content_words(text) for text in texts]
-    shares = [
-        [len(own & held) / max(1, len(own)) for own in map(content_words, (asked.option, asked.prompt))]
-        for held in words
-    ]
-    return np.hstack([nearness, np.array(shares).reshape(-1, 2)])
+def shared_words(question: str, option: str, texts: list[str]) -> np.ndarray:
+    """Return the shares of the content words of an option and of its question that texts contain, shape (texts, 2)."""
+    asked = [content_words(option), content_words(question)]
+    held = map(content_words, texts)
+    return np.array([[len(own & words) / max(1, len(own)) for own in asked] for words in held]).reshape(-1, 2)
 
 
 def find_evidence(
@@ -69,29 +41,17 @@ def find_evidence(
 
     Returns:
         For each option `passage_id`, `title`, `sentence`, `start` and `end` of the deciding clause in the sentence, and
-        `score`, the sentence's score in nats relative to others of the context.
+        `score`, the logarithm of the sentence's share among those of the context.
     """
     sentences = [
         [(passage, text.strip()) for passage in passages for text in split_sentences(passage["text"]) if text.strip()]
         for passages in read
     ]
     pairs = [pair for pair in zip(questions, sentences, strict=True) if pair[1]]
-    options = [(question, option) for question, _ in pairs for option in options_of(question).values()]
-    queries = _embed_once([text for each in options for text in _texts(*each)], "query", embed)
+    asked = [text for question, _ in pairs for text in (question["prompt"], *options_of(question).values())]
+    queries = _embed_once(asked, "query", embed)
     known = _embed_once([text for _, several in pairs for _, text in several], "passage", embed)
-
-    def choose(question: dict, several: list[tuple[dict, str]]) -> list[dict]:
-        return [_choose(_asked(question, option, queries), several, known) for option in options_of(question).values()]
-
-    found = [choose(*pair) if pair[1] else None for pair in zip(questions, sentences, strict=True)]
-    chosen = [each for several in found for each in several or ()]
-    clauses = {each["sentence"]: split_clauses(each["sentence"]) for each in chosen}
-    known |= _embed_once([text[a:b] for text, places in clauses.items() for a, b in places], "passage", embed)
-    for each, asked in zip(chosen, options, strict=True):
-        parts = [((a, b), each["sentence"][a:b]) for a, b in clauses[each["sentence"]]]
-        best, _ = _best(_asked(*asked, queries), [text for _, text in parts], known)
-        each["start"], each["end"] = parts[best][0]
-    return found
+    return [_evidence(*pair, queries, known) if pair[1] else None for pair in zip(questions, sentences, strict=True)]
 
 
 def _embed_once(texts: list[str], kind: Kind, embed: Callable[[list[str], Kind], np.ndarray]) -> dict[str, np.ndarray]:
@@ -100,25 +60,30 @@ def _embed_once(texts: list[str], kind: Kind, embed: Callable[[list[str], Kind],
     return dict(zip(different, embed(different, kind), strict=True)) if different else {}
 
 
-def _texts(question: dict, option: str) -> tuple[str, str, str]:
-    return f"{question['prompt']} {option}", option, question["prompt"]
+def _evidence(
+    question: dict, sentences: list[tuple[dict, str]], queries: dict[str, np.ndarray], known: dict[str, np.ndarray]
+) -> list[dict]:
+    """Return the evidence for the options of one question."""
+    prompt, texts = question["prompt"], [text for _, text in sentences]
+    vectors = np.array([known[text] for text in texts])
+    found = []
+    for option in options_of(question).values():
+        nearness = (vectors[:, None, :] * np.array([queries[option], queries[prompt]])).sum(axis=2)
+        scores = np.hstack([nearness, shared_words(prompt, option, texts)]) @ WEIGHTS
+        best = int(np.argmax(scores))
+        passage, text = sentences[best]
+        start, end = _clause(prompt, option, text)
+        about = {"passage_id": passage["passage_id"], "title": passage["title"], "sentence": text}
+        score = float(scores[best] - np.logaddexp.reduce(scores))
+        found.append(about | {"start": start, "end": end, "score": score})
+    return found
 
 
-def _asked(question: dict, option: str, vectors: dict[str, np.ndarray]) -> Asked:
-    return Asked(question["prompt"], option, np.array([vectors[text] for text in _texts(question, option)]))
-
-
-def _best(asked: Asked, texts: list[str], known: dict[str, np.ndarray]) -> tuple[int, float]:
-    """Return the index of the text that is the best evidence, and the logarithm of its share among all."""
-    scores = features(asked, texts, np.array([known[text] for text in texts])) @ WEIGHTS
-    best = int(np.argmax(scores))
-    return best, float(scores[best] - np.logaddexp.reduce(scores))
-
-
-def _choose(asked: Asked, sentences: list[tuple[dict, str]], known: dict[str, np.ndarray]) -> dict:
-    best, score = _best(asked, [text for _, text in sentences], known)
-    passage, text = sentences[best]
-    return {"passage_id": passage["passage_id"], "title": passage["title"], "sentence": text, "score": score}
+def _clause(prompt: str, option: str, sentence: str) -> tuple[int, int]:
+    """Return the place of the clause that shares most words with the option; the whole sentence if none shares any."""
+    places = split_clauses(sentence)
+    scores = shared_words(prompt, option, [sentence[start:end] for start, end in places]) @ WEIGHTS[2:]
+    return places[int(np.argmax(scores))] if scores.any() else (0, len(sentence))
 
 
 def split_clauses(sentence: str) -> list[tuple[int, int]]:
