@@ -116,7 +116,7 @@ def test_unknown_options_and_steps_exit_2():
 
 
 @pytest.mark.parametrize(
-    "name", ["corpus", "index", "retrieve", "predict", "report", "exam", "finetune", "merge", "plan"]
+    "name", ["corpus", "embedder", "index", "retrieve", "predict", "report", "exam", "finetune", "merge", "plan"]
 )
 def test_jobs_take_the_same_options_as_the_command(name):
     command = [sys.executable, JOBS / f"{name}.py", "--help"]
