@@ -51,6 +51,10 @@ STEPS = {
         *("sciqa.pipeline", "run_exam", "RunExamOptions"),
     ),
     "corpus": Step("turn articles into the passages table", "sciqa.corpus.passages", "build_passages", "CorpusOptions"),
+    "embedder": Step(
+        "make a static embedder: distilled from another, or word vectors trained on the passages",
+        *("sciqa.retrieval.word_vectors", "make_embedder", "EmbedderOptions", False),
+    ),
     "index": Step(
         "embed the passages and index them, shard by shard",
         *("sciqa.retrieval", "build_index", "IndexOptions"),

@@ -150,8 +150,9 @@ def load_tokenizer(name: str) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     folder = Path(find_model(name).folder)
-    if (folder / "tokenizer.json").exists():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file = folder / _first_module(name).get("path", "") / "tokenizer.json"
+    if file.exists():
+        tokenizer = Tokenizer.from_file(str(file))
     else:
         from transformers import AutoTokenizer
 
@@ -169,6 +170,15 @@ def read_about(name: str, file: str) -> dict | list:
     return _read_json(name, Path(find_model(name).folder) / file)
 
 
+def _first_module(name: str) -> dict:
+    return next(iter(read_about(name, "modules.json")), {})
+
+
+def is_static(name: str) -> bool:
+    """Whether a sentence-transformers model is static: it looks up a vector for each token, and has no network."""
+    return _first_module(name).get("type", "").endswith(".StaticEmbedding")
+
+
 def longest_text(name: str) -> int | None:
     """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say."""
     return read_about(name, "sentence_bert_config.json").get("max_seq_length")
@@ -177,7 +187,7 @@ def longest_text(name: str) -> int | None:
 def vector_size(name: str) -> int | None:
     """Return the dimension of a sentence-transformers model's vectors; None if its modules do not say."""
     for module in reversed(read_about(name, "modules.json")):
-        about = read_about(name, f"{module['path']}/config.json")
+        about = read_about(name, str(Path(module["path"], "config.json")))
         for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
             if key in about:
                 return about[key]

@@ -19,7 +19,7 @@ from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import check_index, index_identity, read_index_manifest
 from sciqa.retrieval.options import FindOptions, RetrieveOptions
 from sciqa.retrieval.queries import Finder, query_texts
-from sciqa.retrieval.rerank import Reranker, check_reranker
+from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedder
 from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
@@ -142,10 +142,10 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
 
 
 def check_finding(options: FindOptions, replaced: bool = False) -> None:
-    """Raise `InputError` if the index was built or begun with another model, or the cross-encoder is not one.
+    """Raise `InputError` if the index was built or begun with another model, or `--rerank` names no model for it.
 
     Args:
-        options: options of the index and of the cross-encoder.
+        options: options of the index and of the reranker.
         replaced: whether an index of another model may be replaced, so that it is no error.
     """
     check_index(options, replaced)
@@ -184,7 +184,11 @@ class FindContexts(Finder):
 
     def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
         super().__init__(exam, options, index, embed)
-        if options.rerank:
+        self.judge: Reranker | Finder | None = None
+        if options.rerank and is_embedder(options.rerank):
+            own = replace(options, embedder=options.rerank, query_prefix=None, passage_prefix=None)
+            self.judge = Finder(None, own, index, embed | {"model": options.rerank})
+        elif options.rerank:
             self.judge = Reranker(options.rerank, embed.get("device", "cpu"))
         if options.context_tokens:
             self.tokenizer = load_tokenizer(options.embedder)
@@ -199,7 +203,8 @@ class FindContexts(Finder):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
         storage.write_table(tables.part_path(self.options.contexts, row["part"]), table)
-        return _count(questions, contexts) | {"notes": self.embedder.notes}
+        notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, Finder) else [])
+        return _count(questions, contexts) | {"notes": notes}
 
     def find(self, questions: list[dict]) -> list[dict]:
         """Return a row of the contexts table for each question, plus `read`: the passages that form its context.
@@ -236,16 +241,34 @@ class FindContexts(Finder):
         ]
 
     def _judge(self, found: list[list[dict]]) -> list[list[dict]]:
-        """Rerank each question's passages by the scores of the cross-encoder."""
-        (asked,) = query_texts(self.questions, "whole")
+        """Rerank each question's passages by the scores of the cross-encoder or embedder."""
         judged = []
-        for question, text, passages in zip(self.questions, asked, found, strict=True):
-            pairs = [(text, embedded_text(p["title"], p["section"], p["text"])) for p in passages]
-            names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
-            scores = self.judge.score(pairs, names)
+        for passages, scores in zip(found, self._scores(found), strict=True):
             order = np.argsort(-scores, kind="stable")
             judged.append([passages[number] | {"score": float(scores[number])} for number in order])
         return judged
+
+    def _scores(self, found: list[list[dict]]) -> Iterator[np.ndarray]:
+        """Yield the scores of each question's passages by the cross-encoder, or by the embedder that reranks."""
+        if isinstance(self.judge, Finder):
+            yield from self._cosines(self.judge, found)
+            return
+        (asked,) = query_texts(self.questions, "whole")
+        for question, text, passages in zip(self.questions, asked, found, strict=True):
+            pairs = [(text, embedded_text(p["title"], p["section"], p["text"])) for p in passages]
+            names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
+            yield self.judge.score(pairs, names)
+
+    def _cosines(self, finder: Finder, found: list[list[dict]]) -> Iterator[np.ndarray]:
+        """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""
+        texts = {p["passage_id"]: embedded_text(p["title"], p["section"], p["text"]) for each in found for p in each}
+        vectors = finder.embed([*texts.values()], "passage", [f"passage {name!r}" for name in texts])
+        rows = {name: number for number, name in enumerate(texts)}
+        finder.take(self.questions)
+        (queries,) = finder.vectors("mean")
+        for query, passages in zip(queries, found, strict=True):
+            own = vectors[[rows[passage["passage_id"]] for passage in passages]]
+            yield (own * query).sum(axis=1)  # not a matrix product, which may sum each row in another order
 
     def _sentences(self, found: list[list[dict]]) -> list[list[dict]]:
         """Return the sentences nearest to each question, in the form of passages, as many as the options allow."""

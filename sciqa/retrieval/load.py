@@ -1,8 +1,10 @@
 """Load embedding models; a model's OpenVINO trace is checked once on each machine."""
 
 from sciqa.core.device import Device, check_device
+from sciqa.core.hub import is_static
 from sciqa.retrieval.embedder import Backend, Embedder, OpenVinoEmbedder, TorchEmbedder
 from sciqa.retrieval.proof import prove
+from sciqa.retrieval.static import StaticEmbedder
 
 
 def load_embedder(model: str, threads: int, backend: Backend = "openvino", device: Device = "cpu") -> Embedder:
@@ -12,12 +14,15 @@ def load_embedder(model: str, threads: int, backend: Backend = "openvino", devic
         model: name for `sciqa.core.hub.find_model`.
         threads: CPU threads of this worker.
         backend: `torch`, or `openvino`: OpenVINO on the CPU, or PyTorch if OpenVINO does not give the model's vectors.
-        device: device that PyTorch computes on.
+        device: device that PyTorch computes on. Static embedders are computed by PyTorch on the CPU, whatever the
+            backend and the device, since looking up a vector takes less time than moving it.
 
     Raises:
         InputError: the model or the device does not exist, or the model's files lack some of its weights.
     """
     check_device(device)
+    if is_static(model):
+        return StaticEmbedder(model, threads)
     if backend == "torch":
         return TorchEmbedder(model, threads, device)
 

@@ -116,9 +116,10 @@ class FindOptions(IndexOptions):
     search_parameters: str | None = None
     """FAISS parameters of the search, such as nprobe=32 or efSearch=64."""
     rerank: str | None = None
-    """Cross-encoder (folder or hub id) that reranks the best passages."""
+    """Model (packaged, folder or hub id) that reranks the best passages: a cross-encoder, which scores pairs of
+    question and passage, or an embedder, by the cosine of their vectors."""
     rerank_passages: int = 20
-    """Number of passages that the cross-encoder reranks."""
+    """Number of passages that are reranked."""
     top_k: int = 5
     """Number of passages kept for each question, best first."""
     context_passages: int = 1
@@ -131,7 +132,7 @@ class FindOptions(IndexOptions):
     """Order of the sentences: as in the passages, or the nearest first."""
 
     def __post_init__(self) -> None:
-        """Make the path of a local cross-encoder absolute and check the numbers."""
+        """Make the path of a local reranker absolute and check the numbers."""
         super().__post_init__()
         self.rerank = self.rerank and local_path(self.rerank)
         self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")

@@ -1,4 +1,4 @@
-"""Cross-encoders: models with a head that is trained to score pairs of question and passage."""
+"""Models that rank found passages again: cross-encoders, which score pairs of question and passage, and embedders."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,26 @@ from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
 from sciqa.core.hub import read_about
 
-EXPECTED = "a cross-encoder expected: a model with a head for sequence classification that gives one score"
+EXPECTED = (
+    "a cross-encoder expected (a model with a head for sequence classification that gives one score), or an embedder "
+    "as sentence-transformers saves it"
+)
+
+
+def is_embedder(name: str) -> bool:
+    """Whether a model gives vectors of single texts (a bi-encoder), by its configuration alone."""
+    kind = read_about(name, "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return bool(read_about(name, "modules.json")) and kind == "SentenceTransformer"
 
 
 def check_reranker(name: str) -> None:
-    """Raise `InputError` if a model is not a cross-encoder with one score, by its configuration alone.
+    """Raise `InputError` if a model is neither an embedder nor a cross-encoder with one score, by its configuration.
 
     Args:
         name: name for `sciqa.core.hub.find_model`.
     """
+    if is_embedder(name):
+        return
     about = read_about(name, "config.json")
     if read_about(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
         return  # it may score by other modules than a head; loading checks its weights

@@ -89,7 +89,7 @@ def _check_folder(name: str, kind: str) -> None:
         inner = folder / module["path"]
         if (inner / "pytorch_model.bin").exists() and not any(inner.glob("*.safetensors")):
             raise InputError(f"{name}: {inner / 'pytorch_model.bin'} is a pickle; save the model with safetensors")
-        activation = read_about(name, f"{module['path']}/config.json").get("activation_function") or "torch."
+        activation = read_about(name, str(Path(module["path"], "config.json"))).get("activation_function") or "torch."
         if not activation.startswith("torch."):
             raise InputError(f"{name}: {inner}: its activation function {activation} is none of PyTorch's own")
 

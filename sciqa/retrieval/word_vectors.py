@@ -1,0 +1,275 @@
+"""The `embedder` step: makes a static embedder, a table of one vector per token, distilled or trained on passages."""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sciqa.core import storage, tables
+from sciqa.core.console import quiet
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, is_static, local_path
+from sciqa.core.lock import lock
+from sciqa.core.options import Summary, check_name
+from sciqa.core.progress import spoken
+from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.passages import PASSAGES_FORMAT
+
+if TYPE_CHECKING:
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+
+#: Version of what this module computes. Raise it with every change, so that embedders of earlier versions are not kept.
+EMBEDDER_FORMAT = 1
+#: Package that each method needs.
+NEEDED = {"distil": "model2vec", "skip-gram": "gensim", "cbow": "gensim"}
+#: Pooling in sentence-transformers, and what model2vec calls it.
+POOLING = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+#: Token of words that are not in the vocabulary. Its vector is the mean of all others times a factor, so that it only
+#: counts in a text without any known word, whose vector must not be zero.
+UNKNOWN, UNKNOWN_LENGTH = "[UNK]", 1e-3
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(kw_only=True)
+class EmbedderOptions:
+    """Options of the `embedder` step."""
+
+    output: str = "sciqa-run"
+    """Folder (or URI such as s3://bucket/run) of the run."""
+    overwrite: bool = False
+    """Replace an embedder of that name that was made from other inputs."""
+    method: Literal["distil", "skip-gram", "cbow"] = "distil"
+    """`distil` takes the vectors of its tokens from a sentence-transformers model (model2vec); `skip-gram` and `cbow`
+    train vectors of words on the passages of the run (word2vec, by gensim)."""
+    name: str | None = None
+    """Name of the folder OUTPUT/embedders/NAME; by default the method."""
+    vector_size: int = 256
+    """Dimension of the vectors; when distilling, at most that of the teacher."""
+    sif: float = 1e-4
+    """A token of probability p weighs sif / (sif + p); smaller values give frequent tokens less weight."""
+    teacher: str = "all-MiniLM-L6-v2"
+    """Model to distil: the packaged one, a local folder or a hub id."""
+    passages: str | None = None
+    """Folder of the passages table to train on; by default OUTPUT/passages."""
+    window: int = 5
+    """Maximum distance of two words that are trained together."""
+    min_count: int = 2
+    """Words that occur less often in the passages get no vector."""
+    sample: float = 1e-3
+    """Words of a higher share of all words are skipped at random in training, the more the more frequent they are."""
+    epochs: int = 20
+    """Passes over the passages."""
+    seed: int = 0
+    """Seed of the first vectors and of what is drawn at random."""
+    threads: int = 1
+    """Threads that train; with more than one, every run gives other vectors."""
+
+    def __post_init__(self) -> None:
+        """Fill the defaults and check the values."""
+        self.name = self.method if self.name is None else self.name
+        check_name(self.name)
+        self.output, self.teacher = storage.absolute(self.output), local_path(self.teacher)
+        self.passages = storage.absolute(self.passages or storage.join(self.output, "passages"))
+        for name in ("vector_size", "window", "min_count", "epochs", "threads"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least 1 expected")
+        if not 0 < self.sif < 1:
+            raise InputError(f"--sif: {self.sif} given, more than 0 and less than 1 expected")
+        if not 0 <= self.sample < 1 or self.seed < 0:
+            raise InputError("--sample, --seed: a share from 0 to 1 and a number of at least 0 expected")
+
+    @property
+    def folder(self) -> str:
+        """Folder of the embedder."""
+        return storage.join(self.output, "embedders", self.name)
+
+
+#: Options that a method does not use.
+UNUSED = {
+    "distil": ("passages", "window", "min_count", "sample", "epochs", "seed", "threads"),
+    "skip-gram": ("teacher",),
+    "cbow": ("teacher",),
+}
+
+
+def make_embedder(options: EmbedderOptions) -> Summary:
+    """Write a static embedder as sentence-transformers saves it (safetensors) to `OUTPUT/embedders/NAME`.
+
+    An embedder that was made from the same inputs is kept; one that a killed run left unfinished is made anew.
+
+    Raises:
+        InputError: a package, the passages or the teacher are missing or cannot be used, or a folder of that name was
+            made from other inputs.
+    """
+    started = time.monotonic()
+    if not importlib.util.find_spec(NEEDED[options.method]):
+        raise InputError(
+            f"--method {options.method}: {NEEDED[options.method]} is not installed; run `pip install 'sciqa[static]'`"
+        )
+    inputs, make = (_distilling if options.method == "distil" else _training)(options)
+    storage.check_writable(storage.join(options.output, "embedders"))
+    with lock(options.folder):
+        defaults = tables.defaults_of(EmbedderOptions)
+        begun = tables.begin(options.folder, inputs, defaults, overwrite=options.overwrite)
+        if begun.whole:
+            manifest = tables.read_manifest(options.folder, "embedder")
+        else:
+            quiet("gensim", "model2vec", "skeletoken", "sentence_transformers")
+            try:
+                with spoken("embedder", _saying(options)):
+                    module = make()
+            except InputError:
+                tables.clear(options.folder)  # a retry would fail in the same way
+                raise
+            _write(module, options.folder)
+            tokens, dimension = module.embedding.weight.shape
+            manifest = {"format": EMBEDDER_FORMAT, "inputs": inputs, "tokens": tokens, "dimension": dimension}
+            tables.finish(options.folder, manifest)
+    made = f"{manifest['tokens']:,} tokens with vectors of {manifest['dimension']} dimensions, {options.method}"
+    return Summary("embedder", options.folder, made + ", kept" * begun.whole, time.monotonic() - started, manifest)
+
+
+def _inputs(options: EmbedderOptions) -> dict:
+    """Return the options that the vectors follow from."""
+    unused = ("output", "overwrite", "name", "teacher", "passages", *UNUSED[options.method])
+    used = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unused}
+    return used | {"format": EMBEDDER_FORMAT}
+
+
+def _saying(options: EmbedderOptions) -> str:
+    if options.method == "distil":
+        return f"distilling {options.teacher}"
+    return f"training {options.method} vectors on {options.passages}"
+
+
+def _write(module: "StaticEmbedding", folder: str) -> None:
+    """Write a model's files; the weights go last, and what has no weights is no model."""
+    from sentence_transformers import SentenceTransformer
+
+    with tempfile.TemporaryDirectory() as aside:
+        SentenceTransformer(modules=[module], device="cpu").save(aside, create_model_card=False)
+        for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == WEIGHTS):
+            storage.write_bytes(storage.join(folder, file.name), file.read_bytes())
+
+
+def _distilling(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
+    """Return what a distilled embedder follows from, and the function that makes it."""
+    if is_static(options.teacher):
+        raise InputError(f"--teacher {options.teacher}: static itself; a model with a network expected")
+    return _inputs(options) | {"teacher": find_model(options.teacher).revision}, lambda: distil(options)
+
+
+def distil(options: EmbedderOptions) -> "StaticEmbedding":
+    """Return a table of the vectors that a model gives each of its tokens, as the whole text.
+
+    They are reduced to their first principal components, and weighted by the probability of a token, which is taken
+    from its place in the vocabulary by Zipf's law (model2vec, Tulkens and van Dongen 2024).
+
+    Raises:
+        InputError: a teacher that is not an encoder with pooling alone, or that lacks weights.
+    """
+    from model2vec.distill import distill_from_model
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
+
+    from sciqa.retrieval.whole import UNLOADABLE, load_whole
+
+    first, *others = load_whole(options.teacher, "SentenceTransformer", "cpu", "float32")
+    pooling = [module.pooling_mode for module in others if isinstance(module, Pooling)]
+    strange = [type(each).__name__ for each in others if not isinstance(each, Pooling | Normalize)]
+    if not isinstance(first, Transformer) or strange or len(pooling) != 1 or pooling[0] not in POOLING:
+        names = " ".join([type(first).__name__, *map(str, pooling), *strange])
+        raise InputError(
+            f"--teacher {options.teacher}: {names} cannot be distilled; a transformer with pooling of one kind "
+            f"({', '.join(POOLING)}) and no other modules expected"
+        )
+    try:
+        made = distill_from_model(
+            first.model,
+            first.tokenizer,
+            device="cpu",
+            pca_dims=options.vector_size,
+            sif_coefficient=options.sif,
+            quantize_to="float32",
+            pooling=POOLING[pooling[0]],
+        )
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"--teacher {options.teacher}: cannot be distilled ({type(error).__name__}: {reason})"
+        ) from error
+    rows = made.embedding if made.weights is None else made.embedding * made.weights[:, None]
+    made.tokenizer.no_truncation()
+    return StaticEmbedding(made.tokenizer, rows.astype(np.float32))
+
+
+def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
+    """Return what a trained embedder follows from, and the function that makes it."""
+    shards = tables.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)["shards"]
+    paths = [storage.join(options.passages, f"{shard['name']}.parquet") for shard in shards]
+    inputs = _inputs(options) | {"passages": tables.fingerprint([shard["content"] for shard in shards])}
+    return inputs, lambda: train(options, _texts(paths))
+
+
+def _texts(paths: list[str]) -> Iterator[str]:
+    for path in paths:
+        for row in storage.read_table(path, ["title", "section", "text"]).to_pylist():
+            yield embedded_text(**row)
+
+
+def train(options: EmbedderOptions, texts: Iterator[str]) -> "StaticEmbedding":
+    """Return a table of word vectors trained on texts by word2vec (Mikolov et al. 2013), with negative sampling.
+
+    The mean of all vectors is subtracted from each (Mu and Viswanath 2018), and each gets the length sif / (sif + p),
+    for a word of probability p (Arora, Liang and Ma 2017), so that rare words count most in the mean of a text.
+
+    Raises:
+        InputError: no word is frequent enough.
+    """
+    from gensim.models import Word2Vec
+    from gensim.models.word2vec import LineSentence
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = word_tokenizer({UNKNOWN: 0})
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as lines:
+        for text in texts:
+            lines.write(" ".join(split_words(tokenizer, text)) + "\n")
+        lines.flush()
+        settings = {name: getattr(options, name) for name in ("vector_size", "window", "min_count", "sample", "seed")}
+        settings |= {"sg": int(options.method == "skip-gram"), "workers": options.threads, "epochs": options.epochs}
+        try:
+            vectors = Word2Vec(LineSentence(lines.name), **settings).wv
+        except RuntimeError as error:
+            raise InputError(
+                f"{options.passages}: no word occurs --min-count ({options.min_count}) times; pass a smaller one, or "
+                "give `sciqa corpus` more articles"
+            ) from error
+    counts = np.array([vectors.get_vecattr(word, "count") for word in vectors.index_to_key])
+    weights = options.sif / (options.sif + counts / counts.sum())
+    rows = vectors.vectors - vectors.vectors.mean(axis=0)
+    rows *= (weights / np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float32).tiny))[:, None]
+    rows = np.concatenate([UNKNOWN_LENGTH * rows.mean(axis=0, keepdims=True), rows])
+    vocabulary = {word: number for number, word in enumerate([UNKNOWN, *vectors.index_to_key])}
+    return StaticEmbedding(word_tokenizer(vocabulary), rows.astype(np.float32))
+
+
+def word_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
+    """Return a tokenizer into lower-case words and groups of other signs, by their numbers in a vocabulary."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def split_words(tokenizer: "Tokenizer", text: str) -> list[str]:
+    """Return the words of a text as a tokenizer splits it, whether they are in its vocabulary or not."""
+    normal = tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
