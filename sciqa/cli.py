@@ -77,6 +77,10 @@ STEPS = {
         "say what a run will take, and what has room for it, before anything is started",
         *("sciqa.planning.plan", "plan", "PlanOptions", False),
     ),
+    "audit": Step(
+        "find questions that also stand in training questions or the corpus",
+        *("sciqa.audit.audit", "audit", "AuditOptions"),
+    ),
     "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
 }
 #: Help on the flags that every step takes besides its options.
@@ -244,7 +248,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
             console.print(_retrieval_table(summary.details["evaluation"]))
         if summary.stage == "report":
             _show_differences(summary.details, [row["reader"] for row in predicted], console)
-        for title, rows in summary.details.items() if summary.stage == "plan" else []:
+        for title, rows in summary.details.items() if summary.stage in ("plan", "audit") else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:
         path = f"\n{'':19}{summary.path}" if summary.path else ""

@@ -12,13 +12,14 @@ from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
 from sciqa.exam import open_exam
+from sciqa.exam.answered import answered
 from sciqa.exam.baselines import BASELINES, OVERLAPS
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import Exam, QuestionOptions
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.predict import check_reader
 from sciqa.report import ReportOptions, report
-from sciqa.report.report import answered, check_show
+from sciqa.report.report import check_show
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_finding
 from sciqa.retrieval.index import built_like, check_index, finished_index

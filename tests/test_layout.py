@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "sciqa"
 #: Rooms from the bottom up: a module imports from its own room and from those before it.
-ORDER = ["core", "corpus", "exam", "models", "retrieval", "training", "predict", "ask", "report", "planning"]
+ORDER = ["core", "corpus", "exam", "models", "retrieval", "training", "predict", "ask", "audit", "report", "planning"]
 ORDER += ["pipeline", "cli", "__main__"]
 #: Longest file, in lines, but for the rules by which wikitext is read.
 LONGEST = 350

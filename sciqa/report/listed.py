@@ -51,7 +51,7 @@ def listed_questions(
     Args:
         output: folder of the run.
         exam: the questions.
-        readers: result of `sciqa.report.report.find_readers`.
+        readers: result of `sciqa.exam.answered.find_readers`.
         shown: reader whose contexts are shown, where there are several tables of contexts.
         most: maximum number of questions.
 

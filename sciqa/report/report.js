@@ -89,12 +89,12 @@ function cell(value) {
 }
 
 function download() {
-  const lines = [["id", "prompt", "answer", "prediction", "rank", "tied", "probability", "topic", "reader"]];
-  for (const { node, id, prompt, answer, slices, answered } of rows) {
+  const lines = [["id", "prompt", "answer", "prediction", "rank", "tied", "probability", "topic", "reader", "contamination"]];
+  for (const { node, id, prompt, answer, slices, contamination, answered } of rows) {
     if (node.hidden) continue;
     const [ranking, probabilities, rank, tied] = answered;
-    const topic = slices.map(name => name.slice(name.indexOf(": ") + 2)).join("; ");
-    lines.push([id, prompt, answer, [...ranking.slice(0, 3)].join(" "), rank, tied, probabilities[0], topic, shown]);
+    const topic = slices.filter(name => !name.startsWith("contamination: ")).map(name => name.slice(name.indexOf(": ") + 2)).join("; ");
+    lines.push([id, prompt, answer, [...ranking.slice(0, 3)].join(" "), rank, tied, probabilities[0], topic, shown, contamination]);
   }
   const text = "\ufeff" + lines.map(line => line.map(cell).join(",") + "\r\n").join("");
   const link = document.createElement("a");

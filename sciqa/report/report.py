@@ -11,12 +11,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from sciqa import __version__
+from sciqa.audit.table import figures, mark, read_audit, said
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
-from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first, scores_of
-from sciqa.exam.questions import Exam, ExamOptions, open_exam
-from sciqa.exam.table import QuestionTable
+from sciqa.exam.answered import find_readers
+from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
+from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.listed import listed_questions
 from sciqa.report.texts import readable
 
@@ -50,6 +51,10 @@ def report(options: ReportOptions) -> Summary:
     check_show(options.show, readers)
     shown = options.show or next(iter(readers))
     questions, answers = listed_questions(options.output, exam, readers, shown, options.report_questions)
+    audited = read_audit(options.output, exam)
+    for number, question in enumerate(questions):
+        question |= _stands(audited, number)
+        question["slices"] += [f"contamination: {question['contamination']}"] * bool(question["contamination"])
     environment = Environment(
         loader=PackageLoader("sciqa.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
@@ -63,8 +68,9 @@ def report(options: ReportOptions) -> Summary:
         readers={name: _figures(reader) for name, reader in readers.items()},
         metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
         differences=differences(readers, shown),
+        contamination=_contamination(audited, readers),
         questions=questions,
-        asked=[{name: each[name] for name in ("id", "prompt", "answer", "slices")} for each in questions],
+        asked=[{name: each[name] for name in ("id", "prompt", "answer", "slices", "contamination")} for each in questions],
         slices=sorted(Counter(name for each in questions for name in each["slices"]).items()),
         answers=answers,
         curves=_training_curves(options.output),
@@ -81,35 +87,6 @@ def check_show(show: str | None, readers: "list[str] | dict") -> None:
         raise InputError(f"--show: no reader {show!r} has answered this exam; there are {', '.join(sorted(readers))}")
 
 
-def answered(output: str, exam: Exam) -> dict[str, dict]:
-    """Return the manifests of all finished answers tables for this exam, by reader."""
-    manifests = {}
-    for name in storage.list_folders(storage.join(output, "answers")):
-        folder = storage.join(output, "answers", name)
-        if tables.is_finished(folder):
-            manifests[name] = tables.read_manifest(folder, "predict")
-    return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
-
-
-def find_readers(output: str, exam: Exam) -> dict[str, dict]:
-    """Return the results of each reader of this exam, best MAP@3 first.
-
-    Returns:
-        By reader: `answers` (rows), `metrics` (rows, the whole exam first) and `inputs` (recorded in the manifest).
-    """
-    readers = {}
-    for name, manifest in answered(output, exam).items():
-        folder = storage.join(output, "answers", name)
-        metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
-        answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
-        for row in answers:
-            scores_of(row, None, folder)
-        readers[name] = {"answers": answers, "metrics": metrics, "inputs": manifest["inputs"]}
-    return dict(
-        sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
-    )
-
-
 def differences(readers: dict[str, dict], first: str) -> list[dict]:
     """Return the gain in MAP@3 of one reader over each other reader, with 95 % paired-bootstrap intervals."""
     precisions = {
@@ -124,6 +101,23 @@ def differences(readers: dict[str, dict], first: str) -> list[dict]:
             about = {"reader": first, "other": other, "questions": len(gain)}
             gains.append(about | {"gain": float(gain.mean()), "low": low, "high": high})
     return gains
+
+
+def _stands(audited: tuple[list[dict], dict] | None, number: int) -> dict[str, str]:
+    """Return the kind of a question, if the exam was compared with others, and in words where the question stands."""
+    if audited is None:
+        return {"contamination": "", "stands": ""}
+    rows, inputs = audited
+    return {"contamination": rows[number]["kind"] if inputs["against"] else "", "stands": mark(rows[number], inputs)}
+
+
+def _contamination(audited: tuple[list[dict], dict] | None, readers: dict[str, dict]) -> dict | None:
+    """Return the page's figures on contamination, None if `sciqa audit` has not run on this exam."""
+    if audited is None:
+        return None
+    rows, inputs = audited
+    asked = {name: inputs[name] for name in ("ngram", "similarity", "share")}
+    return asked | {"said": said(rows, inputs), "rows": figures(rows, inputs, readers)}
 
 
 def _figures(reader: dict) -> dict:

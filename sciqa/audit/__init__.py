@@ -1,0 +1,1 @@
+"""Contamination audit: which questions of an exam also stand in training questions, other files or the corpus."""

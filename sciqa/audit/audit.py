@@ -1,0 +1,170 @@
+"""The `audit` step: which questions of an exam stand in other questions or in texts, and the scores on the others."""
+
+import time
+from dataclasses import replace
+
+import pyarrow as pa
+
+from sciqa.audit.options import AuditOptions
+from sciqa.audit.sources import Others, Texts, find_texts, read_against
+from sciqa.audit.table import (
+    AUDIT_FORMAT,
+    KINDS,
+    METRICS,
+    SCHEMA,
+    Findings,
+    audit_rows,
+    figures,
+    read_audit,
+    said,
+)
+from sciqa.audit.words import SEED
+from sciqa.audit.workers import EmbedQuestions, compare_part
+from sciqa.core import cluster, progress, storage, tables
+from sciqa.core.errors import InputError
+from sciqa.core.hub import find_model, weight_bytes
+from sciqa.core.lock import lock
+from sciqa.core.options import Summary
+from sciqa.exam.answered import find_readers
+from sciqa.exam.questions import Exam, open_exam
+
+__all__ = ["AuditOptions", "audit"]
+
+#: Questions that a worker embeds or compares at once.
+QUESTIONS = 512
+#: Most questions that are printed by name.
+SHOWN = 20
+
+
+def audit(options: AuditOptions) -> Summary:
+    """Write the audit table, a row per question, and `contamination.parquet`, the readers' scores on its slices.
+
+    Raises:
+        InputError: a bad exam or other file, trained questions that are not known, or nothing to compare with.
+    """
+    started = time.monotonic()
+    exam = open_exam(options, write=False)
+    readers = find_readers(options.output, exam)
+    against, texts = read_against(options, readers), find_texts(options)
+    if not against and not texts:
+        raise InputError(
+            f"{options.output}: nothing to compare {exam.name} with: no passages, no index and no trained reader whose "
+            "questions are known; pass --against FILE or --corpus"
+        )
+    inputs = _inputs(options, exam, against, texts)
+    with lock(options.folder):
+        kept = _fill(options, exam, inputs, against, texts)
+    rows, inputs = read_audit(options.output, exam)
+    scored = figures(rows, inputs, readers)
+    path = storage.join(options.output, "contamination.parquet")
+    storage.write_table(path, pa.Table.from_pylist(scored, schema=METRICS))
+    made = said(rows, inputs) + ", kept" * kept
+    return Summary("audit", options.folder, made, time.monotonic() - started, _shown(rows, scored))
+
+
+def _inputs(options: AuditOptions, exam: Exam, against: list[Others], texts: Texts | None) -> dict:
+    """Return everything that determines the table; of the embedder only if it is used."""
+    inputs = {"format": AUDIT_FORMAT, "exam": exam.sha256, "against": {each.name: each.sha256 for each in against}}
+    inputs |= {"texts": texts and texts.identity, "texts_name": texts and texts.name}
+    inputs |= {name: getattr(options, name) for name in ("ngram", "similarity", "share")}
+    if against:
+        inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
+        inputs |= {"prefix": options.prefix("query")}
+    return inputs
+
+
+def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others], texts: Texts | None) -> bool:
+    """Complete the audit table; return whether it was already complete."""
+    folder = options.folder
+    begun = tables.begin(folder, inputs, rows=exam.shard_questions, overwrite=options.overwrite)
+    if begun.whole:
+        return True
+    open_exam(options)
+    exam = replace(exam, shard_questions=begun.rows)
+    cluster.connect(options)
+    seed = min(SEED, inputs["ngram"])
+    exam_parts, parts = _parts(folder, exam, against, texts)
+    if against:
+        _embed(options, [*exam_parts, *(part for part in parts if part.get("table"))])
+    _compare(exam, seed, exam_parts if against else [], parts)
+    findings = Findings()
+    for part in parts:
+        findings.read(part["findings"])
+    questions = [question for part in range(exam.shards) for question in exam.read_shard(part)]
+    rows = audit_rows(questions, findings, inputs, seed)
+    for part in range(exam.shards):
+        shard = rows[exam.first(part) : exam.first(part + 1)]
+        storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(shard, schema=SCHEMA))
+    tables.finish(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
+    for name in ("questions", "vectors", "findings"):
+        storage.delete(tables.records(folder, name))
+    return False
+
+
+def _parts(folder: str, exam: Exam, against: list[Others], texts: Texts | None) -> tuple[list[dict], list[dict]]:
+    """Return the parts of the exam, and those that it is compared with; write the other questions for workers."""
+    exam_parts = _cut("the exam", exam.path, exam.questions)
+    parts = []
+    for number, others in enumerate(against):
+        path = tables.records(folder, "questions", f"{number:05d}.parquet")
+        if not storage.exists(path):
+            storage.write_table(path, others.table.replace_schema_metadata(None), row_group_size=QUESTIONS)
+        parts += _cut(others.name, path, len(others.table))
+    for number, part in enumerate([*exam_parts, *parts]):
+        part["vectors"] = tables.records(folder, "vectors", f"{number:05d}.npy")
+    parts += texts.parts if texts else []
+    for number, part in enumerate(parts):
+        part["findings"] = tables.records(folder, "findings", f"{number:05d}.parquet")
+    return exam_parts, parts
+
+
+def _cut(source: str, table: str, rows: int) -> list[dict]:
+    starts = range(0, rows, QUESTIONS)
+    return [{"source": source, "table": table, "first": at, "last": min(at + QUESTIONS, rows)} for at in starts]
+
+
+def _embed(options: AuditOptions, parts: list[dict]) -> None:
+    """Write the vectors of all questions, except those that are there from an earlier run."""
+    parts = [part for part in parts if not storage.exists(part["vectors"])]
+    if not parts:
+        return
+    workers = cluster.num_workers(options, len(parts))
+    arguments = {"embed": options.embed_arguments(workers), "prefix": options.prefix("query")}
+    pool = cluster.model_pool(options, workers, len(parts), weight_bytes(options.embedder))
+    rows = cluster.from_parts(parts).map(EmbedQuestions, fn_constructor_kwargs=arguments, **pool)
+    total = sum(part["last"] - part["first"] for part in parts)
+    for _ in progress.rows_with_progress(rows, "audit", total, "questions embedded", lambda row: row["questions"]):
+        pass
+
+
+def _compare(exam: Exam, seed: int, exam_parts: list[dict], parts: list[dict]) -> None:
+    """Write the findings of all parts, except those that are there from an earlier run."""
+    parts = [part for part in parts if not storage.exists(part["findings"])]
+    if not parts:
+        return
+    arguments = {"exam": exam, "seed": seed, "exam_parts": exam_parts}
+    rows = cluster.from_parts(parts).map(compare_part, fn_kwargs=arguments, num_cpus=1)
+    for _ in progress.rows_with_progress(rows, "audit", len(parts), "parts compared", lambda row: row["done"]):
+        pass
+
+
+def _shown(rows: list[dict], scored: list[dict]) -> dict[str, list[dict]]:
+    """Return tables to print, by title: the contaminated questions, and the readers' scores on each slice."""
+    dirty = [row for row in rows if row["kind"] in KINDS[:2]]
+    shown = {}
+    if dirty:
+        title = "Contaminated questions" + f", the first {SHOWN} of {len(dirty):,}" * (len(dirty) > SHOWN)
+        names = ("id", "kind", "nearest", "nearest_source", "cosine", "question_share", "question_run")
+        shown[title] = [{name.replace("_", " "): row[name] for name in names} for row in dirty[:SHOWN]]
+    if scored:
+        shown["Scores by contamination, 95 % bootstrap intervals"] = [
+            {"slice": row["slice"], "reader": row["reader"], "questions": row["questions"]}
+            | {title: _interval(row, name) for title, name in (("MAP@3", "map_at_3"), ("accuracy", "accuracy"))}
+            | {"MAP@3 by chance": f"{row['chance_map_at_3']:.3f}"}
+            for row in scored
+        ]
+    return shown
+
+
+def _interval(row: dict, name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

@@ -1,0 +1,52 @@
+"""Options of the `audit` step."""
+
+from dataclasses import dataclass
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.exam.files import packaged_splits
+from sciqa.exam.questions import ExamOptions
+from sciqa.retrieval.options import EmbedOptions
+
+
+@dataclass(kw_only=True)
+class AuditOptions(ExamOptions, EmbedOptions):
+    """Options of the `audit` step; --columns and --answers-from also hold for the files of --against."""
+
+    against: tuple[str, ...] = ()
+    """Other questions to compare the exam with: splits of the packaged exam, files as --exam takes them, or folders of
+    models that `sciqa finetune` made (OUTPUT/trained/NAME), whose training and validation questions are taken. By
+    default those of the trained models by which the run was answered."""
+    corpus: tuple[str, ...] | None = None
+    """Corpus to look the words of the questions up in, as `sciqa corpus` takes it; by default the passages."""
+    passages: str | None = None
+    """Folder of the passages table; by default OUTPUT/passages, if it is there."""
+    index: str | None = None
+    """Folder of the index, whose passages are taken if there is no passages table; by default OUTPUT/index."""
+    ngram: int = 8
+    """Words of an n-gram. Brown et al. 2020 (GPT-3, appendix C) take 8 to 13, by the length of a test's examples."""
+    similarity: float = 0.9
+    """A question is near another one if their vectors (prompt with options) have this cosine or a larger one."""
+    share: float = 0.8
+    """It is also near others if they hold this share of its n-grams (prompt with right option). Touvron et al. 2023
+    (Llama 2, appendix A.6) call a sample dirty from 80 % of its tokens on."""
+
+    def __post_init__(self) -> None:
+        """Make local paths absolute and check the numbers."""
+        super().__post_init__()
+        self.against = tuple(name if packaged_splits(name) else storage.absolute(name) for name in self.against)
+        if self.corpus is not None:
+            self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
+            if self.passages or self.index:
+                raise InputError("--corpus: questions are looked up in it alone; leave --passages and --index out")
+        self.passages = self.passages and storage.absolute(self.passages)
+        self.index = self.index and storage.absolute(self.index)
+        self.at_least(2, "ngram")
+        for name in ("similarity", "share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"--{name}: {getattr(self, name)} given, more than 0 and at most 1 expected")
+
+    @property
+    def folder(self) -> str:
+        """Folder of the audit table."""
+        return storage.join(self.output, "audit")

@@ -1,0 +1,129 @@
+"""What an exam is compared with: other questions, and texts of a corpus, of passages or of an index."""
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from sciqa.audit.options import AuditOptions
+from sciqa.core import storage, tables
+from sciqa.core.console import console
+from sciqa.core.errors import InputError
+from sciqa.core.hub import ABOUT_TRAINED
+from sciqa.corpus.articles import find_sources, split_sources
+from sciqa.corpus.passages import PASSAGES_FORMAT
+from sciqa.retrieval.index import MANIFEST, read_index_manifest
+
+#: Bytes of a corpus that a task reads.
+PART_BYTES = 8_000_000
+
+
+class Others(NamedTuple):
+    """Questions that an exam is compared with.
+
+    Attributes:
+        name: name for messages and tables.
+        table: the questions, as `sciqa.exam.formats.read_exam` returns them.
+        sha256: hash of their rows.
+    """
+
+    name: str
+    table: pa.Table
+    sha256: str
+
+
+class Texts(NamedTuple):
+    """Texts that the words of an exam are looked up in.
+
+    Attributes:
+        name: name for messages.
+        identity: hash of what they are made from.
+        parts: a task's work each: `path` of a shard of passages, or `pieces` of a corpus.
+    """
+
+    name: str
+    identity: str
+    parts: list[dict]
+
+
+def read_against(options: AuditOptions, readers: dict[str, dict]) -> list[Others]:
+    """Return the other questions, sorted by name.
+
+    Args:
+        options: options that name them.
+        readers: readers of the run, whose trained models are taken if the options name nothing.
+
+    Raises:
+        InputError: names file, row and column of the problem; or a trained model whose questions are not known.
+    """
+    found: dict[str, pa.Table] = {}
+    for name in options.against:
+        if _is_trained(name):
+            found |= _trained_on(name)
+        else:
+            found[name] = options.read(name).table
+    if not options.against:
+        found = _of_readers(readers)
+    short = [path.rstrip("/").rpartition("/")[2] for path in found]
+    names = [last if short.count(last) == 1 else path for path, last in zip(found, short, strict=True)]
+    hashes = [tables.rows_hash(table.to_pylist()) for table in found.values()]
+    return sorted(map(Others, names, found.values(), hashes), key=lambda others: others.name)
+
+
+def _of_readers(readers: dict[str, dict]) -> dict[str, pa.Table]:
+    """Return the questions that the models of a run's readers were trained on, with a note where they are not known."""
+    named = {row.get(kind) for each in readers.values() for row in each["metrics"][:1] for kind in ("adapter", "model")}
+    found: dict[str, pa.Table] = {}
+    for folder in sorted(filter(None, named)):
+        try:
+            if _is_trained(folder):
+                found |= _trained_on(folder)
+        except InputError as error:
+            console.print(f"audit: not compared: {error}", markup=False, soft_wrap=True)
+    return found
+
+
+def _is_trained(name: str) -> bool:
+    return "*" not in name and storage.exists(storage.join(name, ABOUT_TRAINED))
+
+
+def _trained_on(folder: str) -> dict[str, pa.Table]:
+    """Return the questions that a model was trained on and chosen by, from the run that `sciqa finetune` made."""
+    record = tables.records(folder, tables.MANIFEST)
+    inputs = storage.read_json(record)["inputs"] if storage.exists(record) else {}
+    output = folder.rstrip("/").rpartition("/")[0].rpartition("/")[0]
+    found = {}
+    for split in ("train", "validation"):
+        path = storage.join(output, split, "exam.parquet")
+        table = storage.open_parquet(path).read() if storage.exists(path) else None
+        if table is None or tables.rows_hash(table.to_pylist()) != inputs.get(f"{split} questions"):
+            raise InputError(
+                f"{folder}: its {split} questions are not known (they are where it was trained, in {path}); pass the "
+                "file of them as --against"
+            )
+        found[storage.join(output, split)] = table
+    return found
+
+
+def find_texts(options: AuditOptions) -> Texts | None:
+    """Return the corpus of the options, else the passages or index that are there, else None.
+
+    Raises:
+        InputError: a corpus that cannot be read, or passages or an index that are named but not finished.
+    """
+    if options.corpus is not None:
+        sources = sorted(find_sources(options.corpus))
+        names = [path.rstrip("/").rpartition("/")[2] for path in options.corpus]
+        parts = [{"pieces": pieces} for pieces in split_sources(sources, PART_BYTES)]
+        return Texts(", ".join(names), tables.fingerprint(sources), parts)
+    passages = options.passages or storage.join(options.output, "passages")
+    if options.passages or (options.index is None and tables.is_finished(passages)):
+        manifest = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)
+        parts = [{"path": storage.join(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
+        contents = [shard["content"] for shard in manifest["shards"]]
+        return Texts("passages", tables.fingerprint(sorted(contents)), parts)
+    index = options.index or storage.join(options.output, "index")
+    if options.index is None and not storage.exists(storage.join(index, MANIFEST)):
+        return None
+    manifest = read_index_manifest(index)
+    parts = [{"path": storage.join(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
+    return Texts("passages", tables.fingerprint(sorted(manifest["contents"])), parts)

@@ -1,0 +1,153 @@
+"""Worker functions of the `audit` step: embed questions, and compare an exam with a part of the others or of texts."""
+
+import io
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+
+from sciqa.audit.table import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, Findings
+from sciqa.audit.words import ExamWords, other_texts, question_key, question_words, split_words
+from sciqa.core import storage
+from sciqa.corpus.articles import read_articles
+from sciqa.exam.questions import Exam
+from sciqa.retrieval.embedder import embed_alone
+from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.queries import query_texts
+
+#: Texts whose words are held at once.
+TEXTS = 1024
+#: Cosines that a matrix product may get wrong by rounding, which depends on its shape.
+ROUNDING = 1e-5
+
+
+class EmbedQuestions:
+    """Ray Data worker that writes the vectors of a part of a table of questions, each embedded with its options.
+
+    Args:
+        embed: arguments of `load_embedder`.
+        prefix: text before each question.
+    """
+
+    def __init__(self, embed: dict, prefix: str) -> None:
+        self.embedder, self.prefix = load_embedder(**embed), prefix
+
+    def __call__(self, row: dict) -> dict:
+        """Write the vectors of the questions that `row["part"]` names to its path `vectors`."""
+        part = row["part"]
+        questions = read_part(part)
+        (texts,) = query_texts(questions, "whole")
+        names = [f"question {question['id']!r} of {part['source']}" for question in questions]
+        vectors = embed_alone(self.embedder, texts, prefix=self.prefix, kind="query", names=names)
+        buffer = io.BytesIO()
+        np.save(buffer, vectors)
+        storage.write_bytes(part["vectors"], buffer.getvalue())
+        return {"questions": len(questions), "notes": self.embedder.notes}
+
+
+def read_part(part: dict) -> list[dict]:
+    """Return the questions of a part: rows `first` to `last` of its `table`."""
+    return storage.read_rows(part["table"], part["first"], part["last"])
+
+
+def read_vectors(parts: list[dict]) -> np.ndarray:
+    """Return the vectors of parts of a table, float32, shape (questions, dimension)."""
+    return np.concatenate([np.load(io.BytesIO(storage.read_bytes(part["vectors"]))) for part in parts])
+
+
+class Held:
+    """What is held in memory of an exam to compare others with.
+
+    Args:
+        exam: the exam.
+        seed: fewest words of a run.
+    """
+
+    def __init__(self, exam: Exam, seed: int) -> None:
+        questions = [question for part in range(exam.shards) for question in exam.read_shard(part)]
+        self.words = ExamWords([question_words(question)[0] for question in questions], seed)
+        self.keys: dict[tuple, list[int]] = {}
+        self.titles: dict[str, list[int]] = {}
+        for number, question in enumerate(questions):
+            self.keys.setdefault(question_key(question), []).append(number)
+            if question.get("title"):
+                self.titles.setdefault(question["title"], []).append(number)
+
+
+@lru_cache(1)
+def hold(exam: Exam, seed: int) -> Held:
+    """Return what is held of an exam, made once in each worker process."""
+    return Held(exam, seed)
+
+
+def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> dict:
+    """Compare an exam with the part `row["part"]` of other questions or of texts, and write what is found.
+
+    Args:
+        row: the part, with `findings`, the path to write to.
+        exam: the exam.
+        seed: fewest words of a run.
+        exam_parts: parts of the exam's table, with their vectors.
+    """
+    part, held, findings = row["part"], hold(exam, seed), Findings()
+    if part.get("table"):
+        _compare_questions(part, held, findings, exam_parts)
+    else:
+        _add_runs(PASSAGE_RUN, held, _texts(part), findings)
+    findings.write(part["findings"])
+    return {"done": 1}
+
+
+def _compare_questions(part: dict, held: Held, findings: Findings, exam_parts: list[dict]) -> None:
+    others, source = read_part(part), part["source"]
+    places = [(source, question["id"], question.get("title") or "") for question in others]
+    asked, vectors = read_vectors(exam_parts), read_vectors([part])
+    for number, several in enumerate(nearest(asked, vectors)):
+        for at, cosine in several:
+            findings.add(NEAR, number, cosine, places[at])
+    for at, question in enumerate(others):
+        for number in held.keys.get(question_key(question), ()):
+            findings.add(EXACT, number, cosines(asked[number], vectors[[at]])[0], places[at])
+        for number in held.titles.get(question.get("title"), ()):
+            findings.add(ARTICLE, number, 1.0, places[at])
+    texts = ((place, text) for place, question in zip(places, others, strict=True) for text in other_texts(question))
+    _add_runs(QUESTION_RUN, held, texts, findings)
+
+
+def nearest(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
+    """Yield for each row of one array the rows of another with the largest cosine, several if they are equally near.
+
+    Args:
+        asked: unit vectors, shape (questions, dimension).
+        vectors: unit vectors, shape (others, dimension), at least one.
+    """
+    products = asked @ vectors.T
+    for vector, row in zip(asked, products, strict=True):
+        near = np.flatnonzero(row >= row.max() - ROUNDING)
+        exactly = cosines(vector, vectors[near])
+        yield [(int(at), cosine) for at, cosine in zip(near, exactly, strict=True) if cosine == max(exactly)]
+
+
+def cosines(vector: np.ndarray, others: np.ndarray) -> list[float]:
+    """Return the cosines of a unit vector to others, shape (others, dimension); each depends on its own row alone."""
+    return np.minimum(1.0, (others * vector).sum(axis=1)).tolist()
+
+
+def _texts(part: dict) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yield the place (source, name, title) and the text of each passage or article of a part."""
+    if part.get("path"):
+        for batch in storage.open_parquet(part["path"]).iter_batches(TEXTS, columns=["passage_id", "title", "text"]):
+            for passage in batch.to_pylist():
+                yield ("", passage["passage_id"], passage["title"]), passage["text"]
+    for piece in part.get("pieces") or ():
+        for article in read_articles(**piece):
+            yield ("", piece["path"], article["title"]), article["text"]
+
+
+def _add_runs(what: str, held: Held, texts: Iterator[tuple[tuple[str, str, str], str]], findings: Findings) -> None:
+    """Add the runs of words that the exam shares with texts, of which `TEXTS` are held at once."""
+    while batch := sorted(islice(texts, TEXTS)):
+        runs = held.words.runs(split_words(text) for _, text in batch)
+        for question, start, length, text in zip(*(each.tolist() for each in runs), strict=True):
+            findings.add(what, question, length, batch[text][0], start)

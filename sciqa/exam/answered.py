@@ -1,0 +1,35 @@
+"""Answers of all readers of a run to its exam."""
+
+from sciqa.core import storage, tables
+from sciqa.exam.metrics import scores_of
+from sciqa.exam.questions import Exam
+from sciqa.exam.table import QuestionTable
+
+
+def answered(output: str, exam: Exam) -> dict[str, dict]:
+    """Return the manifests of all finished answers tables for this exam, by reader."""
+    manifests = {}
+    for name in storage.list_folders(storage.join(output, "answers")):
+        folder = storage.join(output, "answers", name)
+        if tables.is_finished(folder):
+            manifests[name] = tables.read_manifest(folder, "predict")
+    return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
+
+
+def find_readers(output: str, exam: Exam) -> dict[str, dict]:
+    """Return the results of each reader of this exam, best MAP@3 first.
+
+    Returns:
+        By reader: `answers` (rows), `metrics` (rows, the whole exam first) and `inputs` (recorded in the manifest).
+    """
+    readers = {}
+    for name, manifest in answered(output, exam).items():
+        folder = storage.join(output, "answers", name)
+        metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
+        answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
+        for row in answers:
+            scores_of(row, None, folder)
+        readers[name] = {"answers": answers, "metrics": metrics, "inputs": manifest["inputs"]}
+    return dict(
+        sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
+    )
