@@ -4,7 +4,7 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import PurePosixPath
 from typing import TypedDict
@@ -39,8 +39,8 @@ class Piece(TypedDict):
 class Tally(Counter):
     """Counts of `articles` read and, by reason, of articles left out; `named` lists those that a user could repair."""
 
-    def __init__(self, *counts: object) -> None:
-        super().__init__(*counts)
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(counts or {})
         self.named: list[dict[str, str]] = []
 
     def leave_out(self, reason: str, path: str, title: str = "", details: str = "") -> None:
@@ -137,8 +137,8 @@ def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]
                 start = end
     elif (kind, compression) in (("dump", ".bz2"), ("jsonl", "")):
         for start in range(0, size, part_bytes):
-            end = start + part_bytes if start + part_bytes < size else None
-            yield Piece(path=path, start=start, end=end), min(part_bytes, size - start)
+            last = start + part_bytes >= size
+            yield Piece(path=path, start=start, end=None if last else start + part_bytes), min(part_bytes, size - start)
     else:
         yield Piece(path=path, start=0, end=None), size
 
