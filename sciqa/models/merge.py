@@ -60,11 +60,11 @@ def merge(options: MergeOptions) -> Summary:
             "pass the model that it was made of as --model"
         )
     merged = adapter.merged(adapter.attach(model, folder)).to(getattr(torch, options.precision))
-    with tempfile.TemporaryDirectory() as folder:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        storage.copy_files(folder, options.output)
+    with tempfile.TemporaryDirectory() as aside:
+        merged.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        weights = sum(file.stat().st_size for file in Path(aside).glob("*.safetensors"))
+        storage.copy_files(aside, options.output)
     storage.write_json(storage.join(options.output, ABOUT_TRAINED), about_trained(options.adapter))
     made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
     return Summary("merge", options.output, made, time.monotonic() - started)
