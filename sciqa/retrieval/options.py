@@ -63,9 +63,9 @@ class EmbedOptions(RunOptions):
 class IndexOptions(EmbedOptions):
     """Options of the `index` step."""
 
-    passages: str | None = None
+    passages: str = ""
     """Folder of the passages table; by default OUTPUT/passages."""
-    index: str | None = None
+    index: str = ""
     """Folder of the index; by default OUTPUT/index."""
     factory: str = "Flat"
     """FAISS factory string of every shard. Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are
@@ -145,7 +145,7 @@ class FindOptions(IndexOptions):
 class RetrieveOptions(ExamOptions, FindOptions):
     """Options of the `retrieve` step."""
 
-    contexts: str | None = None
+    contexts: str = ""
     """Folder of the contexts table; by default OUTPUT/contexts."""
     evidence: bool = True
     """Also find for each option the sentence of the context that decides on it, and the clause in it."""
