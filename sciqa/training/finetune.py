@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from typing import cast
 
 import pyarrow as pa
 import ray
@@ -189,7 +190,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     device = cluster.device(options)
-    environment = {"DS_ACCELERATOR": device}
+    environment: dict[str, str] = {"DS_ACCELERATOR": device}
     if device == "cpu":  # if a worker saw a GPU, Ray Train would select it and take some of its memory
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     os.environ["DS_ACCELERATOR"] = "cpu"  # this process imports the training loop but does not run it
@@ -235,7 +236,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
         storage.join(options.folder, "checkpoints", each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)
     ]
     storage.copy_files(storage.join(kept[0], "model"), options.folder)
-    history = storage.read_json(storage.join(kept[1], HISTORY))
+    history = cast("list[dict]", storage.read_json(storage.join(kept[1], HISTORY)))
     table = pa.Table.from_pylist(history, schema=METRICS)
     storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
     return result.return_value | _figures(history, metrics)
