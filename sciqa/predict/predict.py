@@ -73,7 +73,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     if begun.whole:
         return tables.read_manifest(folder, "predict"), ", kept"
     open_exam(options)
-    exam = replace(exam, shard_questions=begun.rows)
+    exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     missing = [part for part in range(exam.shards) if tables.part_name(part) not in begun.names]
     cluster.connect(options)
     with passes_said("predict") if options.streams else nullcontext() as say:
@@ -156,7 +156,7 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     return found
 
 
-def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[str], object] | None) -> Work:
+def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> Work:
     if options.blend:
         return _blending(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
@@ -164,7 +164,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
     if options.reader in BASELINES:
         counts = answer_counts(storage.read_table(exam.path, ["answer"]).to_pylist())
-        arguments = {"name": options.reader, "counts": counts}
+        arguments: dict = {"name": options.reader, "counts": counts}
         return _cascading(options, exam, Work(parts, workers, "baseline", arguments, options.reader, sources))
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
