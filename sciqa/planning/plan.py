@@ -96,7 +96,7 @@ def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name:
     number = round(np.mean([len(each) for each in lengths]))
     mean = round(np.mean([length for each in lengths for length in each]))
     longest = max(range(len(questions)), key=lambda at: prompts[at] + sum(lengths[at]))
-    average, most = (options.context_passages * tokens for tokens in (volume.tokens, options.passage_tokens))
+    average, most = options.context_passages * volume.tokens, options.context_passages * options.passage_tokens
     return Questions(
         len(questions),
         _shape(options, model, round(np.mean(prompts) + average), [mean] * number),
@@ -287,5 +287,5 @@ def _hour_rows(
         if kind in prices:
             row["cost"] = sum(hours.values()) * options.num_workers * prices[kind]
         yield row
-    reading = dict.fromkeys(reading, volume.passages / PASSAGES_PER_CORE_SECOND / 3600)
-    yield {"on": "a CPU core"} | reading | {stage: count / CORE_FLOPS[stage] / 3600 for stage, count in flops.items()}
+    on_core = dict.fromkeys(reading, volume.passages / PASSAGES_PER_CORE_SECOND / 3600)
+    yield {"on": "a CPU core"} | on_core | {stage: count / CORE_FLOPS[stage] / 3600 for stage, count in flops.items()}
