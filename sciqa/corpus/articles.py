@@ -14,11 +14,14 @@ from pyarrow import fs
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.core.extras import Extra, require
 from sciqa.core.hub import packaged_path
 from sciqa.corpus import wikimedia as dump
 from sciqa.corpus.rows import check_columns, check_rows, read_csv, read_jsonl, read_parquet
 from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
 
+#: Extras that types of files need.
+NEEDED: dict[str, Extra] = {"dump": "wikipedia", "html": "html", "pdf": "pdf"}
 NO_DUMP = "no dump of MediaWiki, which begins with <mediawiki>"
 DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"
 #: Line that wikiextractor writes before an article.
@@ -102,6 +105,8 @@ def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
 
 def _check(path: str) -> None:
     kind, compression = kind_of(path)
+    if extra := NEEDED.get(kind):
+        require(extra, path)
     if kind in ("parquet", "csv", "tsv"):
         check_columns(path)
     elif kind == "dump":

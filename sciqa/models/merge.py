@@ -9,6 +9,7 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
 from sciqa.core.options import Summary
 
@@ -38,6 +39,7 @@ def merge(options: MergeOptions) -> Summary:
         InputError: there is no such adapter, it is for another base model, or base or adapter cannot be merged.
     """
     started = time.monotonic()
+    require("train", "sciqa merge")
     if said := check_base(options.adapter, options.model):
         console.print(said, markup=False, soft_wrap=True)
     if storage.exists(options.output):

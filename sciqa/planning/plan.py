@@ -10,6 +10,7 @@ import numpy as np
 
 from sciqa.core import cluster, progress
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import load_tokenizer
 from sciqa.core.options import Summary
 from sciqa.exam.questions import options_of, read_exam
@@ -54,6 +55,7 @@ def plan(options: PlanOptions) -> Summary:
         InputError: the input of a step is invalid, or a stage fits nowhere; the message then says what would fit.
     """
     started = time.monotonic()
+    require("train", "sciqa plan")
     nodes = read_node_types(options.cluster) if options.cluster else []
     with progress.spoken("plan", f"counting what {options.model} and the corpus take"):
         from sciqa.planning.memory import sketch

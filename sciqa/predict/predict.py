@@ -12,6 +12,7 @@ import ray
 from sciqa.core import cluster, lost, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import (
     about_trained,
     adapter_hash,
@@ -19,6 +20,7 @@ from sciqa.core.hub import (
     find_model,
     has_trained_head,
     model_family,
+    read_about,
     weight_bytes,
 )
 from sciqa.core.lock import lock
@@ -95,6 +97,7 @@ def answers_path(output: str, name: str) -> str:
 
 def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model exists and can rank options, and the adapter belongs to it."""
+    _check_extras(options)
     if options.engine == "vllm":
         check_engine(options)
     family = model_family(options.model)
@@ -115,6 +118,14 @@ def check_reader(options: ModelOptions) -> None:
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
             "changes nothing; it is for prompts that list them (--completion letter)"
         )
+
+
+def _check_extras(options: ModelOptions) -> None:
+    stored = read_about(options.model, "config.json").get("quantization_config") or {}
+    if options.adapter:
+        require("train", "--adapter")
+    if options.nf4 or stored.get("quant_method") == "bitsandbytes":
+        require("train", f"{options.model} in 4 or 8 bits")
 
 
 def _inputs(options: PredictOptions, exam: Exam) -> dict:

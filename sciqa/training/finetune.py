@@ -1,6 +1,5 @@
 """The `finetune` step: checks the input, runs Ray Train, and keeps the best model."""
 
-import importlib.util
 import os
 import queue
 import threading
@@ -17,6 +16,7 @@ from ray.util.queue import Queue
 from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import find_model, model_family, weight_bytes
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary
@@ -91,10 +91,11 @@ def check_options(options: FinetuneOptions) -> None:
         InputError: questions without an answer or in both exams, a model that these options cannot train, batches that
             workers cannot share evenly, or a folder of that name begun with other options.
     """
+    require("train", "sciqa finetune")
+    if options.mlflow:
+        require("mlflow", "--mlflow")
     check_questions(*((options.read(name).table, name) for name in (options.train, options.validation)))
     check_model(options)
-    if options.mlflow and not importlib.util.find_spec("mlflow"):
-        raise InputError("--mlflow: MLflow is not installed; run `pip install 'sciqa[mlflow]'`")
     if options.num_workers != "auto":
         _check_batch(options, options.num_workers)
     _check_folder(options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True)
