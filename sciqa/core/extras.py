@@ -10,8 +10,8 @@ Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "vllm", "mlflow
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
     "openvino": ("openvino",),
-    "wikipedia": ("mwparserfromhell", "pylatexenc"),
-    "html": ("selectolax", "pylatexenc"),
+    "wikipedia": ("mwparserfromhell",),
+    "html": ("selectolax",),
     "pdf": ("pypdf",),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
