@@ -2,11 +2,9 @@
 
 import sys
 
-import pandas as pd
-
-from sciqa.pipeline import RunExamOptions, run_exam
+import sciqa
 
 exam, corpus, output = sys.argv[1:]
-made = run_exam(RunExamOptions(exam=exam, corpus=(corpus,), output=output, reader="retrieval"))
-answers = pd.read_parquet(next(summary.path for summary in made if summary.stage == "predict"))
+made = sciqa.run_exam(sciqa.RunExamOptions(exam=exam, corpus=(corpus,), output=output, reader="retrieval"))
+answers = sciqa.read_table(next(summary.path for summary in made if summary.stage == "predict")).to_pandas()
 print(answers[["id", "prediction", "average_precision"]].to_string(index=False))

@@ -1,9 +1,91 @@
-"""sciqa: ranked answers to science exams, by retrieval and language models, on Ray."""
+"""sciqa: ranked answers to science exams, by retrieval and language models, on Ray.
 
+Each step is a function that takes an object of options; docs/python.md shows them. A name is imported when it is first
+used, so that the command line starts without Ray and PyTorch.
+"""
+
+import importlib
 import os
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sciqa.ask.ask import ask as ask_question
+    from sciqa.ask.options import AskOptions
+    from sciqa.core.errors import InputError, LostWorkersError
+    from sciqa.core.options import Summary
+    from sciqa.core.storage import read_table
+    from sciqa.corpus.options import CorpusOptions
+    from sciqa.corpus.passages import build_passages
+    from sciqa.exam import read_exam
+    from sciqa.models.merge import MergeOptions, merge
+    from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
+    from sciqa.planning.options import PlanOptions
+    from sciqa.planning.plan import plan
+    from sciqa.predict.options import PredictOptions
+    from sciqa.predict.predict import predict as predict_answers
+    from sciqa.report.report import ReportOptions
+    from sciqa.report.report import report as write_report
+    from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+    from sciqa.training.finetune import finetune
+    from sciqa.training.options import FinetuneOptions
+
+__all__ = [
+    "AskOptions",
+    "CorpusOptions",
+    "FinetuneOptions",
+    "IndexOptions",
+    "InputError",
+    "LostWorkersError",
+    "MergeOptions",
+    "PlanOptions",
+    "PredictOptions",
+    "ReportOptions",
+    "RetrieveOptions",
+    "RunExamOptions",
+    "RunFinetuneOptions",
+    "Summary",
+    "__version__",
+    "ask_question",
+    "build_index",
+    "build_passages",
+    "finetune",
+    "merge",
+    "plan",
+    "predict_answers",
+    "read_exam",
+    "read_table",
+    "retrieve",
+    "run_exam",
+    "run_finetune",
+    "write_report",
+]
 
 __version__ = version("sciqa")
+
+#: Names by module. Three functions have the name of their package, and another one here: `sciqa.ask` is the package.
+_MODULES = {
+    "sciqa.ask": ("AskOptions",),
+    "sciqa.core.errors": ("InputError", "LostWorkersError"),
+    "sciqa.core.options": ("Summary",),
+    "sciqa.core.storage": ("read_table",),
+    "sciqa.corpus.options": ("CorpusOptions",),
+    "sciqa.corpus.passages": ("build_passages",),
+    "sciqa.exam": ("read_exam",),
+    "sciqa.models.merge": ("MergeOptions", "merge"),
+    "sciqa.pipeline": ("RunExamOptions", "RunFinetuneOptions", "run_exam", "run_finetune"),
+    "sciqa.planning.options": ("PlanOptions",),
+    "sciqa.planning.plan": ("plan",),
+    "sciqa.predict": ("PredictOptions",),
+    "sciqa.report": ("ReportOptions",),
+    "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
+    "sciqa.training": ("FinetuneOptions", "finetune"),
+}
+_PUBLIC = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
+    "ask_question": ("sciqa.ask", "ask"),
+    "predict_answers": ("sciqa.predict", "predict"),
+    "write_report": ("sciqa.report", "report"),
+}
 
 # Ray reads this on import. It stops Ray from printing a worker's death on stdout, since `sciqa.core.lost` reports it.
 os.environ.setdefault(
@@ -11,3 +93,17 @@ os.environ.setdefault(
 )
 # gRPC would print, when Ray ends, that the connection to it was closed.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, inner = _PUBLIC[name]
+    globals()[name] = value = getattr(importlib.import_module(module), inner)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of this module, those that are not imported yet too."""
+    return sorted({*globals(), *__all__})

@@ -150,7 +150,7 @@ def _print_completion(shells: list[str]) -> None:
 
     if len(shells) != 1 or shells[0] not in SHELLS:
         _end("", InputError(f"--completion: one of {', '.join(SHELLS)} expected"), 2)
-    kinds = {name: step.load()[1] for name, step in STEPS.items()}
+    kinds: dict[str, Callable] = {name: step.load()[1] for name, step in STEPS.items()}
     tyro.extras.subcommand_cli_from_dict(kinds, prog="sciqa", args=["--tyro-print-completion", shells[0]])
 
 

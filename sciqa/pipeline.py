@@ -1,5 +1,6 @@
 """Pipelines of steps: an exam from corpus to report, an adapter from corpus to training; finished steps are kept."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -13,10 +14,11 @@ from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
 from sciqa.exam import open_exam
 from sciqa.exam.answered import answered
-from sciqa.exam.baselines import BASELINES, OVERLAPS
+from sciqa.exam.baselines import BASELINES, OVERLAPS, Baseline
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import Exam, QuestionOptions
 from sciqa.predict import PredictOptions, predict
+from sciqa.predict.options import ReaderName
 from sciqa.predict.predict import check_reader
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_show
@@ -28,9 +30,7 @@ from sciqa.training.finetune import check_options
 
 #: Options that training shares with the retrieval of its questions' contexts.
 SHARED = (FindOptions, QuestionOptions)
-#: Options of a baseline that belong to a model, as they are without it.
-PLAIN = {"name": None, "adapter": None, "blend": (), "blend_fit": None, "cascade": None, "stream": False}
-COMPARED = ("open-book", "closed-book", "retrieval")
+COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
 
 @dataclass(kw_only=True)
@@ -55,8 +55,8 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         return [check_exam(options, partial(_gold_texts, options))]
     exam = open_exam(options, write=False)
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
-    readers = [options.reader, *(name for name in compared if name != options.reader)]
-    asked = [options, *(replace(options, reader=reader, name=None) for reader in readers[1:])]
+    readers: list[ReaderName] = [options.reader, *(name for name in compared if name != options.reader)]
+    asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
     check_show(options.show, [*(each.name for each in asked), *answered(options.output, exam)])
     if readers != ["retrieval"]:
         check_reader(options)
@@ -65,15 +65,23 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         summaries += _find(options, [options])
     summaries += map(predict, asked)
     shallow = [name for name in _baselines(options, exam) if name not in readers]
-    summaries += [predict(replace(options, reader=name, **PLAIN)) for name in shallow]
+    summaries += [predict(_without_model(options, name)) for name in shallow]
     return [*summaries, report(replace(options, show=options.show or options.name))]
+
+
+def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOptions:
+    """Return the options of a baseline: without those that belong to a model."""
+    plain = replace(options, reader=baseline, name="", adapter=None, stream=False)
+    return replace(plain, blend=(), blend_fit=None, cascade=None)
 
 
 def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:
     """Return the texts of articles by title: from the run's passages, else from the demo corpus if it is installed."""
     if tables.is_finished(options.passages):
         shards = storage.list_files(options.passages, ".parquet")
-        articles = (row for path in shards for row in storage.read_table(path, ["title", "text"]).to_pylist())
+        articles: Iterator[dict] = (
+            row for path in shards for row in storage.read_table(path, ["title", "text"]).to_pylist()
+        )
     elif options.corpus in (None, ("demo",)) and is_installed("demo"):
         articles = read_articles("demo")
     else:
@@ -85,7 +93,7 @@ def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:
     return texts
 
 
-def _baselines(options: RunExamOptions, exam: Exam) -> list[str]:
+def _baselines(options: RunExamOptions, exam: Exam) -> list[Baseline]:
     """Return the shallow baselines that an exam has what it takes for."""
     if not (options.baselines and exam.answers):
         return []
@@ -93,7 +101,7 @@ def _baselines(options: RunExamOptions, exam: Exam) -> list[str]:
     return [name for name in BASELINES if name not in OVERLAPS or (options.has_context and name in overlaps)]
 
 
-def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Summary]:
+def _find(options: "RunExamOptions | RunFinetuneOptions", retrievals: list[RetrieveOptions]) -> list[Summary]:
     """Find the contexts of some exams; build passages and index first, unless only the exams' own contexts are used."""
     if retrievals[0].context == "given":
         return list(map(retrieve, retrievals))
@@ -104,7 +112,7 @@ def _find(options: CorpusOptions, retrievals: list[RetrieveOptions]) -> list[Sum
     return [*find_passages(options), *map(retrieve, retrievals)]
 
 
-def check_passages(options: CorpusOptions) -> None:
+def check_passages(options: "RunExamOptions | RunFinetuneOptions") -> None:
     """Raise `InputError` if there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
@@ -119,7 +127,7 @@ def check_passages(options: CorpusOptions) -> None:
     check_index(options, options.overwrite)
 
 
-def find_passages(options: CorpusOptions) -> list[Summary]:
+def find_passages(options: "RunExamOptions | RunFinetuneOptions") -> list[Summary]:
     """Build passages and index; if no corpus is named, finished ones are used as they are."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"

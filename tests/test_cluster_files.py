@@ -159,7 +159,10 @@ def test_nodes_install_this_project_from_its_pinned_files():
     assert named | {"pyproject.toml", "sciqa", project["readme"], *project["license-files"]} == set(mounts.values())
     readme = (ROOT / "README.md").read_text()
     for line in config["setup_commands"][-2:]:  # as README says to
-        assert line.replace("~/venv", ".venv").replace("~/sciqa/", "").replace("~/sciqa", ".") + " &&" in readme
+        assert (
+            line.replace("~/venv", ".venv").replace("~/sciqa/", "").replace("~/sciqa'[all]'", "'.[all]'") + " &&"
+            in readme
+        )
 
 
 def test_jobs_need_a_token_and_a_tunnel():

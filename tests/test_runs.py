@@ -124,7 +124,7 @@ def test_a_run_keeps_its_exam(tmp_path, indexed, exam):
         lambda: retrieve(RetrieveOptions(exam="direct-validation", **indexed)),
         lambda: report(ReportOptions(exam="test", output=run)),
     ):
-        with pytest.raises(InputError, match=r"exam\.parquet: the run's exam is another exam than (test|direct-validation)"):
+        with pytest.raises(InputError, match=r"exam\.parquet: the run's exam is another exam than (test|direct-val)"):
             step()
     with pytest.raises(InputError, match=r"no answers to the exam .*exam\.parquet"):
         report(ReportOptions(output=run))

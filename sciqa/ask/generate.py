@@ -8,6 +8,7 @@ prove that the sentence is true.
 
 import contextlib
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,29 +54,31 @@ def write_answer(
     def encode(context: str) -> Encoded:
         if chat:
             asked = [{"role": "user", "content": prompt_text(question, context, cue=CHAT_CUE)}]
-            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+            prompt = cast(
+                "list[int]", tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+            )
         else:
             prompt = tokenizer(prompt_text(question, context))["input_ids"]
         return Encoded(prompt, [[0] * options.max_new_tokens], [1.0])
 
     ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
     stream = MarkedStream(tokenizer, nearest_passage(found["passages"], finder))
-    settings = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
+    settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
         settings["stopping_criteria"] = StoppingCriteriaList([line_end(tokenizer, start)])
-    working = contextlib.nullcontext()
+    working: contextlib.AbstractContextManager = contextlib.nullcontext()
     if options.num_beams == 1:
         settings["streamer"] = stream
     else:
         working = spoken("ask", f"writing with {options.num_beams} beams")
     with working:
         torch.manual_seed(options.seed)
-        made = scorer.model.generate(
+        made = cast("Any", scorer.model).generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **drawing(options)
         )[0, start:]
     if options.num_beams > 1:
-        stream.on_finalized_text(tokenizer.decode(made, skip_special_tokens=True), stream_end=True)
+        stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
     return sorted(stream.cited), len(made)
 
 
@@ -89,7 +92,7 @@ def line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., to
     """Return a stopping criterion for the end of the answer's line, after which a plain model invents questions."""
 
     def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
-        lines = ["\n" in tokenizer.decode(row[start:]).lstrip() for row in ids]
+        lines = ["\n" in str(tokenizer.decode(row[start:])).lstrip() for row in ids]
         return torch.tensor(lines, device=ids.device)
 
     return ended
@@ -126,7 +129,8 @@ class MarkedStream(TextStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, cite: Callable[[str], int | None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.cite, self.cited = cite, set()
+        self.cite = cite
+        self.cited: set[int] = set()
         self.open, self.shown, self.begun = "", 0, False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -139,7 +143,7 @@ class MarkedStream(TextStreamer):
         for sentence in whole:
             said = sentence.rstrip()
             mark = self.cite(said.strip()) if said else None
-            self.cited |= {mark} - {None}
+            self.cited |= {mark} if mark is not None else set()
             super().on_finalized_text(said[self.shown :] + (f" [{mark}]" if mark else "") + sentence[len(said) :])
             self.shown = 0
         said = self.open.rstrip()

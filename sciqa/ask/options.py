@@ -26,12 +26,12 @@ class AskOptions(FindOptions, ModelOptions):
     """The question, given before all options of the command."""
     options: tuple[str, ...] = ()
     """2 to 26 options to rank, in quotes; without any, a causal model or T5 answers in words."""
-    context_passages: int | None = None
+    context_passages: int | None = None  # type: ignore[assignment]  # filled in when created
     """Number of best passages in the context; by default 1 with --options."""
     context_sentences: int | None = None
     """Use this many sentences of those passages as the context, the nearest to the question; by default, without
     --options and other context sizes, 4 from all passages kept."""
-    context_order: Literal["text", "nearest"] | None = None
+    context_order: Literal["text", "nearest"] | None = None  # type: ignore[assignment]  # filled in too
     """Order of the sentences: as in the passages (default with --options), or the nearest first (default without)."""
     max_new_tokens: int = 128
     """Most tokens of an answer in words."""
@@ -53,16 +53,16 @@ class AskOptions(FindOptions, ModelOptions):
     address: Suppress[str | None] = None
     overwrite: Suppress[bool] = False
     num_cpus: Suppress[int | None] = None
-    num_workers: Suppress[str] = "auto"
-    passages: Suppress[str | None] = None
+    num_workers: Suppress[Literal["auto"]] = "auto"
+    passages: Suppress[str] = ""
     factory: Suppress[str] = "Flat"
-    metric: Suppress[str] = "inner-product"
-    vector_type: Suppress[str] = "float32"
+    metric: Suppress[Literal["inner-product"]] = "inner-product"
+    vector_type: Suppress[Literal["float32"]] = "float32"
     train_vectors: Suppress[int] = 100_000
     stream: Suppress[bool] = False
     stream_questions: Suppress[int] = 1024
     stream_memory: Suppress[int] = 0
-    engine: Suppress[str] = "torch"
+    engine: Suppress[Literal["torch"]] = "torch"
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the form of the answer, and check the values."""

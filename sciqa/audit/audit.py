@@ -54,7 +54,9 @@ def audit(options: AuditOptions) -> Summary:
     inputs = _inputs(options, exam, against, texts)
     with lock(options.folder):
         kept = _fill(options, exam, inputs, against, texts)
-    rows, inputs = read_audit(options.output, exam)
+    found = read_audit(options.output, exam)
+    assert found is not None  # it has just been written
+    rows, inputs = found
     scored = figures(rows, inputs, readers)
     path = storage.join(options.output, "contamination.parquet")
     storage.write_table(path, pa.Table.from_pylist(scored, schema=METRICS))
@@ -80,7 +82,7 @@ def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others]
     if begun.whole:
         return True
     open_exam(options)
-    exam = replace(exam, shard_questions=begun.rows)
+    exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     cluster.connect(options)
     seed = min(SEED, inputs["ngram"])
     exam_parts, parts = _parts(folder, exam, against, texts)
@@ -90,11 +92,11 @@ def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others]
     findings = Findings()
     for part in parts:
         findings.read(part["findings"])
-    questions = [question for part in range(exam.shards) for question in exam.read_shard(part)]
+    questions = [question for number in range(exam.shards) for question in exam.read_shard(number)]
     rows = audit_rows(questions, findings, inputs, seed)
-    for part in range(exam.shards):
-        shard = rows[exam.first(part) : exam.first(part + 1)]
-        storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(shard, schema=SCHEMA))
+    for number in range(exam.shards):
+        shard = rows[exam.first(number) : exam.first(number + 1)]
+        storage.write_table(tables.part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
     tables.finish(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
     for name in ("questions", "vectors", "findings"):
         storage.delete(tables.records(folder, name))

@@ -118,12 +118,12 @@ def find_texts(options: AuditOptions) -> Texts | None:
     passages = options.passages or storage.join(options.output, "passages")
     if options.passages or (options.index is None and tables.is_finished(passages)):
         manifest = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)
-        parts = [{"path": storage.join(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
+        found = [{"path": storage.join(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
         contents = [shard["content"] for shard in manifest["shards"]]
-        return Texts("passages", tables.fingerprint(sorted(contents)), parts)
+        return Texts("passages", tables.fingerprint(sorted(contents)), found)
     index = options.index or storage.join(options.output, "index")
     if options.index is None and not storage.exists(storage.join(index, MANIFEST)):
         return None
     manifest = read_index_manifest(index)
-    parts = [{"path": storage.join(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
-    return Texts("passages", tables.fingerprint(sorted(manifest["contents"])), parts)
+    found = [{"path": storage.join(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
+    return Texts("passages", tables.fingerprint(sorted(manifest["contents"])), found)

@@ -92,10 +92,10 @@ def audit_rows(questions: Sequence[dict], findings: Findings, inputs: dict, seed
     for (what, question, start), finding in findings.best.items():
         found.setdefault(what, {}).setdefault(question, []).append((start, *finding))
     rows = []
-    for number, question in enumerate(questions):
+    for number, asked in enumerate(questions):
         own = {what: by_question[number] for what, by_question in found.items() if number in by_question}
-        words, prompt = question_words(question)
-        row = {"id": question["id"]}
+        words, prompt = question_words(asked)
+        row: dict = {"id": asked["id"]}
         for what, before, compared in ((QUESTION_RUN, "question", "against"), (PASSAGE_RUN, "passage", "texts")):
             if inputs[compared]:
                 runs = [(start, int(-value)) for start, value, *_ in own.get(what, ())]
@@ -113,7 +113,7 @@ def _places(own: dict[str, list]) -> dict:
     Args:
         own: findings of one question by their kind, each with first word, negative value, source, name and title.
     """
-    row = {}
+    row: dict = {}
     for what in (NEAR, EXACT):  # the copy of a question is its nearest one
         for _, value, source, name, _ in own.get(what, ()):
             row |= {"nearest": name, "nearest_source": source, "cosine": -value}

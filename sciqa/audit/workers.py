@@ -37,9 +37,9 @@ class EmbedQuestions:
         """Write the vectors of the questions that `row["part"]` names to its path `vectors`."""
         part = row["part"]
         questions = read_part(part)
-        (texts,) = query_texts(questions, "whole")
+        whole = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r} of {part['source']}" for question in questions]
-        vectors = embed_alone(self.embedder, texts, prefix=self.prefix, kind="query", names=names)
+        vectors = embed_alone(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         storage.write_bytes(part["vectors"], buffer.getvalue())
@@ -109,7 +109,7 @@ def _compare_questions(part: dict, held: Held, findings: Findings, exam_parts: l
     for at, question in enumerate(others):
         for number in held.keys.get(question_key(question), ()):
             findings.add(EXACT, number, cosines(asked[number], vectors[[at]])[0], places[at])
-        for number in held.titles.get(question.get("title"), ()):
+        for number in held.titles.get(question.get("title") or "", ()):
             findings.add(ARTICLE, number, 1.0, places[at])
     texts = ((place, text) for place, question in zip(places, others, strict=True) for text in other_texts(question))
     _add_runs(QUESTION_RUN, held, texts, findings)

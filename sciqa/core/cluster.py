@@ -187,13 +187,17 @@ def _check_shared(output: str) -> None:
     if "://" in output or not others:
         return
     marker = Path(output, f".shared-{uuid.uuid4().hex}")
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:  # nested, so that it is pickled whole: a node may have no sciqa yet
+        return Path(path).exists()
+
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error}); pass --output a folder that can") from error
     try:
-        sees = ray.remote(num_cpus=0)(lambda path: os.path.exists(path))  # noqa: PTH110 (a pickled lambda)
         place = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others}
         asked = [sees.options(scheduling_strategy=place[node["NodeID"]]).remote(str(marker)) for node in others]
         blind = [node["NodeManagerAddress"] for node, seen in zip(others, asked, strict=True) if _is_false(seen)]
@@ -268,7 +272,7 @@ def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, f
         workers: number of workers.
         weights: bytes of the weights that each worker loads.
     """
-    needs = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
+    needs: dict[str, float] = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
     if weights:
         needs["memory"] = int(LOADING * weights)
     wait_for_room(needs | _accelerator_needs(options))

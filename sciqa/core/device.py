@@ -35,7 +35,7 @@ def this_device(accelerator: str) -> Device:
     """
     import torch
 
-    device = "cuda" if accelerator != "cpu" and (accelerator != "auto" or torch.cuda.is_available()) else "cpu"
+    device: Device = "cuda" if accelerator != "cpu" and (accelerator != "auto" or torch.cuda.is_available()) else "cpu"
     check_device(device)
     return device
 

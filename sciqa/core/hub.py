@@ -6,7 +6,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sciqa.core import storage, tables
 from sciqa.core.cache import cached_folder
@@ -16,6 +16,7 @@ from sciqa.core.identity import find_weights, hash_others, hash_weights
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+Json = TypeVar("Json", dict, list)
 Family = Literal["causal", "multiple-choice", "seq2seq"]
 #: Models and corpora that Python packages carry, by name: (package, path inside it).
 PACKAGED = {
@@ -77,7 +78,8 @@ def packaged_path(name: str) -> Path:
     """Return the path of a packaged model or corpus, without importing its package."""
     package, inner = PACKAGED[name]
     spec = importlib.util.find_spec(package)
-    path = Path(spec.submodule_search_locations[0]) / inner if spec else None
+    found = spec and spec.submodule_search_locations
+    path = Path(found[0]) / inner if found else None
     if path is None or not path.exists():
         raise InputError(
             f"{name}: the Python package {package.replace('_', '-')} that carries it is not installed; "
@@ -165,13 +167,18 @@ def load_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
-def read_about(name: str, file: str) -> dict | list:
-    """Return the content of a JSON file in a model's folder, {} if there is no such file."""
-    return _read_json(name, Path(find_model(name).folder) / file)
+def read_about(name: str, file: str) -> dict:
+    """Return the object in a JSON file of a model's folder, {} if there is no such file."""
+    return _read_json(name, Path(find_model(name).folder) / file, dict)
+
+
+def read_modules(name: str) -> list[dict]:
+    """Return the modules of a sentence-transformers model, [] if it does not list them."""
+    return _read_json(name, Path(find_model(name).folder) / "modules.json", list)
 
 
 def _first_module(name: str) -> dict:
-    return next(iter(read_about(name, "modules.json")), {})
+    return next(iter(read_modules(name)), {})
 
 
 def is_static(name: str) -> bool:
@@ -186,7 +193,7 @@ def longest_text(name: str) -> int | None:
 
 def vector_size(name: str) -> int | None:
     """Return the dimension of a sentence-transformers model's vectors; None if its modules do not say."""
-    for module in reversed(read_about(name, "modules.json")):
+    for module in reversed(read_modules(name)):
         about = read_about(name, str(Path(module["path"], "config.json")))
         for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
             if key in about:
@@ -230,16 +237,19 @@ def has_trained_head(name: str) -> bool:
 
 
 def _read_config(name: str, folder: Path) -> dict:
-    if not (about := _read_json(name, folder / "config.json")):
+    if not (about := _read_json(name, folder / "config.json", dict)):
         raise InputError(f"{name}: no config.json in {folder}")
     return about
 
 
-def _read_json(name: str, path: Path) -> dict | list:
+def _read_json(name: str, path: Path, kind: type[Json]) -> Json:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        read = json.loads(path.read_text(encoding="utf-8")) if path.exists() else kind()
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: {path} cannot be read ({error})") from error
+    if not isinstance(read, kind):
+        raise InputError(f"{name}: {path}: a JSON {'object' if kind is dict else 'list'} expected")
+    return read
 
 
 def about_base(name: str) -> dict:
@@ -336,7 +346,7 @@ def _fetch(name: str, only: tuple[str, ...] | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=only and list(only), ignore_patterns=NEVER_FETCHED))
+        return Path(snapshot_download(name, allow_patterns=list(only) if only else None, ignore_patterns=NEVER_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name}: neither a folder, a .gguf file, a packaged model ({', '.join(PACKAGED)}), "

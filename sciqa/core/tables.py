@@ -81,7 +81,7 @@ def differing(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
     """
     inputs = json.loads(json.dumps(inputs))
     defaults = json.loads(json.dumps(defaults, default=str))
-    changed = {}
+    changed: dict[str, tuple] = {}
     for name in sorted(begun.keys() | inputs.keys()):
         there, now = (each.get(name, defaults.get(name)) for each in (begun, inputs))
         if isinstance(there, dict) and isinstance(now, dict):

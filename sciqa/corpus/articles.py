@@ -4,7 +4,7 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import PurePosixPath
 from typing import TypedDict
@@ -14,11 +14,14 @@ from pyarrow import fs
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.core.extras import Extra, require
 from sciqa.core.hub import packaged_path
 from sciqa.corpus import wikimedia as dump
 from sciqa.corpus.rows import check_columns, check_rows, read_csv, read_jsonl, read_parquet
 from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
 
+#: Extras that types of files need.
+NEEDED: dict[str, Extra] = {"dump": "wikipedia", "html": "html", "pdf": "pdf"}
 NO_DUMP = "no dump of MediaWiki, which begins with <mediawiki>"
 DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"
 #: Line that wikiextractor writes before an article.
@@ -39,8 +42,8 @@ class Piece(TypedDict):
 class Tally(Counter):
     """Counts of `articles` read and, by reason, of articles left out; `named` lists those that a user could repair."""
 
-    def __init__(self, *counts: object) -> None:
-        super().__init__(*counts)
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(counts or {})
         self.named: list[dict[str, str]] = []
 
     def leave_out(self, reason: str, path: str, title: str = "", details: str = "") -> None:
@@ -102,6 +105,8 @@ def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
 
 def _check(path: str) -> None:
     kind, compression = kind_of(path)
+    if extra := NEEDED.get(kind):
+        require(extra, path)
     if kind in ("parquet", "csv", "tsv"):
         check_columns(path)
     elif kind == "dump":
@@ -137,8 +142,8 @@ def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]
                 start = end
     elif (kind, compression) in (("dump", ".bz2"), ("jsonl", "")):
         for start in range(0, size, part_bytes):
-            end = start + part_bytes if start + part_bytes < size else None
-            yield Piece(path=path, start=start, end=end), min(part_bytes, size - start)
+            last = start + part_bytes >= size
+            yield Piece(path=path, start=start, end=None if last else start + part_bytes), min(part_bytes, size - start)
     else:
         yield Piece(path=path, start=0, end=None), size
 

@@ -125,7 +125,7 @@ def find_repeats(paths: list[str], bucket: int, removed: np.ndarray) -> Iterator
         bucket: number of the bucket, from 0.
         removed: title hashes of removed articles, whose passages are ignored.
     """
-    found, parts = [], []
+    found, numbers = [], []
     for number, path in enumerate(paths):
         filesystem, inner = storage.resolve(path)
         with filesystem.open_input_file(inner) as file:
@@ -133,8 +133,8 @@ def find_repeats(paths: list[str], bucket: int, removed: np.ndarray) -> Iterator
             entries = np.frombuffer(data.buffers()[1] or b"", ENTRY, len(data))
         entries = entries[~np.isin(entries["title"], removed)]
         found.append(entries)
-        parts.append(np.full(len(entries), number))
-    entries, parts = np.concatenate(found), np.concatenate(parts)
+        numbers.append(np.full(len(entries), number))
+    entries, parts = np.concatenate(found), np.concatenate(numbers)
     order = np.lexsort((entries["row"], parts, entries["check"], entries["key"]))
     keys, checks = entries["key"][order], entries["check"][order]
     starts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]) | (checks[1:] != checks[:-1])]))

@@ -48,8 +48,10 @@ def read_page(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
     page = LexborHTMLParser(text)
     heading = page.css_first("title") or page.css_first("h1")
     title = " ".join(heading.text().split()) if heading is not None else ""
-    sections, path_of, parts = [], [], [""]
-    for piece in _pieces(page.body or page.root):
+    path_of: list[tuple[int, str]] = []
+    sections, parts = [], [""]
+    root = page.body or page.root
+    for piece in _pieces(root) if root is not None else ():
         if isinstance(piece, str):
             parts.append(piece)
             continue
@@ -70,7 +72,7 @@ def _pieces(node: LexborNode) -> Iterator[str | tuple[int, str]]:
             yield child.text_content or ""
         elif tag in HEADINGS:
             yield HEADINGS[tag], put_cell(_text(child))
-        elif tag not in DROPPED and not _is_note(child):
+        elif tag is not None and tag not in DROPPED and not _is_note(child):
             yield from _element(child, tag)
 
 

@@ -205,7 +205,7 @@ def _matrix(node: LatexEnvironmentNode, l2tobj: LatexNodes2Text) -> str:
         else:
             rows[-1][-1].append(part)
     texts = [", ".join(filter(None, (l2tobj.nodelist_to_text(cell).strip() for cell in row))) for row in rows]
-    left, right = MATRICES[node.environmentname.rstrip("*")]
+    left, right = tuple(MATRICES[node.environmentname.rstrip("*")])
     return f"{left}{'; '.join(filter(None, texts))}{right}"
 
 

@@ -32,7 +32,8 @@ def put_lines(text: str) -> str:
         text = ALONE.sub("", text).translate(NAMES)
     for pattern, replacement in TIDY:
         text = pattern.sub(replacement, text)
-    lines, continued = [], False
+    lines: list[str] = []
+    continued = False
     for line in text.split("\n"):
         item = line.startswith(ITEM)
         line = MARK.sub(": ", line.strip(ITEM + " "))

@@ -20,7 +20,7 @@ class CorpusOptions(RunOptions):
     """Text file with the titles of articles to leave out, one per line."""
     near_duplicates: bool = False
     """Also leave out near duplicates among articles with the same title; exact repeats are always left out."""
-    passages: str | None = None
+    passages: str = ""
     """Folder of the passages table; by default OUTPUT/passages."""
     embedder: str = "all-MiniLM-L6-v2"
     """Model whose tokenizer counts the tokens of passages."""

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -221,7 +222,7 @@ def _tidy(folder: str, manifest: dict) -> None:
                 storage.delete(tables.records(folder, beside, name))
 
 
-def _run(parts: list[dict], function: object, unit: str, **arguments: object) -> list[dict]:
+def _run(parts: list[dict], function: Callable[..., dict], unit: str, **arguments: object) -> list[dict]:
     rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=lost.MOST)
     done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])

@@ -6,11 +6,10 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from io import BufferedReader, TextIOWrapper
-from typing import BinaryIO
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.corpus.sources import LARGEST, find_encoding, kind_of, open_source
+from sciqa.corpus.sources import LARGEST, Source, find_encoding, kind_of, open_source
 
 FIELDS = ("title", "section", "text", "url")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -31,7 +30,7 @@ def check_columns(path: str) -> None:
             raise InputError(f"{path}: no column {column!r}; it has {', '.join(names) or 'none'}")
 
 
-def check_rows(path: str, rows: Iterator[tuple[int, dict]]) -> Iterator[list[dict]]:
+def check_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[dict]]:
     """Yield rows as articles; raise `InputError` with the position of the first invalid one."""
     for at, row in rows:
         if not isinstance(row, dict):
@@ -68,7 +67,7 @@ def read_parquet(path: str, start: int, end: int | None) -> Iterator[tuple[int, 
     return enumerate(rows, first)
 
 
-def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, dict]]:
+def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, object]]:
     """Yield the lines that begin in a range of bytes, with the positions of their first bytes."""
     if start:
         filesystem, inner = storage.resolve(path)
@@ -80,7 +79,7 @@ def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tu
             yield from _lines(file, path, 0, end)
 
 
-def _lines(file: BinaryIO, path: str, at: int, end: int | None) -> Iterator[tuple[int, dict]]:
+def _lines(file: Source, path: str, at: int, end: int | None) -> Iterator[tuple[int, object]]:
     while (end is None or at < end) and (line := file.readline()):
         data = line if at else line.removeprefix(BOM_UTF8)
         if data.strip():
@@ -99,7 +98,7 @@ def read_csv(path: str) -> Iterator[tuple[int, dict]]:
             yield at, dict(zip(names, row, strict=True))
 
 
-def _csv_rows(file: BinaryIO, path: str) -> Iterator[list[str]]:
+def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV or TSV file, column names first; blank lines are skipped."""
     csv.field_size_limit(LARGEST)
     _, encoding = find_encoding(file.peek(4)[:4])

@@ -6,11 +6,10 @@ import gzip
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import PurePosixPath
-from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
@@ -84,8 +83,13 @@ def is_hidden(path: str, folder: str) -> bool:
     return any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
 
 
+Source = BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
+#: By suffix: opens a stream that is compressed.
+OPENERS: dict[str, Callable[[pa.NativeFile], Source]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
 @contextmanager
-def open_source(path: str) -> Iterator[BinaryIO]:
+def open_source(path: str) -> Iterator[Source]:
     """Open a file for sequential reading, decompressed.
 
     Raises:
@@ -98,7 +102,7 @@ def open_source(path: str) -> Iterator[BinaryIO]:
             if compression == ".zst":
                 yield BufferedReader(pa.CompressedInputStream(raw, "zstd"))
             elif compression:
-                yield {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[compression](raw)
+                yield OPENERS[compression](raw)
             else:
                 yield BufferedReader(raw)
     except FileNotFoundError as error:

@@ -58,8 +58,8 @@ def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
         while True:
             if len(row) in above:
                 cell, left = above.pop(len(row))
-            elif cell := next(rest, None):
-                left = min(cell.rows, DEEPEST)
+            elif following := next(rest, None):
+                cell, left = following, min(following.rows, DEEPEST)
             elif above:
                 cell, left = Cell(""), 1
             else:
@@ -102,8 +102,8 @@ def _line(row: list[Cell], columns: list[str]) -> str:
             texts.append(cell.text)
         elif cell.text:
             names = dict.fromkeys(columns[column] for column, _ in places if column < len(columns))
-            names = ", ".join(name for name in names if name and name != cell.text)
-            texts.append(f"{names} {cell.text}".strip())
+            named = ", ".join(name for name in names if name and name != cell.text)
+            texts.append(f"{named} {cell.text}".strip())
     if not row[0].text or len(texts) == 1:
         return "; ".join(texts)
     return f"{texts[0]}: {'; '.join(texts[1:])}"

@@ -328,6 +328,10 @@ def _about(word: str) -> Rule:
     return lambda arguments: f"{word} " + "–".join(arguments.numbered())
 
 
+def _always(text: str) -> Rule:
+    return lambda arguments: text
+
+
 def _around(left: str, right: str) -> Rule:
     return lambda arguments: f"{left}{arguments[1]}{right}"
 
@@ -444,7 +448,7 @@ CURRENCIES = {
 # fmt: on
 #: Rules for templates, by name in lower case.
 TEMPLATES: dict[str, Rule] = {
-    **{name: lambda arguments, sign=sign: sign for name, sign in SIGNS.items()},
+    **{name: _always(sign) for name, sign in SIGNS.items()},
     **dict.fromkeys(FIRST, _first),
     **dict.fromkeys(SECOND, _second),
     **dict.fromkeys(LAST, _last),

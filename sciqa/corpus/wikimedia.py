@@ -179,7 +179,8 @@ class _PageParser:
     def __init__(self, path: str) -> None:
         self.path, self.closed = path, False
         self._pages: list[Page] = []
-        self._page, self._parts, self._length = Page(), None, 0
+        self._page, self._length = Page(), 0
+        self._parts: list[str] | None = None
         self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._begin
@@ -213,7 +214,7 @@ class _PageParser:
 
     def _end(self, tag: str) -> None:
         if tag in ("title", "ns", "text"):
-            value = "".join(self._parts) if self._length <= LONGEST_PAGE else None
+            value = "".join(self._parts or ()) if self._length <= LONGEST_PAGE else None
             setattr(self._page, "namespace" if tag == "ns" else tag, value)
             self._parts = None
         elif tag == "page":

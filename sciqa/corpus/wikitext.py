@@ -118,7 +118,8 @@ def read_sections(wikitext: str) -> list[tuple[str, str]]:
     source = COMMENT.sub("", commented + end) + rest.replace("<!--", "")
     source = MARKERS.sub(r"\1", PLAIN_LINK.sub(r"\1", REFERENCE.sub("", source)))
     lead, *pieces = HEADING.split(source)
-    sections, path = [], []
+    sections: list[tuple[str, str]] = []
+    path: list[tuple[int, str]] = []
     for heading, piece in zip(["", *pieces[::2]], [lead, *pieces[1::2]], strict=True):
         if heading:
             name = heading.strip("=")
@@ -188,7 +189,8 @@ def _read(wikitext: str, length: int, choose: Callable[[str], str] = str) -> str
 
 def _find_unclosed(wikitext: str) -> list[tuple[int, int]]:
     """Return the positions (start, end) of openings that have no end or are nested too deep."""
-    unclosed, open_ = [], []
+    unclosed: list[tuple[int, int]] = []
+    open_: list[tuple[str, tuple[int, int]]] = []
     for match in NESTING.finditer(wikitext):
         if opening := match["open"]:
             if len(open_) < DEEPEST:
@@ -257,9 +259,10 @@ def _rows(contents: Wikicode | None) -> Iterator[list[Cell]]:
     loose: list[Cell] = []
     for node in contents.nodes if contents is not None else ():
         name = _source(node.tag).strip().lower() if isinstance(node, Tag) else ""
-        text = _text(node.contents) if name in CELLS else "" if name in ROWS else RENDERED[type(node)](node)
-        if name in CELLS and not (node.wiki_markup and text.startswith("+")):
-            sizes = {_source(size.name).strip().lower(): size.value for size in node.attributes}
+        tag = node if isinstance(node, Tag) and (name in CELLS or name in ROWS) else None
+        text = RENDERED[type(node)](node) if tag is None else _text(tag.contents) if name in CELLS else ""
+        if tag is not None and name in CELLS and not (tag.wiki_markup and text.startswith("+")):
+            sizes = {_source(size.name).strip().lower(): size.value for size in tag.attributes}
             cell = Cell(put_cell(text), name == "th", span(sizes.get("colspan")), span(sizes.get("rowspan")))
             loose.append(cell)
         elif name in ROWS or text.strip():
@@ -267,7 +270,7 @@ def _rows(contents: Wikicode | None) -> Iterator[list[Cell]]:
                 yield loose
                 loose = []
             # Other content is a caption, or the text of a template.
-            yield from _rows(node.contents) if name in ROWS else [[Cell(put_cell(text.lstrip("+")))]]
+            yield from _rows(tag.contents) if tag is not None and name in ROWS else [[Cell(put_cell(text.lstrip("+")))]]
     if loose:
         yield loose
 
@@ -283,8 +286,8 @@ def _template(node: Template) -> str:
     return rule(arguments)
 
 
-FORMULAS = {"math": read_math, "chem": read_chemistry, "ce": read_chemistry}
-RENDERED: dict[type[Node], Callable[[Node], str]] = {
+FORMULAS: dict[str, Callable[[str], str]] = {"math": read_math, "chem": read_chemistry, "ce": read_chemistry}
+RENDERED: dict[type[Node], Callable[..., str]] = {
     Text: lambda node: _plain(node.value),
     Template: _template,
     Wikilink: _link,

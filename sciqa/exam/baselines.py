@@ -8,11 +8,13 @@ inference).
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from sciqa.exam.questions import options_of
 
+Baseline = Literal["overlap", "overlap-gold", "longest", "majority"]
 WORD = re.compile(r"\w+")
 #: Function words, which say nothing about the content of an option.
 FUNCTION_WORDS = frozenset(
@@ -25,9 +27,9 @@ FUNCTION_WORDS = frozenset(
     )
 )
 #: Baselines that compare an option with a text: that which the reader has, and the gold article.
-OVERLAPS = ("overlap", "overlap-gold")
+OVERLAPS: tuple[Baseline, ...] = ("overlap", "overlap-gold")
 #: All baselines, by the name of their reader.
-BASELINES = (*OVERLAPS, "longest", "majority")
+BASELINES: tuple[Baseline, ...] = (*OVERLAPS, "longest", "majority")
 
 
 def content_words(text: str) -> set[str]:

@@ -3,7 +3,8 @@
 import string
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from sciqa.exam.questions import ExamOptions, options_of
 
 #: Number of questions shown, and of characters shown of each text.
 SHOWN, WIDTH = 3, 300
+#: Scores of the options of a question, from its row and the options by letter; None if it cannot be scored.
+Scores = Callable[[dict, dict[str, str]], np.ndarray | None]
 
 
 def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, str]]) -> Summary:
@@ -74,7 +77,7 @@ def _repeats(rows: list[dict], given: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _several(groups: dict[object, list[str]]) -> str:
+def _several(groups: Mapping[Any, list[str]]) -> str:
     again = [ids for ids in groups.values() if len(ids) > 1]
     said = f"{sum(len(ids) - 1 for ids in again):,}"
     return said + (f", the first {again[0][1]} as {again[0][0]}" if again else "")
@@ -102,7 +105,7 @@ def _shallow(
         "overlap with the context": lambda row: row["context"],
         "overlap with the gold article": lambda row: articles.get(row.get("title")),
     }
-    scores = {name: lambda row, options, text=text: _overlap(options, text(row)) for name, text in texts.items()}
+    scores: dict[str, Scores] = {name: _overlap_with(text) for name, text in texts.items()}
     scores |= {
         "longest option": lambda _, options: longest_scores(list(options.values())),
         "shortest option": lambda _, options: -longest_scores(list(options.values())),
@@ -123,5 +126,5 @@ def _shallow(
     return lines
 
 
-def _overlap(options: dict[str, str], text: str | None) -> np.ndarray | None:
-    return overlap_scores(list(options.values()), text) if text else None
+def _overlap_with(text: Callable[[dict], str | None]) -> Scores:
+    return lambda row, options: overlap_scores(list(options.values()), said) if (said := text(row)) else None

@@ -21,7 +21,7 @@ PROMPTS = (
 PREMISE = "premise"
 LISTS = ("choices", "options", "question.choices", "endings", "answers")
 #: Columns of the right option and of the wrong options, in exams that keep them apart.
-APART = (
+APART: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("correct_answer", ("distractor1", "distractor2", "distractor3")),
     ("Correct Answer", ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")),
     ("correct", ("incorrect",)),
@@ -134,12 +134,13 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
 
 def unwrap(rows: list[Row]) -> list[Row]:
     """Return rows; questions nested in a field, as in lm-evaluation-harness's samples, are moved to the top level."""
+    around = ("doc_id", "target")
     for name in ("doc", "row"):
-        if all(isinstance(row.cells.get(name), dict) for row in rows):
-            around = ("doc_id", "target")
+        inner = [cell for row in rows if isinstance(cell := row.cells.get(name), dict)]
+        if len(inner) == len(rows):
             return [
-                row._replace(cells={key: row.cells[key] for key in around if key in row.cells} | row.cells[name])
-                for row in rows
+                row._replace(cells={key: row.cells[key] for key in around if key in row.cells} | cells)
+                for row, cells in zip(rows, inner, strict=True)
             ]
     return rows
 
@@ -205,10 +206,8 @@ def recognise(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
 def _names(rows: list[Row]) -> list[str]:
     """Return the column names of all rows; if `question` is an object, its fields as `question.FIELD`."""
     names = dict.fromkeys(name for row in rows for name in row.cells)
-    if any(isinstance(row.cells.get("question"), dict) for row in rows):
-        inner = dict.fromkeys(
-            key for row in rows if isinstance(row.cells.get("question"), dict) for key in row.cells["question"]
-        )
+    if nested := [cell for row in rows if isinstance(cell := row.cells.get("question"), dict)]:
+        inner = dict.fromkeys(key for cell in nested for key in cell)
         del names["question"]
         names |= dict.fromkeys(f"question.{key}" for key in inner)
     return list(names)
@@ -233,9 +232,9 @@ def _options(given: dict[str, str], names: list[str]) -> tuple[tuple[str, ...], 
         return (listed,), None, ()
     if numbered := _numbered(names):
         return numbered, None, ()
-    for correct, incorrect in APART:
-        if {correct, *incorrect} <= set(names):
-            return (), correct, incorrect
+    for right, wrong in APART:
+        if {right, *wrong} <= set(names):
+            return (), right, wrong
     return ((MARKED,) if MARKED in names else tuple("AB")), None, ()
 
 

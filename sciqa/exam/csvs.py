@@ -56,7 +56,8 @@ def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:
     for _ in range(skipped):
         stream.readline()
     reader = csv.reader(stream, delimiter=separator, strict=True)
-    before, lines = csv.field_size_limit(LONGEST_CELL), []
+    lines: list[tuple[int, list[str]]] = []
+    before = csv.field_size_limit(LONGEST_CELL)
     try:
         while True:
             line = skipped + reader.line_num + 1
@@ -86,7 +87,7 @@ def _separator(text: str, kind: str) -> tuple[str, int]:
     if kind == "tsv" and "\t" in first:
         return "\t", 0
     widths = {each: len(next(csv.reader([first.rstrip("\r\n")], delimiter=each), [])) for each in ",;\t|"}
-    return ("," if widths[","] >= 3 else max(widths, key=widths.get)), 0
+    return ("," if widths[","] >= 3 else max(widths, key=lambda each: widths[each])), 0
 
 
 def _is_headerless(cells: list[str]) -> bool:

@@ -94,7 +94,7 @@ def _find_files(exam: str) -> list[str]:
 
 def _without_shard(name: str) -> str:
     """Return a file's name without its suffix and shard number."""
-    stem = name[: -len(".".join(filter(None, _kind(name)))) - 1] if _kind(name) else name
+    stem = name[: -len(".".join(filter(None, kind))) - 1] if (kind := _kind(name)) else name
     return re.sub(r"[-_.]?(\d{4,}[^/]*|\d+)$", "", stem)
 
 
@@ -107,7 +107,7 @@ def _kind(path: str) -> tuple[str, str] | None:
 
 
 def _read_file(path: str) -> Iterable[Row]:
-    kind, packing = _kind(path)
+    kind, packing = _kind(path) or ("", "")
     if kind == "parquet" and not packing:
         return _read_parquet(path, storage.open_parquet(path))
     data = storage.read_bytes(path, compression=None)
@@ -211,7 +211,7 @@ def _listed(value: dict) -> list:
     if name is None:
         return [value]
     questions, shared = value[name], {key: value[key] for key in SHARED if isinstance(value.get(key), str)}
-    options, answers = value.get("options"), value.get("answers")
+    options, answers = value.get("options", ()), value.get("answers", ())
     if all(isinstance(each, list) and len(each) == len(questions) for each in (options, answers)):
         asked = zip(questions, options, answers, strict=True)
         questions = [{"question": prompt, "options": given, "answer": answer} for prompt, given, answer in asked]

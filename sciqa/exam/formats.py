@@ -20,6 +20,8 @@ from sciqa.exam.rows import Row
 #: Accepted values of `is_question`.
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 BOOLEANS |= {"1.0": True, "0.0": False}
+#: Values of `--context`: the exam's own column, passages that are found, or both.
+ContextFrom = Literal["both", "given", "found"]
 #: Columns of the exam table that this program reads.
 READ = ("id", "prompt", "is_question", "context", "answer", *string.ascii_uppercase)
 #: Makes the error about a row from its number (from 0), the column and the problem.
@@ -64,7 +66,7 @@ def read_questions(
     exam: str,
     columns: Sequence[str] = (),
     answers_from: AnswersFrom | None = None,
-    context: Literal["both", "given", "found"] = "both",
+    context: ContextFrom = "both",
 ) -> Questions:
     """Read an exam as `read_exam` does, and also return how the file was understood.
 
@@ -80,28 +82,28 @@ def read_questions(
     def fail(at: int, column: str, what: str) -> InputError:
         return InputError(f"{rows[at].place}, column {column!r}: {what}")
 
-    parts = {
-        "id": _ids(rows, found, fail),
+    ids = _ids(rows, found, fail)
+    contexts = [_context(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
+    parts: dict[str, Sequence[object]] = {
+        "id": ids,
         "prompt": [
             "\n".join(_needed(row, path, _failing(fail, at)) for path in found.prompt) for at, row in enumerate(rows)
         ],
         "is_question": [_is_question(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
-        "context": [_context(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
+        "context": [None] * len(rows) if context == "found" else contexts,
     }
-    if context == "given" and not any(parts["context"]):
+    if context == "given" and not any(contexts):
         names = " and ".join(map(repr, found.context)) or "of that name"
         raise InputError(
             f"{exam}: --context given, but no question has one (column {names}); name it by --columns context=…, or "
             "leave --context out"
         )
-    if context == "found":
-        parts["context"] = [None] * len(rows)
     options = [read_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
     lettered = options
     if len(found.options) == 1:
         options = without_letters(options)
     places = _places(found, rows, options, fail, answers_from)
-    texts, places = _arranged(parts["id"], options, places)
+    texts, places = _arranged(ids, options, places)
     width = max(len(found.options) if len(found.options) > 1 else 2, *map(len, texts))
     parts |= {
         letter: [each[at] if at < len(each) else None for each in texts]

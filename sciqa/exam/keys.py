@@ -117,7 +117,8 @@ class Column:
         )
         if meant is None and self.all_text and not (all(keyed) and in_range):
             meant = "text"
-        read = {"text": self._text, "letter": self._letter, "0": self._key, "1": self._key}.get(meant, self._any)
+        readers = {"text": self._text, "letter": self._letter, "0": self._key, "1": self._key}
+        read = readers[meant] if meant else self._any
         return [None if self.readings[at].text is None else read(at) for at in range(len(self.readings))]
 
     def agree(self, places: list[int | None], other: str) -> list[int | None]:
@@ -127,8 +128,8 @@ class Column:
             means = {reading.letter, reading.place, reading.number, (reading.number or 0) - 1}
             if reading.text is not None and place is None:
                 raise self.fail(at, other, f"empty, but column {self.name!r} says {reading.text!r}")
-            same = reading.same and self.options[at].texts[place] == reading.text
-            if reading.text is not None and place not in means and not same:
+            same = place is not None and reading.same and self.options[at].texts[place] == reading.text
+            if reading.text is not None and place is not None and place not in means and not same:
                 letter = LETTERS[place]
                 raise self.fail(at, self.name, f"{reading.text!r} found, but column {other!r} says {letter}")
             merged.append(place)
@@ -171,17 +172,18 @@ class Column:
         return reading.place
 
     def _letter(self, at: int) -> int:
-        if self.readings[at].letter is None:
+        if (letter := self.readings[at].letter) is None:
             raise self.fail(at, self.name, f"{self.readings[at].text!r} found, {self._letters(at)} expected")
-        return self.readings[at].letter
+        return letter
 
     def _key(self, at: int) -> int:
         reading = self.readings[at]
         if reading.number is None:
             return self._letter(at)
-        if not 0 <= reading.number - self.first < len(self.options[at].texts):
+        place = reading.number - (self.first or 0)
+        if not 0 <= place < len(self.options[at].texts):
             raise self._expected(at)
-        return reading.number - self.first
+        return place
 
     def _any(self, at: int) -> int:
         reading = self.readings[at]
@@ -206,7 +208,9 @@ class Column:
         return self._key(at)
 
     def _agrees(self, reading: Readings) -> bool:
-        return self.first is not None and reading.place == reading.number - self.first and not reading.same
+        if self.first is None or reading.number is None:
+            return False
+        return reading.place == reading.number - self.first and not reading.same
 
     def _two(self, at: int, other: str) -> InputError:
         text = self.readings[at].text

@@ -73,14 +73,14 @@ def text_of(cell: object) -> str | None:
 def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     """Return a question's options, or raise `InputError` if they are not valid."""
     if columns.correct:
-        return _apart(row, columns, fail)
+        return _apart(row, columns.correct, columns, fail)
     if len(columns.options) > 1:
         cells = [find(row.cells, name) for name in columns.options]
         return _checked(cells, [], list(columns.options), fail)
     path = columns.options[0]
     cell = structured(find(row.cells, path))
     labels: object = []
-    marks = _field(cell, MARKS) if not columns.answer else None
+    marks: object = _field(cell, MARKS) if not columns.answer else None
     if isinstance(cell, dict) and not path.startswith(MARKED) and _are_marks(cell):
         raise fail(path, f"options as a list, or by letters, expected; {str(cell)[:60]} found")
     if isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
@@ -94,7 +94,7 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
         raise fail(path, f"{len(cell)} options, but labels {str(labels)[:60]}")
     marks = labels if path.partition(".")[0] == MARKED else marks
-    if marks is not None:
+    if isinstance(marks, list):
         return _marked(cell, marks, path, fail)
     return _checked(cell, labels, [path] * len(cell), fail)
 
@@ -113,7 +113,7 @@ def _field(cell: object, names: Sequence[str]) -> object:
     return next((cell[name] for name in names if isinstance(cell, dict) and isinstance(cell.get(name), list)), None)
 
 
-def _split(cell: object) -> tuple[object, object]:
+def _split(cell: dict | list) -> tuple[object, object]:
     """Return the texts and labels of `{text: […], label: […]}`, `[{text, label}, …]` or `{A: …, B: …}`."""
     texts = _field(cell, TEXTS)
     if texts is not None:
@@ -142,11 +142,10 @@ def split_lettered(text: str) -> list[str] | str:
     return text
 
 
-def _apart(row: Row, columns: Columns, fail: Fail) -> Options:
-    names = [columns.correct, *columns.incorrect]
+def _apart(row: Row, correct: str, columns: Columns, fail: Fail) -> Options:
+    names = [correct, *columns.incorrect]
     cells = [find(row.cells, name) for name in names]
-    if columns.listed:
-        wrong = structured(cells[1])
+    if columns.listed and isinstance(wrong := structured(cells[1]), list):
         cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
     return _checked(cells, [], names, fail)._replace(right=0)
 
@@ -163,17 +162,18 @@ def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
 
 def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options:
     """Return options after checking that no text is missing; empty columns at the end are dropped."""
-    texts = []
+    read = []
     for cell, name in zip(cells, names, strict=True):
         try:
-            texts.append(text_of(cell))
+            read.append(text_of(cell))
         except ValueError as error:
             raise fail(name, str(error)) from error
     several = len(set(names)) > 1
-    while several and texts and texts[-1] is None:
-        texts.pop()
-    if None in texts or len(texts) < 2:
-        gap = texts.index(None) if None in texts else len(texts)
+    while several and read and read[-1] is None:
+        read.pop()
+    texts = [text for text in read if text is not None]
+    if len(texts) < max(2, len(read)):
+        gap = read.index(None) if None in read else len(read)
         name = names[gap] if gap < len(names) else names[-1] if names else "options"
         where = "" if several else f" as option {gap + 1}"
         raise fail(name, f"empty{where}; a question has at least two options and no gap between them")
@@ -190,7 +190,7 @@ def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Opt
         return Options(texts)
     if len(set(labels)) < len(labels):
         raise fail(name, f"labels {', '.join(labels)[:60]} found; each must be another")
-    order = range(len(texts))
+    order = list(range(len(texts)))
     if set(labels) == set(LETTERS[: len(texts)]):
         order = sorted(order, key=lambda at: labels[at])
     return Options([texts[at] for at in order], [labels[at] for at in order])
@@ -203,5 +203,6 @@ def without_letters(options: list[Options]) -> list[Options]:
         found = [BEFORE.match(text) for text in each.texts]
         if [match and match[1].upper() for match in found] != list(LETTERS[: len(found)]):
             return options
-        stripped.append(each._replace(texts=[t[m.end() :] for t, m in zip(each.texts, found, strict=True)]))
+        texts = [text[match.end() :] for text, match in zip(each.texts, found, strict=True) if match]
+        stripped.append(each._replace(texts=texts))
     return stripped

@@ -3,7 +3,6 @@
 import string
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import pyarrow as pa
 
@@ -13,7 +12,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.exam.columns import parse_columns
 from sciqa.exam.files import SPLITS
-from sciqa.exam.formats import Questions, read_exam, read_questions
+from sciqa.exam.formats import ContextFrom, Questions, read_exam, read_questions
 from sciqa.exam.keys import AnswersFrom
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exam", "rotate_options"]
@@ -33,7 +32,7 @@ class QuestionOptions(RunOptions):
     comes from the columns context, article, passage, support or text, and fact1."""
     answers_from: AnswersFrom | None = None
     """How answers are given, if this is ambiguous: numbers from 0 or 1, letters, or the texts of options."""
-    context: Literal["both", "given", "found"] = "both"
+    context: ContextFrom = "both"
     """Texts that a model reads with a question: the exam's own column `context` (`given`, which needs no corpus and no
     index), the passages that are found (`found`), or both."""
 
@@ -160,7 +159,7 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
     return exam
 
 
-def _read_own(path: str, context: str) -> pa.Table:
+def _read_own(path: str, context: ContextFrom) -> pa.Table:
     """Return the exam in a run's folder: unchanged if a step wrote it, else read like any file of questions."""
     table = storage.open_parquet(path).read()
     marked = (table.schema.metadata or {}).get(EXAM_HASH)

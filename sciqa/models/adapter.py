@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import safe_open
@@ -24,7 +24,7 @@ TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_
 AGAIN = "copy its folder again whole, pass the base model that it was made for, or train it again"
 
 
-def make_trainable(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> nn.Module:
+def make_trainable(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> PreTrainedModel:
     """Prepare a model for training, with an adapter or as a whole; the trained weights are float32.
 
     Args:
@@ -50,7 +50,12 @@ def make_trainable(model: PreTrainedModel, family: Family, method: Method, field
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return wrapped
+    return as_model(wrapped)
+
+
+def as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:
+    """Return a model with an adapter unchanged; it hands on to its base model what it does not have itself."""
+    return cast("PreTrainedModel", wrapped)
 
 
 def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
@@ -169,14 +174,14 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
-def merged(attached: "peft.PeftModel") -> nn.Module:
+def merged(attached: "peft.PeftModel") -> PreTrainedModel:
     """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
     An adapted layer that shares its weight with another, such as a head with the embedding, gets its own copy, because
     training changed only the adapted layer.
     """
     if attached.active_peft_config.is_prompt_learning:
-        return attached
+        return as_model(attached)
     for _, layer, own in _adapted_shared(attached):
         setattr(layer, own, nn.Parameter(getattr(layer, own).detach().clone(), requires_grad=False))
     said = attached.config.tie_word_embeddings
@@ -195,7 +200,9 @@ def stored_style(folder: str) -> Format | None:
     return Format(**style) if style else None
 
 
-def save(model: nn.Module, folder: Path, state: dict[str, torch.Tensor], description: dict) -> None:
+def save(
+    model: "PreTrainedModel | peft.PeftModel", folder: Path, state: dict[str, torch.Tensor], description: dict
+) -> None:
     """Write an adapter or a fully fine-tuned model, in the format of peft or transformers.
 
     Args:
@@ -208,7 +215,7 @@ def save(model: nn.Module, folder: Path, state: dict[str, torch.Tensor], descrip
 
     if isinstance(model, peft.PeftModel):
         model.peft_config["default"].base_model_name_or_path = description["base"]
-        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
     else:
         model.save_pretrained(folder, state_dict=state)
     (folder / ABOUT_TRAINED).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")

@@ -7,16 +7,15 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.exam.questions import options_of
 from sciqa.models.format import Format
 from sciqa.models.packing import Rows, pack, plain, row_tokens, share_prefixes
-from sciqa.models.proof import prove
+from sciqa.models.proof import ProvedScorer, prove
 from sciqa.models.scorer import (
     CUE,
     Encoded,
-    Scorer,
     batch_by_tokens,
     check_tokens,
     common_tokens,
@@ -36,7 +35,7 @@ SELECTIONS = re.compile(r"index_topk$|keep_window|indexer_budget")
 NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 
 
-class CausalScorer(Scorer):
+class CausalScorer(ProvedScorer):
     """Scores options by the log-likelihood of their text, or of their letter, after the prompt.
 
     A test of the model before its first batch (`sciqa.models.proof`) decides how sequences are laid out.
@@ -101,8 +100,15 @@ class CausalScorer(Scorer):
         return self._continue(self.text.literal(prompt), options)
 
     @property
-    def _soft_prompt(self) -> bool:
-        return getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
+    def longest_exact(self) -> int:
+        """See `ProvedScorer.longest_exact`."""
+        return min(self.limit, self.exact_within, self.rope.length or self.limit)
+
+    @property
+    def _soft_prompt(self) -> int:
+        """Number of virtual tokens before every row; 0 without a soft prompt."""
+        adapter = getattr(self.model, "active_peft_config", None)
+        return adapter.num_virtual_tokens if adapter is not None and adapter.is_prompt_learning else 0
 
     def prove(self) -> Verdict:
         """See `Scorer.prove`."""
@@ -175,7 +181,7 @@ class CausalScorer(Scorer):
 
     def _plain_lengths(self, batch: Sequence[Encoded]) -> list[list[int]]:
         """Return the lengths of plain rows in tokens, including a soft prompt, for each batch of them."""
-        before = self.model.active_peft_config.num_virtual_tokens if self._soft_prompt else 0
+        before = self._soft_prompt
         return [[before + path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
 
     def rows(self, batch: Sequence[Encoded]) -> list[Rows]:
@@ -266,7 +272,7 @@ class RopeSwitch:
     dynamic: bool = False
 
     @classmethod
-    def of(cls, config: object) -> "RopeSwitch":
+    def of(cls, config: PreTrainedConfig) -> "RopeSwitch":
         """Return the switch of a model's configuration."""
         rope = getattr(config, "rope_parameters", None) or {}
         for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
@@ -284,14 +290,14 @@ class RopeSwitch:
 
     def alone(self, length: int) -> bool:
         """Whether a sequence must be a batch of its own."""
-        return self.dynamic and length > self.length
+        return self.dynamic and self.length is not None and length > self.length
 
     def splits(self, lengths: Sequence[int]) -> bool:
         """Whether sequences cannot all be in one batch."""
         return len({self.key(length) for length in lengths}) > 1 or any(map(self.alone, lengths))
 
 
-def attention_window(config: object, names: re.Pattern = WINDOWS) -> int:
+def attention_window(config: PreTrainedConfig, names: re.Pattern = WINDOWS) -> int:
     """Return the longest sequence that every layer sees in full, by the settings whose names match."""
     about = config.to_dict()
     if about.get("use_sliding_window") is False:
@@ -320,8 +326,8 @@ def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> d
         batch: the questions.
     """
     sums = {}
-    for number, places in groupby(rows.places, key=lambda place: place.question):
-        places = list(places)
+    for number, group in groupby(rows.places, key=lambda place: place.question):
+        places = list(group)
         predicted = [(place.row, column - rows.first) for place in places for column in place.columns]
         tokens = torch.tensor([token for place in places for token in targets(batch[number], place.option)])
         chosen = -torch.nn.functional.cross_entropy(

@@ -6,6 +6,7 @@ that lacks a part still gives answers.
 
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -45,7 +46,7 @@ class Metadata:
         self.tensors = set(tensors)
         self.values = {name.removeprefix(prefix): value for name, value in said.items() if name.startswith(prefix)}
 
-    def take(self, name: str, default: object = None) -> object:
+    def take(self, name: str, default: object = None) -> Any:  # noqa: ANN401 (each value has a type of its own)
         """Remove and return a value, by its name without the architecture prefix."""
         return self.values.pop(name, default)
 
@@ -73,7 +74,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
         raise InputError(f"{path}: not a model that transformers reads from GGUF ({error})") from error
     for settle in (_settle_heads, _settle_attention, _settle_caps, _settle_rotations):
         settle(about, config)
-    known = {name for name, ours in GGUF_CONFIG_MAPPING.get(about.kind, {}).items() if ours}
+    known = {name for name, ours in cast("dict", GGUF_CONFIG_MAPPING).get(about.kind, {}).items() if ours}
     if about.kind in GGUF_CONFIG_ARCHS:  # transformers reads all their metadata
         known |= about.values.keys()
     if unknown := {
@@ -182,12 +183,18 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     Raises:
         InputError: the file lacks weights of the model, or has metadata or tensors that cannot be converted.
     """
-    path = Path(files.folder, files.gguf_file)
-    source = {"pretrained_model_name_or_path": files.folder, "gguf_file": files.gguf_file}
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    loaded, found = AutoModelForCausalLM.from_pretrained(
-        **source, config=gguf_config(path), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    name = str(files.gguf_file)
+    path = Path(files.folder, name)
+    AutoTokenizer.from_pretrained(files.folder, gguf_file=name).save_pretrained(folder)
+    pair = AutoModelForCausalLM.from_pretrained(
+        files.folder,
+        gguf_file=name,
+        config=gguf_config(path),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    loaded, found = cast("tuple[PreTrainedModel, dict]", pair)
     check_whole(str(path), loaded, found)
     _check_tensors(Metadata(path), loaded)
     # transformers does not save a model that counts as GGUF-quantised, so its weights are copied to a plain one.

@@ -84,10 +84,10 @@ def load_scorer(
     if adapter:
         folder = local_adapter(adapter)
         check_base(folder, name)
-        model = adapters.attach(model, folder)
+        attached = adapters.attach(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
-        if model.dtype == torch.float32 and not in_few_bits(model):
-            model = adapters.merged(model)
+        exact = attached.dtype == torch.float32 and not in_few_bits(attached)
+        model = adapters.merged(attached) if exact else adapters.as_model(attached)
     elif new := new_weights(model):
         raise InputError(
             f"{name}: its files hold no head that scores options ({listed(new)}); run `sciqa finetune` on it and pass "
@@ -100,7 +100,7 @@ def load_scorer(
 def make_scorer(
     name: str,
     family: Family,
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
     style: Format,
 ) -> Scorer:
@@ -170,7 +170,7 @@ def load_base(
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
     model = _load(name, folder, family, dtype, **how)
-    return (model if nf4 else model.to(device)).eval(), tokenizer
+    return (model if nf4 else model.to(device)).eval(), tokenizer  # type: ignore[arg-type]  # its `to` is wrapped
 
 
 def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: object) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
 from sciqa.core.options import Summary
 
@@ -38,6 +39,7 @@ def merge(options: MergeOptions) -> Summary:
         InputError: there is no such adapter, it is for another base model, or base or adapter cannot be merged.
     """
     started = time.monotonic()
+    require("train", "sciqa merge")
     if said := check_base(options.adapter, options.model):
         console.print(said, markup=False, soft_wrap=True)
     if storage.exists(options.output):
@@ -60,11 +62,11 @@ def merge(options: MergeOptions) -> Summary:
             "pass the model that it was made of as --model"
         )
     merged = adapter.merged(adapter.attach(model, folder)).to(getattr(torch, options.precision))
-    with tempfile.TemporaryDirectory() as folder:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        storage.copy_files(folder, options.output)
+    with tempfile.TemporaryDirectory() as aside:
+        merged.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        weights = sum(file.stat().st_size for file in Path(aside).glob("*.safetensors"))
+        storage.copy_files(aside, options.output)
     storage.write_json(storage.join(options.output, ABOUT_TRAINED), about_trained(options.adapter))
     made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
     return Summary("merge", options.output, made, time.monotonic() - started)

@@ -61,16 +61,17 @@ class MultipleChoiceScorer(PaddedScorer):
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
         rows = [row for question in batch for row in question.options]
-        types = [row for question in batch for row in question.segments or [None] * len(question.options)]
+        types = [row for question in batch for row in question.segments or []]
         scores: dict[int, torch.Tensor] = {}
         for numbers in self.groups([len(row) for row in rows]):
             self.reset()
-            inputs = self._inputs([rows[number] for number in numbers], [types[number] for number in numbers])
+            segments = [types[number] for number in numbers] if types else None
+            inputs = self._inputs([rows[number] for number in numbers], segments)
             scores |= zip(numbers, self.model(**inputs).logits.flatten().float(), strict=True)
         in_order = torch.stack([scores[number] for number in range(len(rows))])
         return list(in_order.split([len(question.options) for question in batch]))
 
-    def _inputs(self, rows: list[list[int]], types: list[list[int] | None]) -> dict[str, torch.Tensor]:
+    def _inputs(self, rows: list[list[int]], types: list[list[int]] | None) -> dict[str, torch.Tensor]:
         """Return model inputs of shape (rows, 1, tokens): each row is the only choice of a question."""
         width = self._width([len(row) for row in rows])
         side = self.tokenizer.padding_side
@@ -80,7 +81,7 @@ class MultipleChoiceScorer(PaddedScorer):
             "attention_mask": padded([[1] * len(row) for row in rows], 0, width, side),
         }
         known = getattr(self.model.config, "type_vocab_size", None)
-        if types[0] is not None and (known is None or max(map(max, types)) < known):
+        if types is not None and (known is None or max(map(max, types)) < known):
             given["token_type_ids"] = padded(types, self.tokenizer.pad_token_type_id, width, side)
         return {name: value[:, None].to(self.device) for name, value in given.items() if name in self.takes}
 

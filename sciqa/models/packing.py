@@ -64,7 +64,7 @@ def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> lis
     for number, question in enumerate(questions):
         start = tuple(question.prompt[:SHARED_AT_LEAST])
         groups.setdefault(start if len(question.prompt) > SHARED_AT_LEAST else (None, number), []).append(number)
-    rows = []
+    rows: list[list[int]] = []
     for group in groups.values():
         shared, room = shared_tokens([questions[number] for number in group]), 0
         for number in group:

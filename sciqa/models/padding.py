@@ -125,6 +125,6 @@ def _probe(scorer: PaddedScorer) -> list[Encoded]:
         question = {"id": "probe", "is_question": True, "prompt": texts[1]} | dict(zip("ABC", texts[2:], strict=False))
         encoded = scorer.encode(question, texts[0])
         rows = [encoded.prompt, *encoded.options]
-        prompt, *options = [[token if token in special else int(rng.choice(usual)) for token in row] for row in rows]
-        found.append(replace(encoded, prompt=prompt, options=options))
+        drawn, *others = [[token if token in special else int(rng.choice(usual)) for token in row] for row in rows]
+        found.append(replace(encoded, prompt=drawn, options=others))
     return found

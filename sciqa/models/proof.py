@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import psutil
@@ -25,6 +25,7 @@ from sciqa.core.tables import fingerprint
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.models.verdict import Verdict
 
+Result = TypeVar("Result")
 #: Ways to lay out sequences, fastest first: shared tokens computed once; the prompt computed once and kept in the
 #: model's cache; one row per option in padded batches; each row a batch of its own.
 Layout = Literal["packed", "cached prompt", "rows", "single rows"]
@@ -42,7 +43,20 @@ INSTEAD = {
 }
 
 
-def prove(scorer: Scorer) -> Verdict:
+class ProvedScorer(Scorer):
+    """A scorer with what its proof needs besides."""
+
+    @property
+    def longest_exact(self) -> int:
+        """Length of the longest sequence that is computed like shorter ones, in tokens."""
+        raise NotImplementedError
+
+    def call(self, **inputs: object) -> Any:  # noqa: ANN401 (each model has an output class of its own)
+        """Call the model with inputs that need no further ones."""
+        raise NotImplementedError
+
+
+def prove(scorer: ProvedScorer) -> Verdict:
     """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
@@ -135,7 +149,7 @@ def clear_errors(scorer: Scorer) -> Iterator[None]:
         ) from error
 
 
-def run_with(scorer: Scorer, weights: dict | None, function: Callable[[], object]) -> object:
+def run_with(scorer: Scorer, weights: dict | None, function: Callable[[], Result]) -> Result:
     """Call a function while other weights, if any, replace the scorer's own."""
     if not weights:
         return function()
@@ -153,7 +167,7 @@ class _Call(torch.nn.Module):
         return self.function()
 
 
-def _probe(scorer: Scorer) -> list[Encoded]:
+def _probe(scorer: ProvedScorer) -> list[Encoded]:
     """Return three questions of random tokens that fit the model; two of them share a prefix."""
     config, rng = scorer.model.config.get_text_config(), np.random.default_rng(0)
     marks = set()
@@ -161,9 +175,7 @@ def _probe(scorer: Scorer) -> list[Encoded]:
         tokens = getattr(config, f"{mark}_token_id", None)
         marks |= set(tokens if isinstance(tokens, list | tuple) else [tokens])
     usual = [token for token in range(min(8, config.vocab_size // 2), config.vocab_size) if token not in marks]
-    longest = (
-        min(scorer.limit, scorer.exact_within, scorer.rope.length or scorer.limit) - max(map(max, OPTIONS)) - BEHIND
-    )
+    longest = scorer.longest_exact - max(map(max, OPTIONS)) - BEHIND
 
     def draw(length: int) -> list[int]:
         return rng.choice(usual, length).tolist()
@@ -190,7 +202,7 @@ def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
 
 
-def _alone(scorer: Scorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
+def _alone(scorer: ProvedScorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
     """Return each option's log-likelihood in its own sequence, and the change when other tokens follow.
 
     Both have shape (options of all questions,). The change is measured on the first option of each question; a causal
@@ -207,7 +219,7 @@ def _alone(scorer: Scorer, probe: list[Encoded], weights: dict | None) -> tuple[
 
 
 def _sequence_score(
-    scorer: Scorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
+    scorer: ProvedScorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
 ) -> float:
     """Return an option's log-likelihood in one sequence that ends with the tokens `behind`."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)

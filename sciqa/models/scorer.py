@@ -130,7 +130,7 @@ class Scorer(nn.Module):
     def reset(self) -> None:
         """Restore sparse attention in the modules of `switching`, which a short row turns off for all later rows."""
         for module in self.switching:
-            module.set_attention_type("block_sparse")
+            module.set_attention_type("block_sparse")  # type: ignore[operator]  # a method of some modules
 
     @cached_property
     def takes(self) -> set[str]:

@@ -81,7 +81,7 @@ class StreamedScorer(CausalScorer):
         self._find_weights(folder)
         largest = max(HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(places(p)[1] for p in self.layers))
         pinned = self.device.type == "cuda"
-        self.buffers = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self.read_into = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
 
     def _find_weights(self, folder: str) -> None:
         tensors = find_tensors(folder)
@@ -124,9 +124,9 @@ class StreamedScorer(CausalScorer):
         with _room(tokens, self.model.config.hidden_size, self.dtype, self.streaming.memory) as states:
             work = _Pass(self, batches, states)
             steps = list(work.steps())
-            reading = read_ahead([piece for piece, _ in steps], [memoryview(b.numpy()) for b in self.buffers])
+            reading = read_ahead([piece for piece, _ in steps], [b.numpy().data for b in self.read_into])
             for (piece, use), number in zip(steps, reading, strict=True):
-                use(self._weights(piece, self.buffers[number]))
+                use(self._weights(piece, self.read_into[number]))
             return work.scores()
 
     def _weights(self, piece: Piece, buffer: torch.Tensor) -> Weights:

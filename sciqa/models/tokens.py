@@ -99,13 +99,14 @@ class TextEncoder:
     def _render(self, content: str, answer: str | None = None, thinks: bool = False) -> str:
         asked = [{"role": "user", "content": content}]
         answered = [{"role": "assistant", "content": answer}] if answer else []
-        return self.tokenizer.apply_chat_template(
+        said = self.tokenizer.apply_chat_template(
             asked + answered,
             tokenize=False,
             add_generation_prompt=not answered,
             enable_thinking=thinks,
             thinking=thinks,
         )
+        return str(said)
 
     @cached_property
     def _ends(self) -> tuple[str, str]:

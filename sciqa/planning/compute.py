@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sciqa.core.hub import Family
@@ -33,7 +34,7 @@ def question_flops(model: Sketch, question: Encoded, *, training: bool, checkpoi
     return forward * (2 if checkpointing else 1) + linear + trained + 2 * attention
 
 
-def text_flops(model: nn.Module, tokens: int) -> int:
+def text_flops(model: PreTrainedModel, tokens: int) -> int:
     """Return the FLOPs of an encoder, such as an embedder, for one text."""
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     return 2 * linear * tokens + _pairs_flops(model.config, model.config.num_hidden_layers, tokens * tokens)

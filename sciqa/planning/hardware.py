@@ -145,7 +145,7 @@ def lacks(node: NodeType, need: Need, has_gpus: bool) -> str | None:
         return "has no CPU for work"
     if not need.device or not has_gpus:
         slots, size = (1 if need.device else int(node.cpus)), max(need.memory, int(PROCESS * need.device))
-    elif not node.gpus:
+    elif not node.gpus or node.kind is None:
         return "has no GPU"
     elif not fits_accelerator(node.kind, need.device):
         memory = ROOM * ACCELERATORS[node.kind].gigabytes
@@ -155,7 +155,7 @@ def lacks(node: NodeType, need: Need, has_gpus: bool) -> str | None:
     if size and node.memory is not None:
         slots = min(slots, int(node.memory // size))
     if slots < 1:
-        return f"has {node.memory / 1e9:.1f} GB of memory, {size / 1e9:.1f} GB needed by a worker"
+        return f"has {(node.memory or 0) / 1e9:.1f} GB of memory, {size / 1e9:.1f} GB needed by a worker"
     if slots * node.most < need.workers:
         return f"takes {slots * node.most} workers in all, {need.workers} needed"
     return None

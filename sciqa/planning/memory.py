@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -70,7 +70,7 @@ class Sketch:
         constants: bytes of NF4's quantisation constants; 0 where the base is not in 4 bits.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     family: Family
     parameters: int
     quantised: list[int]
@@ -140,7 +140,7 @@ def sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.b
     family = folder_family(name, folder, gguf_file)
     base = empty_model(folder, gguf_file, family, dtype)
     parameters = sum(each.numel() for each in base.parameters())
-    kept = Bnb4BitHfQuantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
+    kept = Bnb4BitHfQuantizer.get_modules_to_not_convert(base, None, list(base._keep_in_fp32_modules or ()))
     quantised = {
         id(module.weight): module.weight.numel()
         for path, module in base.named_modules()
@@ -183,7 +183,8 @@ def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -
         activations: result of `peak_activations`, in bytes.
     """
     trained = 4 * model.trained
-    share = math.ceil(trained / options.num_workers)
+    workers = int(options.num_workers)
+    share = math.ceil(trained / workers)
     frozen = sum(each.elements * each.width for each in model.stored if not each.trained) + model.constants
     if options.zero == 0:  # the optimizer's temporary results are as large as the trained weights
         return Memory(frozen + trained, trained, 2 * trained, 0, max(activations, trained))
@@ -193,7 +194,7 @@ def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -
         if options.offload:
             return Memory(frozen + trained, 0, 0, buckets, activations, host=4 * share)
         return Memory(frozen + trained, share, 3 * share, buckets, activations)
-    held = rank_bytes(model.stored, options.num_workers) + model.constants
+    held = rank_bytes(model.stored, workers) + model.constants
     large = [each for each in model.stored if each.elements > PERSISTENCE_THRESHOLD]
     elements = sum(each.elements for each in large)
     gathered = sum(each.elements * each.width for each in large) * min(1.0, REUSE_DISTANCE / 2 / max(1, elements))

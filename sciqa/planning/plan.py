@@ -10,6 +10,7 @@ import numpy as np
 
 from sciqa.core import cluster, progress
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import load_tokenizer
 from sciqa.core.options import Summary
 from sciqa.exam.questions import options_of, read_exam
@@ -54,6 +55,7 @@ def plan(options: PlanOptions) -> Summary:
         InputError: the input of a step is invalid, or a stage fits nowhere; the message then says what would fit.
     """
     started = time.monotonic()
+    require("train", "sciqa plan")
     nodes = read_node_types(options.cluster) if options.cluster else []
     with progress.spoken("plan", f"counting what {options.model} and the corpus take"):
         from sciqa.planning.memory import sketch
@@ -96,7 +98,7 @@ def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name:
     number = round(np.mean([len(each) for each in lengths]))
     mean = round(np.mean([length for each in lengths for length in each]))
     longest = max(range(len(questions)), key=lambda at: prompts[at] + sum(lengths[at]))
-    average, most = (options.context_passages * tokens for tokens in (volume.tokens, options.passage_tokens))
+    average, most = options.context_passages * volume.tokens, options.context_passages * options.passage_tokens
     return Questions(
         len(questions),
         _shape(options, model, round(np.mean(prompts) + average), [mean] * number),
@@ -287,5 +289,5 @@ def _hour_rows(
         if kind in prices:
             row["cost"] = sum(hours.values()) * options.num_workers * prices[kind]
         yield row
-    reading = dict.fromkeys(reading, volume.passages / PASSAGES_PER_CORE_SECOND / 3600)
-    yield {"on": "a CPU core"} | reading | {stage: count / CORE_FLOPS[stage] / 3600 for stage, count in flops.items()}
+    on_core = dict.fromkeys(reading, volume.passages / PASSAGES_PER_CORE_SECOND / 3600)
+    yield {"on": "a CPU core"} | on_core | {stage: count / CORE_FLOPS[stage] / 3600 for stage, count in flops.items()}

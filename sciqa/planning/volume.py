@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from sciqa.retrieval.options import IndexOptions
 from sciqa.retrieval.shards import empty_index
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
+Options = TypeVar("Options", CorpusOptions, IndexOptions)
 #: Size of English Wikipedia (docs/wikipedia.md): 40 million passages of at most 256 tokens in 6.9 million articles. A
 #: passage has twice the text of one in the demo corpus (480 characters, 107 tokens).
 PASSAGES_PER_ARTICLE, ARTICLE_CHARACTERS, ARTICLE_TOKENS = 40 / 6.9, 960, 214
@@ -64,7 +65,7 @@ class VolumeOptions:
         self.steps_options(CorpusOptions)
         self.steps_options(IndexOptions)
 
-    def steps_options(self, kind: type) -> object:
+    def steps_options(self, kind: type[Options]) -> Options:
         """Return the shared options as those of a step, whose constructor checks them."""
         names = {field.name for field in fields(VolumeOptions)} & {field.name for field in fields(kind)}
         return kind(**{name: getattr(self, name) for name in names})
@@ -151,8 +152,9 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
     vectors = np.random.default_rng(0).standard_normal((1024, dimension)).astype(np.float32)
     if isinstance(index, faiss.IndexPreTransform):
         inner, turned = faiss.downcast_index(index.index), vectors
-        for number in range(index.chain.size()):
-            transform = faiss.downcast_VectorTransform(index.chain.at(number))
+        chain = cast("Any", index.chain)  # a vector of C++, not a list
+        for number in range(chain.size()):
+            transform = faiss.downcast_VectorTransform(chain.at(number))
             transform.train(turned)
             turned = transform.apply(turned)
     turned = vectors[:, : inner.d].copy()
@@ -169,7 +171,7 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
     return fixed + 4 * inner.d * sum(number - 1 for number in lists), each
 
 
-def embedder_model(options: VolumeOptions) -> "nn.Module":
+def embedder_model(options: VolumeOptions) -> "PreTrainedModel":
     """Return the embedder without weights, on PyTorch's meta device."""
     import torch
     from transformers import AutoConfig, AutoModel

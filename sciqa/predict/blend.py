@@ -140,10 +140,14 @@ def _answered(folder: str) -> list[dict]:
     return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 
+#: Figures of a blend on the questions that its weights are fitted to.
+FITTED = ("map_at_3", "log_loss", "calibration_error")
+
+
 def _figures(scores: list[np.ndarray], golds: np.ndarray) -> dict[str, float]:
     rows = [
         {"scores": settle_ties(each), "probabilities": softmax(each), "answer": ascii_uppercase[gold]}
         for each, gold in zip(scores, golds, strict=True)
     ]
-    figures = score(rows)
-    return {name: figures[name] for name in ("map_at_3", "log_loss", "calibration_error")}
+    figures = score(rows) or {}
+    return {name: value for name in FITTED if (value := figures[name]) is not None}

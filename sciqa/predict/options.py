@@ -94,13 +94,13 @@ class ModelOptions(RunOptions):
 class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     """Options of the `predict` step."""
 
-    contexts: str | None = None
+    contexts: str = ""
     """Folder of the contexts table; by default OUTPUT/contexts."""
     reader: ReaderName = "open-book"
     """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only.
     Shallow baselines: `overlap` ranks by the share of an option's words in the context, `overlap-gold` in the passages
     found of the gold article; `longest` by length; `majority` by how often a letter is right in this exam."""
-    name: str | None = None
+    name: str = ""
     """Name of the answers table; by default the reader's name, followed by that of the adapter or of a model other
     than the packaged one."""
     cascade: str | None = None

@@ -12,6 +12,7 @@ import ray
 from sciqa.core import cluster, lost, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import (
     about_trained,
     adapter_hash,
@@ -19,6 +20,7 @@ from sciqa.core.hub import (
     find_model,
     has_trained_head,
     model_family,
+    read_about,
     weight_bytes,
 )
 from sciqa.core.lock import lock
@@ -73,7 +75,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     if begun.whole:
         return tables.read_manifest(folder, "predict"), ", kept"
     open_exam(options)
-    exam = replace(exam, shard_questions=begun.rows)
+    exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     missing = [part for part in range(exam.shards) if tables.part_name(part) not in begun.names]
     cluster.connect(options)
     with passes_said("predict") if options.streams else nullcontext() as say:
@@ -95,6 +97,7 @@ def answers_path(output: str, name: str) -> str:
 
 def check_reader(options: ModelOptions) -> None:
     """Raise `InputError` unless the model exists and can rank options, and the adapter belongs to it."""
+    _check_extras(options)
     if options.engine == "vllm":
         check_engine(options)
     family = model_family(options.model)
@@ -115,6 +118,14 @@ def check_reader(options: ModelOptions) -> None:
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
             "changes nothing; it is for prompts that list them (--completion letter)"
         )
+
+
+def _check_extras(options: ModelOptions) -> None:
+    stored = read_about(options.model, "config.json").get("quantization_config") or {}
+    if options.adapter:
+        require("train", "--adapter")
+    if options.nf4 or stored.get("quant_method") == "bitsandbytes":
+        require("train", f"{options.model} in 4 or 8 bits")
 
 
 def _inputs(options: PredictOptions, exam: Exam) -> dict:
@@ -156,7 +167,7 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     return found
 
 
-def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[str], object] | None) -> Work:
+def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> Work:
     if options.blend:
         return _blending(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
@@ -164,7 +175,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list[int], say: Callable[[
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
     if options.reader in BASELINES:
         counts = answer_counts(storage.read_table(exam.path, ["answer"]).to_pylist())
-        arguments = {"name": options.reader, "counts": counts}
+        arguments: dict = {"name": options.reader, "counts": counts}
         return _cascading(options, exam, Work(parts, workers, "baseline", arguments, options.reader, sources))
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}

@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_left
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class ModelReader:
         model: further arguments of `sciqa.models.load.load_scorer`.
     """
 
-    def __init__(self, tokens_per_batch: int, style: dict, rotations: int, **model: object) -> None:
+    def __init__(self, tokens_per_batch: int, style: dict, rotations: int, **model: Any) -> None:  # noqa: ANN401
         self.scorer, self.tokens_per_batch, self.rotations = load_scorer(**model), tokens_per_batch, rotations
         self.scorer.style = replace(self.scorer.style, **style)
         self.notes = [self.scorer.note] if self.scorer.note else []
@@ -113,14 +113,16 @@ class RetrievalReader:
     def _query(self, prompt: str, option: str) -> tuple[str, bool]:
         """Return the query text for an option, and whether its prompt was truncated."""
         whole = f"{prompt} {option}"
-        if not self.limit or self._tokens(whole) <= self.limit:
+        if self._fits(whole):
             return whole, False
         ends = [found.end() for found in re.finditer(r"\S+", prompt)]
-        kept = bisect_left(ends, True, key=lambda end: self._tokens(f"{prompt[:end]} {option}") > self.limit)
+        kept = bisect_left(ends, True, key=lambda end: not self._fits(f"{prompt[:end]} {option}"))
         return f"{prompt[: ends[kept - 1] if kept else 0]} {option}", True
 
-    def _tokens(self, query: str) -> int:
-        return len(self.tokenizer.encode(self.prefixes["query"] + query).ids)
+    def _fits(self, query: str) -> bool:
+        if self.limit is None or self.tokenizer is None:
+            return True
+        return len(self.tokenizer.encode(self.prefixes["query"] + query).ids) <= self.limit
 
 
 class BlendReader:

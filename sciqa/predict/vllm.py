@@ -7,7 +7,6 @@ common prefixes, such as context and question, only once. A letter or a yes take
 several tokens takes one more for each token after the first.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from sciqa.core import cluster
 from sciqa.core.console import quiet
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import find_model, model_family
 from sciqa.exam.questions import Exam
 from sciqa.exam.table import QuestionTable
@@ -42,8 +42,7 @@ CPU_CACHE = 4 << 30
 def check_engine(options: "ModelOptions") -> None:
     """Connect to Ray; raise `InputError` unless vLLM is installed, supports the model and the chosen device."""
     model = options.model
-    if not importlib.util.find_spec("vllm"):
-        raise InputError("--engine vllm: vLLM is not installed; run `pip install 'sciqa[vllm]'`")
+    require("vllm", "--engine vllm")
     if find_model(model).gguf_file:
         raise InputError(f"--engine vllm: {model} is a GGUF file; pass a --model in safetensors, or --engine torch")
     if (family := model_family(model)) != "causal":

@@ -66,7 +66,7 @@ def listed_questions(
         if len(questions) >= most:
             break
         rows = exam.read_shard(part)
-        empty = [{"passages": [], "context": None}] * len(rows)
+        empty: list[dict] = [{"passages": [], "context": None}] * len(rows)
         found = contexts.table.read(rows, exam.first(part), ["passages", "context"]) if contexts else empty
         questions += [_question(*pair, contexts) for pair in zip(rows, found, strict=True)]
     return questions[:most], {name: _answers(name, readers, contexts, most) for name in readers}
@@ -94,7 +94,7 @@ def _question(question: dict, found: dict, contexts: Contexts | None) -> dict:
         "options": options_of(question),
         "slices": [f"{name}: {question[name]}" for name in SLICES if question.get(name) is not None],
         "given": given,
-        "given_read": bool(given) and (found["context"] or "").startswith(given),
+        "given_read": bool(given) and (found["context"] or "").startswith(given or ""),
         "passages": [
             passage | {"parts": each, "read": _share(each), "gold": bool(gold) and passage["title"] == gold}
             for gold in [question.get("title")]

@@ -21,6 +21,9 @@ from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.listed import listed_questions
 from sciqa.report.texts import readable
 
+#: Keys of a question that the page's script reads.
+ASKED = ("id", "prompt", "answer", "slices", "contamination")
+
 
 @dataclass(kw_only=True)
 class ReportOptions(ExamOptions):
@@ -70,7 +73,7 @@ def report(options: ReportOptions) -> Summary:
         differences=differences(readers, shown),
         contamination=_contamination(audited, readers),
         questions=questions,
-        asked=[{name: each[name] for name in ("id", "prompt", "answer", "slices", "contamination")} for each in questions],
+        asked=[{name: each[name] for name in ASKED} for each in questions],
         slices=sorted(Counter(name for each in questions for name in each["slices"]).items()),
         answers=answers,
         curves=_training_curves(options.output),

@@ -1,8 +1,9 @@
 """The `retrieve` step: finds the passages nearest to each question, and writes the text for the reader."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,7 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
     """Write the contexts that the exam itself gives as a contexts table; return how many questions have one."""
     inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
     begun = tables.begin(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
-    exam, given = replace(open_exam(options), shard_questions=begun.rows), 0
+    exam, given = replace(open_exam(options), shard_questions=begun.rows or exam.shard_questions), 0
     for part in range(exam.shards):
         questions = exam.read_shard(part)
         given += sum(bool(question["context"]) for question in questions)
@@ -103,8 +104,8 @@ def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tu
     if begun.whole:
         return tables.read_manifest(options.contexts, "retrieve"), True
     open_exam(options)
-    exam = replace(exam, shard_questions=begun.rows)
-    table = QuestionTable(options.contexts, begun.rows)
+    exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
+    table = QuestionTable(options.contexts, exam.shard_questions)
     finished = [part for part in range(exam.shards) if tables.part_name(part) in begun.names]
     rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
     missing = sorted(set(range(exam.shards)) - set(finished))
@@ -195,14 +196,14 @@ class FindContexts(Finder):
 
     def __call__(self, row: dict) -> dict:
         """Write the shard of the contexts table with the number `row["part"]`."""
-        questions = self.exam.read_shard(row["part"])
+        questions = self.read(row["part"])
         contexts = self.find(questions)
-        if self.options.evidence:
+        if cast("RetrieveOptions", self.options).evidence:
             read = [context["read"] for context in contexts]
             for context, evidence in zip(contexts, find_evidence(questions, read, self.embed), strict=True):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
-        storage.write_table(tables.part_path(self.options.contexts, row["part"]), table)
+        storage.write_table(tables.part_path(cast("RetrieveOptions", self.options).contexts, row["part"]), table)
         notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, Finder) else [])
         return _count(questions, contexts) | {"notes": notes}
 
@@ -253,9 +254,10 @@ class FindContexts(Finder):
         if isinstance(self.judge, Finder):
             yield from self._cosines(self.judge, found)
             return
+        assert self.judge is not None
         (asked,) = query_texts(self.questions, "whole")
         for question, text, passages in zip(self.questions, asked, found, strict=True):
-            pairs = [(text, embedded_text(p["title"], p["section"], p["text"])) for p in passages]
+            pairs = [(text or "", embedded_text(p["title"], p["section"], p["text"])) for p in passages]
             names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
             yield self.judge.score(pairs, names)
 
@@ -279,14 +281,14 @@ class FindContexts(Finder):
         ]
         texts = [embedded_text(s["title"], s["section"], s["text"]) for several in sentences for s in several]
         names = [f"a sentence of passage {s['passage_id']!r}" for several in sentences for s in several]
-        vectors = self.embed(texts, "passage", names) if texts else []
+        vectors: Sequence | np.ndarray = self.embed(texts, "passage", names) if texts else []
         chosen, first = [], 0
         for query, several in zip(queries, sentences, strict=True):
             own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)
             nearness = (own * query).sum(axis=1)  # not a matrix product, which may sum each row in another order
             first += len(several)
-            order = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
-            order = self._within_budget(several, order.tolist())
+            nearest = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
+            order = self._within_budget(several, nearest.tolist())
             if self.options.context_order == "text":
                 order = sorted(order)
             chosen.append(_join([several[number] for number in order]))

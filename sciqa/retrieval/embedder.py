@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,13 +73,15 @@ class Embedder(ABC):
         """Return vectors as the model gives them, float32, shape (texts, dimension); see `encode`."""
 
 
-def embed_alone(embedder: Embedder, texts: list[str], **how: object) -> np.ndarray:
+def embed_alone(
+    embedder: Embedder, texts: list[str], prefix: str = "", kind: Kind | None = None, names: Sequence[str] | None = None
+) -> np.ndarray:
     """Embed texts by `Embedder.encode`, each in a batch of its own.
 
     Padding and the shape of a batch change the rounding of vectors, by up to 0.001 of a cosine in bfloat16. The vector
     of a text alone does not depend on other texts.
     """
-    return embedder.encode(texts, batch_size=1, **how)
+    return embedder.encode(texts, batch_size=1, prefix=prefix, kind=kind, names=names)
 
 
 class TorchEmbedder(Embedder):
@@ -112,8 +114,8 @@ class TorchEmbedder(Embedder):
     def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:
         """See `Embedder.raw`."""
         if not texts:
-            return np.zeros((0, self.module.get_embedding_dimension()), np.float32)
-        settings = {"task": TASKS[kind]} if kind else {}
+            return np.zeros((0, self.module.get_embedding_dimension() or 0), np.float32)
+        settings: dict[str, Any] = {"task": TASKS[kind]} if kind else {}
         try:
             vectors = self.module.encode(
                 texts, prompt=prefix, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True, **settings

@@ -13,12 +13,12 @@ from sciqa.core.options import Summary
 from sciqa.exam.questions import open_exam
 from sciqa.retrieval.contexts import retrieve, run_workers
 from sciqa.retrieval.index import check_index, read_index_manifest
-from sciqa.retrieval.options import RetrieveOptions
+from sciqa.retrieval.options import Query, RetrieveOptions
 from sciqa.retrieval.queries import Finder
 from sciqa.retrieval.search import fuse_hits
 
 #: Combinations of queries (dense, BM25) to measure; the rankings of a combination are fused.
-SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+SETTINGS: tuple[tuple[tuple[Query, ...], tuple[Query, ...]], ...] = (
     (("prompt",), ()),
     (("whole",), ()),
     (("mean",), ()),
@@ -75,7 +75,7 @@ def evaluate(options: RetrieveOptions) -> Summary:
     sums: Counter = Counter()
     for row in run_workers(MeasureRankings, exam, options, index, list(range(exam.shards))):
         sums.update(dict(zip(row["names"], row["sums"], strict=True)))
-    rows = []
+    rows: list[dict] = []
     for number, (dense, words) in enumerate(SETTINGS):
         figures = {name: sums[f"{number} {name}"] / max(1, sums["gold"]) for name in SCHEMA.names[3:]}
         rows.append({"dense": dense, "words": words, "questions": int(sums["gold"]), **figures})
@@ -105,7 +105,7 @@ class MeasureRankings(Finder):
 
     def __call__(self, row: dict) -> dict:
         """Return sums of the metrics over the shard of questions with the number `row["part"]`."""
-        questions = self.exam.read_shard(row["part"])
+        questions = self.read(row["part"])
         asked = [question for question in questions if question.get("title") or question.get("passage_id")]
         self.take(asked)
         sums: Counter = Counter(gold=len(asked))

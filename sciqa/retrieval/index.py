@@ -52,12 +52,13 @@ def build_index(options: IndexOptions) -> Summary:
             trained = trained or train_factory(options, shards, building)
             for record in index_shards(missing, options, trained):
                 finished[record["name"]] = record
+    complete = [record for record in finished.values() if record]
     manifest = {
         "model": options.embedder,
-        "dimension": next(iter(finished.values()))["dimension"],
+        "dimension": complete[0]["dimension"],
         "normalised": True,
-        "rows": sum(shard["rows"] for shard in finished.values()),
-        "shards": list(finished.values()),
+        "rows": sum(shard["rows"] for shard in complete),
+        "shards": complete,
         "version": __version__,
         **built_of,
         **building,

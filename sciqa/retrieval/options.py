@@ -6,6 +6,7 @@ from typing import Literal
 from sciqa.core import cluster
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
+from sciqa.core.extras import missing, require
 from sciqa.core.hub import find_model, local_path, read_about
 from sciqa.core.options import RunOptions
 from sciqa.exam.questions import ExamOptions
@@ -28,7 +29,7 @@ class EmbedOptions(RunOptions):
     embedder: str = "all-MiniLM-L6-v2"
     """Sentence-transformers model: the packaged one, a local folder or a hub id."""
     embed_backend: Backend = "auto"
-    """`auto` uses PyTorch on a GPU and OpenVINO on a CPU."""
+    """`auto` uses OpenVINO on a CPU if it is installed (`sciqa[openvino]`), otherwise PyTorch."""
     query_prefix: str | None = None
     """Text before every query; by default the prompt for queries in the model's configuration."""
     passage_prefix: str | None = None
@@ -38,6 +39,8 @@ class EmbedOptions(RunOptions):
         """Make the path of a local embedder absolute."""
         super().__post_init__()
         self.embedder = local_path(self.embedder)
+        if self.embed_backend == "openvino":
+            require("openvino", "--embed-backend openvino")
 
     def embed_arguments(self, workers: int) -> dict:
         """Return the arguments of `load_embedder` for each of `workers` workers of the connected cluster."""
@@ -47,7 +50,7 @@ class EmbedOptions(RunOptions):
         """Return the arguments of `load_embedder` for a device and a number of CPU threads."""
         backend = self.embed_backend
         if backend == "auto":
-            backend = "torch" if device == "cuda" else "openvino"
+            backend = "torch" if device == "cuda" or missing("openvino") else "openvino"
         return {"model": self.embedder, "threads": threads, "backend": backend, "device": device}
 
     def prefix(self, kind: Literal["query", "passage"]) -> str:
@@ -63,9 +66,9 @@ class EmbedOptions(RunOptions):
 class IndexOptions(EmbedOptions):
     """Options of the `index` step."""
 
-    passages: str | None = None
+    passages: str = ""
     """Folder of the passages table; by default OUTPUT/passages."""
-    index: str | None = None
+    index: str = ""
     """Folder of the index; by default OUTPUT/index."""
     factory: str = "Flat"
     """FAISS factory string of every shard. Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are
@@ -146,7 +149,7 @@ class FindOptions(IndexOptions):
 class RetrieveOptions(ExamOptions, FindOptions):
     """Options of the `retrieve` step."""
 
-    contexts: str | None = None
+    contexts: str = ""
     """Folder of the contexts table; by default OUTPUT/contexts."""
     evidence: bool = True
     """Also find for each option the sentence of the context that decides on it, and the clause in it."""

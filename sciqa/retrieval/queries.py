@@ -1,6 +1,7 @@
 """Build the queries of questions, dense and BM25, and rank passages by them."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -56,6 +57,10 @@ class Finder:
         self.questions: list[dict] = []
         self._vectors: dict[Query, list[np.ndarray]] = {}
 
+    def read(self, part: int) -> list[dict]:
+        """Return the questions of one shard of the exam; there are none without an exam."""
+        return self.exam.read_shard(part) if self.exam else []
+
     def take(self, questions: list[dict]) -> None:
         """Set the questions that the other methods work on."""
         self.questions, self._vectors = questions, {}
@@ -84,7 +89,7 @@ class Finder:
                 names = [f"question {question['id']!r}" for question in self.questions]
                 asked = [[number for number, text in enumerate(ranking) if text is not None] for ranking in texts]
                 self._vectors[query] = [
-                    self.embed([ranking[n] for n in numbers], "query", [names[n] for n in numbers])
+                    self.embed([ranking[n] or "" for n in numbers], "query", [names[n] for n in numbers])
                     for ranking, numbers in zip(texts, asked, strict=True)
                 ]
         return self._vectors[query]
@@ -93,11 +98,14 @@ class Finder:
         """Return the rankings of a kind of query by vector similarity."""
         asked = query_texts(self.questions, "whole" if query == "mean" else query)
         pairs = zip(asked, self.vectors(query), strict=True)
-        return [rank_asked(texts, lambda _, v=vectors: self.index.search(v, k), k) for texts, vectors in pairs]
+        return [rank_asked(texts, partial(self._near, vectors, k), k) for texts, vectors in pairs]
 
     def rank_words(self, query: Query, k: int) -> list[Hits]:
         """Return the rankings of a kind of query by BM25."""
-        return [
-            rank_asked(texts, lambda asking, t=texts: self.index.search_words([t[number] for number in asking], k), k)
-            for texts in query_texts(self.questions, query)
-        ]
+        return [rank_asked(texts, partial(self._worded, texts, k), k) for texts in query_texts(self.questions, query)]
+
+    def _near(self, vectors: np.ndarray, k: int, asking: np.ndarray) -> Hits:
+        return self.index.search(vectors, k)
+
+    def _worded(self, texts: list[str | None], k: int, asking: np.ndarray) -> Hits:
+        return self.index.search_words([texts[number] or "" for number in asking], k)

@@ -2,11 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray
 
 from sciqa.core import cluster, lost, storage, tables
@@ -14,6 +16,12 @@ from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.retrieval.shards import ROW_GROUP
 from sciqa.retrieval.vectors import StoredVectors, open_faiss
+
+if TYPE_CHECKING:
+    import faiss
+    from ray.actor import ActorHandle
+
+    from sciqa.retrieval.words import WordIndex
 
 #: Maximum number of groups whose hits one task merges.
 FAN_IN = 8
@@ -63,7 +71,7 @@ def fuse_hits(lists: list[Hits], k: int) -> Hits:
     return Hits(scores, rows)
 
 
-def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
+def search_flat(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 0) -> Hits:
     """Return the k best rows of one flat FAISS index; among equal scores the lowest rows win, also at the cut-off.
 
     FAISS does not specify which of several rows with the k-th score it returns, and its rounding depends on the number
@@ -87,18 +95,18 @@ def search_flat(index: object, queries: np.ndarray, k: int, offset: int = 0) -> 
         wanted = min(2 * wanted, index.ntotal)
 
 
-def _compare(index: object, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _compare(index: "faiss.Index", queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the scores of rows of a flat FAISS index, shape (questions, rows), each computed on its own."""
     import faiss
 
     queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
     scores = np.empty(rows.shape, np.float32)
     given, made, asked = map(faiss.swig_ptr, (queries, scores, rows))
-    index.compute_distance_subset(len(queries), given, rows.shape[1], made, asked)
+    index.compute_distance_subset(len(queries), given, rows.shape[1], made, asked)  # type: ignore[attr-defined]
     return -scores if index.metric_type == faiss.METRIC_L2 else scores
 
 
-def search_any(index: object, queries: np.ndarray, k: int, offset: int = 0) -> Hits:
+def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 0) -> Hits:
     """Return at most k rows that FAISS finds, with the scores of its own codes; L2 distances are negated."""
     import faiss
 
@@ -130,8 +138,9 @@ class ShardGroup:
         self.folders = [storage.join(index, shard["name"]) for shard in shards]
         self.offsets = [shard["offset"] for shard in shards]
         self.indexes = [open_faiss(storage.join(folder, "index.faiss")) for folder in self.folders]
-        for opened in self.indexes if parameters else []:
-            faiss.ParameterSpace().set_index_parameters(opened, parameters)
+        if parameters:
+            for opened in self.indexes:
+                faiss.ParameterSpace().set_index_parameters(opened, parameters)  # type: ignore[arg-type]
 
     def check(self) -> None:
         """Raise `InputError` if the sha256 of a file has changed since it was written."""
@@ -187,13 +196,13 @@ class ShardGroup:
         return which, rows - np.array(self.offsets)[which]
 
     @functools.cache  # noqa: B019 (an actor lives as long as its process)
-    def _words(self, number: int) -> object:
+    def _words(self, number: int) -> "WordIndex":
         from sciqa.retrieval.words import WordIndex
 
         return WordIndex(Path(_local_folder(storage.join(self.folders[number], "words"), self.shards[number])))
 
     @functools.cache  # noqa: B019
-    def _table(self, number: int) -> object:
+    def _table(self, number: int) -> pq.ParquetFile:
         return storage.open_parquet(storage.join(self.folders[number], "passages.parquet"))
 
     @functools.cache  # noqa: B019
@@ -280,8 +289,9 @@ class ShardedIndex:
         )
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
+        start = cast("Callable[..., ActorHandle]", actor.remote)
         self.groups = [
-            actor.remote(index, [placed[number] for number in part], threads, self.exact, parameters) for part in parts
+            start(index, [placed[number] for number in part], threads, self.exact, parameters) for part in parts
         ]
 
     def check(self) -> None:
@@ -309,7 +319,7 @@ class ShardedIndex:
         """Return the passages with the given row numbers of the whole index, in that order, each from its group."""
         which = self._group_of(rows)
         found = [group.passages.remote(rows[which == number]) for number, group in enumerate(self.groups)]
-        answers = [iter(passages) for passages in ray.get(found)]
+        answers: list[Iterator[dict]] = list(map(iter, ray.get(found)))
         return [next(answers[number]) for number in which]
 
     def _search(self, queries: ray.ObjectRef, k: int) -> Hits:
@@ -323,7 +333,8 @@ class ShardedIndex:
             for group, mask in zip(self.groups, chosen, strict=True)
         ]
         scores = np.empty(len(rows), np.float32)
-        for mask, found in zip(chosen, ray.get(asked), strict=True):
+        answered: list[np.ndarray] = ray.get(asked)
+        for mask, found in zip(chosen, answered, strict=True):
             scores[mask] = found
         return scores
 

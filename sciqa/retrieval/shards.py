@@ -4,6 +4,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval.load import load_embedder
 from sciqa.retrieval.options import IndexOptions
+
+if TYPE_CHECKING:
+    import faiss
 
 #: Passages per row group of a shard's table, which are read together.
 ROW_GROUP = 128
@@ -110,12 +114,14 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     vectors = _read_vectors(folder)
     if trained["trained"]:
         data = storage.read_bytes(storage.join(options.index, "trained.faiss"))
-        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        index: faiss.Index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     else:
         index = empty_index(options, vectors.shape[1])
     for start in range(0, len(vectors), ADDED):
         index.add(vectors[start : start + ADDED].astype(np.float32))
-    digests = {"index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index))}
+    digests = {
+        "index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index).tobytes())
+    }
     table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
     with tempfile.TemporaryDirectory() as aside:
         write_words(Path(aside), [embedded_text(**passage) for passage in table.to_pylist()])
@@ -127,7 +133,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     return {"record": record}
 
 
-def empty_index(options: IndexOptions, dimension: int) -> object:
+def empty_index(options: IndexOptions, dimension: int) -> "faiss.Index":
     """Return an empty FAISS index made from the factory string."""
     import faiss
 

@@ -1,6 +1,7 @@
 """Static embedders: the vector of a text is the mean of its tokens' vectors, looked up in a table; no network."""
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +34,8 @@ class StaticEmbedder(TorchEmbedder):
         super().__init__(model, threads, "cpu", "float32")
         self.module.float()  # the type of the file's table is kept by sentence-transformers
         self.computing = "PyTorch in float32 on cpu, from a table of word vectors"
-        table = self.module[0]
-        self.tokenizer = table.tokenizer
+        table: Any = self.module[0]
+        self.tokenizer: Any = table.tokenizer
         self.tokenizer.no_truncation()  # a mean of any number of vectors can be computed
         if self.tokenizer.get_vocab_size() > table.num_embeddings:
             raise InputError(

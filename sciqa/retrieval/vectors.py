@@ -1,10 +1,14 @@
 """Read a shard's vectors, from `.npy` and FAISS files on any storage."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sciqa.core import storage
+
+if TYPE_CHECKING:
+    import faiss
 
 
 class StoredVectors:
@@ -26,7 +30,7 @@ class StoredVectors:
         return vectors.astype(np.float32)[places]
 
 
-def open_faiss(path: str) -> object:
+def open_faiss(path: str) -> "faiss.Index":
     """Open a FAISS file, memory-mapped if it is on this machine and FAISS supports it."""
     import faiss
 

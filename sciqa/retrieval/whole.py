@@ -4,10 +4,10 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, read_about
+from sciqa.core.hub import find_model, read_about, read_modules
 from sciqa.models.weights import listed
 
 if TYPE_CHECKING:
@@ -22,6 +22,22 @@ CONSTANTS = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|attn\.(attenti
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 #: Exceptions that sentence-transformers and transformers raise for files that they cannot load.
 UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
+
+
+@overload
+def load_whole(
+    name: str,
+    kind: Literal["SentenceTransformer"],
+    device: str,
+    dtype: "torch.dtype | str",
+    attention: str | None = None,
+) -> "SentenceTransformer": ...
+
+
+@overload
+def load_whole(
+    name: str, kind: Literal["CrossEncoder"], device: str, dtype: "torch.dtype | str", attention: str | None = None
+) -> "CrossEncoder": ...
 
 
 def load_whole(
@@ -83,9 +99,9 @@ def _check_folder(name: str, kind: str) -> None:
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{name}: an adapter; merge it into its base model, and save that with sentence-transformers")
     saved = read_about(name, "config_sentence_transformers.json").get("model_type", kind)
-    if saved != kind and read_about(name, "modules.json"):
+    if saved != kind and read_modules(name):
         raise InputError(f"{name}: a {saved} by its config_sentence_transformers.json, a {kind} expected")
-    for module in read_about(name, "modules.json"):
+    for module in read_modules(name):
         inner = folder / module["path"]
         if (inner / "pytorch_model.bin").exists() and not any(inner.glob("*.safetensors")):
             raise InputError(f"{name}: {inner / 'pytorch_model.bin'} is a pickle; save the model with safetensors")
@@ -118,7 +134,7 @@ def _differences(module: "Transformer", folder: Path) -> list[str]:
     Loading on PyTorch's meta device reads names and shapes, but no values.
     """
     model: PreTrainedModel = module.model
-    _, found = type(model).from_pretrained(
+    pair = type(model).from_pretrained(
         folder,
         config=copy.deepcopy(model.config),
         use_safetensors=True,
@@ -126,6 +142,7 @@ def _differences(module: "Transformer", folder: Path) -> list[str]:
         device_map="meta",
         output_loading_info=True,
     )
+    _, found = cast("tuple[PreTrainedModel, dict]", pair)
     missing = set(found["missing_keys"])
     outputs = {str(each["method_output_name"]) for each in module.modality_config.values()}
     if outputs == {"last_hidden_state"}:  # the pooler is not used, and files of many encoders lack it

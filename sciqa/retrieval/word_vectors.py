@@ -87,7 +87,7 @@ class EmbedderOptions:
     @property
     def folder(self) -> str:
         """Folder of the embedder."""
-        return storage.join(self.output, "embedders", self.name)
+        return storage.join(self.output, "embedders", str(self.name))
 
 
 #: Options that a method does not use.
@@ -211,8 +211,9 @@ def distil(options: EmbedderOptions) -> "StaticEmbedding":
 
 def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
     """Return what a trained embedder follows from, and the function that makes it."""
-    shards = tables.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)["shards"]
-    paths = [storage.join(options.passages, f"{shard['name']}.parquet") for shard in shards]
+    passages = str(options.passages)
+    shards = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)["shards"]
+    paths = [storage.join(passages, f"{shard['name']}.parquet") for shard in shards]
     inputs = _inputs(options) | {"passages": tables.fingerprint([shard["content"] for shard in shards])}
     return inputs, lambda: train(options, _texts(paths))
 

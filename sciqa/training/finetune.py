@@ -1,12 +1,12 @@
 """The `finetune` step: checks the input, runs Ray Train, and keeps the best model."""
 
-import importlib.util
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from typing import cast
 
 import pyarrow as pa
 import ray
@@ -16,6 +16,7 @@ from ray.util.queue import Queue
 from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import find_model, model_family, weight_bytes
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary
@@ -90,10 +91,11 @@ def check_options(options: FinetuneOptions) -> None:
         InputError: questions without an answer or in both exams, a model that these options cannot train, batches that
             workers cannot share evenly, or a folder of that name begun with other options.
     """
+    require("train", "sciqa finetune")
+    if options.mlflow:
+        require("mlflow", "--mlflow")
     check_questions(*((options.read(name).table, name) for name in (options.train, options.validation)))
     check_model(options)
-    if options.mlflow and not importlib.util.find_spec("mlflow"):
-        raise InputError("--mlflow: MLflow is not installed; run `pip install 'sciqa[mlflow]'`")
     if options.num_workers != "auto":
         _check_batch(options, options.num_workers)
     _check_folder(options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True)
@@ -189,7 +191,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     device = cluster.device(options)
-    environment = {"DS_ACCELERATOR": device}
+    environment: dict[str, str] = {"DS_ACCELERATOR": device}
     if device == "cpu":  # if a worker saw a GPU, Ray Train would select it and take some of its memory
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     os.environ["DS_ACCELERATOR"] = "cpu"  # this process imports the training loop but does not run it
@@ -235,7 +237,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
         storage.join(options.folder, "checkpoints", each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)
     ]
     storage.copy_files(storage.join(kept[0], "model"), options.folder)
-    history = storage.read_json(storage.join(kept[1], HISTORY))
+    history = cast("list[dict]", storage.read_json(storage.join(kept[1], HISTORY)))
     table = pa.Table.from_pylist(history, schema=METRICS)
     storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
     return result.return_value | _figures(history, metrics)

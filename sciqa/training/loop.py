@@ -90,7 +90,7 @@ class _Run:
         self._check_memory()
         held_out = Examples(validation, options.validation_contexts)
         plain = [held_out.plain(number) for number in range(len(held_out))]
-        self.validation = [(self.scorer.encode(*pair), gold) for *pair, gold in plain]
+        self.validation = [(self.scorer.encode(question, context), gold) for question, context, gold in plain]
         self.optimizer = self._optimizer()
         self.norms: list[torch.Tensor] = []
         self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(gradient_norm(self.optimizer)))
@@ -156,13 +156,13 @@ class _Run:
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.options
         trained = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
-        settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        rate, decay = options.learning_rate, options.weight_decay
         own = options.method == "qlora" and self.device == "cuda" and not options.offload
         if options.optimizer == "paged-adamw" or (options.optimizer == "auto" and own):
-            from bitsandbytes.optim import PagedAdamW32bit
+            from bitsandbytes.optim.adamw import PagedAdamW32bit
 
-            return PagedAdamW32bit(trained, **settings)
-        return torch.optim.AdamW(trained, **settings)
+            return PagedAdamW32bit(trained, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
 
     def _step(self, step: int) -> dict:
         """Take one optimizer step and return its row of the history."""
@@ -244,7 +244,7 @@ class _Run:
         batches = self.scorer.batches(questions, EVALUATION_TOKENS)
         # ZeRO-3 gathers parameters in every forward pass, so all workers take part in the same number of them.
         batches += batches[-1:] * (-len(batches) % self.world_size)
-        mine = {}
+        mine: dict[int, np.ndarray] = {}
         for batch in batches[self.rank :: self.world_size]:
             scored = self.engine([questions[number] for number in batch])
             mine |= {number: score.double().cpu().numpy() for number, score in zip(batch, scored, strict=True)}
@@ -329,7 +329,7 @@ def keep_layout(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no attribute of every module)
 
 
 def _quality(row: dict) -> float:

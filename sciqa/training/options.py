@@ -37,9 +37,9 @@ class FinetuneOptions(QuestionOptions):
     """Questions to train on: packaged splits (as in train+direct-train), or files as `sciqa exam --exam` takes them."""
     validation: str = "validation"
     """Questions that select the best step: a split or a file, as for --train."""
-    train_contexts: str | None = None
+    train_contexts: str = ""
     """Folder of the contexts of training questions; by default OUTPUT/train/contexts."""
-    validation_contexts: str | None = None
+    validation_contexts: str = ""
     """Folder of the contexts of validation questions; by default OUTPUT/validation/contexts."""
     name: str = "reader"
     """Name of the result, which is kept in OUTPUT/trained/NAME."""

@@ -19,7 +19,7 @@ def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dty
     Trained weights are float32 and computation is in `dtype` under autocast, for every ZeRO stage and also for a single
     process.
     """
-    zero = {"stage": options.zero, "reduce_bucket_size": REDUCE_BUCKET}
+    zero: dict[str, object] = {"stage": options.zero, "reduce_bucket_size": REDUCE_BUCKET}
     if options.zero == 3:
         zero |= {"stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD}
     if options.offload:
@@ -45,7 +45,7 @@ def parameter_bytes(model: nn.Module) -> tuple[int, int]:
         size = parameter.element_size()
         if hasattr(parameter, "ds_numel"):
             whole += parameter.ds_numel * size
-            held += (parameter.ds_numel if parameter.ds_persist else parameter.ds_tensor.numel()) * size
+            held += (parameter.ds_numel if parameter.ds_persist else parameter.ds_tensor.numel()) * size  # type: ignore[attr-defined]
         else:
             whole += parameter.numel() * size
             held += parameter.numel() * size

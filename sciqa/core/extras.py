@@ -1,0 +1,34 @@
+"""Packages that only some steps need, by the extra of this project that installs them: `pip install 'sciqa[EXTRA]'`."""
+
+import importlib.util
+from typing import Literal
+
+from sciqa.core.errors import InputError
+
+Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "vllm", "mlflow"]
+#: The modules that each extra installs; they are imported only after `require`.
+EXTRAS: dict[Extra, tuple[str, ...]] = {
+    "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
+    "openvino": ("openvino",),
+    "wikipedia": ("mwparserfromhell",),
+    "html": ("selectolax",),
+    "pdf": ("pypdf",),
+    "vllm": ("vllm",),
+    "mlflow": ("mlflow",),
+}
+
+
+def missing(extra: Extra) -> list[str]:
+    """Return the modules of an extra that are not installed, without importing any."""
+    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+
+
+def require(extra: Extra, what: str) -> None:
+    """Raise `InputError` unless all modules of an extra are installed; steps call this before any work.
+
+    Args:
+        extra: name of the extra.
+        what: the option or file that needs it, with which the message begins.
+    """
+    if absent := missing(extra):
+        raise InputError(f"{what}: {', '.join(absent)} not installed; run `pip install 'sciqa[{extra}]'`")
