@@ -1,6 +1,7 @@
 """Workers that die: the tables are those of an undisturbed run, and standard error says what happened."""
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -96,6 +97,21 @@ def test_a_stage_that_only_loses_workers_is_ended(tmp_path, cluster, capsys, mon
     assert re.match(r"try: a worker was lost again and again; the last one on .* by a signal.*; try ", str(error.value))
     assert capsys.readouterr().err.count("a worker on") >= 2
     assert run(tmp_path, 1, how="signal") == [0]  # Ray goes on
+
+
+def test_search_actors_end_with_their_stage(tmp_path, cluster, exam_file, small_index, capsys):
+    """Else stages that are run in one process would take the cluster's CPUs one after another, until one waits."""
+    before = workers("ShardGroup")
+    gc.disable()  # which could only hide it
+    try:
+        retrieve(RetrieveOptions(output=str(tmp_path), index=f"{small_index}/index", exam=exam_file))
+        end = time.monotonic() + 60
+        while (left := [each for each in workers("ShardGroup") if each not in before]) and time.monotonic() < end:
+            time.sleep(0.1)
+    finally:
+        gc.enable()
+    assert not left
+    assert "a worker on" not in capsys.readouterr().err
 
 
 def record(kind: int, detail: str) -> WorkerTableData:

@@ -160,9 +160,13 @@ def _manifest(exam: Exam, rows: list[dict]) -> dict:
 
 
 def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict, parts: list[int]) -> Iterator[dict]:
-    """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions."""
+    """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions.
+
+    The search actors end with the stage: Python may keep its last reference to them for long, and a later stage could
+    wait for their CPUs for ever.
+    """
     if not parts:
-        return iter(())
+        return
     cluster.connect(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_workers(options, most)
@@ -173,11 +177,16 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
         parameters=options.search_parameters,
         candidates=options.candidates,
     )
-    groups.check()
-    arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
-    pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
-    rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
-    return progress.rows_with_progress(rows, "retrieve", exam.questions, "questions", lambda row: row["questions"])
+    try:
+        groups.check()
+        arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
+        pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
+        rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
+        yield from progress.rows_with_progress(
+            rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
+        )
+    finally:
+        groups.close()
 
 
 class FindContexts(Finder):

@@ -281,22 +281,21 @@ class ShardedIndex:
     ) -> None:
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
-        actor = ray.remote(ShardGroup).options(
-            num_cpus=cluster.SEARCH_CPUS,
-            scheduling_strategy="SPREAD",
-            max_restarts=lost.MOST,
-            max_task_retries=lost.MOST,
-        )
+        limits = {"max_restarts": lost.MOST, "max_task_retries": lost.MOST}
+        actor = ray.remote(ShardGroup).options(num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", **limits)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
-        start = cast("Callable[..., ActorHandle]", actor.remote)
-        self.groups = [
-            start(index, [placed[number] for number in part], threads, self.exact, parameters) for part in parts
-        ]
+        start, how = cast("Callable[..., ActorHandle]", actor.remote), (threads, self.exact, parameters)
+        self.groups = [start(index, [placed[number] for number in part], *how) for part in parts]
 
     def check(self) -> None:
         """Raise `InputError` if the sha256 of an index file has changed since it was written."""
         ray.get([group.check.remote() for group in self.groups])
+
+    def close(self) -> None:
+        """End the actors and give their CPUs back."""
+        for group in self.groups:
+            ray.kill(group)
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Return the k best hits over all shards.
