@@ -5,7 +5,7 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "vllm", "mlflow"]
+Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "vllm", "mlflow"]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
@@ -13,6 +13,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "wikipedia": ("mwparserfromhell",),
     "html": ("selectolax",),
     "pdf": ("pypdf",),
+    "static": ("gensim", "model2vec"),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
 }

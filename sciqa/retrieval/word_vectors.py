@@ -1,6 +1,5 @@
 """The `embedder` step: makes a static embedder, a table of one vector per token, distilled or trained on passages."""
 
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 from sciqa.core import storage, tables
 from sciqa.core.console import quiet
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.hub import find_model, is_static, local_path
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary, check_name
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 #: Version of what this module computes. Raise it with every change, so that embedders of earlier versions are not kept.
 EMBEDDER_FORMAT = 1
-#: Package that each method needs.
-NEEDED = {"distil": "model2vec", "skip-gram": "gensim", "cbow": "gensim"}
 #: Pooling in sentence-transformers, and what model2vec calls it.
 POOLING = {"mean": "mean", "cls": "first", "lasttoken": "last"}
 #: Token of words that are not in the vocabulary. Its vector is the mean of all others times a factor, so that it only
@@ -108,10 +106,7 @@ def make_embedder(options: EmbedderOptions) -> Summary:
             made from other inputs.
     """
     started = time.monotonic()
-    if not importlib.util.find_spec(NEEDED[options.method]):
-        raise InputError(
-            f"--method {options.method}: {NEEDED[options.method]} is not installed; run `pip install 'sciqa[static]'`"
-        )
+    require("static", f"--method {options.method}")
     inputs, make = (_distilling if options.method == "distil" else _training)(options)
     storage.check_writable(storage.join(options.output, "embedders"))
     with lock(options.folder):
@@ -206,7 +201,7 @@ def distil(options: EmbedderOptions) -> "StaticEmbedding":
         ) from error
     rows = made.embedding if made.weights is None else made.embedding * made.weights[:, None]
     made.tokenizer.no_truncation()
-    return StaticEmbedding(made.tokenizer, rows.astype(np.float32))
+    return StaticEmbedding(made.tokenizer, np.ascontiguousarray(rows, np.float32))
 
 
 def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
