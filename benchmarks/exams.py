@@ -77,6 +77,8 @@ class Options:
     """Questions of that measurement, drawn at random; 0 takes all."""
     output: str = "sciqa-exams"
     """Folder of passages, index, and a run for each exam and sample."""
+    overwrite: bool = False
+    """Replace what another version, or other inputs, made in that folder."""
     data: str | None = None
     """Folder of the exams in JSON lines; by default OUTPUT/data."""
 
@@ -161,18 +163,20 @@ def paragraphs_of(rows: list[dict]) -> tuple[list[dict], list[dict]]:
     """Return BoolQ's paragraphs as articles, and its questions with the title of their paragraph.
 
     Retrieval is measured by title, so every paragraph has a title of its own: that of its article, from an article's
-    second paragraph on with a number after it.
+    second paragraph on with a number after it that no article's own title has.
 
     Args:
         rows: rows with `question` and `passage` ("TITLE -- TEXT").
     """
     titles: dict[str, str] = {}
+    taken = {row["passage"].partition(TITLE_END)[0] for row in rows}
     seen: Counter = Counter()
-    for passage in (row["passage"] for row in rows):
-        if passage not in titles:
-            title = passage.partition(TITLE_END)[0]
-            seen[title] += 1
-            titles[passage] = title if seen[title] == 1 else f"{title} ({seen[title]})"
+    for passage in dict.fromkeys(row["passage"] for row in rows):
+        article = title = passage.partition(TITLE_END)[0]
+        seen[article] += 1
+        while seen[article] > 1 and (title := f"{article} ({seen[article]})") in taken:
+            seen[article] += 1
+        titles[passage] = title
     articles = [{"title": title, "text": passage.partition(TITLE_END)[2]} for passage, title in titles.items()]
     questions = [
         {"id": str(number), "prompt": row["question"], "A": "Yes", "B": "No", "title": titles[row["passage"]]}
@@ -199,6 +203,7 @@ def answer_exam(options: Options, name: str, source: list[dict]) -> Iterator[lis
     common = RunExamOptions(
         exam=write_lines(storage.join(run, "questions.jsonl"), asked),
         output=run,
+        overwrite=options.overwrite,
         passages=storage.join(options.output, "passages"),
         index=storage.join(options.output, "index"),
         contexts=storage.join(run, "contexts"),
@@ -250,8 +255,9 @@ def measure_boolq(options: Options, folder: Path) -> Iterator[list[str]]:
     corpus = write_lines(storage.join(options.data, "BoolQ-paragraphs.jsonl"), articles)
     asked = sample(questions, options.retrieval_limit, options.seed)
     output = storage.join(options.output, f"BoolQ-paragraphs-{short_name(options.embedder)}")
-    build_passages(CorpusOptions(output=output, corpus=(corpus,), embedder=options.embedder))
-    build_index(IndexOptions(output=output, embedder=options.embedder))
+    common = {"output": output, "embedder": options.embedder, "overwrite": options.overwrite}
+    build_passages(CorpusOptions(corpus=(corpus,), **common))
+    build_index(IndexOptions(**common))
     run = storage.join(output, f"questions-{sample_name(options, options.retrieval_limit)}")
     exam = write_lines(storage.join(run, "questions.jsonl"), asked)
     settings = RetrieveOptions(

