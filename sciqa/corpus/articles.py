@@ -15,7 +15,7 @@ from pyarrow import fs
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.extras import Extra, require
-from sciqa.core.hub import packaged_path
+from sciqa.core.packaged import packaged_path
 from sciqa.corpus import wikimedia as dump
 from sciqa.corpus.rows import check_columns, check_rows, read_csv, read_jsonl, read_parquet
 from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
