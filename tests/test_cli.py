@@ -239,7 +239,7 @@ def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
 def test_the_version_and_a_step_that_is_misspelt():
     assert sciqa("--version").stdout.strip() == f"sciqa {version('sciqa')}"
     assert refused(sciqa("exma"), "sciqa: error: no step 'exma'; did you mean 'exam'?")
-    assert refused(sciqa("xyz"), "no step 'xyz'; the steps are exam, corpus, index,")
+    assert refused(sciqa("xyz"), "no step 'xyz'; the steps are exam, corpus, embedder,")
     assert refused(sciqa("exam", "--config"), "--config: the path of a YAML file expected after it")
 
 

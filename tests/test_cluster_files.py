@@ -231,4 +231,4 @@ def test_a_job_takes_the_code_along_and_no_data(follow_gitignore, tmp_path):
     packed = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
     assert packed == code | {"questions.csv", "options.yaml"}
     assert {"jobs/exam.py", "sciqa/cli.py", "sciqa/report/report.html.j2", "sciqa/exam/data/test.jsonl"} <= packed
-    assert package.stat().st_size < 2_000_000
+    assert package.stat().st_size < 4_000_000
