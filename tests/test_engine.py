@@ -83,14 +83,16 @@ def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, 
     random.Random(0).shuffle(rows)
     twice = [rows[0], *rows[:7], rows[3], *rows[7:], rows[5]]
     written = list(
-        Shards(SimpleNamespace(iter_rows=lambda: iter(twice)), exam, str(tmp_path / "answers"), "a model").iter_rows()
+        Shards(
+            SimpleNamespace(iter_rows=lambda: iter(twice)), exam, str(tmp_path / "answers"), "a model", ()
+        ).iter_rows()
     )
     assert written == [{"part": 0, "questions": 6}]
     answers = storage.read_table(str(tmp_path / "answers")).to_pylist()
     assert [row["ranking"] for row in answers] == [["B", "A", "C", "D"]] * 6
     missing = SimpleNamespace(iter_rows=lambda: iter([*rows[:11], rows[0]]))
     with pytest.raises(RuntimeError, match=r"shards \[0\]"):
-        list(Shards(missing, exam, str(tmp_path / "answers"), "a model").iter_rows())
+        list(Shards(missing, exam, str(tmp_path / "answers"), "a model", ()).iter_rows())
 
 
 def test_options_that_begin_alike_share_their_requests():

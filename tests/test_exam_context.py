@@ -29,7 +29,7 @@ def model(tmp_path_factory):
 
 def test_an_exam_with_contexts_is_answered_without_corpus_and_index(tmp_path, cluster, race, model):
     given = {"exam": race, "output": str(tmp_path), "context": "given", "model": model, "name": "own"}
-    made = run_exam(RunExamOptions(**given, corpus=("absent.jsonl",), compare=True, shard_questions=3))
+    made = run_exam(RunExamOptions(**given, corpus=("absent.jsonl",), compare=True, baselines=False, shard_questions=3))
     assert [summary.stage for summary in made] == ["retrieve", "predict", "predict", "report"]
     assert not {"passages", "index"} & set(storage.list_folders(str(tmp_path)))
     contexts = storage.read_table(f"{tmp_path}/contexts").to_pylist()
