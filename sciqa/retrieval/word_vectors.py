@@ -206,7 +206,7 @@ def distil(options: EmbedderOptions) -> "StaticEmbedding":
         ) from error
     rows = made.embedding if made.weights is None else made.embedding * made.weights[:, None]
     made.tokenizer.no_truncation()
-    return StaticEmbedding(made.tokenizer, rows.astype(np.float32))
+    return StaticEmbedding(made.tokenizer, np.ascontiguousarray(rows, np.float32))
 
 
 def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
