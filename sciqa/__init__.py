@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sciqa.ask.ask import ask as ask_question
     from sciqa.ask.options import AskOptions
+    from sciqa.audit.audit import audit as audit_exam
+    from sciqa.audit.options import AuditOptions
     from sciqa.core.errors import InputError, LostWorkersError
     from sciqa.core.options import Summary
     from sciqa.core.storage import read_table
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     from sciqa.report.report import ReportOptions
     from sciqa.report.report import report as write_report
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+    from sciqa.retrieval.word_vectors import EmbedderOptions, make_embedder
     from sciqa.training.finetune import finetune
     from sciqa.training.options import FinetuneOptions
 
 __all__ = [
     "AskOptions",
+    "AuditOptions",
     "CorpusOptions",
+    "EmbedderOptions",
     "FinetuneOptions",
     "IndexOptions",
     "InputError",
@@ -47,9 +52,11 @@ __all__ = [
     "Summary",
     "__version__",
     "ask_question",
+    "audit_exam",
     "build_index",
     "build_passages",
     "finetune",
+    "make_embedder",
     "merge",
     "plan",
     "predict_answers",
@@ -63,9 +70,10 @@ __all__ = [
 
 __version__ = version("sciqa")
 
-#: Names by module. Three functions have the name of their package, and another one here: `sciqa.ask` is the package.
+#: Names by module. Some functions have the name of their package, and another one here: `sciqa.ask` is the package.
 _MODULES = {
     "sciqa.ask": ("AskOptions",),
+    "sciqa.audit.options": ("AuditOptions",),
     "sciqa.core.errors": ("InputError", "LostWorkersError"),
     "sciqa.core.options": ("Summary",),
     "sciqa.core.storage": ("read_table",),
@@ -79,10 +87,12 @@ _MODULES = {
     "sciqa.predict": ("PredictOptions",),
     "sciqa.report": ("ReportOptions",),
     "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
+    "sciqa.retrieval.word_vectors": ("EmbedderOptions", "make_embedder"),
     "sciqa.training": ("FinetuneOptions", "finetune"),
 }
 _PUBLIC = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
     "ask_question": ("sciqa.ask", "ask"),
+    "audit_exam": ("sciqa.audit.audit", "audit"),
     "predict_answers": ("sciqa.predict", "predict"),
     "write_report": ("sciqa.report", "report"),
 }

@@ -12,6 +12,7 @@ import pytest
 from test_layout import ROOT
 
 import sciqa
+from sciqa.cli import STEPS
 
 DOCS = (ROOT.parent / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
@@ -30,6 +31,12 @@ def test_names_are_what_type_checkers_see():
     assert set(sciqa.__all__) <= set(dir(sciqa))
     for name, module, inner in typed():
         assert getattr(sciqa, name) is getattr(importlib.import_module(module), inner)
+
+
+def test_every_step_of_the_command_line_is_there():
+    offered = {getattr(sciqa, name) for name in sciqa.__all__ if name != "__version__"}
+    for step in (step for name, step in STEPS.items() if name != "retrieve"):  # which also evaluates
+        assert set(step.load()) <= offered, step.about
 
 
 def test_other_names_are_not_there():
