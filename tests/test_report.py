@@ -14,6 +14,7 @@ import pytest
 from conftest import write_jsonl
 
 from sciqa import pipeline as run
+from sciqa.audit import table as audited
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
@@ -110,6 +111,15 @@ def evidence(*letters):
         for each in letters
     ]
     return context("Helium is light.") | {"evidence": found}
+
+
+def write_audit(output, rows, inputs):
+    """Write the table of an audit of the run's exam, and what it follows from."""
+    exam = open_exam(ExamOptions(output=output))
+    table = pa.Table.from_pylist(rows, schema=audited.SCHEMA)
+    storage.write_table(tables.part_path(f"{output}/audit", 0), table)
+    about = {"format": audited.AUDIT_FORMAT, "inputs": {"exam": exam.sha256} | inputs, "rows": len(rows)}
+    tables.finish(f"{output}/audit", about)
 
 
 def page_of(output, **options):
@@ -393,7 +403,11 @@ def test_the_page_works_in_a_browser(output, browser_page):
 
 
 def test_the_list_downloads_as_csv(output, browser_page, tmp_path):
-    page = browser_page
+    page, kinds = browser_page, ["near", "clean", "exact", "clean", "same article", "clean"]
+    found = {"nearest": "t1", "nearest_source": "train", "cosine": 1.0, "question_run": 9}
+    inputs = {"against": {"train": ""}, "texts": None, "ngram": 8, "similarity": 0.9, "share": 0.8, "texts_name": None}
+    rows = [{"id": row["id"], "kind": kind} | found for row, kind in zip(EXAM, kinds, strict=True)]
+    write_audit(output, rows, inputs)
     page.goto(Path(report(ReportOptions(output=output)).path).as_uri())
     with page.expect_download() as download:
         page.click("#download")
@@ -405,6 +419,7 @@ def test_the_list_downloads_as_csv(output, browser_page, tmp_path):
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in EXAM]
     assert [row["id"] for row in rows] == ["q1", "'=2+3", "q3", "q4", "q5", "q6"]
     assert [row["topic"] for row in rows] == [f"{chr(39) * (topic == '-1')}{topic}" for topic in TOPICS]
+    assert [row["contamination"] for row in rows] == kinds
     for row, answer in zip(rows, answers, strict=True):
         assert row["prediction"] == answer["prediction"]
         assert row["answer"] == (answer["answer"] or "")
@@ -424,6 +439,12 @@ def test_the_list_downloads_as_csv(output, browser_page, tmp_path):
     download.value.save_as(tmp_path / "code.csv")
     with (tmp_path / "code.csv").open(encoding="utf-8-sig", newline="") as lines:
         assert [row["id"] for row in csv.DictReader(lines)] == ["'=2+3", "q3"]
+    page.select_option("#slice", "contamination: clean")
+    assert ids(page) == ["=2+3", "q4", "q6"]
+    page.select_option("#slice", "")
+    page.fill("#search", "exact: train")
+    assert ids(page) == ["q3"]
+    assert no_scrollbar(page)
     assert not page.failures
 
 
