@@ -20,9 +20,15 @@ from sciqa.core.hub import find_model, load_tokenizer, longest_text
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve, word_vectors
+from sciqa.exam import read_exam
+from sciqa.retrieval import FindOptions, IndexOptions, word_vectors
+from sciqa.retrieval.contexts import FindContexts, check_finding
 from sciqa.retrieval.embedder import TorchEmbedder, embed_alone
+from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.queries import query_texts
+from sciqa.retrieval.search import LocalIndex
+from sciqa.retrieval.shards import EmbedShard
 from sciqa.retrieval.static import StaticEmbedder
 from sciqa.retrieval.word_vectors import EmbedderOptions, make_embedder
 
@@ -36,12 +42,12 @@ TEXTS = [
 SMALL = {"vector_size": 16, "epochs": 2, "min_count": 1}
 
 
-def save(folder, *more, rows=None):
+def save(folder, *more, rows=None, **settings):
     """Write a static embedder with a random table, and return its folder."""
     tokenizer = tiny_tokenizer().backend_tokenizer
     tokenizer.enable_truncation(8)
     table = np.random.default_rng(0).standard_normal((rows or tokenizer.get_vocab_size(), 16)).astype(np.float32)
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, table), *more], device="cpu").save(str(folder))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, table), *more], device="cpu", **settings).save(str(folder))
     return str(folder)
 
 
@@ -225,24 +231,41 @@ def test_bad_input_is_refused_before_any_work(passages, monkeypatch):
         make_embedder(EmbedderOptions(output=passages))
 
 
-def test_a_static_index_whose_passages_another_embedder_scores_again(
-    tmp_path, cluster, embedder, corpus_file, exam_file
-):
-    """Of all passages, two stages give what the second alone gives."""
-    folder, shared = save(tmp_path / "static"), {"corpus": (corpus_file,), "passage_tokens": 64}
-    ranked = {}
-    for name, options in (("one", {"embedder": str(embedder)}), ("two", {"embedder": folder})):
-        output = str(tmp_path / name)
-        made = build_passages(CorpusOptions(output=output, **shared, **options)).details["passages"]
-        build_index(IndexOptions(output=output, **options))
-        if name == "two":
-            options |= {"rerank": str(embedder), "rerank_passages": made}
-        finding = {"dense": ("mean",), "words": (), "depth": made, "exam": exam_file, "top_k": 20}
-        retrieve(RetrieveOptions(output=output, **finding, **options))
-        ranked[name] = storage.read_table(f"{output}/contexts").to_pylist()[:10]
+def test_passages_and_vectors_of_an_index_are_the_static_embedders(tmp_path, cluster):
+    folder = save(tmp_path / "static")
+    text = "Iron is a metal. It rusts in water. Whales are mammals and swim. " * 9
+    write_jsonl(tmp_path / "articles.jsonl", [{"title": "Things", "text": text}])
+    options = {"output": str(tmp_path / "run"), "embedder": folder}
+    corpus = CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), passage_tokens=40, **options)
+    (shard,) = build_passages(corpus).details["shards"]
+    indexing = IndexOptions(**options)
+    EmbedShard(indexing, indexing.embed_on("cpu", 2), indexing.embedding())({"part": shard})
+    texts = [embedded_text(**row) for row in table_of(tmp_path / "run")]
     tokenizer = load_tokenizer(folder)
-    texts = [embedded_text(**row) for row in table_of(tmp_path / "two")]
-    assert max(len(each.ids) for each in tokenizer.encode_batch(texts)) <= 64
-    for one, two in zip(ranked["one"], ranked["two"], strict=True):
-        assert [p["passage_id"] for p in one["passages"]] == [p["passage_id"] for p in two["passages"]]
-        np.testing.assert_allclose(*([p["score"] for p in each["passages"]] for each in (one, two)), atol=1e-4)
+    assert 30 < max(len(each.ids) for each in tokenizer.encode_batch(texts)) <= 40
+    (path,) = tmp_path.glob("run/index/*/vectors.npy")
+    np.testing.assert_allclose(np.load(path), own_vectors(folder, texts), atol=1e-5)
+
+
+def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_file):
+    """Of all passages, two stages find what the second finds alone, by its own prompts."""
+    folder = save(tmp_path / "static", prompts={"query": "metal: ", "document": "whale: "})
+    texts = [embedded_text(**row) for row in table_of(small_index)]
+    questions = read_exam(exam_file).to_pylist()[:4]
+    options = FindOptions(
+        **{"output": str(tmp_path), "index": f"{small_index}/index", "dense": ("mean",), "words": ()},
+        **{"query_prefix": "of the first stage alone", "rerank": folder, "rerank_passages": len(texts), "top_k": 9},
+    )
+    check_finding(options)
+    index = LocalIndex(options.index, read_index_manifest(options.index))
+    found = FindContexts(None, options, index, options.embed_on("cpu", 2)).find(questions)
+    vectors = own_vectors(folder, texts, "whale: ")
+    asked = [own_vectors(folder, *query_texts(questions, query), "metal: ") for query in ("prompt", "whole")]
+    queries = sum(asked) / np.linalg.norm(sum(asked), axis=1, keepdims=True)
+    for query, context in zip(queries, found, strict=True):
+        scores = vectors @ query
+        nearest = np.argsort(-scores)[:9]
+        assert [embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]] == [
+            texts[number] for number in nearest
+        ]
+        np.testing.assert_allclose([p["score"] for p in context["passages"]], scores[nearest], atol=1e-5)
