@@ -291,7 +291,7 @@ def _score_table(readers: list[dict]) -> "Table":
     from rich.table import Table
 
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-    columns = ("reader", "questions", "MAP@3", "accuracy", "ties", "log loss", "calibration", "position bias")
+    columns = ("reader", "n", "MAP@3", "accuracy", "ties", "log loss", "ECE", "position bias")
     for column in (*columns, "seconds"):
         table.add_column(
             column, justify="left" if column == "reader" else "right", no_wrap=column in ("reader", "MAP@3", "accuracy")
