@@ -13,14 +13,14 @@ import numpy as np
 import ray
 
 from sciqa.core import cluster, storage
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval.evaluate import CUTS
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
 MODEL = "all-MiniLM-L6-v2"

@@ -16,7 +16,7 @@ from sciqa.corpus.articles import read_articles
 from sciqa.corpus.chunking import split_sentences
 from sciqa.exam import read_exam
 from sciqa.retrieval.evidence import WEIGHTS, shared_words
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 
 NAMES = ("cosine to option", "cosine to prompt", "words of option", "words of prompt")
 

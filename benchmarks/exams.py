@@ -22,10 +22,10 @@ import tyro
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.hub import short_name
+from sciqa.core.model_files import short_name
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.exam.options import LETTERS, split_lettered
+from sciqa.exam.answer_options import LETTERS, split_lettered
 from sciqa.pipeline import RunExamOptions, find_passages
 from sciqa.predict import predict
 from sciqa.predict.options import CONTEXTLESS, ModelOptions

@@ -21,8 +21,8 @@ from lm_eval.models.huggingface import HFLM
 
 from sciqa.corpus.articles import read_articles
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
 
 ROUNDS = 3

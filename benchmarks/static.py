@@ -18,7 +18,7 @@ import numpy as np
 import ray
 
 from sciqa.core import cluster, storage
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
@@ -26,8 +26,8 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.evaluate import figures_of
-from sciqa.retrieval.load import load_embedder
-from sciqa.retrieval.word_vectors import EmbedderOptions, make_embedder
+from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
 
 MODEL = "all-MiniLM-L6-v2"
 ROUNDS = 5

@@ -45,7 +45,7 @@ def make(folder, layers, kind="bfloat16", **sizes):
     import transformers
     from safetensors.torch import save_file
 
-    from sciqa.core.hub import find_model
+    from sciqa.core.model_files import find_model
     from sciqa.models.load import plain_folder
 
     config = transformers.LlamaConfig(**LLAMA | sizes, num_hidden_layers=layers, vocab_size=32000, dtype=kind)
@@ -124,7 +124,7 @@ def ours(folder, streams, precision="bfloat16"):
 
     from sciqa.models.load import load_scorer
     from sciqa.models.scorer import score_options
-    from sciqa.models.stored import Streaming
+    from sciqa.models.tensor_files import Streaming
 
     asked = questions(32000)
     before = read_bytes()
@@ -220,7 +220,7 @@ def accelerate_64(folder):
 def accelerate_shared(folder):
     """With this project's rows and batches."""
     from sciqa.models.causal import CausalScorer
-    from sciqa.models.format import Format
+    from sciqa.models.prompt_format import Format
     from sciqa.models.scorer import score_options
 
     scorer = CausalScorer(offloaded(folder), None, Format())

@@ -21,8 +21,8 @@ from sciqa.exam import read_exam
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import load_base
+from sciqa.models.prompt_format import Format
 from sciqa.retrieval.contexts import CONTEXTS_FORMAT
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order

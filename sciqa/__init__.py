@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sciqa.report.report import ReportOptions
     from sciqa.report.report import report as write_report
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-    from sciqa.retrieval.word_vectors import EmbedderOptions, make_embedder
+    from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
     from sciqa.training.finetune import finetune
     from sciqa.training.options import FinetuneOptions
 
@@ -87,7 +87,7 @@ _MODULES = {
     "sciqa.predict": ("PredictOptions",),
     "sciqa.report": ("ReportOptions",),
     "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
-    "sciqa.retrieval.word_vectors": ("EmbedderOptions", "make_embedder"),
+    "sciqa.retrieval.static_training": ("EmbedderOptions", "make_embedder"),
     "sciqa.training": ("FinetuneOptions", "finetune"),
 }
 _PUBLIC = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
@@ -97,7 +97,7 @@ _PUBLIC = {name: (module, name) for module, names in _MODULES.items() for name i
     "write_report": ("sciqa.report", "report"),
 }
 
-# Ray reads this on import. It stops Ray from printing a worker's death on stdout, since `sciqa.core.lost` reports it.
+# Ray reads this on import, and then prints no death of a worker: `sciqa.core.worker_loss` reports it.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed|retries remaining, so the task will be"
 )

@@ -53,7 +53,7 @@ STEPS = {
     "corpus": Step("turn articles into the passages table", "sciqa.corpus.passages", "build_passages", "CorpusOptions"),
     "embedder": Step(
         "make a static embedder: distilled from another, or word vectors trained on the passages",
-        *("sciqa.retrieval.word_vectors", "make_embedder", "EmbedderOptions", False),
+        *("sciqa.retrieval.static_training", "make_embedder", "EmbedderOptions", False),
     ),
     "index": Step(
         "embed the passages and index them, shard by shard",
@@ -113,9 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if bad_input := find_input_error(error):
             _end(name, bad_input, 2)
-        from sciqa.core import lost
+        from sciqa.core import worker_loss
 
-        if verbose() or not (by_loss := lost.cause(error)):
+        if verbose() or not (by_loss := worker_loss.cause(error)):
             raise
         _end(name, by_loss, 1)
     show(made if isinstance(made, list) else [made], time.monotonic() - started)

@@ -13,7 +13,7 @@ from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
 from sciqa.exam import open_exam
-from sciqa.exam.answered import answered
+from sciqa.exam.answers import answered
 from sciqa.exam.baselines import BASELINES, OVERLAPS, Baseline
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import Exam, QuestionOptions

@@ -18,8 +18,8 @@ from architectures import CLASSES, CannotBuild, build, every, plain_scores, ques
 
 from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import SCORERS
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, Scorer, score_options
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"

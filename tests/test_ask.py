@@ -17,7 +17,7 @@ from sciqa.ask.generate import NEAR, MarkedStream, nearest_passage
 from sciqa.cli import FIRST_WORDS, main, parse_options
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of

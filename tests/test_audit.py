@@ -19,7 +19,7 @@ from sciqa.audit.words import ExamWords, question_key, question_words, share_fou
 from sciqa.audit.workers import cosines, nearest
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import ABOUT_TRAINED
+from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import score
 from sciqa.report import ReportOptions, report

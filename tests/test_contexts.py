@@ -10,13 +10,13 @@ from sentence_transformers import CrossEncoder
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, load_tokenizer
+from sciqa.core.model_files import find_model, load_tokenizer
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
 from sciqa.retrieval.evaluate import figures_of
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
 MINILM = "all-MiniLM-L6-v2"

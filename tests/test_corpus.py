@@ -14,7 +14,7 @@ from test_sources import write_pdf
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError, find_input_error
-from sciqa.core.hub import load_tokenizer
+from sciqa.core.model_files import load_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_sources, read_articles
 from sciqa.corpus.chunking import Splitter, embedded_text, split_sentences

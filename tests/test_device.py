@@ -15,12 +15,12 @@ from sciqa.core.device import half_precision, this_device
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.models.load import load_base, load_scorer
-from sciqa.models.stored import Streaming
+from sciqa.models.tensor_files import Streaming
 from sciqa.predict import PredictOptions
 from sciqa.predict.vllm import check_engine
-from sciqa.retrieval import IndexOptions, whole
+from sciqa.retrieval import IndexOptions, checkpoints
 from sciqa.retrieval.contexts import FindContexts
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions
 from sciqa.training import FinetuneOptions, finetune
 
@@ -63,7 +63,7 @@ def test_the_cross_encoder_computes_where_it_is_told(monkeypatch, tmp_path, gpu_
         asked.append(device)
         return SimpleNamespace(num_labels=1)
 
-    monkeypatch.setattr(whole, "load_whole", load)  # there is no GPU to load it on
+    monkeypatch.setattr(checkpoints, "load_whole", load)  # there is no GPU to load it on
     embed = {"model": "all-MiniLM-L6-v2", "threads": 1, "backend": "openvino"}
     options = FindOptions(output=str(tmp_path), rerank=folder)
     for device in ("cpu", "cuda"):

@@ -19,16 +19,16 @@ from tokenizers import Tokenizer
 
 from sciqa.core import cache, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.predict.readers import RetrievalReader
 from sciqa.retrieval import FindOptions, IndexOptions, build_index
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import Finder
-from sciqa.retrieval.shards import EmbedShard
+from sciqa.retrieval.shard_files import EmbedShard
 
 BACKENDS = ("openvino", "torch")
 TEXTS = [

@@ -13,11 +13,11 @@ from tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import load_encoder, plain_folder
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.answers import mean_turns

@@ -10,7 +10,7 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.embedder import embed_alone
 from sciqa.retrieval.evidence import find_evidence, split_clauses
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 
 TEXT = (
     "Iron is a metal with many uses. In moist air it rusts, since oxygen and water attack it (slowly at first); "

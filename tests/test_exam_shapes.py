@@ -575,6 +575,19 @@ REFUSED = [
     ("jsonl", json.dumps(LIST | {"answer": "a", "answer_letter": "B"}), "'B' found, but column 'answer' says A"),
     ("csv", "prompt,A,B,C,answer,correct\nQ?,a,b,c,B,C\n", "column 'correct': 'C' found, but column 'answer' says B"),
     ("jsonl", json.dumps({"question": "Wet?", "passage": STORY, "answer": True}), "so no options to choose from"),
+    *(
+        ("jsonl", json.dumps({"question": "Wet?", "options": options, "answer": "A"}), message)
+        for options, message in (
+            ("A. water\nB. \nC. sand", "empty as option 2"),
+            ("(a) water\n(b) \n(c) sand", "empty as option 2"),
+            ("A. water; B.; C. sand", "empty as option 2"),
+            ("A) water  B)   C) sand", "empty as option 2"),
+            ("A. water\nB. sand\nC.", "empty as option 3"),
+            ("A.\nB. sand", "empty as option 1"),
+            ("A. water\nB. sand\nD. salt", "a list of options expected"),
+            ("a) water, b) sand, e) salt", "a list of options expected"),
+        )
+    ),
 ]
 
 

@@ -11,10 +11,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.models.format import Format
 from sciqa.models.load import load_base, load_scorer
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
-from sciqa.models.stored import Streaming
+from sciqa.models.tensor_files import Streaming
 
 #: Of bytes alone, so that files are small.
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120t", "<|endoftext|>"]

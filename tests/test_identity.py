@@ -18,7 +18,7 @@ from tiny import mostly_slow, tiny_folder
 
 from sciqa.core import cache, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import about_base, adapter_hash, check_base, find_model
+from sciqa.core.model_files import about_base, adapter_hash, check_base, find_model
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import ExamOptions, open_exam, read_exam
@@ -121,7 +121,7 @@ def test_weights_are_read_once_per_machine(model, reads, monkeypatch):
     assert revision(model) == first
     cache._hashes.clear()  # as in another process
     assert revision(model) == first
-    command = "import sys; from sciqa.core.hub import find_model; print(find_model(sys.argv[1]).revision)"
+    command = "import sys; from sciqa.core.model_files import find_model; print(find_model(sys.argv[1]).revision)"
     again = subprocess.run([sys.executable, "-c", command, model], capture_output=True, text=True, check=True)
     assert again.stdout.strip() == first
     assert len(reads) == 2

@@ -9,11 +9,11 @@ from sentence_transformers import SentenceTransformer
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.corpus.articles import read_articles
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.index import read_index_manifest
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 
 MINILM = "all-MiniLM-L6-v2"
 

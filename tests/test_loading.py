@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import about_base, model_family
+from sciqa.core.model_files import about_base, model_family
 from sciqa.exam import read_exam
 from sciqa.models import adapter
-from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, load_base, load_scorer, make_scorer, outline
 from sciqa.models.merge import MergeOptions, merge
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
-from sciqa.models.stored import Streaming
+from sciqa.models.tensor_files import Streaming
 from sciqa.training.sharding import gather_trained
 
 WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter_model.safetensors"

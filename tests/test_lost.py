@@ -19,7 +19,7 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
 from sciqa import cli
 from sciqa import predict as predicting
-from sciqa.core import cluster, lost, progress, storage
+from sciqa.core import cluster, progress, storage, worker_loss
 from sciqa.core.console import VERBOSE
 from sciqa.core.errors import LostWorkersError
 from sciqa.core.options import RunOptions
@@ -91,7 +91,7 @@ def test_every_death_is_told_once(tmp_path, cluster, capsys):
 
 
 def test_a_stage_that_only_loses_workers_is_ended(tmp_path, cluster, capsys, monkeypatch):
-    monkeypatch.setattr(lost, "MOST", 1)
+    monkeypatch.setattr(worker_loss, "MOST", 1)
     with pytest.raises(LostWorkersError) as error:
         run(tmp_path, 1, how="signal", always=True)
     assert re.match(r"try: a worker was lost again and again; the last one on .* by a signal.*; try ", str(error.value))
@@ -126,9 +126,13 @@ def test_ways_to_die_are_told_apart():
     )
     memory += " 9.16GB used / 23.54GB limit (0.389015)\nOOM kill reason: Memory usage exceeded threshold"
     said = {
-        lost._how(record(WorkerExitType.NODE_OUT_OF_MEMORY, memory)),
-        lost._how(record(WorkerExitType.SYSTEM_ERROR, "Worker exits unexpectedly. Worker exits with an exit code 4.")),
-        lost._how(record(WorkerExitType.SYSTEM_ERROR, "Worker unexpectedly exits with a connection error code 2. End")),
+        worker_loss._how(record(WorkerExitType.NODE_OUT_OF_MEMORY, memory)),
+        worker_loss._how(
+            record(WorkerExitType.SYSTEM_ERROR, "Worker exits unexpectedly. Worker exits with an exit code 4.")
+        ),
+        worker_loss._how(
+            record(WorkerExitType.SYSTEM_ERROR, "Worker unexpectedly exits with a connection error code 2. End")
+        ),
     }
     assert said == {
         "was killed, since its node ran out of memory (9.16GB used / 23.54GB limit)",
@@ -138,7 +142,7 @@ def test_ways_to_die_are_told_apart():
 
 
 def test_a_lost_node_is_told_of_and_one_let_go_is_not(cluster, monkeypatch, capsys):
-    watch = lost._watch
+    watch = worker_loss._watch
     nodes = [GcsNodeInfo(node_id=name, node_manager_address="10.0.0.9") for name in (b"a", b"b")]
     for node, reason in zip(nodes, (2, 1), strict=True):
         node.death_info.reason, node.death_info.reason_message = reason, "no heartbeats"
@@ -151,9 +155,9 @@ def test_a_lost_node_is_told_of_and_one_let_go_is_not(cluster, monkeypatch, caps
 
 
 def test_a_head_that_does_not_answer_is_told_of_once(cluster, monkeypatch, capsys):
-    watch = lost._watch
-    closed = lost.init_grpc_channel("127.0.0.1:9")
-    monkeypatch.setattr(watch, "worker_info", lost.WorkerInfoGcsServiceStub(closed))
+    watch = worker_loss._watch
+    closed = worker_loss.init_grpc_channel("127.0.0.1:9")
+    monkeypatch.setattr(watch, "worker_info", worker_loss.WorkerInfoGcsServiceStub(closed))
     for _ in range(5):
         watch.check()
     assert capsys.readouterr().err.count("does not answer; if it does not within a minute, the run ends") == 1

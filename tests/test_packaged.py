@@ -11,7 +11,7 @@ import pytest
 from sciqa.core import packaged
 from sciqa.core.cache import cache_root
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, local_path
+from sciqa.core.model_files import find_model, local_path
 from sciqa.core.packaged import PACKAGED, Packaged, is_installed, packaged_path
 
 NAME = "split-model"

@@ -12,7 +12,7 @@ from sciqa.exam import read_exam
 from sciqa.exam.baselines import longest_scores, overlap_scores
 from sciqa.exam.metrics import place, right_at_first
 from sciqa.exam.questions import SPLITS, options_of
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 
 TOPICS = {"Biology and health sciences", "Physical sciences", "Mathematics", "Technology"}
 KINDS = {"role", "number", "cause", "negation", "comparison", "calculation", "two facts", "description", "property"}

@@ -11,12 +11,12 @@ from tiny import tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from sciqa.core.errors import InputError
-from sciqa.models.format import Format
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.load import SCORERS
 from sciqa.models.multiple_choice import MultipleChoiceScorer
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
-from sciqa.models.verdict import Verdict
 
 PLAIN = Format(normalise="none")
 
@@ -160,7 +160,7 @@ def test_what_a_model_read_before_changes_nothing():
     scorer = MultipleChoiceScorer(copy.deepcopy(model), tokenizer(model), PLAIN)
     short, long = (scorer.encode(question(length, 2, 3), "") for length in (4, 200))
     alone = MultipleChoiceScorer(model, tokenizer(model), PLAIN)
-    alone.verdict = Verdict("single rows")
+    alone.batch_layout = BatchLayout("single rows")
     expected = score_options(alone, [long])[0]
     for batch in ([short, long], [long, short], [long]):
         np.testing.assert_allclose(score_options(scorer, batch)[batch.index(long)], expected, atol=1e-5)

@@ -17,14 +17,14 @@ from tiny import tiny_folder
 from torch.utils.flop_counter import FlopCounterMode
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import model_family
+from sciqa.core.model_files import model_family
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import SCORERS, load_base
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded
 from sciqa.planning import memory as estimate
-from sciqa.planning.compute import question_flops
+from sciqa.planning.flops import question_flops
 from sciqa.planning.hardware import Need, lacks, read_node_types
 from sciqa.planning.memory import peak_activations, rank_bytes, sketch, training_memory
 from sciqa.planning.volume import faiss_bytes

@@ -9,8 +9,8 @@ from tiny import DECODER, tiny_folder, tiny_model
 
 from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer, attention_window
-from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, score_options
 
 SIZES = DECODER | {"vocab_size": 200, "initializer_range": 0.2}
@@ -121,7 +121,7 @@ def test_the_proof_is_kept_and_follows_the_model(tmp_path, monkeypatch):
     prove = CausalScorer.prove
     monkeypatch.setattr(CausalScorer, "prove", lambda scorer: proved.append(scorer) or prove(scorer))
     for _ in range(2):
-        assert load_scorer(folder, precision="float32").verdict.layout == "packed"
+        assert load_scorer(folder, precision="float32").batch_layout.layout == "packed"
     assert len(proved) == 1
     load_scorer(folder, precision="bfloat16")
     assert len(proved) == 2

@@ -16,10 +16,10 @@ from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.packing import pack
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, divisors, prompt_text, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 

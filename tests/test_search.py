@@ -11,11 +11,11 @@ from sciqa.core import storage
 from sciqa.core.errors import find_input_error
 from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval import IndexOptions, search
+from sciqa.retrieval.bm25 import split_terms
 from sciqa.retrieval.index import read_index_manifest, train_factory
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits, merge_hits, search_flat
-from sciqa.retrieval.shards import ROW_GROUP, write_index
+from sciqa.retrieval.shard_files import ROW_GROUP, write_index
 from sciqa.retrieval.vectors import StoredVectors
-from sciqa.retrieval.words import split_terms
 
 DIMENSION = 32
 

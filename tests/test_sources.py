@@ -21,10 +21,10 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import pdf
 from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
-from sciqa.corpus.documents import read_page
+from sciqa.corpus.files import MARKS, decode
+from sciqa.corpus.html_files import read_page
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.corpus.sources import MARKS, decode
 
 ICE = "Ice is frozen water."
 ROW = {"title": "Ice", "text": ICE}

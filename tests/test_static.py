@@ -16,21 +16,21 @@ from tiny_embedders import tiny_embedder, tiny_tokenizer
 
 from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, load_tokenizer, longest_text
+from sciqa.core.model_files import find_model, load_tokenizer, longest_text
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
-from sciqa.retrieval import FindOptions, IndexOptions, word_vectors
+from sciqa.retrieval import FindOptions, IndexOptions, static_training
 from sciqa.retrieval.contexts import FindContexts, check_finding
 from sciqa.retrieval.embedder import TorchEmbedder, embed_alone
 from sciqa.retrieval.index import read_index_manifest
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 from sciqa.retrieval.search import LocalIndex
-from sciqa.retrieval.shards import EmbedShard
-from sciqa.retrieval.static import StaticEmbedder
-from sciqa.retrieval.word_vectors import EmbedderOptions, make_embedder
+from sciqa.retrieval.shard_files import EmbedShard
+from sciqa.retrieval.static_embedder import StaticEmbedder
+from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
 
 TEXTS = [
     "Water",
@@ -209,7 +209,7 @@ def test_a_run_that_is_stopped_leaves_no_model_and_can_be_repeated(passages, mon
         return stop() if path.endswith(".safetensors") else write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*(word_vectors, "train", stop) if when == "training" else (storage, "write_bytes", write))
+        patch.setattr(*(static_training, "train", stop) if when == "training" else (storage, "write_bytes", write))
         with pytest.raises(KeyboardInterrupt):
             make_embedder(options)
     assert not tables.is_finished(options.folder)

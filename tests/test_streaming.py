@@ -14,12 +14,12 @@ from tiny import CAUSAL, DECODER, tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.models import stored, streamed
+from sciqa.models import streaming, tensor_files
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
 from sciqa.models.load import load_base, load_scorer
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
-from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
+from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
 from sciqa.predict import PredictOptions, predict
 
 
@@ -62,7 +62,7 @@ def test_tied_weights_and_those_of_other_kinds(tmp_path):
 
 
 def test_checkpoints_in_several_files_and_other_types(tmp_path, folders, monkeypatch):
-    monkeypatch.setattr(streamed, "HEAD_BLOCK", 64 * 4 * 10_000)  # the head in five blocks
+    monkeypatch.setattr(streaming, "HEAD_BLOCK", 64 * 4 * 10_000)  # the head in five blocks
     model = tiny_model("llama", vocab_size=49152, num_hidden_layers=3).to(torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="4MB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
@@ -88,13 +88,13 @@ def test_models_stored_in_four_bits(tmp_path, folders):
 
 def test_hidden_states_beyond_the_limit_go_to_a_file(folders, tmp_path, monkeypatch):
     told, in_memory = [], score(folders["llama"], Streaming())
-    monkeypatch.setattr(streamed.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(streamed, "SILENCE", 0)
+    monkeypatch.setattr(streaming.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(streaming, "SILENCE", 0)
     np.testing.assert_array_equal(score(folders["llama"], Streaming(memory=1000, say=told.append)), in_memory)
     assert [words.split(",")[0] for words in told] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
     assert all(words.endswith("of states in a file") for words in told)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(streamed.os, "posix_fallocate", no_room)
+    monkeypatch.setattr(streaming.os, "posix_fallocate", no_room)
     with pytest.raises(InputError, match=r"no room for .* set TMPDIR"):
         score(folders["llama"], Streaming(memory=1000))
 
@@ -104,8 +104,8 @@ def no_room(*_):
 
 
 def test_every_weight_is_read_once_and_the_embedding_in_part(folders, monkeypatch):
-    read, preadv = [], stored.os.preadv
-    monkeypatch.setattr(stored.os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1])
+    read, preadv = [], tensor_files.os.preadv
+    monkeypatch.setattr(tensor_files.os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1])
     scorer = load_scorer(folders["llama"], precision="float32", streaming=Streaming())
     score_options(scorer, random_questions(12), 300)
     weights = sum(

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import fit_context
-from sciqa.models.tokens import TextEncoder
+from sciqa.models.text_encoder import TextEncoder
 
 QUESTION = {"id": "1", "prompt": "Which gas?", "is_question": True, "A": "helium", "B": "neon"}
 

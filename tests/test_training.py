@@ -24,7 +24,7 @@ from conftest import write_jsonl
 from ray.train import TrainingFailedError
 from tiny import CAUSAL, FAMILIES, tiny_folder
 
-from sciqa.core import lost, storage, tables
+from sciqa.core import storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
@@ -265,7 +265,7 @@ def test_a_run_that_loses_too_many_workers_says_so_in_one_line(tmp_path, data, u
     with pytest.raises(TrainingFailedError) as error:
         finetune(options)
     killer.join()
-    said = str(lost.cause(error.value))
+    said = str(worker_loss.cause(error.value))
     assert said.startswith("finetune: a worker was lost again and again; the last one on ")
     assert "--micro-batch" in said
 

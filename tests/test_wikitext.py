@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sciqa.corpus.articles import read_articles
-from sciqa.corpus.tables import Cell, table_lines
+from sciqa.corpus.table_text import Cell, table_lines
 from sciqa.corpus.wikitext import is_disambiguation, is_redirect, read_sections
 
 READ_AS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.models.load import plain_folder
 
 DECODER = {  # sizes that bitsandbytes' blocks of 64 weights divide

@@ -7,7 +7,7 @@ from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
 from sciqa.core.device import this_device
 from sciqa.core.errors import InputError
-from sciqa.core.hub import model_family
+from sciqa.core.model_files import model_family
 from sciqa.core.options import Summary
 from sciqa.core.progress import spoken
 from sciqa.exam.questions import options_of

@@ -22,10 +22,10 @@ from sciqa.audit.words import SEED
 from sciqa.audit.workers import EmbedQuestions, compare_part
 from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, weight_bytes
 from sciqa.core.lock import lock
+from sciqa.core.model_files import find_model, weight_bytes
 from sciqa.core.options import Summary
-from sciqa.exam.answered import find_readers
+from sciqa.exam.answers import find_readers
 from sciqa.exam.questions import Exam, open_exam
 
 __all__ = ["AuditOptions", "audit"]

@@ -8,7 +8,7 @@ from sciqa.audit.options import AuditOptions
 from sciqa.core import storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
-from sciqa.core.hub import ABOUT_TRAINED
+from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.corpus.articles import find_sources, split_sources
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index import MANIFEST, read_index_manifest

@@ -8,8 +8,8 @@ import pyarrow as pa
 from sciqa.audit.words import question_words, share_found
 from sciqa.core import storage, tables
 from sciqa.exam.metrics import score
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.exam.table import QuestionTable
 
 #: Version of what the audit computes. Raise it with every change, so that tables of earlier versions are not kept.
 AUDIT_FORMAT = 1
@@ -153,7 +153,7 @@ def figures(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[di
     Args:
         rows: rows of the audit table.
         inputs: inputs of the table.
-        readers: result of `sciqa.exam.answered.find_readers`.
+        readers: result of `sciqa.exam.answers.find_readers`.
 
     Returns:
         Rows with `reader`, `slice` and the figures of `sciqa.exam.metrics.score`.

@@ -13,7 +13,7 @@ from sciqa.core import storage
 from sciqa.corpus.articles import read_articles
 from sciqa.exam.questions import Exam
 from sciqa.retrieval.embedder import embed_alone
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
 #: Texts whose words are held at once.

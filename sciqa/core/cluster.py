@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sciqa.core import lost
+from sciqa.core import worker_loss
 from sciqa.core.console import VERBOSE, verbose
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
@@ -73,7 +73,7 @@ def connect(options: RunOptions) -> None:
     context.print_on_execution_start = False
     if not verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here too
-    lost.watch()
+    worker_loss.watch()
 
 
 def _worker_environment() -> dict | None:
@@ -320,8 +320,8 @@ def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> d
         "num_gpus": needs.get("GPU"),
         "memory": needs.get("memory"),
         "accelerator_type": named_accelerator(options),
-        "max_restarts": lost.MOST,
-        "max_task_retries": lost.MOST,
+        "max_restarts": worker_loss.MOST,
+        "max_task_retries": worker_loss.MOST,
     }
 
 

@@ -12,7 +12,7 @@ from ray.data import Dataset
 from ray.util.metrics import Gauge
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sciqa.core import lost
+from sciqa.core import worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import find_input_error
 
@@ -35,7 +35,7 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
 
     Raises:
         InputError: a worker found bad input.
-        LostWorkersError: a worker was lost `lost.MOST` times.
+        LostWorkersError: a worker was lost `worker_loss.MOST` times.
     """
     metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
     tags = {"stage": stage, "unit": unit}
@@ -60,7 +60,7 @@ def _rows(dataset: Dataset) -> Iterator[dict]:
     except Exception as error:
         if bad_input := find_input_error(error):
             raise bad_input from error
-        if by_loss := lost.cause(error):
+        if by_loss := worker_loss.cause(error):
             raise by_loss from error
         raise
 
@@ -75,7 +75,7 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with lost.during(stage), Progress(*columns, console=console, transient=True) as progress:
+    with worker_loss.during(stage), Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(stage, total=total)
         yield lambda done, row: progress.update(task, completed=done)
 
@@ -132,7 +132,7 @@ def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        with lost.during(stage):
+        with worker_loss.during(stage):
             yield say
     finally:
         done.set()

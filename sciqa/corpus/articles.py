@@ -17,8 +17,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import Extra, require
 from sciqa.core.packaged import packaged_path
 from sciqa.corpus import wikimedia as dump
-from sciqa.corpus.rows import check_columns, check_rows, read_csv, read_jsonl, read_parquet
-from sciqa.corpus.sources import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
+from sciqa.corpus.files import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
+from sciqa.corpus.table_files import check_columns, check_rows, read_csv, read_jsonl, read_parquet
 
 #: Extras that types of files need.
 NEEDED: dict[str, Extra] = {"dump": "wikipedia", "html": "html", "pdf": "pdf"}
@@ -242,7 +242,7 @@ def _read_text(path: str, tally: Tally) -> Iterator[list[dict]]:
 
 
 def _read_html(path: str, tally: Tally) -> Iterator[list[dict]]:
-    from sciqa.corpus.documents import read_page
+    from sciqa.corpus.html_files import read_page
 
     if (data := _read_whole(path, tally)) is None:
         return

@@ -11,8 +11,8 @@ from pylatexenc.latex2text import EnvironmentTextSpec, LatexNodes2Text, MacroTex
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode
 from pylatexenc.macrospec import LatexContextDb, std_environment, std_macro
 
-from sciqa.corpus.lines import HYPHEN
-
+#: Hyphens that are minus signs, because they are not between words.
+HYPHEN = re.compile(r"(?<![^\W\d_]{2})-|-(?![^\W\d_]{2})")
 #: A part of a fraction with such a character is put in parentheses.
 OPERATOR = re.compile(r"[^\w.^,′'°]")
 SCRIPT = re.compile(r"(?<=[\^_])\{([^{}]*)\}")
@@ -23,7 +23,7 @@ DEGREES = re.compile(r"\^ ?∘|∘(?= ?[CF]\b)")
 INFIX = re.compile(r"\\(over|atop|choose|brace|brack)(?![A-Za-z])")
 BOUND = re.compile(r"\\(?:left|right|begin|end)(?![A-Za-z])|\\.|[{}&]", re.DOTALL)
 #: Maximum number of such fractions per formula, so that a malformed one does not take long.
-MOST = 64
+MAX_INFIX = 64
 OPENING, CLOSING = ("{", r"\left", r"\begin"), ("}", r"\right", r"\end")
 
 ARROWS = {"<=>": "⇌", "<-->": "⇌", "<->": "↔", "-->": "→", "->": "→", "<-": "←"}
@@ -130,7 +130,7 @@ def _script(match: re.Match) -> str:
 
 def _put_before(latex: str) -> str:
     r"""Rewrite infix fractions as prefix macros: `a \over b` as `\frac{a}{b}`."""
-    for _ in range(MOST):
+    for _ in range(MAX_INFIX):
         if not (found := INFIX.search(latex)):
             break
         start, end = _group(latex, found.start(), found.end())
@@ -235,3 +235,9 @@ def _converter() -> tuple[LatexNodes2Text, LatexContextDb]:
 
 
 LATEX, LATEX_SYNTAX = _converter()
+
+
+def superscript(text: str) -> str:
+    """Write a superscript after a caret, except the endings of ordinal numbers."""
+    text = text.strip()
+    return text if text in ("", "th", "st", "nd", "rd") else "^" + HYPHEN.sub("−", text)

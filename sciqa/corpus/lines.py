@@ -22,8 +22,6 @@ TIDY = (
     (re.compile(r" +([,;.])(?=\s|$)"), r"\1"),
     (re.compile(r"  +"), " "),
 )
-#: Hyphens that are minus signs, because they are not between words.
-HYPHEN = re.compile(r"(?<![^\W\d_]{2})-|-(?![^\W\d_]{2})")
 
 
 def put_lines(text: str) -> str:
@@ -53,9 +51,3 @@ def put_cell(text: str) -> str:
         return " ".join(text.split())
     pieces = (piece.strip(" ,;") for piece in CELL.split(text))
     return ", ".join(" ".join(piece.split()) for piece in pieces if piece)
-
-
-def superscript(text: str) -> str:
-    """Write a superscript after a caret, except the endings of ordinal numbers."""
-    text = text.strip()
-    return text if text in ("", "th", "st", "nd", "rd") else "^" + HYPHEN.sub("−", text)

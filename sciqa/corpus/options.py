@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sciqa.core import storage
-from sciqa.core.hub import local_path
+from sciqa.core.model_files import local_path
 from sciqa.core.options import RunOptions
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sciqa.core import storage, tables
-from sciqa.core.hub import load_tokenizer
+from sciqa.core.model_files import load_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import Piece, Tally, read_articles
 from sciqa.corpus.chunking import Splitter

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sciqa.core import cluster, lost, progress, storage, tables
+from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, longest_text
 from sciqa.core.lock import lock
+from sciqa.core.model_files import find_model, longest_text
 from sciqa.core.options import Summary
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_sources, split_sources
+from sciqa.corpus.files import decode
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.parts import (
     LEFT_OUT,
@@ -24,7 +25,6 @@ from sciqa.corpus.parts import (
     write_rows,
     write_shards,
 )
-from sciqa.corpus.sources import decode
 
 #: Version of what this module and its readers compute. Raise it with every change, so that passages of earlier versions
 #: are not kept.
@@ -223,6 +223,6 @@ def _tidy(folder: str, manifest: dict) -> None:
 
 
 def _run(parts: list[dict], function: Callable[..., dict], unit: str, **arguments: object) -> list[dict]:
-    rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=lost.MOST)
+    rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
     done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from sciqa.corpus.formulas import equation, quotient, read_math, root
-from sciqa.corpus.lines import ITEM, NAMED, put_cell, superscript
+from sciqa.corpus.formulas import equation, quotient, read_math, root, superscript
+from sciqa.corpus.lines import ITEM, NAMED, put_cell
 
 POWER = re.compile(r"(?<=[^\W\d_°%])([-−]?\d+)(?=$|[./ ⋅·*)])")
 MIXED = re.compile(r"(\d)\+(\d+/)")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.corpus.sources import kind_of, open_source
+from sciqa.corpus.files import kind_of, open_source
 
 #: The beginning of every bz2 stream: its header and that of its first block. A multistream dump consists of many
 #: streams of some hundred pages each; these ten bytes locate them without the index file.

@@ -20,9 +20,9 @@ from mwparserfromhell.nodes import (
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
-from sciqa.corpus.formulas import read_chemistry, read_math
-from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines, superscript
-from sciqa.corpus.tables import Cell, span, table_lines
+from sciqa.corpus.formulas import read_chemistry, read_math, superscript
+from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines
+from sciqa.corpus.table_text import Cell, span, table_lines
 from sciqa.corpus.templates import Arguments, find_rule
 
 # fmt: off

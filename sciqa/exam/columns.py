@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from sciqa.core.errors import InputError
 from sciqa.exam.files import parse_json
-from sciqa.exam.rows import Row
+from sciqa.exam.row import Row
 
 LETTERS = string.ascii_uppercase
 #: Names of each part in public exams, likelier names first; `a.b` is the field b of the column a.

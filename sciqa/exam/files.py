@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.exam.csvs import read_csv
-from sciqa.exam.rows import UNSEEN, Number, Row, clean_names
+from sciqa.exam.csv_files import read_csv
+from sciqa.exam.row import UNSEEN, Number, Row, clean_names
 
 SPLITS = ("train", "validation", "test", "direct-train", "direct-validation", "direct-test")
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")

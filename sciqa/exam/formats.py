@@ -11,11 +11,11 @@ from typing import Literal
 import pyarrow as pa
 
 from sciqa.core.errors import InputError
+from sciqa.exam.answer_keys import AnswersFrom, Column
+from sciqa.exam.answer_options import Fail, Options, read_options, text_of, without_letters
 from sciqa.exam.columns import KEPT, Columns, find, parse_columns, recognise, unwrap
 from sciqa.exam.files import packaged_splits, read_rows
-from sciqa.exam.keys import AnswersFrom, Column
-from sciqa.exam.options import Fail, Options, read_options, text_of, without_letters
-from sciqa.exam.rows import Row
+from sciqa.exam.row import Row
 
 #: Accepted values of `is_question`.
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

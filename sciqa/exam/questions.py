@@ -10,10 +10,10 @@ from sciqa.core import storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
+from sciqa.exam.answer_keys import AnswersFrom
 from sciqa.exam.columns import parse_columns
 from sciqa.exam.files import SPLITS
 from sciqa.exam.formats import ContextFrom, Questions, read_exam, read_questions
-from sciqa.exam.keys import AnswersFrom
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exam", "rotate_options"]
 

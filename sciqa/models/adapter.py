@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
-from sciqa.models.format import Format, Method
-from sciqa.models.weights import listed, new_weights, settle_tie, shared_weights
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
+from sciqa.models.prompt_format import Format, Method
+from sciqa.models.weight_checks import listed, new_weights, settle_tie, shared_weights
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft

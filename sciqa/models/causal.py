@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.exam.questions import options_of
-from sciqa.models.format import Format
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.packing import Rows, pack, plain, row_tokens, share_prefixes
-from sciqa.models.proof import ProvedScorer, prove
+from sciqa.models.packing_check import ProvedScorer, prove
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import (
     CUE,
     Encoded,
@@ -22,8 +23,7 @@ from sciqa.models.scorer import (
     divisors,
     prompt_text,
 )
-from sciqa.models.tokens import TextEncoder
-from sciqa.models.verdict import Verdict
+from sciqa.models.text_encoder import TextEncoder
 
 #: Question about each option if the likelihood of a yes ranks the options.
 YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"
@@ -38,7 +38,7 @@ NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 class CausalScorer(ProvedScorer):
     """Scores options by the log-likelihood of their text, or of their letter, after the prompt.
 
-    A test of the model before its first batch (`sciqa.models.proof`) decides how sequences are laid out.
+    A test of the model before its first batch (`sciqa.models.packing_check`) decides how sequences are laid out.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -110,7 +110,7 @@ class CausalScorer(ProvedScorer):
         adapter = getattr(self.model, "active_peft_config", None)
         return adapter.num_virtual_tokens if adapter is not None and adapter.is_prompt_learning else 0
 
-    def prove(self) -> Verdict:
+    def prove(self) -> BatchLayout:
         """See `Scorer.prove`."""
         return prove(self)
 

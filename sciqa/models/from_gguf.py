@@ -15,8 +15,8 @@ from transformers.integrations.gguf import GGUF_CONFIG_ARCHS, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import ModelFiles
-from sciqa.models.weights import check_whole, listed
+from sciqa.core.model_files import ModelFiles
+from sciqa.models.weight_checks import check_whole, listed
 
 #: Metadata without effect on the scores of a transformers model.
 WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "use_parallel_residual", "attention.value_length")

@@ -13,7 +13,7 @@ from sciqa.core.cache import cached_folder
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device, half_precision
 from sciqa.core.errors import InputError
-from sciqa.core.hub import (
+from sciqa.core.model_files import (
     ADAPTER_CONFIG,
     Family,
     ModelFiles,
@@ -25,15 +25,15 @@ from sciqa.core.hub import (
 )
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
-from sciqa.models.format import Format, Precision
 from sciqa.models.from_gguf import convert_gguf, gguf_config
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.proof import stored_proof
+from sciqa.models.packing_check import stored_proof
+from sciqa.models.prompt_format import Format, Precision
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
-from sciqa.models.stored import Streaming, check_streamed
-from sciqa.models.streamed import StreamedScorer
-from sciqa.models.weights import check_whole, in_few_bits, listed, new_weights, settle_tie
+from sciqa.models.streaming import StreamedScorer
+from sciqa.models.tensor_files import Streaming, check_streamed
+from sciqa.models.weight_checks import check_whole, in_few_bits, listed, new_weights, settle_tie
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
 GGUF_FORMAT = 3
@@ -58,7 +58,7 @@ def load_scorer(
     """Return a model as a scorer in evaluation mode.
 
     Args:
-        name: model name, as for `sciqa.core.hub.find_model`.
+        name: model name, as for `sciqa.core.model_files.find_model`.
         style: question format; by default that of the adapter or fine-tuned model, else `Format()`.
         precision: type of computation and weights; `auto` is bfloat16 where the device supports it, float16 on older
             GPUs, float32 on older CPUs.
@@ -110,7 +110,7 @@ def make_scorer(
     """
     scorer = SCORERS[family](model, tokenizer, style)
     if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        scorer.verdict = stored_proof(scorer, find_model(name).revision)
+        scorer.batch_layout = stored_proof(scorer, find_model(name).revision)
     return scorer
 
 
@@ -132,7 +132,7 @@ def load_encoder(name: str, style: dict) -> CausalScorer:
     """Return the scorer of a causal model without its weights: it can encode questions but not score them.
 
     Args:
-        name: name of a model in safetensors, as for `sciqa.core.hub.find_model`.
+        name: name of a model in safetensors, as for `sciqa.core.model_files.find_model`.
         style: fields of `Format` that override those the model was trained with.
 
     Raises:

@@ -10,7 +10,7 @@ from sciqa.core import storage
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.hub import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
+from sciqa.core.model_files import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
 from sciqa.core.options import Summary
 
 
@@ -50,7 +50,7 @@ def merge(options: MergeOptions) -> Summary:
 
     from sciqa.models import adapter
     from sciqa.models.load import load_base
-    from sciqa.models.weights import in_few_bits
+    from sciqa.models.weight_checks import in_few_bits
 
     folder = local_adapter(options.adapter)
     if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:

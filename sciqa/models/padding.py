@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sciqa.core.errors import InputError
-from sciqa.models.proof import clear_errors, float32_copies, run_with
+from sciqa.models.batch_layout import BatchLayout
+from sciqa.models.packing_check import clear_errors, float32_copies, run_with
 from sciqa.models.scorer import Encoded, Scorer
-from sciqa.models.verdict import Verdict
 
 #: Ways to batch rows, fastest first.
 Layout = Literal["padded", "equal lengths", "single rows"]
@@ -30,7 +30,7 @@ PROBE = ((0, 3, (1, 4)), (9, 5, (2, 1, 7)), (60, 8, (3, 1)))
 class PaddedScorer(Scorer):
     """A scorer that pads rows if a test shows that padding changes no score."""
 
-    def prove(self) -> Verdict:
+    def prove(self) -> BatchLayout:
         """See `Scorer.prove`."""
         return prove(self)
 
@@ -58,7 +58,7 @@ def padded(rows: Sequence[list[int]], fill: int, width: int, side: str = "right"
     return torch.tensor([row + empty if side == "right" else empty + row for row, empty in pairs])
 
 
-def prove(scorer: PaddedScorer) -> Verdict:
+def prove(scorer: PaddedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each row alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
@@ -73,11 +73,11 @@ def prove(scorer: PaddedScorer) -> Verdict:
         with torch.no_grad():
             return _quickest(scorer, _probe(scorer), float32_copies(scorer))
     finally:
-        scorer.verdict = None
+        scorer.batch_layout = None
         scorer.model.train(training)
 
 
-def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> Verdict:
+def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> BatchLayout:
     name, exact = type(scorer.model).__name__, _alone(scorer, probe, weights)
     relative, absolute = (2e-5, 1e-4) if weights is not None else (0.02, 0.05)
     # Some models attend differently to long rows. Padding could make a short row long, so it is not tried for them.
@@ -89,7 +89,7 @@ def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) 
             said = said or f"{type(error).__name__} in padded rows"
             continue
         if np.allclose(scores, exact, relative, absolute):
-            return Verdict(layout, f"{name}: {said}, {INSTEAD[layout]}" if said else None)
+            return BatchLayout(layout, f"{name}: {said}, {INSTEAD[layout]}" if said else None)
         said = said or f"padding changes its scores (by up to {np.abs(scores - exact).max():.2g})"
     raise InputError(f"{name}: scores the same rows otherwise every time; use another model")
 
@@ -109,7 +109,7 @@ def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> 
 
 def _scores(scorer: PaddedScorer, questions: list[Encoded], weights: dict | None, layout: Layout) -> np.ndarray:
     """Return the scores of all options in a layout, question by question."""
-    scorer.verdict = Verdict(layout)
+    scorer.batch_layout = BatchLayout(layout)
     return torch.cat(run_with(scorer, weights, lambda: scorer(questions))).double().cpu().numpy()
 
 

@@ -20,10 +20,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import split_sentences
 from sciqa.exam.questions import options_of
-from sciqa.models.format import Completion, Format, Normalise
+from sciqa.models.prompt_format import Completion, Format, Normalise
 
 if TYPE_CHECKING:
-    from sciqa.models.verdict import Verdict
+    from sciqa.models.batch_layout import BatchLayout
 
 #: Names of modules with learned text positions, and of similar modules to leave out.
 POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")
@@ -86,7 +86,7 @@ class Scorer(nn.Module):
     #: Name of the transformers class that loads such a model.
     auto_class: str
     #: Result of the layout test; None before it.
-    verdict: "Verdict | None" = None
+    batch_layout: "BatchLayout | None" = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Scorer(nn.Module):
         own = position_limit(model, model.config.get_text_config())
         self.limit = min(own, style.max_length or own)
 
-    def prove(self) -> "Verdict":
+    def prove(self) -> "BatchLayout":
         """Return the fastest batch layout in which the model scores each row as it scores it alone.
 
         Raises:
@@ -105,14 +105,14 @@ class Scorer(nn.Module):
     @property
     def layout(self) -> str:
         """How batches are laid out for the model; tested before the first batch."""
-        if self.verdict is None:
-            self.verdict = self.prove()
-        return self.verdict.layout
+        if self.batch_layout is None:
+            self.batch_layout = self.prove()
+        return self.batch_layout.layout
 
     @property
     def note(self) -> str | None:
         """Message for the user about how this model is computed, if any."""
-        return self.verdict.note if self.verdict else None
+        return self.batch_layout.note if self.batch_layout else None
 
     @property
     def calls_vary(self) -> bool:

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
-from sciqa.models.format import Format
 from sciqa.models.padding import PaddedScorer, padded
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, check_tokens, divisors, position_limit, prompt_text
 
 #: Label that the loss ignores.

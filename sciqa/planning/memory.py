@@ -20,12 +20,12 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import Family, config_files, folder_family
+from sciqa.core.model_files import Family, config_files, folder_family
 from sciqa.models.adapter import make_trainable
-from sciqa.models.format import Format, Method
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.load import SCORERS, empty_model
+from sciqa.models.prompt_format import Format, Method
 from sciqa.models.scorer import Encoded
-from sciqa.models.verdict import Verdict
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 #: NF4 block sizes: weights per 8-bit constant, and constants per 32-bit constant (Dettmers et al. 2023, QLoRA).
@@ -128,7 +128,7 @@ def sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.b
     """Return a model without weights, prepared as for training.
 
     Args:
-        name: a name that `sciqa.core.hub.find_model` takes, or a folder with a config.json and no weights.
+        name: a name that `sciqa.core.model_files.find_model` takes, or a folder with a config.json and no weights.
         method: training method.
         fields: fields of peft's configuration.
         dtype: data type of the base model's weights.
@@ -232,7 +232,7 @@ def peak_activations(
     # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
     batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
     scorer = SCORERS[model.family](model.model, padding, Format()).train(training)
-    scorer.verdict = Verdict("packed")  # the proof of the layout needs weights
+    scorer.batch_layout = BatchLayout("packed")  # the proof of the layout needs weights
     step = _Step(scorer, training)
     if checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})

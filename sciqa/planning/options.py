@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from sciqa.core.hub import local_path
-from sciqa.exam.keys import AnswersFrom
-from sciqa.models.format import Method
+from sciqa.core.model_files import local_path
+from sciqa.exam.answer_keys import AnswersFrom
+from sciqa.models.prompt_format import Method
 from sciqa.planning.volume import (
     VolumeOptions,
 )

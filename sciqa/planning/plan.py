@@ -11,7 +11,7 @@ import numpy as np
 from sciqa.core import cluster, progress
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.hub import load_tokenizer
+from sciqa.core.model_files import load_tokenizer
 from sciqa.core.options import Summary
 from sciqa.exam.questions import options_of, read_exam
 from sciqa.planning.hardware import ACCELERATORS, ROOM, Need, NodeType, fits_accelerator, lacks, read_node_types
@@ -253,7 +253,7 @@ def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
 
 def _stage_flops(options: PlanOptions, model: "Sketch", volume: Volume, exams: dict[str, Questions]) -> dict[str, int]:
     """Return the FLOPs of every planned stage that runs a model."""
-    from sciqa.planning.compute import question_flops, text_flops
+    from sciqa.planning.flops import question_flops, text_flops
 
     steps = max(1, round(options.epochs * exams["train"].count / options.batch_size))
     evaluations = 1 + math.ceil(steps / (options.eval_every or max(1, steps // 10)))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import numpy as np
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import config_files, load_tokenizer, read_about, vector_size
+from sciqa.core.model_files import config_files, load_tokenizer, read_about, vector_size
 from sciqa.corpus.articles import read_articles, split_sources
 from sciqa.corpus.chunking import Splitter, embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import check_corpus
 from sciqa.retrieval.options import IndexOptions
-from sciqa.retrieval.shards import empty_index
+from sciqa.retrieval.shard_files import empty_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

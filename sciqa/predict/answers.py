@@ -12,8 +12,8 @@ import pyarrow as pa
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import NOISE, average_precision_at_3, log_softmax, place_of_answer, settle_ties, softmax
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
-from sciqa.exam.table import QuestionTable
 from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.

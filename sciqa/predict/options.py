@@ -6,11 +6,11 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.hub import local_path, short_name
+from sciqa.core.model_files import local_path, short_name
 from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
 from sciqa.exam.questions import ExamOptions
-from sciqa.models.format import Completion, Engine, Normalise, Precision, Prompt
+from sciqa.models.prompt_format import Completion, Engine, Normalise, Precision, Prompt
 from sciqa.retrieval.options import EmbedOptions
 
 Doubt = Literal["margin", "entropy"]

@@ -9,11 +9,12 @@ from itertools import chain
 import numpy as np
 import ray
 
-from sciqa.core import cluster, lost, progress, storage, tables
+from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.hub import (
+from sciqa.core.lock import lock
+from sciqa.core.model_files import (
     about_trained,
     adapter_hash,
     check_base,
@@ -23,18 +24,17 @@ from sciqa.core.hub import (
     read_about,
     weight_bytes,
 )
-from sciqa.core.lock import lock
 from sciqa.core.options import Summary
 from sciqa.exam.baselines import BASELINES, answer_counts
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
-from sciqa.models.stored import Streaming, check_streamed, streamed_bytes
+from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
 from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_found, write_answers
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, ModelOptions, PredictOptions
-from sciqa.predict.passes import passes_said, split_passes
 from sciqa.predict.results import metrics_path, write_results
+from sciqa.predict.streamed_passes import passes_said, split_passes
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
 from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
@@ -248,7 +248,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     parts = cluster.from_parts(work.parts)
     if work.kind == "baseline":
         arguments = {"exam": exam, "folder": folder, "work": work}
-        rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=lost.MOST)
+        rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
         yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda r: r["questions"])
         return
     pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sciqa.core.hub import load_tokenizer, longest_text
+from sciqa.core.model_files import load_tokenizer, longest_text
 from sciqa.corpus.chunking import embedded_text
 from sciqa.exam.metrics import NOISE, scores_of, settle_ties
 from sciqa.exam.questions import options_of, rotate_options
@@ -17,7 +17,7 @@ from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, 
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import pool, pooled_scores
 from sciqa.retrieval.embedder import Kind, embed_alone
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 
 #: Factor from cosine to score, since cosines lie close together; sentence-transformers trains with the same factor.
 COSINE_SCALE = 20.0
@@ -40,7 +40,7 @@ class ModelReader:
 
     Args:
         tokens_per_batch: tokens per batch, padding included.
-        style: fields of `sciqa.models.format.Format` that override those used in training.
+        style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
         model: further arguments of `sciqa.models.load.load_scorer`.
     """

@@ -8,8 +8,8 @@ import ray
 
 from sciqa.core import cluster, storage
 from sciqa.exam.metrics import score
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.exam.table import QuestionTable
 from sciqa.predict.answers import has_ties
 from sciqa.predict.options import PredictOptions
 

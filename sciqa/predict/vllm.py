@@ -19,9 +19,9 @@ from sciqa.core import cluster
 from sciqa.core.console import quiet
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.hub import find_model, model_family
+from sciqa.core.model_files import find_model, model_family
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.exam.table import QuestionTable
 from sciqa.predict.answers import Scored, Turn, mean_turns, read_found, write_answers
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class EncodeShard:
         exam: the questions.
         sources: tables with a row per question, such as contexts.
         name: name of the model.
-        style: fields of `sciqa.models.format.Format` that override those used in training.
+        style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         rotations: number of rotations of the options.
     """
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sciqa.exam.table import QuestionTable
+from sciqa.exam.question_table import QuestionTable
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from sciqa.audit.table import figures, mark, read_audit, said
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
-from sciqa.exam.answered import find_readers
+from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
-from sciqa.report.listed import listed_questions
+from sciqa.report.questions import listed_questions
 from sciqa.report.texts import readable
 
 #: Keys of a question that the page's script reads.

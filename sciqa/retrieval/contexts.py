@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, load_tokenizer, weight_bytes
 from sciqa.core.lock import lock
+from sciqa.core.model_files import find_model, load_tokenizer, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, open_exam
-from sciqa.exam.table import QuestionTable
 from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import check_index, index_identity, read_index_manifest
 from sciqa.retrieval.options import FindOptions, RetrieveOptions

@@ -102,7 +102,7 @@ class TorchEmbedder(Embedder):
     ) -> None:
         import torch
 
-        from sciqa.retrieval.whole import load_whole
+        from sciqa.retrieval.checkpoints import load_whole
 
         super().__init__()
         torch.set_num_threads(threads)
@@ -140,7 +140,7 @@ class OpenVinoEmbedder(Embedder):
         model: name of the model.
         threads: CPU threads.
         folder: folder with the traced model and its tokenizer.
-        about: settings of the traced model, from `sciqa.retrieval.proof.prove`.
+        about: settings of the traced model, from `sciqa.retrieval.openvino_check.prove`.
     """
 
     def __init__(self, model: str, threads: int, folder: Path, about: dict) -> None:

@@ -4,14 +4,14 @@ import time
 from dataclasses import replace
 
 from sciqa import __version__
-from sciqa.core import cluster, lost, progress, storage, tables
+from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, vector_size, weight_bytes
 from sciqa.core.lock import lock
+from sciqa.core.model_files import find_model, vector_size, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexOptions
-from sciqa.retrieval.shards import EmbedShard, empty_index, key, train_index, write_index
+from sciqa.retrieval.shard_files import EmbedShard, empty_index, key, train_index, write_index
 
 MANIFEST = "manifest.json"
 
@@ -233,7 +233,7 @@ def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> 
     dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
     if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
         rows = cluster.from_parts([shards]).map(
-            train_index, fn_kwargs={"options": options}, num_cpus=1, max_retries=lost.MOST
+            train_index, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
         )
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
         for row in progress.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
@@ -246,5 +246,5 @@ def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> li
     """Write the FAISS and BM25 files of embedded shards, and return their records."""
     # FAISS and PyTorch each bring an OpenMP runtime, so they run in different processes.
     arguments = {"options": options, "trained": trained}
-    rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1, max_retries=lost.MOST)
+    rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
     return [row["record"] for row in progress.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]

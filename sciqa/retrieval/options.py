@@ -7,7 +7,7 @@ from sciqa.core import cluster
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.extras import missing, require
-from sciqa.core.hub import find_model, local_path, read_about
+from sciqa.core.model_files import find_model, local_path, read_about
 from sciqa.core.options import RunOptions
 from sciqa.exam.questions import ExamOptions
 from sciqa.retrieval.embedder import Backend

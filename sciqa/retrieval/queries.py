@@ -7,7 +7,7 @@ import numpy as np
 
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.embedder import Kind, embed_alone
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
 

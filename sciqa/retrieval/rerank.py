@@ -6,7 +6,7 @@ import numpy as np
 
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.hub import read_about, read_modules
+from sciqa.core.model_files import read_about, read_modules
 
 EXPECTED = (
     "a cross-encoder expected (a model with a head for sequence classification that gives one score), or an embedder "
@@ -24,7 +24,7 @@ def check_reranker(name: str) -> None:
     """Raise `InputError` if a model is neither an embedder nor a cross-encoder with one score, by its configuration.
 
     Args:
-        name: name for `sciqa.core.hub.find_model`.
+        name: name for `sciqa.core.model_files.find_model`.
     """
     if is_embedder(name):
         return
@@ -44,7 +44,7 @@ class Reranker:
     """A cross-encoder that runs through sentence-transformers.
 
     Args:
-        name: name for `sciqa.core.hub.find_model`.
+        name: name for `sciqa.core.model_files.find_model`.
         device: device to compute on.
 
     Raises:
@@ -52,7 +52,7 @@ class Reranker:
     """
 
     def __init__(self, name: str, device: Device) -> None:
-        from sciqa.retrieval.whole import load_whole
+        from sciqa.retrieval.checkpoints import load_whole
 
         check_device(device)
         check_reranker(name)

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 
-from sciqa.core import cluster, lost, storage, tables
+from sciqa.core import cluster, storage, tables, worker_loss
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.retrieval.shards import ROW_GROUP
+from sciqa.retrieval.shard_files import ROW_GROUP
 from sciqa.retrieval.vectors import StoredVectors, open_faiss
 
 if TYPE_CHECKING:
     import faiss
     from ray.actor import ActorHandle
 
-    from sciqa.retrieval.words import WordIndex
+    from sciqa.retrieval.bm25 import WordIndex
 
 #: Maximum number of groups whose hits one task merges.
 FAN_IN = 8
@@ -160,7 +160,7 @@ class ShardGroup:
 
     def search_words(self, queries: list[str], k: int) -> Hits:
         """Return the best hits of each query by BM25 in this group's shards."""
-        from sciqa.retrieval.words import split_terms
+        from sciqa.retrieval.bm25 import split_terms
 
         terms = split_terms(queries)
         scores = np.full((len(self.shards), len(queries), k), -np.inf, np.float32)
@@ -197,7 +197,7 @@ class ShardGroup:
 
     @functools.cache  # noqa: B019 (an actor lives as long as its process)
     def _words(self, number: int) -> "WordIndex":
-        from sciqa.retrieval.words import WordIndex
+        from sciqa.retrieval.bm25 import WordIndex
 
         return WordIndex(Path(_local_folder(storage.join(self.folders[number], "words"), self.shards[number])))
 
@@ -281,7 +281,7 @@ class ShardedIndex:
     ) -> None:
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
-        limits = {"max_restarts": lost.MOST, "max_task_retries": lost.MOST}
+        limits = {"max_restarts": worker_loss.MOST, "max_task_retries": worker_loss.MOST}
         actor = ray.remote(ShardGroup).options(num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", **limits)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]

@@ -17,8 +17,8 @@ from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.hub import find_model, model_family, weight_bytes
 from sciqa.core.lock import lock
+from sciqa.core.model_files import find_model, model_family, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
 from sciqa.retrieval.contexts import open_contexts

@@ -22,19 +22,19 @@ from torch import nn
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.hub import about_base, model_family
+from sciqa.core.model_files import about_base, model_family
 from sciqa.exam.metrics import NOISE, average_precision_at_3, place, right_at_first, settle_ties
 from sciqa.exam.questions import Exam
 from sciqa.models import adapter
-from sciqa.models.format import Format
 from sciqa.models.load import as_dtype, load_base, make_scorer
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.training.examples import Examples, Order
+from sciqa.training.loggers import Writers
 from sciqa.training.loss import gradient_norm, loss_of, schedule
-from sciqa.training.memory import least_memory
+from sciqa.training.memory_check import least_memory
 from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
-from sciqa.training.writers import Writers
 
 HISTORY = "history.json"
 #: Padded tokens per evaluation batch of a worker.

@@ -7,10 +7,10 @@ import yaml
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.hub import local_path
+from sciqa.core.model_files import local_path
 from sciqa.core.options import check_name
 from sciqa.exam.questions import QuestionOptions
-from sciqa.models.format import Completion, Method, Normalise, Precision, Prompt
+from sciqa.models.prompt_format import Completion, Method, Normalise, Precision, Prompt
 
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, read_about, weight_bytes
-from sciqa.core.identity import find_weights
+from sciqa.core.model_files import find_model, read_about, weight_bytes
+from sciqa.core.model_hashes import find_weights
 
 #: Decoders (`model_type` of config.json) that can be streamed: only their layers change the hidden states, and their
 #: logits are the normalised last hidden states times the head.

@@ -13,7 +13,7 @@ from sciqa.core import tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.device import half_precision
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model
+from sciqa.core.model_files import find_model
 from sciqa.retrieval.embedder import Embedder, Kind, OpenVinoEmbedder, TorchEmbedder
 
 #: Version of what is kept in the cache; raise it with every change of the results of tracing or checking.
@@ -55,7 +55,7 @@ def prove(model: str, threads: int) -> tuple[Path, dict]:
     differ, or the model cannot be traced, the backend is PyTorch, and `reason` says why.
 
     Args:
-        model: name for `sciqa.core.hub.find_model`.
+        model: name for `sciqa.core.model_files.find_model`.
         threads: CPU threads of this worker.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from sciqa.core import storage, tables
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.core.identity import find_weights, hash_others, hash_weights
+from sciqa.core.model_hashes import find_weights, hash_others, hash_weights
 from sciqa.core.packaged import PACKAGED, packaged_path
 
 if TYPE_CHECKING:

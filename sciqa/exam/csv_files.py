@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from sciqa.core.errors import InputError
-from sciqa.exam.rows import UNSEEN, Row, clean_names
+from sciqa.exam.row import UNSEEN, Row, clean_names
 
 #: Columns of MMLU's CSV files, which have no header.
 HEADERLESS = ("question", "A", "B", "C", "D", "answer")

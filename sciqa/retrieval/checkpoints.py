@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import find_model, read_about, read_modules
-from sciqa.models.weights import listed
+from sciqa.core.model_files import find_model, read_about, read_modules
+from sciqa.models.weight_checks import listed
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def load_whole(
     """Load a model with every weight from its files, and limit its texts to its table of positions.
 
     Args:
-        name: name for `sciqa.core.hub.find_model`.
+        name: name for `sciqa.core.model_files.find_model`.
         kind: class of sentence-transformers.
         device: device, as PyTorch names it.
         dtype: type of the weights; `auto` is that of the files.

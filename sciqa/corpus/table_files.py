@@ -9,7 +9,7 @@ from io import BufferedReader, TextIOWrapper
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.corpus.sources import LARGEST, Source, find_encoding, kind_of, open_source
+from sciqa.corpus.files import LARGEST, Source, find_encoding, kind_of, open_source
 
 FIELDS = ("title", "section", "text", "url")
 SURROGATE = re.compile("[\ud800-\udfff]")

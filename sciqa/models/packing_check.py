@@ -22,8 +22,8 @@ import transformers
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.core.tables import fingerprint
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.scorer import Encoded, Scorer
-from sciqa.models.verdict import Verdict
 
 Result = TypeVar("Result")
 #: Ways to lay out sequences, fastest first: shared tokens computed once; the prompt computed once and kept in the
@@ -56,7 +56,7 @@ class ProvedScorer(Scorer):
         raise NotImplementedError
 
 
-def prove(scorer: ProvedScorer) -> Verdict:
+def prove(scorer: ProvedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
@@ -90,11 +90,11 @@ def prove(scorer: ProvedScorer) -> Verdict:
                 )
             return _quickest(scorer, probe, weights, exact, allowed)
     finally:
-        scorer.verdict = None
+        scorer.batch_layout = None
         scorer.model.train(training)
 
 
-def stored_proof(scorer: Scorer, revision: str) -> Verdict:
+def stored_proof(scorer: Scorer, revision: str) -> BatchLayout:
     """Return the result of `Scorer.prove`, from this machine's cache if the same model was tested before.
 
     Args:
@@ -110,15 +110,15 @@ def stored_proof(scorer: Scorer, revision: str) -> Verdict:
         (folder / "verdict.json").write_text(json.dumps(asdict(scorer.prove())), encoding="utf-8")
 
     folder = cached_folder(f"proof-{fingerprint(about)}", build)
-    return Verdict(**json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
+    return BatchLayout(**json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
 
 
 def _quickest(
     scorer: Scorer, probe: list[Encoded], weights: dict | None, exact: np.ndarray, allowed: np.ndarray
-) -> Verdict:
+) -> BatchLayout:
     said = ""
     for layout in get_args(Layout):
-        scorer.verdict = Verdict(layout)
+        scorer.batch_layout = BatchLayout(layout)
         try:
             scores = run_with(scorer, weights, lambda: scorer(probe))
             difference = np.abs(np.concatenate([score.double().cpu().numpy() for score in scores]) - exact)
@@ -127,7 +127,7 @@ def _quickest(
             continue
         if (difference <= allowed).all():
             note = f"{type(scorer.model).__name__}: {said}, {INSTEAD[layout]}" if said else None
-            return Verdict(layout, note)
+            return BatchLayout(layout, note)
         said = said or f"packed rows score otherwise than plain ones (by up to {np.nanmax(difference):.2g})"
     raise InputError(
         f"{type(scorer.model).__name__}: scores the same sequence differently each time; use another model"

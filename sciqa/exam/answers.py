@@ -2,8 +2,8 @@
 
 from sciqa.core import storage, tables
 from sciqa.exam.metrics import scores_of
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.exam.table import QuestionTable
 
 
 def answered(output: str, exam: Exam) -> dict[str, dict]:

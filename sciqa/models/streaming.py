@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.causal import CausalScorer, normalised, targets
-from sciqa.models.format import Format
+from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded
-from sciqa.models.stored import Piece, Stored, Streaming, find_tensors, places, read_ahead
-from sciqa.models.verdict import Verdict
-from sciqa.models.weights import CONSTANTS, listed
+from sciqa.models.tensor_files import Piece, Stored, Streaming, find_tensors, places, read_ahead
+from sciqa.models.weight_checks import CONSTANTS, listed
 
 #: Names of the weights outside the layers, and the prefix of weights in layers.
 EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."
@@ -46,7 +46,7 @@ class StreamedScorer(CausalScorer):
     """Scores as `CausalScorer` does, with the weights of one layer at a time.
 
     Args:
-        folder: folder of a model whose type is in `sciqa.models.stored.STREAMED`.
+        folder: folder of a model whose type is in `sciqa.models.tensor_files.STREAMED`.
         tokenizer: its tokenizer.
         style: its question format.
         dtype: type of computation.
@@ -72,7 +72,7 @@ class StreamedScorer(CausalScorer):
         super().__init__(model, tokenizer, style)
         self.dtype, self.streaming, self.said = dtype, streaming, 0.0
         self.computes_on = torch.device(device)
-        self.verdict = Verdict("packed")  # supported by all streamed models (tests/test_streaming.py)
+        self.batch_layout = BatchLayout("packed")  # supported by all streamed models (tests/test_streaming.py)
         self.decoder, self.norm = model.model, model.model.norm
         self.decoder.norm = nn.Identity()
         self.decoder.rotary_emb = type(self.decoder.rotary_emb)(config=config).to(self.device)

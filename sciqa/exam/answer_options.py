@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.exam.columns import MARKED, Columns, find, structured
-from sciqa.exam.rows import Number, Row
+from sciqa.exam.row import Number, Row
 
 LETTERS = string.ascii_uppercase
 #: Fields that hold the text and the label of options.
@@ -127,16 +127,23 @@ def _split(cell: dict | list) -> tuple[object, object]:
 
 
 def split_lettered(text: str) -> list[str] | str:
-    """Return the options of a text such as `A. Iron` and, on the next line, `B. Tin`; other texts are unchanged."""
+    """Return the options of a text such as `A. Iron` and, on the next line, `B. Tin`; other texts are unchanged.
+
+    A text whose letters have a gap (`A.`, `B.`, `D.`) is unchanged too; an option without text is an empty one.
+    """
+    letters = LETTERS if text.lstrip(" (")[:1].isupper() else LETTERS.lower()
     for between in (r"\n", r"[;|,]|\s\s"):
         found: list[re.Match] = []
-        for letter in LETTERS if text.lstrip(" (")[:1].isupper() else LETTERS.lower():
+        for letter in letters:
             before = rf"(?:{between})" if found else "^"
-            place = re.compile(rf"{before}\s*\(?{letter}\s?[.):]\s*").search(text, found[-1].end() if found else 0)
-            if not place:
+            after = found[-1].end() if found else 0
+            if not (place := re.compile(rf"{before}\s*\(?{letter}\s?[.):]").search(text, after)):
                 break
             found.append(place)
         if len(found) > 1:
+            later = letters[len(found) + 1 :][:3]
+            if later and re.search(rf"(?:{between})\s*\(?[{later}]\s?[.):]", text[found[-1].end() :]):
+                return text
             ends = [*(place.start() for place in found[1:]), len(text)]
             return [text[place.end() : end] for place, end in zip(found, ends, strict=True)]
     return text

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sciqa.core.errors import InputError
-from sciqa.core.hub import has_trained_head
+from sciqa.core.model_files import has_trained_head
 
 #: Causal masks and rotary frequencies, which follow from the configuration; older decoders stored them as weights.
 CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$")

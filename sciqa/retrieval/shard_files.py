@@ -11,7 +11,7 @@ import numpy as np
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
-from sciqa.retrieval.load import load_embedder
+from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     """Write a shard's FAISS file and BM25 files, then its `shard.json`."""
     import faiss
 
-    from sciqa.retrieval.words import write_words
+    from sciqa.retrieval.bm25 import write_words
 
     faiss.omp_set_num_threads(1)
     shard = row["part"]

@@ -13,8 +13,8 @@ from sciqa.core import storage, tables
 from sciqa.core.console import quiet
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.hub import find_model, is_static, local_path
 from sciqa.core.lock import lock
+from sciqa.core.model_files import find_model, is_static, local_path
 from sciqa.core.options import Summary, check_name
 from sciqa.core.progress import spoken
 from sciqa.corpus.chunking import embedded_text
@@ -173,7 +173,7 @@ def distil(options: EmbedderOptions) -> "StaticEmbedding":
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 
-    from sciqa.retrieval.whole import UNLOADABLE, load_whole
+    from sciqa.retrieval.checkpoints import UNLOADABLE, load_whole
 
     first, *others = load_whole(options.teacher, "SentenceTransformer", "cpu", "float32")
     pooling = [module.pooling_mode for module in others if isinstance(module, Pooling)]

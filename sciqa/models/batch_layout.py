@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BatchLayout:
     """Batch layout that the test found for a model.
 
     Attributes:

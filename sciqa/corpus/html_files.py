@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from sciqa.core.errors import InputError
-from sciqa.corpus.formulas import read_math
-from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines, superscript
-from sciqa.corpus.sources import decode
-from sciqa.corpus.tables import Cell, span, table_lines
+from sciqa.corpus.files import decode
+from sciqa.corpus.formulas import read_math, superscript
+from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines
+from sciqa.corpus.table_text import Cell, span, table_lines
 
 #: Declaration of the encoding in a web page.
 CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)

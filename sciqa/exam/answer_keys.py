@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
+from sciqa.exam.answer_options import BEFORE, LETTERS, Options, is_number, text_of
 from sciqa.exam.columns import Columns, find, structured
-from sciqa.exam.options import BEFORE, LETTERS, Options, is_number, text_of
-from sciqa.exam.rows import Row
+from sciqa.exam.row import Row
 
 #: Values of `--answers-from`.
 AnswersFrom = Literal["0", "1", "letter", "text"]

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sciqa.core.hub import Family
+from sciqa.core.model_files import Family
 from sciqa.models.scorer import Encoded
 from sciqa.planning.memory import CROSS, Sketch
 

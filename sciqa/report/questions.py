@@ -6,8 +6,8 @@ from typing import NamedTuple
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import place_of_answer
+from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
-from sciqa.exam.table import QuestionTable
 from sciqa.report.texts import parts_read
 
 SLICES = ("topic", "subject", "kind")
@@ -51,7 +51,7 @@ def listed_questions(
     Args:
         output: folder of the run.
         exam: the questions.
-        readers: result of `sciqa.exam.answered.find_readers`.
+        readers: result of `sciqa.exam.answers.find_readers`.
         shown: reader whose contexts are shown, where there are several tables of contexts.
         most: maximum number of questions.
 

@@ -1,17 +1,17 @@
 """Load embedding models; a model's OpenVINO trace is checked once on each machine."""
 
 from sciqa.core.device import Device, check_device
-from sciqa.core.hub import is_static
+from sciqa.core.model_files import is_static
 from sciqa.retrieval.embedder import Backend, Embedder, OpenVinoEmbedder, TorchEmbedder
-from sciqa.retrieval.proof import prove
-from sciqa.retrieval.static import StaticEmbedder
+from sciqa.retrieval.openvino_check import prove
+from sciqa.retrieval.static_embedder import StaticEmbedder
 
 
 def load_embedder(model: str, threads: int, backend: Backend = "openvino", device: Device = "cpu") -> Embedder:
     """Load a sentence-transformers model as an embedder.
 
     Args:
-        model: name for `sciqa.core.hub.find_model`.
+        model: name for `sciqa.core.model_files.find_model`.
         threads: CPU threads of this worker.
         backend: `torch`, or `openvino`: OpenVINO on the CPU, or PyTorch if OpenVINO does not give the model's vectors.
         device: device that PyTorch computes on. Static embedders are computed by PyTorch on the CPU, whatever the

@@ -7,7 +7,7 @@ import numpy as np
 
 from sciqa.core.errors import InputError
 from sciqa.retrieval.embedder import Kind, TorchEmbedder
-from sciqa.retrieval.proof import TEXTS
+from sciqa.retrieval.openvino_check import TEXTS
 
 #: Maximum difference between a number of a vector and sentence-transformers' own; the order of sums changes rounding.
 TOLERANCE = 1e-5
