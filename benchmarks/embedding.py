@@ -46,7 +46,7 @@ def pool(folder: str, shards: list[dict]) -> float:
     with tempfile.TemporaryDirectory() as index:
         options = IndexOptions(passages=folder, index=index)
         rows = (
-            cluster.from_parts(shards)
+            cluster.dataset_of_parts(shards)
             .map(
                 TimedShard,
                 fn_constructor_kwargs={

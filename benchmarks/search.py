@@ -111,7 +111,7 @@ def measure(folder: str, real: str, vectors: int) -> None:
     names = [f"{number:05d}" for number in range(vectors // SHARD)]
     about = {"rows": SHARD, "sha256": ""}
     shards = [about | {"name": name, "number": number, "content": name} for number, name in enumerate(names)]
-    rows = cluster.from_parts(shards).map(write_shard, fn_kwargs={"index": index, "real": real}, num_cpus=1)
+    rows = cluster.dataset_of_parts(shards).map(write_shard, fn_kwargs={"index": index, "real": real}, num_cpus=1)
     assert sum(row["rows"] for row in rows.take_all()) == vectors
     queries = noisy(np.load(real), 1_000_000, QUERIES)
     made, flat_bytes = {}, 0

@@ -25,7 +25,7 @@ from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.evaluate import figures_of
+from sciqa.retrieval.evaluate import question_metrics
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
 
@@ -84,7 +84,7 @@ def recall(output: str, embedders: dict[str, str]) -> None:
             figures = []
             for row in storage.read_table(found.path).to_pylist():
                 titles = list(dict.fromkeys(passage["title"] for passage in row["passages"]))
-                figures.append(figures_of(titles.index(gold[row["id"]]) + 1 if gold[row["id"]] in titles else 0))
+                figures.append(question_metrics(titles.index(gold[row["id"]]) + 1 if gold[row["id"]] in titles else 0))
             means = "  ".join(f"{key} {np.mean([each[key] for each in figures]):.3f}" for key in FIGURES)
             print(
                 f"{name:<10} {stage:<14} {means}  index {seconds:5.1f} s, retrieve {found.seconds:5.1f} s", flush=True

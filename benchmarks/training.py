@@ -49,7 +49,7 @@ def ours(folder: str, steps: int) -> dict:
         storage.write_table(f"{output}/validation/contexts/00000.parquet", exam)
         digest = open_exam(ExamOptions(output=f"{output}/validation", exam=options.validation)).sha256
         about = {"format": CONTEXTS_FORMAT, "inputs": {"exam": digest}, "rows": 1}
-        tables.finish(f"{output}/validation/contexts", about)
+        tables.finish_table(f"{output}/validation/contexts", about)
         made = finetune(options)
         history = storage.read_table(f"{made.path}/metrics.parquet").to_pylist()
         seconds = [row["seconds"] for row in history if row["loss"] is not None]

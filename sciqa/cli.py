@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
             _end(name, bad_input, 2)
         from sciqa.core import worker_loss
 
-        if verbose() or not (by_loss := worker_loss.cause(error)):
+        if verbose() or not (by_loss := worker_loss.loss_error(error)):
             raise
         _end(name, by_loss, 1)
     show(made if isinstance(made, list) else [made], time.monotonic() - started)
@@ -259,9 +259,9 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
 
 def _show_differences(details: dict, ran: list[str], console: "Console") -> None:
     """Print the gains of the reader shown first over the others; if `ran` names any readers, over those only."""
-    from sciqa.report.report import differences
+    from sciqa.report.report import paired_gains
 
-    for gain in differences(details["readers"], details["shown"]):
+    for gain in paired_gains(details["readers"], details["shown"]):
         if not ran or gain["other"] in ran:
             console.print(
                 f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "

@@ -13,7 +13,7 @@ from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
 from sciqa.exam import open_exam
-from sciqa.exam.answers import answered
+from sciqa.exam.answers import finished_answers
 from sciqa.exam.baselines import BASELINES, OVERLAPS, Baseline
 from sciqa.exam.check import check_exam
 from sciqa.exam.questions import Exam, QuestionOptions
@@ -24,7 +24,7 @@ from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_show
 from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_finding
-from sciqa.retrieval.index import built_like, check_index, finished_index
+from sciqa.retrieval.index import check_index, finished_index, options_of_index
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.finetune import check_options
 
@@ -57,7 +57,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
     readers: list[ReaderName] = [options.reader, *(name for name in compared if name != options.reader)]
     asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
-    check_show(options.show, [*(each.name for each in asked), *answered(options.output, exam)])
+    check_show(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if readers != ["retrieval"]:
         check_reader(options)
     summaries = []
@@ -77,7 +77,7 @@ def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOption
 
 def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:
     """Return the texts of articles by title: from the run's passages, else from the demo corpus if it is installed."""
-    if tables.is_finished(options.passages):
+    if tables.is_finished_table(options.passages):
         shards = storage.list_files(options.passages, ".parquet")
         articles: Iterator[dict] = (
             row for path in shards for row in storage.read_table(path, ["title", "text"]).to_pylist()
@@ -133,7 +133,7 @@ def find_passages(options: "RunExamOptions | RunFinetuneOptions") -> list[Summar
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
         return [Summary("index", options.index, made, 0.0, {"built": 0, "kept": len(manifest["shards"])})]
     passages = build_passages(options)
-    return [passages, build_index(built_like(options) if options.corpus is None else options)]
+    return [passages, build_index(options_of_index(options) if options.corpus is None else options)]
 
 
 @dataclass(kw_only=True)

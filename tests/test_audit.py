@@ -14,7 +14,7 @@ from sciqa.audit import audit as step
 from sciqa.audit import sources
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import read_against
-from sciqa.audit.table import Findings, audit_rows, figures, read_audit, said
+from sciqa.audit.table import Findings, audit_rows, contamination_summary, read_audit, slice_scores
 from sciqa.audit.words import ExamWords, question_key, question_words, share_found, split_words
 from sciqa.audit.workers import cosines, nearest
 from sciqa.core import storage, tables
@@ -210,7 +210,7 @@ def trained_run(folder, train, validation):
         options = ExamOptions(output=str(folder / split), exam=write(folder / f"{split}.jsonl", rows))
         inputs[f"{split} questions"] = open_exam(options).sha256
     (model / ABOUT_TRAINED).write_text("{}")
-    tables.finish(str(model), {"inputs": inputs})
+    tables.finish_table(str(model), {"inputs": inputs})
     return str(model)
 
 
@@ -261,7 +261,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     assert (rows[0]["nearest"], rows[0]["cosine"]) == ("t1", 1.0)
     answers = storage.read_table(f"{output}/answers/sure").to_pylist()
     readers = {"sure": {"answers": answers}}
-    scored = {row["slice"]: row for row in figures(rows, inputs, readers)}
+    scored = {row["slice"]: row for row in slice_scores(rows, inputs, readers)}
     wanted = {"all": range(6), "clean": (1, 4, 5), "contaminated": (0, 2), "same article": (3,)}
     wanted |= {"8-gram in passages": (5,), "8-gram not in passages": range(5)}
     assert list(scored) == list(wanted)
@@ -272,7 +272,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     assert "Contamination" not in Path(report(ReportOptions(output=output)).path).read_text()
     write_audit(output, rows, inputs)
     page = Path(report(ReportOptions(output=output)).path).read_text()
-    assert said(*read_audit(output, exam)) in page
+    assert contamination_summary(*read_audit(output, exam)) in page
     clean = f'<td dir="auto">clean</td><td>sure</td><td>2</td><td>{scored["clean"]["map_at_3"]:.3f} '
     assert clean in page
     marks = re.findall(r'class="stands" dir="auto">([^<]*)<', page)

@@ -15,7 +15,7 @@ from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
-from sciqa.retrieval.evaluate import figures_of
+from sciqa.retrieval.evaluate import question_metrics
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -73,12 +73,18 @@ def test_a_cross_encoder_puts_the_passages_in_its_order(tmp_path, small_index, e
 
 
 def test_figures_of_a_rank():
-    assert figures_of(1) == {"recall_at_1": 1, "recall_at_5": 1, "recall_at_10": 1, "mrr": 1, "ndcg_at_10": 1}
-    assert figures_of(3)["mrr"] == pytest.approx(1 / 3)
-    assert figures_of(3)["ndcg_at_10"] == pytest.approx(1 / math.log2(4))
-    assert (figures_of(3)["recall_at_1"], figures_of(3)["recall_at_5"]) == (0, 1)
-    assert set(figures_of(0).values()) == {0}
-    assert figures_of(11) == {"recall_at_1": 0, "recall_at_5": 0, "recall_at_10": 0, "mrr": 1 / 11, "ndcg_at_10": 0}
+    assert question_metrics(1) == {"recall_at_1": 1, "recall_at_5": 1, "recall_at_10": 1, "mrr": 1, "ndcg_at_10": 1}
+    assert question_metrics(3)["mrr"] == pytest.approx(1 / 3)
+    assert question_metrics(3)["ndcg_at_10"] == pytest.approx(1 / math.log2(4))
+    assert (question_metrics(3)["recall_at_1"], question_metrics(3)["recall_at_5"]) == (0, 1)
+    assert set(question_metrics(0).values()) == {0}
+    assert question_metrics(11) == {
+        "recall_at_1": 0,
+        "recall_at_5": 0,
+        "recall_at_10": 0,
+        "mrr": 1 / 11,
+        "ndcg_at_10": 0,
+    }
 
 
 def test_evaluation_agrees_with_the_contexts_that_the_same_queries_find(tmp_path, small_index, exam_file):

@@ -22,7 +22,7 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.answers import mean_turns
 from sciqa.predict.readers import encode_turns
-from sciqa.predict.vllm import Shards, add_scores, requests_of, scored_turns
+from sciqa.predict.vllm import Shards, add_option_scores, scored_turns, vllm_requests
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 PACKAGED = "SmolLM2-135M-Instruct"
@@ -57,12 +57,12 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
     turns, encoded = encode_turns(scorer, questions, found, rotations)
     rows = []
     for turn, each in zip(turns, encoded, strict=True):
-        requests = requests_of(each)
+        requests = vllm_requests(each)
         if style.completion != "text":
             assert len(requests) == (1 if style.completion == "letter" else len(each.options))
         assert max(len(request["tokenized_prompt"]) for request in requests) < scorer.limit
         about = {"part": 0, "request": 0, "requests": 0, "question": turn.number, "by": turn.by, "cut": each.cut}
-        rows += [add_scores(answered(model, request) | about) for request in requests]
+        rows += [add_option_scores(answered(model, request) | about) for request in requests]
     random.Random(0).shuffle(rows)
     cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
     assert bool(cut) == (style.max_length is not None)
@@ -97,7 +97,7 @@ def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, 
 
 def test_options_that_begin_alike_share_their_requests():
     encoded = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), Format()).encode_text("Q", [" a b", " a c"])
-    assert [request["wanted"] for request in requests_of(encoded)] == [
+    assert [request["wanted"] for request in vllm_requests(encoded)] == [
         [encoded.options[0][0]] * 2,
         [encoded.options[0][1], encoded.options[1][1]],
     ]
@@ -189,7 +189,7 @@ def test_vllm_answers_only_the_shards_that_are_missing(run):
     folder = Path(run["output"], "answers", "resumed")
     first, times = answers(run, "resumed"), {path: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
     assert len(times) == 3
-    Path(tables.records(str(folder), tables.MANIFEST)).unlink()
+    Path(tables.records_folder(str(folder), tables.MANIFEST)).unlink()
     (folder / "00001.parquet").unlink()
     assert "2 of 3 shards kept" in predict(options).made
     changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]

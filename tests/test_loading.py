@@ -15,7 +15,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import about_base, model_family
 from sciqa.exam import read_exam
 from sciqa.models import adapter
-from sciqa.models.load import SCORERS, load_base, load_scorer, make_scorer, outline
+from sciqa.models.load import SCORERS, load_base, load_on_meta_device, load_scorer, make_scorer
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
@@ -82,7 +82,7 @@ def test_weights_that_are_not_those_of_the_model_are_refused_by_name(tmp_path, f
     with pytest.raises(InputError, match=message):
         score(folder)
     with pytest.raises(InputError, match=message):  # nor trained, and that is known before a weight is read
-        outline(folder, "causal", torch.float32)
+        load_on_meta_device(folder, "causal", torch.float32)
 
 
 def test_what_checkpoints_hold_besides_is_let_be(tmp_path, folders):
@@ -115,7 +115,7 @@ def test_weights_stored_in_four_bits_are_whole_and_nothing_is_added_to_them(tmp_
     stored = str(tmp_path / "stored")
     expected = scores(SCORERS["causal"](model, tokenizer, Format()))
     np.testing.assert_allclose(score(stored), expected, atol=1e-5)
-    outlined = outline(stored, "causal", torch.float32)
+    outlined = load_on_meta_device(stored, "causal", torch.float32)
     assert outlined.device.type == "meta"
     *_, trained = made(stored, {"r": 2}, tmp_path / "adapter")
     assert np.abs(score(stored, adapter=trained) - expected).max() > 0.01
@@ -183,7 +183,7 @@ def made(folder, fields, to, precision="float32", method="lora"):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
-    adapter.save(model, to, gather_trained(model, 0), about_base(folder) | {"style": {}})
+    adapter.save_model(model, to, gather_trained(model, 0), about_base(folder) | {"style": {}})
     return model, tokenizer, str(to)
 
 
@@ -222,7 +222,7 @@ def test_training_predicting_and_merging_agree_where_weights_are_tied(tmp_path, 
     ],
 )
 def test_what_cannot_be_trained_and_merged_alike_is_refused_at_once(folders, family, fields):
-    model = outline(folders[family], model_family(folders[family]), torch.float32)
+    model = load_on_meta_device(folders[family], model_family(folders[family]), torch.float32)
     with pytest.raises(InputError, match=r"--peft: .*(lm_head|shared).*(leave it out)"):
         adapter.make_trainable(model, model_family(folders[family]), "lora", fields)
 

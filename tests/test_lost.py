@@ -39,7 +39,7 @@ def run(folder: Path, parts: int, how: str, always: bool = False) -> list[int]:
             return {"part": row["part"]}
 
     pool = cluster.model_pool(RunOptions(output=str(folder)), 1, 1, 0)
-    rows = cluster.from_parts(list(range(parts))).map(Dying, **pool)
+    rows = cluster.dataset_of_parts(list(range(parts))).map(Dying, **pool)
     return sorted(row["part"] for row in progress.rows_with_progress(rows, "try", parts, "parts", lambda _: 1))
 
 

@@ -108,7 +108,7 @@ class Run:
     def drop(self, step):
         """Take away what a step made."""
         for name in STEPS[step][2]:
-            tables.clear(str(self.run / name))
+            tables.delete_table(str(self.run / name))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
 from sciqa.exam.baselines import longest_scores, overlap_scores
-from sciqa.exam.metrics import place, right_at_first
+from sciqa.exam.metrics import rank_range, right_at_first
 from sciqa.exam.questions import SPLITS, options_of
 from sciqa.retrieval.load_embedder import load_embedder
 
@@ -37,7 +37,8 @@ def questions(splits, names=SPLITS):
 def accuracy(rows, score):
     """Return the accuracy of ranking by a function from a question and its options to scores."""
     places = [
-        place(np.asarray(score(row, list(options_of(row).values()))), ord(row["answer"]) - ord("A")) for row in rows
+        rank_range(np.asarray(score(row, list(options_of(row).values()))), ord(row["answer"]) - ord("A"))
+        for row in rows
     ]
     return float(right_at_first(*np.array(places).T).mean())
 

@@ -26,7 +26,7 @@ from sciqa.predict.predict import answers_path
 from sciqa.predict.results import METRICS, metrics_path
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import confusion
-from sciqa.report.texts import parts_read, readable
+from sciqa.report.texts import formulas_as_html, split_read_parts
 from sciqa.retrieval import contexts as finding
 
 HOSTILE = "</script><script>window.broken = 1</script> \"quoted\" 'single' <b>& \u2028 end"
@@ -80,7 +80,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             each = [{"id": q["id"], **c} for q, c in zip(questions, contexts[at:], strict=False)]
             table = pa.Table.from_pylist(each, schema=finding.SCHEMA)
             storage.write_table(tables.part_path(f"{output}/contexts", part), table)
-        tables.finish(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
+        tables.finish_table(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
     for name, (scores, inputs) in readers.items():
         path = answers_path(output, name)
         if "contexts" in inputs:
@@ -90,7 +90,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             found_rows = contexts and [(c,) for c in contexts[exam.first(part) :]]
             write_answers(path, part, questions, scored, "the test", found_rows if "contexts" in inputs else None)
         inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": name} | inputs
-        tables.finish(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
+        tables.finish_table(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
         answers = storage.read_table(path).to_pylist()
         slices = {"all": answers} | {
             f"topic: {topic}": [row for row, own in zip(answers, topics, strict=True) if own == topic]
@@ -119,7 +119,7 @@ def write_audit(output, rows, inputs):
     table = pa.Table.from_pylist(rows, schema=audited.SCHEMA)
     storage.write_table(tables.part_path(f"{output}/audit", 0), table)
     about = {"format": audited.AUDIT_FORMAT, "inputs": {"exam": exam.sha256} | inputs, "rows": len(rows)}
-    tables.finish(f"{output}/audit", about)
+    tables.finish_table(f"{output}/audit", about)
 
 
 def page_of(output, **options):
@@ -206,7 +206,7 @@ def marked(parts):
 )
 def test_what_was_read_is_marked(texts, read, expected):
     passages = [{"title": "T", "section": "", "text": text} for text in texts]
-    found = parts_read(passages, read, "given" if read.startswith("given") else None)
+    found = split_read_parts(passages, read, "given" if read.startswith("given") else None)
     assert [marked(parts) for parts in found] == expected
     assert ["".join(text for text, _ in parts) for parts in found] == texts
 
@@ -248,7 +248,7 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
     del other["inputs"]["cascade"]
     shutil.copytree(f"{output}/answers/lost", f"{output}/answers/away")
     shutil.copy(metrics_path(output, "lost"), metrics_path(output, "away"))
-    tables.finish(f"{output}/answers/away", other)
+    tables.finish_table(f"{output}/answers/away", other)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(output), re.DOTALL)[1])["readers"]
     said = {
         name: [(way["said"], way["marks"]) for row in each["rows"] for way in [each["ways"][row[4]]]]
@@ -279,7 +279,7 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
     ],
 )
 def test_formulas_are_written_as_text_and_money_stays(text, shown):
-    assert re.sub(r'<span class="formula" title="[^"]*">|</span>', "", str(readable(text))) == shown
+    assert re.sub(r'<span class="formula" title="[^"]*">|</span>', "", str(formulas_as_html(text))) == shown
 
 
 def test_hostile_text_stays_text(output):

@@ -278,8 +278,8 @@ def test_a_table_that_has_lost_a_shard_is_not_whole(indexed, exam):
 
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):
     folder = str(tmp_path / "answers")
-    tables.begin(folder, {"format": 1, "k": 1})
-    assert not tables.begin(folder, {"format": 1, "k": 2}).names  # nothing was made yet
+    tables.begin_table(folder, {"format": 1, "k": 1})
+    assert not tables.begin_table(folder, {"format": 1, "k": 2}).names  # nothing was made yet
     storage.write_table(f"{folder}/00000.parquet", pyarrow.table({"id": ["1"]}))
     with pytest.raises(InputError, match=r"made from other inputs \(k: 2 there, 3 now"):
-        tables.begin(folder, {"format": 1, "k": 3})
+        tables.begin_table(folder, {"format": 1, "k": 3})

@@ -18,7 +18,7 @@ from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.packing import pack
+from sciqa.models.packing import pack_rows
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, divisors, prompt_text, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
@@ -70,7 +70,7 @@ def test_shared_contexts_score_as_separate_sequences(family, budget):
     # One prompt is how another begins, and two are equal.
     questions += [replace(questions[1], prompt=contexts[1] + [7]), replace(questions[2], prompt=contexts[1] + [7])]
     if budget > 1:
-        packed = pack(questions)
+        packed = pack_rows(questions)
         assert len(packed.ids) == 6
         assert packed.ids.numel() < len(questions) * max(question.length for question in questions)
     for question, scores in zip(questions, score_options(scorer, questions, budget), strict=True):

@@ -23,7 +23,7 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import FindOptions, IndexOptions, static_training
 from sciqa.retrieval.contexts import FindContexts, check_finding
-from sciqa.retrieval.embedder import TorchEmbedder, embed_alone
+from sciqa.retrieval.embedder import TorchEmbedder, embed_one_by_one
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
@@ -75,7 +75,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, monkeypatch, backe
 
 def test_a_vector_depends_on_its_text_alone(tmp_path):
     embedder = StaticEmbedder(save(tmp_path / "model"), 2)
-    np.testing.assert_array_equal(embedder.encode(TEXTS), embed_alone(embedder, TEXTS))
+    np.testing.assert_array_equal(embedder.encode(TEXTS), embed_one_by_one(embedder, TEXTS))
 
 
 def test_where_direct_vectors_differ_sentence_transformers_computes_them(tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_a_run_that_is_stopped_leaves_no_model_and_can_be_repeated(passages, mon
         patch.setattr(*(static_training, "train", stop) if when == "training" else (storage, "write_bytes", write))
         with pytest.raises(KeyboardInterrupt):
             make_embedder(options)
-    assert not tables.is_finished(options.folder)
+    assert not tables.is_finished_table(options.folder)
     with pytest.raises(InputError, match=r"no weights|neither a folder"):
         find_model(options.folder)
     assert contents(make_embedder(options).path) == whole

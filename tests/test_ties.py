@@ -13,13 +13,13 @@ from tiny import tiny_folder, tiny_tokenizer
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.metrics import average_precision_at_3, place, right_at_first, score, settle_ties
+from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first, score, settle_ties
 from sciqa.exam.questions import rotate_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.answers import Scored, answer_row, mean_turns, turns_of
 from sciqa.predict.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
 from sciqa.report import ReportOptions, report
-from sciqa.retrieval.embedder import Embedder, embed_alone
+from sciqa.retrieval.embedder import Embedder, embed_one_by_one
 
 QUESTION = {"id": "q7", "prompt": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"}
 
@@ -34,7 +34,7 @@ def test_ties_count_their_mean_over_all_orders(scores):
         for order in itertools.permutations(range(5)):
             ranking = sorted(order, key=lambda option: -scores[option])
             ranks.append(ranking.index(gold) + 1)
-        first, tied = place(scores, gold)
+        first, tied = rank_range(scores, gold)
         expected = average_precision_at_3(np.array(ranks)).mean()
         assert average_precision_at_3(np.array([first]), np.array([tied])) == pytest.approx(expected)
         assert right_at_first(np.array([first]), np.array([tied])) == pytest.approx(np.mean(np.array(ranks) == 1))
@@ -101,7 +101,7 @@ def test_vectors_that_are_no_numbers_are_refused():
             return np.full((len(texts), 3), np.nan, np.float32)
 
     with pytest.raises(InputError, match="its vector of the text 'Which planet' is not finite"):
-        embed_alone(Broken(), ["Which planet"])
+        embed_one_by_one(Broken(), ["Which planet"])
 
 
 def test_a_model_that_knows_nothing_scores_by_chance_wherever_the_right_option_stands(tmp_path, cluster, exam_file):

@@ -37,7 +37,7 @@ from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import Examples, Order
 from sciqa.training.loop import _Run, keep_layout
-from sciqa.training.loss import loss_of
+from sciqa.training.loss import mean_loss
 
 STEPS = 20
 
@@ -103,7 +103,7 @@ def plain_losses(options, family):
     found = []
     for step in range(options.steps):
         batch = order.batch(step)
-        loss = loss_of(scorer([question for question, _ in batch]), [gold for _, gold in batch], options.loss)
+        loss = mean_loss(scorer([question for question, _ in batch]), [gold for _, gold in batch], options.loss)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, options.clip)
         optimizer.step()
@@ -265,7 +265,7 @@ def test_a_run_that_loses_too_many_workers_says_so_in_one_line(tmp_path, data, u
     with pytest.raises(TrainingFailedError) as error:
         finetune(options)
     killer.join()
-    said = str(worker_loss.cause(error.value))
+    said = str(worker_loss.loss_error(error.value))
     assert said.startswith("finetune: a worker was lost again and again; the last one on ")
     assert "--micro-batch" in said
 
@@ -280,7 +280,7 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         wait_for_checkpoint(options.folder, driver)
         driver.send_signal(signal.SIGKILL)
-    assert not tables.is_finished(options.folder)
+    assert not tables.is_finished_table(options.folder)
     made = finetune(options)
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
@@ -442,7 +442,7 @@ def test_other_bad_input_is_refused(tmp_path, cluster, data, models, exam_file, 
 
     options = tiny_run(data, tmp_path, model=models("llama"), steps=1)
     made = finetune(options)
-    path = tables.records(made.path, tables.INPUTS)
+    path = tables.records_folder(made.path, tables.INPUTS)
     begun = storage.read_json(path)
     del begun["inputs"]["clip"]  # as a version without that option would have stored it
     storage.write_json(path, begun)

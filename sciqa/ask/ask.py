@@ -9,7 +9,7 @@ from sciqa.core.device import this_device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
 from sciqa.core.options import Summary
-from sciqa.core.progress import spoken
+from sciqa.core.progress import progress_lines
 from sciqa.exam.questions import options_of
 from sciqa.predict.answers import answer_row, has_ties
 from sciqa.predict.predict import check_reader
@@ -38,7 +38,7 @@ def ask(options: AskOptions) -> Summary:
             "give --options to rank, or another --model (causal, or encoder-decoder such as T5)"
         )
     question, threads = options.as_row(), len(os.sched_getaffinity(0))
-    with spoken("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
+    with progress_lines("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
         from sciqa.predict.readers import ModelReader
 
         device = this_device(options.accelerator)

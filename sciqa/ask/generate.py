@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStre
 
 from sciqa.ask.options import AskOptions
 from sciqa.core.errors import InputError
-from sciqa.core.progress import spoken
+from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.models.scorer import Encoded, Scorer, prompt_text
 from sciqa.retrieval.contexts import FindContexts
@@ -66,29 +66,29 @@ def write_answer(
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
-        settings["stopping_criteria"] = StoppingCriteriaList([line_end(tokenizer, start)])
+        settings["stopping_criteria"] = StoppingCriteriaList([stop_at_line_end(tokenizer, start)])
     working: contextlib.AbstractContextManager = contextlib.nullcontext()
     if options.num_beams == 1:
         settings["streamer"] = stream
     else:
-        working = spoken("ask", f"writing with {options.num_beams} beams")
+        working = progress_lines("ask", f"writing with {options.num_beams} beams")
     with working:
         torch.manual_seed(options.seed)
         made = cast("Any", scorer.model).generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **drawing(options)
+            input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **sampling_arguments(options)
         )[0, start:]
     if options.num_beams > 1:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
     return sorted(stream.cited), len(made)
 
 
-def drawing(options: AskOptions) -> dict:
+def sampling_arguments(options: AskOptions) -> dict:
     """Return the sampling arguments for transformers' `generate`; options not given keep its defaults."""
     given = {"temperature": options.temperature, "top_k": options.sample_top_k, "top_p": options.top_p}
     return {"do_sample": options.do_sample} | {name: value for name, value in given.items() if value is not None}
 
 
-def line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
+def stop_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
     """Return a stopping criterion for the end of the answer's line, after which a plain model invents questions."""
 
     def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:

@@ -14,9 +14,9 @@ from sciqa.audit.table import (
     SCHEMA,
     Findings,
     audit_rows,
-    figures,
+    contamination_summary,
     read_audit,
-    said,
+    slice_scores,
 )
 from sciqa.audit.words import SEED
 from sciqa.audit.workers import EmbedQuestions, compare_part
@@ -57,10 +57,10 @@ def audit(options: AuditOptions) -> Summary:
     found = read_audit(options.output, exam)
     assert found is not None  # it has just been written
     rows, inputs = found
-    scored = figures(rows, inputs, readers)
+    scored = slice_scores(rows, inputs, readers)
     path = storage.join(options.output, "contamination.parquet")
     storage.write_table(path, pa.Table.from_pylist(scored, schema=METRICS))
-    made = said(rows, inputs) + ", kept" * kept
+    made = contamination_summary(rows, inputs) + ", kept" * kept
     return Summary("audit", options.folder, made, time.monotonic() - started, _shown(rows, scored))
 
 
@@ -78,7 +78,7 @@ def _inputs(options: AuditOptions, exam: Exam, against: list[Others], texts: Tex
 def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others], texts: Texts | None) -> bool:
     """Complete the audit table; return whether it was already complete."""
     folder = options.folder
-    begun = tables.begin(folder, inputs, rows=exam.shard_questions, overwrite=options.overwrite)
+    begun = tables.begin_table(folder, inputs, rows=exam.shard_questions, overwrite=options.overwrite)
     if begun.whole:
         return True
     open_exam(options)
@@ -97,9 +97,9 @@ def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others]
     for number in range(exam.shards):
         shard = rows[exam.first(number) : exam.first(number + 1)]
         storage.write_table(tables.part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
-    tables.finish(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
+    tables.finish_table(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
     for name in ("questions", "vectors", "findings"):
-        storage.delete(tables.records(folder, name))
+        storage.delete(tables.records_folder(folder, name))
     return False
 
 
@@ -108,15 +108,15 @@ def _parts(folder: str, exam: Exam, against: list[Others], texts: Texts | None) 
     exam_parts = _cut("the exam", exam.path, exam.questions)
     parts = []
     for number, others in enumerate(against):
-        path = tables.records(folder, "questions", f"{number:05d}.parquet")
+        path = tables.records_folder(folder, "questions", f"{number:05d}.parquet")
         if not storage.exists(path):
             storage.write_table(path, others.table.replace_schema_metadata(None), row_group_size=QUESTIONS)
         parts += _cut(others.name, path, len(others.table))
     for number, part in enumerate([*exam_parts, *parts]):
-        part["vectors"] = tables.records(folder, "vectors", f"{number:05d}.npy")
+        part["vectors"] = tables.records_folder(folder, "vectors", f"{number:05d}.npy")
     parts += texts.parts if texts else []
     for number, part in enumerate(parts):
-        part["findings"] = tables.records(folder, "findings", f"{number:05d}.parquet")
+        part["findings"] = tables.records_folder(folder, "findings", f"{number:05d}.parquet")
     return exam_parts, parts
 
 
@@ -133,7 +133,7 @@ def _embed(options: AuditOptions, parts: list[dict]) -> None:
     workers = cluster.num_workers(options, len(parts))
     arguments = {"embed": options.embed_arguments(workers), "prefix": options.prefix("query")}
     pool = cluster.model_pool(options, workers, len(parts), weight_bytes(options.embedder))
-    rows = cluster.from_parts(parts).map(EmbedQuestions, fn_constructor_kwargs=arguments, **pool)
+    rows = cluster.dataset_of_parts(parts).map(EmbedQuestions, fn_constructor_kwargs=arguments, **pool)
     total = sum(part["last"] - part["first"] for part in parts)
     for _ in progress.rows_with_progress(rows, "audit", total, "questions embedded", lambda row: row["questions"]):
         pass
@@ -145,7 +145,7 @@ def _compare(exam: Exam, seed: int, exam_parts: list[dict], parts: list[dict]) -
     if not parts:
         return
     arguments = {"exam": exam, "seed": seed, "exam_parts": exam_parts}
-    rows = cluster.from_parts(parts).map(compare_part, fn_kwargs=arguments, num_cpus=1)
+    rows = cluster.dataset_of_parts(parts).map(compare_part, fn_kwargs=arguments, num_cpus=1)
     for _ in progress.rows_with_progress(rows, "audit", len(parts), "parts compared", lambda row: row["done"]):
         pass
 

@@ -88,7 +88,7 @@ def _is_trained(name: str) -> bool:
 
 def _trained_on(folder: str) -> dict[str, pa.Table]:
     """Return the questions that a model was trained on and chosen by, from the run that `sciqa finetune` made."""
-    record = tables.records(folder, tables.MANIFEST)
+    record = tables.records_folder(folder, tables.MANIFEST)
     inputs = storage.read_json(record)["inputs"] if storage.exists(record) else {}
     output = folder.rstrip("/").rpartition("/")[0].rpartition("/")[0]
     found = {}
@@ -116,7 +116,7 @@ def find_texts(options: AuditOptions) -> Texts | None:
         parts = [{"pieces": pieces} for pieces in split_sources(sources, PART_BYTES)]
         return Texts(", ".join(names), tables.fingerprint(sources), parts)
     passages = options.passages or storage.join(options.output, "passages")
-    if options.passages or (options.index is None and tables.is_finished(passages)):
+    if options.passages or (options.index is None and tables.is_finished_table(passages)):
         manifest = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)
         found = [{"path": storage.join(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
         contents = [shard["content"] for shard in manifest["shards"]]

@@ -134,7 +134,7 @@ def _kind(row: dict, own: dict[str, list], inputs: dict) -> str:
     return KINDS[2] if ARTICLE in own else KINDS[3]
 
 
-def slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[int]]:
+def audit_slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[int]]:
     """Return the numbers of the questions in each slice of an audited exam, such as `clean`, that is not empty."""
     held, not_held = (f"{inputs['ngram']}-gram {where} {inputs['texts_name']}" for where in ("in", "not in"))
     named: dict[str, list[int]] = {name: [] for name in ("all", *SLICES, held, not_held)}
@@ -147,8 +147,8 @@ def slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in named.items() if numbers}
 
 
-def figures(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[dict]:
-    """Return the scores of each reader on each of the `slices` that has answers.
+def slice_scores(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[dict]:
+    """Return the scores of each reader on each of the `audit_slices` that has answers.
 
     Args:
         rows: rows of the audit table.
@@ -159,14 +159,14 @@ def figures(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[di
         Rows with `reader`, `slice` and the figures of `sciqa.exam.metrics.score`.
     """
     scored = []
-    for name, numbers in slices(rows, inputs).items():
+    for name, numbers in audit_slices(rows, inputs).items():
         for reader, each in readers.items():
             if made := score([each["answers"][number] for number in numbers]):
                 scored.append({"reader": reader, "slice": name} | made)
     return scored
 
 
-def said(rows: list[dict], inputs: dict) -> str:
+def contamination_summary(rows: list[dict], inputs: dict) -> str:
     """Return in words how many questions stand elsewhere."""
     kinds, parts = Counter(row["kind"] for row in rows), []
     of = f"of {len(rows):,} questions"
@@ -184,7 +184,7 @@ def said(rows: list[dict], inputs: dict) -> str:
     return "; ".join(parts)
 
 
-def mark(row: dict, inputs: dict) -> str:
+def contamination_mark(row: dict, inputs: dict) -> str:
     """Return in words where a question stands, for its row on a page; an empty text if nowhere.
 
     Args:
@@ -206,7 +206,7 @@ def mark(row: dict, inputs: dict) -> str:
 def read_audit(output: str, exam: Exam) -> tuple[list[dict], dict] | None:
     """Return the rows of a run's audit table and its inputs; None if there is none for this exam."""
     folder = storage.join(output, "audit")
-    if not tables.is_finished(folder):
+    if not tables.is_finished_table(folder):
         return None
     manifest = tables.read_manifest(folder, "audit")
     if manifest.get("format") != AUDIT_FORMAT or manifest["inputs"]["exam"] != exam.sha256:

@@ -12,7 +12,7 @@ from sciqa.audit.words import ExamWords, other_texts, question_key, question_wor
 from sciqa.core import storage
 from sciqa.corpus.articles import read_articles
 from sciqa.exam.questions import Exam
-from sciqa.retrieval.embedder import embed_alone
+from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -39,7 +39,7 @@ class EmbedQuestions:
         questions = read_part(part)
         whole = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r} of {part['source']}" for question in questions]
-        vectors = embed_alone(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
+        vectors = embed_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         storage.write_bytes(part["vectors"], buffer.getvalue())

@@ -25,7 +25,7 @@ from sciqa.core.console import VERBOSE, verbose
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, RunOptions
-from sciqa.core.progress import spoken
+from sciqa.core.progress import progress_lines
 
 # `Dataset.map` takes the limits of restarts, but no named parameters for them, and warns (seen with Ray 2.60).
 warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated")
@@ -73,7 +73,7 @@ def connect(options: RunOptions) -> None:
     context.print_on_execution_start = False
     if not verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here too
-    worker_loss.watch()
+    worker_loss.watch_workers()
 
 
 def _worker_environment() -> dict | None:
@@ -134,7 +134,7 @@ def wait_for_room(needs: dict[str, float]) -> None:
     asked = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
     try:
         waited = time.monotonic()
-        with spoken("cluster", f"waiting for a node with {asked}"):
+        with progress_lines("cluster", f"waiting for a node with {asked}"):
             while not _has_room(needs):
                 if _node_on_its_way():
                     waited = time.monotonic()
@@ -218,7 +218,7 @@ def _is_false(answer: ray.ObjectRef) -> bool:
         return False
 
 
-def queue_here() -> Queue:
+def queue_on_driver_node() -> Queue:
     """Return a queue on this node, where it lives as long as the driver; the loss of another node would end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -325,6 +325,6 @@ def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> d
     }
 
 
-def from_parts(parts: list) -> Dataset:
+def dataset_of_parts(parts: list) -> Dataset:
     """Return a dataset with one block per part, so that each part is scheduled, and lost, on its own."""
     return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=max(1, len(parts)))

@@ -59,7 +59,7 @@ def _lock_file(folder: str, path: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             yield
             return
-        with storage.reached(folder, "written"):
+        with storage.storage_errors(folder, "written"):
             file.truncate(0)
             file.write(json.dumps(_holder()).encode())
         yield

@@ -284,7 +284,7 @@ def short_name(name: str) -> str:
 def adapter_hash(folder: str) -> str:
     """Return a hash of an adapter: its weights, its configuration, and the record with the prompt's form."""
     paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
-    return tables.fingerprint({name: storage.sha256(path) for name, path in paths.items() if storage.exists(path)})
+    return tables.fingerprint({name: storage.file_sha256(path) for name, path in paths.items() if storage.exists(path)})
 
 
 def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:

@@ -60,7 +60,7 @@ def _rows(dataset: Dataset) -> Iterator[dict]:
     except Exception as error:
         if bad_input := find_input_error(error):
             raise bad_input from error
-        if by_loss := worker_loss.cause(error):
+        if by_loss := worker_loss.loss_error(error):
             raise by_loss from error
         raise
 
@@ -75,7 +75,7 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with worker_loss.during(stage), Progress(*columns, console=console, transient=True) as progress:
+    with worker_loss.report_losses(stage), Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(stage, total=total)
         yield lambda done, row: progress.update(task, completed=done)
 
@@ -84,7 +84,7 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
 def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
     started = said = time.monotonic()
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    with spoken(stage, f"0 of {total} {unit}, starting workers") as say:
+    with progress_lines(stage, f"0 of {total} {unit}, starting workers") as say:
 
         def show(done: int, row: dict) -> None:
             nonlocal said
@@ -108,7 +108,7 @@ def _at_work() -> str:
 
 
 @contextlib.contextmanager
-def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
+def progress_lines(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
     """Provide a function that prints a line of a stage's progress; print `at work` after a long silence.
 
     Args:
@@ -132,7 +132,7 @@ def spoken(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        with worker_loss.during(stage):
+        with worker_loss.report_losses(stage):
             yield say
     finally:
         done.set()

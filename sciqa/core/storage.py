@@ -49,7 +49,7 @@ def is_object_store(filesystem: fs.FileSystem) -> bool:
 
 
 @contextlib.contextmanager
-def reached(path: str, what: str) -> Iterator[None]:
+def storage_errors(path: str, what: str) -> Iterator[None]:
     """Turn errors of storage (a full disk, a lost mount, a forbidden bucket) into an `InputError` of one line.
 
     Args:
@@ -63,30 +63,30 @@ def reached(path: str, what: str) -> Iterator[None]:
         raise InputError(f"{path}: {'no such file' if missing else f'cannot be {what} ({error})'}") from error
 
 
-def join(folder: str, *names: str) -> str:
+def join(folder: str, *list_names: str) -> str:
     """Join names onto a folder, local or URI."""
-    return "/".join([folder.rstrip("/"), *names])
+    return "/".join([folder.rstrip("/"), *list_names])
 
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     filesystem, inner = resolve(path)
-    with reached(path, "reached"):
+    with storage_errors(path, "reached"):
         return filesystem.get_file_info(inner).type != fs.FileType.NotFound
 
 
 def read_bytes(path: str, compression: str | None = "detect") -> bytes:
     """Return a file's bytes; .gz, .bz2 and .zst files are decompressed, unless `compression` is None."""
     filesystem, inner = resolve(path)
-    with reached(path, "read"), filesystem.open_input_stream(inner, compression=compression) as stream:
+    with storage_errors(path, "read"), filesystem.open_input_stream(inner, compression=compression) as stream:
         return stream.read()
 
 
-def sha256(path: str) -> str:
+def file_sha256(path: str) -> str:
     """Return the sha256 of a file, read in pieces."""
     filesystem, inner = resolve(path)
     digest = hashlib.sha256()
-    with reached(path, "read"), filesystem.open_input_stream(inner) as stream:
+    with storage_errors(path, "read"), filesystem.open_input_stream(inner) as stream:
         while data := stream.read(1 << 22):
             digest.update(data)
     return digest.hexdigest()
@@ -98,7 +98,7 @@ def write_bytes(path: str, data: bytes) -> str:
     The data goes to a temporary file that is moved into place. Object stores need none: a file appears when complete.
     """
     filesystem, inner = resolve(path)
-    with reached(path, "written"):
+    with storage_errors(path, "written"):
         if is_object_store(filesystem):
             with filesystem.open_output_stream(inner) as stream:
                 stream.write(data)
@@ -182,7 +182,7 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
     Without suffixes, all files of a folder are returned.
     """
     filesystem, inner = resolve(path)
-    with reached(path, "reached"):
+    with storage_errors(path, "reached"):
         info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{path}: no such file or folder")
@@ -190,7 +190,7 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
         return [(path, [info.size, info.mtime_ns])]
     endings = tuple(f".{suffix}" for suffix in suffixes) or ("",)
     found = []
-    with reached(path, "listed"):
+    with storage_errors(path, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
     for entry in entries:
         name = entry.path[len(inner) :].lstrip("/")
@@ -207,7 +207,7 @@ def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
 def list_folders(path: str) -> list[str]:
     """Return the sorted names of a folder's subfolders, except tables' `records`; none if the folder is missing."""
     filesystem, inner = resolve(path)
-    with reached(path, "listed"):
+    with storage_errors(path, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     found = (entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
     return sorted(name for name in found if not name.startswith((".", "_")))
@@ -221,7 +221,7 @@ def absolute(path: str) -> str:
 def copy_files(source: str, destination: str) -> None:
     """Copy a file, or all files of a folder, from any storage to any other."""
     (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)
-    with reached(destination, "written"):
+    with storage_errors(destination, "written"):
         if not is_object_store(to_fs):
             whole = from_fs.get_file_info(from_path).type == fs.FileType.Directory
             to_fs.create_dir(to_path if whole else to_path.rpartition("/")[0], recursive=True)
@@ -231,7 +231,7 @@ def copy_files(source: str, destination: str) -> None:
 def delete(path: str) -> None:
     """Delete a file, or a folder with its content, if it exists."""
     filesystem, inner = resolve(path)
-    with reached(path, "deleted"):
+    with storage_errors(path, "deleted"):
         kind = filesystem.get_file_info(inner).type
         if kind == fs.FileType.Directory:
             filesystem.delete_dir(inner)
@@ -249,10 +249,10 @@ def check_writable(folder: str) -> None:
         raise InputError(f"{folder}: cannot be written ({error}); pass --output a folder that can") from error
 
 
-def names(folder: str) -> Iterator[str]:
+def list_names(folder: str) -> Iterator[str]:
     """Yield the names of a folder's entries, except unfinished files; none if the folder is missing."""
     filesystem, inner = resolve(folder)
-    with reached(folder, "listed"):
+    with storage_errors(folder, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     for entry in entries:
         if not entry.base_name.startswith("."):

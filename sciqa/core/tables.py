@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
-#: Files in a table's `records`: the inputs that determine its content, and the manifest, which is written last.
+#: Files in a table's `records_folder`: the inputs that determine its content, and the manifest, which is written last.
 INPUTS, MANIFEST = "inputs.json", "manifest.json"
 #: Advice on an existing table that is in the way.
 REMEDY = "pass another --output (or --name, for answers), or --overwrite to replace it"
@@ -55,7 +55,7 @@ class Begun(NamedTuple):
     whole: bool
 
 
-def records(folder: str, *names: str) -> str:
+def records_folder(folder: str, *names: str) -> str:
     """Return a path in the folder `_NAME` beside a table's folder `NAME`, which holds the table's metadata.
 
     The table's own folder holds only shards, so that any program that reads Parquet can open it.
@@ -69,7 +69,7 @@ def defaults_of(*kinds: type) -> dict:
     return {field.name: field.default for kind in kinds for field in fields(kind)}
 
 
-def differing(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
+def differing_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
     """Return the differences between two tables' inputs: (there, now) by name, or by `outer: inner` if nested.
 
     A missing name counts as the option's default, so that options added later change nothing.
@@ -85,13 +85,13 @@ def differing(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
     for name in sorted(begun.keys() | inputs.keys()):
         there, now = (each.get(name, defaults.get(name)) for each in (begun, inputs))
         if isinstance(there, dict) and isinstance(now, dict):
-            changed |= {f"{name}: {inner}": pair for inner, pair in differing(there, now, defaults).items()}
+            changed |= {f"{name}: {inner}": pair for inner, pair in differing_inputs(there, now, defaults).items()}
         elif there != now:
             changed[name] = there, now
     return changed
 
 
-def begin(
+def begin_table(
     folder: str, inputs: dict, defaults: dict | None = None, rows: int | None = None, overwrite: bool = False
 ) -> Begun:
     """Open a table's folder for writing; a table never mixes two runs.
@@ -99,7 +99,7 @@ def begin(
     Args:
         folder: folder of the table's shards.
         inputs: everything that determines the table's content, and `format`, the version of the computation.
-        defaults: defaults of the options among the inputs, by name; see `differing`.
+        defaults: defaults of the options among the inputs, by name; see `differing_inputs`.
         rows: wanted rows per shard; a table that has shards keeps their number of rows.
         overwrite: empty a folder that was begun from other inputs, or by a version of the program that computes
             differently.
@@ -107,38 +107,40 @@ def begin(
     Raises:
         InputError: the folder has to be emptied and `overwrite` is off, or it holds files that no step has made.
     """
-    held = set(storage.names(folder))
-    if storage.exists(records(folder, INPUTS)):
-        begun = storage.read_json(records(folder, INPUTS))
-        if not (changed := differing(begun["inputs"], inputs, defaults or {})):
+    held = set(storage.list_names(folder))
+    if storage.exists(records_folder(folder, INPUTS)):
+        begun = storage.read_json(records_folder(folder, INPUTS))
+        if not (changed := differing_inputs(begun["inputs"], inputs, defaults or {})):
             if held or begun.get("rows") == rows:
-                path = records(folder, MANIFEST)
+                path = records_folder(folder, MANIFEST)
                 whole = storage.exists(path) and storage.read_json(path)["files"] == len(held)
                 return Begun(held, begun.get("rows"), whole)
-        elif not overwrite and (held or set(storage.names(records(folder))) - {INPUTS}):  # something was made
+        elif not overwrite and (
+            held or set(storage.list_names(records_folder(folder))) - {INPUTS}
+        ):  # something was made
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
             raise InputError(f"{folder}: {said}; {REMEDY}")
-        clear(folder)
+        delete_table(folder)
     elif "_manifest.json" in held or "_inputs.json" in held:
         if not overwrite:
             raise InputError(f"{folder}: {OTHERWISE}; {REMEDY}")
-        clear(folder)
+        delete_table(folder)
     else:
-        for each in (folder, records(folder)):
-            if any(True for _ in storage.names(each)):
+        for each in (folder, records_folder(folder)):
+            if any(True for _ in storage.list_names(each)):
                 raise InputError(f"{each}: holds files that no step of sciqa made; pass another folder")
-    storage.write_json(records(folder, INPUTS), {"inputs": inputs, "rows": rows})
+    storage.write_json(records_folder(folder, INPUTS), {"inputs": inputs, "rows": rows})
     return Begun(set(), rows, False)
 
 
-def clear(folder: str) -> None:
-    """Delete a table, then its records: without records, `begin` would take the table's files for foreign ones."""
+def delete_table(folder: str) -> None:
+    """Delete a table, then its records: without records, `begin_table` would take its files for foreign ones."""
     storage.delete(folder)
-    storage.delete(records(folder))
+    storage.delete(records_folder(folder))
 
 
 def _said_changes(changed: dict[str, tuple]) -> str:
-    """Return in words the differences between a table's inputs, as `differing` returns them."""
+    """Return in words the differences between a table's inputs, as `differing_inputs` returns them."""
     if (name := "format") not in changed:
         name = next(iter(changed))
     there, now = changed[name]
@@ -146,14 +148,14 @@ def _said_changes(changed: dict[str, tuple]) -> str:
     return f"made from other inputs ({name}: {there!s:.60} there, {now!s:.60} now{more})"
 
 
-def finish(folder: str, manifest: dict) -> None:
+def finish_table(folder: str, manifest: dict) -> None:
     """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
-    storage.write_json(records(folder, MANIFEST), manifest | {"files": len(set(storage.names(folder)))})
+    storage.write_json(records_folder(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
 
 
-def is_finished(folder: str) -> bool:
+def is_finished_table(folder: str) -> bool:
     """Whether a table, or a trained model, exists and is complete."""
-    return storage.exists(records(folder, MANIFEST)) and any(True for _ in storage.names(folder))
+    return storage.exists(records_folder(folder, MANIFEST)) and any(True for _ in storage.list_names(folder))
 
 
 def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
@@ -164,11 +166,11 @@ def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
         step: name of the step that makes the table.
         version: the `format` that the table must have; by default any.
     """
-    if not is_finished(folder):
+    if not is_finished_table(folder):
         if storage.exists(storage.join(folder, "_manifest.json")):
             raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
         raise InputError(f"{folder}: not there, or not finished; run `sciqa {step}` with the same --output first")
-    manifest = storage.read_json(records(folder, MANIFEST))
+    manifest = storage.read_json(records_folder(folder, MANIFEST))
     if version is not None and manifest.get("format") != version:
         raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
     return manifest

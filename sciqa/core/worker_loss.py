@@ -141,7 +141,7 @@ def _how(worker: WorkerTableData) -> str:
 _watch: _Watch | None = None
 
 
-def watch() -> None:
+def watch_workers() -> None:
     """Start to watch the workers of this process's job, once per connection to Ray."""
     global _watch
     if _watch is None or not _watch.thread.is_alive() or _watch.session != _session():
@@ -158,7 +158,7 @@ def _session() -> tuple[str, bytes]:
 
 
 @contextlib.contextmanager
-def during(stage: str) -> Iterator[None]:
+def report_losses(stage: str) -> Iterator[None]:
     """Report workers that die meanwhile under the name of a stage."""
     if (watched := _watch) is None:
         yield
@@ -173,7 +173,7 @@ def during(stage: str) -> Iterator[None]:
             watched.stages.remove(stage)
 
 
-def cause(error: BaseException | None) -> LostWorkersError | None:
+def loss_error(error: BaseException | None) -> LostWorkersError | None:
     """Return the error of a run that ended because of a lost worker or node; None for any other error."""
     while error is not None:
         if isinstance(error, LostWorkersError):

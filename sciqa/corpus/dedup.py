@@ -78,7 +78,7 @@ def make_entries(passages: list[dict[str, str]], first: int, near: bool) -> np.n
     halves = np.frombuffer(b"".join(whole), np.uint64).reshape(len(passages), 2)
     entries["key"][:, 0], entries["check"][:, 0] = halves.T
     if near and passages:
-        signatures = sign([passage["text"] for passage in passages])
+        signatures = minhash_signatures([passage["text"] for passage in passages])
         guards = [_digest(passage["title"], *EXACT.findall(passage["text"]))[:8] for passage in passages]
         entries["signature"][:, 1:] = signatures[:, None]
         entries["check"][:, 1:] = np.array([int.from_bytes(guard) for guard in guards], np.uint64)[:, None]
@@ -92,7 +92,7 @@ def _digest(*texts: str) -> bytes:
     return hashlib.blake2b("\x1f".join(" ".join(text.split()) for text in texts).encode(), digest_size=16).digest()
 
 
-def sign(texts: list[str]) -> np.ndarray:
+def minhash_signatures(texts: list[str]) -> np.ndarray:
     """Return the MinHash signature of each text, uint32, shape (texts, BANDS)."""
     shingles = []
     for text in texts:

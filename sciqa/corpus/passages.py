@@ -64,18 +64,20 @@ def _fill(
     """Complete the passages table; return its manifest, and whether it was already complete."""
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
     inputs = tables.fingerprint([sources, removed, options.part_bytes, left_out])
-    begun = tables.begin(options.passages, cut, tables.defaults_of(CorpusOptions), overwrite=options.overwrite)
+    begun = tables.begin_table(options.passages, cut, tables.defaults_of(CorpusOptions), overwrite=options.overwrite)
     manifest = tables.read_manifest(options.passages, "corpus") if begun.whole else {}
     if not (kept := manifest.get("inputs") == inputs):
         paths = [path for path, _ in sources]
         _check_sources(options, paths)
-        storage.write_json(tables.records(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths})
-        storage.delete(tables.records(options.passages, tables.MANIFEST))
+        storage.write_json(
+            tables.records_folder(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
+        )
+        storage.delete(tables.records_folder(options.passages, tables.MANIFEST))
         cluster.connect(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
         _tidy(options.passages, manifest)
-        tables.finish(options.passages, manifest)
+        tables.finish_table(options.passages, manifest)
     return manifest, kept
 
 
@@ -85,12 +87,12 @@ def finished_passages(options: CorpusOptions) -> dict | None:
     Raises:
         InputError: the options, or this version of the program, do not match the finished passages.
     """
-    if options.corpus is not None or not tables.is_finished(options.passages):
+    if options.corpus is not None or not tables.is_finished_table(options.passages):
         return None
     manifest = tables.read_manifest(options.passages, "corpus")
     if manifest.get("format") != PASSAGES_FORMAT:
         raise InputError(f"{options.passages}: {tables.OTHERWISE}; pass --corpus and --overwrite to make it anew")
-    made = storage.read_json(tables.records(options.passages, tables.INPUTS))["inputs"]
+    made = storage.read_json(tables.records_folder(options.passages, tables.INPUTS))["inputs"]
     defaults = tables.defaults_of(CorpusOptions)
     for name, wanted in options.cut().items():
         if wanted != defaults[name] and wanted != made[name]:
@@ -109,9 +111,11 @@ def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
 
     A manifest without a shard is that of passages that were deleted; there is nothing left to keep.
     """
-    begun = tables.records(options.passages, CORPUS)
+    begun = tables.records_folder(options.passages, CORPUS)
     made = set(storage.read_json(begun).get("sources", ())) if storage.exists(begun) else set()
-    deleted = storage.exists(tables.records(options.passages, tables.MANIFEST)) and not storage.exists(options.passages)
+    deleted = storage.exists(tables.records_folder(options.passages, tables.MANIFEST)) and not storage.exists(
+        options.passages
+    )
     if made and not deleted and not made & set(paths) and not options.overwrite:
         raise InputError(
             f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {tables.REMEDY}"
@@ -134,7 +138,7 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
     """Return the requested corpus; by default that of passages already begun in the folder, else `demo`."""
-    begun = tables.records(options.passages, CORPUS)
+    begun = tables.records_folder(options.passages, CORPUS)
     if options.corpus is not None or not storage.exists(begun):
         return options.corpus or ("demo",)
     return tuple(storage.read_json(begun)["corpus"])
@@ -185,7 +189,7 @@ def _build(
         {"number": number, "buckets": buckets.tolist()}
         for number, buckets in enumerate(np.array_split(np.arange(duplicates.BUCKETS), tasks))
     ]
-    storage.delete(tables.records(options.passages, "duplicates"))
+    storage.delete(tables.records_folder(options.passages, "duplicates"))
     arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
     _run(ranges, write_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
@@ -205,24 +209,24 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    write_rows(tables.records(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    write_rows(tables.records_folder(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
 
 
 def _tidy(folder: str, manifest: dict) -> None:
     """Delete shards and side tables that do not belong to this corpus."""
     current = {f"{shard['name']}.parquet" for shard in manifest["shards"]}
-    for name in storage.names(folder):
+    for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete(storage.join(folder, name))
-    parts = set(storage.list_folders(tables.records(folder, "parts")))
+    parts = set(storage.list_folders(tables.records_folder(folder, "parts")))
     for beside in (LEFT_OUT, REPEATS):
-        for name in storage.names(tables.records(folder, beside)):
+        for name in storage.list_names(tables.records_folder(folder, beside)):
             if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
-                storage.delete(tables.records(folder, beside, name))
+                storage.delete(tables.records_folder(folder, beside, name))
 
 
 def _run(parts: list[dict], function: Callable[..., dict], unit: str, **arguments: object) -> list[dict]:
-    rows = cluster.from_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
+    rows = cluster.dataset_of_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
     done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])

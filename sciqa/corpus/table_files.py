@@ -83,7 +83,7 @@ def _lines(file: Source, path: str, at: int, end: int | None) -> Iterator[tuple[
     while (end is None or at < end) and (line := file.readline()):
         data = line if at else line.removeprefix(BOM_UTF8)
         if data.strip():
-            yield at, _parse_line(path, at, data)
+            yield at, _parse_json_line(path, at, data)
         at += len(line)
 
 
@@ -117,7 +117,7 @@ def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
         raise InputError(f"{path}, row {number}: no row of a {kind_of(path)[0].upper()} file ({error})") from error
 
 
-def _parse_line(path: str, at: int, line: bytes) -> object:
+def _parse_json_line(path: str, at: int, line: bytes) -> object:
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from sciqa.corpus.formulas import equation, quotient, read_math, root, superscript
+from sciqa.corpus.formulas import format_chemical_equation, format_fraction, format_root, read_math, superscript
 from sciqa.corpus.lines import ITEM, NAMED, put_cell
 
 POWER = re.compile(r"(?<=[^\W\d_°%])([-−]?\d+)(?=$|[./ ⋅·*)])")
@@ -207,14 +207,16 @@ def _fraction(arguments: Arguments) -> str:
         parts = ["1", *parts]
     elif len(parts) > 2:
         whole, parts = parts[:1], parts[1:3]
-    return " ".join([*whole, quotient(parts)])
+    return " ".join([*whole, format_fraction(parts)])
 
 
 def _chem(arguments: Arguments) -> str:
     parts = arguments.numbered()
     if len(parts) > 2 and parts[0].isdecimal() and parts[1].isdecimal():
         del parts[1]
-    return equation("".join(f"({part})" if part[-1] in "+-−" and part != "-" else part for part in parts))
+    return format_chemical_equation(
+        "".join(f"({part})" if part[-1] in "+-−" and part != "-" else part for part in parts)
+    )
 
 
 def _nuclide(arguments: Arguments) -> str:
@@ -347,7 +349,7 @@ def _sorted_number(arguments: Arguments) -> str:
 
 
 def _root(arguments: Arguments) -> str:
-    return root(arguments[2], quotient([arguments[1]]))
+    return format_root(arguments[2], format_fraction([arguments[1]]))
 
 
 def _foreign(arguments: Arguments) -> str:
@@ -497,7 +499,7 @@ TEMPLATES: dict[str, Rule] = {
     "val": _val,
     "gaps": lambda arguments: _val(Arguments({**arguments, 1: _joined(arguments), 2: "", 3: ""})),
     "10^": lambda arguments: f"10^{_minus(arguments[1])}",
-    "chem2": lambda arguments: equation(arguments[1]),
+    "chem2": lambda arguments: format_chemical_equation(arguments[1]),
     "tmath": lambda arguments: read_math(arguments[1]),
     "su": _stacked,
     "subsup": lambda arguments: f"{arguments[1]}{arguments[2]}{superscript(arguments[3])}",

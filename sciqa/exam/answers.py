@@ -6,12 +6,12 @@ from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
 
 
-def answered(output: str, exam: Exam) -> dict[str, dict]:
+def finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """Return the manifests of all finished answers tables for this exam, by reader."""
     manifests = {}
     for name in storage.list_folders(storage.join(output, "answers")):
         folder = storage.join(output, "answers", name)
-        if tables.is_finished(folder):
+        if tables.is_finished_table(folder):
             manifests[name] = tables.read_manifest(folder, "predict")
     return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
 
@@ -23,7 +23,7 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
         By reader: `answers` (rows), `metrics` (rows, the whole exam first) and `inputs` (recorded in the manifest).
     """
     readers = {}
-    for name, manifest in answered(output, exam).items():
+    for name, manifest in finished_answers(output, exam).items():
         folder = storage.join(output, "answers", name)
         metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
         answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()

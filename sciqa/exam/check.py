@@ -10,7 +10,7 @@ import numpy as np
 
 from sciqa.core.options import Summary
 from sciqa.exam.baselines import answer_counts, longest_scores, majority_scores, overlap_scores
-from sciqa.exam.metrics import average_precision_at_3, chance, place, right_at_first
+from sciqa.exam.metrics import average_precision_at_3, chance, rank_range, right_at_first
 from sciqa.exam.questions import ExamOptions, options_of
 
 #: Number of questions shown, and of characters shown of each text.
@@ -114,7 +114,7 @@ def _shallow(
     lines = []
     for name, score in scores.items():
         places = [
-            place(scored, ord(row["answer"]) - ord("A"))
+            rank_range(scored, ord(row["answer"]) - ord("A"))
             for row, options in pairs
             if (scored := score(row, options)) is not None
         ]

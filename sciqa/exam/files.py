@@ -250,7 +250,7 @@ def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:
     number = 0
     try:
         for batch in file.iter_batches(1024):
-            columns = [_shortest(column).to_pylist() for column in batch.columns]
+            columns = [_shortest_decimals(column).to_pylist() for column in batch.columns]
             for cells in zip(*columns, strict=True):
                 number += 1
                 yield Row(path, number, None, dict(zip(names, cells, strict=True)))
@@ -258,7 +258,7 @@ def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:
         raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
 
 
-def _shortest(column: pa.Array) -> pa.Array:
+def _shortest_decimals(column: pa.Array) -> pa.Array:
     """Return a column with 32-bit floats as their shortest decimals; Python would make 0.10000000149011612 of 0.1."""
     if column.type == pa.float32():
         return column.cast(pa.string()).cast(pa.float64())

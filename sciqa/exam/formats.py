@@ -13,7 +13,7 @@ import pyarrow as pa
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_keys import AnswersFrom, Column
 from sciqa.exam.answer_options import Fail, Options, read_options, text_of, without_letters
-from sciqa.exam.columns import KEPT, Columns, find, parse_columns, recognise, unwrap
+from sciqa.exam.columns import KEPT, Columns, find_cell, parse_columns, recognise_columns, unwrap_questions
 from sciqa.exam.files import packaged_splits, read_rows
 from sciqa.exam.row import Row
 
@@ -76,8 +76,8 @@ def read_questions(
         answers_from: as in `read_exam`.
         context: `given`: some question must have a context of its own; `found`: such contexts are left out.
     """
-    rows = unwrap(read_rows(exam))
-    found = recognise(exam, rows, {} if packaged_splits(exam) else parse_columns(columns))
+    rows = unwrap_questions(read_rows(exam))
+    found = recognise_columns(exam, rows, {} if packaged_splits(exam) else parse_columns(columns))
 
     def fail(at: int, column: str, what: str) -> InputError:
         return InputError(f"{rows[at].place}, column {column!r}: {what}")
@@ -125,7 +125,7 @@ def _failing(fail: FailAt, at: int) -> Fail:
 
 def _text(row: Row, path: str, fail: Fail) -> str | None:
     try:
-        return text_of(find(row.cells, path))
+        return text_of(find_cell(row.cells, path))
     except ValueError as error:
         raise fail(path, str(error)) from error
 
@@ -215,7 +215,7 @@ def _others(rows: list[Row], columns: Columns, taken: set[str], fail: FailAt) ->
 
 
 def _other(row: Row, path: str, fail: Fail) -> str | None:
-    cell = find(row.cells, path)
+    cell = find_cell(row.cells, path)
     if isinstance(cell, list | dict):
         return json.dumps(cell, ensure_ascii=False, default=str)
     if isinstance(cell, bytes) and path not in KEPT:

@@ -46,7 +46,7 @@ def settle_ties(scores: np.ndarray, noise: float = ROUNDING) -> np.ndarray:
     return settled
 
 
-def place(scores: np.ndarray, number: int) -> tuple[int, int]:
+def rank_range(scores: np.ndarray, number: int) -> tuple[int, int]:
     """Return the best rank, from 1, that an option can have, and the number of options tied with it, itself included.
 
     Args:
@@ -206,8 +206,8 @@ def score(answers: list[dict]) -> dict[str, float | int | None] | None:
 
 
 def place_of_answer(row: dict) -> tuple[int, int]:
-    """Return the `place` of the correct option in a row of the answers table that has an answer."""
-    return place(np.array(row["scores"]), ord(row["answer"]) - ord("A"))
+    """Return the `rank_range` of the correct option in a row of the answers table that has an answer."""
+    return rank_range(np.array(row["scores"]), ord(row["answer"]) - ord("A"))
 
 
 def scores_of(row: dict, question: dict | None, table: str) -> np.ndarray:

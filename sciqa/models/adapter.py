@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
 from sciqa.models.prompt_format import Format, Method
-from sciqa.models.weight_checks import listed, new_weights, settle_tie, shared_weights
+from sciqa.models.weight_checks import new_weights, settle_tie, shared_weights, some_names
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft
@@ -130,8 +130,8 @@ def _check_adapter(attached: "peft.PeftModel", folder: str, new: frozenset[str])
     # An adapter may also hold weights of the base model, such as an embedding for more tokens.
     unknown = held - expected - attached.state_dict().keys()
     if missing or unknown:
-        problems = [f"no weights there for {listed(missing)}"] * bool(missing)
-        problems += [f"weights there for what the model has not: {listed(unknown)}"] * bool(unknown)
+        problems = [f"no weights there for {some_names(missing)}"] * bool(missing)
+        problems += [f"weights there for what the model has not: {some_names(unknown)}"] * bool(unknown)
         raise InputError(f"{folder}: this adapter does not fit the model: {'; '.join(problems)}; {AGAIN}")
 
 
@@ -142,7 +142,7 @@ def _check_shared(wrapped: "peft.PeftModel", source: str) -> None:
     """
     if wrapped.config.is_encoder_decoder and (names := [name for name, _, _ in _adapted_shared(wrapped)]):
         raise InputError(
-            f"{source}: {listed(names)}: other layers of this model share its weight and would not change with it; "
+            f"{source}: {some_names(names)}: other layers of this model share its weight and would not change with it; "
             "leave it out of target_modules, modules_to_save and trainable_token_indices, or use --method full"
         )
 
@@ -155,8 +155,8 @@ def _check_tied(wrapped: "peft.PeftModel") -> None:
         modules = dict(wrapped.named_modules())
         if names := [name for name, _, _ in _adapted_shared(wrapped) if isinstance(modules[name], LoraLayer)]:
             raise InputError(
-                f"--peft: {listed(names)}: ensure_weight_tying of products is not trained here; leave it out, and head "
-                "and embedding each have their own, or put the embedding into modules_to_save"
+                f"--peft: {some_names(names)}: ensure_weight_tying of products is not trained here; leave it out, and "
+                "head and embedding each have their own, or put the embedding into modules_to_save"
             )
 
 
@@ -174,7 +174,7 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
-def merged(attached: "peft.PeftModel") -> PreTrainedModel:
+def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
     An adapted layer that shares its weight with another, such as a head with the embedding, gets its own copy, because
@@ -194,13 +194,13 @@ def merged(attached: "peft.PeftModel") -> PreTrainedModel:
     return model
 
 
-def stored_style(folder: str) -> Format | None:
+def read_stored_style(folder: str) -> Format | None:
     """Return the question format that an adapter or fine-tuned model was trained with, if known."""
     style = about_trained(folder).get("style")
     return Format(**style) if style else None
 
 
-def save(
+def save_model(
     model: "PreTrainedModel | peft.PeftModel", folder: Path, state: dict[str, torch.Tensor], description: dict
 ) -> None:
     """Write an adapter or a fully fine-tuned model, in the format of peft or transformers.

@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sciqa.exam.questions import options_of
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.packing import Rows, pack, plain, row_tokens, share_prefixes
-from sciqa.models.packing_check import ProvedScorer, prove
+from sciqa.models.packing import Rows, pack_rows, plain_rows, row_tokens, share_prefixes
+from sciqa.models.packing_check import ProvedScorer, fastest_packed_layout
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import (
     CUE,
@@ -110,9 +110,9 @@ class CausalScorer(ProvedScorer):
         adapter = getattr(self.model, "active_peft_config", None)
         return adapter.num_virtual_tokens if adapter is not None and adapter.is_prompt_learning else 0
 
-    def prove(self) -> BatchLayout:
+    def fastest_packed_layout(self) -> BatchLayout:
         """See `Scorer.prove`."""
-        return prove(self)
+        return fastest_packed_layout(self)
 
     @property
     def layout(self) -> str:
@@ -132,14 +132,14 @@ class CausalScorer(ProvedScorer):
         """
         if self.layout != "packed":
             return False
-        lengths = path_lengths(question)
+        lengths = option_path_lengths(question)
         fits = max(lengths) <= self.exact_within and question.length <= self.longest_row
         return fits and not self.rope.splits(lengths)
 
     def _packed(self, batch: Sequence[Encoded]) -> list[list[int]] | None:
         """Return the question indices of each packed row, or None if the batch needs plain rows."""
         if not all(map(self.packs, batch)) or self.rope.splits(
-            [n for question in batch for n in path_lengths(question)]
+            [n for question in batch for n in option_path_lengths(question)]
         ):
             return None
         rows = share_prefixes(batch)
@@ -148,7 +148,7 @@ class CausalScorer(ProvedScorer):
 
     def _kind(self, question: Encoded) -> tuple:
         """Return a key that all questions of a batch must share."""
-        return self.packs(question), self.rope.key(max(path_lengths(question)))
+        return self.packs(question), self.rope.key(max(option_path_lengths(question)))
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
         """See `Scorer.batches`; questions with a common prompt prefix, such as the same context, share a row."""
@@ -182,19 +182,19 @@ class CausalScorer(ProvedScorer):
     def _plain_lengths(self, batch: Sequence[Encoded]) -> list[list[int]]:
         """Return the lengths of plain rows in tokens, including a soft prompt, for each batch of them."""
         before = self._soft_prompt
-        return [[before + path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
+        return [[before + option_path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
 
     def rows(self, batch: Sequence[Encoded]) -> list[Rows]:
         """Return the rows of a batch, for one or several calls of the model."""
         if self._packed(batch):
-            return [pack(batch)]
-        return [plain(batch, group) for group in self._plain_groups(batch)]
+            return [pack_rows(batch)]
+        return [plain_rows(batch, group) for group in self._plain_groups(batch)]
 
     def _plain_groups(self, batch: Sequence[Encoded]) -> list[list[tuple[int, int]]]:
         """Group pairs (question, option) into batches of plain rows."""
         groups: dict[object, list[tuple[int, int]]] = {}
         for number, question in enumerate(batch):
-            for option, length in enumerate(path_lengths(question)):
+            for option, length in enumerate(option_path_lengths(question)):
                 alone = self.layout == "single rows" or length > self.alone_beyond or self.rope.alone(length)
                 key = (number, option) if alone else self.rope.key(length)
                 groups.setdefault(key, []).append((number, option))
@@ -210,7 +210,7 @@ class CausalScorer(ProvedScorer):
         sums: dict[tuple[int, int], torch.Tensor] = {}
         for rows in self.rows(batch):
             sums |= option_sums(self._logits(rows), rows, batch)
-        return [normalised(sums, number, question) for number, question in enumerate(batch)]
+        return [normalise_scores(sums, number, question) for number, question in enumerate(batch)]
 
     def _logits(self, rows: Rows) -> torch.Tensor:
         """Return logits from the first needed column on, shape (rows, columns, vocabulary)."""
@@ -242,7 +242,7 @@ class CausalScorer(ProvedScorer):
 
     def _caches(self, question: Encoded) -> bool:
         """Whether a question's prompt gives the same result alone as before each option."""
-        return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *path_lengths(question)])
+        return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *option_path_lengths(question)])
 
     def _score_cached(self, question: Encoded) -> torch.Tensor:
         """Score a question with its prompt, except the last token, computed once and kept in the model's cache."""
@@ -250,13 +250,13 @@ class CausalScorer(ProvedScorer):
         kept = self.model(input_ids=start, use_cache=True).past_key_values
         kept.batch_repeat_interleave(len(question.options))
         rest = replace(question, prompt=question.prompt[-1:])
-        rows = plain([rest], [(0, option) for option in range(len(rest.options))])
+        rows = plain_rows([rest], [(0, option) for option in range(len(rest.options))])
         before = torch.ones(len(rows.ids), start.shape[1], dtype=rows.mask.dtype)
         mask = torch.cat([before, rows.mask], dim=1).to(self.device)
         logits = self.model(
             input_ids=rows.ids.to(self.device), attention_mask=mask, past_key_values=kept, use_cache=True
         ).logits
-        return normalised(option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
+        return normalise_scores(option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def attention_window(config: PreTrainedConfig, names: re.Pattern = WINDOWS) -> i
     return min(sizes, default=1 << 62)
 
 
-def path_lengths(question: Encoded) -> list[int]:
+def option_path_lengths(question: Encoded) -> list[int]:
     """Return the number of tokens of the prompt with each option."""
     return [len(question.prompt) + len(option) for option in question.options]
 
@@ -329,7 +329,7 @@ def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> d
     for number, group in groupby(rows.places, key=lambda place: place.question):
         places = list(group)
         predicted = [(place.row, column - rows.first) for place in places for column in place.columns]
-        tokens = torch.tensor([token for place in places for token in targets(batch[number], place.option)])
+        tokens = torch.tensor([token for place in places for token in scored_tokens(batch[number], place.option)])
         chosen = -torch.nn.functional.cross_entropy(
             logits[tuple(zip(*predicted, strict=True))].float(), tokens.to(logits.device), reduction="none"
         )
@@ -338,13 +338,13 @@ def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> d
     return sums
 
 
-def targets(question: Encoded, option: int) -> list[int]:
+def scored_tokens(question: Encoded, option: int) -> list[int]:
     """Return the tokens of an option that are scored."""
     tokens = question.options[option]
     return tokens[len(tokens) - question.counted[option] :]
 
 
-def normalised(sums: dict[tuple[int, int], torch.Tensor], number: int, question: Encoded) -> torch.Tensor:
+def normalise_scores(sums: dict[tuple[int, int], torch.Tensor], number: int, question: Encoded) -> torch.Tensor:
     """Return the log-likelihoods of a question's options divided by their divisors, shape (options,)."""
     each = torch.stack([sums[number, option] for option in range(len(question.options))])
     return each / torch.tensor(question.divisors, device=each.device)

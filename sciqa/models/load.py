@@ -33,7 +33,7 @@ from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.streaming import StreamedScorer
 from sciqa.models.tensor_files import Streaming, check_streamed
-from sciqa.models.weight_checks import check_whole, in_few_bits, listed, new_weights, settle_tie
+from sciqa.models.weight_checks import check_whole, is_quantised, new_weights, settle_tie, some_names
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
 GGUF_FORMAT = 3
@@ -75,7 +75,7 @@ def load_scorer(
     if threads:
         torch.set_num_threads(threads)
     check_device(device)
-    dtype = as_dtype(precision, device)
+    dtype = torch_dtype(precision, device)
     if streaming:
         return _load_streamed(name, style, dtype, streaming, device).eval()
     family = model_family(name)
@@ -86,14 +86,14 @@ def load_scorer(
         check_base(folder, name)
         attached = adapters.attach(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
-        exact = attached.dtype == torch.float32 and not in_few_bits(attached)
-        model = adapters.merged(attached) if exact else adapters.as_model(attached)
+        exact = attached.dtype == torch.float32 and not is_quantised(attached)
+        model = adapters.merge_adapter(attached) if exact else adapters.as_model(attached)
     elif new := new_weights(model):
         raise InputError(
-            f"{name}: its files hold no head that scores options ({listed(new)}); run `sciqa finetune` on it and pass "
-            "what that makes as --adapter, or as --model"
+            f"{name}: its files hold no head that scores options ({some_names(new)}); run `sciqa finetune` on it and "
+            "pass what that makes as --adapter, or as --model"
         )
-    style = style or adapters.stored_style(folder) or Format()
+    style = style or adapters.read_stored_style(folder) or Format()
     return make_scorer(name, family, model, tokenizer, style).eval()
 
 
@@ -122,7 +122,7 @@ def _load_streamed(
     check_streamed(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        style = style or adapters.stored_style(find_model(name).folder) or Format()
+        style = style or adapters.read_stored_style(find_model(name).folder) or Format()
         return StreamedScorer(folder, tokenizer, style, dtype, streaming, device)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
@@ -144,11 +144,11 @@ def load_encoder(name: str, style: dict) -> CausalScorer:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
-    model = outline(name, "causal", torch.bfloat16)
-    return CausalScorer(model, tokenizer, replace(adapters.stored_style(folder) or Format(), **style))
+    model = load_on_meta_device(name, "causal", torch.bfloat16)
+    return CausalScorer(model, tokenizer, replace(adapters.read_stored_style(folder) or Format(), **style))
 
 
-def as_dtype(precision: Precision, device: Device) -> torch.dtype:
+def torch_dtype(precision: Precision, device: Device) -> torch.dtype:
     """Return the torch type of a precision on a device."""
     return half_precision(device) if precision == "auto" else getattr(torch, precision)
 
@@ -186,7 +186,7 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
     return model
 
 
-def outline(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
+def load_on_meta_device(name: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model on PyTorch's meta device, checked against its files but without the values of its weights.
 
     For GGUF files and quantised weights, only the configuration is read.

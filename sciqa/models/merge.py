@@ -50,18 +50,18 @@ def merge(options: MergeOptions) -> Summary:
 
     from sciqa.models import adapter
     from sciqa.models.load import load_base
-    from sciqa.models.weight_checks import in_few_bits
+    from sciqa.models.weight_checks import is_quantised
 
     folder = local_adapter(options.adapter)
     if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
         raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
     model, tokenizer = load_base(options.model, model_family(options.model), torch.float32)
-    if in_few_bits(model):
+    if is_quantised(model):
         raise InputError(
             f"{options.model}: its weights are stored in a few bits, to which an adapter's cannot be added; "
             "pass the model that it was made of as --model"
         )
-    merged = adapter.merged(adapter.attach(model, folder)).to(getattr(torch, options.precision))
+    merged = adapter.merge_adapter(adapter.attach(model, folder)).to(getattr(torch, options.precision))
     with tempfile.TemporaryDirectory() as aside:
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

@@ -90,7 +90,7 @@ def row_tokens(questions: Sequence[Encoded]) -> int:
     return sum(question.length for question in questions) - (len(questions) - 1) * shared_tokens(questions)
 
 
-def pack(questions: Sequence[Encoded]) -> Rows:
+def pack_rows(questions: Sequence[Encoded]) -> Rows:
     """Return questions as packed rows; questions with a common prefix share a row."""
     rows = share_prefixes(questions)
     width = max(row_tokens([questions[number] for number in row]) for row in rows)
@@ -112,7 +112,7 @@ def pack(questions: Sequence[Encoded]) -> Rows:
     return Rows(ids, sees[:, None], positions, places)
 
 
-def plain(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> Rows:
+def plain_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> Rows:
     """Return plain rows: one for each given option, with the prompt before it.
 
     Args:

@@ -56,7 +56,7 @@ class ProvedScorer(Scorer):
         raise NotImplementedError
 
 
-def prove(scorer: ProvedScorer) -> BatchLayout:
+def fastest_packed_layout(scorer: ProvedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32

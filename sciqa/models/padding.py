@@ -30,9 +30,9 @@ PROBE = ((0, 3, (1, 4)), (9, 5, (2, 1, 7)), (60, 8, (3, 1)))
 class PaddedScorer(Scorer):
     """A scorer that pads rows if a test shows that padding changes no score."""
 
-    def prove(self) -> BatchLayout:
+    def fastest_padded_layout(self) -> BatchLayout:
         """See `Scorer.prove`."""
-        return prove(self)
+        return fastest_padded_layout(self)
 
     @property
     def calls_vary(self) -> bool:
@@ -58,7 +58,7 @@ def padded(rows: Sequence[list[int]], fill: int, width: int, side: str = "right"
     return torch.tensor([row + empty if side == "right" else empty + row for row, empty in pairs])
 
 
-def prove(scorer: PaddedScorer) -> BatchLayout:
+def fastest_padded_layout(scorer: PaddedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each row alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32

@@ -22,11 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.causal import CausalScorer, normalised, targets
+from sciqa.models.causal import CausalScorer, normalise_scores, scored_tokens
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded
-from sciqa.models.tensor_files import Piece, Stored, Streaming, find_tensors, places, read_ahead
-from sciqa.models.weight_checks import CONSTANTS, listed
+from sciqa.models.tensor_files import Piece, Stored, Streaming, buffer_offsets, find_tensors, read_ahead
+from sciqa.models.weight_checks import CONSTANTS, some_names
 
 #: Names of the weights outside the layers, and the prefix of weights in layers.
 EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."
@@ -79,7 +79,9 @@ class StreamedScorer(CausalScorer):
         for layer in self.decoder.layers:
             layer.forward = _pass_on
         self._find_weights(folder)
-        largest = max(HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(places(p)[1] for p in self.layers))
+        largest = max(
+            HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(buffer_offsets(p)[1] for p in self.layers)
+        )
         pinned = self.device.type == "cuda"
         self.read_into = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
 
@@ -101,7 +103,8 @@ class StreamedScorer(CausalScorer):
         if unknown := {key for key in tensors.keys() - used if not CONSTANTS.search(key)}:
             raise InputError(
                 f"{folder}: in its safetensors files weights that a {type(self.model).__name__} with this config.json "
-                f"has not: {listed(unknown)}; fetch or save it again, with the config.json that belongs to its weights"
+                f"has not: {some_names(unknown)}; fetch or save it again, with the config.json that belongs to "
+                "its weights"
             )
 
     @property
@@ -136,7 +139,7 @@ class StreamedScorer(CausalScorer):
         """
         weights: Weights = {}
         packed: dict[str, Weights] = {}
-        for (name, stored), start in zip(piece.items(), places(piece)[0], strict=True):
+        for (name, stored), start in zip(piece.items(), buffer_offsets(piece)[0], strict=True):
             tensor = buffer[start : start + stored.nbytes].view(TYPES[stored.kind]).view(stored.shape).to(self.device)
             owner, _, part = name.partition(".weight.")
             (packed.setdefault(f"{owner}.weight", {}) if part else weights)[part or name] = tensor
@@ -176,7 +179,10 @@ class _Pass:
         self.ids = torch.cat([each.ids.flatten() for _, each in laid])
         self.places = [(number, each.places) for number, each in laid]
         tokens = [
-            t for number, places in self.places for p in places for t in targets(batches[number][p.question], p.option)
+            t
+            for number, places in self.places
+            for p in places
+            for t in scored_tokens(batches[number][p.question], p.option)
         ]
         self.targets = torch.tensor(tokens, device=scorer.device)
         self.chosen = torch.zeros(len(self.targets), device=scorer.device)
@@ -245,7 +251,7 @@ class _Pass:
         for number, laid in self.places:
             sums[number] |= {(place.question, place.option): next(each).sum() for place in laid}
         return [
-            [normalised(found, number, question) for number, question in enumerate(batch)]
+            [normalise_scores(found, number, question) for number, question in enumerate(batch)]
             for found, batch in zip(sums, self.batches, strict=True)
         ]
 

@@ -127,7 +127,7 @@ def streamed_bytes(name: str) -> int:
     return 2 * max(layers.values(), default=0)
 
 
-def places(piece: Piece) -> tuple[list[int], int]:
+def buffer_offsets(piece: Piece) -> tuple[list[int], int]:
     """Return the offset of each tensor of a piece in its buffer, and the buffer size, in bytes."""
     starts, end = [], 0
     for tensor in piece.values():
@@ -151,7 +151,7 @@ def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterat
 
         def begin(number: int) -> list[Future]:
             coming = []
-            for start, tensor in zip(places(pieces[number])[0], pieces[number].values(), strict=True):
+            for start, tensor in zip(buffer_offsets(pieces[number])[0], pieces[number].values(), strict=True):
                 whole = buffers[number % 2][start : start + tensor.nbytes]
                 for at in range(0, len(whole), CHUNK):
                     coming.append(pool.submit(_read, files[tensor.path], tensor, at, whole[at : at + CHUNK]))

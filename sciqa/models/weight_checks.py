@@ -43,7 +43,7 @@ def check_whole(name: str, model: PreTrainedModel, found: dict) -> frozenset[str
         "in its files weights that such a model has not:": unexpected,
         "weights of another shape:": {text for key, text in other.items() if key not in new},
     }
-    if problems := [f"{problem} {listed(keys)}" for problem, keys in found_wrong.items() if keys]:
+    if problems := [f"{problem} {some_names(keys)}" for problem, keys in found_wrong.items() if keys]:
         hint = _hint(missing, unexpected) or "fetch or save it again, with the config.json that belongs to its weights"
         raise InputError(f"{name}: not a whole {type(model).__name__}; {'; '.join(problems)}; {hint}")
     return frozenset(new)
@@ -54,12 +54,12 @@ def new_weights(model: nn.Module) -> frozenset[str]:
     return getattr(model, "new_weights", frozenset())
 
 
-def in_few_bits(model: nn.Module) -> bool:
+def is_quantised(model: nn.Module) -> bool:
     """Whether a model's weights are quantised, so that nothing can be added to them exactly."""
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def listed(names: Iterable[str]) -> str:
+def some_names(names: Iterable[str]) -> str:
     """Return the first few names as text, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""

@@ -133,7 +133,7 @@ def fits_accelerator(kind: str, size: int) -> bool:
     return size <= ROOM * ACCELERATORS[kind].gigabytes * 1e9
 
 
-def lacks(node: NodeType, need: Need, has_gpus: bool) -> str | None:
+def missing_resources(node: NodeType, need: Need, has_gpus: bool) -> str | None:
     """Return a text on what a node type lacks for a stage, or None where the stage can run on it.
 
     Args:

@@ -106,10 +106,10 @@ class Memory:
     @property
     def total(self) -> int:
         """All bytes of the worker's own memory, including the allocator's overhead."""
-        return reserved(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
+        return reserved_bytes(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
 
 
-def reserved(tensors: int) -> int:
+def reserved_bytes(tensors: int) -> int:
     """Return the bytes that an allocator reserves for `tensors` bytes of tensors."""
     return round(RESERVED * tensors)
 
@@ -124,7 +124,7 @@ def nf4_bytes(weights: int) -> tuple[int, int]:
     return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
 
 
-def sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> Sketch:
+def build_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> Sketch:
     """Return a model without weights, prepared as for training.
 
     Args:

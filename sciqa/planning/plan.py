@@ -14,7 +14,15 @@ from sciqa.core.extras import require
 from sciqa.core.model_files import load_tokenizer
 from sciqa.core.options import Summary
 from sciqa.exam.questions import options_of, read_exam
-from sciqa.planning.hardware import ACCELERATORS, ROOM, Need, NodeType, fits_accelerator, lacks, read_node_types
+from sciqa.planning.hardware import (
+    ACCELERATORS,
+    ROOM,
+    Need,
+    NodeType,
+    fits_accelerator,
+    missing_resources,
+    read_node_types,
+)
 from sciqa.planning.options import TOKENS_PER_BATCH, PlanOptions
 from sciqa.planning.volume import (
     CORE_FLOPS,
@@ -57,11 +65,11 @@ def plan(options: PlanOptions) -> Summary:
     started = time.monotonic()
     require("train", "sciqa plan")
     nodes = read_node_types(options.cluster) if options.cluster else []
-    with progress.spoken("plan", f"counting what {options.model} and the corpus take"):
-        from sciqa.planning.memory import sketch
+    with progress.progress_lines("plan", f"counting what {options.model} and the corpus take"):
+        from sciqa.planning.memory import build_sketch
 
         volume = corpus_volume(options)
-        model = sketch(options.model, options.method, options.training().peft_fields())
+        model = build_sketch(options.model, options.method, options.training().peft_fields())
         exams = {name: _read_questions(options, model, volume, name) for name in ("train", "validation", "exam")}
         rows = list(_memory_rows(options, model, exams["train"].longest))
         memory = next(memory for about, memory in rows if about["chosen"])
@@ -148,7 +156,7 @@ def _activations(options: PlanOptions, model: "Sketch", longest: "Encoded", chec
 
 def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "Encoded") -> list[Need]:
     """Return the resource requirements of each planned stage."""
-    from sciqa.planning.memory import peak_activations, reserved
+    from sciqa.planning.memory import peak_activations, reserved_bytes
 
     nf4 = options.method == "qlora"
     batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
@@ -162,7 +170,7 @@ def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "En
         Need("corpus", 1, 0),
         Need("index", 1, embedder),
         Need("finetune", options.num_workers, loading + memory.host, training),
-        Need("predict", 1, loading, reserved(answering)),
+        Need("predict", 1, loading, reserved_bytes(answering)),
     ]
     return [need for need in needs if need.stage in options.stages]
 
@@ -178,7 +186,7 @@ def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[Need]) -
     has_gpus = any(node.gpus for node in nodes)
     return [
         {"node type": node.name, "most": node.most, "CPUs": node.cpus, "GPUs": f"{node.gpus} {node.kind or ''}".strip()}
-        | {need.stage: lacks(node, need, has_gpus) or "fits" for need in needs}
+        | {need.stage: missing_resources(node, need, has_gpus) or "fits" for need in needs}
         for node in nodes
     ]
 
@@ -242,10 +250,10 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
 
 def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
     """Return the bytes of GPU memory that a stage needs with the given options."""
-    from sciqa.planning.memory import sketch, training_memory
+    from sciqa.planning.memory import build_sketch, training_memory
 
     training = options.training()
-    model = sketch(options.model, options.method, training.peft_fields())
+    model = build_sketch(options.model, options.method, training.peft_fields())
     activations = _activations(options, model, longest, options.gradient_checkpointing)
     memory = training_memory(model, training, activations)
     return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)

@@ -121,7 +121,7 @@ def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, 
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
-def read_found(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
+def read_sources(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
     """Return each question's rows, one from every source table.
 
     Args:
@@ -149,7 +149,7 @@ def write_answers(
         questions: questions of the shard.
         scored: scores of each question.
         by: name of the model or reader that scored them, for messages.
-        found: rows that each question was answered from, as `read_found` returns them; the evidence for the option
+        found: rows that each question was answered from, as `read_sources` returns them; the evidence for the option
             ranked first is taken from that of contexts.
 
     Raises:
@@ -215,7 +215,7 @@ def entropy(probabilities: list[float]) -> float:
     return float(-(given * np.log(given)).sum() / np.log(len(given)))
 
 
-def second_to_first(probabilities: list[float]) -> float:
+def second_to_first_ratio(probabilities: list[float]) -> float:
     """Return the second largest probability divided by the largest.
 
     A temperature does not change how this measure orders the questions.
@@ -225,4 +225,4 @@ def second_to_first(probabilities: list[float]) -> float:
 
 
 #: Measures of the uncertainty of an answer, by their `--cascade-by` names.
-DOUBT = {"margin": second_to_first, "entropy": entropy}
+DOUBT = {"margin": second_to_first_ratio, "entropy": entropy}

@@ -68,7 +68,7 @@ def fit_blend(folders: dict[str, str]) -> Fit:
         kept = np.flatnonzero(folds != fold)
         weights = pool_weights([logs[number] for number in kept], golds[kept])
         for number in np.flatnonzero(folds == fold):
-            blended[number] = pool(weights, logs[number])
+            blended[number] = log_linear_pool(weights, logs[number])
     even = [each.mean(axis=0) for each in logs]
     figures = _figures(blended, golds)
     weights = pool_weights(logs, golds).round(4).tolist()
@@ -99,7 +99,7 @@ def pooled_scores(rows: tuple[dict, ...], tables: list[str], question: dict | No
     return np.array([each - each.max() for each in scores])
 
 
-def pool(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+def log_linear_pool(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """Return the scores of a log-linear pool, shape (options,).
 
     Args:
@@ -126,7 +126,7 @@ def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = ((weights - even) ** 2).sum() / 2, weights - even
         for each, gold in zip(logs, golds, strict=True):
-            pooled = pool(weights, each)
+            pooled = log_linear_pool(weights, each)
             value -= log_softmax(pooled)[gold]
             slope = slope + each @ softmax(pooled) - each[:, gold]
         return value / len(logs), slope / len(logs)

@@ -29,12 +29,12 @@ from sciqa.exam.baselines import BASELINES, answer_counts
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
 from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
-from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_found, write_answers
+from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_sources, write_answers
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, ModelOptions, PredictOptions
 from sciqa.predict.results import metrics_path, write_results
-from sciqa.predict.streamed_passes import passes_said, split_passes
+from sciqa.predict.streamed_passes import report_passes, split_passes
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
 from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
@@ -71,21 +71,21 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     """Write the missing shards of the answers table; return its manifest, and a note on the shards kept."""
     folder = answers_path(options.output, options.name)
     defaults = tables.defaults_of(PredictOptions, RetrieveOptions)
-    begun = tables.begin(folder, inputs, defaults, exam.shard_questions, options.overwrite)
+    begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
         return tables.read_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     missing = [part for part in range(exam.shards) if tables.part_name(part) not in begun.names]
     cluster.connect(options)
-    with passes_said("predict") if options.streams else nullcontext() as say:
+    with report_passes("predict") if options.streams else nullcontext() as say:
         work = _work(options, exam, missing, say)
         list(_answer_all(exam, options, folder, work))
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
     manifest |= {"seconds": seconds, "about": work.about} | counts
-    tables.finish(folder, manifest)
+    tables.finish_table(folder, manifest)
     kept = exam.shards - len(missing)
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
 
@@ -245,7 +245,7 @@ def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, in
 def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) -> Iterator[dict]:
     if not work.parts:
         return
-    parts = cluster.from_parts(work.parts)
+    parts = cluster.dataset_of_parts(work.parts)
     if work.kind == "baseline":
         arguments = {"exam": exam, "folder": folder, "work": work}
         rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
@@ -272,7 +272,7 @@ class AnswerShard:
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
         firsts = map(self.exam.first, parts)
-        found = [read_found(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
+        found = [read_sources(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
         scored = iter(self.reader.score(questions, list(chain(*found))))
         for part, shard, rows in zip(parts, shards, found, strict=True):
             write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by, rows)

@@ -15,8 +15,8 @@ from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
 from sciqa.predict.baselines import BaselineReader
-from sciqa.predict.blend import pool, pooled_scores
-from sciqa.retrieval.embedder import Kind, embed_alone
+from sciqa.predict.blend import log_linear_pool, pooled_scores
+from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
 #: Factor from cosine to score, since cosines lie close together; sentence-transformers trains with the same factor.
@@ -108,7 +108,7 @@ class RetrievalReader:
         return Scored(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
     def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
-        return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+        return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def _query(self, prompt: str, option: str) -> tuple[str, bool]:
         """Return the query text for an option, and whether its prompt was truncated."""
@@ -138,7 +138,10 @@ class BlendReader:
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`."""
         pairs = zip(questions, found, strict=True)
-        return [Scored(pool(self.weights, pooled_scores(rows, self.tables, question))) for question, rows in pairs]
+        return [
+            Scored(log_linear_pool(self.weights, pooled_scores(rows, self.tables, question)))
+            for question, rows in pairs
+        ]
 
 
 class CascadeReader:

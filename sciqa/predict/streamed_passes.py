@@ -34,9 +34,9 @@ def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list
 
 
 @contextmanager
-def passes_said(stage: str) -> Iterator[Callable[[str], None]]:
+def report_passes(stage: str) -> Iterator[Callable[[str], None]]:
     """Yield a function by which workers report progress, and print their messages."""
-    told = cluster.queue_here()
+    told = cluster.queue_on_driver_node()
     done = threading.Event()
 
     def watch() -> None:

@@ -22,7 +22,7 @@ from sciqa.core.extras import require
 from sciqa.core.model_files import find_model, model_family
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.predict.answers import Scored, Turn, mean_turns, read_found, write_answers
+from sciqa.predict.answers import Scored, Turn, mean_turns, read_sources, write_answers
 
 if TYPE_CHECKING:
     from sciqa.models.scorer import Encoded
@@ -55,7 +55,7 @@ def check_engine(options: "ModelOptions") -> None:
         raise InputError(f"--engine vllm: this build of vLLM {says} or pass --engine torch")
 
 
-def requests_of(question: "Encoded") -> list[dict]:
+def vllm_requests(question: "Encoded") -> list[dict]:
     """Return a question's requests to vLLM.
 
     Returns:
@@ -83,11 +83,11 @@ def requests_of(question: "Encoded") -> list[dict]:
     ]
 
 
-def add_scores(row: dict) -> dict:
+def add_option_scores(row: dict) -> dict:
     """Return an answered request with its contribution to every option's score, shape (options,), as `scores`.
 
     Args:
-        row: row of `requests_of` and `EncodeShard`, with vLLM's `logprobs`, which map tokens to log-likelihoods at the
+        row: row of `vllm_requests` and `EncodeShard`, with vLLM's `logprobs`: the log-likelihoods of tokens at the
             one generated position.
     """
     (logprobs,) = row["logprobs"]
@@ -120,18 +120,18 @@ class EncodeShard:
         from sciqa.predict.readers import encode_turns
 
         questions = self.exam.read_shard(row["part"])
-        found = read_found(self.sources, questions, self.exam.first(row["part"]))
+        found = read_sources(self.sources, questions, self.exam.first(row["part"]))
         turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
         requests = [
             {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request
             for turn, each in zip(turns, encoded, strict=True)
-            for request in requests_of(each)
+            for request in vllm_requests(each)
         ]
         return [each | {"request": number, "requests": len(requests)} for number, each in enumerate(requests)]
 
 
 def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
-    """Send the requests of all questions in some shards to vLLM and return the rows of `add_scores`.
+    """Send the requests of all questions in some shards to vLLM and return the rows of `add_option_scores`.
 
     Args:
         parts: rows with the numbers of the shards.
@@ -167,7 +167,9 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
     )
     few = {"num_cpus": cluster.TASK_CPUS}
     quiet("ray")  # importing ray.data.llm resets the log level
-    processor = build_processor(config, postprocess=add_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few)
+    processor = build_processor(
+        config, postprocess=add_option_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few
+    )
     encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
     requests = parts.flat_map(
         EncodeShard,
@@ -185,7 +187,7 @@ class Shards:
     Memory holds only the answered requests of unfinished shards.
 
     Attributes:
-        answered: rows of `add_scores` in any order; after the loss of a worker some may appear twice.
+        answered: rows of `add_option_scores` in any order; after the loss of a worker some may appear twice.
         exam: the questions.
         folder: folder of the answers table.
         model: name of the model, for messages.
@@ -220,7 +222,7 @@ class Shards:
 def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str, sources: tuple[QuestionTable, ...]) -> dict:
     part = answered[0]["part"]
     questions = exam.read_shard(part)
-    found = read_found(sources, questions, exam.first(part))
+    found = read_sources(sources, questions, exam.first(part))
     write_answers(folder, part, questions, scored_turns(answered), model, found)
     return {"part": part, "questions": len(questions)}
 

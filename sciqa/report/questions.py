@@ -8,7 +8,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam.metrics import place_of_answer
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
-from sciqa.report.texts import parts_read
+from sciqa.report.texts import split_read_parts
 
 SLICES = ("topic", "subject", "kind")
 #: How baselines answer that do not read what is marked.
@@ -78,7 +78,7 @@ def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
     for folder in filter(None, (own, storage.join(output, "contexts"))):
         there = False
         with suppress(InputError):  # a reader's own folder may be unreachable from here
-            there = tables.is_finished(folder)
+            there = tables.is_finished_table(folder)
         if there and (manifest := tables.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
             return Contexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
     return None
@@ -88,7 +88,7 @@ def _question(question: dict, found: dict, contexts: Contexts | None) -> dict:
     """Return a question with its passages; those that may be in the context are split into read and unread parts."""
     passages, given = found["passages"] or [], question.get("context")
     most = contexts.inputs.get("context_passages", 1) if contexts else 0
-    parts = parts_read(passages[:most], found["context"] or "", given)
+    parts = split_read_parts(passages[:most], found["context"] or "", given)
     parts += [[(passage["text"], False)] for passage in passages[most:]]
     return question | {
         "options": options_of(question),

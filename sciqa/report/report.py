@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from sciqa import __version__
-from sciqa.audit.table import figures, mark, read_audit, said
+from sciqa.audit.table import contamination_mark, contamination_summary, read_audit, slice_scores
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
@@ -19,7 +19,7 @@ from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.questions import listed_questions
-from sciqa.report.texts import readable
+from sciqa.report.texts import formulas_as_html
 
 #: Keys of a question that the page's script reads.
 ASKED = ("id", "prompt", "answer", "slices", "contamination")
@@ -61,7 +61,7 @@ def report(options: ReportOptions) -> Summary:
     environment = Environment(
         loader=PackageLoader("sciqa.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
-    environment.filters["readable"] = readable
+    environment.filters["readable"] = formulas_as_html
     page = environment.get_template("report.html.j2").render(
         exam=exam.name,
         total=exam.questions,
@@ -70,7 +70,7 @@ def report(options: ReportOptions) -> Summary:
         shown=shown,
         readers={name: _figures(reader) for name, reader in readers.items()},
         metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
-        differences=differences(readers, shown),
+        differences=paired_gains(readers, shown),
         contamination=_contamination(audited, readers),
         questions=questions,
         asked=[{name: each[name] for name in ASKED} for each in questions],
@@ -90,7 +90,7 @@ def check_show(show: str | None, readers: "list[str] | dict") -> None:
         raise InputError(f"--show: no reader {show!r} has answered this exam; there are {', '.join(sorted(readers))}")
 
 
-def differences(readers: dict[str, dict], first: str) -> list[dict]:
+def paired_gains(readers: dict[str, dict], first: str) -> list[dict]:
     """Return the gain in MAP@3 of one reader over each other reader, with 95 % paired-bootstrap intervals."""
     precisions = {
         name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])
@@ -111,7 +111,10 @@ def _stands(audited: tuple[list[dict], dict] | None, number: int) -> dict[str, s
     if audited is None:
         return {"contamination": "", "stands": ""}
     rows, inputs = audited
-    return {"contamination": rows[number]["kind"] if inputs["against"] else "", "stands": mark(rows[number], inputs)}
+    return {
+        "contamination": rows[number]["kind"] if inputs["against"] else "",
+        "stands": contamination_mark(rows[number], inputs),
+    }
 
 
 def _contamination(audited: tuple[list[dict], dict] | None, readers: dict[str, dict]) -> dict | None:
@@ -120,7 +123,7 @@ def _contamination(audited: tuple[list[dict], dict] | None, readers: dict[str, d
         return None
     rows, inputs = audited
     asked = {name: inputs[name] for name in ("ngram", "similarity", "share")}
-    return asked | {"said": said(rows, inputs), "rows": figures(rows, inputs, readers)}
+    return asked | {"said": contamination_summary(rows, inputs), "rows": slice_scores(rows, inputs, readers)}
 
 
 def _figures(reader: dict) -> dict:
@@ -185,7 +188,7 @@ def _training_curves(output: str) -> list[dict]:
     curves = []
     for name in storage.list_folders(storage.join(output, "trained")):
         folder = storage.join(output, "trained", name)
-        if not tables.is_finished(folder):
+        if not tables.is_finished_table(folder):
             continue
         rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
         last = max(1, rows[-1]["step"])

@@ -20,7 +20,7 @@ SIGN = re.compile(r"[\\^_{}=<>]")
 WORD = re.compile(r"[^\W\d_]{2,}")
 
 
-def readable(text: str) -> Markup:
+def formulas_as_html(text: str) -> Markup:
     """Return a text as HTML with formulas in one-line form, each with its TeX source as title."""
     parts, at = [], 0
     for found in FORMULA.finditer(text):
@@ -43,7 +43,7 @@ def _formula(written: str, source: str) -> Markup:
     return Markup('<span class="formula" title="{}">{}</span>').format(source, written)
 
 
-def parts_read(passages: Sequence[dict], context: str, given: str | None) -> list[list[tuple[str, bool]]]:
+def split_read_parts(passages: Sequence[dict], context: str, given: str | None) -> list[list[tuple[str, bool]]]:
     """Return each passage in parts: pairs of text and whether the context contains it.
 
     The context holds either the first passages as a whole or sentences of the passages. A sentence in several passages

@@ -83,7 +83,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
 def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
     """Write the contexts that the exam itself gives as a contexts table; return how many questions have one."""
     inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
-    begun = tables.begin(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
+    begun = tables.begin_table(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
     exam, given = replace(open_exam(options), shard_questions=begun.rows or exam.shard_questions), 0
     for part in range(exam.shards):
         questions = exam.read_shard(part)
@@ -93,14 +93,14 @@ def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
         storage.write_table(tables.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
     if not begun.whole:
-        tables.finish(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
+        tables.finish_table(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
 
 
 def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tuple[dict, bool]:
     """Complete the contexts table; return its manifest, and whether it was already complete."""
     defaults = tables.defaults_of(RetrieveOptions)
-    begun = tables.begin(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
+    begun = tables.begin_table(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
         return tables.read_manifest(options.contexts, "retrieve"), True
     open_exam(options)
@@ -111,7 +111,7 @@ def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tu
     missing = sorted(set(range(exam.shards)) - set(finished))
     rows.extend(run_workers(FindContexts, exam, options, index, missing))
     manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
-    tables.finish(options.contexts, manifest)
+    tables.finish_table(options.contexts, manifest)
     return manifest, False
 
 
@@ -181,7 +181,7 @@ def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict,
         groups.check()
         arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
         pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
-        rows = cluster.from_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
+        rows = cluster.dataset_of_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
         yield from progress.rows_with_progress(
             rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
         )

@@ -73,7 +73,7 @@ class Embedder(ABC):
         """Return vectors as the model gives them, float32, shape (texts, dimension); see `encode`."""
 
 
-def embed_alone(
+def embed_one_by_one(
     embedder: Embedder, texts: list[str], prefix: str = "", kind: Kind | None = None, names: Sequence[str] | None = None
 ) -> np.ndarray:
     """Embed texts by `Embedder.encode`, each in a batch of its own.
@@ -140,7 +140,7 @@ class OpenVinoEmbedder(Embedder):
         model: name of the model.
         threads: CPU threads.
         folder: folder with the traced model and its tokenizer.
-        about: settings of the traced model, from `sciqa.retrieval.openvino_check.prove`.
+        about: settings of the traced model, from `sciqa.retrieval.openvino_check.check_openvino`.
     """
 
     def __init__(self, model: str, threads: int, folder: Path, about: dict) -> None:

@@ -87,7 +87,7 @@ def evaluate(options: RetrieveOptions) -> Summary:
     return Summary("retrieve", path, made, time.monotonic() - started, {"evaluation": rows})
 
 
-def figures_of(rank: int) -> dict[str, float]:
+def question_metrics(rank: int) -> dict[str, float]:
     """Return the metrics of one question.
 
     Args:
@@ -111,7 +111,7 @@ class MeasureRankings(Finder):
         sums: Counter = Counter(gold=len(asked))
         for number, fused in enumerate(self._rankings() if asked else ()):
             for question, passages in zip(asked, fused, strict=True):
-                figures = figures_of(_rank_of(question, passages))
+                figures = question_metrics(_rank_of(question, passages))
                 sums.update({f"{number} {name}": figure for name, figure in figures.items()})
         values = [float(value) for value in sums.values()]
         return {"questions": len(questions), "names": list(sums), "sums": values, "notes": self.embedder.notes}

@@ -11,7 +11,7 @@ from sciqa.core.model_files import find_model, vector_size, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexOptions
-from sciqa.retrieval.shard_files import EmbedShard, empty_index, key, train_index, write_index
+from sciqa.retrieval.shard_files import EmbedShard, empty_index, shard_key, train_index, write_index
 
 MANIFEST = "manifest.json"
 
@@ -114,7 +114,7 @@ def finished_index(options: IndexOptions) -> dict | None:
                 f"{options.index}: built with {flag} {manifest[name]}, not {wanted}; "
                 f"leave {flag} out, or run `sciqa index` with it"
             )
-    if manifest.get("passages") == options.passages and tables.is_finished(options.passages):
+    if manifest.get("passages") == options.passages and tables.is_finished_table(options.passages):
         shards = tables.read_manifest(options.passages, "corpus")["shards"]
         if [shard.get("content") for shard in shards] != manifest["contents"]:
             return None
@@ -148,7 +148,7 @@ def index_identity(manifest: dict) -> str:
     return tables.fingerprint([shard["key"] for shard in manifest["shards"]])
 
 
-def built_like(options: IndexOptions) -> IndexOptions:
+def options_of_index(options: IndexOptions) -> IndexOptions:
     """Return the options, with defaults replaced by the values that a finished index was built with."""
     path = storage.join(options.index, MANIFEST)
     if not storage.exists(path) or not _is_current(manifest := storage.read_json(path)):
@@ -189,14 +189,14 @@ def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict
     if about is None or not storage.exists(path):
         return None
     record = storage.read_json(path)
-    return record if record["key"] == key(shard, about) else None
+    return record if record["key"] == shard_key(shard, about) else None
 
 
 def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
     if not shards:
         return
     workers = cluster.num_workers(options, len(shards))
-    rows = cluster.from_parts(shards).map(
+    rows = cluster.dataset_of_parts(shards).map(
         EmbedShard,
         fn_constructor_kwargs={
             "options": options,
@@ -232,7 +232,7 @@ def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> 
     digest = ""
     dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
     if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
-        rows = cluster.from_parts([shards]).map(
+        rows = cluster.dataset_of_parts([shards]).map(
             train_index, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
         )
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
@@ -246,5 +246,7 @@ def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> li
     """Write the FAISS and BM25 files of embedded shards, and return their records."""
     # FAISS and PyTorch each bring an OpenMP runtime, so they run in different processes.
     arguments = {"options": options, "trained": trained}
-    rows = cluster.from_parts(shards).map(write_index, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
+    rows = cluster.dataset_of_parts(shards).map(
+        write_index, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST
+    )
     return [row["record"] for row in progress.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]

@@ -3,7 +3,7 @@
 from sciqa.core.device import Device, check_device
 from sciqa.core.model_files import is_static
 from sciqa.retrieval.embedder import Backend, Embedder, OpenVinoEmbedder, TorchEmbedder
-from sciqa.retrieval.openvino_check import prove
+from sciqa.retrieval.openvino_check import check_openvino
 from sciqa.retrieval.static_embedder import StaticEmbedder
 
 
@@ -26,7 +26,7 @@ def load_embedder(model: str, threads: int, backend: Backend = "openvino", devic
     if backend == "torch":
         return TorchEmbedder(model, threads, device)
 
-    folder, about = prove(model, threads)
+    folder, about = check_openvino(model, threads)
     if about["backend"] == "openvino":
         return OpenVinoEmbedder(model, threads, folder, about)
     embedder = TorchEmbedder(model, threads, device, about["precision"] if device == "cpu" else None)

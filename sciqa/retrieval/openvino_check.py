@@ -47,7 +47,7 @@ class Batch:
     kind: Kind | None
 
 
-def prove(model: str, threads: int) -> tuple[Path, dict]:
+def check_openvino(model: str, threads: int) -> tuple[Path, dict]:
     """Return the cache folder with a model's trace, and a record that tells which backend computes its vectors.
 
     Vectors of the traced model, in batches of several sizes and up to the longest text that the model reads or

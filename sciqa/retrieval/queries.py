@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from sciqa.exam.questions import Exam, options_of
-from sciqa.retrieval.embedder import Kind, embed_alone
+from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
@@ -31,7 +31,7 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
     ]
 
 
-def rank_asked(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
+def rank_questions(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
     """Return the k best rows for each question that has a text, and none for the others.
 
     Args:
@@ -73,7 +73,7 @@ class Finder:
             kind: kind of the texts.
             names: label of each text for error messages.
         """
-        return embed_alone(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+        return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:
         """Return the vectors of a kind of query, one array for each of its rankings.
@@ -98,11 +98,13 @@ class Finder:
         """Return the rankings of a kind of query by vector similarity."""
         asked = query_texts(self.questions, "whole" if query == "mean" else query)
         pairs = zip(asked, self.vectors(query), strict=True)
-        return [rank_asked(texts, partial(self._near, vectors, k), k) for texts, vectors in pairs]
+        return [rank_questions(texts, partial(self._near, vectors, k), k) for texts, vectors in pairs]
 
     def rank_words(self, query: Query, k: int) -> list[Hits]:
         """Return the rankings of a kind of query by BM25."""
-        return [rank_asked(texts, partial(self._worded, texts, k), k) for texts in query_texts(self.questions, query)]
+        return [
+            rank_questions(texts, partial(self._worded, texts, k), k) for texts in query_texts(self.questions, query)
+        ]
 
     def _near(self, vectors: np.ndarray, k: int, asking: np.ndarray) -> Hits:
         return self.index.search(vectors, k)

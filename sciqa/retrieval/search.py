@@ -146,7 +146,7 @@ class ShardGroup:
         """Raise `InputError` if the sha256 of a file has changed since it was written."""
         for folder, shard in zip(self.folders, self.shards, strict=True):
             for name, digest in shard["sha256"].items():
-                if storage.sha256(storage.join(folder, name)) != digest:
+                if storage.file_sha256(storage.join(folder, name)) != digest:
                     raise InputError(
                         f"{storage.join(folder, name)}: not the file that was written (its sha256 differs); "
                         f"delete {folder} and run `sciqa index` again"

@@ -52,7 +52,7 @@ class EmbedShard:
         storage.delete(storage.join(folder, "embedded.json"))
         record = {
             "name": shard["name"],
-            "key": key(shard, embedding),
+            "key": shard_key(shard, embedding),
             "embedding": embedding,
             "rows": len(vectors),
             "dimension": vectors.shape[1],
@@ -128,7 +128,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
         for file in sorted(Path(aside).iterdir()):
             name = f"words/{file.name}"
             digests[name] = storage.write_bytes(storage.join(folder, name), file.read_bytes())
-    record |= {"key": key(shard, trained), "sha256": record["sha256"] | digests}
+    record |= {"key": shard_key(shard, trained), "sha256": record["sha256"] | digests}
     storage.write_json(storage.join(folder, "shard.json"), record)
     return {"record": record}
 
@@ -147,6 +147,6 @@ def empty_index(options: IndexOptions, dimension: int) -> "faiss.Index":
         ) from error
 
 
-def key(shard: dict, about: dict) -> str:
+def shard_key(shard: dict, about: dict) -> str:
     """Return a hash of a shard's passages and of the settings that determine its files."""
     return tables.fingerprint([shard["content"], about])

@@ -16,7 +16,7 @@ from sciqa.core.extras import require
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, is_static, local_path
 from sciqa.core.options import Summary, check_name
-from sciqa.core.progress import spoken
+from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.passages import PASSAGES_FORMAT
 
@@ -111,21 +111,21 @@ def make_embedder(options: EmbedderOptions) -> Summary:
     storage.check_writable(storage.join(options.output, "embedders"))
     with lock(options.folder):
         defaults = tables.defaults_of(EmbedderOptions)
-        begun = tables.begin(options.folder, inputs, defaults, overwrite=options.overwrite)
+        begun = tables.begin_table(options.folder, inputs, defaults, overwrite=options.overwrite)
         if begun.whole:
             manifest = tables.read_manifest(options.folder, "embedder")
         else:
             quiet("gensim", "model2vec", "skeletoken", "sentence_transformers")
             try:
-                with spoken("embedder", _saying(options)):
+                with progress_lines("embedder", _saying(options)):
                     module = make()
             except InputError:
-                tables.clear(options.folder)  # a retry would fail in the same way
+                tables.delete_table(options.folder)  # a retry would fail in the same way
                 raise
             _write(module, options.folder)
             tokens, dimension = module.embedding.weight.shape
             manifest = {"format": EMBEDDER_FORMAT, "inputs": inputs, "tokens": tokens, "dimension": dimension}
-            tables.finish(options.folder, manifest)
+            tables.finish_table(options.folder, manifest)
     made = f"{manifest['tokens']:,} tokens with vectors of {manifest['dimension']} dimensions, {options.method}"
     return Summary("embedder", options.folder, made + ", kept" * begun.whole, time.monotonic() - started, manifest)
 

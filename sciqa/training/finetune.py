@@ -69,7 +69,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     folder = options.folder
     inputs = _inputs(options, exams, workers)
     begun = _check_folder(options, inputs)
-    if tables.is_finished(folder):
+    if tables.is_finished_table(folder):
         manifest = tables.read_manifest(folder, "finetune")
         return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
     with lock(folder):
@@ -77,9 +77,9 @@ def finetune(options: FinetuneOptions) -> Summary:
         for split in SPLITS:
             _open(options, split)
         if not begun:
-            tables.begin(folder, inputs)
+            tables.begin_table(folder, inputs)
         manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-        tables.finish(folder, manifest)
+        tables.finish_table(folder, manifest)
         storage.delete(storage.join(folder, "checkpoints"))
     return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
 
@@ -108,7 +108,7 @@ def check_model(options: FinetuneOptions) -> None:
     from sciqa.models import adapter, load
 
     family = model_family(options.model)
-    model = load.outline(options.model, family, torch.float32)
+    model = load.load_on_meta_device(options.model, family, torch.float32)
     adapter.make_trainable(model, family, options.method, options.peft_fields())
 
 
@@ -162,7 +162,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         InputError: it was begun with other options.
     """
     folder = options.folder
-    path = tables.records(folder, tables.INPUTS)
+    path = tables.records_folder(folder, tables.INPUTS)
     if not storage.exists(path):
         return False
     begun = storage.read_json(path)["inputs"]
@@ -174,10 +174,10 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
         console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
-    if changed := tables.differing(begun, inputs, tables.defaults_of(FinetuneOptions, FindOptions)):
+    if changed := tables.differing_inputs(begun, inputs, tables.defaults_of(FinetuneOptions, FindOptions)):
         if options.overwrite:
             if not early:
-                tables.clear(folder)
+                tables.delete_table(folder)
             return False
         name, (there, now) = next(iter(changed.items()))
         raise InputError(
@@ -199,7 +199,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
 
     from sciqa.training.loop import HISTORY, train
 
-    progress = cluster.queue_here()
+    progress = cluster.queue_on_driver_node()
     config = exams | {
         "options": options,
         "steps": steps,
@@ -230,7 +230,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
     with _Watcher(progress, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
-        tables.clear(options.folder)  # a retry would fail in the same way, and no other run can use it
+        tables.delete_table(options.folder)  # a retry would fail in the same way, and no other run can use it
         raise InputError(message)
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
     kept = [
@@ -285,7 +285,7 @@ class _Watcher:
         self.rows.shutdown()
 
     def _watch(self) -> None:
-        with progress.spoken("finetune", f"{self.steps} steps to do, starting workers") as say:
+        with progress.progress_lines("finetune", f"{self.steps} steps to do, starting workers") as say:
             self._say_rows(say)
 
     def _say_rows(self, say: Callable[[str], None]) -> None:

@@ -23,16 +23,16 @@ from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import about_base, model_family
-from sciqa.exam.metrics import NOISE, average_precision_at_3, place, right_at_first, settle_ties
+from sciqa.exam.metrics import NOISE, average_precision_at_3, rank_range, right_at_first, settle_ties
 from sciqa.exam.questions import Exam
 from sciqa.models import adapter
-from sciqa.models.load import as_dtype, load_base, make_scorer
+from sciqa.models.load import load_base, make_scorer, torch_dtype
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, Scorer
 from sciqa.training.examples import Examples, Order
 from sciqa.training.loggers import Writers
-from sciqa.training.loss import gradient_norm, loss_of, schedule
-from sciqa.training.memory_check import least_memory
+from sciqa.training.loss import gradient_norm, learning_rate_schedule, mean_loss
+from sciqa.training.memory_check import minimum_memory
 from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
 
@@ -78,7 +78,7 @@ class _Run:
         torch.set_num_threads(threads)
         check_device(device)
         self.options, self.steps, self.progress = options, steps, progress
-        self.device, self.dtype = device, as_dtype(options.precision, device)
+        self.device, self.dtype = device, torch_dtype(options.precision, device)
         if self.dtype == torch.float16 and options.zero:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
         context = ray.train.get_context()
@@ -98,7 +98,7 @@ class _Run:
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
             optimizer=self.optimizer,
-            lr_scheduler=schedule(options, self.optimizer, steps),
+            lr_scheduler=learning_rate_schedule(options, self.optimizer, steps),
             config=deepspeed_config(options, self.world_size, self.dtype),
             dist_init_required=False,
         )
@@ -135,7 +135,7 @@ class _Run:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         model = adapter.make_trainable(model, family, options.method, options.peft_fields())
-        scorer = make_scorer(options.model, family, model, tokenizer, style_of(options, tokenizer))
+        scorer = make_scorer(options.model, family, model, tokenizer, selected_style(options, tokenizer))
         if options.zero == 3 and self.world_size > 1 and scorer.calls_vary:
             raise InputError(
                 f"--zero 3: {options.model} is called more often for one batch than for another, so workers would wait "
@@ -175,7 +175,7 @@ class _Run:
         self.norms.clear()
         for micro in self.order.micro_batches(step - 1, self.rank, self.world_size, self.options.micro_batch):
             batch = [question for question, _ in micro]
-            loss = loss_of(self.engine(batch), [gold for _, gold in micro], self.options.loss)
+            loss = mean_loss(self.engine(batch), [gold for _, gold in micro], self.options.loss)
             self.engine.backward(loss)
             self.engine.step()
             losses.append(loss.item())
@@ -223,10 +223,10 @@ class _Run:
         self._check_numbers(step, {"score of a validation question": float(np.concatenate(scores).sum())})
         golds = [gold for _, gold in self.validation]
         pairs = zip(scores, golds, strict=True)
-        ranks, tied = np.array([place(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
+        ranks, tied = np.array([rank_range(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
         row = {
             "step": step,
-            "validation_loss": loss_of([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
+            "validation_loss": mean_loss([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
             "map_at_3": float(average_precision_at_3(ranks, tied).mean()),
             "accuracy": float(right_at_first(ranks, tied).mean()),
             "seconds": time.monotonic() - started,
@@ -267,7 +267,7 @@ class _Run:
 
     def _save_model(self, folder: Path, state: dict) -> None:
         description = about_base(self.options.model) | {"style": asdict(self.scorer.style)}
-        adapter.save(self.scorer.model, folder, state, description)
+        adapter.save_model(self.scorer.model, folder, state, description)
         if self.options.method == "full":
             self.scorer.tokenizer.save_pretrained(folder)
 
@@ -295,7 +295,7 @@ class _Run:
         """Raise `InputError`, on all workers alike, if free memory is below the least that a batch needs."""
         question, context, _ = self.examples.plain(int(self.examples.sizes().argmax()))
         encoded = self.scorer.encode(question, context)
-        need = least_memory(self.scorer, encoded, self.options.micro_batch)
+        need = minimum_memory(self.scorer, encoded, self.options.micro_batch)
         if self.device == "cuda":
             free = torch.cuda.mem_get_info()[0]
         else:
@@ -310,7 +310,7 @@ class _Run:
             )
 
 
-def style_of(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase) -> Format:
+def selected_style(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase) -> Format:
     """Return the question format that the options select."""
     chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
     return Format(

@@ -14,7 +14,7 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> torch.Tensor:
+def mean_loss(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> torch.Tensor:
     """Return the mean loss of questions.
 
     Args:
@@ -30,7 +30,7 @@ def loss_of(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> tor
     return torch.stack(each).mean()
 
 
-def schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:
+def learning_rate_schedule(options: FinetuneOptions, optimizer: torch.optim.Optimizer, steps: int) -> object:
     """Return the learning-rate scheduler, with warm-up."""
     name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)

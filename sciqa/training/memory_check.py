@@ -3,7 +3,7 @@
 from sciqa.models.scorer import Encoded, Scorer
 
 
-def least_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
+def minimum_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
     """Return a lower bound of the bytes that a training step needs beyond the loaded weights.
 
     It counts gradients and both AdamW moments of the trained weights, in float32, and the input of every layer for the
