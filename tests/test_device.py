@@ -67,7 +67,7 @@ def test_the_cross_encoder_computes_where_it_is_told(monkeypatch, tmp_path, gpu_
     embed = {"model": "all-MiniLM-L6-v2", "threads": 1, "backend": "openvino"}
     options = FindOptions(output=str(tmp_path), rerank=folder)
     for device in ("cpu", "cuda"):
-        FindContexts(None, options, None, embed | {"device": device})
+        FindContexts(None, options, None, embed | {"device": device}, options)
     assert asked == ["cpu", "cuda"]
 
 

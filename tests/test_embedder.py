@@ -24,7 +24,7 @@ from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.predict.readers import RetrievalReader
-from sciqa.retrieval import FindOptions, IndexOptions, build_index
+from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import Finder
@@ -315,7 +315,7 @@ def of(folder, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_index, backend):
     folder = tiny_embedder(tmp_path, edit=spoil(float("inf")))
-    options = FindOptions(output=str(tmp_path / "run"), passages=f"{small_index}/passages", embedder=folder)
+    options = IndexOptions(output=str(tmp_path / "run"), passages=f"{small_index}/passages", embedder=folder)
     for shard in tables.read_manifest(options.passages, "corpus")["shards"]:
         wet = [
             row["passage_id"]

@@ -66,7 +66,8 @@ def finder(small_index):
 
     def find(**settings):
         options = FindOptions(output=small_index, **settings)
-        worker = FindContexts(None, options, LocalIndex(options.index, read_index_manifest(options.index)), EMBED)
+        index = LocalIndex(options.index, read_index_manifest(options.index))
+        worker = FindContexts(None, options, index, EMBED, options)
         return lambda these: [(row,) for row in worker.find(these)]
 
     return find

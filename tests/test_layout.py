@@ -1,10 +1,13 @@
 """The house: which module may import which, as README's and CONTRIBUTING's layout says."""
 
 import ast
+import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+from sciqa.cli import STEPS
 
 ROOT = Path(__file__).parent.parent / "sciqa"
 #: Rooms from the bottom up: a module imports from its own room and from those before it.
@@ -13,6 +16,20 @@ ORDER += ["pipeline", "cli", "__main__"]
 #: Longest file, in lines, but for the rules by which wikitext is read.
 LONGEST = 350
 RULES = {"corpus/templates.py", "corpus/wikitext.py", "corpus/table_text.py"}
+#: Fields that mean something else in the options of these steps than in those of others.
+ANOTHER_MEANING = {
+    "AnswerOptions": {
+        "context_passages",
+        "context_sentences",
+        "context_order",
+    },  # by the form of the answer
+    "AuditOptions": {"corpus", "passages", "index"},  # what questions are looked up in
+    "EmbedderOptions": {"name", "method", "epochs"},  # training of another kind
+    "FinetuneOptions": {"name", "prompt", "completion", "normalise"},  # chosen here, `auto` in readers
+    "MergeOptions": {"output", "adapter", "precision"},  # of a model, not of a run
+    "PlanOptions": {"exam", "num_workers"},  # without a run or a cluster that could tell
+    "VolumeOptions": {"corpus"},
+}
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
 
@@ -74,3 +91,32 @@ def test_no_circle():
 def test_a_file_is_short(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST or str(path.relative_to(ROOT)) in RULES, lines
+
+
+def own_fields():
+    """Yield (class, field, its type) of all options, as they are written down."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Options") and node.decorator_list:
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign):
+                        yield node.name, ast.unparse(field.target), ast.unparse(field.annotation)
+
+
+def test_an_option_is_defined_once_and_hidden_nowhere():
+    defined = defaultdict(set)
+    for kind, name, annotation in own_fields():
+        assert "Suppress" not in annotation, (kind, name)
+        defined[name].add(kind)
+    assert {(kind, name) for kind, names in ANOTHER_MEANING.items() for name in names} <= {
+        (kind, name) for name, kinds in defined.items() if len(kinds) > 1 for kind in kinds
+    }
+    for name, kinds in defined.items():
+        assert len([kind for kind in kinds if name not in ANOTHER_MEANING.get(kind, ())]) <= 1, (name, kinds)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_option_of_a_step_is_defined_anew(step):
+    kind = STEPS[step].load()[1]
+    names = [name for group in kind.__mro__ for name in vars(group).get("__annotations__", ())]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(kind))

@@ -161,7 +161,7 @@ def test_the_reader_asked_for_is_shown_and_others_can_be(output):
 
 def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
     seen = []
-    for step in ("check_reader", "check_passages", "_find", "predict"):
+    for step in ("check_model", "_prepare_index", "retrieve", "predict"):
         monkeypatch.setattr(run, step, lambda *_, **__: [])
     monkeypatch.setattr(run, "report", lambda options: seen.append(options.show))
     run_exam(RunExamOptions(output=str(tmp_path), reader="closed-book", compare=True))

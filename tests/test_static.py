@@ -258,7 +258,7 @@ def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_fil
     )
     check_finding(options)
     index = LocalIndex(options.index, read_index_manifest(options.index))
-    found = FindContexts(None, options, index, options.embed_on("cpu", 2)).find(questions)
+    found = FindContexts(None, options, index, options.embed_on("cpu", 2), options).find(questions)
     vectors = own_vectors(folder, texts, "whale: ")
     asked = [own_vectors(folder, *query_texts(questions, query), "metal: ") for query in ("prompt", "whole")]
     queries = sum(asked) / np.linalg.norm(sum(asked), axis=1, keepdims=True)

@@ -43,7 +43,8 @@ def ask(options: AskOptions) -> Summary:
 
         device = this_device(options.accelerator)
         index = LocalIndex(options.index, manifest, options.search_parameters, options.candidates)
-        finder = FindContexts(None, options, index, options.embed_on(device, threads))
+        form = options.context_form(ranks=bool(options.options))
+        finder = FindContexts(None, options, index, options.embed_on(device, threads), form)
         (found,) = finder.find([question])
         for note in finder.embedder.notes:
             console.print(f"ask: {note}", markup=False)

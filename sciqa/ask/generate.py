@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
-from sciqa.ask.options import AskOptions
+from sciqa.ask.options import AnswerOptions
 from sciqa.core.errors import InputError
 from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import embedded_text, split_sentences
@@ -30,7 +30,7 @@ CHAT_CUE = "\n\nAnswer in one or two sentences."
 
 
 def write_answer(
-    options: AskOptions, question: dict, found: dict, scorer: Scorer, finder: FindContexts
+    options: AnswerOptions, question: dict, found: dict, scorer: Scorer, finder: FindContexts
 ) -> tuple[list[int], int]:
     """Write an answer to standard output, word by word unless beam search is used.
 
@@ -82,7 +82,7 @@ def write_answer(
     return sorted(stream.cited), len(made)
 
 
-def sampling_arguments(options: AskOptions) -> dict:
+def sampling_arguments(options: AnswerOptions) -> dict:
     """Return the sampling arguments for transformers' `generate`; options not given keep its defaults."""
     given = {"temperature": options.temperature, "top_k": options.sample_top_k, "top_p": options.top_p}
     return {"do_sample": options.do_sample} | {name: value for name, value in given.items() if value is not None}

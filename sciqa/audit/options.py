@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.core.options import RunOptions
+from sciqa.corpus.options import absolute_sources
 from sciqa.exam.files import packaged_splits
 from sciqa.exam.questions import ExamOptions
 from sciqa.retrieval.options import EmbedOptions
 
 
 @dataclass(kw_only=True)
-class AuditOptions(ExamOptions, EmbedOptions):
+class AuditOptions(EmbedOptions, ExamOptions, RunOptions):
     """Options of the `audit` step; --columns and --answers-from also hold for the files of --against."""
 
     against: tuple[str, ...] = ()
@@ -36,7 +38,7 @@ class AuditOptions(ExamOptions, EmbedOptions):
         super().__post_init__()
         self.against = tuple(name if packaged_splits(name) else storage.absolute(name) for name in self.against)
         if self.corpus is not None:
-            self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
+            self.corpus = absolute_sources(self.corpus)
             if self.passages or self.index:
                 raise InputError("--corpus: questions are looked up in it alone; leave --passages and --index out")
         self.passages = self.passages and storage.absolute(self.passages)

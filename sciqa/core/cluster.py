@@ -24,7 +24,7 @@ from sciqa.core import worker_loss
 from sciqa.core.console import VERBOSE, verbose
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.options import ACCELERATORS, RunOptions
+from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RunOptions
 from sciqa.core.progress import progress_lines
 
 # `Dataset.map` takes the limits of restarts, but no named parameters for them, and warns (seen with Ray 2.60).
@@ -224,7 +224,7 @@ def queue_on_driver_node() -> Queue:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def num_workers(options: RunOptions, parts: int, *, whole_nodes: bool = False) -> int:
+def num_workers(options: ClusterOptions, parts: int, *, whole_nodes: bool = False) -> int:
     """Return the number of model workers to start with, at most the number of parts.
 
     `auto` means one per GPU of the requested type; without GPUs, one per CPU, or one per node if `whole_nodes`.
@@ -252,19 +252,19 @@ def threads_per_worker(workers: int) -> int:
     return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 
 
-def uses_gpu(options: RunOptions) -> bool:
+def uses_gpu(options: DeviceOptions) -> bool:
     """Whether model workers get a GPU each."""
     if options.accelerator == "auto":
         return ray.cluster_resources().get("GPU", 0) >= 1
     return options.accelerator != "cpu"
 
 
-def device(options: RunOptions) -> Device:
+def device(options: DeviceOptions) -> Device:
     """Return the device of model workers. They are told it, since one without a GPU still sees those of its host."""
     return "cuda" if uses_gpu(options) else "cpu"
 
 
-def worker_needs(options: RunOptions, workers: int, weights: int) -> dict[str, float]:
+def worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str, float]:
     """Return the resources that each model worker requests, by Ray's names; wait for a node that has them.
 
     Args:
@@ -290,17 +290,17 @@ def check_accelerator(options: RunOptions) -> None:
         wait_for_room({"GPU": 1} | _accelerator_needs(options))
 
 
-def _accelerator_needs(options: RunOptions) -> dict[str, float]:
+def _accelerator_needs(options: DeviceOptions) -> dict[str, float]:
     kind = named_accelerator(options)
     return {f"accelerator_type:{kind}": 0.001} if kind else {}
 
 
-def named_accelerator(options: RunOptions) -> str | None:
+def named_accelerator(options: DeviceOptions) -> str | None:
     """Return the type of GPU that is requested by name, or None."""
     return None if options.accelerator in ACCELERATORS else options.accelerator
 
 
-def model_pool(options: RunOptions, workers: int, parts: int, weights: int) -> dict:
+def model_pool(options: ClusterOptions, workers: int, parts: int, weights: int) -> dict:
     """Return the arguments of `Dataset.map` for a stage's pool of model workers.
 
     With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the

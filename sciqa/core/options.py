@@ -1,4 +1,4 @@
-"""Options that all steps have (where a run writes, what it runs on), and the summary that all steps return."""
+"""Groups of options that many steps have (where a run writes, what it runs on), and the summary of a step."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,30 +11,32 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 
 
 @dataclass(kw_only=True)
-class RunOptions:
-    """Options of every step: where a run writes and what it runs on."""
+class Options:
+    """Base of all groups of options. A step's options combine groups, each of which checks its own values.
+
+    An option is a field of one group alone; the groups that a class inherits from are checked before it.
+    """
+
+    def __post_init__(self) -> None:
+        """Check nothing: this ends the chain of the groups' checks."""
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Raise `InputError` if one of the named options is given and below the minimum."""
+        for name in names:
+            if isinstance(value := getattr(self, name), int | float) and value < least:
+                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
+
+
+@dataclass(kw_only=True)
+class OutputOptions(Options):
+    """Where a run is."""
 
     output: str = "sciqa-run"
     """Folder (or URI such as s3://bucket/run) for everything that the run writes."""
-    overwrite: bool = False
-    """Replace tables in that folder that were made from other inputs; by default they are kept and the step fails."""
-    address: str | None = None
-    """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
-    num_cpus: int | None = None
-    """CPUs of a new local Ray; leave it out to use all CPUs, or a running cluster."""
-    num_workers: int | Literal["auto"] = "auto"
-    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
-    accelerator: str = "auto"
-    """`auto`: GPUs if the cluster has any now; `cpu`: no GPUs; `gpu`, or a type such as A10G or H100: every worker
-    requests one, so that a cluster without any can start a node."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a cluster."""
-        self.at_least(1, "num_cpus", "num_workers")
-        if self.address and self.num_cpus:
-            raise InputError("--num-cpus: sizes a new local Ray; leave it out with --address")
-        if self.accelerator not in ACCELERATORS:
-            _check_kind(self.accelerator)
+        """Make a local path absolute."""
+        super().__post_init__()
         self.output = storage.absolute(self.output)
 
     def fill_folder(self, name: str, *default: str) -> None:
@@ -42,11 +44,60 @@ class RunOptions:
         given = getattr(self, name)
         setattr(self, name, storage.absolute(given) if given else storage.join(self.output, *default))
 
-    def at_least(self, least: float, *names: str) -> None:
-        """Raise `InputError` if one of the named options is given and below the minimum."""
-        for name in names:
-            if isinstance(value := getattr(self, name), int | float) and value < least:
-                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
+
+@dataclass(kw_only=True)
+class WriteOptions(OutputOptions):
+    """Where a run writes, and over what."""
+
+    overwrite: bool = False
+    """Replace what was made there from other inputs; by default it is kept and the step fails."""
+
+
+@dataclass(kw_only=True)
+class DeviceOptions(Options):
+    """What models run on."""
+
+    accelerator: str = "auto"
+    """`auto`: GPUs if there are any now; `cpu`: no GPUs; `gpu`, or a type such as A10G or H100: required by every
+    worker, so that a cluster without any can start a node."""
+
+    def __post_init__(self) -> None:
+        """Check the type of GPU."""
+        super().__post_init__()
+        if self.accelerator not in ACCELERATORS:
+            _check_kind(self.accelerator)
+
+
+@dataclass(kw_only=True)
+class ClusterOptions(DeviceOptions):
+    """The Ray cluster, and the model workers in it."""
+
+    address: str | None = None
+    """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
+    num_cpus: int | None = None
+    """CPUs of a new local Ray; leave it out to use all CPUs, or a running cluster."""
+    num_workers: int | Literal["auto"] = "auto"
+    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a cluster."""
+        super().__post_init__()
+        self.at_least(1, "num_cpus", "num_workers")
+        if self.address and self.num_cpus:
+            raise InputError("--num-cpus: sizes a new local Ray; leave it out with --address")
+
+
+@dataclass(kw_only=True)
+class RunOptions(ClusterOptions, WriteOptions):
+    """Options of a step that runs on a cluster: where it writes and what it runs on."""
+
+
+@dataclass(kw_only=True)
+class SeedOptions(Options):
+    """The seed of random draws."""
+
+    seed: int = 0
+    """Random seed: of the order of questions, dropout and new weights in training, of sampled tokens and vectors."""
 
 
 def check_name(name: str) -> None:

@@ -1,14 +1,60 @@
-"""Options of the `corpus` step."""
+"""Options of the `corpus` step, and groups of them that later steps have too."""
 
 from dataclasses import dataclass
 
 from sciqa.core import storage
 from sciqa.core.model_files import local_path
-from sciqa.core.options import RunOptions
+from sciqa.core.options import Options, OutputOptions, RunOptions
 
 
 @dataclass(kw_only=True)
-class CorpusOptions(RunOptions):
+class EmbeddingModelOptions(Options):
+    """The embedding model."""
+
+    embedder: str = "all-MiniLM-L6-v2"
+    """Sentence-transformers model: the packaged one, a local folder or a hub id; its tokenizer counts the tokens of
+    passages."""
+
+    def __post_init__(self) -> None:
+        """Make the path of a local model absolute."""
+        super().__post_init__()
+        self.embedder = local_path(self.embedder)
+
+
+@dataclass(kw_only=True)
+class PassagesOptions(OutputOptions):
+    """Where the passages are."""
+
+    passages: str = ""
+    """Folder of the passages table; by default OUTPUT/passages."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folder."""
+        super().__post_init__()
+        self.fill_folder("passages", "passages")
+
+
+@dataclass(kw_only=True)
+class SplitOptions(EmbeddingModelOptions):
+    """How texts become passages."""
+
+    passage_tokens: int = 256
+    """Maximum tokens of a passage, including headings; longer texts are cut between sentences."""
+    passage_overlap: int = 1
+    """Sentences that a passage repeats from the previous one."""
+    shard_passages: int = 1024
+    """Passages per shard, the unit of work and of resuming."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        self.at_least(32, "passage_tokens")
+        self.at_least(0, "passage_overlap")
+        self.at_least(1, "shard_passages")
+
+
+@dataclass(kw_only=True)
+class CorpusOptions(SplitOptions, PassagesOptions, RunOptions):
     """Options of the `corpus` step: its sources, and how texts become passages."""
 
     corpus: tuple[str, ...] | None = None
@@ -20,31 +66,21 @@ class CorpusOptions(RunOptions):
     """Text file with the titles of articles to leave out, one per line."""
     near_duplicates: bool = False
     """Also leave out near duplicates among articles with the same title; exact repeats are always left out."""
-    passages: str = ""
-    """Folder of the passages table; by default OUTPUT/passages."""
-    embedder: str = "all-MiniLM-L6-v2"
-    """Model whose tokenizer counts the tokens of passages."""
-    passage_tokens: int = 256
-    """Maximum tokens of a passage, including headings; longer texts are cut between sentences."""
-    passage_overlap: int = 1
-    """Sentences that a passage repeats from the previous one."""
-    shard_passages: int = 1024
-    """Passages per shard, the unit of work and of resuming."""
     part_bytes: int = 8_000_000
     """Bytes of the corpus that one task reads."""
 
     def __post_init__(self) -> None:
-        """Fill the default folder and check the numbers."""
+        """Make local paths absolute and check the numbers."""
         super().__post_init__()
-        self.embedder = local_path(self.embedder)
-        self.fill_folder("passages", "passages")
-        if self.corpus is not None:
-            self.corpus = tuple(path if path == "demo" else storage.absolute(path) for path in self.corpus)
-        self.at_least(32, "passage_tokens")
-        self.at_least(0, "passage_overlap")
-        self.at_least(1, "shard_passages", "part_bytes")
+        self.corpus = None if self.corpus is None else absolute_sources(self.corpus)
+        self.at_least(1, "part_bytes")
 
     def cut(self) -> dict[str, int | bool]:
         """Return the options that determine how texts are split into passages and shards."""
         names = ("passage_tokens", "passage_overlap", "shard_passages", "near_duplicates")
         return {name: getattr(self, name) for name in names}
+
+
+def absolute_sources(corpus: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the sources of a corpus with absolute local paths."""
+    return tuple(path if path == "demo" else storage.absolute(path) for path in corpus)

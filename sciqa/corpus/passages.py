@@ -14,7 +14,7 @@ from sciqa.core.options import Summary
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_sources, split_sources
 from sciqa.corpus.files import decode
-from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.options import CorpusOptions, SplitOptions
 from sciqa.corpus.parts import (
     LEFT_OUT,
     LEFT_OUT_SCHEMA,
@@ -128,12 +128,17 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
     Raises:
         InputError: a corpus that cannot be read, or passages longer than the embedder reads.
     """
+    check_passage_tokens(options)
+    return find_sources(_corpus_of(options), left_out)
+
+
+def check_passage_tokens(options: SplitOptions) -> None:
+    """Raise `InputError` if passages would be longer than the embedder reads."""
     longest = longest_text(options.embedder)
     if longest and options.passage_tokens > longest:
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"
         )
-    return find_sources(_corpus_of(options), left_out)
 
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from sciqa.core import storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
-from sciqa.core.options import RunOptions
+from sciqa.core.options import Options, WriteOptions
 from sciqa.exam.answer_keys import AnswersFrom
 from sciqa.exam.columns import parse_columns
 from sciqa.exam.files import SPLITS
@@ -19,11 +19,13 @@ __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exa
 
 #: Key of the rows' hash in an exam table's Parquet metadata.
 EXAM_HASH = b"sciqa.exam"
+#: Default number of questions per shard.
+SHARD_QUESTIONS = 32
 
 
 @dataclass(kw_only=True)
-class QuestionOptions(RunOptions):
-    """Options for reading files of questions."""
+class QuestionFileOptions(Options):
+    """How files of questions are understood."""
 
     columns: tuple[str, ...] = ()
     """Columns of the parts of a question, if their names do not tell: prompt=question options=choices.text
@@ -32,14 +34,20 @@ class QuestionOptions(RunOptions):
     comes from the columns context, article, passage, support or text, and fact1."""
     answers_from: AnswersFrom | None = None
     """How answers are given, if this is ambiguous: numbers from 0 or 1, letters, or the texts of options."""
-    context: ContextFrom = "both"
-    """Texts that a model reads with a question: the exam's own column `context` (`given`, which needs no corpus and no
-    index), the passages that are found (`found`), or both."""
 
     def __post_init__(self) -> None:
         """Check the syntax of `columns`."""
         super().__post_init__()
         parse_columns(self.columns)
+
+
+@dataclass(kw_only=True)
+class QuestionOptions(QuestionFileOptions, WriteOptions):
+    """How questions are read, and where their table is written."""
+
+    context: ContextFrom = "both"
+    """Texts that a model reads with a question: the exam's own column `context` (`given`, which needs no corpus and no
+    index), the passages that are found (`found`), or both."""
 
     def read(self, exam: str) -> Questions:
         """Return the questions of an exam, read with these options, and print the notes about them.
@@ -68,7 +76,7 @@ class ExamOptions(QuestionOptions):
     train+direct-train), or a file of questions: .csv, .tsv, .json, .jsonl or .parquet, compressed or not, a folder of
     its shards, or a pattern such as test-*.parquet; by default the run's own exam, OUTPUT/exam.parquet, or `test` in a
     new run."""
-    shard_questions: int = 32
+    shard_questions: int = SHARD_QUESTIONS
     """Questions per shard, the unit of work and of resuming."""
 
     def __post_init__(self) -> None:
@@ -130,23 +138,36 @@ class Exam:
 
 
 def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parquet") -> Exam:
-    """Validate the exam of the options, which by default is the run's own.
+    """Validate the exam of the options, which by default is the run's own; see `open_questions`.
 
     Args:
         options: options that name the exam and the output folder.
         write: write a missing table to that folder; steps do so after all other checks.
         file: file name of the table.
-
-    Raises:
-        InputError: names file, row and column of the problem; or the output folder is that of another exam.
     """
     path = storage.join(options.output, file)
-    name = options.exam_name(file)
-    own = name == path
-    table = _read_own(path, options.context) if own else options.read(name).table
+    return open_questions(options, options.exam_name(file), path, options.shard_questions, write)
+
+
+def open_questions(
+    options: QuestionOptions, name: str, path: str, shard_questions: int = SHARD_QUESTIONS, write: bool = True
+) -> Exam:
+    """Validate an exam, and return its table on storage.
+
+    Args:
+        options: how its questions are read, and whether another exam's table is replaced.
+        name: packaged splits, or a file of questions; the table itself, if it is the run's own exam.
+        path: path of the table.
+        shard_questions: rows per shard.
+        write: write a missing table.
+
+    Raises:
+        InputError: names file, row and column of the problem; or the table is that of another exam.
+    """
+    table = _read_own(path, options.context) if name == path else options.read(name).table
     columns = tuple(table.column_names)
     answers = len(table) - table["answer"].null_count
-    exam = Exam(path, tables.rows_hash(table.to_pylist()), len(table), options.shard_questions, name, columns, answers)
+    exam = Exam(path, tables.rows_hash(table.to_pylist()), len(table), shard_questions, name, columns, answers)
     if (stored := _stored(path)) != (exam.sha256, set(columns)):
         if stored and stored[0] != exam.sha256 and not options.overwrite:
             raise InputError(
@@ -155,7 +176,7 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
             )
         if write:
             marked = table.replace_schema_metadata({EXAM_HASH: exam.sha256})
-            storage.write_table(path, marked, row_group_size=options.shard_questions)
+            storage.write_table(path, marked, row_group_size=shard_questions)
     return exam
 
 

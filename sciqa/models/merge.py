@@ -12,14 +12,13 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.model_files import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
 from sciqa.core.options import Summary
+from sciqa.models.options import ModelOptions
 
 
 @dataclass(kw_only=True)
-class MergeOptions:
+class MergeOptions(ModelOptions):
     """Options of the `merge` step."""
 
-    model: str = "SmolLM2-135M-Instruct"
-    """Base model: a packaged one, a local folder, a .gguf file or a hub id."""
     adapter: str = "sciqa-run/trained/reader"
     """Folder of the adapter."""
     output: str = "sciqa-run/merged"
@@ -29,7 +28,8 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         """Make local paths absolute."""
-        self.model, self.adapter = local_path(self.model), local_path(self.adapter)
+        super().__post_init__()
+        self.adapter = local_path(self.adapter)
 
 
 def merge(options: MergeOptions) -> Summary:

@@ -26,7 +26,7 @@ from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.load import SCORERS, empty_model
 from sciqa.models.prompt_format import Format, Method
 from sciqa.models.scorer import Encoded
-from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
+from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, TrainOptions
 
 #: NF4 block sizes: weights per 8-bit constant, and constants per 32-bit constant (Dettmers et al. 2023, QLoRA).
 BLOCK, OUTER_BLOCK = 64, 256
@@ -168,7 +168,7 @@ def rank_bytes(stored: list[Stored], workers: int) -> int:
     )
 
 
-def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -> Memory:
+def training_memory(model: Sketch, options: TrainOptions, workers: int, activations: int) -> Memory:
     """Return the peak memory of a worker in a training step, without the CUDA context.
 
     The count follows Rajbhandari et al. 2020, ZeRO, section 5, with this program's types: trained weights, their
@@ -179,11 +179,11 @@ def training_memory(model: Sketch, options: FinetuneOptions, activations: int) -
 
     Args:
         model: model with its adapter.
-        options: options of training; `num_workers` must be a number.
+        options: options of training.
+        workers: number of workers.
         activations: result of `peak_activations`, in bytes.
     """
     trained = 4 * model.trained
-    workers = int(options.num_workers)
     share = math.ceil(trained / workers)
     frozen = sum(each.elements * each.width for each in model.stored if not each.trained) + model.constants
     if options.zero == 0:  # the optimizer's temporary results are as large as the trained weights

@@ -69,12 +69,12 @@ def plan(options: PlanOptions) -> Summary:
         from sciqa.planning.memory import build_sketch
 
         volume = corpus_volume(options)
-        model = build_sketch(options.model, options.method, options.training().peft_fields())
+        model = build_sketch(options.model, options.method, options.peft_fields())
         exams = {name: _read_questions(options, model, volume, name) for name in ("train", "validation", "exam")}
         rows = list(_memory_rows(options, model, exams["train"].longest))
         memory = next(memory for about, memory in rows if about["chosen"])
         needs = _needs(options, model, memory, exams["exam"].longest)
-        kinds = list(options.accelerator or dict.fromkeys(node.kind for node in nodes if node.kind) or ACCELERATORS)
+        kinds = list(options.gpus or dict.fromkeys(node.kind for node in nodes if node.kind) or ACCELERATORS)
         room = _node_rows(options, nodes, needs)
         _check_room(options, kinds, room, needs, exams["train"].longest)
         flops = _stage_flops(options, model, volume, exams)
@@ -144,7 +144,7 @@ def _memory_rows(options: PlanOptions, model: "Sketch", longest: "Encoded") -> I
             changed = replace(options, zero=zero, offload=offload, gradient_checkpointing=checkpointing)
             about = {"ZeRO": zero, "checkpointing": "yes" if checkpointing else "no"}
             about["chosen"] = "*" * ((zero, checkpointing) == (options.zero, options.gradient_checkpointing))
-            yield about, training_memory(model, changed.training(), activations)
+            yield about, training_memory(model, changed, changed.num_workers, activations)
 
 
 def _activations(options: PlanOptions, model: "Sketch", longest: "Encoded", checkpointing: bool) -> int:
@@ -252,10 +252,9 @@ def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
     """Return the bytes of GPU memory that a stage needs with the given options."""
     from sciqa.planning.memory import build_sketch, training_memory
 
-    training = options.training()
-    model = build_sketch(options.model, options.method, training.peft_fields())
+    model = build_sketch(options.model, options.method, options.peft_fields())
     activations = _activations(options, model, longest, options.gradient_checkpointing)
-    memory = training_memory(model, training, activations)
+    memory = training_memory(model, options, options.num_workers, activations)
     return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)
 
 

@@ -2,24 +2,23 @@
 
 import math
 import re
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import config_files, load_tokenizer, read_about, vector_size
-from sciqa.corpus.articles import read_articles, split_sources
+from sciqa.corpus.articles import find_sources, read_articles, split_sources
 from sciqa.corpus.chunking import Splitter, embedded_text
-from sciqa.corpus.options import CorpusOptions
-from sciqa.corpus.passages import check_corpus
-from sciqa.retrieval.options import IndexOptions
+from sciqa.corpus.options import SplitOptions, absolute_sources
+from sciqa.corpus.passages import check_passage_tokens
+from sciqa.retrieval.options import StoredVectorsOptions
 from sciqa.retrieval.shard_files import empty_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Options = TypeVar("Options", CorpusOptions, IndexOptions)
 #: Size of English Wikipedia (docs/wikipedia.md): 40 million passages of at most 256 tokens in 6.9 million articles. A
 #: passage has twice the text of one in the demo corpus (480 characters, 107 tokens).
 PASSAGES_PER_ARTICLE, ARTICLE_CHARACTERS, ARTICLE_TOKENS = 40 / 6.9, 960, 214
@@ -40,35 +39,19 @@ LISTS = re.compile(r"IVF(\d+)([kM]?)")
 
 
 @dataclass(kw_only=True)
-class VolumeOptions:
-    """Options of a corpus and its index; each means the same as in the `corpus` and `index` steps."""
+class VolumeOptions(StoredVectorsOptions, SplitOptions):
+    """The corpus whose size is estimated."""
 
     corpus: tuple[str, ...] = ("demo",)
     """Articles: `demo`, files or folders; only a sample is read."""
     articles: int | None = None
     """Plan for this many articles of English Wikipedia instead; it has 6.9 million."""
-    embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-transformers model: the packaged one, a folder or a hub id; all tokens are counted by its tokenizer."""
-    passage_tokens: int = 256
-    """Most tokens of a passage."""
-    shard_passages: int = 1024
-    """Passages in a shard, each with its own FAISS file."""
-    factory: str = "Flat"
-    """FAISS factory string of every shard."""
-    vector_type: Literal["float32", "float16"] = "float32"
-    """Type of the stored vectors."""
 
     def __post_init__(self) -> None:
-        """Check the values as the steps do."""
-        if self.articles is not None and self.articles < 1:
-            raise InputError(f"--articles: {self.articles} given, at least 1 expected")
-        self.steps_options(CorpusOptions)
-        self.steps_options(IndexOptions)
-
-    def steps_options(self, kind: type[Options]) -> Options:
-        """Return the shared options as those of a step, whose constructor checks them."""
-        names = {field.name for field in fields(VolumeOptions)} & {field.name for field in fields(kind)}
-        return kind(**{name: getattr(self, name) for name in names})
+        """Make local paths absolute and check the number."""
+        super().__post_init__()
+        self.corpus = absolute_sources(self.corpus)
+        self.at_least(1, "articles")
 
 
 @dataclass(frozen=True)
@@ -94,15 +77,15 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     """
     if options.articles:
         return Volume(round(options.articles * PASSAGES_PER_ARTICLE), ARTICLE_CHARACTERS, ARTICLE_TOKENS)
-    corpus = options.steps_options(CorpusOptions)
-    parts = split_sources(check_corpus(corpus), SAMPLED_BYTES)
+    check_passage_tokens(options)
+    parts = split_sources(find_sources(options.corpus), SAMPLED_BYTES)
     chosen = parts[:: math.ceil(len(parts) / SAMPLED_PARTS)] if parts else []
     sections = [section for part in chosen for piece in part for section in read_articles(**piece)]
     if not sections:
         raise InputError(f"{', '.join(options.corpus)}: no article in the parts that were tried; pass --articles")
     cut = sections[:: math.ceil(len(sections) / SAMPLED_SECTIONS)]
     tokenizer = load_tokenizer(options.embedder)
-    splitter = Splitter(tokenizer, options.passage_tokens, corpus.passage_overlap)
+    splitter = Splitter(tokenizer, options.passage_tokens, options.passage_overlap)
     passages = [
         (section["title"], section["section"], text)
         for section in cut
@@ -119,7 +102,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
 def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     """Return a row with the number of passages and the size of each stored part in gigabytes (10^9 bytes)."""
     dimension = vector_size(options.embedder) or read_about(options.embedder, "config.json")["hidden_size"]
-    fixed, each = faiss_bytes(options.steps_options(IndexOptions), dimension)
+    fixed, each = faiss_bytes(options.factory, dimension)
     sizes = {
         "passages": PASSAGE_BYTES * volume.characters * volume.passages,
         "vectors": dimension * np.dtype(options.vector_type).itemsize * volume.passages,
@@ -131,7 +114,7 @@ def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     }
 
 
-def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
+def faiss_bytes(factory: str, dimension: int) -> tuple[int, float]:
     """Return the bytes of a shard's FAISS file without vectors, and the bytes that each vector adds.
 
     Both are measured on a small index of that kind with one list and random vectors; then the bytes of the other lists'
@@ -143,12 +126,11 @@ def faiss_bytes(options: IndexOptions, dimension: int) -> tuple[int, float]:
     import faiss
 
     faiss.omp_set_num_threads(1)
-    empty_index(options, dimension)
-    lists = [int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] for number, unit in LISTS.findall(options.factory)]
+    empty_index(factory, dimension)
+    lists = [int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] for number, unit in LISTS.findall(factory)]
     # A random rotation has the size of a learnt one and needs no training.
-    options.factory = re.sub(r"OPQ\d+(?:_(\d+))?", lambda found: f"RR{found[1] or ''}", options.factory)
-    options.factory = LISTS.sub("IVF1", options.factory)
-    index = inner = empty_index(options, dimension)
+    factory = LISTS.sub("IVF1", re.sub(r"OPQ\d+(?:_(\d+))?", lambda found: f"RR{found[1] or ''}", factory))
+    index = inner = empty_index(factory, dimension)
     vectors = np.random.default_rng(0).standard_normal((1024, dimension)).astype(np.float32)
     if isinstance(index, faiss.IndexPreTransform):
         inner, turned = faiss.downcast_index(index.index), vectors

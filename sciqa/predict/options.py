@@ -10,8 +10,9 @@ from sciqa.core.model_files import local_path, short_name
 from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
 from sciqa.exam.questions import ExamOptions
-from sciqa.models.prompt_format import Completion, Engine, Normalise, Precision, Prompt
-from sciqa.retrieval.options import EmbedOptions
+from sciqa.models.options import PrecisionOptions
+from sciqa.models.prompt_format import Completion, Engine, Normalise, Prompt
+from sciqa.retrieval.options import ContextsFolderOptions, EmbedOptions
 
 Doubt = Literal["margin", "entropy"]
 ReaderName = Literal["open-book", "closed-book", "retrieval", "overlap", "overlap-gold", "longest", "majority"]
@@ -20,15 +21,11 @@ CONTEXTLESS = ("closed-book", "longest", "majority")
 
 
 @dataclass(kw_only=True)
-class ModelOptions(RunOptions):
-    """Options of the reader model."""
+class ReaderModelOptions(PrecisionOptions):
+    """The reader model, and how it scores options."""
 
-    model: str = "SmolLM2-135M-Instruct"
-    """Reader model: the packaged one, a local folder (fine-tuned or not), a .gguf file or a hub id."""
     adapter: str | None = None
     """Adapter for the model, written by `sciqa finetune` (OUTPUT/trained/NAME) or peft."""
-    precision: Precision = "auto"
-    """Data type of the weights; `auto` is 16 bits where the hardware supports them."""
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
     prompt: Literal["auto", Prompt] = "auto"
@@ -41,35 +38,12 @@ class ModelOptions(RunOptions):
     """Average the probabilities over this many rotations of the options; only for prompts that list them (letters)."""
     tokens_per_batch: int = 2048
     """Tokens per batch of a worker, padding included."""
-    engine: Engine = "torch"
-    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`)."""
-    stream: bool = False
-    """Load the model layer by layer, for causal models larger than memory; does not support adapters."""
-    stream_questions: int = 1024
-    """Questions per pass through a streamed model, in whole shards; each pass reads all weights once."""
-    stream_memory: int = 1_000_000_000
-    """Bytes of hidden states that a worker keeps in memory; larger ones go to a file in its TMPDIR."""
 
     def __post_init__(self) -> None:
         """Make local paths absolute and check the values."""
         super().__post_init__()
-        self.model = local_path(self.model)
         self.adapter = self.adapter and local_path(self.adapter)
-        self.at_least(1, "tokens_per_batch", "rotations", "stream_questions")
-        self.at_least(0, "stream_memory")
-        for name in ("adapter", "nf4", "stream"):
-            if self.engine == "vllm" and getattr(self, name):
-                raise InputError(
-                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
-                    "(`sciqa merge` makes one model of a base and its adapter)"
-                )
-        if self.stream and self.adapter:
-            raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
-        if self.stream and self.nf4:
-            raise InputError(
-                "--stream: computes with weights as they are stored; leave --nf4 out, or pass a model that "
-                "bitsandbytes has stored in 4 bits"
-            )
+        self.at_least(1, "tokens_per_batch", "rotations")
 
     def reader_arguments(self, device: Device, threads: int) -> dict:
         """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""
@@ -88,11 +62,42 @@ class ModelOptions(RunOptions):
 
 
 @dataclass(kw_only=True)
-class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
+class EngineOptions(ReaderModelOptions):
+    """What runs the reader model on a cluster: PyTorch, layer by layer or not, or vLLM."""
+
+    engine: Engine = "torch"
+    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`)."""
+    stream: bool = False
+    """Load the model layer by layer, for causal models larger than memory; does not support adapters."""
+    stream_questions: int = 1024
+    """Questions per pass through a streamed model, in whole shards; each pass reads all weights once."""
+    stream_memory: int = 1_000_000_000
+    """Bytes of hidden states that a worker keeps in memory; larger ones go to a file in its TMPDIR."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        self.at_least(1, "stream_questions")
+        self.at_least(0, "stream_memory")
+        for name in ("adapter", "nf4", "stream"):
+            if self.engine == "vllm" and getattr(self, name):
+                raise InputError(
+                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
+                    "(`sciqa merge` makes one model of a base and its adapter)"
+                )
+        if self.stream and self.adapter:
+            raise InputError("--stream: reads no adapters; make one model of it and its base by `sciqa merge` first")
+        if self.stream and self.nf4:
+            raise InputError(
+                "--stream: computes with weights as they are stored; leave --nf4 out, or pass a model that "
+                "bitsandbytes has stored in 4 bits"
+            )
+
+
+@dataclass(kw_only=True)
+class PredictOptions(EngineOptions, ContextsFolderOptions, EmbedOptions, ExamOptions, RunOptions):
     """Options of the `predict` step."""
 
-    contexts: str = ""
-    """Folder of the contexts table; by default OUTPUT/contexts."""
     reader: ReaderName = "open-book"
     """`open-book`: the model with the context; `closed-book`: without; `retrieval`: similarity to passages only.
     Shallow baselines: `overlap` ranks by the share of an option's words in the context, `overlap-gold` in the passages
@@ -116,7 +121,6 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     def __post_init__(self) -> None:
         """Fill in the defaults and check the values."""
         super().__post_init__()
-        self.fill_folder("contexts", "contexts")
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
         own = self.adapter or self.model
         packaged = own in PACKAGED or not self.has_model

@@ -32,7 +32,7 @@ from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
 from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_sources, write_answers
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
-from sciqa.predict.options import Doubt, ModelOptions, PredictOptions
+from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
 from sciqa.predict.results import metrics_path, write_results
 from sciqa.predict.streamed_passes import report_passes, split_passes
 from sciqa.predict.vllm import Shards, answer_requests, check_engine
@@ -95,14 +95,19 @@ def answers_path(output: str, name: str) -> str:
     return storage.join(output, "answers", name)
 
 
-def check_reader(options: ModelOptions) -> None:
-    """Raise `InputError` unless the model exists and can rank options, and the adapter belongs to it."""
-    _check_extras(options)
+def check_model(options: PredictOptions) -> None:
+    """Raise `InputError` unless the chosen engine can run the model, or as `check_reader` does."""
     if options.engine == "vllm":
         check_engine(options)
-    family = model_family(options.model)
     if options.stream:
         check_streamed(options.model)
+    check_reader(options)
+
+
+def check_reader(options: ReaderModelOptions) -> None:
+    """Raise `InputError` unless the model exists and can rank options, and the adapter belongs to it."""
+    _check_extras(options)
+    family = model_family(options.model)
     if options.adapter:
         if said := check_base(options.adapter, options.model):
             console.print(said, markup=False, soft_wrap=True)
@@ -120,7 +125,7 @@ def check_reader(options: ModelOptions) -> None:
         )
 
 
-def _check_extras(options: ModelOptions) -> None:
+def _check_extras(options: ReaderModelOptions) -> None:
     stored = read_about(options.model, "config.json").get("quantization_config") or {}
     if options.adapter:
         require("train", "--adapter")
@@ -146,7 +151,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
-    check_reader(options)
+    check_model(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
     given = ("prompt", "completion", "normalise", "rotations", "engine")

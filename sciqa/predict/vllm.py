@@ -26,7 +26,7 @@ from sciqa.predict.answers import Scored, Turn, mean_turns, read_sources, write_
 
 if TYPE_CHECKING:
     from sciqa.models.scorer import Encoded
-    from sciqa.predict.options import ModelOptions, PredictOptions
+    from sciqa.predict.options import PredictOptions
     from sciqa.predict.work import Work
 
 #: Placeholder for an option of which a request asks for no token.
@@ -39,7 +39,7 @@ SEQUENCES = 256
 CPU_CACHE = 4 << 30
 
 
-def check_engine(options: "ModelOptions") -> None:
+def check_engine(options: "PredictOptions") -> None:
     """Connect to Ray; raise `InputError` unless vLLM is installed, supports the model and the chosen device."""
     model = options.model
     require("vllm", "--engine vllm")

@@ -14,7 +14,7 @@ from sciqa import __version__
 from sciqa.audit.table import contamination_mark, contamination_summary, read_audit, slice_scores
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.options import Summary
+from sciqa.core.options import RunOptions, Summary
 from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
@@ -26,7 +26,7 @@ ASKED = ("id", "prompt", "answer", "slices", "contamination")
 
 
 @dataclass(kw_only=True)
-class ReportOptions(ExamOptions):
+class ReportOptions(ExamOptions, RunOptions):
     """Options of the `report` step."""
 
     show: str | None = None

@@ -3,23 +3,22 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import cluster, progress, storage, tables
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, load_tokenizer, weight_bytes
+from sciqa.core.model_files import find_model, load_tokenizer
 from sciqa.core.options import Summary
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam, open_exam
+from sciqa.exam.questions import Exam, open_exam, open_questions
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_index, index_identity, read_index_manifest
-from sciqa.retrieval.options import FindOptions, RetrieveOptions
-from sciqa.retrieval.queries import Finder, query_texts
+from sciqa.retrieval.index import check_embedder, check_index, index_identity, read_index_manifest
+from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
+from sciqa.retrieval.queries import Finder, query_texts, run_workers
 from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedder
 from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
@@ -43,9 +42,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-#: Embedding fewer questions than this takes less time than starting a worker for them.
-QUESTIONS_PER_WORKER = 1024
-
 
 def retrieve(options: RetrieveOptions) -> Summary:
     """Write the contexts table: `id`, `passages` (best first, with scores), `context` and `evidence` of every question.
@@ -55,12 +51,27 @@ def retrieve(options: RetrieveOptions) -> Summary:
     Raises:
         InputError: a bad exam, no index, an index of another embedding model, or one whose files were changed.
     """
-    started = time.monotonic()
     exam = open_exam(options, write=False)
+    if options.context != "given":
+        check_index(options)
+    return find_contexts(options, exam, options.contexts, options.evidence)
+
+
+def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool) -> Summary:
+    """Write the contexts table of an exam; see `retrieve`.
+
+    Args:
+        options: how passages are found, and what is read with a question.
+        exam: exam, whose table is written if it is missing.
+        folder: folder of the contexts table.
+        evidence: also find the evidence for each option.
+    """
+    started = time.monotonic()
     if options.context == "given":
-        with lock(options.contexts):
-            made = f"{_give_contexts(options, exam):,} questions have contexts of their own, nothing is looked up"
-        return Summary("retrieve", options.contexts, made, time.monotonic() - started)
+        with lock(folder):
+            given = _give_contexts(options, exam, folder)
+        made = f"{given:,} questions have contexts of their own, nothing is looked up"
+        return Summary("retrieve", folder, made, time.monotonic() - started)
     check_finding(options)
     index = read_index_manifest(options.index)
     inputs = {
@@ -68,50 +79,57 @@ def retrieve(options: RetrieveOptions) -> Summary:
         "exam": exam.sha256,
         "index": index_identity(index),
         "prefix": options.prefix("query"),
-        **{name: getattr(options, name) for name in (*FindOptions.__annotations__, "evidence")},
+        **options.finding(),
+        "evidence": evidence,
         "rerank": find_model(options.rerank).revision if options.rerank else None,
     }
-    with lock(options.contexts):
-        manifest, kept = _fill(options, exam, index, inputs)
+    with lock(folder):
+        manifest, kept = _fill(options, exam, folder, index, inputs)
     made = f"contexts of {exam.questions:,} questions"
     if manifest["recall"] is not None:
         made += f"; gold article among the first {options.top_k} for {manifest['recall']:.1%}"
     made += ", kept" * kept
-    return Summary("retrieve", options.contexts, made, time.monotonic() - started, manifest)
+    return Summary("retrieve", folder, made, time.monotonic() - started, manifest)
 
 
-def _give_contexts(options: RetrieveOptions, exam: Exam) -> int:
+def _give_contexts(options: FindOptions, exam: Exam, folder: str) -> int:
     """Write the contexts that the exam itself gives as a contexts table; return how many questions have one."""
     inputs = {"format": CONTEXTS_FORMAT, "exam": exam.sha256, "context": "given"}
-    begun = tables.begin_table(options.contexts, inputs, {}, exam.shard_questions, options.overwrite)
-    exam, given = replace(open_exam(options), shard_questions=begun.rows or exam.shard_questions), 0
+    begun = tables.begin_table(folder, inputs, {}, exam.shard_questions, options.overwrite)
+    exam, given = _write_exam(options, exam, begun.rows), 0
     for part in range(exam.shards):
         questions = exam.read_shard(part)
         given += sum(bool(question["context"]) for question in questions)
         if begun.whole:
             continue
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
-        storage.write_table(tables.part_path(options.contexts, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
+        storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
     if not begun.whole:
-        tables.finish_table(options.contexts, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
+        tables.finish_table(folder, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
 
 
-def _fill(options: RetrieveOptions, exam: Exam, index: dict, inputs: dict) -> tuple[dict, bool]:
+def _write_exam(options: FindOptions, exam: Exam, rows: int | None) -> Exam:
+    """Write the exam's table if it is missing; return the exam with the rows per shard of a table begun earlier."""
+    exam = open_questions(options, exam.name, exam.path, exam.shard_questions)
+    return replace(exam, shard_questions=rows or exam.shard_questions)
+
+
+def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: dict) -> tuple[dict, bool]:
     """Complete the contexts table; return its manifest, and whether it was already complete."""
     defaults = tables.defaults_of(RetrieveOptions)
-    begun = tables.begin_table(options.contexts, inputs, defaults, exam.shard_questions, options.overwrite)
+    begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
-        return tables.read_manifest(options.contexts, "retrieve"), True
-    open_exam(options)
-    exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
-    table = QuestionTable(options.contexts, exam.shard_questions)
+        return tables.read_manifest(folder, "retrieve"), True
+    exam = _write_exam(options, exam, begun.rows)
+    table = QuestionTable(folder, exam.shard_questions)
     finished = [part for part in range(exam.shards) if tables.part_name(part) in begun.names]
     rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
     missing = sorted(set(range(exam.shards)) - set(finished))
-    rows.extend(run_workers(FindContexts, exam, options, index, missing))
+    more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
+    rows.extend(run_workers(FindContexts, exam, options, index, missing, **more))
     manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
-    tables.finish_table(options.contexts, manifest)
+    tables.finish_table(folder, manifest)
     return manifest, False
 
 
@@ -142,14 +160,14 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
-def check_finding(options: FindOptions, replaced: bool = False) -> None:
+def check_finding(options: SearchOptions, replaced: bool = False) -> None:
     """Raise `InputError` if the index was built or begun with another model, or `--rerank` names no model for it.
 
     Args:
         options: options of the index and of the reranker.
         replaced: whether an index of another model may be replaced, so that it is no error.
     """
-    check_index(options, replaced)
+    check_embedder(options, replaced)
     if options.rerank:
         check_reranker(options.rerank)
 
@@ -159,41 +177,27 @@ def _manifest(exam: Exam, rows: list[dict]) -> dict:
     return {"questions": exam.questions, "recall": sum(row["found"] for row in rows) / gold if gold else None}
 
 
-def run_workers(worker: type, exam: Exam, options: RetrieveOptions, index: dict, parts: list[int]) -> Iterator[dict]:
-    """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions.
-
-    The search actors end with the stage: Python may keep its last reference to them for long, and a later stage could
-    wait for their CPUs for ever.
-    """
-    if not parts:
-        return
-    cluster.connect(options)
-    most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
-    workers = cluster.num_workers(options, most)
-    groups = ShardedIndex(
-        options.index,
-        index,
-        min(len(index["shards"]), cluster.cluster_cpus()),
-        parameters=options.search_parameters,
-        candidates=options.candidates,
-    )
-    try:
-        groups.check()
-        arguments = {"exam": exam, "options": options, "index": groups, "embed": options.embed_arguments(workers)}
-        pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
-        rows = cluster.dataset_of_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
-        yield from progress.rows_with_progress(
-            rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
-        )
-    finally:
-        groups.close()
-
-
 class FindContexts(Finder):
-    """Ray Data worker that writes the contexts of one shard of questions at a time."""
+    """Ray Data worker that writes the contexts of one shard of questions at a time.
 
-    def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
+    Attributes:
+        context: form of the contexts.
+        folder: folder of the contexts table; only `find` needs none.
+        evidence: whether evidence is found too.
+    """
+
+    def __init__(
+        self,
+        exam: Exam | None,
+        options: SearchOptions,
+        index: ShardedIndex | LocalIndex,
+        embed: dict,
+        context: ContextOptions,
+        folder: str = "",
+        evidence: bool = False,
+    ) -> None:
         super().__init__(exam, options, index, embed)
+        self.context, self.folder, self.evidence = context, folder, evidence
         self.judge: Reranker | Finder | None = None
         if options.rerank and is_embedder(options.rerank):
             own = replace(options, embedder=options.rerank, query_prefix=None, passage_prefix=None)
@@ -207,12 +211,12 @@ class FindContexts(Finder):
         """Write the shard of the contexts table with the number `row["part"]`."""
         questions = self.read(row["part"])
         contexts = self.find(questions)
-        if cast("RetrieveOptions", self.options).evidence:
+        if self.evidence:
             read = [context["read"] for context in contexts]
             for context, evidence in zip(contexts, find_evidence(questions, read, self.embed), strict=True):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
-        storage.write_table(tables.part_path(cast("RetrieveOptions", self.options).contexts, row["part"]), table)
+        storage.write_table(tables.part_path(self.folder, row["part"]), table)
         notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, Finder) else [])
         return _count(questions, contexts) | {"notes": notes}
 
@@ -228,8 +232,8 @@ class FindContexts(Finder):
         if options.rerank:
             found = self._judge(found)
         found = [passages[: options.top_k] for passages in found]
-        read = [passages[: options.context_passages] for passages in found]
-        if options.context_sentences or options.context_tokens:
+        read = [passages[: self.context.context_passages] for passages in found]
+        if self.context.context_sentences or options.context_tokens:
             read = self._sentences(read)
         return [
             {"id": question["id"], "passages": passages, "context": context_text(question, chosen), "read": chosen}
@@ -296,9 +300,9 @@ class FindContexts(Finder):
             own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)
             nearness = (own * query).sum(axis=1)  # not a matrix product, which may sum each row in another order
             first += len(several)
-            nearest = np.argsort(-nearness, kind="stable")[: self.options.context_sentences]
+            nearest = np.argsort(-nearness, kind="stable")[: self.context.context_sentences]
             order = self._within_budget(several, nearest.tolist())
-            if self.options.context_order == "text":
+            if self.context.context_order == "text":
                 order = sorted(order)
             chosen.append(_join([several[number] for number in order]))
         return chosen

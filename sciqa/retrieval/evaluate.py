@@ -11,10 +11,10 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
 from sciqa.exam.questions import open_exam
-from sciqa.retrieval.contexts import retrieve, run_workers
+from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.index import check_index, read_index_manifest
 from sciqa.retrieval.options import Query, RetrieveOptions
-from sciqa.retrieval.queries import Finder
+from sciqa.retrieval.queries import Finder, run_workers
 from sciqa.retrieval.search import fuse_hits
 
 #: Combinations of queries (dense, BM25) to measure; the rankings of a combination are fused.

@@ -10,7 +10,7 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, vector_size, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
-from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexOptions
+from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
 from sciqa.retrieval.shard_files import EmbedShard, empty_index, shard_key, train_index, write_index
 
 MANIFEST = "manifest.json"
@@ -159,10 +159,17 @@ def options_of_index(options: IndexOptions) -> IndexOptions:
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
-    """Raise `InputError` if the index was built or begun with another model, or FAISS rejects the factory.
+    """Raise `InputError` as `check_embedder` does, or if FAISS rejects the factory."""
+    check_embedder(options, replaced)
+    if options.factory != "Flat" and (dimension := vector_size(options.embedder)):
+        empty_index(options.factory, dimension, options.metric)
+
+
+def check_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
+    """Raise `InputError` if the index was built or begun with another embedding model.
 
     Args:
-        options: options of the index.
+        options: folder of the index, and the model.
         replaced: whether an index of another model may be replaced, so that it is no error.
     """
     for name in (MANIFEST, "model.json"):
@@ -179,8 +186,6 @@ def check_index(options: IndexOptions, replaced: bool = False) -> None:
                     "configuration, tokenizer, pooling); pass that model as --embedder, another folder as --index, "
                     "or --overwrite to build it anew"
                 )
-    if options.factory != "Flat" and (dimension := vector_size(options.embedder)):
-        empty_index(options, dimension)
 
 
 def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict | None:
@@ -231,7 +236,7 @@ def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> 
     """
     digest = ""
     dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
-    if options.factory != "Flat" and not empty_index(options, dimension).is_trained:
+    if options.factory != "Flat" and not empty_index(options.factory, dimension, options.metric).is_trained:
         rows = cluster.dataset_of_parts([shards]).map(
             train_index, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
         )

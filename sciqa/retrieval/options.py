@@ -8,8 +8,9 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.extras import missing, require
 from sciqa.core.model_files import find_model, local_path, read_about
-from sciqa.core.options import RunOptions
-from sciqa.exam.questions import ExamOptions
+from sciqa.core.options import DeviceOptions, Options, OutputOptions, RunOptions
+from sciqa.corpus.options import EmbeddingModelOptions, PassagesOptions
+from sciqa.exam.questions import ExamOptions, QuestionOptions
 from sciqa.retrieval.embedder import Backend
 
 #: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
@@ -23,11 +24,9 @@ Query = Literal["prompt", "whole", "mean", "options"]
 
 
 @dataclass(kw_only=True)
-class EmbedOptions(RunOptions):
-    """Options of the embedding model."""
+class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
+    """How the embedding model is run."""
 
-    embedder: str = "all-MiniLM-L6-v2"
-    """Sentence-transformers model: the packaged one, a local folder or a hub id."""
     embed_backend: Backend = "auto"
     """`auto` uses OpenVINO on a CPU if it is installed (`sciqa[openvino]`), otherwise PyTorch."""
     query_prefix: str | None = None
@@ -36,9 +35,8 @@ class EmbedOptions(RunOptions):
     """Text before every passage; by default the prompt for passages or documents in the model's configuration."""
 
     def __post_init__(self) -> None:
-        """Make the path of a local embedder absolute."""
+        """Check that the backend is installed."""
         super().__post_init__()
-        self.embedder = local_path(self.embedder)
         if self.embed_backend == "openvino":
             require("openvino", "--embed-backend openvino")
 
@@ -63,28 +61,41 @@ class EmbedOptions(RunOptions):
 
 
 @dataclass(kw_only=True)
-class IndexOptions(EmbedOptions):
-    """Options of the `index` step."""
+class IndexFolderOptions(EmbedOptions, OutputOptions):
+    """Where the index is, and the embedding model that it is built with."""
 
-    passages: str = ""
-    """Folder of the passages table; by default OUTPUT/passages."""
     index: str = ""
     """Folder of the index; by default OUTPUT/index."""
+
+    def __post_init__(self) -> None:
+        """Fill the default folder."""
+        super().__post_init__()
+        self.fill_folder("index", "index")
+
+
+@dataclass(kw_only=True)
+class StoredVectorsOptions(Options):
+    """How an index stores vectors."""
+
     factory: str = "Flat"
     """FAISS factory string of every shard. Flat is exact; IVF1024,Flat, OPQ48,IVF1024,PQ48, HNSW32 and others are
     approximate, so their candidates are scored again with the stored vectors."""
-    metric: Literal["inner-product", "l2"] = "inner-product"
-    """Similarity measure; vectors have length 1, so both give the same ranking."""
     vector_type: Literal["float32", "float16"] = "float32"
     """Type of the stored vectors."""
+
+
+@dataclass(kw_only=True)
+class IndexOptions(StoredVectorsOptions, IndexFolderOptions, PassagesOptions, RunOptions):
+    """Options of the `index` step."""
+
+    metric: Literal["inner-product", "l2"] = "inner-product"
+    """Similarity measure; vectors have length 1, so both give the same ranking."""
     train_vectors: int = 100_000
     """Maximum vectors to train a factory on, once for all shards, if it needs training."""
 
     def __post_init__(self) -> None:
-        """Fill the default folders and check the numbers."""
+        """Check the numbers."""
         super().__post_init__()
-        self.fill_folder("passages", "passages")
-        self.fill_folder("index", "index")
         self.at_least(1, "train_vectors")
 
     def embedding(self) -> dict:
@@ -105,8 +116,8 @@ class IndexOptions(EmbedOptions):
 
 
 @dataclass(kw_only=True)
-class FindOptions(IndexOptions):
-    """Options of finding passages and turning them into a context."""
+class SearchOptions(IndexFolderOptions):
+    """How passages are found."""
 
     dense: tuple[Query, ...] = ("mean",)
     """Queries by vector: `prompt`, `whole` (with all options), their `mean`, `options` (with each option)."""
@@ -125,36 +136,82 @@ class FindOptions(IndexOptions):
     """Number of passages that are reranked."""
     top_k: int = 5
     """Number of passages kept for each question, best first."""
-    context_passages: int = 1
-    """Number of the kept passages that form the context for the reader."""
-    context_sentences: int | None = None
-    """Build the context from this many sentences of these passages instead, those nearest to the question."""
     context_tokens: int | None = None
-    """Maximum tokens (of the embedder's tokenizer) of these sentences."""
-    context_order: Literal["text", "nearest"] = "text"
-    """Order of the sentences: as in the passages, or the nearest first."""
+    """Build the context from sentences of the passages, with at most this many tokens of the embedder's tokenizer."""
 
     def __post_init__(self) -> None:
         """Make the path of a local reranker absolute and check the numbers."""
         super().__post_init__()
         self.rerank = self.rerank and local_path(self.rerank)
-        self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_sentences", "context_tokens")
-        if not 1 <= self.context_passages <= self.top_k:
-            raise InputError(f"--context-passages: {self.context_passages} given, 1 to --top-k ({self.top_k}) expected")
+        self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_tokens")
         if not self.dense and not self.words:
             raise InputError("--dense: none given and no --words, at least one query of either expected")
 
+    def check_context(self, passages: int) -> None:
+        """Raise `InputError` unless as many passages are kept as the context takes."""
+        if not 1 <= passages <= self.top_k:
+            raise InputError(f"--context-passages: {passages} given, 1 to --top-k ({self.top_k}) expected")
+
 
 @dataclass(kw_only=True)
-class RetrieveOptions(ExamOptions, FindOptions):
-    """Options of the `retrieve` step."""
+class ContextSizeOptions(Options):
+    """The size of a context."""
+
+    context_passages: int = 1
+    """Number of the kept passages that form the context for the reader."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        self.at_least(1, "context_passages")
+
+
+@dataclass(kw_only=True)
+class ContextOptions(ContextSizeOptions):
+    """The form of a context."""
+
+    context_sentences: int | None = None
+    """Build the context from this many sentences of these passages instead, those nearest to the question."""
+    context_order: Literal["text", "nearest"] = "text"
+    """Order of the sentences: as in the passages, or the nearest first."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        self.at_least(1, "context_sentences")
+
+
+@dataclass(kw_only=True)
+class FindOptions(ContextOptions, SearchOptions, QuestionOptions, RunOptions):
+    """How the contexts of questions are found on a cluster."""
+
+    def __post_init__(self) -> None:
+        """Check that as many passages are kept as the context takes."""
+        super().__post_init__()
+        self.check_context(self.context_passages)
+
+    def finding(self) -> dict:
+        """Return the options that determine the contexts, besides index and questions."""
+        groups = (SearchOptions, ContextSizeOptions, ContextOptions)
+        return {name: getattr(self, name) for group in groups for name in group.__annotations__}
+
+
+@dataclass(kw_only=True)
+class ContextsFolderOptions(OutputOptions):
+    """Where the contexts are."""
 
     contexts: str = ""
     """Folder of the contexts table; by default OUTPUT/contexts."""
-    evidence: bool = True
-    """Also find for each option the sentence of the context that decides on it, and the clause in it."""
 
     def __post_init__(self) -> None:
         """Fill the default folder."""
         super().__post_init__()
         self.fill_folder("contexts", "contexts")
+
+
+@dataclass(kw_only=True)
+class RetrieveOptions(ContextsFolderOptions, IndexOptions, FindOptions, ExamOptions):
+    """Options of the `retrieve` step."""
+
+    evidence: bool = True
+    """Also find for each option the sentence of the context that decides on it, and the clause in it."""

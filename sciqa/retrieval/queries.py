@@ -1,15 +1,20 @@
-"""Build the queries of questions, dense and BM25, and rank passages by them."""
+"""Build the queries of questions, dense and BM25, and rank passages by them, here or in workers on a cluster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
+from sciqa.core import cluster, progress
+from sciqa.core.model_files import weight_bytes
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
-from sciqa.retrieval.options import FindOptions, Query
+from sciqa.retrieval.options import FindOptions, Query, SearchOptions
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
+
+#: Embedding fewer questions than this takes less time than starting a worker for them.
+QUESTIONS_PER_WORKER = 1024
 
 
 def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
@@ -50,7 +55,9 @@ def rank_questions(texts: list[str | None], rank: Callable[[np.ndarray], Hits], 
 class Finder:
     """Ray Data worker that finds the passages of one shard of questions at a time."""
 
-    def __init__(self, exam: Exam | None, options: FindOptions, index: ShardedIndex | LocalIndex, embed: dict) -> None:
+    def __init__(
+        self, exam: Exam | None, options: SearchOptions, index: ShardedIndex | LocalIndex, embed: dict
+    ) -> None:
         self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
         self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
@@ -111,3 +118,38 @@ class Finder:
 
     def _worded(self, texts: list[str | None], k: int, asking: np.ndarray) -> Hits:
         return self.index.search_words([texts[number] or "" for number in asking], k)
+
+
+def run_workers(
+    worker: type, exam: Exam, options: FindOptions, index: dict, parts: list[int], **more: object
+) -> Iterator[dict]:
+    """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions.
+
+    `more` are further arguments of the workers.
+
+    The search actors end with the stage: Python may keep its last reference to them for long, and a later stage could
+    wait for their CPUs for ever.
+    """
+    if not parts:
+        return
+    cluster.connect(options)
+    most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
+    workers = cluster.num_workers(options, most)
+    groups = ShardedIndex(
+        options.index,
+        index,
+        min(len(index["shards"]), cluster.cluster_cpus()),
+        parameters=options.search_parameters,
+        candidates=options.candidates,
+    )
+    try:
+        groups.check()
+        embed = options.embed_arguments(workers)
+        arguments = {"exam": exam, "options": options, "index": groups, "embed": embed} | more
+        pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
+        rows = cluster.dataset_of_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
+        yield from progress.rows_with_progress(
+            rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
+        )
+    finally:
+        groups.close()

@@ -87,7 +87,7 @@ def train_index(row: dict, options: IndexOptions) -> dict:
     step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
     taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step].copy() for shard in shards]
     sample = np.concatenate(taken).astype(np.float32)
-    index = empty_index(options, sample.shape[1])
+    index = empty_index(options.factory, sample.shape[1], options.metric)
     try:
         index.train(sample)
     except RuntimeError as error:
@@ -116,7 +116,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
         data = storage.read_bytes(storage.join(options.index, "trained.faiss"))
         index: faiss.Index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     else:
-        index = empty_index(options, vectors.shape[1])
+        index = empty_index(options.factory, vectors.shape[1], options.metric)
     for start in range(0, len(vectors), ADDED):
         index.add(vectors[start : start + ADDED].astype(np.float32))
     digests = {
@@ -133,17 +133,17 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     return {"record": record}
 
 
-def empty_index(options: IndexOptions, dimension: int) -> "faiss.Index":
+def empty_index(factory: str, dimension: int, metric: str = "inner-product") -> "faiss.Index":
     """Return an empty FAISS index made from the factory string."""
     import faiss
 
-    metric = faiss.METRIC_INNER_PRODUCT if options.metric == "inner-product" else faiss.METRIC_L2
+    measure = faiss.METRIC_INNER_PRODUCT if metric == "inner-product" else faiss.METRIC_L2
     try:
-        return faiss.index_factory(dimension, options.factory, metric)
+        return faiss.index_factory(dimension, factory, measure)
     except RuntimeError as error:
         reason = str(error).rpartition("Error: ")[2].strip()
         raise InputError(
-            f"--factory {options.factory}: FAISS makes no index of {dimension} dimensions from it ({reason})"
+            f"--factory {factory}: FAISS makes no index of {dimension} dimensions from it ({reason})"
         ) from error
 
 

@@ -15,9 +15,10 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, is_static, local_path
-from sciqa.core.options import Summary, check_name
+from sciqa.core.options import SeedOptions, Summary, WriteOptions, check_name
 from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.options import PassagesOptions
 from sciqa.corpus.passages import PASSAGES_FORMAT
 
 if TYPE_CHECKING:
@@ -35,13 +36,9 @@ WEIGHTS = "model.safetensors"
 
 
 @dataclass(kw_only=True)
-class EmbedderOptions:
+class EmbedderOptions(SeedOptions, PassagesOptions, WriteOptions):
     """Options of the `embedder` step."""
 
-    output: str = "sciqa-run"
-    """Folder (or URI such as s3://bucket/run) of the run."""
-    overwrite: bool = False
-    """Replace an embedder of that name that was made from other inputs."""
     method: Literal["distil", "skip-gram", "cbow"] = "distil"
     """`distil` takes the vectors of its tokens from a sentence-transformers model (model2vec); `skip-gram` and `cbow`
     train vectors of words on the passages of the run (word2vec, by gensim)."""
@@ -53,8 +50,6 @@ class EmbedderOptions:
     """A token of probability p weighs sif / (sif + p); smaller values give frequent tokens less weight."""
     teacher: str = "all-MiniLM-L6-v2"
     """Model to distil: the packaged one, a local folder or a hub id."""
-    passages: str | None = None
-    """Folder of the passages table to train on; by default OUTPUT/passages."""
     window: int = 5
     """Maximum distance of two words that are trained together."""
     min_count: int = 2
@@ -63,20 +58,16 @@ class EmbedderOptions:
     """Words of a higher share of all words are skipped at random in training, the more the more frequent they are."""
     epochs: int = 20
     """Passes over the passages."""
-    seed: int = 0
-    """Seed of the first vectors and of what is drawn at random."""
     threads: int = 1
     """Threads that train; with more than one, every run gives other vectors."""
 
     def __post_init__(self) -> None:
         """Fill the defaults and check the values."""
+        super().__post_init__()
         self.name = self.method if self.name is None else self.name
         check_name(self.name)
-        self.output, self.teacher = storage.absolute(self.output), local_path(self.teacher)
-        self.passages = storage.absolute(self.passages or storage.join(self.output, "passages"))
-        for name in ("vector_size", "window", "min_count", "epochs", "threads"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {value} given, at least 1 expected")
+        self.teacher = local_path(self.teacher)
+        self.at_least(1, "vector_size", "window", "min_count", "epochs", "threads")
         if not 0 < self.sif < 1:
             raise InputError(f"--sif: {self.sif} given, more than 0 and less than 1 expected")
         if not 0 <= self.sample < 1 or self.seed < 0:
@@ -206,7 +197,7 @@ def distil(options: EmbedderOptions) -> "StaticEmbedding":
 
 def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
     """Return what a trained embedder follows from, and the function that makes it."""
-    passages = str(options.passages)
+    passages = options.passages
     shards = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)["shards"]
     paths = [storage.join(passages, f"{shard['name']}.parquet") for shard in shards]
     inputs = _inputs(options) | {"passages": tables.fingerprint([shard["content"] for shard in shards])}

@@ -5,7 +5,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import cast
 
 import pyarrow as pa
@@ -20,9 +19,9 @@ from sciqa.core.extras import require
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family, weight_bytes
 from sciqa.core.options import Summary
-from sciqa.exam.questions import Exam, ExamOptions, QuestionOptions, open_exam
+from sciqa.exam.questions import Exam, open_questions
 from sciqa.retrieval.contexts import open_contexts
-from sciqa.retrieval.options import FindOptions
+from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.examples import check_questions
 from sciqa.training.options import FinetuneOptions
 
@@ -60,7 +59,9 @@ def finetune(options: FinetuneOptions) -> Summary:
     """
     started = time.monotonic()
     check_options(options)
-    exams = {split: _open(options, split, write=False) for split in SPLITS}
+    exams = {split: open_split(options, split, write=False) for split in SPLITS}
+    for split, exam in exams.items():
+        open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
     cluster.connect(options)
     if options.optimizer == "paged-adamw" and cluster.device(options) == "cpu":
@@ -75,7 +76,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     with lock(folder):
         storage.check_writable(folder)
         for split in SPLITS:
-            _open(options, split)
+            open_split(options, split)
         if not begun:
             tables.begin_table(folder, inputs)
         manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
@@ -112,14 +113,10 @@ def check_model(options: FinetuneOptions) -> None:
     adapter.make_trainable(model, family, options.method, options.peft_fields())
 
 
-def _open(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
-    """Return the exam of a split, check that its questions have contexts, and write its table if `write`."""
-    name, contexts = getattr(options, split), getattr(options, f"{split}_contexts")
-    shared = {field.name: getattr(options, field.name) for field in fields(QuestionOptions)}
-    asked = ExamOptions(**shared | {"output": storage.join(options.output, split), "exam": name})
-    exam = open_exam(asked, write)
-    open_contexts(contexts, exam, options.context)
-    return exam
+def open_split(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
+    """Return the exam of a split, and write its table if `write`; see `sciqa.exam.questions.open_questions`."""
+    path = storage.join(options.output, split, "exam.parquet")
+    return open_questions(options, getattr(options, split), path, write=write)
 
 
 def _workers(options: FinetuneOptions) -> int:
@@ -174,7 +171,8 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
         console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
-    if changed := tables.differing_inputs(begun, inputs, tables.defaults_of(FinetuneOptions, FindOptions)):
+    defaults = tables.defaults_of(FinetuneOptions, IndexOptions, FindOptions)
+    if changed := tables.differing_inputs(begun, inputs, defaults):
         if options.overwrite:
             if not early:
                 tables.delete_table(folder)

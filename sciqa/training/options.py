@@ -7,10 +7,10 @@ import yaml
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import local_path
-from sciqa.core.options import check_name
+from sciqa.core.options import RunOptions, SeedOptions, check_name
 from sciqa.exam.questions import QuestionOptions
-from sciqa.models.prompt_format import Completion, Method, Normalise, Precision, Prompt
+from sciqa.models.options import ModelOptions, PrecisionOptions
+from sciqa.models.prompt_format import Completion, Method, Normalise, Prompt
 
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]
@@ -30,27 +30,67 @@ NO_SCALER = (
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(QuestionOptions):
-    """Options of the `finetune` step."""
+class TrainOptions(ModelOptions):
+    """What is trained on what, and the time and memory that it takes."""
 
     train: str = "train"
     """Questions to train on: packaged splits (as in train+direct-train), or files as `sciqa exam --exam` takes them."""
     validation: str = "validation"
     """Questions that select the best step: a split or a file, as for --train."""
+    method: Method = "lora"
+    """`lora`; `qlora`: LoRA on a 4-bit base model; `prompt-tuning`: a soft prompt; `full`: all weights."""
+    peft: str = "{}"
+    """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16, lora_alpha: 32, use_rslora: true}'."""
+    max_length: int | None = None
+    """Most tokens of a question; its context is cut to fit. By default the model's limit."""
+    epochs: float = 2.0
+    """Number of passes over the training questions."""
+    eval_every: int | None = None
+    """Steps between evaluations and checkpoints; by default ten of them over the run."""
+    batch_size: int = 16
+    """Questions per optimizer step, over all workers."""
+    micro_batch: int = 4
+    """Questions that a worker computes at once."""
+    zero: Literal[0, 2, 3] = 0
+    """DeepSpeed ZeRO stage: 2 shards optimizer state and gradients over the workers, 3 the parameters as well."""
+    offload: bool = False
+    """Keep in CPU memory what ZeRO shards."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        self.peft_fields()
+        self.at_least(1, "batch_size", "micro_batch", "eval_every", "max_length")
+        if self.epochs <= 0:
+            raise InputError(f"--epochs: {self.epochs} given, more than 0 expected")
+        if self.offload and not self.zero:
+            raise InputError("--offload: moves what ZeRO shards; use it with --zero 2 or 3")
+        if self.offload and self.zero == 3 and self.method == "qlora":
+            raise InputError("--offload: DeepSpeed cannot offload 4-bit parameters; use --zero 2, or --method lora")
+
+    def peft_fields(self) -> dict:
+        """Return the fields for peft's configuration."""
+        try:
+            fields = yaml.safe_load(self.peft) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"--peft: not a YAML mapping ({error})") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"--peft: {self.peft!r} given, a mapping such as '{{r: 16}}' expected")
+        return fields
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(TrainOptions, PrecisionOptions, SeedOptions, QuestionOptions, RunOptions):
+    """Options of the `finetune` step."""
+
     train_contexts: str = ""
     """Folder of the contexts of training questions; by default OUTPUT/train/contexts."""
     validation_contexts: str = ""
     """Folder of the contexts of validation questions; by default OUTPUT/validation/contexts."""
     name: str = "reader"
     """Name of the result, which is kept in OUTPUT/trained/NAME."""
-    model: str = "SmolLM2-135M-Instruct"
-    """Base model: a packaged one, a local folder, a .gguf file or a hub id; causal, multiple-choice or seq2seq."""
-    method: Method = "lora"
-    """`lora`; `qlora`: LoRA on a 4-bit base model; `prompt-tuning`: a soft prompt; `full`: all weights."""
-    peft: str = "{}"
-    """Fields of peft's LoraConfig (or PromptTuningConfig), as in '{r: 16, lora_alpha: 32, use_rslora: true}'."""
-    precision: Precision = "auto"
-    """Type of computation; `auto` is 16 bits if the hardware supports them. Trained weights are kept in float32."""
     prompt: Literal["auto", Prompt] = "auto"
     """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`."""
     completion: Completion = "text"
@@ -59,8 +99,6 @@ class FinetuneOptions(QuestionOptions):
     """Divide an option's log-likelihood by its length in tokens or characters, or not."""
     loss: Loss = "ranking"
     """`ranking`: cross-entropy over the options' scores; `completion`: likelihood of the right option alone."""
-    max_length: int | None = None
-    """Most tokens of a question; its context is cut to fit. By default the model's limit."""
     hide_gold: float = 0.0
     """Share of training questions whose gold passage (column `title`) is left out of the context."""
     min_passages: int = 0
@@ -69,14 +107,8 @@ class FinetuneOptions(QuestionOptions):
     """Most passages of a training question; 0 keeps the contexts as retrieved."""
     rotate: bool = True
     """Rotate the options of training questions, so that answers cannot depend on letters."""
-    epochs: float = 2.0
-    """Number of passes over the training questions."""
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
-    batch_size: int = 16
-    """Questions per optimizer step, over all workers."""
-    micro_batch: int = 4
-    """Questions that a worker computes at once."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -89,18 +121,8 @@ class FinetuneOptions(QuestionOptions):
     """Largest gradient norm, beyond which gradients are clipped; 0 does not clip."""
     optimizer: Optimizer = "auto"
     """`auto` is bitsandbytes' paged AdamW for QLoRA on a GPU, PyTorch's AdamW elsewhere."""
-    zero: Literal[0, 2, 3] = 0
-    """DeepSpeed ZeRO stage: 2 shards optimizer state and gradients over the workers, 3 the parameters as well."""
-    offload: bool = False
-    """Keep in CPU memory what ZeRO shards."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them."""
-    eval_every: int | None = None
-    """Steps between evaluations and checkpoints; by default ten of them over the run."""
     patience: int | None = None
     """Stop after this many evaluations without a better MAP@3."""
-    seed: int = 0
-    """Random seed of question order, dropout and new weights."""
     max_failures: int = 3
     """How often a run resumes from its last checkpoint after losing a worker."""
     mlflow: bool = False
@@ -109,14 +131,11 @@ class FinetuneOptions(QuestionOptions):
     def __post_init__(self) -> None:
         """Fill the default folders and check the numbers."""
         super().__post_init__()
-        self.model = local_path(self.model)
         self.fill_folder("train_contexts", "train", "contexts")
         self.fill_folder("validation_contexts", "validation", "contexts")
-        self.peft_fields()
-        self.at_least(1, "batch_size", "micro_batch", "steps", "eval_every", "patience", "max_length")
-        for name in ("epochs", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, more than 0 expected")
+        self.at_least(1, "steps", "patience")
+        if self.learning_rate <= 0:
+            raise InputError(f"--learning-rate: {self.learning_rate} given, more than 0 expected")
         for name in ("hide_gold", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, 0 to 1 expected")
@@ -128,26 +147,12 @@ class FinetuneOptions(QuestionOptions):
     def _check_combination(self) -> None:
         if self.loss == "completion" and self.normalise != "tokens":
             raise InputError("--loss completion: is per token; leave --normalise at tokens")
-        if self.offload and not self.zero:
-            raise InputError("--offload: moves what ZeRO shards; use it with --zero 2 or 3")
-        if self.offload and self.zero == 3 and self.method == "qlora":
-            raise InputError("--offload: DeepSpeed cannot offload 4-bit parameters; use --zero 2, or --method lora")
         if self.offload and self.optimizer == "paged-adamw":
             raise InputError("--optimizer paged-adamw: pages a state on the GPU, and --offload keeps it off; pass one")
         if self.zero and self.precision == "float16":
             raise InputError(NO_SCALER)
         if self.hide_gold and not self.max_passages:
             raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
-
-    def peft_fields(self) -> dict:
-        """Return the fields for peft's configuration."""
-        try:
-            fields = yaml.safe_load(self.peft) or {}
-        except yaml.YAMLError as error:
-            raise InputError(f"--peft: not a YAML mapping ({error})") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"--peft: {self.peft!r} given, a mapping such as '{{r: 16}}' expected")
-        return fields
 
     @property
     def folder(self) -> str:

@@ -1,0 +1,29 @@
+"""Options of a language model."""
+
+from dataclasses import dataclass
+
+from sciqa.core.model_files import local_path
+from sciqa.core.options import Options
+from sciqa.models.prompt_format import Precision
+
+
+@dataclass(kw_only=True)
+class ModelOptions(Options):
+    """The model that reads questions."""
+
+    model: str = "SmolLM2-135M-Instruct"
+    """Model: a packaged one, a local folder, a .gguf file or a hub id; causal, multiple-choice or seq2seq."""
+
+    def __post_init__(self) -> None:
+        """Make a local path absolute."""
+        super().__post_init__()
+        self.model = local_path(self.model)
+
+
+@dataclass(kw_only=True)
+class PrecisionOptions(ModelOptions):
+    """The model, and the type in which it computes."""
+
+    precision: Precision = "auto"
+    """Type of the weights and of computation; `auto` is 16 bits where the hardware supports them. Trained weights are
+    kept in float32."""
