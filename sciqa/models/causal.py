@@ -110,7 +110,7 @@ class CausalScorer(ProvedScorer):
         adapter = getattr(self.model, "active_peft_config", None)
         return adapter.num_virtual_tokens if adapter is not None and adapter.is_prompt_learning else 0
 
-    def fastest_packed_layout(self) -> BatchLayout:
+    def prove(self) -> BatchLayout:
         """See `Scorer.prove`."""
         return fastest_packed_layout(self)
 
