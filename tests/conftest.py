@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from sciqa.core import cluster as core_cluster
 from sciqa.core.cluster import connect
 from sciqa.core.options import RunOptions
 from sciqa.corpus.articles import read_articles
@@ -65,6 +67,27 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         request.getfixturevalue("s3")
         return f"s3://bucket/{tmp_path.name}"
     return f"{'file://' if request.param == 'file' else ''}{tmp_path}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[None]:
+    """A folder of Ray's own for each process of the tests, so that none finds a cluster of another one."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage in this process starts one worker where the number is not given, since each takes seconds to start."""
+    given = core_cluster.num_workers
+    monkeypatch.setattr(
+        core_cluster,
+        "num_workers",
+        lambda options, parts, **kind: (
+            1 if (options.num_workers, options.accelerator) == ("auto", "auto") else given(options, parts, **kind)
+        ),
+    )
 
 
 @pytest.fixture(scope="session")
