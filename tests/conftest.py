@@ -155,16 +155,26 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model"
 
 
-@pytest.fixture
-def indexed(tmp_path: Path, cluster: None, embedder: Path) -> dict[str, str]:
-    """Options of a run with a corpus of three articles and its index."""
+@pytest.fixture(scope="session")
+def indexed_once(tmp_path_factory: pytest.TempPathFactory, cluster: None, embedder: Path) -> Path:
+    """A folder with a corpus of three articles, an embedder, and a run that has their index; do not write to it."""
+    folder = tmp_path_factory.mktemp("indexed")
     texts = ["Helium is a noble gas. It is light.", "Iron is a metal. It rusts.", "A whale is a mammal. It swims."]
     articles = [{"title": text.split()[0], "text": text} for text in texts]
-    write_jsonl(tmp_path / "articles.jsonl", articles)
-    options = {"output": str(tmp_path / "run"), "embedder": str(shutil.copytree(embedder, tmp_path / "embedder"))}
-    build_passages(CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), shard_passages=2, **options))
+    write_jsonl(folder / "articles.jsonl", articles)
+    options = {"output": str(folder / "run"), "embedder": str(shutil.copytree(embedder, folder / "embedder"))}
+    build_passages(CorpusOptions(corpus=(str(folder / "articles.jsonl"),), shard_passages=2, **options))
     build_index(IndexOptions(**options))
-    return options
+    return folder
+
+
+@pytest.fixture
+def indexed(tmp_path: Path, indexed_once: Path) -> dict[str, str]:
+    """Options of a run of the test's own with a corpus of three articles and its index."""
+    shutil.copytree(indexed_once, tmp_path, dirs_exist_ok=True)
+    for record in (tmp_path / "run/_passages").glob("*.json"):  # the only records that hold paths
+        record.write_text(record.read_text().replace(str(indexed_once), str(tmp_path)))
+    return {"output": str(tmp_path / "run"), "embedder": str(tmp_path / "embedder")}
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

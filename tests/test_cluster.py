@@ -206,6 +206,7 @@ def test_two_jobs_at_once_both_finish(head, local_run, tmp_path):
         check_same(tmp_path / name, local_run.output)
 
 
+@pytest.mark.slow
 def test_bad_input_of_a_job_exits_with_2(head, local_run, tmp_path):
     (tmp_path / "options.yaml").write_text("number_of_passages: 3\n")
     unknown = head.submit("exam", config=tmp_path / "options.yaml")

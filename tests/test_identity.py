@@ -281,6 +281,7 @@ def test_a_changed_model_answers_anew(tmp_path, cluster, llama, change):
     assert scores(again.path) == scores(fresh.path)
 
 
+@pytest.mark.slow
 def test_a_changed_adapter_answers_anew(tmp_path, cluster, llama):
     model, _ = load_base(llama, "causal", torch.float32)
     torch.manual_seed(0)
@@ -459,6 +460,7 @@ def test_a_newer_program_embeds_anew_only_when_told(indexed, monkeypatch):
 
 def test_passages_follow_from_the_tokenizer_and_not_from_the_weights(tmp_path, indexed):
     corpus = CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), shard_passages=2, **indexed)
+    build_passages(replace(corpus, overwrite=True))
     change_pooling(indexed["embedder"])
     assert build_passages(corpus).made.endswith("kept")
     change_json(indexed["embedder"], "tokenizer.json", version="1.0", truncation=None, padding=None, added_tokens=[])

@@ -65,7 +65,7 @@ ANOTHER = {
         "merge": {"model": "llama2"},
     },
 }
-SLOW = pytest.mark.slow
+pytestmark = pytest.mark.slow
 TABLES = [name for name in STEPS if name not in ("report", "merge")]
 
 
@@ -162,7 +162,6 @@ def test_another_input_changes_nothing_that_is_there(made, what, step, changes):
     assert made.files() == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [*STEPS])
 def test_again_without_a_corpus_or_an_exam_nothing_changes(made, step):
     before = made.files()
@@ -191,7 +190,6 @@ class KilledError(BaseException):
     """In place of a kill: the driver writes no more. Real kills are in the tests of each step."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", TABLES)
 def test_a_driver_that_ends_in_the_middle_changes_nothing_else(made, step, monkeypatch):
     whole = made.files()
@@ -235,9 +233,7 @@ def fill(path):
         path.with_name("more").write_bytes(b"more")
 
 
-@pytest.mark.parametrize(
-    "step", ["corpus", *(pytest.param(each, marks=SLOW) for each in ("index", "retrieve", "predict"))]
-)
+@pytest.mark.parametrize("step", ["corpus", "index", "retrieve", "predict"])
 def test_a_full_disk_is_one_line_and_changes_nothing_else(finished, small_disk, step):
     without = shutil.ignore_patterns("llama*", "merged", "trained")
     run = Run(shutil.copytree(finished, small_disk / "root", ignore=without))
@@ -256,7 +252,6 @@ def test_a_full_disk_is_one_line_and_changes_nothing_else(finished, small_disk, 
     assert before.items() <= run.files().items()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", ["retrieve", "predict", "report", "exam"])
 def test_inputs_that_can_only_be_read_are_enough(made, step, monkeypatch):
     shared = made.run.rename(made.root / "shared")

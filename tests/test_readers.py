@@ -168,6 +168,7 @@ def finished(output):
     return {path: path.stat().st_mtime_ns for path in Path(output).glob("answers/closed-book/*.parquet")}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path, undisturbed):
     command = [sys.executable, "-m", "sciqa", "predict", "--output", str(tmp_path), "--exam", "direct-validation"]
     command += ["--reader", "closed-book", "--shard-questions", "6", "--num-cpus", "2"]

@@ -124,7 +124,7 @@ def unit_vectors():
     [
         ("IVF32,Flat", "nprobe=12", "l2"),
         ("IVF32,PQ8", "nprobe=12", "inner-product"),
-        ("OPQ8,IVF32,PQ8", "nprobe=12", "l2"),
+        pytest.param("OPQ8,IVF32,PQ8", "nprobe=12", "l2", marks=pytest.mark.slow),
         ("HNSW16", "efSearch=128", "inner-product"),
     ],
 )
