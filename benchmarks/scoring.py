@@ -4,7 +4,9 @@ Both score the same prompts (a context of about 350 tokens and a question) and f
 SmolLM2-135M-Instruct, in the type that the hardware is quickest in and on the same threads. lm-evaluation-harness
 runs every option as a sequence of its own, in batches of 8; this project computes what sequences begin with once: the
 prompt for all options, and a context for all questions on it. Measured with a context for each question, and with one
-for every eight. Runs in turn, three rounds; needs `pip install -e '.[dev]'` and demo.txt.
+for every eight; and with five fixed examples of about 150 tokens before every question (few-shot), a context for each,
+and four options, for which lm-evaluation-harness is run in several batch sizes. Runs in turn, three rounds; needs
+`pip install -e '.[dev]'` and demo.txt.
 Usage: python benchmarks/scoring.py [QUESTIONS]
 """
 
@@ -27,18 +29,35 @@ from sciqa.models.scorer import score_options
 
 ROUNDS = 3
 CONTEXT_TOKENS = 350
+SHOTS, SHOT_TOKENS = 5, 150
+#: Batch sizes of lm-evaluation-harness after examples.
+BATCH_SIZES = (1, 4, 16)
 
 
-def build(tokenizer: object, questions: int, shared: int) -> list[tuple[str, list[str]]]:
-    """Return prompts of demo articles, each for so many questions, with five options: the starts of other articles."""
+def build(
+    tokenizer: object, questions: int, shared: int, count: int = 5, shots: int = 0
+) -> list[tuple[str, list[str]]]:
+    """Return prompts of demo articles with `count` options: the starts of other articles.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        questions: number of questions.
+        shared: number of questions on each context.
+        count: number of options.
+        shots: number of examples before every question.
+    """
     articles = [article["text"] for article in read_articles("demo")]
-    built = []
+    built, examples = [], ""
+    for number in range(shots):
+        text = " ".join(articles[9000 + 5 * number : 9005 + 5 * number])
+        examples += tokenizer.decode(tokenizer(text)["input_ids"][: SHOT_TOKENS - 10])
+        examples += f"\nAnswer: {articles[8000 + number][:30]}\n\n"
     for number in range(questions):
         first = number // shared * 7
         context = " ".join(articles[first : first + 7])
         context = tokenizer.decode(tokenizer(context)["input_ids"][:CONTEXT_TOKENS])
-        options = [" " + articles[5000 + number * 5 + option][:90] for option in range(5)]
-        built.append((f"Context: {context}\n\nQuestion: Which of these is said, {number}?\nAnswer:", options))
+        options = [" " + articles[5000 + number * 5 + option][:90] for option in range(count)]
+        built.append((f"{examples}Context: {context}\n\nQuestion: Which of these is said, {number}?\nAnswer:", options))
     return built
 
 
@@ -80,10 +99,23 @@ def main() -> None:
         with contextlib.redirect_stderr(io.StringIO()):
             harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=8)
         questions = build(scorer.tokenizer, number, shared)
-        tokens = statistics.mean(len(scorer.encode_text(*question).prompt) for question in questions)
-        about = f"{number} questions, {shared} to a context, prompts of {tokens:.0f} tokens, 5 options"
-        print(f"{about}, {scorer.model.dtype}, {scorer.device}")
+        say(scorer, questions, f"{shared} to a context")
         measure(scorer, harness, questions)
+    for precision in ("auto", "float32"):
+        scorer = load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision=precision)
+        questions = build(scorer.tokenizer, number, 1, 4, SHOTS)
+        for batch_size in BATCH_SIZES:
+            with contextlib.redirect_stderr(io.StringIO()):
+                harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=batch_size)
+            say(scorer, questions, f"{SHOTS} examples, batches of {batch_size} in lm-evaluation-harness")
+            measure(scorer, harness, questions)
+
+
+def say(scorer: CausalScorer, questions: list[tuple[str, list[str]]], how: str) -> None:
+    """Print what is measured."""
+    tokens = statistics.mean(len(scorer.encode_text(*question).prompt) for question in questions)
+    about = f"{len(questions)} questions, {how}, prompts of {tokens:.0f} tokens, {len(questions[0][1])} options"
+    print(f"{about}, {scorer.model.dtype}, {scorer.device}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sciqa.planning.plan import plan
     from sciqa.predict.options import PredictOptions
     from sciqa.predict.predict import predict as predict_answers
+    from sciqa.predict.prompt import PromptOptions, show_prompts
     from sciqa.report.report import ReportOptions
     from sciqa.report.report import report as write_report
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
@@ -45,6 +46,7 @@ __all__ = [
     "MergeOptions",
     "PlanOptions",
     "PredictOptions",
+    "PromptOptions",
     "ReportOptions",
     "RetrieveOptions",
     "RunExamOptions",
@@ -65,6 +67,7 @@ __all__ = [
     "retrieve",
     "run_exam",
     "run_finetune",
+    "show_prompts",
     "write_report",
 ]
 
@@ -85,6 +88,7 @@ _MODULES = {
     "sciqa.planning.options": ("PlanOptions",),
     "sciqa.planning.plan": ("plan",),
     "sciqa.predict": ("PredictOptions",),
+    "sciqa.predict.prompt": ("PromptOptions", "show_prompts"),
     "sciqa.report": ("ReportOptions",),
     "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
     "sciqa.retrieval.static_training": ("EmbedderOptions", "make_embedder"),

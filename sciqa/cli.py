@@ -64,6 +64,7 @@ STEPS = {
         *("sciqa.retrieval", "retrieve_or_evaluate", "EvaluateOptions"),
     ),
     "predict": Step("rank the options of every question", "sciqa.predict", "predict", "PredictOptions"),
+    "prompt": Step("print what the model reads", "sciqa.predict.prompt", "show_prompts", "PromptOptions", False),
     "ask": Step(
         "answer one question: rank its options, or reply in words with citations",
         *("sciqa.ask", "ask", "AskOptions", False),
@@ -242,7 +243,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
     if predicted:
         console.print(_score_table(predicted))
     for summary in summaries:
-        if shown := {"ask": _show_sources, "check": _show_lines}.get(summary.stage):
+        if shown := {"ask": _show_sources, "check": _show_lines, "prompt": _show_lines}.get(summary.stage):
             shown(summary.details, console)
         if "evaluation" in summary.details:
             console.print(_retrieval_table(summary.details["evaluation"]))
@@ -271,8 +272,8 @@ def _show_differences(details: dict, ran: list[str], console: "Console") -> None
 
 
 def _show_lines(details: dict, console: "Console") -> None:
-    """Print how an exam is understood."""
-    console.print("\n".join(details["check"]), markup=False, soft_wrap=True)
+    """Print how an exam is understood, or what a model reads of it."""
+    console.print("\n".join(details["lines"]), markup=False, soft_wrap=True)
 
 
 def _show_sources(details: dict, console: "Console") -> None:

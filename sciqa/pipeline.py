@@ -57,7 +57,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
     check_show(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if readers != ["retrieval"]:
-        check_model(options)
+        check_model(options, exam.sample)
     summaries = []
     if readers != ["closed-book"]:
         summaries += [*_prepare_index(options), retrieve(options)]

@@ -15,13 +15,14 @@ from sciqa.audit import sources
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import read_against
 from sciqa.audit.table import Findings, audit_rows, contamination_summary, read_audit, slice_scores
-from sciqa.audit.words import ExamWords, question_key, question_words, share_found, split_words
+from sciqa.audit.words import ExamWords, question_words, share_found, split_words
 from sciqa.audit.workers import cosines, nearest
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import score
+from sciqa.exam.question_key import question_key
 from sciqa.report import ReportOptions, report
 
 GAS = "Which gas do plants take in during photosynthesis?"

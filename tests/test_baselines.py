@@ -90,7 +90,7 @@ def test_the_check_scores_an_exam_by_each_baseline(tmp_path):
     ]
     options = RunExamOptions(output=str(tmp_path / "run"), exam=write(tmp_path / "exam.jsonl", rows), check=True)
     (summary,) = run_exam(options)
-    lines = summary.details["check"]
+    lines = summary.details["lines"]
     assert "by overlap with the context: accuracy 1.000, MAP@3 1.000 (on 1 questions)" in lines
     assert "by longest option: accuracy 0.500, MAP@3 0.667" in lines
     assert "by shortest option: accuracy 0.500, MAP@3 0.667" in lines
@@ -100,4 +100,4 @@ def test_the_check_scores_an_exam_by_each_baseline(tmp_path):
 
 def test_the_check_takes_gold_articles_from_the_corpus():
     (summary,) = run_exam(RunExamOptions(exam="direct-validation", check=True))
-    assert any(line.startswith("by overlap with the gold article") for line in summary.details["check"])
+    assert any(line.startswith("by overlap with the gold article") for line in summary.details["lines"])

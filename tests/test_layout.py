@@ -27,6 +27,7 @@ ANOTHER_MEANING = {
     "EmbedderOptions": {"name", "method", "epochs"},  # training of another kind
     "FinetuneOptions": {"name", "prompt", "completion", "normalise"},  # chosen here, `auto` in readers
     "MergeOptions": {"output", "adapter", "precision"},  # of a model, not of a run
+    "PromptOptions": {"show"},  # questions, not a reader
     "PlanOptions": {"exam", "num_workers"},  # without a run or a cluster that could tell
     "VolumeOptions": {"corpus"},
 }

@@ -8,7 +8,8 @@ from test_scorers import one_by_one, random_questions
 from tiny import DECODER, tiny_folder, tiny_model
 
 from sciqa.core.errors import InputError
-from sciqa.models.causal import CausalScorer, attention_window
+from sciqa.models.attention_limits import attention_window
+from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, score_options

@@ -18,6 +18,7 @@ from sciqa.audit import table as audited
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import bootstrap_interval, score
 from sciqa.pipeline import RunExamOptions, run_exam
@@ -26,7 +27,7 @@ from sciqa.predict.predict import answers_path
 from sciqa.predict.results import METRICS, metrics_path
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import confusion
-from sciqa.report.texts import formulas_as_html, split_read_parts
+from sciqa.report.texts import formulas_as_html
 from sciqa.retrieval import contexts as finding
 
 HOSTILE = "</script><script>window.broken = 1</script> \"quoted\" 'single' <b>& \u2028 end"

@@ -20,7 +20,8 @@ from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.packing import pack_rows
 from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded, divisors, prompt_text, score_options
+from sciqa.models.prompt_template import prompt_text
+from sciqa.models.scorer import Encoded, divisors, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 
 

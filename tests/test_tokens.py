@@ -82,7 +82,7 @@ def test_options_stand_where_an_answer_does(tokenizer, name):
     template, end = THINKING[name]
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = template
-    assert TextEncoder(thinking).chat("Which gas?") == f"<U>Which gas?{end}"
+    assert TextEncoder(thinking).chat([{"role": "user", "content": "Which gas?"}]) == f"<U>Which gas?{end}"
 
 
 def test_contexts_are_cut_between_sentences_or_else_words(tokenizer):

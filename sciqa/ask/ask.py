@@ -31,7 +31,9 @@ def ask(options: AskOptions) -> Summary:
     started = time.monotonic()
     manifest = read_index_manifest(options.index)
     check_finding(options)
-    check_reader(options)
+    check_reader(options, options.as_row())
+    if options.shots and not options.options:
+        raise InputError("--shots: examples of ranking; give --options too, or leave it out for an answer in words")
     if not options.options and model_family(options.model) == "multiple-choice":
         raise InputError(
             f"--model {options.model}: an encoder, which writes no words; "

@@ -18,15 +18,16 @@ from sciqa.ask.options import AnswerOptions
 from sciqa.core.errors import InputError
 from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import embedded_text, split_sentences
-from sciqa.models.scorer import Encoded, Scorer, prompt_text
+from sciqa.models.prompt_template import built_in_template, read_template
+from sciqa.models.scorer import Encoded, Scorer
 from sciqa.retrieval.contexts import FindContexts
 
 #: Least cosine between a sentence and the nearest sentence of a cited passage. On the packaged validation split, 95 %
 #: of the questions with their right option have a cosine of 0.60 or more to a sentence of their article, and 99 % have
 #: 0.38 or less to the sentences found for another question.
 NEAR = 0.6
-#: Instruction after the question in a chat prompt. A plain prompt ends with a cue, and its answer with the line.
-CHAT_CUE = "\n\nAnswer in one or two sentences."
+#: Built-in templates: a chat prompt ends with an instruction, a plain one with a cue, and its answer with the line.
+CHAT, PLAIN = "chat-words", "plain-text"
 
 
 def write_answer(
@@ -51,15 +52,16 @@ def write_answer(
     if options.prompt == "chat" and not chat:
         raise InputError(f"--prompt chat: {options.model} has no chat template; pass --prompt plain")
 
+    template = read_template(options.template) if options.template else built_in_template(CHAT if chat else PLAIN)
+    asked = question | {"passages": found["passages"]}
+
     def encode(context: str) -> Encoded:
+        prompt = template.render(asked, context, "text")
         if chat:
-            asked = [{"role": "user", "content": prompt_text(question, context, cue=CHAT_CUE)}]
-            prompt = cast(
-                "list[int]", tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-            )
+            ids = tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, return_dict=False)
         else:
-            prompt = tokenizer(prompt_text(question, context))["input_ids"]
-        return Encoded(prompt, [[0] * options.max_new_tokens], [1.0])
+            ids = tokenizer(prompt.plain)["input_ids"]
+        return Encoded(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
 
     ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
     stream = MarkedStream(tokenizer, nearest_passage(found["passages"], finder))

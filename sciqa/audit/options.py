@@ -7,6 +7,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.corpus.options import absolute_sources
 from sciqa.exam.files import packaged_splits
+from sciqa.exam.question_key import NEAR_COPY
 from sciqa.exam.questions import ExamOptions
 from sciqa.retrieval.options import EmbedOptions
 
@@ -27,7 +28,7 @@ class AuditOptions(EmbedOptions, ExamOptions, RunOptions):
     """Folder of the index, whose passages are taken if there is no passages table; by default OUTPUT/index."""
     ngram: int = 8
     """Words of an n-gram. Brown et al. 2020 (GPT-3, appendix C) take 8 to 13, by the length of a test's examples."""
-    similarity: float = 0.9
+    similarity: float = NEAR_COPY
     """A question is near another one if their vectors (prompt with options) have this cosine or a larger one."""
     share: float = 0.8
     """It is also near others if they hold this share of its n-grams (prompt with right option). Touvron et al. 2023

@@ -6,19 +6,17 @@ numbers for the distinct sequences of 1, 2, … `SEED` words of the exam, as in 
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from sciqa.exam.question_key import folded_text
 from sciqa.exam.questions import options_of
 
 #: Fewest words of a run that is looked for, or those of an n-gram if they are fewer.
 SEED = 5
 WORD = re.compile(r"[^\W_]+")
-#: Words with decimals, and signs except those of punctuation: -5 is not 5.
-SIGN = re.compile(r"[^\W_]+(?:[.,]\d+)*|[^\w\s.,;:!?\"'“”‘’…()\[\]]")
 
 
 class Runs(NamedTuple):
@@ -39,17 +37,7 @@ class Runs(NamedTuple):
 
 def split_words(text: str) -> list[str]:
     """Return the words and numbers of a text: without case, punctuation and differences of form (NFKC)."""
-    return WORD.findall(_folded(text))
-
-
-def question_key(question: dict) -> tuple:
-    """Return what is equal for two questions with the same prompt and options: case, punctuation and order aside."""
-    options = sorted(tuple(SIGN.findall(_folded(text))) for text in options_of(question).values())
-    return tuple(SIGN.findall(_folded(question["prompt"]))), tuple(options)
-
-
-def _folded(text: str) -> str:
-    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+    return WORD.findall(folded_text(text))
 
 
 def question_words(question: dict) -> tuple[list[str], int]:

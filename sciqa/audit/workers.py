@@ -8,9 +8,10 @@ from itertools import islice
 import numpy as np
 
 from sciqa.audit.table import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, Findings
-from sciqa.audit.words import ExamWords, other_texts, question_key, question_words, split_words
+from sciqa.audit.words import ExamWords, other_texts, question_words, split_words
 from sciqa.core import storage
 from sciqa.corpus.articles import read_articles
+from sciqa.exam.question_key import question_key
 from sciqa.exam.questions import Exam
 from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder

@@ -20,7 +20,7 @@ Scores = Callable[[dict, dict[str, str]], np.ndarray | None]
 
 
 def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, str]]) -> Summary:
-    """Return how an exam is understood, as lines in `details["check"]`; nothing is started or written.
+    """Return how an exam is understood, as lines in `details["lines"]`; nothing is started or written.
 
     Args:
         options: options that name the exam.
@@ -39,7 +39,7 @@ def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, 
     given = [options_of(row) for row in rows]
     lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given), *_shallow(rows, given, gold_texts)]
     made = f"{len(rows):,} questions of {exam}, only shown"
-    return Summary("check", "", made, time.monotonic() - started, {"check": lines})
+    return Summary("check", "", made, time.monotonic() - started, {"lines": lines})
 
 
 def _shown(row: dict) -> list[str]:

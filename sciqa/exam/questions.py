@@ -1,7 +1,7 @@
 """The exam of a run: the options that select its questions, and the table on storage that every step opens."""
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import pyarrow as pa
@@ -102,6 +102,7 @@ class Exam:
         name: name that the user gave.
         columns: columns of the table.
         answers: number of questions with a known answer.
+        sample: its first question, on which steps try templates.
     """
 
     path: str
@@ -111,6 +112,7 @@ class Exam:
     name: str
     columns: tuple[str, ...]
     answers: int
+    sample: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def shards(self) -> int:
@@ -167,7 +169,8 @@ def open_questions(
     table = _read_own(path, options.context) if name == path else options.read(name).table
     columns = tuple(table.column_names)
     answers = len(table) - table["answer"].null_count
-    exam = Exam(path, tables.rows_hash(table.to_pylist()), len(table), shard_questions, name, columns, answers)
+    rows = table.to_pylist()
+    exam = Exam(path, tables.rows_hash(rows), len(table), shard_questions, name, columns, answers, rows[0])
     if (stored := _stored(path)) != (exam.sha256, set(columns)):
         if stored and stored[0] != exam.sha256 and not options.overwrite:
             raise InputError(

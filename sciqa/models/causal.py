@@ -1,41 +1,32 @@
 """Score with causal language models: the log-likelihood of each option after a prompt that is computed once."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.exam.questions import options_of
+from sciqa.models.attention_limits import SELECTIONS, RopeSwitch, attention_window
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.packing import Rows, pack_rows, plain_rows, row_tokens, share_prefixes
-from sciqa.models.packing_check import ProvedScorer, fastest_packed_layout
+from sciqa.models.packing_check import fastest_packed_layout
+from sciqa.models.prefix_cache import PrefixScorer
 from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import render_prompt
 from sciqa.models.scorer import (
-    CUE,
     Encoded,
     batch_by_tokens,
     check_tokens,
     common_tokens,
     divisors,
-    prompt_text,
 )
 from sciqa.models.text_encoder import TextEncoder
 
-#: Question about each option if the likelihood of a yes ranks the options.
-YES_CUE = "\nProposed answer: {option}\nIs the proposed answer right?"
-#: Configuration settings that limit how many earlier tokens a layer attends to: sliding windows, chunks, and the
-#: number of tokens that sparse attention selects.
-WINDOWS = re.compile(r"window|chunk_size|local_attention|index_topk")
-#: Settings of sparse attention that selects tokens. Its choice among similar tokens depends on the row length.
-SELECTIONS = re.compile(r"index_topk$|keep_window|indexer_budget")
-NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 
-
-class CausalScorer(ProvedScorer):
+class CausalScorer(PrefixScorer):
     """Scores options by the log-likelihood of their text, or of their letter, after the prompt.
 
     A test of the model before its first batch (`sciqa.models.packing_check`) decides how sequences are laid out.
@@ -71,9 +62,9 @@ class CausalScorer(ProvedScorer):
 
     def _encode_yes(self, question: dict, context: str) -> Encoded:
         """Encode one prompt per proposed option: the parts that differ are options; only the final yes is scored."""
-        cues = [YES_CUE.format(option=option) for option in options_of(question).values()]
         yes = f"{self._space}Yes"
-        pairs = [self.text.continued(self._prompt(question, context, cue), [yes], bool(self._space)) for cue in cues]
+        prompts = [self._prompt(question, context, option) for option in options_of(question).values()]
+        pairs = [self.text.continued(prompt, [yes], bool(self._space)) for prompt in prompts]
         rows = [before + tokens for before, (tokens,) in pairs]
         shared = min(common_tokens(rows), *(len(before) - 1 for before, _ in pairs))
         counted = [len(tokens) for _, (tokens,) in pairs]
@@ -84,11 +75,12 @@ class CausalScorer(ProvedScorer):
         """Text between prompt and option; none in a chat template, which ends where the answer begins."""
         return "" if self.style.prompt == "chat" else " "
 
-    def _prompt(self, question: dict, context: str, cue: str | None = None) -> str:
-        """Return the prompt before an option, or before the yes to the option that `cue` proposes."""
-        chat = self.style.prompt == "chat"
-        asked = prompt_text(question, context, self.style.completion, cue or ("" if chat else CUE))
-        return self.text.chat(self.text.literal(asked)) if chat else self.text.literal(asked)
+    def _prompt(self, question: dict, context: str, proposed: str | None = None) -> str:
+        """Return the prompt before an option, or before the yes to the option `proposed`."""
+        prompt = render_prompt(question, context, self.style, proposed)
+        if self.style.prompt == "chat":
+            return self.text.chat(prompt.messages(self.text.literal))
+        return self.text.literal(prompt.plain)
 
     def _continue(self, prompt: str, options: list[str]) -> Encoded:
         literal = [self.text.literal(option) for option in options]
@@ -125,14 +117,15 @@ class CausalScorer(ProvedScorer):
         return self.layout == "single rows" or self.alone_beyond < self.limit or self.rope.length is not None
 
     def packs(self, question: Encoded) -> bool:
-        """Whether a question is scored in a packed row.
+        """See `PrefixScorer.packs`.
 
         Packing would change its scores if a sequence exceeds the attention window of a layer, the row is too long, or
         only some options are so long that the model's rotary embedding changes.
         """
         if self.layout != "packed":
             return False
-        lengths = option_path_lengths(question)
+        before = len(self.prefix.tokens) if self.prefix else 0
+        lengths = [before + length for length in option_path_lengths(question)]
         fits = max(lengths) <= self.exact_within and question.length <= self.longest_row
         return fits and not self.rope.splits(lengths)
 
@@ -217,7 +210,12 @@ class CausalScorer(ProvedScorer):
         if self.rope.dynamic:  # a short sequence resets the frequencies of a longer one
             self.call(input_ids=rows.ids[:1, :1].to(self.device))
         columns = rows.ids.shape[1] - rows.first
+        past: dict[str, object] = {}
+        if self.prefix:
+            rows = self.prefix.extend(rows)
+            past = {"past_key_values": self.prefix.repeat(len(rows.ids)), "use_cache": True}
         return self.call(
+            **past,
             input_ids=rows.ids.to(self.device),
             attention_mask=self.mask(rows, next(self.model.parameters()).dtype),
             position_ids=None if rows.positions is None else rows.positions.to(self.device),
@@ -240,6 +238,11 @@ class CausalScorer(ProvedScorer):
         given = {"use_cache": False} | {name: value for name, value in inputs.items() if value is not None}
         return self.model(**{name: value for name, value in given.items() if name in self.takes})
 
+    @property
+    def takes_prefix(self) -> bool:
+        """See `PrefixScorer.takes_prefix`."""
+        return self.layout == "packed" and self.rope.length is None and self.longest_row == 1 << 62
+
     def _caches(self, question: Encoded) -> bool:
         """Whether a question's prompt gives the same result alone as before each option."""
         return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *option_path_lengths(question)])
@@ -257,59 +260,6 @@ class CausalScorer(ProvedScorer):
             input_ids=rows.ids.to(self.device), attention_mask=mask, past_key_values=kept, use_cache=True
         ).logits
         return normalise_scores(option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
-
-
-@dataclass(frozen=True)
-class RopeSwitch:
-    """Sequence length beyond which a rotary embedding changes; the longest sequence of a batch decides for all.
-
-    Attributes:
-        length: tokens beyond which a sequence gets other frequencies; None if they never change.
-        dynamic: whether these differ with every length beyond it.
-    """
-
-    length: int | None = None
-    dynamic: bool = False
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "RopeSwitch":
-        """Return the switch of a model's configuration."""
-        rope = getattr(config, "rope_parameters", None) or {}
-        for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            kind = each.get("rope_type")
-            if kind == "longrope":
-                original = each.get("original_max_position_embeddings")
-                return cls(original or getattr(config, "original_max_position_embeddings", None))
-            if kind == "dynamic":
-                return cls(config.max_position_embeddings, dynamic=True)
-        return cls()
-
-    def key(self, length: int) -> object:
-        """Return a key that all sequences of a batch must share."""
-        return self.length is not None and length > self.length
-
-    def alone(self, length: int) -> bool:
-        """Whether a sequence must be a batch of its own."""
-        return self.dynamic and self.length is not None and length > self.length
-
-    def splits(self, lengths: Sequence[int]) -> bool:
-        """Whether sequences cannot all be in one batch."""
-        return len({self.key(length) for length in lengths}) > 1 or any(map(self.alone, lengths))
-
-
-def attention_window(config: PreTrainedConfig, names: re.Pattern = WINDOWS) -> int:
-    """Return the longest sequence that every layer sees in full, by the settings whose names match."""
-    about = config.to_dict()
-    if about.get("use_sliding_window") is False:
-        about = {name: value for name, value in about.items() if "sliding_window" not in name}
-    sizes = [
-        size
-        for name, value in about.items()
-        if names.search(name) and not NO_WINDOWS.search(name)
-        for size in (value if isinstance(value, list | tuple) else [value])
-        if isinstance(size, int) and not isinstance(size, bool) and size > 0
-    ]
-    return min(sizes, default=1 << 62)
 
 
 def option_path_lengths(question: Encoded) -> list[int]:

@@ -128,24 +128,26 @@ def _load_streamed(
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
 
 
-def load_encoder(name: str, style: dict) -> CausalScorer:
-    """Return the scorer of a causal model without its weights: it can encode questions but not score them.
+def load_encoder(name: str, style: dict, adapter: str | None = None) -> Scorer:
+    """Return the scorer of a model without its weights: it can encode questions but not score them.
 
     Args:
-        name: name of a model in safetensors, as for `sciqa.core.model_files.find_model`.
-        style: fields of `Format` that override those the model was trained with.
+        name: name of a model, as for `sciqa.core.model_files.find_model`.
+        style: fields of `Format` that override those the model or adapter was trained with.
+        adapter: folder of an adapter, of which only the format is read.
 
     Raises:
-        InputError: the model has no tokenizer, or no configuration of a causal model.
+        InputError: the model has no tokenizer, or no configuration of a supported model.
     """
     _silence()
-    folder = find_model(name).folder
+    files, family = find_model(name), model_family(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(plain_folder(files), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
-    model = load_on_meta_device(name, "causal", torch.bfloat16)
-    return CausalScorer(model, tokenizer, replace(adapters.read_stored_style(folder) or Format(), **style))
+        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
+    model = load_on_meta_device(name, family, torch.bfloat16)
+    trained = adapters.read_stored_style(local_adapter(adapter) if adapter else files.folder)
+    return SCORERS[family](model, tokenizer, replace(trained or Format(), **style))
 
 
 def torch_dtype(precision: Precision, device: Device) -> torch.dtype:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sciqa.core.model_files import local_path
 from sciqa.core.options import Options
 from sciqa.models.prompt_format import Precision
+from sciqa.models.prompt_template import template_path
 
 
 @dataclass(kw_only=True)
@@ -27,3 +28,18 @@ class PrecisionOptions(ModelOptions):
     precision: Precision = "auto"
     """Type of the weights and of computation; `auto` is 16 bits where the hardware supports them. Trained weights are
     kept in float32."""
+
+
+@dataclass(kw_only=True)
+class TemplateOptions(Options):
+    """The template of prompts."""
+
+    template: str | None = None
+    """Template of the prompt: a Jinja2 file, or arc, mmlu, openbookqa or sciq, which are those of
+    lm-evaluation-harness. What is trained keeps it; by default it is as in training, else the built-in one
+    (docs/answering.md)."""
+
+    def __post_init__(self) -> None:
+        """Make a local path absolute."""
+        super().__post_init__()
+        self.template = self.template and template_path(self.template)

@@ -21,9 +21,13 @@ class Format:
             or a yes to the question whether that option is right.
         normalise: the length that divides an option's log-likelihood, if any.
         max_length: most tokens of prompt and option together; the context is cut to fit. None is the model's limit.
+        template: text of the template of the prompt; None is the built-in form.
+        template_name: name of its file, for messages.
     """
 
     prompt: Prompt = "plain"
     completion: Completion = "text"
     normalise: Normalise = "tokens"
     max_length: int | None = None
+    template: str | None = None
+    template_name: str = ""

@@ -7,7 +7,8 @@ questions, so that training differentiates the same computation that ranks optio
 import inspect
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,8 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import split_sentences
-from sciqa.exam.questions import options_of
-from sciqa.models.prompt_format import Completion, Format, Normalise
+from sciqa.models.prompt_format import Format, Normalise
 
 if TYPE_CHECKING:
     from sciqa.models.batch_layout import BatchLayout
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 #: Names of modules with learned text positions, and of similar modules to leave out.
 POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")
 OTHER_POSITIONS = re.compile(r"vision|visual|image|audio|entity|relative")
-#: End of a plain prompt, before the option.
-CUE = "\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Encoded:
         divisors: divisor of each option's log-likelihood.
         counted: number of last tokens of each option that are scored; by default all.
         cut: whether the context was cut to fit the model.
+        kept: number of characters of the context that are left of it, where that is known.
         segments: token type ids of each option, if the tokenizer gives them.
     """
 
@@ -51,6 +50,7 @@ class Encoded:
     counted: list[int] = field(default_factory=list)
     cut: bool = False
     segments: list[list[int]] | None = None
+    kept: int | None = None
 
     def __post_init__(self) -> None:
         """Fill the default of `counted`."""
@@ -146,14 +146,21 @@ class Scorer(nn.Module):
     def encode(self, question: dict, context: str) -> Encoded:
         """Tokenise a row of the exam table; if it is too long, only its context is cut.
 
+        For templates, the row may also have `passages` and `examples`; see `PromptTemplate.render`.
+
         Raises:
-            InputError: the question is too long without any context.
+            InputError: the question is too long without any context, or its template cannot be rendered.
         """
         raise NotImplementedError
 
     def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """Return scores of shape (options,) per question: higher is likelier, softmax gives probabilities."""
         raise NotImplementedError
+
+    @contextmanager
+    def use_common_prefix(self, questions: Sequence[Encoded], budget: int) -> Iterator[Sequence[Encoded]]:
+        """Yield the questions as `batches` and `forward` take them within this context; see `PrefixScorer`."""
+        yield questions
 
     def score_batches(self, batches: Sequence[Sequence[Encoded]]) -> Iterable[list[torch.Tensor]]:
         """Return the scores of each batch, as `forward` gives them."""
@@ -182,7 +189,8 @@ class Scorer(nn.Module):
             return encoded
         if (bare := over(encode(""))) > 0:
             raise too_long(question, self.limit + bare, self.limit)
-        return replace(encode(fit_context(context, lambda given: over(encode(given)) <= 0)), cut=True)
+        kept = fit_context(context, lambda given: over(encode(given)) <= 0)
+        return replace(encode(kept), cut=True, kept=len(kept))
 
 
 def fit_context(context: str, fits: Callable[[str], bool]) -> str:
@@ -251,16 +259,6 @@ def common_tokens(rows: list[list[int]]) -> int:
     )
 
 
-def prompt_text(question: dict, context: str, completion: Completion = "text", cue: str = CUE) -> str:
-    """Return the prompt of a generative model, up to the option."""
-    given = f"Context: {context}\n\n" if context else ""
-    asked = f"{'Question' if question['is_question'] else 'Task'}: {question['prompt']}"
-    listed = ""
-    if completion == "letter":
-        listed = "".join(f"\n{letter}. {option}" for letter, option in options_of(question).items())
-    return given + asked + listed + cue
-
-
 def divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
     """Return the divisor of each option's log-likelihood: its length in tokens or characters, or 1."""
     lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]
@@ -289,9 +287,10 @@ def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> l
 def score_options(scorer: Scorer, questions: Sequence[Encoded], tokens_per_batch: int = 2048) -> list[np.ndarray]:
     """Return the scores of all options, one array of shape (options,) per question, in the given order."""
     scores: list[np.ndarray] = [np.empty(0)] * len(questions)
-    batches = scorer.batches(questions, tokens_per_batch)
-    found = scorer.score_batches([[questions[number] for number in batch] for batch in batches])
-    for batch, each in zip(batches, found, strict=True):
-        for number, score in zip(batch, each, strict=True):
-            scores[number] = score.double().cpu().numpy()
+    with scorer.use_common_prefix(questions, tokens_per_batch) as rest:
+        batches = scorer.batches(rest, tokens_per_batch)
+        found = scorer.score_batches([[rest[number] for number in batch] for batch in batches])
+        for batch, each in zip(batches, found, strict=True):
+            for number, score in zip(batch, each, strict=True):
+                scores[number] = score.double().cpu().numpy()
     return scores

@@ -11,7 +11,8 @@ from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.models.padding import PaddedScorer, padded
 from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded, check_tokens, divisors, position_limit, prompt_text
+from sciqa.models.prompt_template import prompt_text
+from sciqa.models.scorer import Encoded, check_tokens, divisors, position_limit
 
 #: Label that the loss ignores.
 IGNORED = -100
@@ -47,7 +48,7 @@ class Seq2SeqScorer(PaddedScorer):
             )
 
         def encode(given: str) -> Encoded:
-            prompt = self._tokens(prompt_text(question, given, self.style.completion))
+            prompt = self._tokens(prompt_text(question, given, self.style))
             return Encoded(prompt, tokens, divisors(options, tokens, self.style.normalise))
 
         return self._cut(question, context, encode)

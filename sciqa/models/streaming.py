@@ -85,6 +85,11 @@ class StreamedScorer(CausalScorer):
         pinned = self.device.type == "cuda"
         self.read_into = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
 
+    @property
+    def takes_prefix(self) -> bool:
+        """See `CausalScorer.takes_prefix`; layers keep no keys and values."""
+        return False
+
     def _find_weights(self, folder: str) -> None:
         tensors = find_tensors(folder)
         shapes = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}

@@ -4,7 +4,10 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from sciqa.core.errors import InputError
 
 #: Unicode noncharacters, which no text should contain: a cut before tokenising, and a placeholder for an answer.
 CUT, ANSWER = "\ufdd0", "\ufdd1"
@@ -62,13 +65,13 @@ class TextEncoder:
             return first, [tokens[len(first) :] for tokens in whole]
         return first, [self._alone(option) for option in options]
 
-    def chat(self, content: str) -> str:
-        """Return a question in the tokenizer's chat template, up to the start of the answer.
+    def chat(self, messages: Sequence[dict[str, str]]) -> str:
+        """Return messages, perhaps from `literal`, in the tokenizer's chat template, up to the start of the answer.
 
         The prompt includes what a template puts before an answer, such as the channel of final answers or an empty
         reasoning block. Without it an option would be scored as the start of reasoning.
         """
-        prompt = self._render(content)
+        prompt = self._render(messages)
         given, wanted = self._ends
         return prompt.removesuffix(given) + wanted
 
@@ -96,25 +99,32 @@ class TextEncoder:
         at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
         return whole[:at]
 
-    def _render(self, content: str, answer: str | None = None, thinks: bool = False) -> str:
-        asked = [{"role": "user", "content": content}]
-        answered = [{"role": "assistant", "content": answer}] if answer else []
-        said = self.tokenizer.apply_chat_template(
-            asked + answered,
-            tokenize=False,
-            add_generation_prompt=not answered,
-            enable_thinking=thinks,
-            thinking=thinks,
-        )
-        return str(said)
+    def _render(self, messages: Sequence[dict[str, str]], thinks: bool = False) -> str:
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=messages[-1]["role"] == "user",
+                enable_thinking=thinks,
+                thinking=thinks,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(
+                f"--prompt chat: the model's chat template refuses messages of {roles} ({error}); leave the system "
+                "block out of --template, or pass --prompt plain"
+            ) from error
+        return str(rendered)
 
     @cached_property
     def _ends(self) -> tuple[str, str]:
         """The end that the template gives a prompt, and the end needed before an option."""
         content = "Question"
-        prompt = self._render(content)
+        asked = [{"role": "user", "content": content}]
+        prompt = self._render(asked)
         given = prompt.rpartition(content)[2]
-        answered = self._render(content, ANSWER).partition(ANSWER)[0].rpartition(content)[2]
+        answer = {"role": "assistant", "content": ANSWER}
+        answered = self._render([*asked, answer]).partition(ANSWER)[0].rpartition(content)[2]
         wanted = given
         if answered.startswith(given.rstrip()) and answered.strip() != given.strip():
             wanted = answered
@@ -122,7 +132,7 @@ class TextEncoder:
             return given, f"{wanted[: opened.start()]}{opened['mark']}\n\n{_closing(opened['mark'])}\n\n"
         template = str(self.tokenizer.chat_template)
         reasons = "</think>" in template and "<think>" in self.tokenizer.get_vocab()
-        if reasons and "</think>" not in wanted and prompt == self._render(content, thinks=True):
+        if reasons and "</think>" not in wanted and prompt == self._render(asked, thinks=True):
             wanted += "<think>\n\n</think>\n\n"
         return given, wanted
 

@@ -96,7 +96,7 @@ def plan(options: PlanOptions) -> Summary:
 
 def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name: str) -> Questions:
     """Return the size of an exam in the embedder's tokens, for contexts of average and of longest passages."""
-    from sciqa.models.scorer import prompt_text
+    from sciqa.models.prompt_template import prompt_text
 
     questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
     tokenizer = load_tokenizer(options.embedder)

@@ -6,14 +6,17 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import local_path, short_name
+from sciqa.core.model_files import find_model, local_path, short_name
 from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
-from sciqa.exam.questions import ExamOptions
-from sciqa.models.options import PrecisionOptions
+from sciqa.core.tables import rows_hash
+from sciqa.exam.questions import ExamOptions, read_exam
+from sciqa.models.options import PrecisionOptions, TemplateOptions
 from sciqa.models.prompt_format import Completion, Engine, Normalise, Prompt
+from sciqa.models.prompt_template import template_style
 from sciqa.retrieval.options import ContextsFolderOptions, EmbedOptions
 
+ShotsBy = Literal["fixed", "similarity"]
 Doubt = Literal["margin", "entropy"]
 ReaderName = Literal["open-book", "closed-book", "retrieval", "overlap", "overlap-gold", "longest", "majority"]
 #: Readers that read no context.
@@ -21,7 +24,68 @@ CONTEXTLESS = ("closed-book", "longest", "majority")
 
 
 @dataclass(kw_only=True)
-class ReaderModelOptions(PrecisionOptions):
+class ShotOptions(EmbedOptions):
+    """Examples before each question, which the embedder finds or keeps apart from it."""
+
+    shots: int = 0
+    """Questions with their answers that stand before each question as examples."""
+    shots_from: str = "train"
+    """Where they are from: packaged splits or files, as for --exam; an example has the context that this gives it."""
+    shots_by: ShotsBy = "fixed"
+    """`fixed`: the same for all questions, drawn by --shots-seed; `similarity`: the nearest by the embedder, nearest
+    last. Both are balanced over the letters of the answers, and never a copy or near copy of the question."""
+    shots_seed: int = 0
+    """Random seed of fixed examples."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        self.at_least(0, "shots")
+
+    def read_shots_file(self) -> list[dict]:
+        """Return the questions of `shots_from`."""
+        return read_exam(self.shots_from).to_pylist()
+
+    def read_shots(self) -> list[dict]:
+        """Return the questions that examples are chosen from: those with answers, fixed ones in their order.
+
+        Raises:
+            InputError: a bad file, or fewer of them than `shots`.
+        """
+        if not self.shots:
+            return []
+        from sciqa.predict.shots import balanced_order
+
+        pool = [row for row in self.read_shots_file() if row["answer"]]
+        if len(pool) < self.shots:
+            raise InputError(f"--shots {self.shots}: {self.shots_from} has {len(pool)} questions with an answer")
+        if self.shots_by == "similarity":
+            return pool
+        return [pool[number] for number in balanced_order(pool, self.shots_seed)]
+
+    def shots_identity(self) -> dict:
+        """Return what the examples follow from, as inputs of a table; nothing without examples."""
+        if not self.shots:
+            return {}
+        chosen = {"shots": self.shots, "shots_by": self.shots_by, "shots_from": rows_hash(self.read_shots())}
+        return chosen | {"shots_embedder": [find_model(self.embedder).revision, self.prefix("query")]}
+
+    def shots_arguments(self, device: Device, threads: int) -> dict | None:
+        """Return the arguments of `sciqa.predict.shots.ExampleChooser`, or None without examples."""
+        if not self.shots:
+            return None
+        return {
+            "pool": self.read_shots(),
+            "count": self.shots,
+            "similar": self.shots_by == "similarity",
+            "revision": find_model(self.embedder).revision,
+            "prefix": self.prefix("query"),
+            "embed": self.embed_on(device, threads),
+        }
+
+
+@dataclass(kw_only=True)
+class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
     """The reader model, and how it scores options."""
 
     adapter: str | None = None
@@ -31,7 +95,8 @@ class ReaderModelOptions(PrecisionOptions):
     prompt: Literal["auto", Prompt] = "auto"
     """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`."""
     completion: Literal["auto", Completion] = "auto"
-    """Score an option by its text, its letter, or a yes to it; `auto` is as in training, else `text`."""
+    """Score an option by its text, its letter, or a yes to it; `auto` is as the template says, else as trained, else
+    `text`."""
     normalise: Literal["auto", Normalise] = "auto"
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     rotations: int = 1
@@ -45,15 +110,25 @@ class ReaderModelOptions(PrecisionOptions):
         self.adapter = self.adapter and local_path(self.adapter)
         self.at_least(1, "tokens_per_batch", "rotations")
 
+    def style(self) -> dict:
+        """Return the fields of `Format` that the options set; the others are as in training.
+
+        Raises:
+            InputError: the template is missing, has an error, or is for another completion.
+        """
+        given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
+        given = {name: value for name, value in given.items() if value != "auto"}
+        return given | template_style(self.template, self.completion)
+
     def reader_arguments(self, device: Device, threads: int) -> dict:
         """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""
-        given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
         return {
             "name": self.model,
             "adapter": self.adapter,
             "precision": self.precision,
             "nf4": self.nf4,
-            "style": {name: value for name, value in given.items() if value != "auto"},
+            "style": self.style(),
+            "shots": self.shots_arguments(device, threads),
             "tokens_per_batch": self.tokens_per_batch,
             "rotations": self.rotations,
             "threads": threads,
@@ -138,6 +213,11 @@ class PredictOptions(EngineOptions, ContextsFolderOptions, EmbedOptions, ExamOpt
             raise InputError(f"--reader {self.reader}: ranks by what is found, and --context given looks nothing up")
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
+
+    def read_shots_file(self) -> list[dict]:
+        """See `ShotOptions.read_shots_file`; read like the exam, and without contexts for a reader that takes none."""
+        rows = read_exam(self.shots_from, self.columns, self.answers_from).to_pylist()
+        return rows if self.has_context else [row | {"context": None} for row in rows]
 
     @property
     def streams(self) -> bool:

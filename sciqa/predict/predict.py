@@ -28,6 +28,8 @@ from sciqa.core.options import Summary
 from sciqa.exam.baselines import BASELINES, answer_counts
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import check_template
 from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
 from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_sources, write_answers
 from sciqa.predict.baselines import BaselineReader
@@ -95,17 +97,22 @@ def answers_path(output: str, name: str) -> str:
     return storage.join(output, "answers", name)
 
 
-def check_model(options: PredictOptions) -> None:
+def check_model(options: PredictOptions, question: dict | None = None) -> None:
     """Raise `InputError` unless the chosen engine can run the model, or as `check_reader` does."""
     if options.engine == "vllm":
         check_engine(options)
     if options.stream:
         check_streamed(options.model)
-    check_reader(options)
+    check_reader(options, question)
 
 
-def check_reader(options: ReaderModelOptions) -> None:
-    """Raise `InputError` unless the model exists and can rank options, and the adapter belongs to it."""
+def check_reader(options: ReaderModelOptions, question: dict | None = None) -> None:
+    """Raise `InputError` unless the model can rank options, the adapter belongs to it, and the template has no error.
+
+    Args:
+        options: options of the reader.
+        question: row of the exam table, on which the template is tried; None does not try it.
+    """
     _check_extras(options)
     family = model_family(options.model)
     if options.adapter:
@@ -117,8 +124,13 @@ def check_reader(options: ReaderModelOptions) -> None:
             "run `sciqa finetune` on it and pass what it makes as --adapter or --model"
         )
     trained = about_trained(options.adapter or find_model(options.model).folder).get("style", {})
-    completion = trained.get("completion", "text") if options.completion == "auto" else options.completion
-    if options.rotations > 1 and (family == "multiple-choice" or completion != "letter"):
+    style = Format(**trained | options.style())
+    for name in ("template", "shots"):
+        if getattr(options, name) and family == "multiple-choice":
+            raise InputError(f"--{name}: {options.model} is an encoder, which reads no prompt; leave it out")
+    if question is not None:
+        check_template(style, question | {"examples": options.read_shots()[: options.shots]})
+    if options.rotations > 1 and (family == "multiple-choice" or style.completion != "letter"):
         raise InputError(
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
             "changes nothing; it is for prompts that list them (--completion letter)"
@@ -151,9 +163,12 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
-    check_model(options)
+    check_model(options, exam.sample)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
+    if template := options.style().get("template"):
+        inputs["template"] = tables.fingerprint(template)
+    inputs |= options.shots_identity()
     given = ("prompt", "completion", "normalise", "rotations", "engine")
     return inputs | {name: getattr(options, name) for name in given}
 
@@ -193,6 +208,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         weights = streamed_bytes(options.model) + options.stream_memory
     else:
         weights = weight_bytes(options.model)
+    weights += weight_bytes(options.embedder) if options.shots else 0
     return _cascading(options, exam, Work(parts, workers, "model", arguments, options.model, sources, weights))
 
 

@@ -16,6 +16,7 @@ from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import log_linear_pool, pooled_scores
+from sciqa.predict.shots import ExampleChooser
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
@@ -42,17 +43,26 @@ class ModelReader:
         tokens_per_batch: tokens per batch, padding included.
         style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
+        shots: arguments of `ExampleChooser`; None for no examples.
         model: further arguments of `sciqa.models.load.load_scorer`.
     """
 
-    def __init__(self, tokens_per_batch: int, style: dict, rotations: int, **model: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        tokens_per_batch: int,
+        style: dict,
+        rotations: int,
+        shots: dict | None = None,
+        **model: Any,  # noqa: ANN401
+    ) -> None:
         self.scorer, self.tokens_per_batch, self.rotations = load_scorer(**model), tokens_per_batch, rotations
         self.scorer.style = replace(self.scorer.style, **style)
+        self.chooser = ExampleChooser(**shots) if shots else None
         self.notes = [self.scorer.note] if self.scorer.note else []
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
         """See `Reader.score`; without contexts the model reads the question alone (closed-book)."""
-        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
+        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations, self.chooser)
         scores = score_options(self.scorer, encoded, self.tokens_per_batch)
         cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
         read = mean_turns(turns, scores, cut)
@@ -68,12 +78,21 @@ class ModelReader:
 
 
 def encode_turns(
-    scorer: Scorer, questions: list[dict], found: list[tuple[dict, ...]], rotations: int
+    scorer: Scorer,
+    questions: list[dict],
+    found: list[tuple[dict, ...]],
+    rotations: int,
+    chooser: ExampleChooser | None = None,
 ) -> tuple[list[Turn], list[Encoded]]:
-    """Return the turns of the questions (see `turns_of`) and each turn in tokens, with its context if given."""
+    """Return the turns of the questions (see `turns_of`) and each in tokens, with context and examples if given."""
     texts = [rows[0]["context"] if rows else "" for rows in found]
+    examples = chooser.choose(questions) if chooser else [[]] * len(questions)
+    asked = [
+        question | {"passages": rows[0].get("passages") or [] if rows else [], "examples": each}
+        for question, rows, each in zip(questions, found, examples, strict=True)
+    ]
     turns = turns_of(questions, rotations)
-    return turns, [scorer.encode(rotate_options(questions[turn.number], turn.by), texts[turn.number]) for turn in turns]
+    return turns, [scorer.encode(rotate_options(asked[turn.number], turn.by), texts[turn.number]) for turn in turns]
 
 
 class RetrievalReader:

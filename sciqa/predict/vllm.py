@@ -107,13 +107,24 @@ class EncodeShard:
         name: name of the model.
         style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         rotations: number of rotations of the options.
+        shots: arguments of `ExampleChooser`; None for no examples.
     """
 
-    def __init__(self, exam: Exam, sources: tuple[QuestionTable, ...], name: str, style: dict, rotations: int) -> None:
+    def __init__(
+        self,
+        exam: Exam,
+        sources: tuple[QuestionTable, ...],
+        name: str,
+        style: dict,
+        rotations: int,
+        shots: dict | None = None,
+    ) -> None:
         from sciqa.models.load import load_encoder
+        from sciqa.predict.shots import ExampleChooser
 
         self.exam, self.sources, self.rotations = exam, sources, rotations
         self.scorer = load_encoder(name, style)
+        self.chooser = ExampleChooser(**shots) if shots else None
 
     def __call__(self, row: dict) -> list[dict]:
         """Return the requests of shard `row["part"]`, each with its index and the number of all requests."""
@@ -121,7 +132,7 @@ class EncodeShard:
 
         questions = self.exam.read_shard(row["part"])
         found = read_sources(self.sources, questions, self.exam.first(row["part"]))
-        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations)
+        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations, self.chooser)
         requests = [
             {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request
             for turn, each in zip(turns, encoded, strict=True)
@@ -171,6 +182,7 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
         config, postprocess=add_option_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few
     )
     encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
+    encoder["shots"] = options.shots_arguments("cpu", 1)
     requests = parts.flat_map(
         EncodeShard,
         fn_constructor_kwargs={"exam": exam, "sources": work.sources} | encoder,

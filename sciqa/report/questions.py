@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
+from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam.metrics import place_of_answer
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
-from sciqa.report.texts import split_read_parts
 
 SLICES = ("topic", "subject", "kind")
 #: How baselines answer that do not read what is marked.

@@ -42,8 +42,9 @@ class Examples:
         return len(self.questions)
 
     def plain(self, number: int) -> tuple[dict, str, int]:
-        """Return a question unchanged, its context, and the index of the right option."""
+        """Return a question with the passages found for it, its context, and the index of the right option."""
         question = self.questions.slice(number, 1).to_pylist()[0]
+        question["passages"] = self.contexts["passages"][number].as_py() or []
         return question, self.contexts["context"][number].as_py(), _gold(question)
 
     def varied(self, number: int, epoch: int, options: FinetuneOptions) -> tuple[dict, str, int]:

@@ -20,6 +20,8 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, open_questions
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.examples import check_questions
@@ -30,7 +32,8 @@ SPLITS = ("train", "validation")
 ELSEWHERE = (
     *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow", "overwrite"),
     # The content of these is compared instead of the name.
-    *("model", "train", "validation", "train_contexts", "validation_contexts", "columns", "answers_from", "context"),
+    *("model", "template", "train", "validation", "train_contexts", "validation_contexts"),
+    *("columns", "answers_from", "context"),
 )
 #: Version of the training computation; raise it when that changes. Before it existed, runs stored the questions and
 #: contexts named in `FORMERLY` in another form, and its last input not at all.
@@ -95,8 +98,13 @@ def check_options(options: FinetuneOptions) -> None:
     require("train", "sciqa finetune")
     if options.mlflow:
         require("mlflow", "--mlflow")
-    check_questions(*((options.read(name).table, name) for name in (options.train, options.validation)))
+    read = [(options.read(name).table, name) for name in (options.train, options.validation)]
+    check_questions(*read)
     check_model(options)
+    if template := options.template_style():
+        if model_family(options.model) == "multiple-choice":
+            raise InputError(f"--template: {options.model} is an encoder, which reads no prompt; leave it out")
+        check_template(Format(**{"completion": options.completion} | template), read[0][0].slice(0, 1).to_pylist()[0])
     if options.num_workers != "auto":
         _check_batch(options, options.num_workers)
     _check_folder(options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True)
@@ -144,6 +152,7 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> d
         inputs[f"{split} contexts"] = open_contexts(getattr(options, f"{split}_contexts"), exam)[1]
     files = find_model(options.model)
     inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
+    inputs |= {"text of the template": options.template_style().get("template")}
     return inputs | {"format": TRAINED_FORMAT, "num_workers": workers}
 
 
@@ -204,6 +213,7 @@ def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: 
         "threads": cluster.threads_per_worker(workers),
         "device": device,
         "progress": progress,
+        "template": options.template_style(),
     }
     trainer = TorchTrainer(
         train,

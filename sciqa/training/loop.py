@@ -49,8 +49,9 @@ def train(config: dict) -> dict:
     """Train on one worker and report checkpoints; Ray Train calls it on every worker.
 
     Args:
-        config: `options`, the `train` and `validation` exams, `steps`, `threads` and `device` of this worker, and
-            `progress`, a queue that takes the rows of the history.
+        config: `options`, the `train` and `validation` exams, `steps`, `threads` and `device` of this worker,
+            `progress`, a queue that takes the rows of the history, and `template`, what that of the prompt sets in
+            `Format`.
 
     Returns:
         Figures of the run, or `input_error` if the input is bad.
@@ -73,11 +74,12 @@ class _Run:
         threads: int,
         device: Device,
         progress: Queue,
+        template: dict | None = None,
     ) -> None:
         quiet("DeepSpeed")
         torch.set_num_threads(threads)
         check_device(device)
-        self.options, self.steps, self.progress = options, steps, progress
+        self.options, self.steps, self.progress, self.template = options, steps, progress, template
         self.device, self.dtype = device, torch_dtype(options.precision, device)
         if self.dtype == torch.float16 and options.zero:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
@@ -135,7 +137,8 @@ class _Run:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         model = adapter.make_trainable(model, family, options.method, options.peft_fields())
-        scorer = make_scorer(options.model, family, model, tokenizer, selected_style(options, tokenizer))
+        style = selected_style(options, tokenizer, self.template)
+        scorer = make_scorer(options.model, family, model, tokenizer, style)
         if options.zero == 3 and self.world_size > 1 and scorer.calls_vary:
             raise InputError(
                 f"--zero 3: {options.model} is called more often for one batch than for another, so workers would wait "
@@ -310,14 +313,16 @@ class _Run:
             )
 
 
-def selected_style(options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase) -> Format:
-    """Return the question format that the options select."""
+def selected_style(
+    options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase, template: dict | None = None
+) -> Format:
+    """Return the question format that the options select, with the fields that a template sets."""
     chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
     return Format(
         prompt="chat" if chat and model_family(options.model) == "causal" else "plain",
-        completion=options.completion,
         normalise=options.normalise,
         max_length=options.max_length,
+        **{"completion": options.completion} | (template or {}),
     )
 
 

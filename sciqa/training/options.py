@@ -9,8 +9,9 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions, SeedOptions, check_name
 from sciqa.exam.questions import QuestionOptions
-from sciqa.models.options import ModelOptions, PrecisionOptions
+from sciqa.models.options import ModelOptions, PrecisionOptions, TemplateOptions
 from sciqa.models.prompt_format import Completion, Method, Normalise, Prompt
+from sciqa.models.prompt_template import template_style
 
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]
@@ -82,7 +83,7 @@ class TrainOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(TrainOptions, PrecisionOptions, SeedOptions, QuestionOptions, RunOptions):
+class FinetuneOptions(TrainOptions, TemplateOptions, PrecisionOptions, SeedOptions, QuestionOptions, RunOptions):
     """Options of the `finetune` step."""
 
     train_contexts: str = ""
@@ -153,6 +154,14 @@ class FinetuneOptions(TrainOptions, PrecisionOptions, SeedOptions, QuestionOptio
             raise InputError(NO_SCALER)
         if self.hide_gold and not self.max_passages:
             raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
+
+    def template_style(self) -> dict:
+        """Return the fields of `Format` that `--template` sets, for which its file is read.
+
+        Raises:
+            InputError: the template is missing, has an error, or is for another completion.
+        """
+        return template_style(self.template, self.completion)
 
     @property
     def folder(self) -> str:
