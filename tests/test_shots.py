@@ -94,7 +94,7 @@ def test_what_all_prompts_begin_with_is_computed_once(family, completion, monkey
     tokenizer = tiny_tokenizer("llama")
     model = tiny_model(family, vocab_size=len(tokenizer), initializer_range=0.2)
     scorer = CausalScorer(model, tokenizer, Format(completion=completion, normalise="none"))
-    examples = [asked(number, "ABCD"[number % 4]) for number in range(5)]
+    examples = [asked(number, "ABCD"[number % 4]) for number in range(8)]
     questions = [asked(10 + number, None, prompt="What? " + "So? " * number, examples=examples) for number in range(9)]
     encoded = [scorer.encode(each, "Some context. " * number) for number, each in enumerate(questions)]
     computed: list[tuple[int, int]] = []
