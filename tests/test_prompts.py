@@ -217,7 +217,7 @@ def test_answers_follow_from_the_text_of_the_template(cluster, exam_file, llama,
         return predict(PredictOptions(model=llama, exam=exam_file, output=str(tmp_path / "run"), name="mine", **given))
 
     answers("Which? {{ question }} It is")
-    assert answers("Which? {{ question }} It is").made.endswith("kept")
+    assert ", kept" in answers("Which? {{ question }} It is").made
     with pytest.raises(InputError, match=r"made from other inputs \(template"):
         answers("{{ question }} It is")
     with pytest.raises(InputError, match=r"made from other inputs \(template"):
