@@ -85,9 +85,9 @@ def plain_losses(options, family):
     model = adapter.make_trainable(model, family, options.method, options.peft_fields())
     from sciqa.models.load import SCORERS
     from sciqa.training.finetune import _open
-    from sciqa.training.loop import style_of
+    from sciqa.training.loop import selected_style
 
-    scorer = SCORERS[family](model, tokenizer, style_of(options, tokenizer)).train()
+    scorer = SCORERS[family](model, tokenizer, selected_style(options, tokenizer)).train()
     examples = Examples(_open(options, "train"), options.train_contexts)
 
     def encode(epoch, number):
