@@ -84,11 +84,11 @@ def plain_losses(options, family):
     keep_layout(model)
     model = adapter.make_trainable(model, family, options.method, options.peft_fields())
     from sciqa.models.load import SCORERS
-    from sciqa.training.finetune import _open
+    from sciqa.training.finetune import open_split
     from sciqa.training.loop import selected_style
 
     scorer = SCORERS[family](model, tokenizer, selected_style(options, tokenizer)).train()
-    examples = Examples(_open(options, "train"), options.train_contexts)
+    examples = Examples(open_split(options, "train"), options.train_contexts)
 
     def encode(epoch, number):
         question, context, gold = examples.varied(number, epoch, options)
@@ -394,9 +394,9 @@ def test_float16_learns_as_float32_does(tmp_path, cluster, data, models):
 
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):
     options = tiny_run(data, tmp_path, hide_gold=1.0, min_passages=1, max_passages=4)
-    from sciqa.training.finetune import _open
+    from sciqa.training.finetune import open_split
 
-    examples = Examples(_open(options, "train"), options.train_contexts)
+    examples = Examples(open_split(options, "train"), options.train_contexts)
     letters = set()
     for number in range(len(examples)):
         question, _, gold = examples.plain(number)
