@@ -64,7 +64,7 @@ class ServeOptions(AnswerOptions, RayOptions):
             InputError: the question or a setting is invalid.
         """
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(AnswerOptions)}
-        return AskOptions(question=question, options=options, **given | settings)  # type: ignore[arg-type]
+        return AskOptions(question=question, options=options, **given | settings)
 
     def answer_settings(
         self, max_new_tokens: int | None, temperature: float | None, top_p: float | None, seed: int | None
@@ -110,6 +110,6 @@ def read_token(host: str) -> str | None:
             f"--host {host}: reached from other machines, so requests need a token; set {TOKEN} "
             f"(at least {TOKEN_LENGTH} characters, such as `openssl rand -hex 32` prints), or listen on 127.0.0.1"
         )
-    if token and len(token) < TOKEN_LENGTH:
-        raise InputError(f"{TOKEN}: a token of at least {TOKEN_LENGTH} characters expected")
+    if token and (len(token) < TOKEN_LENGTH or not token.isascii()):
+        raise InputError(f"{TOKEN}: a token of at least {TOKEN_LENGTH} characters, all of ASCII, expected")
     return token or None

@@ -101,7 +101,6 @@ def application(options: ServeOptions, manifest: dict, token: str | None) -> "Ap
     weights = weight_bytes(options.model) + weight_bytes(options.embedder)
     needs = cluster.worker_needs(options, options.max_replicas, weights)
     models = ray_serve.deployment(
-        Replica,
         name=MODELS,
         max_ongoing_requests=max(2, round(2 * options.target_requests)),
         max_queued_requests=options.max_queued_requests,
@@ -109,7 +108,7 @@ def application(options: ServeOptions, manifest: dict, token: str | None) -> "Ap
         ray_actor_options=_actor_options(options, needs),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=30,
-    ).bind(options, manifest, cluster.device(options), threads)
+    )(Replica).bind(options, manifest, cluster.device(options), threads)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
 
     def build() -> "FastAPI":
@@ -119,12 +118,11 @@ def application(options: ServeOptions, manifest: dict, token: str | None) -> "Ap
         return create_app(ServedModels(), options, digest)
 
     return ray_serve.deployment(
-        ray_serve.ingress(build)(),
         name=WEB,
         max_ongoing_requests=WEB_REQUESTS,
         max_queued_requests=WEB_REQUESTS,
         ray_actor_options={"num_cpus": 0},
-    ).bind(models)
+    )(ray_serve.ingress(build)()).bind(models)
 
 
 def scaling(options: ServeOptions) -> dict[str, Any]:
