@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sciqa.report.report import report as write_report
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
     from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
+    from sciqa.serve import ServeOptions
+    from sciqa.serve.serve import serve as serve_answers
     from sciqa.training.finetune import finetune
     from sciqa.training.options import FinetuneOptions
 
@@ -51,6 +53,7 @@ __all__ = [
     "RetrieveOptions",
     "RunExamOptions",
     "RunFinetuneOptions",
+    "ServeOptions",
     "Summary",
     "__version__",
     "ask_question",
@@ -67,6 +70,7 @@ __all__ = [
     "retrieve",
     "run_exam",
     "run_finetune",
+    "serve_answers",
     "show_prompts",
     "write_report",
 ]
@@ -92,12 +96,14 @@ _MODULES = {
     "sciqa.report": ("ReportOptions",),
     "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
     "sciqa.retrieval.static_training": ("EmbedderOptions", "make_embedder"),
+    "sciqa.serve": ("ServeOptions",),
     "sciqa.training": ("FinetuneOptions", "finetune"),
 }
 _PUBLIC = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
     "ask_question": ("sciqa.ask", "ask"),
     "audit_exam": ("sciqa.audit.audit", "audit"),
     "predict_answers": ("sciqa.predict", "predict"),
+    "serve_answers": ("sciqa.serve", "serve"),
     "write_report": ("sciqa.report", "report"),
 }
 

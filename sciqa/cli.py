@@ -69,6 +69,7 @@ STEPS = {
         "answer one question: rank its options, or reply in words with citations",
         *("sciqa.ask", "ask", "AskOptions", False),
     ),
+    "serve": Step("answer questions over HTTP, with a page to ask on", "sciqa.serve", "serve", "ServeOptions", False),
     "finetune": Step(
         "train an adapter, or a whole model, on questions with answers",
         *("sciqa.pipeline", "run_finetune", "RunFinetuneOptions"),

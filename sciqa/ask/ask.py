@@ -3,19 +3,13 @@
 import os
 import time
 
+from sciqa.ask.answerer import Answerer, check_answering, check_writes, passages_read
 from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
 from sciqa.core.device import this_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
 from sciqa.core.options import Summary
 from sciqa.core.progress import progress_lines
-from sciqa.exam.questions import options_of
-from sciqa.predict.answers import answer_row, has_ties
-from sciqa.predict.predict import check_reader
-from sciqa.retrieval.contexts import FindContexts, check_finding
-from sciqa.retrieval.index import read_index_manifest
-from sciqa.retrieval.search import LocalIndex
 
 
 def ask(options: AskOptions) -> Summary:
@@ -29,44 +23,25 @@ def ask(options: AskOptions) -> Summary:
         InputError: the index is missing or made with another embedder, or the reader is missing or cannot write text.
     """
     started = time.monotonic()
-    manifest = read_index_manifest(options.index)
-    check_finding(options)
-    check_reader(options, options.as_row())
     if options.shots and not options.options:
         raise InputError("--shots: examples of ranking; give --options too, or leave it out for an answer in words")
-    if not options.options and model_family(options.model) == "multiple-choice":
-        raise InputError(
-            f"--model {options.model}: an encoder, which writes no words; "
-            "give --options to rank, or another --model (causal, or encoder-decoder such as T5)"
-        )
-    question, threads = options.as_row(), len(os.sched_getaffinity(0))
+    manifest = check_answering(options, options.as_row())
+    if not options.options:
+        check_writes(options.model)
     with progress_lines("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
-        from sciqa.predict.readers import ModelReader
-
-        device = this_device(options.accelerator)
-        index = LocalIndex(options.index, manifest, options.search_parameters, options.candidates)
-        form = options.context_form(ranks=bool(options.options))
-        finder = FindContexts(None, options, index, options.embed_on(device, threads), form)
-        (found,) = finder.find([question])
-        for note in finder.embedder.notes:
+        device, threads = this_device(options.accelerator), len(os.sched_getaffinity(0))
+        answerer = Answerer(options, manifest, device, threads)
+        found = answerer.find(options)
+        for note in answerer.notes:
             console.print(f"ask: {note}", markup=False)
-        reader = ModelReader(**options.reader_arguments(device, threads))
-        for note in reader.notes:
-            console.print(f"ask: {note}", markup=False)
-        if options.options:
-            (scored,) = reader.score([question], [(found,)])
-    read = {passage["passage_id"] for passage in found["read"]}
-    numbers = [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]
-    details = {"passages": found["passages"], "read": numbers}
-    if options.options:
-        row = answer_row(question, scored, options.model)
-        probabilities = dict(zip(options_of(question), row["probabilities"], strict=True))
-        details["ranking"] = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
-        made = f"{len(row['ranking'])} options ranked by {options.model}" + "; some are tied" * has_ties(row)
+        ranked = answerer.rank(options, found) if options.options else None
+    details = {"passages": found["passages"], "read": passages_read(found)}
+    if ranked:
+        details["ranking"] = ranked.ranking
+        made = f"{len(ranked.ranking)} options ranked by {options.model}" + "; some are tied" * ranked.tied
     else:
-        from sciqa.ask.generate import write_answer
-
-        details["cited"], tokens = write_answer(options, question, found, reader.scorer, finder)
-        made = f"{tokens} tokens written by {options.model}"
-        made += ", cut at --max-new-tokens" * (tokens == options.max_new_tokens)
+        written = answerer.write(options, found)
+        details["cited"] = written.cited
+        made = f"{written.tokens} tokens written by {options.model}"
+        made += ", cut at --max-new-tokens" * (written.tokens == options.max_new_tokens)
     return Summary("ask", options.index, made, time.monotonic() - started, details)

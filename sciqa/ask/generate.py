@@ -7,11 +7,12 @@ prove that the sentence is true.
 """
 
 import contextlib
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from sciqa.ask.options import AnswerOptions
@@ -30,10 +31,31 @@ NEAR = 0.6
 CHAT, PLAIN = "chat-words", "plain-text"
 
 
+class Written(NamedTuple):
+    """What was written.
+
+    Attributes:
+        cited: numbers, from 1, of the cited passages.
+        tokens: number of tokens of the answer.
+        prompt_tokens: number of tokens that the model read.
+    """
+
+    cited: list[int]
+    tokens: int
+    prompt_tokens: int
+
+
 def write_answer(
-    options: AnswerOptions, question: dict, found: dict, scorer: Scorer, finder: FindContexts
-) -> tuple[list[int], int]:
-    """Write an answer to standard output, word by word unless beam search is used.
+    options: AnswerOptions,
+    question: dict,
+    found: dict,
+    scorer: Scorer,
+    finder: FindContexts,
+    *,
+    earlier: Sequence[dict] = (),
+    show: Callable[[str], None] | None = None,
+) -> Written:
+    """Write an answer, word by word unless beam search is used.
 
     Args:
         options: options of the step, such as those of sampling.
@@ -41,14 +63,16 @@ def write_answer(
         found: the question's row of the contexts table.
         scorer: a causal or encoder-decoder model.
         finder: embedder of sentences.
-
-    Returns:
-        The numbers, from 1, of the cited passages, and the number of tokens in the answer.
+        earlier: messages (`role`, `content`) of a conversation before the question, for the model's chat template.
+        show: takes each piece of text as it is written; by default it is printed. What it raises ends the answer.
 
     Raises:
-        InputError: the question does not fit the model, or `--prompt chat` is given and the model has no chat template.
+        InputError: the question does not fit the model, or a conversation or `--prompt chat` is given and the model has
+            no chat template.
     """
     tokenizer, chat = scorer.tokenizer, options.prompt != "plain" and bool(scorer.tokenizer.chat_template)
+    if earlier and not chat:
+        raise InputError(f"messages: {options.model} is given no chat template, so one question alone is expected")
     if options.prompt == "chat" and not chat:
         raise InputError(f"--prompt chat: {options.model} has no chat template; pass --prompt plain")
 
@@ -58,13 +82,19 @@ def write_answer(
     def encode(context: str) -> Encoded:
         prompt = template.render(asked, context, "text")
         if chat:
-            ids = tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, return_dict=False)
+            *system, last = prompt.messages()
+            try:
+                ids = tokenizer.apply_chat_template(
+                    [*system, *earlier, last], add_generation_prompt=True, return_dict=False
+                )
+            except TemplateError as error:
+                raise InputError(f"messages: the chat template of {options.model} refuses them ({error})") from error
         else:
             ids = tokenizer(prompt.plain)["input_ids"]
         return Encoded(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
 
     ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
-    stream = MarkedStream(tokenizer, nearest_passage(found["passages"], finder))
+    stream = MarkedStream(tokenizer, nearest_passage(found["passages"], finder), show)
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
@@ -81,7 +111,7 @@ def write_answer(
         )[0, start:]
     if options.num_beams > 1:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
-    return sorted(stream.cited), len(made)
+    return Written(sorted(stream.cited), len(made), ids.shape[1])
 
 
 def sampling_arguments(options: AnswerOptions) -> dict:
@@ -121,17 +151,27 @@ def nearest_passage(passages: list[dict], finder: FindContexts) -> Callable[[str
 
 
 class MarkedStream(TextStreamer):
-    """Streamer that prints words as they are generated, and after each sentence the passage number from `cite`.
+    """Streamer that shows words as they are generated, and after each sentence the passage number from `cite`.
 
     A sentence is known to end only when the next one begins, so trailing white space is held back until then.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        cite: function from a sentence to the number of a passage, or None.
+        show: takes each piece of text; by default it is printed.
 
     Attributes:
         cited: passage numbers cited so far.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, cite: Callable[[str], int | None]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        cite: Callable[[str], int | None],
+        show: Callable[[str], None] | None = None,
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.cite = cite
+        self.cite, self.show = cite, show
         self.cited: set[int] = set()
         self.open, self.shown, self.begun = "", 0, False
 
@@ -146,8 +186,14 @@ class MarkedStream(TextStreamer):
             said = sentence.rstrip()
             mark = self.cite(said.strip()) if said else None
             self.cited |= {mark} if mark is not None else set()
-            super().on_finalized_text(said[self.shown :] + (f" [{mark}]" if mark else "") + sentence[len(said) :])
+            self._show(said[self.shown :] + (f" [{mark}]" if mark else "") + sentence[len(said) :])
             self.shown = 0
         said = self.open.rstrip()
-        super().on_finalized_text(said[self.shown :], stream_end)
+        self._show(said[self.shown :], stream_end)
         self.shown = len(said)
+
+    def _show(self, text: str, stream_end: bool = False) -> None:
+        if self.show is None:
+            super().on_finalized_text(text, stream_end)
+        else:
+            self.show(text)

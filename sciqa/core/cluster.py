@@ -24,7 +24,7 @@ from sciqa.core import worker_loss
 from sciqa.core.console import VERBOSE, verbose
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RunOptions
+from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RayOptions, RunOptions
 from sciqa.core.progress import progress_lines
 
 # `Dataset.map` takes the limits of restarts, but no named parameters for them, and warns (seen with Ray 2.60).
@@ -42,7 +42,7 @@ LOADING = 1.25
 LONGEST_WAIT = 20
 
 
-def connect(options: RunOptions) -> None:
+def connect(options: RayOptions) -> None:
     """Connect this process to Ray, once. Ray is started on this machine if none runs.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "vllm", "mlflow"]
+Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "vllm", "mlflow", "serve"]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
@@ -16,6 +16,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "static": ("gensim", "model2vec"),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
+    "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"),
 }
 
 

@@ -69,22 +69,33 @@ class DeviceOptions(Options):
 
 
 @dataclass(kw_only=True)
-class ClusterOptions(DeviceOptions):
-    """The Ray cluster, and the model workers in it."""
+class RayOptions(DeviceOptions, OutputOptions):
+    """The Ray cluster, whose nodes see the folder of the run."""
 
     address: str | None = None
     """Ray cluster to connect to; by default the one of RAY_ADDRESS or on this machine, else a new local one."""
     num_cpus: int | None = None
     """CPUs of a new local Ray; leave it out to use all CPUs, or a running cluster."""
-    num_workers: int | Literal["auto"] = "auto"
-    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without a cluster."""
         super().__post_init__()
-        self.at_least(1, "num_cpus", "num_workers")
+        self.at_least(1, "num_cpus")
         if self.address and self.num_cpus:
             raise InputError("--num-cpus: sizes a new local Ray; leave it out with --address")
+
+
+@dataclass(kw_only=True)
+class ClusterOptions(RayOptions):
+    """The model workers in a cluster."""
+
+    num_workers: int | Literal["auto"] = "auto"
+    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        self.at_least(1, "num_workers")
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,128 @@
+"""Answer single questions with an index, an embedder and a reader that are loaded once, in one process without Ray."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from sciqa.ask.options import AnswerOptions, AskOptions
+from sciqa.core.device import Device
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import model_family
+from sciqa.exam.questions import options_of
+from sciqa.predict.answers import answer_row, has_ties
+from sciqa.predict.predict import check_reader
+from sciqa.retrieval.contexts import FindContexts, check_finding
+from sciqa.retrieval.evidence import find_evidence
+from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.search import LocalIndex
+
+if TYPE_CHECKING:  # spares the command line the import of PyTorch
+    from sciqa.ask.generate import Written
+
+
+class Ranked(NamedTuple):
+    """The options of one question, ranked.
+
+    Attributes:
+        letters: letters of the options, likeliest first.
+        ranking: pairs of option and probability, in that order.
+        tied: whether a tie affects the first three.
+        cut: whether the context was cut to fit the model.
+    """
+
+    letters: list[str]
+    ranking: list[tuple[str, float]]
+    tied: bool
+    cut: bool
+
+
+def check_answering(options: AnswerOptions, question: dict) -> dict:
+    """Check index and reader without loading them; return the manifest of the index.
+
+    Args:
+        options: options of index and reader.
+        question: row of the exam table, on which the template is tried.
+
+    Raises:
+        InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
+    """
+    manifest = read_index_manifest(options.index)
+    check_finding(options)
+    check_reader(options, question)
+    return manifest
+
+
+def check_writes(model: str) -> None:
+    """Raise `InputError` if a model is an encoder, which ranks options and writes no words."""
+    if model_family(model) == "multiple-choice":
+        raise InputError(
+            f"--model {model}: an encoder, which writes no words; "
+            "give --options to rank, or another --model (causal, or encoder-decoder such as T5)"
+        )
+
+
+class Answerer:
+    """Index, embedder and reader; its methods may be called by one thread at a time.
+
+    Args:
+        options: where the index is, and the models.
+        manifest: result of `check_answering`.
+        device: device that computes.
+        threads: CPU threads.
+    """
+
+    def __init__(self, options: AnswerOptions, manifest: dict, device: Device, threads: int) -> None:
+        from sciqa.predict.readers import ModelReader
+
+        index = LocalIndex(options.index, manifest, options.search_parameters, options.candidates)
+        embed = options.embed_on(device, threads)
+        self.finder = FindContexts(None, options, index, embed, options.context_form(ranks=True))
+        self.reader = ModelReader(**options.reader_arguments(device, threads))
+
+    @property
+    def notes(self) -> list[str]:
+        """Messages for the user on how embedder and reader are computed."""
+        return [*self.finder.embedder.notes, *self.reader.notes]
+
+    def find(self, options: AskOptions) -> dict:
+        """Return the question's row of the contexts table, plus `read`: the passages that form its context."""
+        finder = copy.copy(self.finder)
+        finder.context = options.context_form(ranks=bool(options.options))
+        (found,) = finder.find([options.as_row()])
+        return found
+
+    def rank(self, options: AskOptions, found: dict) -> Ranked:
+        """Rank the options of a question, given what `find` returned for it.
+
+        Raises:
+            InputError: the question does not fit the model, or a score is not a finite number.
+        """
+        question = options.as_row()
+        (scored,) = self.reader.score([question], [(found,)])
+        row = answer_row(question, scored, options.model)
+        probabilities = dict(zip(options_of(question), row["probabilities"], strict=True))
+        ranking = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
+        return Ranked(row["ranking"], ranking, has_ties(row), row["context_cut"])
+
+    def evidence(self, options: AskOptions, found: dict) -> list[dict] | None:
+        """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`."""
+        return find_evidence([options.as_row()], [found["read"]], self.finder.embed)[0]
+
+    def write(
+        self,
+        options: AskOptions,
+        found: dict,
+        earlier: Sequence[dict] = (),
+        show: Callable[[str], None] | None = None,
+    ) -> "Written":
+        """Write an answer in words; see `sciqa.ask.generate.write_answer`."""
+        from sciqa.ask.generate import write_answer
+
+        scorer, question = self.reader.scorer, options.as_row()
+        return write_answer(options, question, found, scorer, self.finder, earlier=earlier, show=show)
+
+
+def passages_read(found: dict) -> list[int]:
+    """Return the numbers, from 1, of the passages found that the context consists of."""
+    read = {passage["passage_id"] for passage in found["read"]}
+    return [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]

@@ -1,0 +1,156 @@
+"""The `serve` step: start the application on Ray Serve, and end it with the command."""
+
+import hashlib
+import logging
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from sciqa.ask.answerer import check_answering
+from sciqa.core import cluster
+from sciqa.core.console import console, verbose
+from sciqa.core.errors import InputError
+from sciqa.core.extras import require
+from sciqa.core.model_files import weight_bytes
+from sciqa.core.options import Summary
+from sciqa.core.progress import progress_lines
+from sciqa.serve.options import ServeOptions, read_token
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+#: Most requests that the web application itself works on or keeps waiting; beyond these, Ray Serve answers 503.
+WEB_REQUESTS = 1000
+
+
+def serve(options: ServeOptions) -> Summary:
+    """Answer requests until the process is told to stop (SIGTERM, or Ctrl-C).
+
+    Raises:
+        InputError: the index or the reader is missing, the port is taken, or a token is needed and there is none.
+    """
+    started = time.monotonic()
+    stopped = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
+    try:
+        url = start(options)
+        console.print(f"serve: listening on {url}", markup=False, highlight=False)
+        stopped.wait()
+    finally:
+        stop()
+    return Summary("serve", "", "stopped", time.monotonic() - started)
+
+
+def start(options: ServeOptions) -> str:
+    """Start the application and return its address once it answers; `stop` ends it.
+
+    Raises:
+        InputError: see `serve`.
+    """
+    require("serve", "sciqa serve")
+    token = read_token(options.host)
+    manifest = check_answering(options, options.for_question("Which?", ("One", "Two")).as_row())
+    _check_port(options.host, options.port)
+    with progress_lines("serve", f"{manifest['rows']:,} passages, loading {options.model}"):
+        cluster.connect(options)
+        from ray import serve as ray_serve
+
+        if ray_serve.status().proxies:
+            raise InputError(
+                "Ray Serve already runs on this cluster, with an address of its own; end it (`serve shutdown`), or "
+                "start a Ray for this server alone with --num-cpus"
+            )
+        log = {"enable_access_log": verbose()}
+        http = {"host": options.host, "port": options.port}
+        if not verbose():
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=log)
+        ray_serve.run(application(options, manifest, token), name="sciqa", route_prefix="/", logging_config=log)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"
+
+
+def stop() -> None:
+    """End the application and Ray Serve, if they run."""
+    import ray
+
+    if ray.is_initialized():
+        from ray import serve as ray_serve
+
+        ray_serve.shutdown()
+
+
+def application(options: ServeOptions, manifest: dict, token: str | None) -> "Application":
+    """Return the application for Ray Serve: one web application, and replicas of the models behind it.
+
+    Args:
+        options: options of the server.
+        manifest: manifest of the index.
+        token: token that requests must bring, of which only the sha256 leaves this process; None asks for none.
+    """
+    from ray import serve as ray_serve
+
+    from sciqa.serve.replica import Replica
+    from sciqa.serve.served_models import MODELS, WEB
+
+    threads = cluster.threads_per_worker(options.max_replicas)
+    weights = weight_bytes(options.model) + weight_bytes(options.embedder)
+    needs = cluster.worker_needs(options, options.max_replicas, weights)
+    models = ray_serve.deployment(
+        name=MODELS,
+        max_ongoing_requests=max(2, round(2 * options.target_requests)),
+        max_queued_requests=options.max_queued_requests,
+        autoscaling_config=scaling(options),
+        ray_actor_options=_actor_options(options, needs),
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=30,
+    )(Replica).bind(options, manifest, cluster.device(options), threads)
+    digest = hashlib.sha256(token.encode()).hexdigest() if token else None
+
+    def build() -> "FastAPI":
+        from sciqa.serve.app import create_app
+        from sciqa.serve.served_models import ServedModels
+
+        return create_app(ServedModels(), options, digest)
+
+    return ray_serve.deployment(
+        name=WEB,
+        max_ongoing_requests=WEB_REQUESTS,
+        max_queued_requests=WEB_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+    )(ray_serve.ingress(build)()).bind(models)
+
+
+def scaling(options: ServeOptions) -> dict[str, Any]:
+    """Return the autoscaling of the models' replicas, by the names of Ray Serve's `AutoscalingConfig`."""
+    return {
+        "min_replicas": options.min_replicas,
+        "max_replicas": options.max_replicas,
+        "target_ongoing_requests": options.target_requests,
+        "upscale_delay_s": options.scale_up_seconds,
+        "downscale_delay_s": options.scale_down_seconds,
+    }
+
+
+def _actor_options(options: ServeOptions, needs: dict[str, float]) -> dict[str, Any]:
+    """Return the resources of a replica, by the names of Ray's actor options."""
+    wanted = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "memory": needs.get("memory")}
+    kind = cluster.named_accelerator(options)
+    return {name: value for name, value in wanted.items() if value is not None} | (
+        {"accelerator_type": kind} if kind else {}
+    )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise `InputError` if this machine has no such address, or its port is taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: cannot be listened on ({error}); pass another") from error

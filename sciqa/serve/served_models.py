@@ -1,0 +1,70 @@
+"""What the web application asks for answers: the replicas of the models, over Ray Serve."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol, cast
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentResponseGenerator
+
+#: Names of the application on Ray Serve and of its deployments.
+APPLICATION, MODELS, WEB = "sciqa", "models", "web"
+
+
+class BusyError(Exception):
+    """As many requests wait as may wait."""
+
+
+class LostReplicaError(Exception):
+    """The replica that worked on a request has ended."""
+
+
+class Models(Protocol):
+    """Interface of the models: that of `sciqa.serve.replica.Replica`, and how many replicas are ready."""
+
+    async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
+        """See `Replica.rank`; raises `BusyError` or `LostReplicaError`."""
+
+    def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
+        """See `Replica.write`; raises `BusyError` or `LostReplicaError`."""
+
+    def replicas(self) -> int:
+        """Return the number of replicas that are ready; may block for a moment."""
+
+
+class ServedModels:
+    """The replicas of the deployment `models` of this application."""
+
+    def __init__(self) -> None:
+        self.handle = serve.get_deployment_handle(MODELS, app_name=APPLICATION)
+
+    async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
+        """See `Models.rank`."""
+        try:
+            return await self.handle.rank.remote(question, options, evidence)
+        except BackPressureError as error:
+            raise BusyError from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise LostReplicaError from error
+
+    async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
+        """See `Models.write`."""
+        handle = self.handle.options(stream=True)
+        response = cast("DeploymentResponseGenerator", handle.write.remote(question, earlier, settings))
+        try:
+            async for event in response:
+                yield event
+        except BackPressureError as error:
+            raise BusyError from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise LostReplicaError from error
+        finally:
+            response.cancel()  # without effect on an answer that is whole
+
+    def replicas(self) -> int:
+        """See `Models.replicas`."""
+        application = serve.status().applications.get(APPLICATION)
+        deployment = application and application.deployments.get(MODELS)
+        states = deployment.replica_states.items() if deployment else ()
+        return sum(count for state, count in states if state == "RUNNING")
