@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from api_server import KEY, KEY_NAME
 
 from sciqa.core.cluster import connect
 from sciqa.core.options import RunOptions
@@ -70,6 +71,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def cluster(s3_address: str) -> None:
     """Ray on two CPUs, started once; steps called in this process use it."""
+    os.environ[KEY_NAME] = KEY
     connect(RunOptions(num_cpus=2))
     yield
     ray.shutdown()

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "vllm", "mlflow"]
+Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow"]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
@@ -14,6 +14,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "html": ("selectolax",),
     "pdf": ("pypdf",),
     "static": ("gensim", "model2vec"),
+    "openai": ("openai",),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
 }

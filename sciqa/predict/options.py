@@ -11,6 +11,7 @@ from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
 from sciqa.exam.questions import ExamOptions
 from sciqa.models.prompt_format import Completion, Engine, Normalise, Precision, Prompt
+from sciqa.predict.api_options import ApiOptions
 from sciqa.retrieval.options import EmbedOptions
 
 Doubt = Literal["margin", "entropy"]
@@ -42,7 +43,8 @@ class ModelOptions(RunOptions):
     tokens_per_batch: int = 2048
     """Tokens per batch of a worker, padding included."""
     engine: Engine = "torch"
-    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`)."""
+    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`);
+    `openai` asks the model of that name on the server of --base-url (`pip install 'sciqa[openai]'`)."""
     stream: bool = False
     """Load the model layer by layer, for causal models larger than memory; does not support adapters."""
     stream_questions: int = 1024
@@ -53,14 +55,14 @@ class ModelOptions(RunOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute and check the values."""
         super().__post_init__()
-        self.model = local_path(self.model)
+        self.model = self.model if self.engine == "openai" else local_path(self.model)
         self.adapter = self.adapter and local_path(self.adapter)
         self.at_least(1, "tokens_per_batch", "rotations", "stream_questions")
         self.at_least(0, "stream_memory")
         for name in ("adapter", "nf4", "stream"):
-            if self.engine == "vllm" and getattr(self, name):
+            if self.engine != "torch" and getattr(self, name):
                 raise InputError(
-                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
+                    f"--{name}: not with --engine {self.engine}, which takes a model as it is stored; leave it out "
                     "(`sciqa merge` makes one model of a base and its adapter)"
                 )
         if self.stream and self.adapter:
@@ -88,7 +90,7 @@ class ModelOptions(RunOptions):
 
 
 @dataclass(kw_only=True)
-class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
+class PredictOptions(ExamOptions, EmbedOptions, ModelOptions, ApiOptions):
     """Options of the `predict` step."""
 
     contexts: str = ""
@@ -116,6 +118,7 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     def __post_init__(self) -> None:
         """Fill in the defaults and check the values."""
         super().__post_init__()
+        self.check_engine(self.engine, self.completion, self.normalise)
         self.fill_folder("contexts", "contexts")
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
         own = self.adapter or self.model
@@ -144,6 +147,11 @@ class PredictOptions(ExamOptions, EmbedOptions, ModelOptions):
     def in_vllm(self) -> bool:
         """Whether vLLM runs the model."""
         return self.engine == "vllm" and self._reads
+
+    @property
+    def in_api(self) -> bool:
+        """Whether a server has the model."""
+        return self.engine == "openai" and self._reads
 
     @property
     def _reads(self) -> bool:
