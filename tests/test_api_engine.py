@@ -4,22 +4,29 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 from api_server import FAILURES, KEY, KEY_NAME, LACKING, ApiServer, in_turns, prompt_of, said, weights
 from conftest import QUESTIONS, write_jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sciqa import cli
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.core.model_files import find_model
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
+from sciqa.models.load import plain_folder
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.api import letter_prompt
@@ -167,8 +174,7 @@ def written(folder):
 
 
 def test_the_key_is_nowhere(serve, tmp_path, cluster, exam_file, capfd):
-    server = serve(key=KEY, fail=lambda key, attempt: "refused" if attempt == 0 and "?\\nA. " in key else None)
-    server.fail = lambda key, attempt: None
+    server = serve(key=KEY)
     find_server(asked_of(server, tmp_path, exam_file))
     server.fail = lambda key, attempt: "refused"
     with pytest.raises(
@@ -227,8 +233,9 @@ def test_nobody_listens(serve, tmp_path, exam_file):
         predict(options)
 
 
-def test_a_model_may_answer_by_its_dated_name(serve, tmp_path, exam_file):
-    assert find_server(asked_of(serve(answers_as="small-2026-08-06"), tmp_path, exam_file)).listed == 20
+@pytest.mark.parametrize("name", ["small-2026-08-06", "small@main"])
+def test_a_model_may_answer_by_the_name_of_its_version(serve, tmp_path, exam_file, name):
+    assert find_server(asked_of(serve(answers_as=name), tmp_path, exam_file)).listed == 20
 
 
 @pytest.mark.parametrize(
@@ -319,6 +326,51 @@ def test_two_hundred_questions_from_a_failing_server(serve, tmp_path, cluster):
     assert failing.early == 0
     assert answers(disturbed.output).equals(answers(healthy.output))
     assert metrics(disturbed.output).equals(metrics(healthy.output))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["chat", "plain"])
+def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, prompt):
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    folder = plain_folder(find_model("SmolLM2-135M-Instruct"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = "from transformers.cli.transformers import main; main()"
+    flags = ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
+    server = subprocess.Popen([sys.executable, "-c", run, "serve", folder, *flags])
+    try:
+        while True:
+            assert server.poll() is None
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        options = {"engine": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": folder, "prompt": prompt}
+        options |= {"reader": "closed-book", "exam": exam_file, "output": str(tmp_path / "run"), "name": "api"}
+        predict(PredictOptions(**options, samples=1, concurrency=2))
+    finally:
+        server.terminate()
+        server.wait()
+    records = storage.read_table(request_table_path(f"{tmp_path}/run/answers/api")).to_pylist()
+    records = {record["id"]: record for record in records}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for question in read_exam(exam_file).to_pylist():
+        asked = letter_prompt(question, "", prompt == "chat")
+        if prompt == "chat":
+            messages = [{"role": "user", "content": asked}]
+            inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+        else:
+            inputs = tokenizer(asked, return_tensors="pt")
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
+        record = records[question["id"]]
+        text = tokenizer.decode(output, skip_special_tokens=True)
+        assert record["text"] == text
+        assert record["letter"] == read_letter(text, options_of(question))
+        assert record["tokens_in"] == inputs["input_ids"].shape[1]
 
 
 @pytest.mark.slow

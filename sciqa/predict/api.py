@@ -10,7 +10,7 @@ from sciqa.core import cluster, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.exam.questions import Exam, options_of, rotate_options
 from sciqa.predict.answers import Scored, Turn, mean_turns, turns_of
-from sciqa.predict.api_client import Client, HalfAnswerError, Server, find_server
+from sciqa.predict.api_client import Client, HalfAnswerError, RefusedError, Server, find_server
 from sciqa.predict.api_letters import read_letter, scores_by_tokens, scores_by_votes
 from sciqa.predict.api_records import RequestRecords, request_key
 
@@ -81,6 +81,9 @@ class ApiReader:
             return None
         try:
             return self._ask(question, context, by, sample)
+        except RefusedError as error:
+            hint = "if the prompt is too long for the model, pass fewer --context-sentences"
+            self.error = self.error or InputError(f"{error}; {hint}")
         except (InputError, HalfAnswerError) as error:
             self.error = self.error or InputError(str(error))
         except Exception as error:

@@ -32,8 +32,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 LISTED = (20, 5)
 #: Question by which a server is tried before a run.
 TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
-#: Suffix of a dated version, by which some servers answer to a model's plain name: gpt-4o-2024-08-06.
-DATED = r"[-@](\d{4}|\d{4}-?\d{2}-?\d{2})"
+#: Suffix of the version, by which some servers answer to a model's plain name: gpt-4o-2024-08-06, name@main.
+VERSION = r"[-@](\d{4}|\d{4}-?\d{2}-?\d{2})|@main|:latest"
 
 
 class HalfAnswerError(Exception):
@@ -168,10 +168,7 @@ class Client:
         if status == 404:
             return InputError(f"--model {model}: not found at {url} (status 404){self._list_models()}")
         if status is not None and status < 500 and status not in (408, 409, 429):
-            return RefusedError(
-                f"{what}: refused by {url} (status {status}: {self._server_message(error)}); "
-                "if the prompt is too long for the model, pass fewer --context-sentences"
-            )
+            return RefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
         return InputError(
             f"{url}: no answer ({self._reason(error, status)}) after {self.retries} repeats; when the server answers "
             "again, run the same command: what has been answered is kept"
@@ -188,8 +185,8 @@ class Client:
 
     def _server_message(self, error: "APIError") -> str:
         body = error.body
-        message = body.get("message") if isinstance(body, dict) else body
-        text = " ".join(self._without_key(str(message)).split()) or "no message"
+        message = (body.get("message") or body.get("detail")) if isinstance(body, dict) else body
+        text = " ".join(self._without_key(str(message or error.message)).split())
         return text if len(text) <= 200 else f"{text[:200]}…"
 
     def _without_key(self, text: str) -> str:
@@ -224,7 +221,7 @@ class Client:
 
     def _check_model(self, answered: object) -> None:
         asked = self.server.model
-        if not answered or answered == asked or re.fullmatch(re.escape(asked) + DATED, str(answered)):
+        if not answered or answered == asked or re.fullmatch(rf"{re.escape(asked)}({VERSION})", str(answered)):
             return
         raise InputError(
             f"--model {asked}: {self.server.url} answers by another model, {answered}; pass that name if it is meant"

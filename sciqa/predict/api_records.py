@@ -36,7 +36,7 @@ def request_table_path(answers: str) -> str:
 
 
 class RequestRecords:
-    """The records of an answers table; opened once per worker.
+    """The records of an answers table.
 
     Args:
         answers: folder of the answers table.
@@ -44,15 +44,14 @@ class RequestRecords:
 
     def __init__(self, answers: str) -> None:
         self.folder = request_files_folder(answers)
-        self.files = set(storage.list_names(self.folder))
         path = request_table_path(answers)
         self.rows = {row["key"]: row for row in _read_table(path)} if storage.exists(path) else {}
 
     def get(self, key: str) -> dict | None:
-        """Return the record of a request that has been answered, or None."""
+        """Return the record of a request that has been answered, by this worker or another, or None."""
         if key in self.rows:
             return self.rows[key]
-        return storage.read_json(self._path(key)) if f"{key}.json" in self.files else None
+        return storage.read_json(self._path(key)) if storage.exists(self._path(key)) else None
 
     def put(self, key: str, record: dict) -> None:
         """Keep the record of a request; when this returns, a killed run does not ask it again."""

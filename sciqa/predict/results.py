@@ -11,7 +11,7 @@ from sciqa.exam.metrics import score
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
 from sciqa.predict.answers import has_ties
-from sciqa.predict.api_records import USAGE, token_cost, collect_records, sum_usage
+from sciqa.predict.api_records import USAGE, collect_records, sum_usage, token_cost
 from sciqa.predict.options import PredictOptions
 
 METRICS = pa.schema(
