@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from api_server import KEY, KEY_NAME
 
 from sciqa.core import cluster as core_cluster
 from sciqa.core.cluster import connect
@@ -93,6 +94,7 @@ def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def cluster(s3_address: str) -> None:
     """Ray on two CPUs, started once; steps called in this process use it."""
+    os.environ[KEY_NAME] = KEY
     connect(RunOptions(num_cpus=2))
     yield
     ray.shutdown()

@@ -91,6 +91,7 @@ def test_no_step_imports_an_extra_before_it_is_asked_for():
         ("bitsandbytes", "train", ["exam", "--nf4"]),
         ("vllm", "vllm", ["exam", "--engine", "vllm"]),
         ("fastapi", "serve", ["serve"]),
+        ("openai", "openai", ["exam", "--engine", "openai", "--base-url", "http://localhost:1/v1"]),
     ],
 )
 def test_a_step_names_the_extra_that_it_lacks(missing, extra, arguments, tmp_path, monkeypatch, capsys):

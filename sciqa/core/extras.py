@@ -5,7 +5,7 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "vllm", "mlflow", "serve"]
+Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve"]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
@@ -14,6 +14,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "html": ("selectolax",),
     "pdf": ("pypdf",),
     "static": ("gensim", "model2vec"),
+    "openai": ("openai",),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
     "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"),

@@ -111,7 +111,8 @@ def begin_table(
     if storage.exists(records_folder(folder, INPUTS)):
         begun = storage.read_json(records_folder(folder, INPUTS))
         if not (changed := differing_inputs(begun["inputs"], inputs, defaults or {})):
-            if held or begun.get("rows") == rows:
+            made = held or set(storage.list_names(records_folder(folder))) - {INPUTS}
+            if made or begun.get("rows") == rows:
                 path = records_folder(folder, MANIFEST)
                 whole = storage.exists(path) and storage.read_json(path)["files"] == len(held)
                 return Begun(held, begun.get("rows"), whole)

@@ -8,7 +8,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Prompt = Literal["plain", "chat"]
 Completion = Literal["text", "letter", "yes"]
 Normalise = Literal["none", "tokens", "characters"]
-Engine = Literal["torch", "vllm"]
+Engine = Literal["torch", "vllm", "openai"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from sciqa.exam.questions import ExamOptions, read_exam
 from sciqa.models.options import PrecisionOptions, TemplateOptions
 from sciqa.models.prompt_format import Completion, Engine, Normalise, Prompt
 from sciqa.models.prompt_template import template_style
+from sciqa.predict.api_options import ApiOptions
 from sciqa.retrieval.options import ContextsFolderOptions, EmbedOptions
 
 ShotsBy = Literal["fixed", "similarity"]
@@ -141,7 +142,8 @@ class EngineOptions(ReaderModelOptions):
     """What runs the reader model on a cluster: PyTorch, layer by layer or not, or vLLM."""
 
     engine: Engine = "torch"
-    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`)."""
+    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`);
+    `openai` asks the model of that name on the server of --base-url (`pip install 'sciqa[openai]'`)."""
     stream: bool = False
     """Load the model layer by layer, for causal models larger than memory; does not support adapters."""
     stream_questions: int = 1024
@@ -151,13 +153,15 @@ class EngineOptions(ReaderModelOptions):
 
     def __post_init__(self) -> None:
         """Check the values."""
+        named = self.model
         super().__post_init__()
+        self.model = named if self.engine == "openai" else self.model  # a server's name for it is no path
         self.at_least(1, "stream_questions")
         self.at_least(0, "stream_memory")
         for name in ("adapter", "nf4", "stream"):
-            if self.engine == "vllm" and getattr(self, name):
+            if self.engine != "torch" and getattr(self, name):
                 raise InputError(
-                    f"--{name}: not with --engine vllm, which takes a model as it is stored; leave it out "
+                    f"--{name}: not with --engine {self.engine}, which takes a model as it is stored; leave it out "
                     "(`sciqa merge` makes one model of a base and its adapter)"
                 )
         if self.stream and self.adapter:
@@ -170,7 +174,7 @@ class EngineOptions(ReaderModelOptions):
 
 
 @dataclass(kw_only=True)
-class PredictOptions(EngineOptions, ContextsFolderOptions, EmbedOptions, ExamOptions, RunOptions):
+class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOptions, ExamOptions, RunOptions):
     """Options of the `predict` step."""
 
     reader: ReaderName = "open-book"
@@ -196,6 +200,7 @@ class PredictOptions(EngineOptions, ContextsFolderOptions, EmbedOptions, ExamOpt
     def __post_init__(self) -> None:
         """Fill in the defaults and check the values."""
         super().__post_init__()
+        self.check_engine(self.engine, self.completion, self.normalise)
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
         own = self.adapter or self.model
         packaged = own in PACKAGED or not self.has_model
@@ -228,6 +233,11 @@ class PredictOptions(EngineOptions, ContextsFolderOptions, EmbedOptions, ExamOpt
     def in_vllm(self) -> bool:
         """Whether vLLM runs the model."""
         return self.engine == "vllm" and self._reads
+
+    @property
+    def in_api(self) -> bool:
+        """Whether a server has the model."""
+        return self.engine == "openai" and self._reads
 
     @property
     def _reads(self) -> bool:

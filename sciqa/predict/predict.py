@@ -32,6 +32,8 @@ from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import check_template
 from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
 from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_sources, write_answers
+from sciqa.predict.api import api_arguments, api_inputs, api_pool, api_workers, check_api
+from sciqa.predict.api_records import usage_summary
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
@@ -65,6 +67,7 @@ def predict(options: PredictOptions) -> Summary:
         made += f"; {manifest['cut']:,} {what} limit"
     if manifest["tied"]:
         made += f"; {manifest['tied']:,} questions with ties among their first three options"
+    made += usage_summary(options.price, manifest)
     metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
@@ -99,6 +102,9 @@ def answers_path(output: str, name: str) -> str:
 
 def check_model(options: PredictOptions, question: dict | None = None) -> None:
     """Raise `InputError` unless the chosen engine can run the model, or as `check_reader` does."""
+    if options.engine == "openai":
+        check_api(options, question)
+        return
     if options.engine == "vllm":
         check_engine(options)
     if options.stream:
@@ -164,6 +170,8 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
     check_model(options, exam.sample)
+    if options.in_api:
+        return inputs | api_inputs(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
     if template := options.style().get("template"):
@@ -202,6 +210,10 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
         work = Work(parts, workers, "retrieval", arguments, options.embedder, sources, weights)
         return _cascading(options, exam, work)
+    if options.in_api:
+        workers = api_workers(options, len(parts))
+        arguments = api_arguments(options, answers_path(options.output, options.name), workers)
+        return _cascading(options, exam, Work(parts, workers, "api", arguments, options.model, sources))
     arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = Streaming(options.stream_memory, say)
@@ -272,7 +284,10 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
         rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
         yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda r: r["questions"])
         return
-    pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
+    if options.in_api:
+        pool = api_pool(options, exam, work.workers)
+    else:
+        pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
     if options.in_vllm:
         rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by, work.sources)
     else:

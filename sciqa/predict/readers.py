@@ -14,6 +14,7 @@ from sciqa.exam.questions import options_of, rotate_options
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
+from sciqa.predict.api import ApiReader
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import log_linear_pool, pooled_scores
 from sciqa.predict.shots import ExampleChooser
@@ -194,6 +195,7 @@ class CascadeReader:
 
 READERS = {
     "model": ModelReader,
+    "api": ApiReader,
     "retrieval": RetrievalReader,
     "baseline": BaselineReader,
     "blend": BlendReader,

@@ -11,6 +11,7 @@ from sciqa.exam.metrics import score
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
 from sciqa.predict.answers import has_ties
+from sciqa.predict.api_records import USAGE, collect_records, sum_usage, token_cost
 from sciqa.predict.options import PredictOptions
 
 METRICS = pa.schema(
@@ -20,6 +21,8 @@ METRICS = pa.schema(
         *((f"{name}{end}", pa.float64()) for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")),
         *((name, pa.float64()) for name in ("chance_map_at_3", "chance_accuracy")),
         *((name, pa.float64()) for name in ("log_loss", "calibration_error", "position_bias", "seconds")),
+        *((name, pa.int64()) for name in USAGE),
+        ("cost", pa.float64()),
     ]
 )
 
@@ -35,7 +38,12 @@ def submission_path(output: str, name: str) -> str:
 
 
 def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
-    """Write the metrics table and the competition's file; return the counts of truncated contexts and of ties."""
+    """Write the metrics table and the competition's file.
+
+    Returns:
+        The counts of truncated contexts (`cut`) and of ties (`tied`); of a server also those of
+        `sciqa.predict.api_records.USAGE`.
+    """
     model = options.model if options.has_model else options.embedder if options.reader == "retrieval" else None
     about = {
         "reader": options.name,
@@ -45,22 +53,26 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
         "seconds": seconds,
     }
     rows, counts = ray.get(_sum_up.remote(exam, folder, submission_path(options.output, options.name)))
-    table = pa.Table.from_pylist([about | row for row in rows], schema=METRICS)
+    rows = [about | row | {"cost": token_cost(options.price, row)} for row in rows]
+    table = pa.Table.from_pylist(rows, schema=METRICS)
     storage.write_table(metrics_path(options.output, options.name), table)
     return counts
 
 
 @ray.remote(num_cpus=cluster.TASK_CPUS)
 def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
-    """Write the competition's file, score all answers and each slice, and count truncated contexts and ties."""
+    """Write the competition's file, score all answers and each slice, and count as `write_results` returns it."""
     table = QuestionTable(folder, exam.shard_questions).read_all(exam)
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
     storage.write_bytes(submission, lines.getvalue())
-    answers = table.to_pylist()
-    scored = {name: score(rows) for name, rows in _slices(exam, answers).items()}
-    rows = [{"slice": name} | figures for name, figures in scored.items() if figures]
-    return rows, {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
+    asked = collect_records(folder)
+    answers = [row | asked.get(row["id"], {}) for row in table.to_pylist()]
+    slices = _slices(exam, answers)
+    scored = {name: score(rows) for name, rows in slices.items()}
+    rows = [{"slice": name} | figures | sum_usage(slices[name]) for name, figures in scored.items() if figures]
+    counts = {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
+    return rows, counts | sum_usage(answers)
 
 
 def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:

@@ -1,0 +1,201 @@
+"""Reader of models behind an API in OpenAI's form: letters of options, ranked by log-probabilities or by votes."""
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ray.data import ActorPoolStrategy
+
+from sciqa.core import cluster, worker_loss
+from sciqa.core.errors import InputError
+from sciqa.core.tables import fingerprint
+from sciqa.exam.questions import Exam, options_of, rotate_options
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import check_template, render_prompt, template_style
+from sciqa.predict.answers import Scored, Turn, mean_turns, turns_of
+from sciqa.predict.api_client import Client, HalfAnswerError, RefusedError, Server, find_server
+from sciqa.predict.api_letters import read_letter, scores_by_tokens, scores_by_votes
+from sciqa.predict.api_records import RequestRecords, request_key
+
+if TYPE_CHECKING:
+    from sciqa.predict.options import PredictOptions
+
+#: What the prompt of a chat ends with.
+CHAT_END = "\nAnswer with the letter of the right option alone."
+
+
+class ApiReader:
+    """Reader that asks a server for the letter of the right option; see `sciqa.predict.api_options`.
+
+    It may be called in several threads, which share the limit of requests: then no request waits for the slowest one
+    of a shard.
+
+    Args:
+        server: the server and the form of its requests.
+        answers: folder of the answers table, beside which every answer is kept as it comes.
+        rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
+        samples: answers drawn per question and rotation, if the server gives no log-probabilities.
+        concurrency: requests that this worker has under way at the same time.
+        style: fields of the `Format` of the prompt, of which its template is used.
+    """
+
+    def __init__(
+        self, server: Server, answers: str, rotations: int, samples: int, concurrency: int, style: dict | None = None
+    ) -> None:
+        self.server, self.rotations = server, rotations
+        self.style = replace(Format(completion="letter"), **(style or {}))
+        self.samples = 1 if server.listed else samples
+        self.client, self.records = Client(server), RequestRecords(answers)
+        self.pool = ThreadPoolExecutor(concurrency)
+        self.error: Exception | None = None
+
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+        """See `sciqa.predict.readers.Reader.score`; without contexts the model is asked the question alone.
+
+        Raises:
+            InputError: the server does not answer, or refuses a request; requests under way are finished and kept.
+        """
+        turns = turns_of(questions, self.rotations)
+        texts = [rows[0]["context"] if rows else "" for rows in found]
+        asked = [
+            self._submit(questions[turn.number], texts[turn.number], turn, sample)
+            for turn in turns
+            for sample in range(self.samples)
+        ]
+        wait(asked)
+        if self.error:
+            self.pool.shutdown(cancel_futures=True)  # waits for the requests of other threads
+            raise self.error
+        records = [future.result() for future in asked]
+        by_turn = [records[at : at + self.samples] for at in range(0, len(records), self.samples)]
+        letters = [list(options_of(questions[turn.number])) for turn in turns]
+        return mean_turns(turns, [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)], set())
+
+    def _scores(self, records: list[dict], letters: list[str]) -> np.ndarray:
+        if self.server.listed:
+            return scores_by_tokens(records[0]["logprobs"], letters)[0]
+        return scores_by_votes([record["letter"] for record in records], letters)
+
+    def _submit(self, question: dict, context: str, turn: Turn, sample: int) -> Future:
+        try:
+            return self.pool.submit(self._answer, question, context, turn.by, sample)
+        except RuntimeError as closed:  # by an error in another thread
+            raise self.error or closed from None
+
+    def _answer(self, question: dict, context: str, by: int, sample: int) -> dict | None:
+        """Return the record of one request, asked now or before; None after an error, which is kept in `error`."""
+        if self.error:
+            return None
+        try:
+            return self._ask(question, context, by, sample)
+        except RefusedError as error:
+            hint = "if the prompt is too long for the model, pass fewer --context-sentences"
+            self.error = self.error or InputError(f"{error}; {hint}")
+        except (InputError, HalfAnswerError) as error:
+            self.error = self.error or InputError(str(error))
+        except Exception as error:
+            self.error = self.error or error
+        return None
+
+    def _ask(self, question: dict, context: str, by: int, sample: int) -> dict:
+        rotated = rotate_options(question, by)
+        prompt: str | list[dict[str, str]] = letter_prompt(rotated, context, self.server.chat)
+        if self.style.template is not None:
+            rendered = render_prompt(rotated, context, self.style)
+            prompt = rendered.messages() if self.server.chat else rendered.plain
+        request = self.server.request(prompt, sample, 1.0 if self.samples > 1 else 0.0)
+        key = request_key(question["id"], by, sample, request)
+        if kept := self.records.get(key):
+            return kept
+        reply = self.client.ask(request, f"question {question['id']!r}")
+        options = options_of(rotated)
+        if self.server.listed:
+            letter = scores_by_tokens(reply.logprobs, list(options))[1]
+        else:
+            letter = read_letter(reply.text, options)
+        record = {"id": question["id"], "rotation": by, "sample": sample, "letter": letter} | vars(reply)
+        self.records.put(key, record)
+        return record
+
+
+def letter_prompt(question: dict, context: str, chat: bool) -> str:
+    """Return the prompt that asks for the letter of the right option of a question.
+
+    Args:
+        question: row of the exam table.
+        context: text to read with it, which may be empty.
+        chat: whether it is the message of a chat; else a text that the letter completes.
+    """
+    style = Format(prompt="chat" if chat else "plain", completion="letter")
+    prompt = render_prompt(question, context, style)
+    return prompt.user + CHAT_END if chat else prompt.plain
+
+
+def check_api(options: "PredictOptions", question: dict | None) -> None:
+    """Raise `InputError` unless the server answers and has the model, and the template has no error.
+
+    Args:
+        options: options of the run.
+        question: row of the exam table, on which the template is tried; None does not try it.
+    """
+    if options.shots:
+        raise InputError("--shots: not with --engine openai; write the examples into a --template, or leave it out")
+    style = replace(Format(completion="letter"), **template_style(options.template, "letter"))
+    if question is not None:
+        check_template(style, question)
+    find_server(options)
+
+
+def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
+    """Return the arguments of `ApiReader`, of which each of the workers gets its share of `--concurrency`.
+
+    Args:
+        options: options of the run.
+        answers: folder of the answers table.
+        workers: number of workers.
+    """
+    return {
+        "server": find_server(options),
+        "answers": answers,
+        "rotations": options.rotations,
+        "samples": options.samples,
+        "concurrency": max(1, options.concurrency // workers),
+        "style": template_style(options.template, "letter"),
+    }
+
+
+def api_inputs(options: "PredictOptions") -> dict:
+    """Return what a server's answers follow from, for the inputs of a table; none of it is secret."""
+    server = find_server(options)
+    given = {"engine": options.engine, "model": options.model, "rotations": options.rotations}
+    given |= {"server": server.url, "prompt": "chat" if server.chat else "plain"}
+    if template := template_style(options.template, "letter").get("template"):
+        given["template"] = fingerprint(template)
+    if server.listed:
+        return given | {"ranked_by": f"{server.listed} log-probabilities"}
+    return given | {"ranked_by": f"{options.samples} votes", "answer_tokens": server.tokens}
+
+
+def api_workers(options: "PredictOptions", parts: int) -> int:
+    """Return the number of workers: one, which waits for the server most of the time, unless more are asked for."""
+    return 1 if options.num_workers == "auto" else max(1, min(options.num_workers, parts, options.concurrency))
+
+
+def api_pool(options: "PredictOptions", exam: Exam, workers: int) -> dict:
+    """Return the arguments of `Dataset.map` for the workers; each answers several shards at the same time.
+
+    Args:
+        options: options of the run.
+        exam: the questions.
+        workers: number of workers.
+    """
+    shards = 2 + options.concurrency // workers // exam.shard_questions
+    return {
+        "compute": ActorPoolStrategy(
+            size=workers, max_concurrent_calls_per_actor=shards, enable_true_multi_threading=True
+        ),
+        "num_cpus": cluster.TASK_CPUS,
+        "max_restarts": worker_loss.MOST,
+        "max_task_retries": worker_loss.MOST,
+    }

@@ -1,0 +1,326 @@
+"""Client of a server in OpenAI's form: requests, their answers, and the errors of both in one line.
+
+The package `openai` sends a request again after a status of 408, 409, 429 or 5xx, a timeout or a lost connection,
+waits as `Retry-After` says, else twice as long each time with jitter. Answers that came but lack a part are asked for
+again here. The key is read from the environment in each process; it is in no argument, record or message.
+"""
+
+import contextlib
+import math
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from sciqa.core.errors import InputError
+from sciqa.core.extras import require
+
+if TYPE_CHECKING:
+    from openai import APIError, OpenAI
+
+    from sciqa.predict.options import PredictOptions
+
+#: Times that a request is sent again before a run ends: in a run, and before it begins.
+RETRIES, FIRST_RETRIES = 12, 2
+#: Seconds before the first and at most before a later repeat of a request whose answer lacked a part.
+FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
+#: Numbers of likeliest tokens that servers are asked for: the most that OpenAI's chats give, and that others do.
+LISTED = (20, 5)
+#: Question by which a server is tried before a run.
+TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
+#: Suffix of the version, by which some servers answer to a model's plain name: gpt-4o-2024-08-06, name@main.
+VERSION = r"[-@](\d{4}|\d{4}-?\d{2}-?\d{2})|@main|:latest"
+
+
+class HalfAnswerError(Exception):
+    """An answer that lacks a part, or has one that is no number."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server and how it is asked; without its key.
+
+    Attributes:
+        url: address, up to the version.
+        model: name of the model.
+        key_name: name of the environment variable with the key.
+        has_key: whether that variable was set where the run began.
+        chat: whether to ask the endpoint for chats, not that for completions.
+        timeout: seconds without a response after which a request is sent again.
+        tokens: most tokens of a drawn answer.
+        listed: number of likeliest tokens to ask for; 0 to draw answers.
+        newer: whether the server takes only the arguments of OpenAI's newer models.
+    """
+
+    url: str
+    model: str
+    key_name: str
+    has_key: bool
+    chat: bool
+    timeout: float
+    tokens: int
+    listed: int = 0
+    newer: bool = False
+
+    def request(self, prompt: str | list[dict[str, str]], seed: int, temperature: float) -> dict[str, Any]:
+        """Return the body of a request; that for the likeliest first tokens has neither seed nor temperature.
+
+        Args:
+            prompt: a text, or for a chat its messages.
+            seed: seed of the answer.
+            temperature: how far answers differ.
+        """
+        body: dict[str, Any] = {"model": self.model}
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        body |= {"messages": messages} if self.chat else {"prompt": prompt}
+        if self.listed:
+            body |= {"logprobs": True, "top_logprobs": self.listed} if self.chat else {"logprobs": self.listed}
+            return body | {"max_tokens": 1, "temperature": 0.0}
+        if self.newer:
+            return body | {"max_completion_tokens": self.tokens}
+        return body | {"max_tokens": self.tokens, "temperature": temperature, "seed": seed}
+
+
+@dataclass
+class Reply:
+    """An answer of a server.
+
+    Attributes:
+        text: its text.
+        logprobs: log-probabilities of the likeliest first tokens, if they were asked for.
+        tokens_in: tokens that the server read, also for answers that lacked a part.
+        tokens_out: tokens that it wrote.
+    """
+
+    text: str
+    logprobs: dict[str, float]
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Client:
+    """Connection to a server, for any number of threads.
+
+    Args:
+        server: the server.
+        retries: times that a request is sent again.
+    """
+
+    def __init__(self, server: Server, retries: int = RETRIES) -> None:
+        self.server, self.retries = server, retries
+        self.key = read_key(server)
+
+    @cached_property
+    def connection(self) -> "OpenAI":
+        """The client of the package `openai`."""
+        from openai import OpenAI
+
+        url, timeout = self.server.url, self.server.timeout
+        return OpenAI(api_key=self.key or "none", base_url=url, timeout=timeout, max_retries=self.retries)
+
+    def ask(self, request: dict[str, Any], what: str) -> Reply:
+        """Return the answer to a request of `Server.request`.
+
+        Args:
+            request: body of the request.
+            what: what is asked, with which a message about this request begins.
+
+        Raises:
+            InputError: the server refuses the request, has another model, or does not answer after all repeats.
+        """
+        spent, lacks = [0, 0], ""
+        for repeat in range(self.retries + 1):
+            if repeat:
+                time.sleep(random.uniform(0.5, 1) * min(FIRST_WAIT * 2 ** (repeat - 1), LONGEST_WAIT))
+            try:
+                answered = self._send(request, what)
+                usage = getattr(answered, "usage", None)
+                spent[0] += getattr(usage, "prompt_tokens", None) or 0
+                spent[1] += getattr(usage, "completion_tokens", None) or 0
+                reply = read_reply(answered, self.server)
+            except (HalfAnswerError, ValueError) as error:  # ValueError: not JSON
+                lacks = str(error) if isinstance(error, HalfAnswerError) else "is not JSON, or only half of it"
+                continue
+            self._check_model(answered.model)
+            return replace(reply, text=self._without_key(reply.text), tokens_in=spent[0], tokens_out=spent[1])
+        raise HalfAnswerError(f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row")
+
+    def _send(self, request: dict[str, Any], what: str) -> Any:  # noqa: ANN401 (of either endpoint, or no such object)
+        with self.short_errors(what):
+            if self.server.chat:
+                return self.connection.chat.completions.create(**request)
+            return self.connection.completions.create(**request)
+
+    @contextlib.contextmanager
+    def short_errors(self, what: str) -> Iterator[None]:
+        """Turn errors of the package `openai` into an `InputError` without what that package adds to them."""
+        from openai import APIError
+
+        try:
+            yield
+        except APIError as error:
+            raise self._error(error, what) from None
+
+    def _error(self, error: "APIError", what: str) -> InputError:
+        url, model, status = self.server.url, self.server.model, getattr(error, "status_code", None)
+        if status in (401, 403):
+            return InputError(
+                f"{url}: the server refuses the key (status {status}); set {self.server.key_name} to a valid one, on "
+                f"every node{'' if self.key else ' (it is not set)'}"
+            )
+        if status == 404:
+            return InputError(f"--model {model}: not found at {url} (status 404){self._list_models()}")
+        if status is not None and status < 500 and status not in (408, 409, 429):
+            return RefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
+        return InputError(
+            f"{url}: no answer ({self._reason(error, status)}) after {self.retries} repeats; when the server answers "
+            "again, run the same command: what has been answered is kept"
+        )
+
+    def _reason(self, error: "APIError", status: int | None) -> str:
+        from openai import APITimeoutError
+
+        if status is not None:
+            return f"status {status}: {self._server_message(error)}"
+        if isinstance(error, APITimeoutError):
+            return f"none within {self.server.timeout:g} s"
+        return self._without_key(str(error.__cause__ or error))
+
+    def _server_message(self, error: "APIError") -> str:
+        body = error.body
+        message = (body.get("message") or body.get("detail")) if isinstance(body, dict) else body
+        text = " ".join(self._without_key(str(message or error.message)).split())
+        return text if len(text) <= 200 else f"{text[:200]}…"
+
+    def _without_key(self, text: str) -> str:
+        """Return a text of the server without the key, which some repeat in their messages."""
+        return text.replace(self.key, "***") if self.key else text
+
+    def model_names(self) -> list[str]:
+        """Return the names of the server's models; empty if it does not list them."""
+        from openai import APIStatusError
+
+        try:
+            listed = [model.id for model in self.connection.models.list().data or ()]
+        except (APIStatusError, ValueError, AttributeError, TypeError):  # it has no such list, or one of another form
+            return []
+        return [name for name in listed if isinstance(name, str)]
+
+    def _list_models(self) -> str:
+        from openai import APIError
+
+        names = []
+        with contextlib.suppress(APIError):
+            names = self.model_names()
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return f"; it has {', '.join(names[:10])}{more}" if names else "; check the address and the name"
+
+    def check_listed(self) -> None:
+        """Raise `InputError` if the server lists one model, and not this one: such servers answer to any name."""
+        with self.short_errors("the list of models"):
+            names = self.model_names()
+        if len(names) == 1 and self.server.model not in names:
+            raise InputError(f"--model {self.server.model}: not found at {self.server.url}{self._list_models()}")
+
+    def _check_model(self, answered: object) -> None:
+        asked = self.server.model
+        if not answered or answered == asked or re.fullmatch(rf"{re.escape(asked)}({VERSION})", str(answered)):
+            return
+        raise InputError(
+            f"--model {asked}: {self.server.url} answers by another model, {answered}; pass that name if it is meant"
+        )
+
+
+class RefusedError(InputError):
+    """A request that the server refuses as it is, such as one for log-probabilities that it does not give."""
+
+
+def read_key(server: Server) -> str:
+    """Return the key in this process's environment, empty if there is none.
+
+    Raises:
+        InputError: the key was there where the run began, but not in this process; or it is no header's text.
+    """
+    key = os.environ.get(server.key_name, "").strip()
+    if server.has_key and not key:
+        raise InputError(
+            f"{server.key_name}: set where the command was given, but not in a worker; set it on every node before "
+            "Ray is started there"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise InputError(f"{server.key_name}: holds characters that no key has (the value is not shown); set it again")
+    return key
+
+
+def read_reply(answered: Any, server: Server) -> Reply:  # noqa: ANN401 (whatever a server sent)
+    """Return the answer in a response, or raise `HalfAnswerError` if it lacks a part that was asked for."""
+    choices = getattr(answered, "choices", None)
+    if not choices:
+        raise HalfAnswerError("has no choices")
+    first = choices[0]
+    if server.chat:
+        message = getattr(first, "message", None)
+        text = getattr(message, "content", None)
+        refused = getattr(message, "refusal", None) or getattr(first, "finish_reason", None) == "content_filter"
+        if not isinstance(text, str) and not (refused or getattr(first, "finish_reason", None) == "length"):
+            raise HalfAnswerError("has no text")
+    elif not isinstance(text := getattr(first, "text", None), str):
+        raise HalfAnswerError("has no text")
+    return Reply(text or "", _first_tokens(first, server.chat) if server.listed else {})
+
+
+def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
+    """Return the log-probabilities of the likeliest first tokens, by token."""
+    try:
+        if chat:
+            listed = [(token.token, token.logprob) for token in choice.logprobs.content[0].top_logprobs]
+        else:
+            listed = list(choice.logprobs.top_logprobs[0].items())
+    except (AttributeError, IndexError, TypeError):
+        listed = []
+    if not listed:
+        raise HalfAnswerError("has no log-probabilities")
+    for token, logprob in listed:
+        if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:  # NaN too
+            raise HalfAnswerError(f"has {logprob!r:.40} as a log-probability")
+    return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
+
+
+def find_server(options: "PredictOptions") -> Server:
+    """Return the server of the options, with the form of request that it takes, found by a trial question.
+
+    It is tried once per process, with one to four requests of a few tokens.
+
+    Raises:
+        InputError: the package `openai` is missing; no server answers at that address; it refuses the key; or it does
+            not have that model.
+    """
+    require("openai", "--engine openai")
+    key = bool(os.environ.get(options.api_key_env, "").strip())
+    server = Server(
+        *(options.base_url, options.model, options.api_key_env, key, options.prompt != "plain"),
+        *(options.timeout, options.answer_tokens),
+    )
+    return _try_forms(server, options.logprobs)
+
+
+@cache
+def _try_forms(server: Server, logprobs: bool) -> Server:
+    Client(server, FIRST_RETRIES).check_listed()
+    forms = [replace(server, listed=number) for number in LISTED if logprobs]
+    forms += [server] + [replace(server, newer=True)] * server.chat
+    refusal, gives_none = "", False
+    for form in forms:
+        if form.listed and gives_none:
+            continue
+        try:
+            Client(form, FIRST_RETRIES).ask(form.request(TRIAL, 0, 0.0), "a first question")
+        except (RefusedError, HalfAnswerError) as error:
+            refusal, gives_none = str(error), isinstance(error, HalfAnswerError)
+        else:
+            return form
+    raise InputError(refusal)

@@ -1,0 +1,117 @@
+"""Answers of a server, kept as they come: each is a file until the run is done, then all of them are one table.
+
+They lie in the records of the answers table. A run that is stopped, or whose workers die, asks nothing again that has
+been answered and kept, whatever its shards.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from sciqa.core import storage, tables
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "id")),
+        *((name, pa.int64()) for name in ("rotation", "sample")),
+        *((name, pa.string()) for name in ("letter", "text")),
+        ("logprobs", pa.map_(pa.string(), pa.float64())),
+        *((name, pa.int64()) for name in ("tokens_in", "tokens_out")),
+    ]
+)
+#: Figures that the records of a question sum up to: answers without a letter, and tokens that were read and written.
+USAGE = ("no_letter", "tokens_in", "tokens_out")
+#: Files that are read, or deleted, at the same time.
+AT_ONCE = 32
+
+
+def request_files_folder(answers: str) -> str:
+    """Return the folder of the records that are still files, by the folder of the answers table."""
+    return tables.records_folder(answers, "requests")
+
+
+def request_table_path(answers: str) -> str:
+    """Return the path of the table of all records, by the folder of the answers table."""
+    return tables.records_folder(answers, "requests.parquet")
+
+
+class RequestRecords:
+    """The records of an answers table.
+
+    Args:
+        answers: folder of the answers table.
+    """
+
+    def __init__(self, answers: str) -> None:
+        self.folder = request_files_folder(answers)
+        path = request_table_path(answers)
+        self.rows = {row["key"]: row for row in _read_table(path)} if storage.exists(path) else {}
+
+    def get(self, key: str) -> dict | None:
+        """Return the record of a request that has been answered, by this worker or another, or None."""
+        if key in self.rows:
+            return self.rows[key]
+        return storage.read_json(self._path(key)) if storage.exists(self._path(key)) else None
+
+    def put(self, key: str, record: dict) -> None:
+        """Keep the record of a request; when this returns, a killed run does not ask it again."""
+        storage.write_json(self._path(key), record | {"key": key})
+
+    def _path(self, key: str) -> str:
+        return storage.join(self.folder, f"{key}.json")
+
+
+def collect_records(answers: str) -> dict[str, dict[str, int]]:
+    """Turn the files of records into rows of their table; return the sums of `USAGE` by the id of the question.
+
+    Args:
+        answers: folder of the answers table, finished or not; without records, the result is empty.
+    """
+    folder, path = request_files_folder(answers), request_table_path(answers)
+    rows = {row["key"]: row for row in _read_table(path)} if storage.exists(path) else {}
+    if files := [storage.join(folder, name) for name in storage.list_names(folder)]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rows |= {row["key"]: row for row in pool.map(storage.read_json, files)}
+        ordered = sorted(rows.values(), key=lambda row: (row["id"], row["rotation"], row["sample"], row["key"]))
+        written = [row | {"logprobs": list(row["logprobs"].items())} for row in ordered]
+        storage.write_table(path, pa.Table.from_pylist(written, schema=SCHEMA))
+        storage.delete(folder)
+    sums: dict[str, dict[str, int]] = {}
+    for row in rows.values():
+        of = sums.setdefault(row["id"], dict.fromkeys(USAGE, 0))
+        for name, figure in zip(USAGE, (row["letter"] is None, row["tokens_in"], row["tokens_out"]), strict=True):
+            of[name] += int(figure)
+    return sums
+
+
+def _read_table(path: str) -> list[dict]:
+    rows = storage.read_table(path).to_pylist()
+    return [row | {"logprobs": dict(row["logprobs"] or ())} for row in rows]
+
+
+def request_key(question: str, rotation: int, sample: int, request: dict) -> str:
+    """Return the key of a request's record, a hash of all that its answer follows from."""
+    return tables.fingerprint([question, rotation, sample, request])
+
+
+def sum_usage(rows: list[dict]) -> dict[str, int]:
+    """Return the sums of `USAGE` over rows of which some have them; nothing if none has."""
+    asked = [row for row in rows if USAGE[0] in row]
+    return {name: sum(row[name] for row in asked) for name in USAGE} if asked else {}
+
+
+def token_cost(price: tuple[float, float] | None, figures: dict) -> float | None:
+    """Return what the tokens of `figures` cost, or None without a price; prices are per million tokens."""
+    if price is None or figures.get("tokens_in") is None:
+        return None
+    return (price[0] * figures["tokens_in"] + price[1] * figures["tokens_out"]) / 1e6
+
+
+def usage_summary(price: tuple[float, float] | None, figures: dict) -> str:
+    """Return tokens, cost and answers without a letter in words, for the summary; empty without any."""
+    if figures.get("tokens_in") is None:
+        return ""
+    said = f"; {figures['tokens_in']:,} tokens read and {figures['tokens_out']:,} written by the server"
+    if (cost := token_cost(price, figures)) is not None:
+        said += f", which cost {cost:,.4f} at --price"
+    return said + f"; {figures['no_letter']:,} of its answers without a letter"

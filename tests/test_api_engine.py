@@ -1,0 +1,410 @@
+"""Models behind an API: the same table from a server that fails, nothing asked twice, and no key anywhere."""
+
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from api_server import FAILURES, KEY, KEY_NAME, LACKING, ApiServer, in_turns, prompt_of, said, weights
+from conftest import QUESTIONS, write_jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sciqa import cli
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import find_model
+from sciqa.exam import read_exam
+from sciqa.exam.questions import options_of
+from sciqa.models.load import plain_folder
+from sciqa.pipeline import RunExamOptions, run_exam
+from sciqa.predict import PredictOptions, predict
+from sciqa.predict.api import letter_prompt
+from sciqa.predict.api_client import Client, HalfAnswerError, RefusedError, Server, find_server, read_key
+from sciqa.predict.api_letters import read_letter, scores_by_votes
+from sciqa.predict.api_records import collect_records, request_files_folder, request_table_path
+
+
+@pytest.fixture
+def serve():
+    """A function that starts a server."""
+    servers = []
+
+    def start(**about):
+        servers.append(ApiServer(**about))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.go.set()
+        server.shutdown()
+        server.server_close()
+
+
+def asked_of(server, folder, exam, **more):
+    """Options of a run that asks a server."""
+    common = {"engine": "openai", "base_url": server.url, "model": "small", "api_key_env": KEY_NAME}
+    common |= {"reader": "closed-book", "exam": exam, "shard_questions": 5, "output": str(folder), "name": "api"}
+    return PredictOptions(**common | more)
+
+
+def answers(folder):
+    return storage.read_table(f"{folder}/answers/api")
+
+
+def metrics(folder):
+    """Metrics without what an undisturbed run may have otherwise: seconds, and tokens of answers that lacked a part."""
+    table = storage.read_table(f"{folder}/metrics/api.parquet")
+    return table.drop_columns(["seconds", "tokens_in", "tokens_out", "cost"])
+
+
+@pytest.mark.parametrize("prompt", ["chat", "plain"])
+def test_a_failing_server_gives_the_table_of_a_healthy_one(serve, tmp_path, cluster, exam_file, prompt):
+    healthy = serve(key=KEY)
+    options = asked_of(healthy, tmp_path / "healthy", exam_file, prompt=prompt, concurrency=3, price=(2.0, 10.0))
+    made = predict(options).made
+    assert sum(healthy.answered.values()) == len(healthy.answered) == QUESTIONS
+    assert healthy.most <= 3
+    failing = serve(key=KEY, fail=in_turns(FAILURES))
+    disturbed = asked_of(failing, tmp_path / "failing", exam_file, prompt=prompt, concurrency=QUESTIONS)
+    predict(disturbed)
+    assert len(failing.failed) >= 6
+    assert failing.early == 0
+    assert answers(disturbed.output).equals(answers(options.output))
+    assert metrics(disturbed.output).equals(metrics(options.output))
+
+    exam = read_exam(exam_file).to_pylist()
+    prompts = [letter_prompt(question, "", prompt == "chat") for question in exam]
+    for row, asked in zip(answers(options.output).to_pylist(), prompts, strict=True):
+        np.testing.assert_allclose(row["probabilities"], list(weights(asked).values()), atol=1e-9)
+    whole = storage.read_table(f"{options.output}/metrics/api.parquet").to_pylist()[0]
+    tokens = sum(len(asked.split()) for asked in prompts)
+    assert (whole["tokens_in"], whole["tokens_out"], whole["no_letter"]) == (tokens, QUESTIONS, 0)
+    cost = (2 * tokens + 10 * QUESTIONS) / 1e6
+    assert whole["cost"] == pytest.approx(cost)
+    assert f"{tokens:,} tokens read and {QUESTIONS} written by the server, which cost {cost:,.4f} at --price" in made
+    # Answers that lacked a part were paid for as well.
+    lacking = sum(failing.failed[name] for name in LACKING[2:])
+    paid = storage.read_table(f"{disturbed.output}/metrics/api.parquet")["tokens_out"][0].as_py()
+    assert QUESTIONS < paid <= QUESTIONS + lacking
+
+
+def test_a_stopped_run_asks_nothing_twice(serve, tmp_path, cluster, exam_file):
+    server = serve(key=KEY)
+    server.revoke = 5
+    options = asked_of(server, tmp_path / "run", exam_file, concurrency=3)
+    with pytest.raises(InputError, match=rf"{server.url}: the server refuses the key \(status 401\); set {KEY_NAME}"):
+        predict(options)
+    assert len(list(Path(request_files_folder(f"{options.output}/answers/api")).iterdir())) == len(server.answered) >= 5
+    server.revoke = 9
+    with pytest.raises(InputError, match="refuses the key"):  # with other shards
+        predict(asked_of(server, tmp_path / "run", exam_file, concurrency=3, shard_questions=2))
+    assert 9 <= len(server.answered) < QUESTIONS
+    server.revoke = 1e9
+    predict(options)
+    assert set(server.answered.values()) == {1}
+    assert len(server.answered) == QUESTIONS
+    assert not Path(request_files_folder(f"{options.output}/answers/api")).exists()
+    first = answers(options.output)
+    Path(options.output, "answers/api/00001.parquet").unlink()  # also what is in the table of records already
+    predict(options)
+    assert set(server.answered.values()) == {1}
+    assert answers(options.output).equals(first)
+    predict(asked_of(server, tmp_path / "other", exam_file))
+    assert answers(tmp_path / "other").equals(first)
+
+
+def test_votes_where_a_server_gives_no_log_probabilities(serve, tmp_path, cluster, exam_file):
+    server = serve(logprobs=False)
+    options = asked_of(server, tmp_path / "run", exam_file, samples=3)
+    assert "of its answers without a letter" in predict(options).made
+    assert len(server.answered) == 3 * QUESTIONS
+    none = 0
+    for row, question in zip(answers(options.output).to_pylist(), read_exam(exam_file).to_pylist(), strict=True):
+        asked, letters = letter_prompt(question, "", True), options_of(question)
+        votes = [read_letter(said({"seed": seed}, asked), letters) for seed in range(3)]
+        none += votes.count(None)
+        np.testing.assert_allclose(row["probabilities"], np.exp(scores_by_votes(votes, list(letters))))
+    whole = storage.read_table(f"{options.output}/metrics/api.parquet").to_pylist()[0]
+    assert whole["no_letter"] == none > 0
+    with pytest.raises(InputError, match="made from other inputs"):
+        predict(asked_of(server, tmp_path / "run", exam_file, samples=4))
+
+
+def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, cluster, exam_file):
+    tables = []
+    for number, fail in enumerate((lambda *_: None, in_turns(("no choices", "500", "half JSON"), 1))):
+        server = serve(fail=fail)  # it would give log-probabilities
+        options = asked_of(server, tmp_path / f"{number}", exam_file, logprobs=False, samples=2, rotations=2)
+        predict(options)
+        assert set(server.answered.values()) == {1}
+        assert len(server.answered) == 2 * 2 * QUESTIONS
+        records = storage.read_table(request_table_path(f"{options.output}/answers/api")).to_pylist()
+        assert {(row["rotation"], row["sample"]) for row in records} == {(0, 0), (0, 1), (2, 0), (2, 1)}
+        tables.append(answers(options.output))
+    assert tables[0].equals(tables[1])
+
+
+def test_an_exam_with_contexts_of_its_own(serve, tmp_path, cluster):
+    exam = tmp_path / "exam.jsonl"
+    row = {"prompt": "Which rusts?", "A": "iron", "B": "helium", "answer": "A"}
+    write_jsonl(exam, [row | {"id": str(n), "context": f"Iron rusts, for the {n}th time."} for n in range(4)])
+    server = serve()
+    common = {"engine": "openai", "base_url": server.url, "model": "small", "output": str(tmp_path / "run")}
+    run_exam(RunExamOptions(**common, exam=str(exam), context="given", baselines=False))
+    assert len(server.answered) == 4
+    assert all(re.search(r"Context: Iron rusts, for the \dth time\.", key) for key in server.answered)
+    assert storage.read_table(f"{tmp_path}/run/answers/open-book-small")["id"].to_pylist() == list("0123")
+
+
+def written(folder):
+    for path in Path(folder).rglob("*"):
+        if path.is_file() and not path.is_socket():
+            yield path, path.read_bytes()
+
+
+def test_the_key_is_nowhere(serve, tmp_path, cluster, exam_file, capfd):
+    server = serve(key=KEY)
+    find_server(asked_of(server, tmp_path, exam_file))
+    server.fail = lambda key, attempt: "refused"
+    with pytest.raises(
+        InputError, match=r"question '.*': refused by .* \(status 400: too long, \*\*\*\); .* --context-"
+    ):
+        predict(asked_of(server, tmp_path / "run", exam_file))
+    server.fail = lambda key, attempt: "500" if attempt == 0 else None
+    predict(asked_of(server, tmp_path / "run", exam_file))
+    server.revoke = 0
+    with pytest.raises(InputError, match="refuses the key") as error:
+        predict(asked_of(server, tmp_path / "revoked", exam_file))
+    logs = ray._private.worker._global_node.get_session_dir_path()
+    places = list(itertools.chain(written(tmp_path), written(logs)))
+    assert len(places) > 20
+    assert [path for path, data in places if KEY.encode() in data] == []
+    shown = capfd.readouterr()
+    assert KEY not in shown.out + shown.err + str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "more", "parts"),
+    [
+        ({}, {"model": "large"}, ["--model large: not found at", "it has small"]),
+        ({"answers_as": "other"}, {}, ["--model small:", "answers by another model, other; pass that name"]),
+        ({"key": "another"}, {}, ["refuses the key (status 401)", KEY_NAME]),
+        ({"key": KEY}, {"api_key_env": "NO_SUCH_KEY"}, ["refuses the key", "NO_SUCH_KEY", "(it is not set)"]),
+        ({"fail": lambda *_: "no choices"}, {}, ["has no choices, 3 times in a row"]),
+        ({"fail": lambda *_: "500"}, {}, ["no answer (status 500: a fault) after 2 repeats", "is kept"]),
+    ],
+    ids=["no such model", "another model", "wrong key", "no key", "half answers", "faults"],
+)
+def test_a_server_that_cannot_be_used_ends_a_run_before_it_begins(
+    serve, tmp_path, cluster, exam_file, capfd, about, more, parts
+):
+    server = serve(**about)
+    if "answers_as" in about:
+        server.model = "small"
+    flags = {"engine": "openai", "base_url": server.url, "model": "small", "api_key_env": KEY_NAME, "exam": exam_file}
+    flags |= {"reader": "closed-book", "output": tmp_path / "run"} | more
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict", *itertools.chain(*((f"--{k.replace('_', '-')}", str(v)) for k, v in flags.items()))])
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2
+    assert all(part in error for part in parts), error
+    assert KEY not in error
+    assert server.answered == {}
+    assert not (tmp_path / "run").exists()
+
+
+def test_nobody_listens(serve, tmp_path, exam_file):
+    server = serve()
+    options = asked_of(server, tmp_path, exam_file)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(InputError, match=rf"{server.url}: no answer \(.*refused.*\) after 2 repeats"):
+        predict(options)
+
+
+@pytest.mark.parametrize("name", ["small-2026-08-06", "small@main"])
+def test_a_model_may_answer_by_the_name_of_its_version(serve, tmp_path, exam_file, name):
+    assert find_server(asked_of(serve(answers_as=name), tmp_path, exam_file)).listed == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "openai"}, "--base-url: with --engine openai the address"),
+        ({"base_url": "http://localhost:1"}, "--base-url: not with --engine torch"),
+        ({"engine": "openai", "base_url": "localhost:1"}, "--base-url: an address expected"),
+        ({"engine": "openai", "base_url": "http://[1"}, "--base-url: an address expected"),
+        ({"engine": "openai", "base_url": "http://u:secret@h/v1"}, "--base-url: an address without user"),
+        ({"engine": "openai", "base_url": "http://h/v1?key=secret"}, "--base-url: an address without user"),
+        ({"api_key_env": "sk-secret"}, "--api-key-env: the name of an environment variable"),
+        ({"engine": "openai", "base_url": "http://h", "completion": "text"}, "--completion text: not with"),
+        ({"engine": "openai", "base_url": "http://h", "normalise": "tokens"}, "--normalise: not with"),
+        ({"engine": "openai", "base_url": "http://h", "adapter": "a"}, "--adapter: not with --engine openai"),
+        ({"price": (1.0, -1.0)}, "--price: 1 -1 given"),
+        ({"timeout": 0.0}, "--timeout: 0.0 given"),
+        ({"concurrency": 0}, "--concurrency: 0 given"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(InputError) as error:
+        PredictOptions(**options)
+    assert str(error.value).startswith(message)
+    assert "secret" not in str(error.value)
+
+
+def client_of(server, **about):
+    named = {"url": server.url, "model": "small", "key_name": "NO_SUCH_KEY", "has_key": False, "chat": True}
+    return Client(Server(**named | {"timeout": 1.0, "tokens": 8, "listed": 20} | about), retries=1)
+
+
+@pytest.mark.parametrize("failure", [*FAILURES, "late"])
+def test_each_failure_is_asked_again(serve, failure):
+    server = serve(fail=lambda key, attempt: failure if attempt == 0 else None)
+    client = client_of(server)
+    request = client.server.request("Which?\nA. iron\nB. helium", 0, 0.0)
+    reply = client.ask(request, "a question")
+    assert server.failed == {failure: 1}
+    assert set(reply.logprobs) == {"A", " A", "B", " B", "The"}
+    assert reply.tokens_out == (2 if failure in LACKING[2:] else 1)
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        ("no choices", HalfAnswerError, "a question: an answer of .* has no choices, 2 times in a row"),
+        ("half JSON", HalfAnswerError, "is not JSON, or only half of it"),
+        ("NaN", HalfAnswerError, "has nan as a log-probability"),
+        ("late", InputError, r"no answer \(none within 1 s\) after 1 repeats"),
+        ("dropped", InputError, r"no answer \(.*[Dd]isconnected.*\)"),
+        ("429", InputError, r"no answer \(status 429: slow down\)"),
+        ("refused", RefusedError, "a question: refused by .*too long"),
+    ],
+)
+def test_a_failure_that_lasts_is_one_line(serve, failure, error, message):
+    client = client_of(serve(fail=lambda *_: failure))
+    with pytest.raises(error, match=message):
+        client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question")
+
+
+def test_a_worker_without_the_key_says_so(monkeypatch):
+    about = {"url": "u", "model": "m", "chat": True, "timeout": 1.0, "tokens": 8}
+    with pytest.raises(InputError, match="NO_SUCH_KEY: set where the command was given, but not in a worker"):
+        read_key(Server(**about, key_name="NO_SUCH_KEY", has_key=True))
+    monkeypatch.setenv("BAD_KEY", "sk-sécret")
+    with pytest.raises(InputError, match="BAD_KEY: holds characters") as error:
+        read_key(Server(**about, key_name="BAD_KEY", has_key=True))
+    assert "cret" not in str(error.value).replace("the value is not shown", "")
+
+
+def test_without_records_nothing_is_gathered(tmp_path):
+    assert collect_records(str(tmp_path / "answers" / "api")) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_hundred_questions_from_a_failing_server(serve, tmp_path, cluster):
+    exam = str(tmp_path / "exam.jsonl")
+    write_jsonl(Path(exam), read_exam("train").slice(0, 200).to_pylist())
+    healthy = asked_of(serve(key=KEY), tmp_path / "healthy", exam)
+    predict(healthy)
+    failing = serve(key=KEY, fail=in_turns((*FAILURES, "late"), 3))
+    disturbed = asked_of(failing, tmp_path / "failing", exam, concurrency=32, num_workers=2, timeout=2.0)
+    predict(disturbed)
+    assert set(failing.failed) == {*FAILURES, "late"}
+    assert sum(failing.failed.values()) >= 600
+    assert failing.early == 0
+    assert answers(disturbed.output).equals(answers(healthy.output))
+    assert metrics(disturbed.output).equals(metrics(healthy.output))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["chat", "plain"])
+def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, prompt):
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    folder = plain_folder(find_model("SmolLM2-135M-Instruct"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = "from transformers.cli.transformers import main; main()"
+    flags = ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
+    server = subprocess.Popen([sys.executable, "-c", run, "serve", folder, *flags])
+    try:
+        while True:
+            assert server.poll() is None
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        options = {"engine": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": folder, "prompt": prompt}
+        options |= {"reader": "closed-book", "exam": exam_file, "output": str(tmp_path / "run"), "name": "api"}
+        predict(PredictOptions(**options, samples=1, concurrency=2))
+    finally:
+        server.terminate()
+        server.wait()
+    records = storage.read_table(request_table_path(f"{tmp_path}/run/answers/api")).to_pylist()
+    records = {record["id"]: record for record in records}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for question in read_exam(exam_file).to_pylist():
+        asked = letter_prompt(question, "", prompt == "chat")
+        if prompt == "chat":
+            messages = [{"role": "user", "content": asked}]
+            inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+        else:
+            inputs = tokenizer(asked, return_tensors="pt")
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
+        record = records[question["id"]]
+        text = tokenizer.decode(output, skip_special_tokens=True)
+        assert record["text"] == text
+        assert record["letter"] == read_letter(text, options_of(question))
+        assert record["tokens_in"] == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_asks_nothing_twice(serve, tmp_path, exam_file, cluster):
+    server = serve(key=KEY)
+    server.hold = 7
+    options = asked_of(server, tmp_path / "run", exam_file, concurrency=2)
+    flags = ["--engine", "openai", "--base-url", server.url, "--model", "small", "--api-key-env", KEY_NAME]
+    flags += ["--reader", "closed-book", "--exam", exam_file, "--shard-questions", "5", "--output", options.output]
+    flags += ["--name", "api", "--concurrency", "2", "--num-cpus", "1"]
+    command = [sys.executable, "-m", "sciqa", "predict", *flags]
+    killed = subprocess.Popen(command, env=os.environ | {KEY_NAME: KEY}, stderr=subprocess.PIPE)
+    folder = Path(request_files_folder(f"{options.output}/answers/api"))
+    while len([path for path in folder.glob("*.json") if path.name[0] != "."]) < len(server.answered) or server.now < 2:
+        assert killed.poll() is None, killed.stderr.read().decode()
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert 7 <= len(server.answered) < QUESTIONS
+    server.hold = 1e9
+    again = subprocess.run(command, env=os.environ | {KEY_NAME: KEY}, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr
+    assert KEY not in again.stdout + again.stderr
+    assert len(server.answered) == QUESTIONS
+    assert set(server.answered.values()) == {1}
+    other = asked_of(serve(key=KEY), tmp_path / "other", exam_file)
+    predict(other)
+    assert answers(options.output).equals(answers(other.output))
+
+
+def test_a_prompt_is_the_same_for_both_endpoints_but_for_its_end():
+    question = {"prompt": "Which rusts?", "is_question": True, "A": "iron", "B": "helium"}
+    asked = letter_prompt(question, "Iron rusts.", True)
+    assert asked.startswith("Context: Iron rusts.\n\nQuestion: Which rusts?\nA. iron\nB. helium\n")
+    assert asked.endswith("letter of the right option alone.")
+    assert letter_prompt(question, "Iron rusts.", False).endswith("\nB. helium\nAnswer:")
+    assert prompt_of({"messages": [{"content": asked}]}) == asked
