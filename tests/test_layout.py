@@ -28,7 +28,7 @@ ANOTHER_MEANING = {
     "FinetuneOptions": {"name", "prompt", "completion", "normalise"},  # chosen here, `auto` in readers
     "MergeOptions": {"output", "adapter", "precision"},  # of a model, not of a run
     "PromptOptions": {"show"},  # questions, not a reader
-    "PlanOptions": {"exam", "num_workers"},  # without a run or a cluster that could tell
+    "PlanOptions": {"exam", "num_workers", "price"},  # without a run or a cluster that could tell; of a GPU's hour
     "VolumeOptions": {"corpus"},
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py"))

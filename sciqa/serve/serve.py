@@ -36,8 +36,8 @@ def serve(options: ServeOptions) -> Summary:
     stopped = threading.Event()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
+    url = start(options)
     try:
-        url = start(options)
         console.print(f"serve: listening on {url}", markup=False, highlight=False)
         stopped.wait()
     finally:
@@ -68,20 +68,21 @@ def start(options: ServeOptions) -> str:
         http = {"host": options.host, "port": options.port}
         if not verbose():
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=log)
-        ray_serve.run(application(options, manifest, token), name="sciqa", route_prefix="/", logging_config=log)
+        try:
+            ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=log)
+            ray_serve.run(application(options, manifest, token), name="sciqa", route_prefix="/", logging_config=log)
+        except BaseException:
+            stop()
+            raise
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"http://{host}:{options.port}"
 
 
 def stop() -> None:
-    """End the application and Ray Serve, if they run."""
-    import ray
+    """End the application and the Ray Serve that `start` has started."""
+    from ray import serve as ray_serve
 
-    if ray.is_initialized():
-        from ray import serve as ray_serve
-
-        ray_serve.shutdown()
+    ray_serve.shutdown()
 
 
 def application(options: ServeOptions, manifest: dict, token: str | None) -> "Application":
