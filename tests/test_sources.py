@@ -216,11 +216,11 @@ def test_tables_of_text_are_read_with_their_quotes_and_lines(tmp_path, encoding)
         ("a.tsv", b"title\ttext\nIce\tcaf\xe9\n", "convert it to UTF-8"),
         ("a.jsonl", b'{"title": "Ice", "text": 0}\n', "row 1, column 'text': text expected, 0 found"),
         ("a.jsonl", JSONL + b'{"title": "Ice", "text": "\\ud800"}\n', "row 2, column 'text': half a character"),
-        ("a.jsonl.gz", gzip.compress(JSONL + b"[1]\n"), "row 2: an object"),
-        ("a.txt.gz", gzip.compress(b"Ice" * 999)[:-9], "a.txt.gz: cannot be read, damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(JSONL + b"[1]\n", mtime=0), "row 2: an object"),
+        ("a.txt.gz", gzip.compress(b"Ice" * 999, mtime=0)[:-9], "a.txt.gz: cannot be read, damaged or cut off"),
         ("a.txt.zst", b"nothing", "a.txt.zst: cannot be read, damaged or cut off"),
         ("a.txt.xz", lzma.compress(b"Ice" * 999)[:-9], "a.txt.xz: cannot be read, damaged or cut off"),
-        ("a.xml.gz", gzip.compress(DUMP[:-12]), "cut off before its last line"),
+        ("a.xml.gz", gzip.compress(DUMP[:-12], mtime=0), "cut off before its last line"),
     ],
 )
 def test_bad_tables_and_files_are_refused_by_name_and_row(tmp_path, name, data, message):
