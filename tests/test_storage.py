@@ -49,7 +49,7 @@ def test_files_and_tables(place):
     assert storage.read_rows(path, 1, 2) == [{"id": "2", "text": "two"}]
     assert storage.list_files(folder, "parquet") == [path]
     assert storage.list_folders(place) == ["run"]
-    assert list(storage.names(folder)) == ["a b+#%.parquet"]
+    assert list(storage.list_names(folder)) == ["a b+#%.parquet"]
     storage.write_json(storage.join(folder, "about.json"), {"n": 1})
     storage.write_json(storage.join(folder, "about.json"), {"n": 2})
     assert storage.read_json(storage.join(folder, "about.json")) == {"n": 2}
@@ -74,7 +74,7 @@ def test_a_file_on_s3_is_one_request(s3):
 def test_storage_that_refuses_is_one_line(s3):
     for action in (
         lambda: storage.write_bytes("s3://nobodys/run/a.json", b"{}"),
-        lambda: tables.begin("s3://nobodys/run", {"format": 1}),
+        lambda: tables.begin_table("s3://nobodys/run", {"format": 1}),
     ):
         with pytest.raises(InputError, match=r"^s3://nobodys/_?run/\S+: cannot be written \(.*\)$"):
             action()
@@ -147,7 +147,7 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     report(ReportOptions(output=common["output"]))
 
     storage.delete(tables.part_path(made.path, 1))  # as a killed run would have left it
-    storage.delete(tables.records(made.path, tables.MANIFEST))
+    storage.delete(tables.records_folder(made.path, tables.MANIFEST))
     assert "1 of 2 shards kept" in predict(reader).made
     assert storage.read_table(made.path) == answers
     assert predict(reader).made.count("kept") == 1
