@@ -18,6 +18,7 @@ import ray
 import torch
 from api_server import FAILURES, KEY, KEY_NAME, LACKING, ApiServer, in_turns, prompt_of, said, weights
 from conftest import QUESTIONS, write_jsonl
+from tiny import mostly_slow
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sciqa import cli
@@ -68,7 +69,7 @@ def metrics(folder):
     return table.drop_columns(["seconds", "tokens_in", "tokens_out", "cost"])
 
 
-@pytest.mark.parametrize("prompt", ["chat", "plain"])
+@pytest.mark.parametrize("prompt", mostly_slow(["chat", "plain"], "chat"))
 def test_a_failing_server_gives_the_table_of_a_healthy_one(serve, tmp_path, cluster, exam_file, prompt):
     healthy = serve(key=KEY)
     options = asked_of(healthy, tmp_path / "healthy", exam_file, prompt=prompt, concurrency=3, price=(2.0, 10.0))

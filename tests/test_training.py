@@ -359,7 +359,8 @@ def test_steps_hold_different_questions_whatever_their_number(batch_size, epochs
             assert [place for _, place in order.batch(step)] == seen[step]
 
 
-@pytest.mark.parametrize(("zero", "workers"), [(0, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "workers"), [(0, 1), (2, 2)])
 def test_a_diverged_run_is_no_run_and_its_name_is_free_again(tmp_path, cluster, data, models, zero, workers):
     common = {"model": models("llama"), "steps": 6, "eval_every": 2, "warmup": 0.0}
     options = tiny_run(data, tmp_path, **common, zero=zero, num_workers=workers, learning_rate=1e30)
