@@ -34,9 +34,9 @@ def serve(options: ServeOptions) -> Summary:
     """
     started = time.monotonic()
     stopped = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     url = start(options)
+    if threading.current_thread() is threading.main_thread():  # Ray sets a handler of its own when it connects
+        signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     try:
         console.print(f"serve: listening on {url}", markup=False, highlight=False)
         stopped.wait()
