@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         if failure == "refused":
             return self.send({"error": {"message": f"too long, {given}", "code": "context_length_exceeded"}}, 400)
         if failure == "late":
-            time.sleep(3)
+            time.sleep(4)
         if failure in LOST:
             return self.lose(failure, key)
         sent = (chat_answer if chat else completion_answer)(body, server)
