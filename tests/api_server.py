@@ -26,8 +26,13 @@ def draw(*named: object) -> int:
 
 
 def in_turns(failures: tuple[str, ...], times: int = 2) -> Callable[[str, int], str | None]:
-    """Return a rule by which each request fails `times` times, in ways that differ between requests."""
-    return lambda key, attempt: failures[(draw(key) + attempt) % len(failures)] if attempt < times else None
+    """Return a rule by which requests fail `times` times, in ways that differ between them; trials twice at most."""
+
+    def rule(key: str, attempt: int) -> str | None:
+        most = min(times, 2) if json.dumps(TRIAL)[1:-1] in key else times
+        return failures[(draw(key) + attempt) % len(failures)] if attempt < most else None
+
+    return rule
 
 
 class ApiServer(ThreadingHTTPServer):
@@ -106,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         if failure == "refused":
             return self.send({"error": {"message": f"too long, {given}", "code": "context_length_exceeded"}}, 400)
         if failure == "late":
-            time.sleep(3)
+            time.sleep(4)
         if failure in LOST:
             return self.lose(failure, key)
         sent = (chat_answer if chat else completion_answer)(body, server)

@@ -32,7 +32,7 @@ from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import check_template
 from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
 from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_sources, write_answers
-from sciqa.predict.api import api_arguments, api_inputs, api_pool, api_workers, check_api
+from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_pool, api_workers, check_api
 from sciqa.predict.api_records import usage_summary
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
@@ -43,6 +43,9 @@ from sciqa.predict.vllm import Shards, answer_requests, check_engine
 from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
+
+#: Readers that load no model, by their keys in `sciqa.predict.readers.READERS`.
+WITHOUT_MODEL: dict[str, type] = {"baseline": BaselineReader, "api": ApiReader}
 
 
 def predict(options: PredictOptions) -> Summary:
@@ -316,9 +319,9 @@ class AnswerShard:
 
 
 def _reader(kind: str) -> type:
-    """Return a class of readers; a baseline's is found without the imports of models, which take seconds."""
-    if kind == "baseline":
-        return BaselineReader
+    """Return a class of readers; one without a model here is found without PyTorch, whose import takes seconds."""
+    if kind in WITHOUT_MODEL:
+        return WITHOUT_MODEL[kind]
     from sciqa.predict.readers import READERS
 
     return READERS[kind]
