@@ -189,7 +189,7 @@ def test_vllm_answers_only_the_shards_that_are_missing(run):
     folder = Path(run["output"], "answers", "resumed")
     first, times = answers(run, "resumed"), {path: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
     assert len(times) == 3
-    Path(tables.records_folder(str(folder), tables.MANIFEST)).unlink()
+    Path(tables.records_path(str(folder), tables.MANIFEST)).unlink()
     (folder / "00001.parquet").unlink()
     assert "2 of 3 shards kept" in predict(options).made
     changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]

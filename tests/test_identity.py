@@ -332,7 +332,7 @@ def test_tables_of_any_shard_size_are_kept_and_read_right(tmp_path, found, small
 def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
     path = Path(found["output"], "contexts")
     whole = storage.read_table(str(path)).to_pylist()
-    Path(tables.records_folder(str(path), tables.MANIFEST)).unlink()
+    Path(tables.records_path(str(path), tables.MANIFEST)).unlink()
     (path / "00001.parquet").unlink()
     written = (path / "00002.parquet").stat().st_mtime_ns
     again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=2, **found))
@@ -346,7 +346,7 @@ def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
 
 def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_index):
     path = Path(found["output"], "contexts")
-    Path(tables.records_folder(str(path), tables.MANIFEST)).unlink()
+    Path(tables.records_path(str(path), tables.MANIFEST)).unlink()
     for file in ("00000.parquet", "00001.parquet", "00002.parquet"):
         (path / file).unlink()
     retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=6, **found))
@@ -429,10 +429,10 @@ def test_an_index_is_kept_when_the_same_passages_are_written_anew(tmp_path, inde
     build_passages(corpus)
     for path in Path(corpus.passages).glob("*.parquet"):  # as another version of pyarrow would write it
         pq.write_table(pq.read_table(path), path, compression="snappy")
-    about = storage.read_json(tables.records_folder(corpus.passages, tables.MANIFEST))
+    about = storage.read_json(tables.records_path(corpus.passages, tables.MANIFEST))
     for shard in about["shards"]:
         shard["sha256"] = hashlib.sha256(Path(corpus.passages, f"{shard['name']}.parquet").read_bytes()).hexdigest()
-    storage.write_json(tables.records_folder(corpus.passages, tables.MANIFEST), about)
+    storage.write_json(tables.records_path(corpus.passages, tables.MANIFEST), about)
     assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
 
 

@@ -147,7 +147,7 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     report(ReportOptions(output=common["output"]))
 
     storage.delete(tables.part_path(made.path, 1))  # as a killed run would have left it
-    storage.delete(tables.records_folder(made.path, tables.MANIFEST))
+    storage.delete(tables.records_path(made.path, tables.MANIFEST))
     assert "1 of 2 shards kept" in predict(reader).made
     assert storage.read_table(made.path) == answers
     assert predict(reader).made.count("kept") == 1

@@ -447,7 +447,7 @@ def test_other_bad_input_is_refused(tmp_path, cluster, data, models, exam_file, 
 
     options = tiny_run(data, tmp_path, model=models("llama"), steps=1)
     made = finetune(options)
-    path = tables.records_folder(made.path, tables.INPUTS)
+    path = tables.records_path(made.path, tables.INPUTS)
     begun = storage.read_json(path)
     del begun["inputs"]["clip"]  # as a version without that option would have stored it
     storage.write_json(path, begun)

@@ -99,7 +99,7 @@ def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others]
         storage.write_table(tables.part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
     tables.finish_table(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
     for name in ("questions", "vectors", "findings"):
-        storage.delete(tables.records_folder(folder, name))
+        storage.delete(tables.records_path(folder, name))
     return False
 
 
@@ -108,15 +108,15 @@ def _parts(folder: str, exam: Exam, against: list[Others], texts: Texts | None) 
     exam_parts = _cut("the exam", exam.path, exam.questions)
     parts = []
     for number, others in enumerate(against):
-        path = tables.records_folder(folder, "questions", f"{number:05d}.parquet")
+        path = tables.records_path(folder, "questions", f"{number:05d}.parquet")
         if not storage.exists(path):
             storage.write_table(path, others.table.replace_schema_metadata(None), row_group_size=QUESTIONS)
         parts += _cut(others.name, path, len(others.table))
     for number, part in enumerate([*exam_parts, *parts]):
-        part["vectors"] = tables.records_folder(folder, "vectors", f"{number:05d}.npy")
+        part["vectors"] = tables.records_path(folder, "vectors", f"{number:05d}.npy")
     parts += texts.parts if texts else []
     for number, part in enumerate(parts):
-        part["findings"] = tables.records_folder(folder, "findings", f"{number:05d}.parquet")
+        part["findings"] = tables.records_path(folder, "findings", f"{number:05d}.parquet")
     return exam_parts, parts
 
 

@@ -88,7 +88,7 @@ def _is_trained(name: str) -> bool:
 
 def _trained_on(folder: str) -> dict[str, pa.Table]:
     """Return the questions that a model was trained on and chosen by, from the run that `sciqa finetune` made."""
-    record = tables.records_folder(folder, tables.MANIFEST)
+    record = tables.records_path(folder, tables.MANIFEST)
     inputs = storage.read_json(record)["inputs"] if storage.exists(record) else {}
     output = folder.rstrip("/").rpartition("/")[0].rpartition("/")[0]
     found = {}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
-#: Files in a table's `records_folder`: the inputs that determine its content, and the manifest, which is written last.
+#: Files in the records of a table: the inputs that determine its content, and the manifest, which is written last.
 INPUTS, MANIFEST = "inputs.json", "manifest.json"
 #: Advice on an existing table that is in the way.
 REMEDY = "pass another --output (or --name, for answers), or --overwrite to replace it"
@@ -55,7 +55,7 @@ class Begun(NamedTuple):
     whole: bool
 
 
-def records_folder(folder: str, *names: str) -> str:
+def records_path(folder: str, *names: str) -> str:
     """Return a path in the folder `_NAME` beside a table's folder `NAME`, which holds the table's metadata.
 
     The table's own folder holds only shards, so that any program that reads Parquet can open it.
@@ -108,17 +108,15 @@ def begin_table(
         InputError: the folder has to be emptied and `overwrite` is off, or it holds files that no step has made.
     """
     held = set(storage.list_names(folder))
-    if storage.exists(records_folder(folder, INPUTS)):
-        begun = storage.read_json(records_folder(folder, INPUTS))
+    if storage.exists(records_path(folder, INPUTS)):
+        begun = storage.read_json(records_path(folder, INPUTS))
+        made = held or set(storage.list_names(records_path(folder))) - {INPUTS}
         if not (changed := differing_inputs(begun["inputs"], inputs, defaults or {})):
-            made = held or set(storage.list_names(records_folder(folder))) - {INPUTS}
             if made or begun.get("rows") == rows:
-                path = records_folder(folder, MANIFEST)
+                path = records_path(folder, MANIFEST)
                 whole = storage.exists(path) and storage.read_json(path)["files"] == len(held)
                 return Begun(held, begun.get("rows"), whole)
-        elif not overwrite and (
-            held or set(storage.list_names(records_folder(folder))) - {INPUTS}
-        ):  # something was made
+        elif made and not overwrite:
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
             raise InputError(f"{folder}: {said}; {REMEDY}")
         delete_table(folder)
@@ -127,17 +125,17 @@ def begin_table(
             raise InputError(f"{folder}: {OTHERWISE}; {REMEDY}")
         delete_table(folder)
     else:
-        for each in (folder, records_folder(folder)):
+        for each in (folder, records_path(folder)):
             if any(True for _ in storage.list_names(each)):
                 raise InputError(f"{each}: holds files that no step of sciqa made; pass another folder")
-    storage.write_json(records_folder(folder, INPUTS), {"inputs": inputs, "rows": rows})
+    storage.write_json(records_path(folder, INPUTS), {"inputs": inputs, "rows": rows})
     return Begun(set(), rows, False)
 
 
 def delete_table(folder: str) -> None:
     """Delete a table, then its records: without records, `begin_table` would take its files for foreign ones."""
     storage.delete(folder)
-    storage.delete(records_folder(folder))
+    storage.delete(records_path(folder))
 
 
 def _said_changes(changed: dict[str, tuple]) -> str:
@@ -151,12 +149,12 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 
 def finish_table(folder: str, manifest: dict) -> None:
     """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
-    storage.write_json(records_folder(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
+    storage.write_json(records_path(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
 
 
 def is_finished_table(folder: str) -> bool:
     """Whether a table, or a trained model, exists and is complete."""
-    return storage.exists(records_folder(folder, MANIFEST)) and any(True for _ in storage.list_names(folder))
+    return storage.exists(records_path(folder, MANIFEST)) and any(True for _ in storage.list_names(folder))
 
 
 def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
@@ -171,7 +169,7 @@ def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
         if storage.exists(storage.join(folder, "_manifest.json")):
             raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
         raise InputError(f"{folder}: not there, or not finished; run `sciqa {step}` with the same --output first")
-    manifest = storage.read_json(records_folder(folder, MANIFEST))
+    manifest = storage.read_json(records_path(folder, MANIFEST))
     if version is not None and manifest.get("format") != version:
         raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
     return manifest

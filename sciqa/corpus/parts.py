@@ -34,7 +34,7 @@ def write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
 
 def part_path(folder: str, part: int, *names: str) -> str:
     """Return a path in the folder with the intermediate results of a part of the corpus."""
-    return tables.records_folder(folder, "parts", f"{part:05d}", *names)
+    return tables.records_path(folder, "parts", f"{part:05d}", *names)
 
 
 def split_part(row: dict, options: CorpusOptions) -> dict:
@@ -57,7 +57,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         entries.append(duplicates.make_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
     duplicates.write_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
-    beside = tables.part_path(tables.records_folder(options.passages, LEFT_OUT), part["number"])
+    beside = tables.part_path(tables.records_path(options.passages, LEFT_OUT), part["number"])
     write_rows(beside, tally.named, LEFT_OUT_SCHEMA)
     done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
@@ -78,14 +78,14 @@ def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarr
     part = row["part"]
     found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
     table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
-    storage.write_table(tables.records_folder(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
+    storage.write_table(tables.records_path(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
     return {"done": {"number": part["number"]}}
 
 
 def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards: each chunk without repeats and removed articles; write its record last."""
     number = row["part"]["number"]
-    table = storage.read_table(tables.records_folder(folder, "duplicates"))
+    table = storage.read_table(tables.records_path(folder, "duplicates"))
     table = table.filter(pc.equal(table["part"], number)).sort_by(
         [(name, "ascending") for name in ("row", "kind", "repeats")]
     )
@@ -119,7 +119,7 @@ def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
             content = tables.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
-    write_rows(tables.part_path(tables.records_folder(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
+    write_rows(tables.part_path(tables.records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
     done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}

@@ -70,9 +70,9 @@ def _fill(
         paths = [path for path, _ in sources]
         _check_sources(options, paths)
         storage.write_json(
-            tables.records_folder(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
+            tables.records_path(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
         )
-        storage.delete(tables.records_folder(options.passages, tables.MANIFEST))
+        storage.delete(tables.records_path(options.passages, tables.MANIFEST))
         cluster.connect(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
@@ -92,7 +92,7 @@ def finished_passages(options: CorpusOptions) -> dict | None:
     manifest = tables.read_manifest(options.passages, "corpus")
     if manifest.get("format") != PASSAGES_FORMAT:
         raise InputError(f"{options.passages}: {tables.OTHERWISE}; pass --corpus and --overwrite to make it anew")
-    made = storage.read_json(tables.records_folder(options.passages, tables.INPUTS))["inputs"]
+    made = storage.read_json(tables.records_path(options.passages, tables.INPUTS))["inputs"]
     defaults = tables.defaults_of(CorpusOptions)
     for name, wanted in options.cut().items():
         if wanted != defaults[name] and wanted != made[name]:
@@ -111,9 +111,9 @@ def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
 
     A manifest without a shard is that of passages that were deleted; there is nothing left to keep.
     """
-    begun = tables.records_folder(options.passages, CORPUS)
+    begun = tables.records_path(options.passages, CORPUS)
     made = set(storage.read_json(begun).get("sources", ())) if storage.exists(begun) else set()
-    deleted = storage.exists(tables.records_folder(options.passages, tables.MANIFEST)) and not storage.exists(
+    deleted = storage.exists(tables.records_path(options.passages, tables.MANIFEST)) and not storage.exists(
         options.passages
     )
     if made and not deleted and not made & set(paths) and not options.overwrite:
@@ -143,7 +143,7 @@ def check_passage_tokens(options: SplitOptions) -> None:
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
     """Return the requested corpus; by default that of passages already begun in the folder, else `demo`."""
-    begun = tables.records_folder(options.passages, CORPUS)
+    begun = tables.records_path(options.passages, CORPUS)
     if options.corpus is not None or not storage.exists(begun):
         return options.corpus or ("demo",)
     return tuple(storage.read_json(begun)["corpus"])
@@ -194,7 +194,7 @@ def _build(
         {"number": number, "buckets": buckets.tolist()}
         for number, buckets in enumerate(np.array_split(np.arange(duplicates.BUCKETS), tasks))
     ]
-    storage.delete(tables.records_folder(options.passages, "duplicates"))
+    storage.delete(tables.records_path(options.passages, "duplicates"))
     arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
     _run(ranges, write_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
@@ -214,7 +214,7 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    write_rows(tables.records_folder(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    write_rows(tables.records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
 
 
@@ -224,11 +224,11 @@ def _tidy(folder: str, manifest: dict) -> None:
     for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete(storage.join(folder, name))
-    parts = set(storage.list_folders(tables.records_folder(folder, "parts")))
+    parts = set(storage.list_folders(tables.records_path(folder, "parts")))
     for beside in (LEFT_OUT, REPEATS):
-        for name in storage.list_names(tables.records_folder(folder, beside)):
+        for name in storage.list_names(tables.records_path(folder, beside)):
             if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
-                storage.delete(tables.records_folder(folder, beside, name))
+                storage.delete(tables.records_path(folder, beside, name))
 
 
 def _run(parts: list[dict], function: Callable[..., dict], unit: str, **arguments: object) -> list[dict]:

@@ -37,14 +37,13 @@ class ApiReader:
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
         samples: answers drawn per question and rotation, if the server gives no log-probabilities.
         concurrency: requests that this worker has under way at the same time.
-        style: fields of the `Format` of the prompt, of which its template is used.
+        template: as `template_style` returns it; None or empty is the built-in prompt.
     """
 
     def __init__(
-        self, server: Server, answers: str, rotations: int, samples: int, concurrency: int, style: dict | None = None
+        self, server: Server, answers: str, rotations: int, samples: int, concurrency: int, template: dict | None = None
     ) -> None:
-        self.server, self.rotations = server, rotations
-        self.style = replace(Format(completion="letter"), **(style or {}))
+        self.server, self.rotations, self.template = server, rotations, template
         self.samples = 1 if server.listed else samples
         self.client, self.records = Client(server), RequestRecords(answers)
         self.pool = ThreadPoolExecutor(concurrency)
@@ -100,10 +99,7 @@ class ApiReader:
 
     def _ask(self, question: dict, context: str, by: int, sample: int) -> dict:
         rotated = rotate_options(question, by)
-        prompt: str | list[dict[str, str]] = letter_prompt(rotated, context, self.server.chat)
-        if self.style.template is not None:
-            rendered = render_prompt(rotated, context, self.style)
-            prompt = rendered.messages() if self.server.chat else rendered.plain
+        prompt = letter_prompt(rotated, context, self.server.chat, self.template)
         request = self.server.request(prompt, sample, 1.0 if self.samples > 1 else 0.0)
         key = request_key(question["id"], by, sample, request)
         if kept := self.records.get(key):
@@ -119,17 +115,21 @@ class ApiReader:
         return record
 
 
-def letter_prompt(question: dict, context: str, chat: bool) -> str:
+def letter_prompt(question: dict, context: str, chat: bool, template: dict | None = None) -> str | list[dict[str, str]]:
     """Return the prompt that asks for the letter of the right option of a question.
 
     Args:
         question: row of the exam table.
         context: text to read with it, which may be empty.
-        chat: whether it is the message of a chat; else a text that the letter completes.
+        chat: whether it is the message of a chat, or with a template the messages; else a text that the letter
+            completes.
+        template: as `template_style` returns it; None or empty is the built-in prompt.
     """
-    style = Format(prompt="chat" if chat else "plain", completion="letter")
+    style = replace(Format(prompt="chat" if chat else "plain", completion="letter"), **(template or {}))
     prompt = render_prompt(question, context, style)
-    return prompt.user + CHAT_END if chat else prompt.plain
+    if not chat:
+        return prompt.plain
+    return prompt.messages() if template else prompt.user + CHAT_END
 
 
 def check_api(options: "PredictOptions", question: dict | None) -> None:
@@ -161,7 +161,7 @@ def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict
         "rotations": options.rotations,
         "samples": options.samples,
         "concurrency": max(1, options.concurrency // workers),
-        "style": template_style(options.template, "letter"),
+        "template": template_style(options.template, "letter"),
     }
 
 

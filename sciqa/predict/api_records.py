@@ -27,12 +27,12 @@ AT_ONCE = 32
 
 def request_files_folder(answers: str) -> str:
     """Return the folder of the records that are still files, by the folder of the answers table."""
-    return tables.records_folder(answers, "requests")
+    return tables.records_path(answers, "requests")
 
 
 def request_table_path(answers: str) -> str:
     """Return the path of the table of all records, by the folder of the answers table."""
-    return tables.records_folder(answers, "requests.parquet")
+    return tables.records_path(answers, "requests.parquet")
 
 
 class RequestRecords:

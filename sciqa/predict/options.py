@@ -85,6 +85,18 @@ class ShotOptions(EmbedOptions):
         }
 
 
+def read_like_exam(options: ExamOptions, path: str, contexts: bool) -> list[dict]:
+    """Return the questions of a split or file that has the form of the exam.
+
+    Args:
+        options: options that say how the exam is read.
+        path: the split or file.
+        contexts: whether to keep the contexts that it gives.
+    """
+    rows = read_exam(path, options.columns, options.answers_from).to_pylist()
+    return rows if contexts else [row | {"context": None} for row in rows]
+
+
 @dataclass(kw_only=True)
 class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
     """The reader model, and how it scores options."""
@@ -139,7 +151,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
 
 @dataclass(kw_only=True)
 class EngineOptions(ReaderModelOptions):
-    """What runs the reader model on a cluster: PyTorch, layer by layer or not, or vLLM."""
+    """What runs the reader model: PyTorch, layer by layer or not, vLLM, or a server."""
 
     engine: Engine = "torch"
     """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`);
@@ -220,9 +232,8 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
 
     def read_shots_file(self) -> list[dict]:
-        """See `ShotOptions.read_shots_file`; read like the exam, and without contexts for a reader that takes none."""
-        rows = read_exam(self.shots_from, self.columns, self.answers_from).to_pylist()
-        return rows if self.has_context else [row | {"context": None} for row in rows]
+        """See `ShotOptions.read_shots_file`."""
+        return read_like_exam(self, self.shots_from, self.has_context)
 
     @property
     def streams(self) -> bool:

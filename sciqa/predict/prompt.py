@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
-from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of, read_exam
-from sciqa.predict.options import ReaderModelOptions
+from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+from sciqa.predict.options import ReaderModelOptions, read_like_exam
 from sciqa.predict.predict import check_reader
 from sciqa.retrieval.contexts import context_text, open_contexts
 from sciqa.retrieval.options import ContextsFolderOptions
@@ -39,9 +39,8 @@ class PromptOptions(ReaderModelOptions, ContextsFolderOptions, ExamOptions):
         self.at_least(1, "show")
 
     def read_shots_file(self) -> list[dict]:
-        """See `PredictOptions.read_shots_file`."""
-        rows = read_exam(self.shots_from, self.columns, self.answers_from).to_pylist()
-        return [row | {"context": None} for row in rows] if self.closed_book else rows
+        """See `ShotOptions.read_shots_file`."""
+        return read_like_exam(self, self.shots_from, not self.closed_book)
 
 
 def show_prompts(options: PromptOptions) -> Summary:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import queue
+import string
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +57,7 @@ class Replica:
             found = self.answerer.find(asked)
             ranked = self.answerer.rank(asked, found)
             every = (self.answerer.evidence(asked, found) if evidence else None) or []
-            of_letter = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", every, strict=False))
+            of_letter = dict(zip(string.ascii_uppercase, every, strict=False))
             ranking = [
                 {"option": option, "letter": letter, "probability": probability, "evidence": of_letter.get(letter)}
                 for letter, (option, probability) in zip(ranked.letters, ranked.ranking, strict=True)

@@ -168,7 +168,7 @@ def _check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -
         InputError: it was begun with other options.
     """
     folder = options.folder
-    path = tables.records_folder(folder, tables.INPUTS)
+    path = tables.records_path(folder, tables.INPUTS)
     if not storage.exists(path):
         return False
     begun = storage.read_json(path)["inputs"]
