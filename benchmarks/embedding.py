@@ -21,9 +21,9 @@ from sciqa.core.options import RunOptions
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
+from sciqa.retrieval.index_shards import EmbedShard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
-from sciqa.retrieval.shard_files import EmbedShard
 
 MODEL = "all-MiniLM-L6-v2"
 ROUNDS = 3

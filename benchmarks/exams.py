@@ -22,7 +22,7 @@ import tyro
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import short_name
+from sciqa.core.model_files import short_model_name
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam.answer_options import LETTERS, split_lettered
@@ -254,7 +254,7 @@ def measure_boolq(options: Options, folder: Path) -> Iterator[list[str]]:
     articles, questions = paragraphs_of(read_lines(folder / PARAGRAPHS))
     corpus = write_lines(storage.join(options.data, "BoolQ-paragraphs.jsonl"), articles)
     asked = sample(questions, options.retrieval_limit, options.seed)
-    output = storage.join(options.output, f"BoolQ-paragraphs-{short_name(options.embedder)}")
+    output = storage.join(options.output, f"BoolQ-paragraphs-{short_model_name(options.embedder)}")
     common = {"output": output, "embedder": options.embedder, "overwrite": options.overwrite}
     build_passages(CorpusOptions(corpus=(corpus,), **common))
     build_index(IndexOptions(**common))

@@ -124,12 +124,12 @@ def ours(folder, streams, precision="bfloat16"):
 
     from sciqa.models.load import load_scorer
     from sciqa.models.scorer import score_options
-    from sciqa.models.tensor_files import Streaming
+    from sciqa.models.streamed_weights import StreamingSettings
 
     asked = questions(32000)
     before = read_bytes()
     scorer = load_scorer(
-        folder, precision=precision, threads=os.cpu_count(), streaming=Streaming() if streams else None
+        folder, precision=precision, threads=os.cpu_count(), streaming=StreamingSettings() if streams else None
     )
     started = time.perf_counter()
     scores = np.concatenate(score_options(scorer, asked))

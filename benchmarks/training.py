@@ -25,7 +25,7 @@ from sciqa.models.load import load_base
 from sciqa.models.prompt_format import Format
 from sciqa.retrieval.contexts import CONTEXTS_FORMAT
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.examples import Examples, Order
+from sciqa.training.examples import ExampleOrder, Examples
 
 MODEL, BATCH, ROUNDS, SKIPPED = "SmolLM2-135M-Instruct", 8, 3, 2
 
@@ -71,7 +71,7 @@ def theirs(folder: str, steps: int) -> dict:
             question, context, gold = examples.varied(number, epoch, options)
             return scorer.encode(question, context).only(gold), 0
 
-        order = Order(len(examples), steps, BATCH, options.seed, encode)
+        order = ExampleOrder(len(examples), steps, BATCH, options.seed, encode)
         rows = [
             {"input_ids": row.prompt + row.options[0], "labels": [-100] * len(row.prompt) + row.options[0]}
             for step in range(steps)

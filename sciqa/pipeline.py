@@ -26,7 +26,7 @@ from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_in
 from sciqa.retrieval.contexts import check_finding, find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.finetune import SPLITS, check_options, open_split
+from sciqa.training.finetune import SPLITS, check_finetune_options, open_finetune_split
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
@@ -145,9 +145,9 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     Raises:
         InputError: bad input of any step.
     """
-    check_options(options)
+    check_finetune_options(options)
     summaries = _prepare_index(options)
     for split in SPLITS:
-        exam = open_split(options, split, write=False)
+        exam = open_finetune_split(options, split, write=False)
         summaries.append(find_contexts(options, exam, getattr(options, f"{split}_contexts"), evidence=False))
     return [*summaries, finetune(options)]

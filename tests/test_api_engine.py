@@ -29,9 +29,9 @@ from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
 from sciqa.models.load import plain_folder
 from sciqa.pipeline import RunExamOptions, run_exam
-from sciqa.predict import PredictOptions, predict
-from sciqa.predict.api import ApiReader, api_arguments, api_inputs, letter_prompt
-from sciqa.predict.api_client import Client, HalfAnswerError, RefusedError, Server, find_server, read_key
+from sciqa.predict import PredictOptions, api_letters, predict
+from sciqa.predict.api import ApiReader, api_arguments, api_inputs
+from sciqa.predict.api_client import Client, IncompleteReplyError, RefusedError, Server, find_server, read_key
 from sciqa.predict.api_letters import read_letter, scores_by_votes
 from sciqa.predict.api_records import (
     collect_records,
@@ -91,7 +91,7 @@ def test_a_failing_server_gives_the_table_of_a_healthy_one(serve, tmp_path, clus
     assert metrics(disturbed.output).equals(metrics(options.output))
 
     exam = read_exam(exam_file).to_pylist()
-    prompts = [letter_prompt(question, "", prompt == "chat") for question in exam]
+    prompts = [api_letters.letter_prompt(question, "", prompt == "chat") for question in exam]
     for row, asked in zip(answers(options.output).to_pylist(), prompts, strict=True):
         np.testing.assert_allclose(row["probabilities"], list(weights(asked).values()), atol=1e-9)
     whole = storage.read_table(f"{options.output}/metrics/api.parquet").to_pylist()[0]
@@ -135,7 +135,7 @@ def test_votes_where_a_server_gives_no_log_probabilities(serve, tmp_path, exam_f
     reader = ApiReader(**api_arguments(options, folder, workers=1))
     none = 0
     for scored, question in zip(reader.score(questions, [()] * QUESTIONS), questions, strict=True):
-        asked, letters = letter_prompt(question, "", True), options_of(question)
+        asked, letters = api_letters.letter_prompt(question, "", True), options_of(question)
         votes = [read_letter(said({"seed": seed}, asked), letters) for seed in range(3)]
         none += votes.count(None)
         np.testing.assert_allclose(scored.scores, scores_by_votes(votes, list(letters)))
@@ -290,9 +290,9 @@ def test_each_failure_is_asked_again(serve, short_waits, failure):
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        ("no choices", HalfAnswerError, "a question: an answer of .* has no choices, 2 times in a row"),
-        ("half JSON", HalfAnswerError, "is not JSON, or only half of it"),
-        ("NaN", HalfAnswerError, "has nan as a log-probability"),
+        ("no choices", IncompleteReplyError, "a question: an answer of .* has no choices, 2 times in a row"),
+        ("half JSON", IncompleteReplyError, "is not JSON, or only half of it"),
+        ("NaN", IncompleteReplyError, "has nan as a log-probability"),
         ("late", InputError, r"no answer \(none within 0.5 s\) after 1 repeats"),
         ("dropped", InputError, r"no answer \(.*[Dd]isconnected.*\)"),
         ("429", InputError, r"no answer \(status 429: slow down\)"),
@@ -367,7 +367,7 @@ def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, pr
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for question in read_exam(exam_file).to_pylist():
-        asked = letter_prompt(question, "", prompt == "chat")
+        asked = api_letters.letter_prompt(question, "", prompt == "chat")
         if prompt == "chat":
             messages = [{"role": "user", "content": asked}]
             inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
@@ -411,8 +411,8 @@ def test_a_killed_run_asks_nothing_twice(serve, tmp_path, exam_file, cluster):
 
 def test_a_prompt_is_the_same_for_both_endpoints_but_for_its_end():
     question = {"prompt": "Which rusts?", "is_question": True, "A": "iron", "B": "helium"}
-    asked = letter_prompt(question, "Iron rusts.", True)
+    asked = api_letters.letter_prompt(question, "Iron rusts.", True)
     assert asked.startswith("Context: Iron rusts.\n\nQuestion: Which rusts?\nA. iron\nB. helium\n")
     assert asked.endswith("letter of the right option alone.")
-    assert letter_prompt(question, "Iron rusts.", False).endswith("\nB. helium\nAnswer:")
+    assert api_letters.letter_prompt(question, "Iron rusts.", False).endswith("\nB. helium\nAnswer:")
     assert prompt_of({"messages": [{"content": asked}]}) == asked

@@ -12,11 +12,11 @@ from test_report import READERS, SURE, make_run, write_audit
 from sciqa import cli
 from sciqa.audit import audit as step
 from sciqa.audit import sources
+from sciqa.audit.compare import cosines, nearest_vectors
+from sciqa.audit.contamination import Findings, contamination_rows, contamination_summary, read_audit, slice_scores
 from sciqa.audit.options import AuditOptions
-from sciqa.audit.sources import read_against
-from sciqa.audit.table import Findings, audit_rows, contamination_summary, read_audit, slice_scores
-from sciqa.audit.words import ExamWords, question_words, share_found, split_words
-from sciqa.audit.workers import cosines, nearest
+from sciqa.audit.sources import read_other_sources
+from sciqa.audit.words import ExamWords, question_words, share_of_words_found, split_words
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
@@ -89,16 +89,16 @@ def test_runs_and_shares_are_those_of_a_plain_search(seed):
             size = min(ngram, len(words))
             grams = [words[at : at + size] for at in range(len(words) - size + 1)]
             expected = np.mean([any(contains(text, gram) for text in texts) for gram in grams])
-            assert share_found(found[number], len(words), ngram, seed) == (expected if size >= seed else None)
+            assert share_of_words_found(found[number], len(words), ngram, seed) == (expected if size >= seed else None)
     assert not len(ExamWords(questions, seed).runs([]).lengths)
     assert not len(ExamWords([[]], seed).runs(texts).lengths)
 
 
 def test_a_share_counts_ngrams_of_the_prompt_and_short_ones_as_a_whole():
-    assert share_found([(2, 9)], words=10, ngram=8, seed=5) == pytest.approx(1 / 3)
-    assert share_found([(0, 6)], words=6, ngram=8, seed=5) == 1.0
-    assert share_found([(1, 5)], words=6, ngram=8, seed=5) == 0.0
-    assert share_found([(0, 4)], words=4, ngram=8, seed=5) is None
+    assert share_of_words_found([(2, 9)], words=10, ngram=8, seed=5) == pytest.approx(1 / 3)
+    assert share_of_words_found([(0, 6)], words=6, ngram=8, seed=5) == 1.0
+    assert share_of_words_found([(1, 5)], words=6, ngram=8, seed=5) == 0.0
+    assert share_of_words_found([(0, 4)], words=4, ngram=8, seed=5) is None
 
 
 def test_the_nearest_vector_does_not_depend_on_what_else_is_compared():
@@ -107,11 +107,12 @@ def test_the_nearest_vector_does_not_depend_on_what_else_is_compared():
     vectors[200] = vectors[7]
     asked = vectors[[7, 40]] + 0.05 * vectors[[1, 2]]
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    first, second = nearest(asked, vectors)
+    first, second = nearest_vectors(asked, vectors)
     assert [at for at, _ in first] == [7, 200]
     assert second == [(40, cosines(asked[1], vectors[[40]])[0])]
     alone = [
-        max(next(nearest(asked[1:], vectors[at : at + 7])), key=lambda pair: pair[1])[1] for at in range(0, 300, 7)
+        max(next(nearest_vectors(asked[1:], vectors[at : at + 7])), key=lambda pair: pair[1])[1]
+        for at in range(0, 300, 7)
     ]
     assert max(alone) == second[0][1]
 
@@ -168,7 +169,7 @@ def test_copies_paraphrases_articles_and_words_are_found(tmp_path, base, monkeyp
 
 def test_an_audit_that_was_stopped_goes_on_from_its_parts(tmp_path, base, monkeypatch):
     options = AuditOptions(output=str(tmp_path / "run"), **base)
-    monkeypatch.setattr(step, "audit_rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(step, "contamination_rows", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         step.audit(options)
     assert not list(Path(options.folder).glob("*"))
@@ -217,17 +218,17 @@ def trained_run(folder, train, validation):
 
 def test_a_trained_model_stands_for_the_questions_it_was_trained_on(tmp_path, capsys):
     model = trained_run(tmp_path, [COPY | {"answer": "A"}], [OTHER | {"answer": "A"}])
-    named = read_against(AuditOptions(output=str(tmp_path / "run"), against=(model,)), {})
+    named = read_other_sources(AuditOptions(output=str(tmp_path / "run"), against=(model,)), {})
     assert [(each.name, each.table["id"].to_pylist()) for each in named] == [("train", ["t1"]), ("validation", ["t4"])]
     readers = {"one": {"metrics": [{"adapter": model, "model": "some/model"}]}, "two": {"metrics": []}}
-    assert read_against(AuditOptions(output=str(tmp_path / "run")), readers) == named
-    alike = read_against(AuditOptions(output=str(tmp_path / "run"), against=(model, "train")), {})
+    assert read_other_sources(AuditOptions(output=str(tmp_path / "run")), readers) == named
+    alike = read_other_sources(AuditOptions(output=str(tmp_path / "run"), against=(model, "train")), {})
     assert [each.name for each in alike] == [f"{tmp_path}/train", "train", "validation"]
     trained_run(tmp_path / "other", [OTHER | {"answer": "A"}], [COPY | {"answer": "B"}])
     (tmp_path / "train" / "exam.parquet").write_bytes((tmp_path / "other/train/exam.parquet").read_bytes())
     with pytest.raises(InputError, match=r"its train questions are not known .* as --against"):
-        read_against(AuditOptions(output=str(tmp_path / "run"), against=(model,)), {})
-    assert read_against(AuditOptions(output=str(tmp_path / "run")), readers) == []
+        read_other_sources(AuditOptions(output=str(tmp_path / "run"), against=(model,)), {})
+    assert read_other_sources(AuditOptions(output=str(tmp_path / "run")), readers) == []
     assert "not compared" in " ".join(capsys.readouterr().err.split())
 
 
@@ -257,7 +258,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     findings.add("passage run", 5, 8, ("", "p1", "<Last>"), 0)
     findings.add("near", 1, 0.5, ("train.jsonl", "t9", ""))
     inputs = INPUTS | {"exam": exam.sha256}
-    rows = audit_rows(questions, findings, inputs, 2)
+    rows = contamination_rows(questions, findings, inputs, 2)
     assert [row["kind"] for row in rows] == ["exact", "clean", "near", "same article", "clean", "clean"]
     assert (rows[0]["nearest"], rows[0]["cosine"]) == ("t1", 1.0)
     answers = storage.read_table(f"{output}/answers/sure").to_pylist()

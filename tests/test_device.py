@@ -15,9 +15,9 @@ from sciqa.core.device import half_precision, this_device
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.models.load import load_base, load_scorer
-from sciqa.models.tensor_files import Streaming
+from sciqa.models.streamed_weights import StreamingSettings
 from sciqa.predict import PredictOptions
-from sciqa.predict.vllm import check_engine
+from sciqa.predict.vllm import check_vllm
 from sciqa.retrieval import IndexOptions, checkpoints
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.load_embedder import load_embedder
@@ -47,7 +47,7 @@ def llama(tmp_path_factory):
 def test_models_stay_on_the_cpu_where_a_worker_sees_a_gpu(gpu_in_sight, llama):
     gpu_in_sight()
     assert load_scorer(llama).device.type == "cpu"
-    assert load_scorer(llama, streaming=Streaming()).device.type == "cpu"
+    assert load_scorer(llama, streaming=StreamingSettings()).device.type == "cpu"
     assert load_base(llama, "causal", torch.float32)[0].device.type == "cpu"
     assert load_base(llama, "causal", torch.float32, nf4=True)[0].device.type == "cpu"
     embedder = load_embedder("all-MiniLM-L6-v2", threads=1, backend="torch")
@@ -126,8 +126,8 @@ def test_a_vllm_for_cpus_is_not_given_gpus(monkeypatch, tmp_path, cluster, llama
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     given = {"engine": "vllm", "model": llama, "output": str(tmp_path)}
     with pytest.raises(InputError, match="this build of vLLM computes on CPUs; pass --accelerator cpu"):
-        check_engine(PredictOptions(**given, accelerator="gpu"))
-    check_engine(PredictOptions(**given, accelerator="cpu"))
+        check_vllm(PredictOptions(**given, accelerator="gpu"))
+    check_vllm(PredictOptions(**given, accelerator="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from sciqa.corpus.passages import build_passages
 from sciqa.predict.readers import RetrievalReader
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
+from sciqa.retrieval.index_shards import EmbedShard
 from sciqa.retrieval.load_embedder import load_embedder
-from sciqa.retrieval.queries import Finder
-from sciqa.retrieval.shard_files import EmbedShard
+from sciqa.retrieval.queries import QueryRanker
 
 BACKENDS = ("openvino", "torch")
 TEXTS = [
@@ -329,7 +329,7 @@ def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_i
     assert not Path(options.index, shard["name"], "embedded.json").exists()
 
     questions = [{"id": name, "prompt": f"What is {name}?", "A": "air", "B": "rain"} for name in ("iron", "water")]
-    finder = Finder(None, options, None, of(folder, backend))
+    finder = QueryRanker(None, options, None, of(folder, backend))
     finder.take(questions)
     with pytest.raises(InputError, match="its vector of question 'water' is not finite"):
         finder.vectors("mean")

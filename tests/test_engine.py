@@ -20,9 +20,8 @@ from sciqa.models.load import load_encoder, plain_folder
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
-from sciqa.predict.answers import mean_turns
-from sciqa.predict.readers import encode_turns
-from sciqa.predict.vllm import Shards, add_option_scores, scored_turns, vllm_requests
+from sciqa.predict.readers import encode_rotations
+from sciqa.predict.vllm import VllmShards, add_option_scores, scored_vllm_rotations, vllm_requests
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 PACKAGED = "SmolLM2-135M-Instruct"
@@ -54,7 +53,7 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
     questions[1] |= {"C": None, "D": None}
     questions[2] |= {"B": f"{questions[2]['A']} and more", "E": "A fifth option"}
     found = [({"context": "Some context. " * times},) for times in (1, 30, 0, 90)]
-    turns, encoded = encode_turns(scorer, questions, found, rotations)
+    turns, encoded = encode_rotations(scorer, questions, found, rotations)
     rows = []
     for turn, each in zip(turns, encoded, strict=True):
         requests = vllm_requests(each)
@@ -66,8 +65,8 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
     random.Random(0).shuffle(rows)
     cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
     assert bool(cut) == (style.max_length is not None)
-    ours = mean_turns(turns, score_options(scorer, encoded), cut)
-    for mine, scored in zip(ours, scored_turns(rows), strict=True):
+    ours = rotations.mean_over_rotations(turns, score_options(scorer, encoded), cut)
+    for mine, scored in zip(ours, scored_vllm_rotations(rows), strict=True):
         np.testing.assert_allclose(scored.scores, mine.scores, atol=1e-4)
         assert scored.cut == mine.cut
 
@@ -83,7 +82,7 @@ def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, 
     random.Random(0).shuffle(rows)
     twice = [rows[0], *rows[:7], rows[3], *rows[7:], rows[5]]
     written = list(
-        Shards(
+        VllmShards(
             SimpleNamespace(iter_rows=lambda: iter(twice)), exam, str(tmp_path / "answers"), "a model", ()
         ).iter_rows()
     )
@@ -92,7 +91,7 @@ def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, 
     assert [row["ranking"] for row in answers] == [["B", "A", "C", "D"]] * 6
     missing = SimpleNamespace(iter_rows=lambda: iter([*rows[:11], rows[0]]))
     with pytest.raises(RuntimeError, match=r"shards \[0\]"):
-        list(Shards(missing, exam, str(tmp_path / "answers"), "a model", ()).iter_rows())
+        list(VllmShards(missing, exam, str(tmp_path / "answers"), "a model", ()).iter_rows())
 
 
 def test_options_that_begin_alike_share_their_requests():

@@ -90,7 +90,7 @@ def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatc
     ]
     path = save(tmp_path, "jsonl", cells)
     monkeypatch.setattr(run, "finetune", lambda options: options)
-    monkeypatch.setattr(run, "check_options", lambda options: None)
+    monkeypatch.setattr(run, "check_finetune_options", lambda options: None)
     columns = ("prompt=q", "options=o", "answer=k", "context=c")
     given = {"train": path, "validation": path, "columns": columns, "context": "given", "output": str(tmp_path / "run")}
     run_finetune(RunFinetuneOptions(**given, corpus=("absent.jsonl",)))

@@ -16,8 +16,8 @@ import pytest
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.formats import read_questions
 from sciqa.exam.questions import options_of
+from sciqa.exam.read_exam import read_questions
 
 GOOD = [
     {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium", "answer": "A"},

@@ -11,8 +11,8 @@ import pytest
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.formats import read_questions
 from sciqa.exam.questions import options_of
+from sciqa.exam.read_exam import read_questions
 
 #: What every shape below asks: prompt, options, and the place of the right one.
 ASKED = [

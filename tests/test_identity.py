@@ -16,9 +16,9 @@ import torch
 import transformers
 from tiny import mostly_slow, tiny_folder
 
-from sciqa.core import cache, storage, tables
+from sciqa.core import adapter_files, cache, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import about_base, adapter_hash, check_base, find_model
+from sciqa.core.model_files import find_model
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import ExamOptions, open_exam, read_exam
@@ -134,7 +134,7 @@ def test_a_file_that_has_just_been_written_is_read_again(tmp_path, reads):
     """Within a tick of the file system's clock it could be written twice and look the same."""
     for text in ("one", "two"):
         (tmp_path / "file").write_text(text)
-        assert cache.hash_file(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
+        assert cache.cached_file_hash(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(model, tmp_path, reads):
@@ -159,11 +159,11 @@ def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(model, tmp_p
 def test_every_file_of_an_adapter_counts(tmp_path, name):
     for each in ("adapter_config.json", "adapter_model.safetensors", "sciqa.json", "README.md"):
         (tmp_path / each).write_text(each)
-    before = adapter_hash(str(tmp_path))
+    before = adapter_files.adapter_hash(str(tmp_path))
     (tmp_path / "README.md").write_text("changed")
-    assert adapter_hash(str(tmp_path)) == before
+    assert adapter_files.adapter_hash(str(tmp_path)) == before
     (tmp_path / name).write_text("changed")
-    assert adapter_hash(str(tmp_path)) != before
+    assert adapter_files.adapter_hash(str(tmp_path)) != before
 
 
 def test_an_adapter_goes_with_its_base_however_it_was_described(model, tmp_path):
@@ -174,17 +174,20 @@ def test_an_adapter_goes_with_its_base_however_it_was_described(model, tmp_path)
     formerly = hashlib.sha256()  # of every safetensors file in the folder, as earlier versions stored it
     for path in sorted(model.glob("*.safetensors")):
         formerly.update(hashlib.sha256(path.read_bytes()).digest())
-    for about in ({"base": "it", "revision": formerly.hexdigest()[:16], "style": {}}, about_base(str(model))):
+    for about in (
+        {"base": "it", "revision": formerly.hexdigest()[:16], "style": {}},
+        adapter_files.describe_base_model(str(model)),
+    ):
         (adapter / "sciqa.json").write_text(json.dumps(about))
-        assert check_base(str(adapter), str(model)) is None
+        assert adapter_files.check_base_model(str(adapter), str(model)) is None
     (model / "README.md").write_text("changed")
     (model / "tokenizer.json").write_text("{}")
-    said = check_base(str(adapter), str(model))
+    said = adapter_files.check_base_model(str(adapter), str(model))
     assert "tokenizer.json" in said
     assert "changed since this adapter was trained" in said
     (model / "model.safetensors").write_text("of another model")
     with pytest.raises(InputError, match="an adapter for the base model"):
-        check_base(str(adapter), str(model))
+        adapter_files.check_base_model(str(adapter), str(model))
 
 
 QUESTIONS = [

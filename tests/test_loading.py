@@ -11,15 +11,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
+from sciqa.core.adapter_files import describe_base_model
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import about_base, model_family
+from sciqa.core.model_files import model_family
 from sciqa.exam import read_exam
 from sciqa.models import adapter
 from sciqa.models.load import SCORERS, load_base, load_on_meta_device, load_scorer, make_scorer
 from sciqa.models.merge import MergeOptions, merge
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
-from sciqa.models.tensor_files import Streaming
+from sciqa.models.streamed_weights import StreamingSettings
 from sciqa.training.sharding import gather_trained
 
 WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter_model.safetensors"
@@ -70,7 +71,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("streaming", [None, Streaming()], ids=["whole", "streamed"])
+@pytest.mark.parametrize("streaming", [None, StreamingSettings()], ids=["whole", "streamed"])
 @pytest.mark.parametrize("fault", BROKEN)
 def test_weights_that_are_not_those_of_the_model_are_refused_by_name(tmp_path, folders, fault, streaming):
     change, message = BROKEN[fault]
@@ -89,13 +90,13 @@ def test_what_checkpoints_hold_besides_is_let_be(tmp_path, folders):
     """Constants that older versions stored; and a folder without them scores alike."""
     more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     folder = changed(folders["llama"], tmp_path / "model", lambda weights: weights | more)
-    for streaming in (None, Streaming()):
+    for streaming in (None, StreamingSettings()):
         np.testing.assert_allclose(score(folder, streaming=streaming), score(folders["llama"]), atol=1e-5)
 
 
 def test_a_configuration_that_ties_what_its_file_holds_apart_follows_the_file(tmp_path, folders):
     folder = configured(folders["llama"], tmp_path / "model", tie_word_embeddings=True)
-    for streaming in (None, Streaming()):
+    for streaming in (None, StreamingSettings()):
         np.testing.assert_allclose(score(folder, streaming=streaming), score(folders["llama"]), atol=1e-5)
     assert not load_base(folder, "causal", torch.float32)[0].config.tie_word_embeddings
 
@@ -103,7 +104,7 @@ def test_a_configuration_that_ties_what_its_file_holds_apart_follows_the_file(tm
 def test_an_adapter_beside_a_model_is_refused(tmp_path, folders):
     shutil.copytree(folders["llama"], tmp_path / "model")
     (tmp_path / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": folders["tied"]}))
-    for streaming in (None, Streaming()):
+    for streaming in (None, StreamingSettings()):
         with pytest.raises(InputError, match="holds an adapter"):
             score(tmp_path / "model", streaming=streaming)
 
@@ -183,7 +184,7 @@ def made(folder, fields, to, precision="float32", method="lora"):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
-    adapter.save_model(model, to, gather_trained(model, 0), about_base(folder) | {"style": {}})
+    adapter.save_model(model, to, gather_trained(model, 0), describe_base_model(folder) | {"style": {}})
     return model, tokenizer, str(to)
 
 
@@ -210,7 +211,7 @@ def test_training_predicting_and_merging_agree_where_weights_are_tied(tmp_path, 
     ends = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
     assert plain.config.tie_word_embeddings == torch.equal(*ends)
     np.testing.assert_allclose(scores(SCORERS["causal"](plain, tokenizer, Format())), expected, atol=1e-5)
-    np.testing.assert_allclose(score(merged, streaming=Streaming()), expected, atol=1e-4)
+    np.testing.assert_allclose(score(merged, streaming=StreamingSettings()), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,12 @@ def test_a_stage_that_only_loses_workers_is_ended(tmp_path, cluster, capsys, mon
 
 def test_search_actors_end_with_their_stage(tmp_path, cluster, exam_file, small_index, capsys):
     """Else stages that are run in one process would take the cluster's CPUs one after another, until one waits."""
-    before = workers("ShardGroup")
+    before = workers("SearchActor")
     gc.disable()  # which could only hide it
     try:
         retrieve(RetrieveOptions(output=str(tmp_path), index=f"{small_index}/index", exam=exam_file))
         end = time.monotonic() + 60
-        while (left := [each for each in workers("ShardGroup") if each not in before]) and time.monotonic() < end:
+        while (left := [each for each in workers("SearchActor") if each not in before]) and time.monotonic() < end:
             time.sleep(0.1)
     finally:
         gc.enable()

@@ -31,7 +31,7 @@ from sciqa.training import FinetuneOptions, finetune
 #: that do its work.
 STEPS = {
     "index": (build_index, IndexOptions, "index/*/embedded.json", "MapWorker"),
-    "retrieve": (retrieve, RetrieveOptions, "contexts/*.parquet", "ShardGroup"),
+    "retrieve": (retrieve, RetrieveOptions, "contexts/*.parquet", "SearchActor"),
     "exam": (run_exam, RunExamOptions, "answers/*/*.parquet", "MapWorker"),
     "finetune": (finetune, FinetuneOptions, "trained/*/checkpoints/checkpoint_2*", "RayTrainWorker"),
 }

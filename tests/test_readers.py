@@ -20,8 +20,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import rotate_options
-from sciqa.predict import PredictOptions, predict
-from sciqa.predict.answers import DOUBT, entropy
+from sciqa.predict import PredictOptions, predict, uncertainty
 from sciqa.predict.blend import pool_weights
 from sciqa.predict.readers import ModelReader
 from sciqa.retrieval import RetrieveOptions, retrieve
@@ -82,11 +81,11 @@ def test_rotated_questions_keep_their_right_option():
 
 
 def test_doubt_is_the_second_option_beside_the_first_or_entropy():
-    assert DOUBT["margin"]([0.2, 0.5, 0.3]) == pytest.approx(0.6)
-    assert entropy([0.25] * 4) == pytest.approx(1)
+    assert uncertainty.DOUBT["margin"]([0.2, 0.5, 0.3]) == pytest.approx(0.6)
+    assert uncertainty.entropy([0.25] * 4) == pytest.approx(1)
     sure, torn = [0.5, 0.2, 0.15, 0.15], [0.45, 0.45, 0.05, 0.05]
-    assert DOUBT["margin"](sure) < DOUBT["margin"](torn)
-    assert DOUBT["entropy"](sure) > DOUBT["entropy"](torn)
+    assert uncertainty.DOUBT["margin"](sure) < uncertainty.DOUBT["margin"](torn)
+    assert uncertainty.DOUBT["entropy"](sure) > uncertainty.DOUBT["entropy"](torn)
 
 
 @pytest.mark.parametrize("by", ["margin", "entropy"])
@@ -97,7 +96,7 @@ def test_a_cascade_reads_what_is_least_certain(run, llama, by):
     summary = predict(PredictOptions(**run, **strong, **cascade, name=by))
     assert "3 of them read" in summary.made
     first, strong, both = (answers(run, name) for name in ("retrieval", "strong", by))
-    order = sorted(range(len(first)), key=lambda number: -DOUBT[by](first[number]["probabilities"]))
+    order = sorted(range(len(first)), key=lambda number: -uncertainty.DOUBT[by](first[number]["probabilities"]))
     for number, row in enumerate(both):
         expected = strong if number in order[:3] else first
         assert row["ranking"] == expected[number]["ranking"]

@@ -14,7 +14,7 @@ import pytest
 from conftest import write_jsonl
 
 from sciqa import pipeline as run
-from sciqa.audit import table as audited
+from sciqa.audit import contamination as audited
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
@@ -22,7 +22,7 @@ from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import bootstrap_interval, score
 from sciqa.pipeline import RunExamOptions, run_exam
-from sciqa.predict.answers import ANSWERS_FORMAT, Scored, write_answers
+from sciqa.predict.answers import ANSWERS_FORMAT, ScoredAnswer, write_answers
 from sciqa.predict.predict import answers_path
 from sciqa.predict.results import METRICS, metrics_path
 from sciqa.report import ReportOptions, report
@@ -87,7 +87,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
         if "contexts" in inputs:
             inputs = inputs | {"contexts": found}
         for part, questions in enumerate(shards):
-            scored = [Scored(np.array(each, float)) for each in scores[exam.first(part) :][: len(questions)]]
+            scored = [ScoredAnswer(np.array(each, float)) for each in scores[exam.first(part) :][: len(questions)]]
             found_rows = contexts and [(c,) for c in contexts[exam.first(part) :]]
             write_answers(path, part, questions, scored, "the test", found_rows if "contexts" in inputs else None)
         inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": name} | inputs

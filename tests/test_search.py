@@ -13,8 +13,8 @@ from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval import IndexOptions, search
 from sciqa.retrieval.bm25 import split_terms
 from sciqa.retrieval.index import read_index_manifest, train_factory
+from sciqa.retrieval.index_shards import ROW_GROUP, write_index
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits, merge_hits, search_flat
-from sciqa.retrieval.shard_files import ROW_GROUP, write_index
 from sciqa.retrieval.vectors import StoredVectors
 
 DIMENSION = 32

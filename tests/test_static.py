@@ -16,7 +16,7 @@ from tiny_embedders import tiny_embedder, tiny_tokenizer
 
 from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, load_tokenizer, longest_text
+from sciqa.core.model_files import find_model, load_tokenizer, max_sequence_length
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
@@ -25,10 +25,10 @@ from sciqa.retrieval import FindOptions, IndexOptions, static_training
 from sciqa.retrieval.contexts import FindContexts, check_finding
 from sciqa.retrieval.embedder import TorchEmbedder, embed_one_by_one
 from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.index_shards import EmbedShard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 from sciqa.retrieval.search import LocalIndex
-from sciqa.retrieval.shard_files import EmbedShard
 from sciqa.retrieval.static_embedder import StaticEmbedder
 from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
 
@@ -99,7 +99,7 @@ def test_a_module_in_a_folder_of_its_own(tmp_path):
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": "0_StaticEmbedding"}]))
     assert load_tokenizer(str(folder)).encode("water").tokens == ["[CLS]", "water", "[SEP]"]
-    assert longest_text(str(folder)) is None
+    assert max_sequence_length(str(folder)) is None
     np.testing.assert_allclose(StaticEmbedder(str(folder), 2).encode(TEXTS), own_vectors(str(folder), TEXTS), atol=1e-5)
 
 

@@ -14,12 +14,12 @@ from tiny import CAUSAL, DECODER, tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.models import streaming, tensor_files
+from sciqa.models import streamed_weights, streaming
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_base, load_scorer
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
-from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
+from sciqa.models.streamed_weights import StreamingSettings, check_streamed, streamed_bytes
 from sciqa.predict import PredictOptions, predict
 
 
@@ -39,7 +39,7 @@ def check(folder, **arguments):
     """Streamed, a model scores as it does whole."""
     whole = score(folder, **arguments)
     assert np.ptp(whole) > 1
-    np.testing.assert_allclose(score(folder, Streaming(), **arguments), whole, atol=1e-4)
+    np.testing.assert_allclose(score(folder, StreamingSettings(), **arguments), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -69,7 +69,7 @@ def test_checkpoints_in_several_files_and_other_types(tmp_path, folders, monkeyp
     tiny_tokenizer("llama").save_pretrained(tmp_path)
     check(tmp_path)
     check(folders["llama"], budget=1)
-    whole, streams = (score(tmp_path, each, precision="bfloat16") for each in (None, Streaming()))
+    whole, streams = (score(tmp_path, each, precision="bfloat16") for each in (None, StreamingSettings()))
     np.testing.assert_allclose(streams, whole, atol=0.05)
 
 
@@ -78,7 +78,7 @@ def test_models_stored_in_four_bits(tmp_path, folders):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert streamed_bytes(str(tmp_path)) < streamed_bytes(folders["llama"]) / 5
-    streams = score(tmp_path, Streaming())
+    streams = score(tmp_path, StreamingSettings())
     unpacked = score_options(
         CausalScorer(model.dequantize(torch.float32), tokenizer, Format()), random_questions(12), 300
     )
@@ -87,16 +87,16 @@ def test_models_stored_in_four_bits(tmp_path, folders):
 
 
 def test_hidden_states_beyond_the_limit_go_to_a_file(folders, tmp_path, monkeypatch):
-    told, in_memory = [], score(folders["llama"], Streaming())
+    told, in_memory = [], score(folders["llama"], StreamingSettings())
     monkeypatch.setattr(streaming.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(streaming, "SILENCE", 0)
-    np.testing.assert_array_equal(score(folders["llama"], Streaming(memory=1000, say=told.append)), in_memory)
+    np.testing.assert_array_equal(score(folders["llama"], StreamingSettings(memory=1000, say=told.append)), in_memory)
     assert [words.split(",")[0] for words in told] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
     assert all(words.endswith("of states in a file") for words in told)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(streaming.os, "posix_fallocate", no_room)
     with pytest.raises(InputError, match=r"no room for .* set TMPDIR"):
-        score(folders["llama"], Streaming(memory=1000))
+        score(folders["llama"], StreamingSettings(memory=1000))
 
 
 def no_room(*_):
@@ -104,9 +104,9 @@ def no_room(*_):
 
 
 def test_every_weight_is_read_once_and_the_embedding_in_part(folders, monkeypatch):
-    read, preadv = [], tensor_files.os.preadv
-    monkeypatch.setattr(tensor_files.os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1])
-    scorer = load_scorer(folders["llama"], precision="float32", streaming=Streaming())
+    read, preadv = [], streamed_weights.os.preadv
+    monkeypatch.setattr(streamed_weights.os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1])
+    scorer = load_scorer(folders["llama"], precision="float32", streaming=StreamingSettings())
     score_options(scorer, random_questions(12), 300)
     weights = sum(
         parameter.nbytes for parameter in tiny_model("llama", vocab_size=49152, num_hidden_layers=3).parameters()
@@ -147,7 +147,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, folders):
     shutil.copy(Path(folders["llama"], "model.safetensors"), file)
     (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(InputError, match=r"no model.layers.3\..* in its safetensors files"):
-        score(broken, Streaming())
+        score(broken, StreamingSettings())
     (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(InputError, match=r"has the shape \(128, 64\), by its config.json \(64, 64\)"):
-        score(broken, Streaming())
+        score(broken, StreamingSettings())

@@ -15,8 +15,8 @@ from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first, score, settle_ties
 from sciqa.exam.questions import rotate_options
-from sciqa.predict import PredictOptions, predict
-from sciqa.predict.answers import Scored, answer_row, mean_turns, turns_of
+from sciqa.predict import PredictOptions, predict, rotations
+from sciqa.predict.answers import ScoredAnswer, answer_row
 from sciqa.predict.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval.embedder import Embedder, embed_one_by_one
@@ -56,7 +56,9 @@ def test_tied_options_are_ranked_by_what_they_say():
         rankings = []
         for by in range(4):
             turned = rotate_options(question, by)
-            rankings.append([turned[letter] for letter in answer_row(turned, Scored(np.zeros(4)), "it")["ranking"]])
+            rankings.append(
+                [turned[letter] for letter in answer_row(turned, ScoredAnswer(np.zeros(4)), "it")["ranking"]]
+            )
         assert rankings == rankings[:1] * 4
         seen.add(rankings[0][0])
     assert seen == {"one", "two", "three", "four"}
@@ -64,7 +66,7 @@ def test_tied_options_are_ranked_by_what_they_say():
 
 def test_the_same_text_twice_is_tied():
     question = QUESTION | {"B": "one"}
-    row = answer_row(question, Scored(np.array([1.0, 1.5, 0.2, 0.1])), "it")
+    row = answer_row(question, ScoredAnswer(np.array([1.0, 1.5, 0.2, 0.1])), "it")
     assert row["scores"][0] == row["scores"][1]
 
 
@@ -72,13 +74,13 @@ def test_the_same_text_twice_is_tied():
 def test_scores_that_are_no_numbers_are_refused(value):
     said = r"question 'q7', option B: some/model gives it the score .*; .* pass --precision float32"
     with pytest.raises(InputError, match=said):
-        answer_row(QUESTION, Scored(np.array([1.0, value, 0.2, 0.1])), "some/model")
+        answer_row(QUESTION, ScoredAnswer(np.array([1.0, value, 0.2, 0.1])), "some/model")
     # An average over rotations does not hide it either.
-    turns = turns_of([QUESTION], 4)
+    turns = rotations.rotations_of([QUESTION], 4)
     scores = [np.zeros(4) for _ in turns]
     scores[2][1] = value
     with pytest.raises(InputError, match="question 'q7'"):
-        answer_row(QUESTION, mean_turns(turns, scores, set())[0], "some/model")
+        answer_row(QUESTION, rotations.mean_over_rotations(turns, scores, set())[0], "some/model")
 
 
 def test_an_overflowing_model_ends_the_run(tmp_path, cluster, exam_file):
@@ -180,7 +182,7 @@ FAR = np.array([-3.0, -900.0, -1000.5, -1000.0])
 
 
 def test_a_cascade_keeps_an_answer_bit_for_bit_and_a_blend_of_one_its_ranking():
-    row = answer_row(QUESTION, Scored(FAR, True), "it")
+    row = answer_row(QUESTION, ScoredAnswer(FAR, True), "it")
     assert row["probabilities"][1:] == [0, 0, 0]
     assert row["ranking"] == list("ABDC")
     cascade = CascadeReader.__new__(CascadeReader)
@@ -194,7 +196,7 @@ def test_a_cascade_keeps_an_answer_bit_for_bit_and_a_blend_of_one_its_ranking():
         assert answer_row(QUESTION, blended, "it")["ranking"] == row["ranking"]
 
 
-GOOD = answer_row(QUESTION, Scored(np.array([0.3, 0.1, 1.0, -2.0])), "it")
+GOOD = answer_row(QUESTION, ScoredAnswer(np.array([0.3, 0.1, 1.0, -2.0])), "it")
 BROKEN = {
     "a score is no number": ({"scores": [0.3, float("nan"), 1.0, -2.0]}, "column 'scores': .*nan"),
     "a probability is no number": ({"probabilities": [0.1, float("nan"), 0.1, 0.8]}, "column 'probabilities': .*nan"),

@@ -35,8 +35,8 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.examples import Examples, Order
-from sciqa.training.loop import _Run, keep_layout
+from sciqa.training.examples import ExampleOrder, Examples
+from sciqa.training.loop import _Run, keep_4bit_layout
 from sciqa.training.loss import mean_loss
 
 STEPS = 20
@@ -81,21 +81,21 @@ def plain_losses(options, family):
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     model, tokenizer = load_base(options.model, family, torch.float32, nf4=options.method == "qlora")
-    keep_layout(model)
+    keep_4bit_layout(model)
     model = adapter.make_trainable(model, family, options.method, options.peft_fields())
     from sciqa.models.load import SCORERS
-    from sciqa.training.finetune import open_split
+    from sciqa.training.finetune import open_finetune_split
     from sciqa.training.loop import selected_style
 
     scorer = SCORERS[family](model, tokenizer, selected_style(options, tokenizer)).train()
-    examples = Examples(open_split(options, "train"), options.train_contexts)
+    examples = Examples(open_finetune_split(options, "train"), options.train_contexts)
 
     def encode(epoch, number):
         question, context, gold = examples.varied(number, epoch, options)
         encoded = scorer.encode(question, context)
         return (encoded.only(gold), 0) if options.loss == "completion" else (encoded, gold)
 
-    order = Order(len(examples), options.steps, options.batch_size, options.seed, encode)
+    order = ExampleOrder(len(examples), options.steps, options.batch_size, options.seed, encode)
     trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
     warmup = round(options.warmup * options.steps)
@@ -142,7 +142,7 @@ def test_one_process_and_shards_give_the_same_losses(tmp_path, cluster, data, mo
 def test_evaluation_leaves_4_bit_weights_as_they_are(models):
     """On a CPU with AVX512-BF16 bitsandbytes would re-pack them in place."""
     model, _ = load_base(models("llama"), "causal", torch.float32, nf4=True)
-    keep_layout(model)
+    keep_4bit_layout(model)
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "quant_state")}
     before = {name: layer.weight.data.view(torch.uint8).clone() for name, layer in layers.items()}
     assert len(before) == 14
@@ -317,7 +317,9 @@ def test_order_sees_every_question_once_an_epoch_and_wastes_little():
     sizes = np.random.default_rng(0).integers(100, 3000, 200)
 
     def order():
-        return Order(200, 50, 16, 1, lambda epoch, number: (SimpleNamespace(length=sizes[number]), (epoch, number)))
+        return ExampleOrder(
+            200, 50, 16, 1, lambda epoch, number: (SimpleNamespace(length=sizes[number]), (epoch, number))
+        )
 
     seen = [[place for _, place in order().batch(step)] for step in range(50)]
     assert sorted(itertools.chain(*seen)) == [(epoch, number) for epoch in range(4) for number in range(200)]
@@ -340,7 +342,7 @@ def test_steps_hold_different_questions_whatever_their_number(batch_size, epochs
         def encode(epoch, number, sizes=sizes):
             return SimpleNamespace(length=sizes[number]), (epoch, number)
 
-        order = Order(questions, steps, batch_size, questions, encode)
+        order = ExampleOrder(questions, steps, batch_size, questions, encode)
         seen = [[place for _, place in order.batch(step)] for step in range(steps)]
         for step, batch in enumerate(seen):
             assert len(batch) == batch_size
@@ -354,7 +356,7 @@ def test_steps_hold_different_questions_whatever_their_number(batch_size, epochs
         assert all((epoch, number) in every for epoch in range(last) for number in range(questions))
         # A run that goes on, or another process, sees the same.
         for step in rng.permutation(steps)[:5].tolist():
-            again = Order(questions, steps, batch_size, questions, encode)
+            again = ExampleOrder(questions, steps, batch_size, questions, encode)
             assert [place for _, place in again.batch(step)] == seen[step]
             assert [place for _, place in order.batch(step)] == seen[step]
 
@@ -395,9 +397,9 @@ def test_float16_learns_as_float32_does(tmp_path, cluster, data, models):
 
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):
     options = tiny_run(data, tmp_path, hide_gold=1.0, min_passages=1, max_passages=4)
-    from sciqa.training.finetune import open_split
+    from sciqa.training.finetune import open_finetune_split
 
-    examples = Examples(open_split(options, "train"), options.train_contexts)
+    examples = Examples(open_finetune_split(options, "train"), options.train_contexts)
     letters = set()
     for number in range(len(examples)):
         question, _, gold = examples.plain(number)

@@ -17,10 +17,10 @@ from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.search import LocalIndex
 
 if TYPE_CHECKING:  # spares the command line the import of PyTorch
-    from sciqa.ask.generate import Written
+    from sciqa.ask.generate import GeneratedAnswer
 
 
-class Ranked(NamedTuple):
+class RankedAnswer(NamedTuple):
     """The options of one question, ranked.
 
     Attributes:
@@ -52,7 +52,7 @@ def check_answering(options: AnswerOptions, question: dict) -> dict:
     return manifest
 
 
-def check_writes(model: str) -> None:
+def check_can_generate(model: str) -> None:
     """Raise `InputError` if a model is an encoder, which ranks options and writes no words."""
     if model_family(model) == "multiple-choice":
         raise InputError(
@@ -91,7 +91,7 @@ class Answerer:
         (found,) = finder.find([options.as_row()])
         return found
 
-    def rank(self, options: AskOptions, found: dict) -> Ranked:
+    def rank(self, options: AskOptions, found: dict) -> RankedAnswer:
         """Rank the options of a question, given what `find` returned for it.
 
         Raises:
@@ -102,7 +102,7 @@ class Answerer:
         row = answer_row(question, scored, options.model)
         probabilities = dict(zip(options_of(question), row["probabilities"], strict=True))
         ranking = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
-        return Ranked(row["ranking"], ranking, has_ties(row), row["context_cut"])
+        return RankedAnswer(row["ranking"], ranking, has_ties(row), row["context_cut"])
 
     def evidence(self, options: AskOptions, found: dict) -> list[dict] | None:
         """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`."""
@@ -114,12 +114,12 @@ class Answerer:
         found: dict,
         earlier: Sequence[dict] = (),
         show: Callable[[str], None] | None = None,
-    ) -> "Written":
+    ) -> "GeneratedAnswer":
         """Write an answer in words; see `sciqa.ask.generate.write_answer`."""
-        from sciqa.ask.generate import write_answer
+        from sciqa.ask.generate import generate_answer
 
         scorer, question = self.reader.scorer, options.as_row()
-        return write_answer(options, question, found, scorer, self.finder, earlier=earlier, show=show)
+        return generate_answer(options, question, found, scorer, self.finder, earlier=earlier, show=show)
 
 
 def passages_read(found: dict) -> list[int]:

@@ -31,7 +31,7 @@ NEAR = 0.6
 CHAT, PLAIN = "chat-words", "plain-text"
 
 
-class Written(NamedTuple):
+class GeneratedAnswer(NamedTuple):
     """What was written.
 
     Attributes:
@@ -45,7 +45,7 @@ class Written(NamedTuple):
     prompt_tokens: int
 
 
-def write_answer(
+def generate_answer(
     options: AnswerOptions,
     question: dict,
     found: dict,
@@ -54,7 +54,7 @@ def write_answer(
     *,
     earlier: Sequence[dict] = (),
     show: Callable[[str], None] | None = None,
-) -> Written:
+) -> GeneratedAnswer:
     """Write an answer, word by word unless beam search is used.
 
     Args:
@@ -107,14 +107,14 @@ def write_answer(
     with working:
         torch.manual_seed(options.seed)
         made = cast("Any", scorer.model).generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **sampling_arguments(options)
+            input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **generation_arguments(options)
         )[0, start:]
     if options.num_beams > 1:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
-    return Written(sorted(stream.cited), len(made), ids.shape[1])
+    return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1])
 
 
-def sampling_arguments(options: AnswerOptions) -> dict:
+def generation_arguments(options: AnswerOptions) -> dict:
     """Return the sampling arguments for transformers' `generate`; options not given keep its defaults."""
     given = {"temperature": options.temperature, "top_k": options.sample_top_k, "top_p": options.top_p}
     return {"do_sample": options.do_sample} | {name: value for name, value in given.items() if value is not None}

@@ -5,21 +5,21 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from sciqa.audit.options import AuditOptions
-from sciqa.audit.sources import Others, Texts, find_texts, read_against
-from sciqa.audit.table import (
+from sciqa.audit.compare import EmbedQuestions, compare_part
+from sciqa.audit.contamination import (
     AUDIT_FORMAT,
     KINDS,
     METRICS,
     SCHEMA,
     Findings,
-    audit_rows,
+    contamination_rows,
     contamination_summary,
     read_audit,
     slice_scores,
 )
+from sciqa.audit.options import AuditOptions
+from sciqa.audit.sources import OtherSource, TextSource, find_text_source, read_other_sources
 from sciqa.audit.words import SEED
-from sciqa.audit.workers import EmbedQuestions, compare_part
 from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
@@ -45,7 +45,7 @@ def audit(options: AuditOptions) -> Summary:
     started = time.monotonic()
     exam = open_exam(options, write=False)
     readers = find_readers(options.output, exam)
-    against, texts = read_against(options, readers), find_texts(options)
+    against, texts = read_other_sources(options, readers), find_text_source(options)
     if not against and not texts:
         raise InputError(
             f"{options.output}: nothing to compare {exam.name} with: no passages, no index and no trained reader whose "
@@ -64,7 +64,7 @@ def audit(options: AuditOptions) -> Summary:
     return Summary("audit", options.folder, made, time.monotonic() - started, _shown(rows, scored))
 
 
-def _inputs(options: AuditOptions, exam: Exam, against: list[Others], texts: Texts | None) -> dict:
+def _inputs(options: AuditOptions, exam: Exam, against: list[OtherSource], texts: TextSource | None) -> dict:
     """Return everything that determines the table; of the embedder only if it is used."""
     inputs = {"format": AUDIT_FORMAT, "exam": exam.sha256, "against": {each.name: each.sha256 for each in against}}
     inputs |= {"texts": texts and texts.identity, "texts_name": texts and texts.name}
@@ -75,7 +75,9 @@ def _inputs(options: AuditOptions, exam: Exam, against: list[Others], texts: Tex
     return inputs
 
 
-def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others], texts: Texts | None) -> bool:
+def _fill(
+    options: AuditOptions, exam: Exam, inputs: dict, against: list[OtherSource], texts: TextSource | None
+) -> bool:
     """Complete the audit table; return whether it was already complete."""
     folder = options.folder
     begun = tables.begin_table(folder, inputs, rows=exam.shard_questions, overwrite=options.overwrite)
@@ -93,7 +95,7 @@ def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others]
     for part in parts:
         findings.read(part["findings"])
     questions = [question for number in range(exam.shards) for question in exam.read_shard(number)]
-    rows = audit_rows(questions, findings, inputs, seed)
+    rows = contamination_rows(questions, findings, inputs, seed)
     for number in range(exam.shards):
         shard = rows[exam.first(number) : exam.first(number + 1)]
         storage.write_table(tables.part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
@@ -103,7 +105,9 @@ def _fill(options: AuditOptions, exam: Exam, inputs: dict, against: list[Others]
     return False
 
 
-def _parts(folder: str, exam: Exam, against: list[Others], texts: Texts | None) -> tuple[list[dict], list[dict]]:
+def _parts(
+    folder: str, exam: Exam, against: list[OtherSource], texts: TextSource | None
+) -> tuple[list[dict], list[dict]]:
     """Return the parts of the exam, and those that it is compared with; write the other questions for workers."""
     exam_parts = _cut("the exam", exam.path, exam.questions)
     parts = []

@@ -17,7 +17,7 @@ from sciqa.retrieval.index import MANIFEST, read_index_manifest
 PART_BYTES = 8_000_000
 
 
-class Others(NamedTuple):
+class OtherSource(NamedTuple):
     """Questions that an exam is compared with.
 
     Attributes:
@@ -31,7 +31,7 @@ class Others(NamedTuple):
     sha256: str
 
 
-class Texts(NamedTuple):
+class TextSource(NamedTuple):
     """Texts that the words of an exam are looked up in.
 
     Attributes:
@@ -45,7 +45,7 @@ class Texts(NamedTuple):
     parts: list[dict]
 
 
-def read_against(options: AuditOptions, readers: dict[str, dict]) -> list[Others]:
+def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[OtherSource]:
     """Return the other questions, sorted by name.
 
     Args:
@@ -66,7 +66,7 @@ def read_against(options: AuditOptions, readers: dict[str, dict]) -> list[Others
     short = [path.rstrip("/").rpartition("/")[2] for path in found]
     names = [last if short.count(last) == 1 else path for path, last in zip(found, short, strict=True)]
     hashes = [tables.rows_hash(table.to_pylist()) for table in found.values()]
-    return sorted(map(Others, names, found.values(), hashes), key=lambda others: others.name)
+    return sorted(map(OtherSource, names, found.values(), hashes), key=lambda others: others.name)
 
 
 def _of_readers(readers: dict[str, dict]) -> dict[str, pa.Table]:
@@ -104,7 +104,7 @@ def _trained_on(folder: str) -> dict[str, pa.Table]:
     return found
 
 
-def find_texts(options: AuditOptions) -> Texts | None:
+def find_text_source(options: AuditOptions) -> TextSource | None:
     """Return the corpus of the options, else the passages or index that are there, else None.
 
     Raises:
@@ -114,16 +114,16 @@ def find_texts(options: AuditOptions) -> Texts | None:
         sources = sorted(find_sources(options.corpus))
         names = [path.rstrip("/").rpartition("/")[2] for path in options.corpus]
         parts = [{"pieces": pieces} for pieces in split_sources(sources, PART_BYTES)]
-        return Texts(", ".join(names), tables.fingerprint(sources), parts)
+        return TextSource(", ".join(names), tables.fingerprint(sources), parts)
     passages = options.passages or storage.join(options.output, "passages")
     if options.passages or (options.index is None and tables.is_finished_table(passages)):
         manifest = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)
         found = [{"path": storage.join(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
         contents = [shard["content"] for shard in manifest["shards"]]
-        return Texts("passages", tables.fingerprint(sorted(contents)), found)
+        return TextSource("passages", tables.fingerprint(sorted(contents)), found)
     index = options.index or storage.join(options.output, "index")
     if options.index is None and not storage.exists(storage.join(index, MANIFEST)):
         return None
     manifest = read_index_manifest(index)
     found = [{"path": storage.join(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
-    return Texts("passages", tables.fingerprint(sorted(manifest["contents"])), found)
+    return TextSource("passages", tables.fingerprint(sorted(manifest["contents"])), found)

@@ -19,7 +19,7 @@ SEED = 5
 WORD = re.compile(r"[^\W_]+")
 
 
-class Runs(NamedTuple):
+class WordRuns(NamedTuple):
     """Runs of words, arrays of shape (runs,).
 
     Attributes:
@@ -74,7 +74,7 @@ class ExamWords:
         self.order = np.argsort(ranks, kind="stable")
         self.sorted = ranks[self.order]
 
-    def runs(self, texts: Iterable[Sequence[str]]) -> Runs:
+    def runs(self, texts: Iterable[Sequence[str]]) -> WordRuns:
         """Return the runs of at least `seed` words in other texts.
 
         Of the runs that begin at the same word of a question, only the longest one is returned, and of equally long
@@ -105,7 +105,7 @@ class ExamWords:
         order = np.lexsort((owner, -lengths, here))
         best = order[np.flatnonzero(np.diff(here[order], prepend=-1))]
         questions = np.searchsorted(self.starts, here[best], "right") - 1
-        return Runs(questions, here[best] - self.starts[questions], lengths[best], owner[best])
+        return WordRuns(questions, here[best] - self.starts[questions], lengths[best], owner[best])
 
     def _joined(self, texts: Iterable[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return the numbers of all words, with a 0 after each text, and the place of each text's first word."""
@@ -133,7 +133,7 @@ def _ranked(packed: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[at] == packed, at + 1, 0)
 
 
-def share_found(runs: Iterable[tuple[int, int]], words: int, ngram: int, seed: int) -> float | None:
+def share_of_words_found(runs: Iterable[tuple[int, int]], words: int, ngram: int, seed: int) -> float | None:
     """Return the share of a question's n-grams that stand in other texts.
 
     Words fewer than `ngram` are one n-gram as a whole, as in the paper on GPT-3 (Brown et al. 2020, appendix C).

@@ -53,7 +53,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def hash_file(path: Path) -> str:
+def cached_file_hash(path: Path) -> str:
     """Return the sha256 of a file. An unchanged file is read only once per machine.
 
     The machine's cache stores the hash by absolute path, with the file's size and change times.

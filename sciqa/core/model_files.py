@@ -83,7 +83,7 @@ def find_model(name: str) -> ModelFiles:
     Raises:
         InputError: there is no such model, or it has no safetensors weights.
     """
-    path = _here(name)
+    path = local_copy(name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFiles(str(path.parent), path.name, (path,))
     if not path.is_dir():
@@ -105,7 +105,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
     Raises:
         InputError: there is no such model, or it has no configuration.
     """
-    path = _here(name, ("*/config.json", "*.gguf"))
+    path = local_copy(name, ("*/config.json", "*.gguf"))
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
     if not path.is_dir():
@@ -147,28 +147,28 @@ def read_about(name: str, file: str) -> dict:
     return _read_json(name, Path(find_model(name).folder) / file, dict)
 
 
-def read_modules(name: str) -> list[dict]:
+def read_embedder_modules(name: str) -> list[dict]:
     """Return the modules of a sentence-transformers model, [] if it does not list them."""
     return _read_json(name, Path(find_model(name).folder) / "modules.json", list)
 
 
 def _first_module(name: str) -> dict:
-    return next(iter(read_modules(name)), {})
+    return next(iter(read_embedder_modules(name)), {})
 
 
-def is_static(name: str) -> bool:
+def is_static_embedder(name: str) -> bool:
     """Whether a sentence-transformers model is static: it looks up a vector for each token, and has no network."""
     return _first_module(name).get("type", "").endswith(".StaticEmbedding")
 
 
-def longest_text(name: str) -> int | None:
+def max_sequence_length(name: str) -> int | None:
     """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say."""
     return read_about(name, "sentence_bert_config.json").get("max_seq_length")
 
 
-def vector_size(name: str) -> int | None:
+def embedding_dimension(name: str) -> int | None:
     """Return the dimension of a sentence-transformers model's vectors; None if its modules do not say."""
-    for module in reversed(read_modules(name)):
+    for module in reversed(read_embedder_modules(name)):
         about = read_about(name, str(Path(module["path"], "config.json")))
         for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
             if key in about:
@@ -227,67 +227,18 @@ def _read_json(name: str, path: Path, kind: type[Json]) -> Json:
     return read
 
 
-def about_base(name: str) -> dict:
-    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_base`."""
-    files = find_model(name)
-    return {"base": name, "revision": files.weights_hash, "others": files.others}
-
-
-def check_base(folder: str, model: str) -> str | None:
-    """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
-
-    Returns:
-        A warning if the model has the weights that the adapter was trained on, but another tokenizer or configuration;
-        else None.
-    """
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not storage.exists(storage.join(folder, name)):
-            raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
-    made_for = about_trained(folder)
-    if not made_for:
-        return None
-    files = find_model(model)
-    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != _hash_all(files):
-        raise InputError(
-            f"{folder}: an adapter for the base model {made_for.get('base')}, not for {model}; "
-            f"pass --model {made_for.get('base')}"
-        )
-    trained, now = made_for.get("others", files.others), files.others
-    changed = sorted(name for name in trained.keys() | now.keys() if trained.get(name) != now.get(name))
-    if not changed:
-        return None
-    return f"{folder}: {', '.join(changed)} of {model} changed since this adapter was trained; its scores may be worse"
-
-
-def _hash_all(files: ModelFiles) -> str:
+def hash_files(files: ModelFiles) -> str:
     """Return the hash that earlier versions stored with an adapter: of all safetensors files in its base's folder."""
     return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))
 
 
-def about_trained(folder: str) -> dict:
-    """Return the record stored beside an adapter or fine-tuned model, {} if another program made it."""
-    path = storage.join(folder, ABOUT_TRAINED)
-    return storage.read_json(path) if storage.exists(path) else {}
-
-
-def local_adapter(folder: str) -> str:
-    """Return an adapter's folder on this machine; a folder on other storage is copied into the cache."""
-    return str(_here(folder))
-
-
-def short_name(name: str) -> str:
+def short_model_name(name: str) -> str:
     """Return the name of a model or adapter for a table's name: the last part of a path, or the whole hub id."""
     on_storage = "://" in name or Path(name).is_absolute()
     return name.rstrip("/").rpartition("/")[2] if on_storage else name.replace("/", "--")
 
 
-def adapter_hash(folder: str) -> str:
-    """Return a hash of an adapter: its weights, its configuration, and the record with the prompt's form."""
-    paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
-    return tables.fingerprint({name: storage.file_sha256(path) for name, path in paths.items() if storage.exists(path)})
-
-
-def _here(name: str, only: tuple[str, ...] = ("*",)) -> Path:
+def local_copy(name: str, only: tuple[str, ...] = ("*",)) -> Path:
     """Return the path on this machine of a packaged model, a local path or a URI; a hub id leads to no file."""
     if name in PACKAGED:
         return packaged_path(name)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sciqa.core.cache import hash_file
+from sciqa.core.cache import cached_file_hash
 from sciqa.core.errors import InputError
 
 WEIGHTS = "model.safetensors"
@@ -66,7 +66,7 @@ def _content(file: Path) -> str:
     """Return the sha256 of a file. A file in the hub's cache is not read, since its blob is named by the hash."""
     blob = file.resolve()
     in_hub = blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--")
-    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else hash_file(blob)
+    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else cached_file_hash(blob)
 
 
 def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
@@ -85,7 +85,7 @@ def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
     for path in sorted(path for path in found if _counts(folder, path)):
         try:
             small = path.stat().st_size < SMALL
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else hash_file(path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else cached_file_hash(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
         hashes[path.relative_to(folder).as_posix()] = digest[:16]

@@ -41,7 +41,7 @@ def rows_hash(rows: Iterable[dict]) -> str:
     return digest.hexdigest()
 
 
-class Begun(NamedTuple):
+class BegunTable(NamedTuple):
     """State of a table's folder that is open for writing.
 
     Attributes:
@@ -93,7 +93,7 @@ def differing_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[str, tup
 
 def begin_table(
     folder: str, inputs: dict, defaults: dict | None = None, rows: int | None = None, overwrite: bool = False
-) -> Begun:
+) -> BegunTable:
     """Open a table's folder for writing; a table never mixes two runs.
 
     Args:
@@ -115,7 +115,7 @@ def begin_table(
             if made or begun.get("rows") == rows:
                 path = records_path(folder, MANIFEST)
                 whole = storage.exists(path) and storage.read_json(path)["files"] == len(held)
-                return Begun(held, begun.get("rows"), whole)
+                return BegunTable(held, begun.get("rows"), whole)
         elif made and not overwrite:
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
             raise InputError(f"{folder}: {said}; {REMEDY}")
@@ -129,7 +129,7 @@ def begin_table(
             if any(True for _ in storage.list_names(each)):
                 raise InputError(f"{each}: holds files that no step of sciqa made; pass another folder")
     storage.write_json(records_path(folder, INPUTS), {"inputs": inputs, "rows": rows})
-    return Begun(set(), rows, False)
+    return BegunTable(set(), rows, False)
 
 
 def delete_table(folder: str) -> None:

@@ -13,7 +13,7 @@ from sciqa.core.options import Options, WriteOptions
 from sciqa.exam.answer_keys import AnswersFrom
 from sciqa.exam.columns import parse_columns
 from sciqa.exam.files import SPLITS
-from sciqa.exam.formats import ContextFrom, Questions, read_exam, read_questions
+from sciqa.exam.read_exam import ContextFrom, Questions, read_exam, read_questions
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exam", "rotate_options"]
 

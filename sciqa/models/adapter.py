@@ -9,10 +9,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from sciqa.core.adapter_files import read_trained_record
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family, about_trained
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
 from sciqa.models.prompt_format import Format, Method
-from sciqa.models.weight_checks import new_weights, settle_tie, shared_weights, some_names
+from sciqa.models.weight_checks import new_weights, settle_tied_weights, shared_weights, some_names
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft
@@ -190,13 +191,13 @@ def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if said and head is not None and torch.equal(table.weight, head.weight):  # both changed in the same way
         head.weight = table.weight
-    settle_tie(model)
+    settle_tied_weights(model)
     return model
 
 
 def read_stored_style(folder: str) -> Format | None:
     """Return the question format that an adapter or fine-tuned model was trained with, if known."""
-    style = about_trained(folder).get("style")
+    style = read_trained_record(folder).get("style")
     return Format(**style) if style else None
 
 

@@ -4,8 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedConfig
 
+#: Names of modules with learned text positions, and of similar modules to leave out.
+POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")
+OTHER_POSITIONS = re.compile(r"vision|visual|image|audio|entity|relative")
 #: Configuration settings that limit how many earlier tokens a layer attends to: sliding windows, chunks, and the
 #: number of tokens that sparse attention selects.
 WINDOWS = re.compile(r"window|chunk_size|local_attention|index_topk")
@@ -65,3 +69,19 @@ def attention_window(config: PreTrainedConfig, names: re.Pattern = WINDOWS) -> i
         if isinstance(size, int) and not isinstance(size, bool) and size > 0
     ]
     return min(sizes, default=1 << 62)
+
+
+def position_limit(model: nn.Module, config: PreTrainedConfig) -> int:
+    """Return the maximum number of tokens that a model, or its text part, has positions for.
+
+    The configuration and all tables of learned positions limit it. Some tables start after the padding token, such as
+    RoBERTa's with 514 places for 512 tokens.
+    """
+    said = getattr(config, "max_position_embeddings", None) or 0
+    limits = [said if said > 0 else 1 << 20]  # XLNet's is -1
+    for name, module in model.named_modules():
+        table = getattr(module, "weight", None)
+        if POSITIONS.search(name) and not OTHER_POSITIONS.search(name) and table is not None and table.ndim == 2:
+            padding = getattr(module, "padding_idx", None)
+            limits.append(len(table) - getattr(module, "offset", 0 if padding is None else padding + 1))
+    return min(limits)

@@ -1,6 +1,24 @@
-"""Result of the test which batch layouts a model supports."""
+"""Batches of rows of similar length, and the layout of a batch that a model supports."""
 
 from dataclasses import dataclass
+
+
+def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
+    """Group rows of similar length into batches; return the question indices of each batch.
+
+    Args:
+        rows: question indices of each row.
+        lengths: number of tokens of each row.
+        budget: most padded tokens of a batch; a longer row is a batch of its own.
+    """
+    batches: list[list[list[int]]] = []
+    longest = 0
+    for number in sorted(range(len(rows)), key=lambda number: -lengths[number]):
+        if not batches or (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = lengths[number]
+        batches[-1].append(rows[number])
+    return [[number for row in batch for number in row] for batch in batches]
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.exam.questions import options_of
 from sciqa.models.attention_limits import SELECTIONS, RopeSwitch, attention_window
-from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.packing import Rows, pack_rows, plain_rows, row_tokens, share_prefixes
+from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
+from sciqa.models.packing import PackedRows, pack_rows, plain_rows, row_tokens, share_prefixes
 from sciqa.models.packing_check import fastest_packed_layout
 from sciqa.models.prefix_cache import PrefixScorer
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt
-from sciqa.models.scorer import (
-    Encoded,
-    batch_by_tokens,
-    check_tokens,
-    common_tokens,
-    divisors,
-)
+from sciqa.models.scorer import Encoded, check_tokens, common_tokens, divisors
 from sciqa.models.text_encoder import TextEncoder
 
 
@@ -177,7 +171,7 @@ class CausalScorer(PrefixScorer):
         before = self._soft_prompt
         return [[before + option_path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
 
-    def rows(self, batch: Sequence[Encoded]) -> list[Rows]:
+    def rows(self, batch: Sequence[Encoded]) -> list[PackedRows]:
         """Return the rows of a batch, for one or several calls of the model."""
         if self._packed(batch):
             return [pack_rows(batch)]
@@ -205,7 +199,7 @@ class CausalScorer(PrefixScorer):
             sums |= option_sums(self._logits(rows), rows, batch)
         return [normalise_scores(sums, number, question) for number, question in enumerate(batch)]
 
-    def _logits(self, rows: Rows) -> torch.Tensor:
+    def _logits(self, rows: PackedRows) -> torch.Tensor:
         """Return logits from the first needed column on, shape (rows, columns, vocabulary)."""
         if self.rope.dynamic:  # a short sequence resets the frequencies of a longer one
             self.call(input_ids=rows.ids[:1, :1].to(self.device))
@@ -222,7 +216,7 @@ class CausalScorer(PrefixScorer):
             logits_to_keep=columns,
         ).logits[:, -columns:]
 
-    def mask(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+    def mask(self, rows: PackedRows, dtype: torch.dtype) -> torch.Tensor:
         """Return the attention mask of rows in the form that the model takes.
 
         For packed rows it is a mask to add to attention scores, which every implementation supports; some would add
@@ -267,7 +261,9 @@ def option_path_lengths(question: Encoded) -> list[int]:
     return [len(question.prompt) + len(option) for option in question.options]
 
 
-def option_sums(logits: torch.Tensor, rows: Rows, batch: Sequence[Encoded]) -> dict[tuple[int, int], torch.Tensor]:
+def option_sums(
+    logits: torch.Tensor, rows: PackedRows, batch: Sequence[Encoded]
+) -> dict[tuple[int, int], torch.Tensor]:
     """Return the log-likelihood, a scalar, of each option in some rows, by (question index, option index).
 
     Args:

@@ -9,31 +9,23 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
+from sciqa.core.adapter_files import check_base_model, local_adapter
 from sciqa.core.cache import cached_folder
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device, half_precision
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import (
-    ADAPTER_CONFIG,
-    Family,
-    ModelFiles,
-    check_base,
-    find_model,
-    local_adapter,
-    model_family,
-    read_about,
-)
+from sciqa.core.model_files import ADAPTER_CONFIG, Family, ModelFiles, find_model, model_family, read_about
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
 from sciqa.models.from_gguf import convert_gguf, gguf_config
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.packing_check import stored_proof
+from sciqa.models.packing_check import stored_packing_check
 from sciqa.models.prompt_format import Format, Precision
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
+from sciqa.models.streamed_weights import StreamingSettings, check_streamed
 from sciqa.models.streaming import StreamedScorer
-from sciqa.models.tensor_files import Streaming, check_streamed
-from sciqa.models.weight_checks import check_whole, is_quantised, new_weights, settle_tie, some_names
+from sciqa.models.weight_checks import check_whole, is_quantised, new_weights, settle_tied_weights, some_names
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
 GGUF_FORMAT = 3
@@ -52,7 +44,7 @@ def load_scorer(
     nf4: bool = False,
     adapter: str | None = None,
     threads: int | None = None,
-    streaming: Streaming | None = None,
+    streaming: StreamingSettings | None = None,
     device: Device = "cpu",
 ) -> Scorer:
     """Return a model as a scorer in evaluation mode.
@@ -83,7 +75,7 @@ def load_scorer(
     folder = find_model(name).folder
     if adapter:
         folder = local_adapter(adapter)
-        check_base(folder, name)
+        check_base_model(folder, name)
         attached = adapters.attach(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
         exact = attached.dtype == torch.float32 and not is_quantised(attached)
@@ -110,12 +102,12 @@ def make_scorer(
     """
     scorer = SCORERS[family](model, tokenizer, style)
     if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        scorer.batch_layout = stored_proof(scorer, find_model(name).revision)
+        scorer.batch_layout = stored_packing_check(scorer, find_model(name).revision)
     return scorer
 
 
 def _load_streamed(
-    name: str, style: Format | None, dtype: torch.dtype, streaming: Streaming, device: Device
+    name: str, style: Format | None, dtype: torch.dtype, streaming: StreamingSettings, device: Device
 ) -> StreamedScorer:
     _silence()
     folder = plain_folder(find_model(name))
@@ -184,7 +176,7 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{name}: not a whole {family} model ({error})") from error
     model.new_weights = check_whole(name, model, found)
-    settle_tie(model)
+    settle_tied_weights(model)
     return model
 
 

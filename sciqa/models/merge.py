@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sciqa.core import storage
+from sciqa.core import adapter_files, storage
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.model_files import ABOUT_TRAINED, about_trained, check_base, local_adapter, local_path, model_family
+from sciqa.core.model_files import ABOUT_TRAINED, local_path, model_family
 from sciqa.core.options import Summary
 from sciqa.models.options import ModelOptions
 
@@ -40,7 +40,7 @@ def merge(options: MergeOptions) -> Summary:
     """
     started = time.monotonic()
     require("train", "sciqa merge")
-    if said := check_base(options.adapter, options.model):
+    if said := adapter_files.check_base_model(options.adapter, options.model):
         console.print(said, markup=False, soft_wrap=True)
     if storage.exists(options.output):
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
@@ -52,7 +52,7 @@ def merge(options: MergeOptions) -> Summary:
     from sciqa.models.load import load_base
     from sciqa.models.weight_checks import is_quantised
 
-    folder = local_adapter(options.adapter)
+    folder = adapter_files.local_adapter(options.adapter)
     if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
         raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
     model, tokenizer = load_base(options.model, model_family(options.model), torch.float32)
@@ -67,6 +67,6 @@ def merge(options: MergeOptions) -> Summary:
         tokenizer.save_pretrained(aside)
         weights = sum(file.stat().st_size for file in Path(aside).glob("*.safetensors"))
         storage.copy_files(aside, options.output)
-    storage.write_json(storage.join(options.output, ABOUT_TRAINED), about_trained(options.adapter))
+    storage.write_json(storage.join(options.output, ABOUT_TRAINED), adapter_files.read_trained_record(options.adapter))
     made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
     return Summary("merge", options.output, made, time.monotonic() - started)

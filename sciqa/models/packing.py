@@ -18,7 +18,7 @@ SHARED_AT_LEAST = 64
 
 
 @dataclass(frozen=True)
-class Place:
+class PackedOption:
     """Place in a batch of rows where the scored tokens of one option are predicted.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """A batch of rows of tokens, padded on the right.
 
     Attributes:
@@ -50,7 +50,7 @@ class Rows:
     ids: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor | None
-    places: list[Place]
+    places: list[PackedOption]
 
     @property
     def first(self) -> int:
@@ -90,7 +90,7 @@ def row_tokens(questions: Sequence[Encoded]) -> int:
     return sum(question.length for question in questions) - (len(questions) - 1) * shared_tokens(questions)
 
 
-def pack_rows(questions: Sequence[Encoded]) -> Rows:
+def pack_rows(questions: Sequence[Encoded]) -> PackedRows:
     """Return questions as packed rows; questions with a common prefix share a row."""
     rows = share_prefixes(questions)
     width = max(row_tokens([questions[number] for number in row]) for row in rows)
@@ -107,12 +107,12 @@ def pack_rows(questions: Sequence[Encoded]) -> Rows:
             for option, (tokens, counted) in enumerate(zip(question.options, question.counted, strict=True)):
                 start = row.parts[row.add(tokens, stem)].start
                 columns = [row.parts[stem].stop - 1, *range(start, start + len(tokens) - 1)]
-                places.append(Place(number, option, at, columns[len(tokens) - counted : len(tokens)]))
+                places.append(PackedOption(number, option, at, columns[len(tokens) - counted : len(tokens)]))
         sees[at] = row.sees()
-    return Rows(ids, sees[:, None], positions, places)
+    return PackedRows(ids, sees[:, None], positions, places)
 
 
-def plain_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> Rows:
+def plain_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> PackedRows:
     """Return plain rows: one for each given option, with the prompt before it.
 
     Args:
@@ -124,10 +124,12 @@ def plain_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]])
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     places = [
-        Place(question, option, at, list(range(len(row) - 1 - questions[question].counted[option], len(row) - 1)))
+        PackedOption(
+            question, option, at, list(range(len(row) - 1 - questions[question].counted[option], len(row) - 1))
+        )
         for at, ((question, option), row) in enumerate(zip(options, rows, strict=True))
     ]
-    return Rows(ids, mask, None, places)
+    return PackedRows(ids, mask, None, places)
 
 
 class _Row:

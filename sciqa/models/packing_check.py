@@ -43,7 +43,7 @@ INSTEAD = {
 }
 
 
-class ProvedScorer(Scorer):
+class PackingCheckedScorer(Scorer):
     """A scorer with what its proof needs besides."""
 
     @property
@@ -56,7 +56,7 @@ class ProvedScorer(Scorer):
         raise NotImplementedError
 
 
-def fastest_packed_layout(scorer: ProvedScorer) -> BatchLayout:
+def fastest_packed_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
@@ -94,7 +94,7 @@ def fastest_packed_layout(scorer: ProvedScorer) -> BatchLayout:
         scorer.model.train(training)
 
 
-def stored_proof(scorer: Scorer, revision: str) -> BatchLayout:
+def stored_packing_check(scorer: Scorer, revision: str) -> BatchLayout:
     """Return the result of `Scorer.prove`, from this machine's cache if the same model was tested before.
 
     Args:
@@ -167,7 +167,7 @@ class _Call(torch.nn.Module):
         return self.function()
 
 
-def _probe(scorer: ProvedScorer) -> list[Encoded]:
+def _probe(scorer: PackingCheckedScorer) -> list[Encoded]:
     """Return three questions of random tokens that fit the model; two of them share a prefix."""
     config, rng = scorer.model.config.get_text_config(), np.random.default_rng(0)
     marks = set()
@@ -202,7 +202,7 @@ def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
 
 
-def _alone(scorer: ProvedScorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
+def _alone(scorer: PackingCheckedScorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
     """Return each option's log-likelihood in its own sequence, and the change when other tokens follow.
 
     Both have shape (options of all questions,). The change is measured on the first option of each question; a causal
@@ -219,7 +219,7 @@ def _alone(scorer: ProvedScorer, probe: list[Encoded], weights: dict | None) -> 
 
 
 def _sequence_score(
-    scorer: ProvedScorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
+    scorer: PackingCheckedScorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
 ) -> float:
     """Return an option's log-likelihood in one sequence that ends with the tokens `behind`."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import Cache
 
-from sciqa.models.packing import SHARED_AT_LEAST, Rows
-from sciqa.models.packing_check import ProvedScorer
+from sciqa.models.packing import SHARED_AT_LEAST, PackedRows
+from sciqa.models.packing_check import PackingCheckedScorer
 from sciqa.models.scorer import Encoded, common_tokens
 
 
@@ -29,7 +29,7 @@ class PrefixCache:
     tokens: list[int]
     states: Cache
 
-    def extend(self, rows: Rows) -> Rows:
+    def extend(self, rows: PackedRows) -> PackedRows:
         """Return packed rows whose mask and positions count the prefix before each row."""
         seen = torch.ones(*rows.mask.shape[:3], len(self.tokens), dtype=torch.bool)
         positions = None if rows.positions is None else rows.positions + len(self.tokens)
@@ -52,7 +52,7 @@ class PrefixCache:
         return [replace(each, prompt=each.prompt[len(self.tokens) :]) for each in questions]
 
 
-class PrefixScorer(ProvedScorer):
+class PrefixScorer(PackingCheckedScorer):
     """A scorer that can keep the keys and values of what all prompts begin with.
 
     Attributes:

@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import split_sentences
+from sciqa.models.attention_limits import position_limit
+from sciqa.models.batch_layout import batch_by_tokens
 from sciqa.models.prompt_format import Format, Normalise
 
 if TYPE_CHECKING:
     from sciqa.models.batch_layout import BatchLayout
-
-#: Names of modules with learned text positions, and of similar modules to leave out.
-POSITIONS = re.compile(r"(^|\.)(embed_positions|(char_)?position_embeddings?|wpe)$")
-OTHER_POSITIONS = re.compile(r"vision|visual|image|audio|entity|relative")
 
 
 @dataclass(frozen=True)
@@ -211,22 +209,6 @@ def _longest(text: str, ends: list[int], fits: Callable[[str], bool]) -> str:
     return text[: ends[found - 1]].rstrip() if found else ""
 
 
-def position_limit(model: nn.Module, config: PreTrainedConfig) -> int:
-    """Return the maximum number of tokens that a model, or its text part, has positions for.
-
-    The configuration and all tables of learned positions limit it. Some tables start after the padding token, such as
-    RoBERTa's with 514 places for 512 tokens.
-    """
-    said = getattr(config, "max_position_embeddings", None) or 0
-    limits = [said if said > 0 else 1 << 20]  # XLNet's is -1
-    for name, module in model.named_modules():
-        table = getattr(module, "weight", None)
-        if POSITIONS.search(name) and not OTHER_POSITIONS.search(name) and table is not None and table.ndim == 2:
-            padding = getattr(module, "padding_idx", None)
-            limits.append(len(table) - getattr(module, "offset", 0 if padding is None else padding + 1))
-    return min(limits)
-
-
 def too_long(question: dict, tokens: int, limit: int) -> InputError:
     """Return the error for a question that does not fit a model even without context."""
     return InputError(
@@ -263,24 +245,6 @@ def divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list
     """Return the divisor of each option's log-likelihood: its length in tokens or characters, or 1."""
     lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]
     return [float(max(1, length)) for length in lengths]
-
-
-def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
-    """Group rows of similar length into batches; return the question indices of each batch.
-
-    Args:
-        rows: question indices of each row.
-        lengths: number of tokens of each row.
-        budget: most padded tokens of a batch; a longer row is a batch of its own.
-    """
-    batches: list[list[list[int]]] = []
-    longest = 0
-    for number in sorted(range(len(rows)), key=lambda number: -lengths[number]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = lengths[number]
-        batches[-1].append(rows[number])
-    return [[number for row in batch for number in row] for batch in batches]
 
 
 @torch.inference_mode()

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
+from sciqa.models.attention_limits import position_limit
 from sciqa.models.padding import PaddedScorer, padded
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import prompt_text
-from sciqa.models.scorer import Encoded, check_tokens, divisors, position_limit
+from sciqa.models.scorer import Encoded, check_tokens, divisors
 
 #: Label that the loss ignores.
 IGNORED = -100

@@ -25,7 +25,14 @@ from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.causal import CausalScorer, normalise_scores, scored_tokens
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded
-from sciqa.models.tensor_files import Piece, Stored, Streaming, buffer_offsets, find_tensors, read_ahead
+from sciqa.models.streamed_weights import (
+    Piece,
+    StoredTensor,
+    StreamingSettings,
+    find_tensors,
+    read_ahead,
+    stream_buffer_offsets,
+)
 from sciqa.models.weight_checks import CONSTANTS, some_names
 
 #: Names of the weights outside the layers, and the prefix of weights in layers.
@@ -46,7 +53,7 @@ class StreamedScorer(CausalScorer):
     """Scores as `CausalScorer` does, with the weights of one layer at a time.
 
     Args:
-        folder: folder of a model whose type is in `sciqa.models.tensor_files.STREAMED`.
+        folder: folder of a model whose type is in `sciqa.models.streamed_weights.STREAMED`.
         tokenizer: its tokenizer.
         style: its question format.
         dtype: type of computation.
@@ -63,7 +70,7 @@ class StreamedScorer(CausalScorer):
         tokenizer: PreTrainedTokenizerBase,
         style: Format,
         dtype: torch.dtype,
-        streaming: Streaming,
+        streaming: StreamingSettings,
         device: Device,
     ) -> None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -80,7 +87,7 @@ class StreamedScorer(CausalScorer):
             layer.forward = _pass_on
         self._find_weights(folder)
         largest = max(
-            HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(buffer_offsets(p)[1] for p in self.layers)
+            HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(stream_buffer_offsets(p)[1] for p in self.layers)
         )
         pinned = self.device.type == "cuda"
         self.read_into = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
@@ -144,7 +151,7 @@ class StreamedScorer(CausalScorer):
         """
         weights: Weights = {}
         packed: dict[str, Weights] = {}
-        for (name, stored), start in zip(piece.items(), buffer_offsets(piece)[0], strict=True):
+        for (name, stored), start in zip(piece.items(), stream_buffer_offsets(piece)[0], strict=True):
             tensor = buffer[start : start + stored.nbytes].view(TYPES[stored.kind]).view(stored.shape).to(self.device)
             owner, _, part = name.partition(".weight.")
             (packed.setdefault(f"{owner}.weight", {}) if part else weights)[part or name] = tensor
@@ -281,7 +288,7 @@ def _stored(folder: str, tensors: Piece, name: str, shape: tuple[int, ...]) -> P
     return found
 
 
-def _blocks(tensor: Stored, size: int) -> Iterator[tuple[int, int]]:
+def _blocks(tensor: StoredTensor, size: int) -> Iterator[tuple[int, int]]:
     """Yield blocks as (first row, end row), of at most `size` bytes but at least one row."""
     step = max(1, size // tensor.row_bytes)
     for start in range(0, tensor.shape[0], step):

@@ -74,7 +74,7 @@ def shared_weights(model: nn.Module) -> set[int]:
     return {number for number, count in seen.items() if count > 1}
 
 
-def settle_tie(model: PreTrainedModel) -> None:
+def settle_tied_weights(model: PreTrainedModel) -> None:
     """Set `tie_word_embeddings` in a decoder's configuration to whether its head and embedding share a weight."""
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if model.config.is_encoder_decoder or any(getattr(end, "weight", None) is None for end in ends):

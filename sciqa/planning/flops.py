@@ -8,10 +8,10 @@ from transformers.pytorch_utils import Conv1D
 
 from sciqa.core.model_files import Family
 from sciqa.models.scorer import Encoded
-from sciqa.planning.memory import CROSS, Sketch
+from sciqa.planning.memory import CROSS, ModelSketch
 
 
-def question_flops(model: Sketch, question: Encoded, *, training: bool, checkpointing: bool = False) -> int:
+def question_flops(model: ModelSketch, question: Encoded, *, training: bool, checkpointing: bool = False) -> int:
     """Return the FLOPs of one question.
 
     A matrix multiplication takes 2 FLOPs per weight and token (Kaplan et al. 2020, Scaling Laws, table 1). Attention
@@ -40,7 +40,7 @@ def text_flops(model: PreTrainedModel, tokens: int) -> int:
     return 2 * linear * tokens + _pairs_flops(model.config, model.config.num_hidden_layers, tokens * tokens)
 
 
-def _tokens(model: Sketch, question: Encoded) -> Any:  # noqa: ANN401
+def _tokens(model: ModelSketch, question: Encoded) -> Any:  # noqa: ANN401
     """Return a function from the name of a linear layer to the number of tokens that pass through it."""
     output = model.model.get_output_embeddings()
     head = next((name for name, module in model.model.named_modules() if module is output), None)

@@ -43,7 +43,7 @@ CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredParameter:
     """A parameter as a worker stores it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Sketch:
+class ModelSketch:
     """A model as `finetune` would train it, without its weights.
 
     Attributes:
@@ -74,7 +74,7 @@ class Sketch:
     family: Family
     parameters: int
     quantised: list[int]
-    stored: list[Stored]
+    stored: list[StoredParameter]
     constants: int
 
     @property
@@ -124,7 +124,7 @@ def nf4_bytes(weights: int) -> tuple[int, int]:
     return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
 
 
-def build_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> Sketch:
+def build_model_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> ModelSketch:
     """Return a model without weights, prepared as for training.
 
     Args:
@@ -149,7 +149,7 @@ def build_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = t
     model = make_trainable(base, family, method, fields)
     in_4_bits = quantised if method == "qlora" else {}
     stored = [
-        Stored(
+        StoredParameter(
             math.ceil(nf4_bytes(each.numel())[0] / each.itemsize) if id(each) in in_4_bits else each.numel(),
             each.itemsize,
             each.requires_grad,
@@ -157,10 +157,10 @@ def build_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = t
         for each in model.parameters()
     ]
     constants = sum(nf4_bytes(each)[1] for each in in_4_bits.values())
-    return Sketch(model, family, parameters, list(quantised.values()), stored, constants)
+    return ModelSketch(model, family, parameters, list(quantised.values()), stored, constants)
 
 
-def rank_bytes(stored: list[Stored], workers: int) -> int:
+def rank_bytes(stored: list[StoredParameter], workers: int) -> int:
     """Return the bytes of parameters per ZeRO-3 rank between steps: small parameters whole, a share of the others."""
     return sum(
         each.width * (each.elements if each.elements <= PERSISTENCE_THRESHOLD else math.ceil(each.elements / workers))
@@ -168,7 +168,7 @@ def rank_bytes(stored: list[Stored], workers: int) -> int:
     )
 
 
-def training_memory(model: Sketch, options: TrainOptions, workers: int, activations: int) -> Memory:
+def training_memory(model: ModelSketch, options: TrainOptions, workers: int, activations: int) -> Memory:
     """Return the peak memory of a worker in a training step, without the CUDA context.
 
     The count follows Rajbhandari et al. 2020, ZeRO, section 5, with this program's types: trained weights, their
@@ -206,7 +206,7 @@ def training_memory(model: Sketch, options: TrainOptions, workers: int, activati
 
 
 def peak_activations(
-    model: Sketch, batch: list[Encoded], *, training: bool = True, checkpointing: bool = False, nf4: bool = False
+    model: ModelSketch, batch: list[Encoded], *, training: bool = True, checkpointing: bool = False, nf4: bool = False
 ) -> int:
     """Return the peak bytes of a step's tensors besides parameters, gradients and optimizer state.
 

@@ -35,11 +35,11 @@ from sciqa.planning.volume import (
 
 if TYPE_CHECKING:
     from sciqa.models.scorer import Encoded
-    from sciqa.planning.memory import Memory, Sketch
+    from sciqa.planning.memory import Memory, ModelSketch
 
 
 @dataclass(frozen=True)
-class Questions:
+class PlannedQuestions:
     """The size of an exam in tokens.
 
     Attributes:
@@ -66,10 +66,10 @@ def plan(options: PlanOptions) -> Summary:
     require("train", "sciqa plan")
     nodes = read_node_types(options.cluster) if options.cluster else []
     with progress.progress_lines("plan", f"counting what {options.model} and the corpus take"):
-        from sciqa.planning.memory import build_sketch
+        from sciqa.planning.memory import build_model_sketch
 
         volume = corpus_volume(options)
-        model = build_sketch(options.model, options.method, options.peft_fields())
+        model = build_model_sketch(options.model, options.method, options.peft_fields())
         exams = {name: _read_questions(options, model, volume, name) for name in ("train", "validation", "exam")}
         rows = list(_memory_rows(options, model, exams["train"].longest))
         memory = next(memory for about, memory in rows if about["chosen"])
@@ -94,7 +94,7 @@ def plan(options: PlanOptions) -> Summary:
     return Summary("plan", "", f"{made} on a worker", time.monotonic() - started, details)
 
 
-def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name: str) -> Questions:
+def _read_questions(options: PlanOptions, model: "ModelSketch", volume: Volume, name: str) -> PlannedQuestions:
     """Return the size of an exam in the embedder's tokens, for contexts of average and of longest passages."""
     from sciqa.models.prompt_template import prompt_text
 
@@ -107,14 +107,14 @@ def _read_questions(options: PlanOptions, model: "Sketch", volume: Volume, name:
     mean = round(np.mean([length for each in lengths for length in each]))
     longest = max(range(len(questions)), key=lambda at: prompts[at] + sum(lengths[at]))
     average, most = options.context_passages * volume.tokens, options.context_passages * options.passage_tokens
-    return Questions(
+    return PlannedQuestions(
         len(questions),
         _shape(options, model, round(np.mean(prompts) + average), [mean] * number),
         _shape(options, model, prompts[longest] + most, lengths[longest]),
     )
 
 
-def _shape(options: PlanOptions, model: "Sketch", prompt: int, lengths: list[int]) -> "Encoded":
+def _shape(options: PlanOptions, model: "ModelSketch", prompt: int, lengths: list[int]) -> "Encoded":
     """Return a dummy question with these numbers of tokens, truncated to the model's limit.
 
     Args:
@@ -133,7 +133,7 @@ def _shape(options: PlanOptions, model: "Sketch", prompt: int, lengths: list[int
     return Encoded([0] * prompt, [[0] * length for length in lengths], [1.0] * len(lengths))
 
 
-def _memory_rows(options: PlanOptions, model: "Sketch", longest: "Encoded") -> Iterator[tuple[dict, "Memory"]]:
+def _memory_rows(options: PlanOptions, model: "ModelSketch", longest: "Encoded") -> Iterator[tuple[dict, "Memory"]]:
     """Yield the memory of a training worker for each ZeRO stage, with and without checkpointing."""
     from sciqa.planning.memory import training_memory
 
@@ -147,14 +147,14 @@ def _memory_rows(options: PlanOptions, model: "Sketch", longest: "Encoded") -> I
             yield about, training_memory(model, changed, changed.num_workers, activations)
 
 
-def _activations(options: PlanOptions, model: "Sketch", longest: "Encoded", checkpointing: bool) -> int:
+def _activations(options: PlanOptions, model: "ModelSketch", longest: "Encoded", checkpointing: bool) -> int:
     from sciqa.planning.memory import peak_activations
 
     batch = [longest] * options.micro_batch
     return peak_activations(model, batch, checkpointing=checkpointing, nf4=options.method == "qlora")
 
 
-def _needs(options: PlanOptions, model: "Sketch", memory: "Memory", longest: "Encoded") -> list[Need]:
+def _needs(options: PlanOptions, model: "ModelSketch", memory: "Memory", longest: "Encoded") -> list[Need]:
     """Return the resource requirements of each planned stage."""
     from sciqa.planning.memory import peak_activations, reserved_bytes
 
@@ -250,15 +250,17 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
 
 def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
     """Return the bytes of GPU memory that a stage needs with the given options."""
-    from sciqa.planning.memory import build_sketch, training_memory
+    from sciqa.planning.memory import build_model_sketch, training_memory
 
-    model = build_sketch(options.model, options.method, options.peft_fields())
+    model = build_model_sketch(options.model, options.method, options.peft_fields())
     activations = _activations(options, model, longest, options.gradient_checkpointing)
     memory = training_memory(model, options, options.num_workers, activations)
     return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)
 
 
-def _stage_flops(options: PlanOptions, model: "Sketch", volume: Volume, exams: dict[str, Questions]) -> dict[str, int]:
+def _stage_flops(
+    options: PlanOptions, model: "ModelSketch", volume: Volume, exams: dict[str, PlannedQuestions]
+) -> dict[str, int]:
     """Return the FLOPs of every planned stage that runs a model."""
     from sciqa.planning.flops import question_flops, text_flops
 
@@ -275,7 +277,7 @@ def _stage_flops(options: PlanOptions, model: "Sketch", volume: Volume, exams: d
     return {stage: count for stage, count in flops.items() if stage in options.stages}
 
 
-def _model_row(options: PlanOptions, model: "Sketch") -> dict:
+def _model_row(options: PlanOptions, model: "ModelSketch") -> dict:
     sizes = {f"{name} GB": model.weight_bytes(name) / 1e9 for name in ("float32", "bfloat16", "nf4")}
     return {"parameters": model.parameters, **sizes, f"trained ({options.method})": model.trained}
 

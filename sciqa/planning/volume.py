@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import config_files, load_tokenizer, read_about, vector_size
+from sciqa.core.model_files import config_files, embedding_dimension, load_tokenizer, read_about
 from sciqa.corpus.articles import find_sources, read_articles, split_sources
 from sciqa.corpus.chunking import Splitter, embedded_text
 from sciqa.corpus.options import SplitOptions, absolute_sources
 from sciqa.corpus.passages import check_passage_tokens
+from sciqa.retrieval.index_shards import empty_index
 from sciqa.retrieval.options import StoredVectorsOptions
-from sciqa.retrieval.shard_files import empty_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +101,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
 
 def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     """Return a row with the number of passages and the size of each stored part in gigabytes (10^9 bytes)."""
-    dimension = vector_size(options.embedder) or read_about(options.embedder, "config.json")["hidden_size"]
+    dimension = embedding_dimension(options.embedder) or read_about(options.embedder, "config.json")["hidden_size"]
     fixed, each = faiss_bytes(options.factory, dimension)
     sizes = {
         "passages": PASSAGE_BYTES * volume.characters * volume.passages,

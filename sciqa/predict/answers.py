@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.exam.metrics import NOISE, average_precision_at_3, log_softmax, place_of_answer, settle_ties, softmax
+from sciqa.exam.metrics import average_precision_at_3, place_of_answer, settle_ties, softmax
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.contexts import EVIDENCE
@@ -34,7 +33,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswer:
     """The scores of one question.
 
     Attributes:
@@ -46,54 +45,7 @@ class Scored:
     cut: bool = False
 
 
-class Turn(NamedTuple):
-    """One question with one rotation of its options.
-
-    Attributes:
-        number: index of the question in its batch.
-        by: number of places by which the options are rotated.
-    """
-
-    number: int
-    by: int
-
-
-def turns_of(questions: list[dict], rotations: int) -> list[Turn]:
-    """Return `rotations` evenly spaced rotations of each question's options, or all where there are fewer."""
-    turns = []
-    for number, question in enumerate(questions):
-        options = len(options_of(question))
-        orders = min(rotations, options)
-        turns += [Turn(number, order * options // orders) for order in range(orders)]
-    return turns
-
-
-def mean_turns(turns: Sequence[Turn], scores: Sequence[np.ndarray], cut: set[int]) -> list[Scored]:
-    """Return one result per question, with probabilities averaged over the rotations of its options.
-
-    Args:
-        turns: result of `turns_of`.
-        scores: scores of each turn, in the rotated order of its options.
-        cut: indices of the questions whose context was truncated.
-    """
-    of: dict[int, list[np.ndarray]] = {}
-    for turn, each in zip(turns, scores, strict=True):
-        of.setdefault(turn.number, []).append(np.roll(each, -turn.by))
-    return [Scored(settle_ties(_mean_scores(each), NOISE), number in cut) for number, each in of.items()]
-
-
-def _mean_scores(scores: list[np.ndarray]) -> np.ndarray:
-    """Return scores whose softmax is the mean of the softmaxes of the given ones, each of shape (options,)."""
-    if len(scores) == 1:
-        return scores[0]
-    if not np.isfinite(scores).all():
-        return np.full_like(scores[0], np.nan)  # a mean could hide a non-finite score
-    logs = np.sort([log_softmax(each) for each in scores], axis=0)
-    most = logs[-1]
-    return most + np.log(np.exp(logs - most).mean(axis=0))
-
-
-def same_scores(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
+def tie_same_options(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
     """Return scores, shape (options,), in which options with equal keys share their largest score.
 
     Options with the same text or tokens are then tied, whatever their positions in a batch.
@@ -137,7 +89,7 @@ def write_answers(
     folder: str,
     part: int,
     questions: list[dict],
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredAnswer],
     by: str,
     found: Sequence[tuple[dict, ...]] | None = None,
 ) -> None:
@@ -162,7 +114,7 @@ def write_answers(
     storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def answer_row(question: dict, scored: Scored, by: str) -> dict:
+def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
     """Return a question's row of the answers table; all readers use this function.
 
     Tied options are ordered by a hash of the texts of question and option. The order looks random and depends on
@@ -184,7 +136,7 @@ def answer_row(question: dict, scored: Scored, by: str) -> dict:
                 "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
                 "(or bfloat16), for an embedder another --embed-backend"
             )
-    scores = settle_ties(same_scores(np.asarray(scored.scores, float), list(options.values())))
+    scores = settle_ties(tie_same_options(np.asarray(scored.scores, float), list(options.values())))
     drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
     ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
     row = {
@@ -207,22 +159,3 @@ def has_ties(row: dict) -> bool:
     """Return whether a tie affects the first three ranks of a row."""
     falling = sorted(row["scores"], reverse=True)
     return any(first == second for first, second in pairwise(falling[:4]))
-
-
-def entropy(probabilities: list[float]) -> float:
-    """Return the entropy of an answer, divided by that of a uniform guess over the same options."""
-    given = np.maximum(np.sort(probabilities), 1e-300)  # sorted, since the order of a sum changes its rounding
-    return float(-(given * np.log(given)).sum() / np.log(len(given)))
-
-
-def second_to_first_ratio(probabilities: list[float]) -> float:
-    """Return the second largest probability divided by the largest.
-
-    A temperature does not change how this measure orders the questions.
-    """
-    second, first = sorted(probabilities)[-2:]
-    return second / first
-
-
-#: Measures of the uncertainty of an answer, by their `--cascade-by` names.
-DOUBT = {"margin": second_to_first_ratio, "entropy": entropy}

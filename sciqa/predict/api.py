@@ -12,17 +12,15 @@ from sciqa.core.errors import InputError
 from sciqa.core.tables import fingerprint
 from sciqa.exam.questions import Exam, options_of, rotate_options
 from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import check_template, render_prompt, template_style
-from sciqa.predict.answers import Scored, Turn, mean_turns, turns_of
-from sciqa.predict.api_client import Client, HalfAnswerError, RefusedError, Server, find_server
-from sciqa.predict.api_letters import read_letter, scores_by_tokens, scores_by_votes
+from sciqa.models.prompt_template import check_template, template_style
+from sciqa.predict.answers import ScoredAnswer
+from sciqa.predict.api_client import Client, IncompleteReplyError, RefusedError, Server, find_server
+from sciqa.predict.api_letters import letter_prompt, read_letter, scores_by_tokens, scores_by_votes
 from sciqa.predict.api_records import RequestRecords, request_key
+from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 
 if TYPE_CHECKING:
     from sciqa.predict.options import PredictOptions
-
-#: What the prompt of a chat ends with.
-CHAT_END = "\nAnswer with the letter of the right option alone."
 
 
 class ApiReader:
@@ -49,13 +47,13 @@ class ApiReader:
         self.pool = ThreadPoolExecutor(concurrency)
         self.error: Exception | None = None
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `sciqa.predict.readers.Reader.score`; without contexts the model is asked the question alone.
 
         Raises:
             InputError: the server does not answer, or refuses a request; requests under way are finished and kept.
         """
-        turns = turns_of(questions, self.rotations)
+        turns = rotations_of(questions, self.rotations)
         texts = [rows[0]["context"] if rows else "" for rows in found]
         asked = [
             self._submit(questions[turn.number], texts[turn.number], turn, sample)
@@ -69,14 +67,14 @@ class ApiReader:
         records = [future.result() for future in asked]
         by_turn = [records[at : at + self.samples] for at in range(0, len(records), self.samples)]
         letters = [list(options_of(questions[turn.number])) for turn in turns]
-        return mean_turns(turns, [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)], set())
+        return mean_over_rotations(turns, [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)], set())
 
     def _scores(self, records: list[dict], letters: list[str]) -> np.ndarray:
         if self.server.listed:
             return scores_by_tokens(records[0]["logprobs"], letters)[0]
         return scores_by_votes([record["letter"] for record in records], letters)
 
-    def _submit(self, question: dict, context: str, turn: Turn, sample: int) -> Future:
+    def _submit(self, question: dict, context: str, turn: Rotation, sample: int) -> Future:
         try:
             return self.pool.submit(self._answer, question, context, turn.by, sample)
         except RuntimeError as closed:  # by an error in another thread
@@ -91,7 +89,7 @@ class ApiReader:
         except RefusedError as error:
             hint = "if the prompt is too long for the model, pass fewer --context-sentences"
             self.error = self.error or InputError(f"{error}; {hint}")
-        except (InputError, HalfAnswerError) as error:
+        except (InputError, IncompleteReplyError) as error:
             self.error = self.error or InputError(str(error))
         except Exception as error:
             self.error = self.error or error
@@ -113,23 +111,6 @@ class ApiReader:
         record = {"id": question["id"], "rotation": by, "sample": sample, "letter": letter} | vars(reply)
         self.records.put(key, record)
         return record
-
-
-def letter_prompt(question: dict, context: str, chat: bool, template: dict | None = None) -> str | list[dict[str, str]]:
-    """Return the prompt that asks for the letter of the right option of a question.
-
-    Args:
-        question: row of the exam table.
-        context: text to read with it, which may be empty.
-        chat: whether it is the message of a chat, or with a template the messages; else a text that the letter
-            completes.
-        template: as `template_style` returns it; None or empty is the built-in prompt.
-    """
-    style = replace(Format(prompt="chat" if chat else "plain", completion="letter"), **(template or {}))
-    prompt = render_prompt(question, context, style)
-    if not chat:
-        return prompt.plain
-    return prompt.messages() if template else prompt.user + CHAT_END
 
 
 def check_api(options: "PredictOptions", question: dict | None) -> None:

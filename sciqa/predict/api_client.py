@@ -36,7 +36,7 @@ TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
 VERSION = r"[-@](\d{4}|\d{4}-?\d{2}-?\d{2})|@main|:latest"
 
 
-class HalfAnswerError(Exception):
+class IncompleteReplyError(Exception):
     """An answer that lacks a part, or has one that is no number."""
 
 
@@ -142,12 +142,12 @@ class Client:
                 spent[0] += getattr(usage, "prompt_tokens", None) or 0
                 spent[1] += getattr(usage, "completion_tokens", None) or 0
                 reply = read_reply(answered, self.server)
-            except (HalfAnswerError, ValueError) as error:  # ValueError: not JSON
-                lacks = str(error) if isinstance(error, HalfAnswerError) else "is not JSON, or only half of it"
+            except (IncompleteReplyError, ValueError) as error:  # ValueError: not JSON
+                lacks = str(error) if isinstance(error, IncompleteReplyError) else "is not JSON, or only half of it"
                 continue
             self._check_model(answered.model)
             return replace(reply, text=self._without_key(reply.text), tokens_in=spent[0], tokens_out=spent[1])
-        raise HalfAnswerError(f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row")
+        raise IncompleteReplyError(f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row")
 
     def _send(self, request: dict[str, Any], what: str) -> Any:  # noqa: ANN401 (of either endpoint, or no such object)
         with self.short_errors(what):
@@ -260,16 +260,16 @@ def read_reply(answered: Any, server: Server) -> Reply:  # noqa: ANN401 (whateve
     """Return the answer in a response, or raise `HalfAnswerError` if it lacks a part that was asked for."""
     choices = getattr(answered, "choices", None)
     if not choices:
-        raise HalfAnswerError("has no choices")
+        raise IncompleteReplyError("has no choices")
     first = choices[0]
     if server.chat:
         message = getattr(first, "message", None)
         text = getattr(message, "content", None)
         refused = getattr(message, "refusal", None) or getattr(first, "finish_reason", None) == "content_filter"
         if not isinstance(text, str) and not (refused or getattr(first, "finish_reason", None) == "length"):
-            raise HalfAnswerError("has no text")
+            raise IncompleteReplyError("has no text")
     elif not isinstance(text := getattr(first, "text", None), str):
-        raise HalfAnswerError("has no text")
+        raise IncompleteReplyError("has no text")
     return Reply(text or "", _first_tokens(first, server.chat) if server.listed else {})
 
 
@@ -283,10 +283,10 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
     except (AttributeError, IndexError, TypeError):
         listed = []
     if not listed:
-        raise HalfAnswerError("has no log-probabilities")
+        raise IncompleteReplyError("has no log-probabilities")
     for token, logprob in listed:
         if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:  # NaN too
-            raise HalfAnswerError(f"has {logprob!r:.40} as a log-probability")
+            raise IncompleteReplyError(f"has {logprob!r:.40} as a log-probability")
     return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
 
 
@@ -319,8 +319,8 @@ def _try_forms(server: Server, logprobs: bool) -> Server:
             continue
         try:
             Client(form, FIRST_RETRIES).ask(form.request(TRIAL, 0, 0.0), "a first question")
-        except (RefusedError, HalfAnswerError) as error:
-            refusal, gives_none = str(error), isinstance(error, HalfAnswerError)
+        except (RefusedError, IncompleteReplyError) as error:
+            refusal, gives_none = str(error), isinstance(error, IncompleteReplyError)
         else:
             return form
     raise InputError(refusal)

@@ -2,9 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import render_prompt
+
+#: What the prompt of a chat ends with.
+CHAT_END = "\nAnswer with the letter of the right option alone."
 #: A token that is one letter, with the marks that tokenizers (▁, Ġ) and models put around it: " A", "A.", "(A".
 TOKEN = re.compile(r"[\s▁Ġ(\[\"'*]*([A-Z])[)\].:,\"'*]*\s*")
 #: Thoughts before an answer, as models write them out.
@@ -13,6 +19,23 @@ THOUGHTS = re.compile(r".*</think>", re.DOTALL)
 ALONE = re.compile(r"[(\[]?([A-Z])[)\].:]*(?:\s+(.*))?", re.DOTALL)
 #: A letter after the word "answer": "The answer is B.", "Answer: (B)".
 NAMED = re.compile(r"answer(?:\s+is)?\s*:?\s*(?:option\s+|letter\s+)?[*(\[]*([A-Z])(?=[*)\].:,;]|\s*$)", re.MULTILINE)
+
+
+def letter_prompt(question: dict, context: str, chat: bool, template: dict | None = None) -> str | list[dict[str, str]]:
+    """Return the prompt that asks for the letter of the right option of a question.
+
+    Args:
+        question: row of the exam table.
+        context: text to read with it, which may be empty.
+        chat: whether it is the message of a chat, or with a template the messages; else a text that the letter
+            completes.
+        template: as `template_style` returns it; None or empty is the built-in prompt.
+    """
+    style = replace(Format(prompt="chat" if chat else "plain", completion="letter"), **(template or {}))
+    prompt = render_prompt(question, context, style)
+    if not chat:
+        return prompt.plain
+    return prompt.messages() if template else prompt.user + CHAT_END
 
 
 def token_letter(token: str) -> str | None:

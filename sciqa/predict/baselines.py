@@ -1,7 +1,7 @@
 """The reader of the shallow baselines (word overlap, longest option, majority letter), which needs no model."""
 
 from sciqa.exam.baselines import baseline_scores
-from sciqa.predict.answers import Scored
+from sciqa.predict.answers import ScoredAnswer
 
 
 class BaselineReader:
@@ -15,10 +15,10 @@ class BaselineReader:
     def __init__(self, name: str, counts: dict[str, int]) -> None:
         self.name, self.scores = name, baseline_scores(name, counts)
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `sciqa.predict.readers.Reader.score`; all options are tied where the gold article was not found."""
         texts = [self._text(question, rows) for question, rows in zip(questions, found, strict=True)]
-        return [Scored(self.scores(*pair)) for pair in zip(questions, texts, strict=True)]
+        return [ScoredAnswer(self.scores(*pair)) for pair in zip(questions, texts, strict=True)]
 
     def _text(self, question: dict, rows: tuple[dict, ...]) -> str:
         if self.name != "overlap-gold":

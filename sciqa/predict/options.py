@@ -6,7 +6,7 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, local_path, short_name
+from sciqa.core.model_files import find_model, local_path, short_model_name
 from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
 from sciqa.core.tables import rows_hash
@@ -216,7 +216,7 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
         self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
         own = self.adapter or self.model
         packaged = own in PACKAGED or not self.has_model
-        default = self.reader if packaged else f"{self.reader}-{short_name(own)}"
+        default = self.reader if packaged else f"{self.reader}-{short_model_name(own)}"
         default = f"{self.cascade}-then-{default}" if self.cascade else default
         self.name = self.name or ("blend" if self.blend else default)
         check_name(self.name)

@@ -9,29 +9,20 @@ from itertools import chain
 import numpy as np
 import ray
 
-from sciqa.core import cluster, progress, storage, tables, worker_loss
+from sciqa.core import adapter_files, cluster, progress, storage, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.lock import lock
-from sciqa.core.model_files import (
-    about_trained,
-    adapter_hash,
-    check_base,
-    find_model,
-    has_trained_head,
-    model_family,
-    read_about,
-    weight_bytes,
-)
+from sciqa.core.model_files import find_model, has_trained_head, model_family, read_about, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.exam.baselines import BASELINES, answer_counts
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import check_template
-from sciqa.models.tensor_files import Streaming, check_streamed, streamed_bytes
-from sciqa.predict.answers import ANSWERS_FORMAT, DOUBT, open_answers, read_sources, write_answers
+from sciqa.models.streamed_weights import StreamingSettings, check_streamed, streamed_bytes
+from sciqa.predict.answers import ANSWERS_FORMAT, open_answers, read_sources, write_answers
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_pool, api_workers, check_api
 from sciqa.predict.api_records import usage_summary
 from sciqa.predict.baselines import BaselineReader
@@ -39,7 +30,8 @@ from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
 from sciqa.predict.results import metrics_path, write_results
 from sciqa.predict.streamed_passes import report_passes, split_passes
-from sciqa.predict.vllm import Shards, answer_requests, check_engine
+from sciqa.predict.uncertainty import DOUBT
+from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
 from sciqa.predict.work import Work
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
@@ -109,7 +101,7 @@ def check_model(options: PredictOptions, question: dict | None = None) -> None:
         check_api(options, question)
         return
     if options.engine == "vllm":
-        check_engine(options)
+        check_vllm(options)
     if options.stream:
         check_streamed(options.model)
     check_reader(options, question)
@@ -125,14 +117,14 @@ def check_reader(options: ReaderModelOptions, question: dict | None = None) -> N
     _check_extras(options)
     family = model_family(options.model)
     if options.adapter:
-        if said := check_base(options.adapter, options.model):
+        if said := adapter_files.check_base_model(options.adapter, options.model):
             console.print(said, markup=False, soft_wrap=True)
     elif family == "multiple-choice" and not has_trained_head(options.model):
         raise InputError(
             f"{options.model}: an encoder whose multiple-choice head has not been trained; "
             "run `sciqa finetune` on it and pass what it makes as --adapter or --model"
         )
-    trained = about_trained(options.adapter or find_model(options.model).folder).get("style", {})
+    trained = adapter_files.read_trained_record(options.adapter or find_model(options.model).folder).get("style", {})
     style = Format(**trained | options.style())
     for name in ("template", "shots"):
         if getattr(options, name) and family == "multiple-choice":
@@ -176,7 +168,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     if options.in_api:
         return inputs | api_inputs(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
-    inputs |= {"adapter": adapter_hash(options.adapter) if options.adapter else None}
+    inputs |= {"adapter": adapter_files.adapter_hash(options.adapter) if options.adapter else None}
     if template := options.style().get("template"):
         inputs["template"] = tables.fingerprint(template)
     inputs |= options.shots_identity()
@@ -219,7 +211,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         return _cascading(options, exam, Work(parts, workers, "api", arguments, options.model, sources))
     arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
     if options.streams:
-        arguments["streaming"] = Streaming(options.stream_memory, say)
+        arguments["streaming"] = StreamingSettings(options.stream_memory, say)
         weights = streamed_bytes(options.model) + options.stream_memory
     else:
         weights = weight_bytes(options.model)
@@ -292,7 +284,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     else:
         pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
     if options.in_vllm:
-        rows = Shards(answer_requests(parts, exam, options, work, pool), exam, folder, work.by, work.sources)
+        rows = VllmShards(answer_vllm_requests(parts, exam, options, work, pool), exam, folder, work.by, work.sources)
     else:
         rows = parts.map(AnswerShard, fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work}, **pool)
     yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])

@@ -58,13 +58,13 @@ def show_prompts(options: PromptOptions) -> Summary:
     contexts = _contexts(options, exam, questions)
     check_reader(options, exam.sample)
     from sciqa.models.load import load_encoder
-    from sciqa.predict.readers import encode_turns
+    from sciqa.predict.readers import encode_rotations
     from sciqa.predict.shots import ExampleChooser
 
     scorer = load_encoder(options.model, options.style(), options.adapter)
     shots = options.shots_arguments("cpu", len(os.sched_getaffinity(0)))
     chooser = ExampleChooser(**shots) if shots else None
-    _, encoded = encode_turns(scorer, questions, [(found,) for found in contexts], 1, chooser)
+    _, encoded = encode_rotations(scorer, questions, [(found,) for found in contexts], 1, chooser)
     lines = list(_shared_lines(scorer, encoded))
     for question, found, each in zip(questions, contexts, encoded, strict=True):
         lines += ["", *_question_lines(scorer, question, found["context"], each)]

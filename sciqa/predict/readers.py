@@ -7,17 +7,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sciqa.core.model_files import load_tokenizer, longest_text
+from sciqa.core.model_files import load_tokenizer, max_sequence_length
 from sciqa.corpus.chunking import embedded_text
 from sciqa.exam.metrics import NOISE, scores_of, settle_ties
 from sciqa.exam.questions import options_of, rotate_options
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
-from sciqa.predict.answers import DOUBT, Scored, Turn, mean_turns, same_scores, turns_of
+from sciqa.predict.answers import ScoredAnswer, tie_same_options
 from sciqa.predict.api import ApiReader
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import log_linear_pool, pooled_scores
+from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 from sciqa.predict.shots import ExampleChooser
+from sciqa.predict.uncertainty import DOUBT
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
@@ -28,7 +30,7 @@ COSINE_SCALE = 20.0
 class Reader(Protocol):
     """Interface of all readers."""
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """Return the scores of every question.
 
         Args:
@@ -61,14 +63,14 @@ class ModelReader:
         self.chooser = ExampleChooser(**shots) if shots else None
         self.notes = [self.scorer.note] if self.scorer.note else []
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`; without contexts the model reads the question alone (closed-book)."""
-        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations, self.chooser)
+        turns, encoded = encode_rotations(self.scorer, questions, found, self.rotations, self.chooser)
         scores = score_options(self.scorer, encoded, self.tokens_per_batch)
         cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
-        read = mean_turns(turns, scores, cut)
+        read = mean_over_rotations(turns, scores, cut)
         return [
-            replace(each, scores=same_scores(each.scores, self._tokens(question)))
+            replace(each, scores=tie_same_options(each.scores, self._tokens(question)))
             for question, each in zip(questions, read, strict=True)
         ]
 
@@ -78,21 +80,21 @@ class ModelReader:
         return list(map(tuple, self.scorer.tokenizer(options, add_special_tokens=False)["input_ids"]))
 
 
-def encode_turns(
+def encode_rotations(
     scorer: Scorer,
     questions: list[dict],
     found: list[tuple[dict, ...]],
     rotations: int,
     chooser: ExampleChooser | None = None,
-) -> tuple[list[Turn], list[Encoded]]:
-    """Return the turns of the questions (see `turns_of`) and each in tokens, with context and examples if given."""
+) -> tuple[list[Rotation], list[Encoded]]:
+    """Return the turns of the questions (see `rotations_of`) and each in tokens, with context and examples if given."""
     texts = [rows[0]["context"] if rows else "" for rows in found]
     examples = chooser.choose(questions) if chooser else [[]] * len(questions)
     asked = [
         question | {"passages": rows[0].get("passages") or [] if rows else [], "examples": each}
         for question, rows, each in zip(questions, found, examples, strict=True)
     ]
-    turns = turns_of(questions, rotations)
+    turns = rotations_of(questions, rotations)
     return turns, [scorer.encode(rotate_options(asked[turn.number], turn.by), texts[turn.number]) for turn in turns]
 
 
@@ -106,26 +108,26 @@ class RetrievalReader:
         self.embedder = load_embedder(**embed)
         self.notes = self.embedder.notes
         self.prefixes = {"query": query_prefix, "passage": passage_prefix}
-        self.limit = longest_text(embed["model"])
+        self.limit = max_sequence_length(embed["model"])
         self.tokenizer = load_tokenizer(embed["model"]) if self.limit else None
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`."""
         return [self._score(*pair) for pair in zip(questions, found, strict=True)]
 
-    def _score(self, question: dict, found: tuple[dict, ...]) -> Scored:
+    def _score(self, question: dict, found: tuple[dict, ...]) -> ScoredAnswer:
         (context,) = found
         letters = options_of(question)
         asked = [self._query(question["prompt"], option) for option in letters.values()]
         texts = [embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]]
         if not texts:
-            return Scored(np.zeros(len(asked)))
+            return ScoredAnswer(np.zeros(len(asked)))
         named = [f"question {question['id']!r} with option {letter}" for letter in letters]
         options = self._embed([text for text, _ in asked], "query", named)
         passages = self._embed(texts, "passage", [f"passage {p['passage_id']!r}" for p in context["passages"]])
         # A matrix product may round each option differently.
         nearness = (options[:, None].astype(float) * passages).sum(axis=2).max(axis=1)
-        return Scored(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
+        return ScoredAnswer(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
     def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
         return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
@@ -155,11 +157,11 @@ class BlendReader:
     def __init__(self, weights: dict[str, float]) -> None:
         self.tables, self.weights = list(weights), np.array(list(weights.values()))
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`."""
         pairs = zip(questions, found, strict=True)
         return [
-            Scored(log_linear_pool(self.weights, pooled_scores(rows, self.tables, question)))
+            ScoredAnswer(log_linear_pool(self.weights, pooled_scores(rows, self.tables, question)))
             for question, rows in pairs
         ]
 
@@ -180,11 +182,11 @@ class CascadeReader:
         self.reader = READERS[reader](**arguments)
         self.notes = getattr(self.reader, "notes", [])
 
-    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[Scored]:
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`; the last row of each question is the other reader's answer."""
         before = [rows[-1] for rows in found]
         pairs = zip(before, questions, strict=True)
-        scored = [Scored(scores_of(row, question, self.table), row["context_cut"]) for row, question in pairs]
+        scored = [ScoredAnswer(scores_of(row, question, self.table), row["context_cut"]) for row, question in pairs]
         unsure = [n for n, row in enumerate(before) if self.doubt(row["probabilities"]) >= self.least]
         if unsure:
             read = self.reader.score([questions[n] for n in unsure], [found[n][:-1] for n in unsure])

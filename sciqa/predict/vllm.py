@@ -22,7 +22,8 @@ from sciqa.core.extras import require
 from sciqa.core.model_files import find_model, model_family
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.predict.answers import Scored, Turn, mean_turns, read_sources, write_answers
+from sciqa.predict.answers import ScoredAnswer, read_sources, write_answers
+from sciqa.predict.rotations import Rotation, mean_over_rotations
 
 if TYPE_CHECKING:
     from sciqa.models.scorer import Encoded
@@ -39,7 +40,7 @@ SEQUENCES = 256
 CPU_CACHE = 4 << 30
 
 
-def check_engine(options: "PredictOptions") -> None:
+def check_vllm(options: "PredictOptions") -> None:
     """Connect to Ray; raise `InputError` unless vLLM is installed, supports the model and the chosen device."""
     model = options.model
     require("vllm", "--engine vllm")
@@ -128,11 +129,11 @@ class EncodeShard:
 
     def __call__(self, row: dict) -> list[dict]:
         """Return the requests of shard `row["part"]`, each with its index and the number of all requests."""
-        from sciqa.predict.readers import encode_turns
+        from sciqa.predict.readers import encode_rotations
 
         questions = self.exam.read_shard(row["part"])
         found = read_sources(self.sources, questions, self.exam.first(row["part"]))
-        turns, encoded = encode_turns(self.scorer, questions, found, self.rotations, self.chooser)
+        turns, encoded = encode_rotations(self.scorer, questions, found, self.rotations, self.chooser)
         requests = [
             {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request
             for turn, each in zip(turns, encoded, strict=True)
@@ -141,7 +142,7 @@ class EncodeShard:
         return [each | {"request": number, "requests": len(requests)} for number, each in enumerate(requests)]
 
 
-def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
+def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
     """Send the requests of all questions in some shards to vLLM and return the rows of `add_option_scores`.
 
     Args:
@@ -193,7 +194,7 @@ def answer_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work:
 
 
 @dataclass
-class Shards:
+class VllmShards:
     """Answered requests collected into shards; a shard is written as soon as all its requests are answered.
 
     Memory holds only the answered requests of unfinished shards.
@@ -235,16 +236,16 @@ def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str, sour
     part = answered[0]["part"]
     questions = exam.read_shard(part)
     found = read_sources(sources, questions, exam.first(part))
-    write_answers(folder, part, questions, scored_turns(answered), model, found)
+    write_answers(folder, part, questions, scored_vllm_rotations(answered), model, found)
     return {"part": part, "questions": len(questions)}
 
 
-def scored_turns(answered: list[dict]) -> list[Scored]:
+def scored_vllm_rotations(answered: list[dict]) -> list[ScoredAnswer]:
     """Return the scores of a shard's questions, summed over the answered requests."""
-    sums: dict[Turn, np.ndarray] = {}
+    sums: dict[Rotation, np.ndarray] = {}
     for row in answered:
-        turn = Turn(row["question"], row["by"])
+        turn = Rotation(row["question"], row["by"])
         sums[turn] = sums.get(turn, 0) + np.array(row["scores"])
     turns = sorted(sums)
     cut = {row["question"] for row in answered if row["cut"]}
-    return mean_turns(turns, [sums[turn] for turn in turns], cut)
+    return mean_over_rotations(turns, [sums[turn] for turn in turns], cut)

@@ -19,7 +19,7 @@ SHALLOW = {
 }
 
 
-class Way(NamedTuple):
+class AnswerExplanation(NamedTuple):
     """How a reader came to an answer.
 
     Attributes:
@@ -128,7 +128,7 @@ def _evidence(row: dict) -> list[str] | None:
     return [text[:start], text[start:end], text[end:], found["title"]]
 
 
-def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> list[Way]:
+def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> list[AnswerExplanation]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     own = _way(inputs, contexts)
@@ -136,29 +136,33 @@ def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> lis
         return [own] * len(answers)
     ((before, made_from),) = inputs["cascade"].items()
     if before not in readers or tables.fingerprint(readers[before]["inputs"]) != made_from:
-        return [Way(f"It read only where {before} was least certain; whether it did here is not known.")] * len(answers)
+        return [
+            AnswerExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
+        ] * len(answers)
     kept = zip(answers, readers[before]["answers"], _ways(before, readers, contexts), strict=True)
     return [
-        Way(f"Kept as {before} answered. {way.said}", way.marks) if row["scores"] == other["scores"] else own
+        AnswerExplanation(f"Kept as {before} answered. {way.said}", way.marks)
+        if row["scores"] == other["scores"]
+        else own
         for row, other, way in kept
     ]
 
 
-def _way(inputs: dict, contexts: Contexts | None) -> Way:
+def _way(inputs: dict, contexts: Contexts | None) -> AnswerExplanation:
     if "answers" in inputs:
-        return Way(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
+        return AnswerExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
     if (baseline := inputs.get("baseline")) in SHALLOW:
-        return Way(SHALLOW[baseline])
+        return AnswerExplanation(SHALLOW[baseline])
     if "contexts" not in inputs:
-        return Way("Answered without a context: nothing that stands here was read.")
+        return AnswerExplanation("Answered without a context: nothing that stands here was read.")
     if contexts is None:
-        return Way("What it read is not in this run's folder any more.")
+        return AnswerExplanation("What it read is not in this run's folder any more.")
     if contexts.inputs != inputs["contexts"]:
-        return Way("It read other contexts than these.")
+        return AnswerExplanation("It read other contexts than these.")
     if baseline:
-        return Way("It counted each option's words in what is marked.", True)
+        return AnswerExplanation("It counted each option's words in what is marked.", True)
     if "embedder" in inputs:
-        return Way("It compared the options with every passage as a whole.")
+        return AnswerExplanation("It compared the options with every passage as a whole.")
     if inputs["contexts"].get("context") == "given":
-        return Way("It read the context that the exam gives.", True)
-    return Way("It read what is marked.", True)
+        return AnswerExplanation("It read the context that the exam gives.", True)
+    return AnswerExplanation("It read what is marked.", True)

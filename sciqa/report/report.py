@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from sciqa import __version__
-from sciqa.audit.table import contamination_mark, contamination_summary, read_audit, slice_scores
+from sciqa.audit.contamination import contamination_mark, contamination_summary, read_audit, slice_scores
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions, Summary

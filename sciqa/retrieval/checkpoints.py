@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, read_about, read_modules
+from sciqa.core.model_files import find_model, read_about, read_embedder_modules
 from sciqa.models.weight_checks import some_names
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ def _check_folder(name: str, kind: str) -> None:
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{name}: an adapter; merge it into its base model, and save that with sentence-transformers")
     saved = read_about(name, "config_sentence_transformers.json").get("model_type", kind)
-    if saved != kind and read_modules(name):
+    if saved != kind and read_embedder_modules(name):
         raise InputError(f"{name}: a {saved} by its config_sentence_transformers.json, a {kind} expected")
-    for module in read_modules(name):
+    for module in read_embedder_modules(name):
         inner = folder / module["path"]
         if (inner / "pytorch_model.bin").exists() and not any(inner.glob("*.safetensors")):
             raise InputError(f"{name}: {inner / 'pytorch_model.bin'} is a pickle; save the model with safetensors")

@@ -18,7 +18,7 @@ from sciqa.exam.questions import Exam, open_exam, open_questions
 from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import check_embedder, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
-from sciqa.retrieval.queries import Finder, query_texts, run_workers
+from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
 from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedder
 from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
@@ -127,7 +127,7 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
     rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
     missing = sorted(set(range(exam.shards)) - set(finished))
     more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
-    rows.extend(run_workers(FindContexts, exam, options, index, missing, **more))
+    rows.extend(run_query_workers(FindContexts, exam, options, index, missing, **more))
     manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
     tables.finish_table(folder, manifest)
     return manifest, False
@@ -177,7 +177,7 @@ def _manifest(exam: Exam, rows: list[dict]) -> dict:
     return {"questions": exam.questions, "recall": sum(row["found"] for row in rows) / gold if gold else None}
 
 
-class FindContexts(Finder):
+class FindContexts(QueryRanker):
     """Ray Data worker that writes the contexts of one shard of questions at a time.
 
     Attributes:
@@ -198,10 +198,10 @@ class FindContexts(Finder):
     ) -> None:
         super().__init__(exam, options, index, embed)
         self.context, self.folder, self.evidence = context, folder, evidence
-        self.judge: Reranker | Finder | None = None
+        self.judge: Reranker | QueryRanker | None = None
         if options.rerank and is_embedder(options.rerank):
             own = replace(options, embedder=options.rerank, query_prefix=None, passage_prefix=None)
-            self.judge = Finder(None, own, index, embed | {"model": options.rerank})
+            self.judge = QueryRanker(None, own, index, embed | {"model": options.rerank})
         elif options.rerank:
             self.judge = Reranker(options.rerank, embed.get("device", "cpu"))
         if options.context_tokens:
@@ -217,7 +217,7 @@ class FindContexts(Finder):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
         storage.write_table(tables.part_path(self.folder, row["part"]), table)
-        notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, Finder) else [])
+        notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, QueryRanker) else [])
         return _count(questions, contexts) | {"notes": notes}
 
     def find(self, questions: list[dict]) -> list[dict]:
@@ -264,7 +264,7 @@ class FindContexts(Finder):
 
     def _scores(self, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the scores of each question's passages by the cross-encoder, or by the embedder that reranks."""
-        if isinstance(self.judge, Finder):
+        if isinstance(self.judge, QueryRanker):
             yield from self._cosines(self.judge, found)
             return
         assert self.judge is not None
@@ -274,7 +274,7 @@ class FindContexts(Finder):
             names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
             yield self.judge.score(pairs, names)
 
-    def _cosines(self, finder: Finder, found: list[list[dict]]) -> Iterator[np.ndarray]:
+    def _cosines(self, finder: QueryRanker, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""
         texts = {p["passage_id"]: embedded_text(p["title"], p["section"], p["text"]) for each in found for p in each}
         vectors = finder.embed([*texts.values()], "passage", [f"passage {name!r}" for name in texts])

@@ -14,7 +14,7 @@ from sciqa.exam.questions import open_exam
 from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.index import check_index, read_index_manifest
 from sciqa.retrieval.options import Query, RetrieveOptions
-from sciqa.retrieval.queries import Finder, run_workers
+from sciqa.retrieval.queries import QueryRanker, run_query_workers
 from sciqa.retrieval.search import fuse_hits
 
 #: Combinations of queries (dense, BM25) to measure; the rankings of a combination are fused.
@@ -73,7 +73,7 @@ def evaluate(options: RetrieveOptions) -> Summary:
         raise InputError(f"{exam.name}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")
     open_exam(options, file=file)
     sums: Counter = Counter()
-    for row in run_workers(MeasureRankings, exam, options, index, list(range(exam.shards))):
+    for row in run_query_workers(MeasureRankings, exam, options, index, list(range(exam.shards))):
         sums.update(dict(zip(row["names"], row["sums"], strict=True)))
     rows: list[dict] = []
     for number, (dense, words) in enumerate(SETTINGS):
@@ -100,7 +100,7 @@ def question_metrics(rank: int) -> dict[str, float]:
     return figures
 
 
-class MeasureRankings(Finder):
+class MeasureRankings(QueryRanker):
     """Ray Data worker that ranks one shard of questions at a time by every setting."""
 
     def __call__(self, row: dict) -> dict:

@@ -7,11 +7,11 @@ from sciqa import __version__
 from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, vector_size, weight_bytes
+from sciqa.core.model_files import embedding_dimension, find_model, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
+from sciqa.retrieval.index_shards import EmbedShard, empty_index, shard_key, train_index, write_index
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
-from sciqa.retrieval.shard_files import EmbedShard, empty_index, shard_key, train_index, write_index
 
 MANIFEST = "manifest.json"
 
@@ -161,7 +161,7 @@ def options_of_index(options: IndexOptions) -> IndexOptions:
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
     """Raise `InputError` as `check_embedder` does, or if FAISS rejects the factory."""
     check_embedder(options, replaced)
-    if options.factory != "Flat" and (dimension := vector_size(options.embedder)):
+    if options.factory != "Flat" and (dimension := embedding_dimension(options.embedder)):
         empty_index(options.factory, dimension, options.metric)
 
 

@@ -52,7 +52,7 @@ def rank_questions(texts: list[str | None], rank: Callable[[np.ndarray], Hits], 
     return hits
 
 
-class Finder:
+class QueryRanker:
     """Ray Data worker that finds the passages of one shard of questions at a time."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Finder:
         return self.index.search_words([texts[number] or "" for number in asking], k)
 
 
-def run_workers(
+def run_query_workers(
     worker: type, exam: Exam, options: FindOptions, index: dict, parts: list[int], **more: object
 ) -> Iterator[dict]:
     """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions.

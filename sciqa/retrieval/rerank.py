@@ -6,7 +6,7 @@ import numpy as np
 
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import read_about, read_modules
+from sciqa.core.model_files import read_about, read_embedder_modules
 
 EXPECTED = (
     "a cross-encoder expected (a model with a head for sequence classification that gives one score), or an embedder "
@@ -17,7 +17,7 @@ EXPECTED = (
 def is_embedder(name: str) -> bool:
     """Whether a model gives vectors of single texts (a bi-encoder), by its configuration alone."""
     kind = read_about(name, "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
-    return bool(read_modules(name)) and kind == "SentenceTransformer"
+    return bool(read_embedder_modules(name)) and kind == "SentenceTransformer"
 
 
 def check_reranker(name: str) -> None:

@@ -14,7 +14,7 @@ import ray
 from sciqa.core import cluster, storage, tables, worker_loss
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.retrieval.shard_files import ROW_GROUP
+from sciqa.retrieval.index_shards import ROW_GROUP
 from sciqa.retrieval.vectors import StoredVectors, open_faiss
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 
     return Hits(np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + offset))
 
 
-class ShardGroup:
+class SearchActor:
     """Searches some shards of an index; as a Ray actor, it is restarted from storage when lost.
 
     FAISS files are memory-mapped if FAISS supports it, and vectors and passages are read on demand, so that a group
@@ -247,7 +247,7 @@ class LocalIndex:
 
     def __init__(self, index: str, manifest: dict, parameters: str | None = None, candidates: int = 100) -> None:
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
-        self.group = ShardGroup(index, _placed(manifest), 1, self.exact, parameters)
+        self.group = SearchActor(index, _placed(manifest), 1, self.exact, parameters)
         self.search_words, self.passages = self.group.search_words, self.group.passages
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
@@ -282,7 +282,7 @@ class ShardedIndex:
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         limits = {"max_restarts": worker_loss.MOST, "max_task_retries": worker_loss.MOST}
-        actor = ray.remote(ShardGroup).options(num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", **limits)
+        actor = ray.remote(SearchActor).options(num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", **limits)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
         start, how = cast("Callable[..., ActorHandle]", actor.remote), (threads, self.exact, parameters)

@@ -14,7 +14,7 @@ from sciqa.core.console import quiet
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, is_static, local_path
+from sciqa.core.model_files import find_model, is_static_embedder, local_path
 from sciqa.core.options import SeedOptions, Summary, WriteOptions, check_name
 from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import embedded_text
@@ -146,7 +146,7 @@ def _write(module: "StaticEmbedding", folder: str) -> None:
 
 def _distilling(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
     """Return what a distilled embedder follows from, and the function that makes it."""
-    if is_static(options.teacher):
+    if is_static_embedder(options.teacher):
         raise InputError(f"--teacher {options.teacher}: static itself; a model with a network expected")
     return _inputs(options) | {"teacher": find_model(options.teacher).revision}, lambda: distil(options)
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from sciqa import __version__
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import short_name
+from sciqa.core.model_files import short_model_name
 from sciqa.serve import chat
 from sciqa.serve.middleware import CheckToken, CountRequests, LimitSize, Metrics, error_response
 from sciqa.serve.options import ServeOptions
@@ -75,7 +75,7 @@ class Routes:
 
     def __init__(self, models: Models, options: ServeOptions, metrics: Metrics, token_required: bool) -> None:
         self.models, self.options, self.metrics, self.token_required = models, options, metrics, token_required
-        self.model = short_name(options.model)
+        self.model = short_model_name(options.model)
 
     async def page(self) -> HTMLResponse:
         """Return the page on which people ask."""

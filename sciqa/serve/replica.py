@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sciqa.ask.answerer import Answerer, check_writes, passages_read
+from sciqa.ask.answerer import Answerer, check_can_generate, passages_read
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
@@ -129,7 +129,7 @@ class Replica:
         try:
             show("")  # ends at once if the client has gone while it waited
             options = self.options.for_question(question, **settings)
-            check_writes(options.model)
+            check_can_generate(options.model)
             found = self.answerer.find(options)
             send({"type": "passages", "passages": passages_found(found)})
             written = self.answerer.write(options, found, earlier, show)

@@ -71,7 +71,7 @@ class Examples:
         return context_text(question, passages[:wanted])
 
 
-class Order:
+class ExampleOrder:
     """Order of questions: which tokenised questions each step, worker and micro-batch gets.
 
     Every epoch is a new permutation. The step in which an epoch ends is filled with questions of the next epoch that it

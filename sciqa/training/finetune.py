@@ -61,8 +61,8 @@ def finetune(options: FinetuneOptions) -> Summary:
             that name begun with other options.
     """
     started = time.monotonic()
-    check_options(options)
-    exams = {split: open_split(options, split, write=False) for split in SPLITS}
+    check_finetune_options(options)
+    exams = {split: open_finetune_split(options, split, write=False) for split in SPLITS}
     for split, exam in exams.items():
         open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
@@ -79,7 +79,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     with lock(folder):
         storage.check_writable(folder)
         for split in SPLITS:
-            open_split(options, split)
+            open_finetune_split(options, split)
         if not begun:
             tables.begin_table(folder, inputs)
         manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
@@ -88,7 +88,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
 
 
-def check_options(options: FinetuneOptions) -> None:
+def check_finetune_options(options: FinetuneOptions) -> None:
     """Check everything that needs neither contexts nor a cluster, before any work.
 
     Raises:
@@ -100,7 +100,7 @@ def check_options(options: FinetuneOptions) -> None:
         require("mlflow", "--mlflow")
     read = [(options.read(name).table, name) for name in (options.train, options.validation)]
     check_questions(*read)
-    check_model(options)
+    check_finetune_model(options)
     if template := options.template_style():
         if model_family(options.model) == "multiple-choice":
             raise InputError(f"--template: {options.model} is an encoder, which reads no prompt; leave it out")
@@ -110,7 +110,7 @@ def check_options(options: FinetuneOptions) -> None:
     _check_folder(options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True)
 
 
-def check_model(options: FinetuneOptions) -> None:
+def check_finetune_model(options: FinetuneOptions) -> None:
     """Raise `InputError` if the model is incomplete or peft would refuse it, without reading its weights."""
     import torch
 
@@ -121,7 +121,7 @@ def check_model(options: FinetuneOptions) -> None:
     adapter.make_trainable(model, family, options.method, options.peft_fields())
 
 
-def open_split(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
+def open_finetune_split(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
     """Return the exam of a split, and write its table if `write`; see `sciqa.exam.questions.open_questions`."""
     path = storage.join(options.output, split, "exam.parquet")
     return open_questions(options, getattr(options, split), path, write=write)

@@ -6,7 +6,7 @@ from sciqa.core import storage
 from sciqa.training.options import FinetuneOptions
 
 
-class Writers:
+class MetricLoggers:
     """Writes figures to TensorBoard and, if asked, to MLflow; does nothing except on rank 0."""
 
     def __init__(self, options: FinetuneOptions, rank: int) -> None:

@@ -19,20 +19,22 @@ from peft.helpers import disable_input_dtype_casting
 from ray.util.queue import Queue
 from torch import nn
 
+from sciqa.core.adapter_files import describe_base_model
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import about_base, model_family
+from sciqa.core.model_files import model_family
 from sciqa.exam.metrics import NOISE, average_precision_at_3, rank_range, right_at_first, settle_ties
 from sciqa.exam.questions import Exam
 from sciqa.models import adapter
 from sciqa.models.load import load_base, make_scorer, torch_dtype
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, Scorer
-from sciqa.training.examples import Examples, Order
-from sciqa.training.loggers import Writers
-from sciqa.training.loss import gradient_norm, learning_rate_schedule, mean_loss
+from sciqa.training.examples import ExampleOrder, Examples
+from sciqa.training.loggers import MetricLoggers
+from sciqa.training.loss import mean_loss
 from sciqa.training.memory_check import minimum_memory
+from sciqa.training.optimizer import gradient_norm, learning_rate_schedule
 from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
 
@@ -86,7 +88,7 @@ class _Run:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.examples = Examples(train, options.train_contexts)
-        self.order = Order(len(self.examples), steps, options.batch_size, options.seed, self._encode)
+        self.order = ExampleOrder(len(self.examples), steps, options.batch_size, options.seed, self._encode)
         self.scorer = self._build()
         self._check_lengths()
         self._check_memory()
@@ -112,7 +114,7 @@ class _Run:
         every = self.options.eval_every or max(1, self.steps // 10)
         # Autocast already casts the input of adapters; peft's own cast to float32 and back would only take time.
         uncast = disable_input_dtype_casting(self.scorer, active=self.dtype != torch.float32)
-        with contextlib.closing(Writers(self.options, self.rank)) as writers, uncast:
+        with contextlib.closing(MetricLoggers(self.options, self.rank)) as writers, uncast:
             if not self.history:
                 self._evaluate(0, writers)
             for step in range(first + 1, self.steps + 1):
@@ -132,7 +134,7 @@ class _Run:
         family = model_family(options.model)
         torch.manual_seed(options.seed)  # new weights are the same on every worker
         model, tokenizer = load_base(options.model, family, self.dtype, options.method == "qlora", self.device)
-        keep_layout(model)
+        keep_4bit_layout(model)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -219,7 +221,7 @@ class _Run:
                     f"is kept; try {' and '.join(remedies) or 'another --model'}"
                 )
 
-    def _evaluate(self, step: int, writers: "Writers") -> None:
+    def _evaluate(self, step: int, writers: "MetricLoggers") -> None:
         """Score the validation questions, keep the figures and report a checkpoint."""
         started = time.monotonic()
         scores = self._score_validation()
@@ -269,7 +271,7 @@ class _Run:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _save_model(self, folder: Path, state: dict) -> None:
-        description = about_base(self.options.model) | {"style": asdict(self.scorer.style)}
+        description = describe_base_model(self.options.model) | {"style": asdict(self.scorer.style)}
         adapter.save_model(self.scorer.model, folder, state, description)
         if self.options.method == "full":
             self.scorer.tokenizer.save_pretrained(folder)
@@ -326,7 +328,7 @@ def selected_style(
     )
 
 
-def keep_layout(model: nn.Module) -> None:
+def keep_4bit_layout(model: nn.Module) -> None:
     """Stop bitsandbytes from re-packing 4-bit weights in evaluation mode.
 
     On CPUs with AVX512-BF16, a bitsandbytes layer that runs in evaluation mode re-packs its weight in place. ZeRO-3

@@ -27,7 +27,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Streaming:
+class StreamingSettings:
     """Settings for reading a streamed model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Streaming:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor, or some of its rows, in a safetensors file.
 
     Attributes:
@@ -65,12 +65,12 @@ class Stored:
         """Size of one row in bytes."""
         return self.nbytes // self.shape[0]
 
-    def rows(self, start: int, stop: int) -> "Stored":
+    def rows(self, start: int, stop: int) -> "StoredTensor":
         """Return the rows from `start` up to, not including, `stop`."""
         return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * self.row_bytes)
 
 
-Piece = dict[str, Stored]
+Piece = dict[str, StoredTensor]
 
 
 def check_streamed(name: str) -> None:
@@ -89,7 +89,7 @@ def check_streamed(name: str) -> None:
     find_tensors(find_model(name).folder)
 
 
-def find_tensors(folder: str) -> dict[str, Stored]:
+def find_tensors(folder: str) -> dict[str, StoredTensor]:
     """Return the location of every tensor of a model, by name.
 
     Raises:
@@ -108,7 +108,7 @@ def find_tensors(folder: str) -> dict[str, Stored]:
         header.pop("__metadata__", None)
         for name, about in header.items():
             begin = 8 + size + about["data_offsets"][0]
-            found[name] = Stored(str(path), about["dtype"], tuple(about["shape"]), begin)
+            found[name] = StoredTensor(str(path), about["dtype"], tuple(about["shape"]), begin)
     return found
 
 
@@ -127,7 +127,7 @@ def streamed_bytes(name: str) -> int:
     return 2 * max(layers.values(), default=0)
 
 
-def buffer_offsets(piece: Piece) -> tuple[list[int], int]:
+def stream_buffer_offsets(piece: Piece) -> tuple[list[int], int]:
     """Return the offset of each tensor of a piece in its buffer, and the buffer size, in bytes."""
     starts, end = [], 0
     for tensor in piece.values():
@@ -151,7 +151,7 @@ def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterat
 
         def begin(number: int) -> list[Future]:
             coming = []
-            for start, tensor in zip(buffer_offsets(pieces[number])[0], pieces[number].values(), strict=True):
+            for start, tensor in zip(stream_buffer_offsets(pieces[number])[0], pieces[number].values(), strict=True):
                 whole = buffers[number % 2][start : start + tensor.nbytes]
                 for at in range(0, len(whole), CHUNK):
                     coming.append(pool.submit(_read, files[tensor.path], tensor, at, whole[at : at + CHUNK]))
@@ -165,7 +165,7 @@ def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterat
             yield number % 2
 
 
-def _read(file: int, tensor: Stored, at: int, into: memoryview) -> None:
+def _read(file: int, tensor: StoredTensor, at: int, into: memoryview) -> None:
     while into:
         got = os.preadv(file, [into], tensor.offset + at)
         if not got:

@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from sciqa.audit.table import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, Findings
+from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, Findings
 from sciqa.audit.words import ExamWords, other_texts, question_words, split_words
 from sciqa.core import storage
 from sciqa.corpus.articles import read_articles
@@ -57,7 +57,7 @@ def read_vectors(parts: list[dict]) -> np.ndarray:
     return np.concatenate([np.load(io.BytesIO(storage.read_bytes(part["vectors"]))) for part in parts])
 
 
-class Held:
+class ExamLookup:
     """What is held in memory of an exam to compare others with.
 
     Args:
@@ -77,9 +77,9 @@ class Held:
 
 
 @lru_cache(1)
-def hold(exam: Exam, seed: int) -> Held:
+def exam_lookup(exam: Exam, seed: int) -> ExamLookup:
     """Return what is held of an exam, made once in each worker process."""
-    return Held(exam, seed)
+    return ExamLookup(exam, seed)
 
 
 def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> dict:
@@ -91,7 +91,7 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
         seed: fewest words of a run.
         exam_parts: parts of the exam's table, with their vectors.
     """
-    part, held, findings = row["part"], hold(exam, seed), Findings()
+    part, held, findings = row["part"], exam_lookup(exam, seed), Findings()
     if part.get("table"):
         _compare_questions(part, held, findings, exam_parts)
     else:
@@ -100,11 +100,11 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
     return {"done": 1}
 
 
-def _compare_questions(part: dict, held: Held, findings: Findings, exam_parts: list[dict]) -> None:
+def _compare_questions(part: dict, held: ExamLookup, findings: Findings, exam_parts: list[dict]) -> None:
     others, source = read_part(part), part["source"]
     places = [(source, question["id"], question.get("title") or "") for question in others]
     asked, vectors = read_vectors(exam_parts), read_vectors([part])
-    for number, several in enumerate(nearest(asked, vectors)):
+    for number, several in enumerate(nearest_vectors(asked, vectors)):
         for at, cosine in several:
             findings.add(NEAR, number, cosine, places[at])
     for at, question in enumerate(others):
@@ -116,7 +116,7 @@ def _compare_questions(part: dict, held: Held, findings: Findings, exam_parts: l
     _add_runs(QUESTION_RUN, held, texts, findings)
 
 
-def nearest(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
+def nearest_vectors(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
     """Yield for each row of one array the rows of another with the largest cosine, several if they are equally near.
 
     Args:
@@ -146,7 +146,9 @@ def _texts(part: dict) -> Iterator[tuple[tuple[str, str, str], str]]:
             yield ("", piece["path"], article["title"]), article["text"]
 
 
-def _add_runs(what: str, held: Held, texts: Iterator[tuple[tuple[str, str, str], str]], findings: Findings) -> None:
+def _add_runs(
+    what: str, held: ExamLookup, texts: Iterator[tuple[tuple[str, str, str], str]], findings: Findings
+) -> None:
     """Add the runs of words that the exam shares with texts, of which `TEXTS` are held at once."""
     while batch := sorted(islice(texts, TEXTS)):
         runs = held.words.runs(split_words(text) for _, text in batch)

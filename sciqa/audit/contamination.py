@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from sciqa.audit.words import question_words, share_found
+from sciqa.audit.words import question_words, share_of_words_found
 from sciqa.core import storage, tables
 from sciqa.exam.metrics import score
 from sciqa.exam.question_table import QuestionTable
@@ -79,7 +79,7 @@ class Findings:
         storage.write_table(path, pa.Table.from_pylist(named, schema=FINDINGS))
 
 
-def audit_rows(questions: Sequence[dict], findings: Findings, inputs: dict, seed: int) -> list[dict]:
+def contamination_rows(questions: Sequence[dict], findings: Findings, inputs: dict, seed: int) -> list[dict]:
     """Return the rows of the audit table, in the order of the questions.
 
     Args:
@@ -99,8 +99,8 @@ def audit_rows(questions: Sequence[dict], findings: Findings, inputs: dict, seed
         for what, before, compared in ((QUESTION_RUN, "question", "against"), (PASSAGE_RUN, "passage", "texts")):
             if inputs[compared]:
                 runs = [(start, int(-value)) for start, value, *_ in own.get(what, ())]
-                row[f"{before}_prompt_share"] = share_found(runs, prompt, inputs["ngram"], seed)
-                row[f"{before}_share"] = share_found(runs, len(words), inputs["ngram"], seed)
+                row[f"{before}_prompt_share"] = share_of_words_found(runs, prompt, inputs["ngram"], seed)
+                row[f"{before}_share"] = share_of_words_found(runs, len(words), inputs["ngram"], seed)
                 row[f"{before}_run"] = max((length for _, length in runs), default=0)
         row |= _places(own)
         rows.append(row | {"kind": _kind(row, own, inputs)})
@@ -134,7 +134,7 @@ def _kind(row: dict, own: dict[str, list], inputs: dict) -> str:
     return KINDS[2] if ARTICLE in own else KINDS[3]
 
 
-def audit_slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[int]]:
+def contamination_slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[int]]:
     """Return the numbers of the questions in each slice of an audited exam, such as `clean`, that is not empty."""
     held, not_held = (f"{inputs['ngram']}-gram {where} {inputs['texts_name']}" for where in ("in", "not in"))
     named: dict[str, list[int]] = {name: [] for name in ("all", *SLICES, held, not_held)}
@@ -159,7 +159,7 @@ def slice_scores(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> li
         Rows with `reader`, `slice` and the figures of `sciqa.exam.metrics.score`.
     """
     scored = []
-    for name, numbers in audit_slices(rows, inputs).items():
+    for name, numbers in contamination_slices(rows, inputs).items():
         for reader, each in readers.items():
             if made := score([each["answers"][number] for number in numbers]):
                 scored.append({"reader": reader, "slice": name} | made)

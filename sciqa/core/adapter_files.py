@@ -1,0 +1,54 @@
+"""Adapters and fine-tuned models in folders: their records, and the base models that they belong to."""
+
+from sciqa.core import storage, tables
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, hash_files, local_copy
+
+
+def adapter_hash(folder: str) -> str:
+    """Return a hash of an adapter: its weights, its configuration, and the record with the prompt's form."""
+    paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
+    return tables.fingerprint({name: storage.file_sha256(path) for name, path in paths.items() if storage.exists(path)})
+
+
+def local_adapter(folder: str) -> str:
+    """Return an adapter's folder on this machine; a folder on other storage is copied into the cache."""
+    return str(local_copy(folder))
+
+
+def read_trained_record(folder: str) -> dict:
+    """Return the record stored beside an adapter or fine-tuned model, {} if another program made it."""
+    path = storage.join(folder, ABOUT_TRAINED)
+    return storage.read_json(path) if storage.exists(path) else {}
+
+
+def check_base_model(folder: str, model: str) -> str | None:
+    """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
+
+    Returns:
+        A warning if the model has the weights that the adapter was trained on, but another tokenizer or configuration;
+        else None.
+    """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not storage.exists(storage.join(folder, name)):
+            raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
+    made_for = read_trained_record(folder)
+    if not made_for:
+        return None
+    files = find_model(model)
+    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != hash_files(files):
+        raise InputError(
+            f"{folder}: an adapter for the base model {made_for.get('base')}, not for {model}; "
+            f"pass --model {made_for.get('base')}"
+        )
+    trained, now = made_for.get("others", files.others), files.others
+    changed = sorted(name for name in trained.keys() | now.keys() if trained.get(name) != now.get(name))
+    if not changed:
+        return None
+    return f"{folder}: {', '.join(changed)} of {model} changed since this adapter was trained; its scores may be worse"
+
+
+def describe_base_model(name: str) -> dict:
+    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_base_model`."""
+    files = find_model(name)
+    return {"base": name, "revision": files.weights_hash, "others": files.others}
