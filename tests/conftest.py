@@ -75,6 +75,7 @@ def ray_folder() -> Iterator[None]:
     """A folder of Ray's own for each process of the tests, so that none finds a cluster of another one."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
+        os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "60000"  # for the next test
         yield
 
 

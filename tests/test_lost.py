@@ -23,12 +23,13 @@ from sciqa.core import cluster, progress, storage, worker_loss
 from sciqa.core.console import VERBOSE
 from sciqa.core.errors import LostWorkersError
 from sciqa.core.options import RunOptions
+from sciqa.core.worker_reuse import LARGEST, map_arguments
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 
-def run(folder: Path, parts: int, how: str, always: bool = False) -> list[int]:
-    """Run a stage whose worker ends its process, once for each part or always."""
+def run(folder: Path, parts: int, how: str, always: bool = False, weights: int = 0) -> list[int]:
+    """Run a stage whose worker ends its process, once for each part or always; large weights make it an actor."""
 
     class Dying:
         def __call__(self, row: dict) -> dict:
@@ -38,8 +39,8 @@ def run(folder: Path, parts: int, how: str, always: bool = False) -> list[int]:
                 os.kill(os.getpid(), signal.SIGKILL) if how == "signal" else os._exit(7)
             return {"part": row["part"]}
 
-    pool = cluster.model_pool(RunOptions(output=str(folder)), 1, 1, 0)
-    rows = cluster.dataset_of_parts(list(range(parts))).map(Dying, **pool)
+    pool = cluster.model_pool(RunOptions(output=str(folder)), 1, 1, weights)
+    rows = cluster.dataset_of_parts(list(range(parts))).map(**map_arguments(Dying, {}, pool))
     return sorted(row["part"] for row in progress.rows_with_progress(rows, "try", parts, "parts", lambda _: 1))
 
 
@@ -84,16 +85,18 @@ def test_a_killed_worker_is_told_of_and_the_answers_are_the_same(tmp_path, clust
     assert re.fullmatch(r"predict: a worker on [\d.]+ \(process \d+\) was killed by a signal.*; .* is done again", line)
 
 
-def test_every_death_is_told_once(tmp_path, cluster, capsys):
-    assert run(tmp_path, 2, how="exit") == [0, 1]
+@pytest.mark.parametrize("weights", [0, LARGEST])
+def test_every_death_is_told_once(tmp_path, cluster, capsys, weights):
+    assert run(tmp_path, 2, how="exit", weights=weights) == [0, 1]
     told = [line for line in capsys.readouterr().err.splitlines() if "a worker on" in line]
     assert len(set(told)) == len(told) == 2
 
 
-def test_a_stage_that_only_loses_workers_is_ended(tmp_path, cluster, capsys, monkeypatch):
+@pytest.mark.parametrize("weights", [0, LARGEST])
+def test_a_stage_that_only_loses_workers_is_ended(tmp_path, cluster, capsys, monkeypatch, weights):
     monkeypatch.setattr(worker_loss, "MOST", 1)
     with pytest.raises(LostWorkersError) as error:
-        run(tmp_path, 1, how="signal", always=True)
+        run(tmp_path, 1, how="signal", always=True, weights=weights)
     assert re.match(r"try: a worker was lost again and again; the last one on .* by a signal.*; try ", str(error.value))
     assert capsys.readouterr().err.count("a worker on") >= 2
     assert run(tmp_path, 1, how="signal") == [0]  # Ray goes on
@@ -178,6 +181,7 @@ SPEAKS = """
 import logging, os, sys, time
 from sciqa.core.cluster import connect
 from sciqa.core.options import RunOptions
+from sciqa.core.worker_reuse import LARGEST, map_arguments
 import ray
 connect(RunOptions(num_cpus=1, output=sys.argv[1]))
 def speak():

@@ -28,11 +28,11 @@ from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.training import FinetuneOptions, finetune
 
 #: Of each step: its function and options, files that tell by their number that it is in its middle, and the Ray actors
-#: that do its work.
+#: that do its work; none where tasks do it, on every node.
 STEPS = {
-    "index": (build_index, IndexOptions, "index/*/embedded.json", "MapWorker"),
+    "index": (build_index, IndexOptions, "index/*/embedded.json", None),
     "retrieve": (retrieve, RetrieveOptions, "contexts/*.parquet", "SearchActor"),
-    "exam": (run_exam, RunExamOptions, "answers/*/*.parquet", "MapWorker"),
+    "exam": (run_exam, RunExamOptions, "answers/*/*.parquet", None),
     "finetune": (finetune, FinetuneOptions, "trained/*/checkpoints/checkpoint_2*", "RayTrainWorker"),
 }
 
@@ -53,8 +53,8 @@ def lose_a_node(step: str, given: str) -> None:
         at_work = {
             actor["Address"]["NodeID"]
             for actor in actors().values()
-            if actor["State"] == "ALIVE" and worker in actor["ActorClassName"]
-        }
+            if worker and actor["State"] == "ALIVE" and worker in actor["ActorClassName"]
+        } or others.keys()
         nodes.remove_node(others[sorted(at_work & others.keys())[0]], allow_graceful=False)
         print(f"\nfiles when lost: {len(list(Path(options.output).glob(sign)))}\n", end="", flush=True)
 

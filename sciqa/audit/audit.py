@@ -25,6 +25,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, weight_bytes
 from sciqa.core.options import Summary
+from sciqa.core.worker_reuse import map_arguments
 from sciqa.exam.answers import find_readers
 from sciqa.exam.questions import Exam, open_exam
 
@@ -137,7 +138,7 @@ def _embed(options: AuditOptions, parts: list[dict]) -> None:
     workers = cluster.num_workers(options, len(parts))
     arguments = {"embed": options.embed_arguments(workers), "prefix": options.prefix("query")}
     pool = cluster.model_pool(options, workers, len(parts), weight_bytes(options.embedder))
-    rows = cluster.dataset_of_parts(parts).map(EmbedQuestions, fn_constructor_kwargs=arguments, **pool)
+    rows = cluster.dataset_of_parts(parts).map(**map_arguments(EmbedQuestions, arguments, pool))
     total = sum(part["last"] - part["first"] for part in parts)
     for _ in progress.rows_with_progress(rows, "audit", total, "questions embedded", lambda row: row["questions"]):
         pass

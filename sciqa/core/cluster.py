@@ -52,6 +52,10 @@ def connect(options: RayOptions) -> None:
         # At its default level, Ray's core warns about constructor arguments that Ray Data itself passes.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning" if verbose() else "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # By default, Ray ends a process that was idle for a second, before the next stage could take it.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
+        # By default, Ray repeats a task without end that is killed because its node runs out of memory.
+        os.environ.setdefault("RAY_task_oom_retries", str(worker_loss.MOST))
         address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS")
         if address and ":" in address:
             _check_reachable(address)
@@ -301,7 +305,7 @@ def named_accelerator(options: DeviceOptions) -> str | None:
 
 
 def model_pool(options: ClusterOptions, workers: int, parts: int, weights: int) -> dict:
-    """Return the arguments of `Dataset.map` for a stage's pool of model workers.
+    """Return the arguments of `Dataset.map` for a stage's pool of model workers, each an actor.
 
     With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
     cluster's autoscaler for nodes.

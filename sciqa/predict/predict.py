@@ -16,6 +16,7 @@ from sciqa.core.extras import require
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, has_trained_head, model_family, read_about, weight_bytes
 from sciqa.core.options import Summary
+from sciqa.core.worker_reuse import map_arguments
 from sciqa.exam.baselines import BASELINES, answer_counts
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
@@ -274,19 +275,18 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     if not work.parts:
         return
     parts = cluster.dataset_of_parts(work.parts)
+    arguments = {"exam": exam, "folder": folder, "work": work}
     if work.kind == "baseline":
-        arguments = {"exam": exam, "folder": folder, "work": work}
         rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
-        yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda r: r["questions"])
-        return
-    if options.in_api:
-        pool = api_pool(options, exam, work.workers)
+    elif options.in_api:
+        rows = parts.map(AnswerShard, fn_constructor_kwargs=arguments, **api_pool(options, exam, work.workers))
     else:
         pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
-    if options.in_vllm:
-        rows = VllmShards(answer_vllm_requests(parts, exam, options, work, pool), exam, folder, work.by, work.sources)
-    else:
-        rows = parts.map(AnswerShard, fn_constructor_kwargs={"exam": exam, "folder": folder, "work": work}, **pool)
+        if options.in_vllm:
+            requests = answer_vllm_requests(parts, exam, options, work, pool)
+            rows = VllmShards(requests, exam, folder, work.by, work.sources)
+        else:
+            rows = parts.map(**map_arguments(AnswerShard, arguments, pool))
     yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 
 

@@ -9,6 +9,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import embedding_dimension, find_model, weight_bytes
 from sciqa.core.options import Summary
+from sciqa.core.worker_reuse import map_arguments
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_shards import EmbedShard, empty_index, shard_key, train_index, write_index
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
@@ -201,15 +202,9 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
     if not shards:
         return
     workers = cluster.num_workers(options, len(shards))
-    rows = cluster.dataset_of_parts(shards).map(
-        EmbedShard,
-        fn_constructor_kwargs={
-            "options": options,
-            "embed": options.embed_arguments(workers),
-            "embedding": embedding,
-        },
-        **cluster.model_pool(options, workers, len(shards), weight_bytes(options.embedder)),
-    )
+    arguments = {"options": options, "embed": options.embed_arguments(workers), "embedding": embedding}
+    pool = cluster.model_pool(options, workers, len(shards), weight_bytes(options.embedder))
+    rows = cluster.dataset_of_parts(shards).map(**map_arguments(EmbedShard, arguments, pool))
     total = sum(shard["rows"] for shard in shards)
     for _ in progress.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):
         pass

@@ -7,6 +7,7 @@ import numpy as np
 
 from sciqa.core import cluster, progress
 from sciqa.core.model_files import weight_bytes
+from sciqa.core.worker_reuse import map_arguments
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
@@ -147,7 +148,7 @@ def run_query_workers(
         embed = options.embed_arguments(workers)
         arguments = {"exam": exam, "options": options, "index": groups, "embed": embed} | more
         pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
-        rows = cluster.dataset_of_parts(parts).map(worker, fn_constructor_kwargs=arguments, **pool)
+        rows = cluster.dataset_of_parts(parts).map(**map_arguments(worker, arguments, pool))
         yield from progress.rows_with_progress(
             rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
         )

@@ -1,0 +1,50 @@
+"""Stages with a model share worker processes, whose imports take longer than a small stage's work."""
+
+import uuid
+from collections.abc import Callable
+
+from ray.data import TaskPoolStrategy
+
+from sciqa.core import worker_loss
+
+#: Most bytes that a worker may request for its model to share processes: a process keeps its last model for the next
+#: stage to replace, or until Ray ends it because it is idle.
+LARGEST = 1_000_000_000
+#: Worker of the stage that this process last worked for, by the stage's id.
+_workers: dict[str, Callable[[dict], dict]] = {}
+
+
+def map_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict, pool: dict) -> dict:
+    """Return the arguments of `Dataset.map` for a stage whose workers hold a model.
+
+    On a GPU, and with a large model, workers are actors whose processes end with the stage. Other stages run as tasks,
+    for which Ray takes processes of earlier stages where it can; each process makes the worker once a stage.
+
+    Args:
+        worker: class of the workers, whose instances map a row.
+        arguments: arguments of the class.
+        pool: size and resources, from `sciqa.core.cluster.model_pool`.
+    """
+    if pool["num_gpus"] or (pool["memory"] or 0) > LARGEST:
+        return {"fn": worker, "fn_constructor_kwargs": arguments, **pool}
+    stage = uuid.uuid4().hex
+
+    def run(row: dict, **arguments: object) -> dict:
+        return _worker_of_stage(stage, worker, arguments)(row)
+
+    run.__name__ = worker.__name__  # Ray shows it
+    return {
+        "fn": run,
+        "fn_kwargs": arguments,
+        "compute": TaskPoolStrategy(pool["compute"].max_size),
+        "num_cpus": pool["num_cpus"],
+        "memory": pool["memory"],
+        "max_retries": worker_loss.MOST,
+    }
+
+
+def _worker_of_stage(stage: str, worker: Callable[..., Callable[[dict], dict]], arguments: dict) -> Callable:
+    if stage not in _workers:
+        _workers.clear()  # frees the model of the stage before
+        _workers[stage] = worker(**arguments)
+    return _workers[stage]

@@ -1,0 +1,33 @@
+"""Stages share worker processes where their models are small; each stage has workers of its own."""
+
+import os
+
+import pytest
+
+from sciqa.core import cluster
+from sciqa.core.options import RunOptions
+from sciqa.core.worker_reuse import LARGEST, map_arguments
+
+
+def processes(name: str, weights: int = 0) -> set[int]:
+    """Run a stage of three parts; return the ids of its processes."""
+
+    class Counting:
+        def __init__(self, name: str) -> None:
+            self.name, self.parts = name, []
+
+        def __call__(self, row: dict) -> dict:
+            self.parts.append(row["part"])
+            assert self.parts == sorted(set(self.parts))  # one worker a process and stage
+            return {"process": os.getpid(), "name": self.name}
+
+    pool = cluster.model_pool(RunOptions(num_workers=1), 1, 3, weights)
+    rows = cluster.dataset_of_parts([0, 1, 2]).map(**map_arguments(Counting, {"name": name}, pool)).take_all()
+    assert {row["name"] for row in rows} == {name}
+    return {row["process"] for row in rows}
+
+
+@pytest.mark.parametrize(("weights", "shared"), [(0, True), (LARGEST, False)])
+def test_the_next_stage_takes_the_processes_of_the_last_one(cluster, weights, shared):
+    first, second = processes("first", weights), processes("second", weights)
+    assert bool(first & second) == shared
