@@ -17,6 +17,7 @@ import pytest
 import ray
 from api_server import KEY, KEY_NAME
 
+from sciqa.cli import main
 from sciqa.core import cluster as core_cluster
 from sciqa.core.cluster import connect
 from sciqa.core.options import RunOptions
@@ -27,7 +28,7 @@ from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 
 QUESTIONS = 12
-ARTICLES = 240
+ARTICLES = 60
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +76,7 @@ def ray_folder() -> Iterator[None]:
     """A folder of Ray's own for each process of the tests, so that none finds a cluster of another one."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "60000"  # for the next test
+        os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "60000"  # noqa: SIM112
         yield
 
 
@@ -125,7 +126,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def small_index(tmp_path_factory: pytest.TempPathFactory, cluster: None, corpus_file: str) -> str:
     """A run folder with passages and index of the small corpus in five shards; do not write to it."""
     output = str(tmp_path_factory.mktemp("run"))
-    build_passages(CorpusOptions(output=output, corpus=(corpus_file,), shard_passages=56))
+    build_passages(CorpusOptions(output=output, corpus=(corpus_file,), shard_passages=16))
     build_index(IndexOptions(output=output))
     return output
 
@@ -178,6 +179,22 @@ def indexed(tmp_path: Path, indexed_once: Path) -> dict[str, str]:
     for record in (tmp_path / "run/_passages").glob("*.json"):  # the only records that hold paths
         record.write_text(record.read_text().replace(str(indexed_once), str(tmp_path)))
     return {"output": str(tmp_path / "run"), "embedder": str(tmp_path / "embedder")}
+
+
+@pytest.fixture
+def here(capfd):
+    """Run the command line in this process, which spares the imports of a new one."""
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = 0
+        try:
+            main(list(map(str, arguments)))
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -128,7 +128,7 @@ def test_prefixes_come_from_the_model_or_the_options(tmp_path, cluster, corpus_f
 
 
 def test_a_changed_shard_keeps_the_vectors_of_what_it_still_holds(tmp_path, cluster, corpus_file):
-    settings = {"output": str(tmp_path), "shard_passages": 100}
+    settings = {"output": str(tmp_path), "shard_passages": 25}
     build_passages(CorpusOptions(corpus=(corpus_file,), **settings))
     build_index(IndexOptions(output=str(tmp_path)))
     path = tmp_path / "index" / "00000-00000"

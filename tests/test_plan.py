@@ -279,9 +279,9 @@ def test_a_model_without_weights_is_planned_for_a_cluster(tmp_path, cluster_file
         assert said in result.stdout
 
 
-def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file):
+def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file, here):
     folder = config_folder(tmp_path / "model", LLAMA_7B)
-    result = run_plan("--model", folder, "--method", "full", "--articles", 1000, "--cluster", cluster_file)
+    result = here("plan", "--model", folder, "--method", "full", "--articles", 1000, "--cluster", cluster_file)
     assert result.returncode == 2, result.stderr
     for said in ("no node type has room for `finetune`", "gpu has 21.6 GB", "--method qlora", "a GPU of"):
         assert said in result.stderr
@@ -297,8 +297,9 @@ def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file):
         (["--price", 1, 2], "--price"),
     ],
 )
-def test_bad_options_of_a_plan(arguments, said):
-    result = run_plan(*arguments)
+def test_bad_options_of_a_plan(arguments, said, here, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = here("plan", *arguments)
     assert (result.returncode, said in result.stderr) == (2, True), result.stderr
 
 
