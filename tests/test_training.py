@@ -273,7 +273,8 @@ def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, data, undisturbed,
     killer.join()
     assert len(losses(made.path)) == len(expected) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
-    assert capsys.readouterr().err.count("finetune: a worker on ") == 1
+    err = capsys.readouterr().err
+    assert err.count("finetune: a worker on ") == 1, err
 
 
 @pytest.mark.slow
