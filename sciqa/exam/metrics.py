@@ -123,11 +123,11 @@ def _interval_of(distinct: tuple[float, ...], counts: tuple[int, ...], seed: int
 
 
 def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
-    """Return the two-sided p-value of a paired randomization test of equal means (Smucker et al. 2007, section 2.2).
+    """Return the two-sided p-value of a paired randomization test of equal means (Smucker et al. 2007).
 
     If two readers are equally good, each question's difference is as likely to have the other sign. So the p-value is
     the share of random signs that give a mean at least as far from 0 as the observed one, which itself counts as one
-    of them (Phipson and Smyth 2010, equation 2). Of the differences of one size, the number with a positive sign is
+    of them (Phipson and Smyth 2010). Of the differences of one size, the number with a positive sign is
     binomial, so the order of the questions does not matter.
 
     Args:

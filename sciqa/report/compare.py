@@ -15,7 +15,6 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary, WriteOptions
 from sciqa.exam.metrics import holm, score, scores_of, sign_flip_p_value
-from sciqa.exam.question_table import check_ids
 from sciqa.models.prompt_template import built_in_template, shipped_template_names
 from sciqa.report.page import render_page
 from sciqa.report.report import flat_inputs, paired_gains
@@ -52,11 +51,15 @@ class CompareOptions(WriteOptions):
     name. By default the reader with the best MAP@3; then every pair counts as a comparison."""
 
     def __post_init__(self) -> None:
-        """Make the paths absolute, and check that no run is given twice."""
+        """Make the paths absolute, and check that no run is given twice, or as a name."""
         super().__post_init__()
         self.runs = tuple(storage.absolute(run.rstrip("/")) for run in self.runs) or (self.output.rstrip("/"),)
         if repeated := [run for run, times in Counter(self.runs).items() if times > 1]:
             raise InputError(f"{repeated[0]}: given twice as a RUN; give each run once")
+        if paths := [name for name in self.names if "/" in name]:
+            raise InputError(
+                f"--names: {paths[0]!r} given, names of readers expected; give folders of runs before --names"
+            )
 
 
 class ComparedReader(NamedTuple):
@@ -135,8 +138,12 @@ def read_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Com
         readers.append((run, name, inputs))
     read = [_read_reader(*reader) for reader in readers]
     for reader in read[1:]:
-        own, expected = ([row["id"] for row in each.answers] for each in (reader, read[0]))
-        check_ids(storage.join(reader.run, "answers", reader.name), own, expected, 0)
+        if [row["id"] for row in reader.answers] != [row["id"] for row in read[0].answers]:
+            folder = storage.join(reader.run, "answers", reader.name)
+            raise InputError(
+                f"{folder}: rows of other questions than in {first}, though both are of one exam; files of one of them "
+                "were changed or lost: run `sciqa predict --overwrite` for that one"
+            )
     return dict(zip(_labels(found), read, strict=True))
 
 
@@ -252,15 +259,15 @@ def _differing_options(readers: dict[str, ComparedReader]) -> tuple[dict[str, di
 
 
 def _named_options(reader: ComparedReader) -> dict[str, str]:
-    """Return what a reader's answers follow from, by name; models, adapters and shipped templates also by theirs.
+    """Return what a reader's answers follow from; a model, an adapter or a shipped template also has its own name.
 
     A group of options is also there itself, with the value `yes`; options that are off are left out.
     """
     inputs = {name: value for name, value in reader.inputs.items() if name not in ("reader", "exam")}
     options = {name: "yes" for name, value in inputs.items() if isinstance(value, dict)} | dict(flat_inputs(inputs))
-    for name in ("model", "adapter"):
-        if (named := reader.metrics.get(name)) and options.get(name) != named:
-            options[name] = f"{named} ({options[name][:12]})" if name in options else named
+    for name, column in (("model", "model"), ("embedder", "model"), ("adapter", "adapter")):
+        if name in options and (named := reader.metrics.get(column)) not in (None, options[name]):
+            options[name] = f"{named} ({options[name][:12]})"
     shipped = {tables.fingerprint(built_in_template(name).text): name for name in shipped_template_names()}
     if (template := options.get("template")) in shipped:
         options["template"] = shipped[template]
@@ -286,14 +293,15 @@ def _printed(rows: list[dict]) -> dict[str, list[dict]]:
         | ({} if row["reference"] else {"p": f"{row['p_value']:.4f}", "p (Holm)": f"{row['p_holm']:.4f}"})
         for row in rows
     ]
+    chance = {
+        title: f"{rows[0][f'chance_{name}']:.3f}" for title, name in (("MAP@3", "map_at_3"), ("accuracy", "accuracy"))
+    }
+    scores.append({"reader": "(by chance)", "n": rows[0]["questions"]} | chance)
     taken = [
         {"reader": row["reader"]} | {n.replace("_", " "): row[n] for n in USAGE if row[n] is not None} for row in rows
     ]
     names = sorted({name for row in rows for name in row["options"]})
-    differing = [
-        {"option": name} | {row["reader"]: row["options"][name] for row in rows if name in row["options"]}
-        for name in names
-    ]
+    differing = [{"option": name} | {row["reader"]: row["options"].get(name, "–") for row in rows} for name in names]
     shown = {"Scores, 95 % bootstrap intervals": scores, "What the answers took": taken}
     return shown | ({"Options in which the readers differ": differing} if differing else {})
 
