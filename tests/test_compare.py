@@ -266,6 +266,7 @@ def drop_row(run):
         (lambda run: None, ["run", "--names", "none"], ["run: none of the readers none", "fair, longest"]),
         (lambda run: None, ["run", "--names", "longest"], ["one reader, longest, at least two expected"]),
         (lambda run: None, ["run", "run"], ["run: given twice"]),
+        (lambda run: None, ["--names", "fair", "a/run"], ["--names: 'a/run' given", "folders of runs before --names"]),
         (lambda run: None, ["run", "--baseline", "none"], ["--baseline: no reader 'none'", "fair, longest"]),
         (
             lambda run: Path(run, "answers/_fair/manifest.json").unlink(),
@@ -282,6 +283,7 @@ def drop_row(run):
         "no name at all",
         "one reader",
         "twice",
+        "a run after names",
         "baseline",
         "unfinished",
         "exam",

@@ -4,11 +4,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations, takewhile
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 class CompareOptions(WriteOptions):
     """Options of the `compare` step."""
 
-    runs: Positional[tuple[str, ...]] = ()
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="[RUN ...]")] = ()
     """Output folders of the runs whose readers are compared, all of one exam; by default OUTPUT alone."""
     names: tuple[str, ...] = ()
     """Readers to compare (names in RUN/answers); each of these in every run that has it. By default all readers."""
