@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sciqa.predict.options import PredictOptions
     from sciqa.predict.predict import predict as predict_answers
     from sciqa.predict.prompt import PromptOptions, show_prompts
+    from sciqa.report.compare import CompareOptions, compare_readers
     from sciqa.report.report import ReportOptions
     from sciqa.report.report import report as write_report
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AskOptions",
     "AuditOptions",
+    "CompareOptions",
     "CorpusOptions",
     "EmbedderOptions",
     "FinetuneOptions",
@@ -60,6 +62,7 @@ __all__ = [
     "audit_exam",
     "build_index",
     "build_passages",
+    "compare_readers",
     "finetune",
     "make_embedder",
     "merge",
@@ -94,6 +97,7 @@ _MODULES = {
     "sciqa.predict": ("PredictOptions",),
     "sciqa.predict.prompt": ("PromptOptions", "show_prompts"),
     "sciqa.report": ("ReportOptions",),
+    "sciqa.report.compare": ("CompareOptions", "compare_readers"),
     "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
     "sciqa.retrieval.static_training": ("EmbedderOptions", "make_embedder"),
     "sciqa.serve": ("ServeOptions",),

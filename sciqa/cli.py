@@ -84,6 +84,7 @@ STEPS = {
         *("sciqa.audit.audit", "audit", "AuditOptions"),
     ),
     "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
+    "compare": Step("compare readers of runs", "sciqa.report.compare", "compare_readers", "CompareOptions", False),
 }
 #: Help on the flags that every step takes besides its options.
 COMMON = (
@@ -250,7 +251,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
             console.print(_retrieval_table(summary.details["evaluation"]))
         if summary.stage == "report":
             _show_differences(summary.details, [row["reader"] for row in predicted], console)
-        for title, rows in summary.details.items() if summary.stage in ("plan", "audit") else []:
+        for title, rows in summary.details.items() if summary.stage in ("plan", "audit", "compare") else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:
         path = f"\n{'':19}{summary.path}" if summary.path else ""

@@ -122,6 +122,38 @@ def _interval_of(distinct: tuple[float, ...], counts: tuple[int, ...], seed: int
     return float(low), float(high)
 
 
+def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
+    """Return the two-sided p-value of a paired randomization test of equal means (Smucker et al. 2007).
+
+    If two readers are equally good, each question's difference is as likely to have the other sign. So the p-value is
+    the share of random signs that give a mean at least as far from 0 as the observed one, which itself counts as one
+    of them (Phipson and Smyth 2010). Of the differences of one size, the number with a positive sign is
+    binomial, so the order of the questions does not matter.
+
+    Args:
+        differences: one reader's figure less the other's on each question, shape (questions,).
+        seed: seed of the signs, so that a rerun gives the same p-value.
+    """
+    rounded = np.abs(differences).round(12)  # differences of one size may be rounded differently
+    sizes, counts = np.unique(rounded[rounded > 0], return_counts=True)
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, (RESAMPLES, len(counts)))
+    reached = np.abs((2 * positive - counts) @ sizes) >= abs(differences.sum()) - 1e-9
+    return float(1 + reached.sum()) / (1 + RESAMPLES)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p-values, shape (comparisons,), adjusted for their number by Holm's step-down method (Holm 1979).
+
+    In rising order, the first of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one
+    before it, or larger than 1. Calling those below 0.05 different makes any error with a probability below 0.05.
+    """
+    order = np.argsort(p_values, kind="stable")
+    raised = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
+    return adjusted
+
+
 def log_loss(probabilities: np.ndarray) -> float:
     """Return the mean of -ln p over the probabilities of the correct options, shape (questions,)."""
     return float(-np.log(np.maximum(probabilities, 1e-12)).mean())

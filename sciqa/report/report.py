@@ -4,13 +4,10 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from string import ascii_uppercase
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 
-from sciqa import __version__
 from sciqa.audit.contamination import contamination_mark, contamination_summary, read_audit, slice_scores
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
@@ -18,8 +15,8 @@ from sciqa.core.options import RunOptions, Summary
 from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
+from sciqa.report.page import render_page
 from sciqa.report.questions import listed_questions
-from sciqa.report.texts import formulas_as_html
 
 #: Keys of a question that the page's script reads.
 ASKED = ("id", "prompt", "answer", "slices", "contamination")
@@ -58,15 +55,10 @@ def report(options: ReportOptions) -> Summary:
     for number, question in enumerate(questions):
         question |= _stands(audited, number)
         question["slices"] += [f"contamination: {question['contamination']}"] * bool(question["contamination"])
-    environment = Environment(
-        loader=PackageLoader("sciqa.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    environment.filters["readable"] = formulas_as_html
-    page = environment.get_template("report.html.j2").render(
+    page = render_page(
+        "report.html.j2",
         exam=exam.name,
         total=exam.questions,
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        version=__version__,
         shown=shown,
         readers={name: _figures(reader) for name, reader in readers.items()},
         metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
@@ -79,7 +71,7 @@ def report(options: ReportOptions) -> Summary:
         curves=_training_curves(options.output),
     )
     path = storage.join(options.output, "report.html")
-    storage.write_bytes(path, page.encode())
+    storage.write_bytes(path, page)
     made = f"one page on {', '.join([shown, *(name for name in readers if name != shown)])}"
     return Summary("report", path, made, time.monotonic() - started, {"readers": readers, "shown": shown})
 
@@ -137,16 +129,16 @@ def _figures(reader: dict) -> dict:
         "ranks": _rank_counts(scored),
         "confusion": confusion(scored),
         "letters": ascii_uppercase[: max((len(row["scores"]) for row in scored), default=0)],
-        "options": list(_flat(reader["inputs"])),
+        "options": list(flat_inputs(reader["inputs"])),
     }
 
 
-def _flat(inputs: dict, before: str = "") -> list[tuple[str, str]]:
+def flat_inputs(inputs: dict, before: str = "") -> list[tuple[str, str]]:
     """Return names and values of the inputs; a nested name has its parent's name as prefix, `outer: inner`."""
     rows: list[tuple[str, str]] = []
     for name, value in inputs.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{before}{name}: ")
+            rows += flat_inputs(value, f"{before}{name}: ")
         else:
             rows.append((before + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows
