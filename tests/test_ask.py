@@ -100,7 +100,7 @@ def written_by_transformers(name, folder, context, **settings):
     ("name", "given", "settings"),
     [
         ("chat", {}, {"do_sample": False}),
-        ("chat", {"num_beams": 3}, {"do_sample": False, "num_beams": 3}),
+        pytest.param("chat", {"num_beams": 3}, {"do_sample": False, "num_beams": 3}, marks=pytest.mark.slow),
         (
             "chat",
             {"do_sample": True, "temperature": 0.7, "sample_top_k": 20, "top_p": 0.9, "seed": 5},

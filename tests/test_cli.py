@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from tiny import tiny_folder
 
 from sciqa import cli
 from sciqa.cli import parse_options
@@ -159,8 +160,21 @@ def tables(output):
 
 
 @pytest.fixture(scope="module")
-def exam_command(exam_file, corpus_file):
-    return ["exam", "--exam", exam_file, "--corpus", corpus_file, "--shard-passages", 6, "--shard-questions", 4]
+def exam_command(tmp_path_factory, exam_file, corpus_file):
+    model = tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")
+    return [
+        "exam",
+        "--model",
+        model,
+        "--exam",
+        exam_file,
+        "--corpus",
+        corpus_file,
+        "--shard-passages",
+        6,
+        "--shard-questions",
+        4,
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -79,8 +79,8 @@ def assert_own(folder, longest=None):
     ("family", "pooling", "longest", "kind"),
     [
         ("bert", "cls", None, OpenVinoEmbedder),
-        ("mpnet", "mean", 94, OpenVinoEmbedder),
-        ("modernbert", "mean", None, OpenVinoEmbedder),
+        pytest.param("mpnet", "mean", 94, OpenVinoEmbedder, marks=pytest.mark.slow),
+        pytest.param("modernbert", "mean", None, OpenVinoEmbedder, marks=pytest.mark.slow),
         ("gemma3", "mean", None, TorchEmbedder),
         pytest.param("bert", "mean", None, OpenVinoEmbedder, marks=pytest.mark.slow),
         pytest.param("bert", "max", None, OpenVinoEmbedder, marks=pytest.mark.slow),

@@ -21,6 +21,7 @@ from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.readers import encode_rotations
+from sciqa.predict.rotations import mean_over_rotations
 from sciqa.predict.vllm import VllmShards, add_option_scores, scored_vllm_rotations, vllm_requests
 from sciqa.retrieval import RetrieveOptions, retrieve
 
@@ -65,7 +66,7 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
     random.Random(0).shuffle(rows)
     cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
     assert bool(cut) == (style.max_length is not None)
-    ours = rotations.mean_over_rotations(turns, score_options(scorer, encoded), cut)
+    ours = mean_over_rotations(turns, score_options(scorer, encoded), cut)
     for mine, scored in zip(ours, scored_vllm_rotations(rows), strict=True):
         np.testing.assert_allclose(scored.scores, mine.scores, atol=1e-4)
         assert scored.cut == mine.cut

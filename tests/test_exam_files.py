@@ -115,14 +115,14 @@ def test_a_folder_of_shards_is_one_exam_and_several_exams_are_refused(tmp_path):
 
 def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    code = "from sciqa.exam.formats import read_exam; read_exam('hf://datasets/none/such/test.parquet')"
+    code = "from sciqa.exam.read_exam import read_exam; read_exam('hf://datasets/none/such/test.parquet')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("sciqa.core.errors.InputError: hf://datasets/none/such/test.parquet: "), result.stderr
 
 
 def test_reading_needs_no_ray_and_no_torch():
-    code = "import importlib.util as u; names = ('files', 'columns', 'answer_options', 'answer_keys', 'formats')\n"
+    code = "import importlib.util as u; names = ('files', 'columns', 'answer_options', 'answer_keys', 'read_exam')\n"
     code += (
         "for name in names: print(open(u.find_spec('sciqa.exam').submodule_search_locations[0] + f'/{name}.py').read())"
     )

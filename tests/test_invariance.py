@@ -126,7 +126,12 @@ def assert_same(these, others, atol=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [*((name, {}) for name in READERS_TRIED), ("llama", OTHERWISE), ("retrieval", OTHERWISE)]
+    ("name", "settings"),
+    [
+        *((name, {}) for name in READERS_TRIED),
+        ("llama", OTHERWISE),
+        pytest.param("retrieval", OTHERWISE, marks=pytest.mark.slow),
+    ],
 )
 def test_orders_change_nothing(finder, reader_of, name, settings):
     find, read = finder(**settings), reader_of(name)

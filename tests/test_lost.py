@@ -199,7 +199,8 @@ time.sleep(3)
 """
 
 
-@pytest.mark.parametrize("verbose", ["1", pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verbose", ["1", "0"])
 def test_verbose_lets_workers_speak(tmp_path, verbose):
     command = [sys.executable, "-c", SPEAKS, str(tmp_path)]
     environment = os.environ | {VERBOSE: verbose}

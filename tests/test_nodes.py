@@ -88,6 +88,7 @@ def test_a_node_lost_while_embedding(tmp_path, cluster, corpus_file):
     assert lost | {"passages": None} == whole | {"passages": None}
 
 
+@pytest.mark.slow
 def test_a_node_lost_while_searching(tmp_path, cluster, small_index):
     given = {"index": f"{small_index}/index", "exam": "direct-validation", "shard_questions": 2}
     finished = run_losing_a_node("retrieve", **given, output=tmp_path / "lost", num_workers=3)

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tiny import mostly_slow
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
@@ -88,7 +89,7 @@ def test_every_question_has_its_kind_and_its_evidence_in_the_article(splits, art
         assert all(sentence in articles[row["title"]] for sentence in row["evidence"].split(" … "))
 
 
-@pytest.mark.parametrize("split", SIZES)
+@pytest.mark.parametrize("split", mostly_slow(list(SIZES), "test"))
 def test_words_length_and_similarity_give_nothing_away(splits, articles, split):
     rows = splits[split]
     embedder = load_embedder("all-MiniLM-L6-v2", 2)

@@ -65,8 +65,15 @@ def queries():
     return np.random.default_rng(1).integers(-1, 2, (40, DIMENSION)).astype(np.float32)
 
 
-@pytest.mark.parametrize("shards", [1, 3, 8])
-@pytest.mark.parametrize("k", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("shards", "k"),
+    [
+        (8, 5),
+        (3, 1000),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1), (1, 5), (1, 1000), (3, 1), (3, 5), (8, 1))),
+        pytest.param(8, 1000, marks=pytest.mark.slow),
+    ],
+)
 def test_any_number_of_shards_equals_one_flat_index_with_its_ties(tmp_path, cluster, vectors, queries, shards, k):
     index = ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, shards), groups=min(shards, 2))
     hits = index.search(queries, k)
@@ -123,7 +130,7 @@ def unit_vectors():
     ("factory", "parameters", "metric"),
     [
         ("IVF32,Flat", "nprobe=12", "l2"),
-        ("IVF32,PQ8", "nprobe=12", "inner-product"),
+        pytest.param("IVF32,PQ8", "nprobe=12", "inner-product", marks=pytest.mark.slow),
         pytest.param("OPQ8,IVF32,PQ8", "nprobe=12", "l2", marks=pytest.mark.slow),
         ("HNSW16", "efSearch=128", "inner-product"),
     ],

@@ -65,11 +65,12 @@ class Splitter:
             words, first, begin = encoding.word_ids, 0, 0
             while len(words) - first > room:
                 last = first + room
-                between = [at for at in range(last, first, -1) if words[at] != words[at - 1]]
-                lines = (
-                    at for at in between if "\n" in sentence[encoding.offsets[at - 1][1] : encoding.offsets[at][0]]
-                )
-                last = next(lines, between[0] if between else last)
+                places = range(last, first, -1)
+                gaps = {at: sentence[encoding.offsets[at - 1][1] : encoding.offsets[at][0]] for at in places}
+                lines = (at for at in places if "\n" in gaps[at])
+                spaces = (at for at in places if gaps[at])
+                marks = (at for at in places if words[at] != words[at - 1])
+                last = next((at for kind in (lines, spaces, marks) for at in kind), last)
                 sentences.append(sentence[begin : encoding.offsets[last][0]])
                 lengths.append(last - first)
                 first, begin = last, encoding.offsets[last][0]
