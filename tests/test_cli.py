@@ -162,19 +162,8 @@ def tables(output):
 @pytest.fixture(scope="module")
 def exam_command(tmp_path_factory, exam_file, corpus_file):
     model = tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")
-    return [
-        "exam",
-        "--model",
-        model,
-        "--exam",
-        exam_file,
-        "--corpus",
-        corpus_file,
-        "--shard-passages",
-        6,
-        "--shard-questions",
-        4,
-    ]
+    given = ["--model", model, "--exam", exam_file, "--corpus", corpus_file]
+    return ["exam", *given, "--shard-passages", 6, "--shard-questions", 4]
 
 
 @pytest.fixture(scope="module")
