@@ -150,9 +150,9 @@ def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
 
 def tables(output):
     """All that a run's tables hold, the figures of time left out."""
-    names = ("passages", "contexts", "answers/open-book", "metrics/open-book.parquet")
+    names = ("passages", "contexts", "answers/open-book-llama", "metrics/open-book-llama.parquet")
     found = {name: storage.read_table(storage.join(str(output), name)).to_pylist() for name in names}
-    for row in found["metrics/open-book.parquet"]:
+    for row in found["metrics/open-book-llama.parquet"]:
         del row["seconds"], row["contexts"]
     folder = Path(output) / "index"
     found["vectors"] = {path.parent.name: np.load(path).tolist() for path in sorted(folder.glob("*/vectors.npy"))}

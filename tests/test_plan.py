@@ -280,7 +280,7 @@ def test_a_model_without_weights_is_planned_for_a_cluster(tmp_path, cluster_file
 
 
 def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file, here):
-    folder = config_folder(tmp_path / "model", LLAMA_7B | {"num_hidden_layers": 8})
+    folder = config_folder(tmp_path / "model", LLAMA_7B | {"num_hidden_layers": 16})
     result = here("plan", "--model", folder, "--method", "full", "--articles", 1000, "--cluster", cluster_file)
     assert result.returncode == 2, result.stderr
     for said in ("no node type has room for `finetune`", "gpu has 21.6 GB", "--method qlora", "a GPU of"):
