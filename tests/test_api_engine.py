@@ -32,7 +32,6 @@ from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_client import Client, IncompleteReplyError, RefusedError, Server, find_server, read_key
-from sciqa.predict.api_letters import read_letter, scores_by_votes
 from sciqa.predict.api_records import (
     collect_records,
     request_files_folder,
@@ -40,6 +39,7 @@ from sciqa.predict.api_records import (
     sum_usage,
     usage_summary,
 )
+from sciqa.predict.letters import read_letter, scores_by_votes
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from sciqa.core.errors import InputError
-from sciqa.core.options import SeedOptions
+from sciqa.models.options import TemperatureOptions
 from sciqa.predict.options import ReaderModelOptions
 from sciqa.retrieval.options import ContextOptions, SearchOptions
 
@@ -20,7 +20,7 @@ SENTENCES = 4
 
 
 @dataclass(kw_only=True)
-class AnswerOptions(SeedOptions, SearchOptions, ReaderModelOptions):
+class AnswerOptions(TemperatureOptions, SearchOptions, ReaderModelOptions):
     """How one question is answered; the options of a question are ranked as by `retrieve` and `predict`."""
 
     context_passages: int | None = None
@@ -36,10 +36,8 @@ class AnswerOptions(SeedOptions, SearchOptions, ReaderModelOptions):
     """Beams of beam search; with more than one, the answer is shown when complete, not word by word."""
     do_sample: bool = False
     """Sample the tokens; otherwise the likeliest ones are taken."""
-    temperature: float | None = None
-    """Sampling temperature; by default, like the next two options, the model's own, else that of transformers."""
     sample_top_k: int | None = None
-    """Sample from this many of the likeliest tokens."""
+    """Sample from this many of the likeliest tokens; by default, like the next option, as the model's files say."""
     top_p: float | None = None
     """Sample from the likeliest tokens with at least this total probability."""
 
@@ -48,6 +46,8 @@ class AnswerOptions(SeedOptions, SearchOptions, ReaderModelOptions):
         super().__post_init__()
         for ranks in (True, False):
             self.check_context(self.context_form(ranks).context_passages)
+        if self.completion == "reasoned":
+            raise InputError("--completion reasoned: only for `sciqa predict` and `sciqa exam`; leave it out")
         self.at_least(1, "max_new_tokens", "num_beams", "sample_top_k")
         for name in SAMPLING:
             flag, value = f"--{name.replace('_', '-')}", getattr(self, name)

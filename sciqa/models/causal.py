@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
 from sciqa.models.attention_limits import SELECTIONS, RopeSwitch, attention_window
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
@@ -40,11 +41,31 @@ class CausalScorer(PrefixScorer):
 
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
+        if self.style.completion == "reasoned":
+            raise InputError("--completion reasoned: this step scores options as they are; leave it out")
         options = options_of(question)
         check_tokens(question, options, self.text.encode(list(options.values()), start=False))
         encoded = self._cut(question, context, lambda given: self._encode(question, given))
         check_tokens(question, options, encoded.options)  # one may have no tokens beyond the prompt's
         return encoded
+
+    def encode_to_write(self, question: dict, context: str, tokens: int) -> Encoded:
+        """Tokenise a question up to where the model begins to write; it has no options.
+
+        Args:
+            question: row of the exam table.
+            context: text that is read with it; it is cut if it is too long.
+            tokens: tokens that the model's limit must leave for what is written.
+
+        Raises:
+            InputError: the question is too long without any context, or its template cannot be rendered.
+        """
+
+        def encode(given: str) -> Encoded:
+            (prompt,) = self.text.encode([self._prompt(question, given)], start=bool(self._space))
+            return Encoded(prompt, [[0] * tokens], [1.0])
+
+        return replace(self._cut(question, context, encode), options=[], divisors=[], counted=[])
 
     def _encode(self, question: dict, context: str) -> Encoded:
         if self.style.completion == "yes":
@@ -73,7 +94,7 @@ class CausalScorer(PrefixScorer):
         """Return the prompt before an option, or before the yes to the option `proposed`."""
         prompt = render_prompt(question, context, self.style, proposed)
         if self.style.prompt == "chat":
-            return self.text.chat(prompt.messages(self.text.literal))
+            return self.text.chat(prompt.messages(self.text.literal), thinks=self.style.completion == "reasoned")
         return self.text.literal(prompt.plain)
 
     def _continue(self, prompt: str, options: list[str]) -> Encoded:

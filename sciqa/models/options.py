@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_path
-from sciqa.core.options import Options
+from sciqa.core.options import Options, SeedOptions
 from sciqa.models.prompt_format import Precision
 from sciqa.models.prompt_template import template_path
 
@@ -43,3 +44,17 @@ class TemplateOptions(Options):
         """Make a local path absolute."""
         super().__post_init__()
         self.template = self.template and template_path(self.template)
+
+
+@dataclass(kw_only=True)
+class TemperatureOptions(SeedOptions):
+    """How texts are drawn."""
+
+    temperature: float | None = None
+    """Temperature of drawn texts; by default the model's own, else 1."""
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        super().__post_init__()
+        if self.temperature is not None and self.temperature <= 0:
+            raise InputError(f"--temperature: {self.temperature} given, more than 0 expected")

@@ -6,7 +6,8 @@ from typing import Literal
 Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Prompt = Literal["plain", "chat"]
-Completion = Literal["text", "letter", "yes"]
+TrainedCompletion = Literal["text", "letter", "yes"]
+Completion = Literal[TrainedCompletion, "reasoned"]
 Normalise = Literal["none", "tokens", "characters"]
 Engine = Literal["torch", "vllm", "openai"]
 
@@ -18,7 +19,8 @@ class Format:
     Attributes:
         prompt: `chat` is the tokenizer's chat template around the question, `plain` the question alone.
         completion: what is scored after the prompt: the option's text, its letter (the prompt then lists all options),
-            or a yes to the question whether that option is right.
+            or a yes to the question whether that option is right; `reasoned`: its letter, after a text that the model
+            writes.
         normalise: the length that divides an option's log-likelihood, if any.
         max_length: most tokens of prompt and option together; the context is cut to fit. None is the model's limit.
         template: text of the template of the prompt; None is the built-in form.

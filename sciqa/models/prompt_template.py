@@ -129,6 +129,7 @@ class PromptTemplate:
             letters, right = list(options_of(row)), row["answer"]
             proposed = letters[(letters.index(right) + number % 2) % len(letters)]
             answers = {"text": row[right], "letter": right, "yes": "Yes" if proposed == right else "No"}
+            answers["reasoned"] = f"Answer: {right}"
             variables = self._variables(row, row.get("context") or "", row[proposed] if completion == "yes" else None)
             yield variables | {"answer": answers[completion]}, answers[completion]
 

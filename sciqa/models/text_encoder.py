@@ -8,12 +8,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
+from sciqa.models.thoughts import OPENING, closing_mark
 
 #: Unicode noncharacters, which no text should contain: a cut before tokenising, and a placeholder for an answer.
 CUT, ANSWER = "\ufdd0", "\ufdd1"
-#: Mark at the end of a prompt that opens a model's reasoning: `<think>`, `<seed:think>`, `[THINK]`,
-#: `<|START_THINKING|>`, `<reasoning>`.
-OPENED = re.compile(r"(?P<mark><\|?START_THINKING\|?>|<(?:\w+:)?(?:think|thinking|reasoning|thought)>|\[THINK\])\s*$")
+#: Mark at the end of a prompt that opens a model's thoughts.
+OPENED = re.compile(rf"(?P<mark>{OPENING})\s*$")
 
 
 class TextEncoder:
@@ -65,12 +65,18 @@ class TextEncoder:
             return first, [tokens[len(first) :] for tokens in whole]
         return first, [self._alone(option) for option in options]
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> str:
+    def chat(self, messages: Sequence[dict[str, str]], thinks: bool = False) -> str:
         """Return messages, perhaps from `literal`, in the tokenizer's chat template, up to the start of the answer.
 
         The prompt includes what a template puts before an answer, such as the channel of final answers or an empty
         reasoning block. Without it an option would be scored as the start of reasoning.
+
+        Args:
+            messages: messages with `role` and `content`.
+            thinks: whether the model may think first: the prompt then ends as the template ends it for this.
         """
+        if thinks:
+            return self._render(messages, thinks=True)
         prompt = self._render(messages)
         given, wanted = self._ends
         return prompt.removesuffix(given) + wanted
@@ -129,15 +135,9 @@ class TextEncoder:
         if answered.startswith(given.rstrip()) and answered.strip() != given.strip():
             wanted = answered
         if opened := OPENED.search(wanted):
-            return given, f"{wanted[: opened.start()]}{opened['mark']}\n\n{_closing(opened['mark'])}\n\n"
+            return given, f"{wanted[: opened.start()]}{opened['mark']}\n\n{closing_mark(opened['mark'])}\n\n"
         template = str(self.tokenizer.chat_template)
         reasons = "</think>" in template and "<think>" in self.tokenizer.get_vocab()
         if reasons and "</think>" not in wanted and prompt == self._render(asked, thinks=True):
             wanted += "<think>\n\n</think>\n\n"
         return given, wanted
-
-
-def _closing(mark: str) -> str:
-    if "START" in mark:
-        return mark.replace("START", "END")
-    return f"{mark[0]}/{mark[1:]}"

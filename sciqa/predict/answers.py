@@ -13,6 +13,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, place_of_answer, settle_ties, softmax
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
+from sciqa.predict.chain_table import write_chain_rows
 from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.
@@ -39,10 +40,12 @@ class ScoredAnswer:
     Attributes:
         scores: score of each option in nats, shape (options,); probabilities are their softmax.
         cut: whether the context was truncated to fit the model.
+        chains: rows of the table of chains, if the answer follows from texts that the model wrote.
     """
 
     scores: np.ndarray
     cut: bool = False
+    chains: tuple[dict, ...] = ()
 
 
 def tie_same_options(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
@@ -93,7 +96,7 @@ def write_answers(
     by: str,
     found: Sequence[tuple[dict, ...]] | None = None,
 ) -> None:
-    """Write one shard of the answers table.
+    """Write one shard of the answers table, and before it that of the chains that the answers follow from, if any.
 
     Args:
         folder: folder of the table.
@@ -111,6 +114,8 @@ def write_answers(
     for row, sources in zip(rows, found or (), strict=False):
         if sources and isinstance(every := sources[0].get("evidence"), list):  # of contexts: an entry per option
             row["evidence"] = every[ord(row["ranking"][0]) - ord("A")]
+    if chains := [row for each in scored for row in each.chains]:
+        write_chain_rows(folder, part, chains)
     storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 

@@ -1,7 +1,10 @@
-"""Reader of models behind an API in OpenAI's form: letters of options, ranked by log-probabilities or by votes."""
+"""Reader of models behind an API in OpenAI's form: letters of options, ranked by log-probabilities or by votes.
+
+Votes are letters that are drawn, or with `--completion reasoned` texts that end with one.
+"""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +14,14 @@ from sciqa.core import cluster, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.tables import fingerprint
 from sciqa.exam.questions import Exam, options_of, rotate_options
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import Completion, Format
 from sciqa.models.prompt_template import check_template, template_style
 from sciqa.predict.answers import ScoredAnswer
 from sciqa.predict.api_client import Client, IncompleteReplyError, RefusedError, Server, find_server
-from sciqa.predict.api_letters import letter_prompt, read_letter, scores_by_tokens, scores_by_votes
+from sciqa.predict.api_letters import letter_prompt, scores_by_tokens
 from sciqa.predict.api_records import RequestRecords, request_key
+from sciqa.predict.chain_options import chain_inputs
+from sciqa.predict.letters import LETTERS_FORMAT, read_letter, scores_by_votes
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 
 if TYPE_CHECKING:
@@ -33,16 +38,22 @@ class ApiReader:
         server: the server and the form of its requests.
         answers: folder of the answers table, beside which every answer is kept as it comes.
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
-        samples: answers drawn per question and rotation, if the server gives no log-probabilities.
+        settings: how answers are drawn, if the server gives no log-probabilities.
         concurrency: requests that this worker has under way at the same time.
         template: as `template_style` returns it; None or empty is the built-in prompt.
     """
 
     def __init__(
-        self, server: Server, answers: str, rotations: int, samples: int, concurrency: int, template: dict | None = None
+        self,
+        server: Server,
+        answers: str,
+        rotations: int,
+        settings: "DrawSettings",
+        concurrency: int,
+        template: dict | None = None,
     ) -> None:
         self.server, self.rotations, self.template = server, rotations, template
-        self.samples = 1 if server.listed else samples
+        self.settings, self.samples = settings, 1 if server.listed else settings.samples
         self.client, self.records = Client(server), RequestRecords(answers)
         self.pool = ThreadPoolExecutor(concurrency)
         self.error: Exception | None = None
@@ -67,7 +78,11 @@ class ApiReader:
         records = [future.result() for future in asked]
         by_turn = [records[at : at + self.samples] for at in range(0, len(records), self.samples)]
         letters = [list(options_of(questions[turn.number])) for turn in turns]
-        return mean_over_rotations(turns, [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)], set())
+        scores = [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)]
+        if self.settings.reasoned:
+            pairs = zip(scores, by_turn, strict=True)
+            return [ScoredAnswer(each, chains=tuple(map(_chain_row, wrote))) for each, wrote in pairs]
+        return mean_over_rotations(turns, scores, set())
 
     def _scores(self, records: list[dict], letters: list[str]) -> np.ndarray:
         if self.server.listed:
@@ -97,8 +112,10 @@ class ApiReader:
 
     def _ask(self, question: dict, context: str, by: int, sample: int) -> dict:
         rotated = rotate_options(question, by)
-        prompt = letter_prompt(rotated, context, self.server.chat, self.template)
-        request = self.server.request(prompt, sample, 1.0 if self.samples > 1 else 0.0)
+        completion: Completion = "reasoned" if self.settings.reasoned else "letter"
+        prompt = letter_prompt(rotated, context, self.server.chat, self.template, completion)
+        temperature = self.settings.temperature if self.samples > 1 else 0.0
+        request = self.server.request(prompt, self.settings.seed + sample, temperature)
         key = request_key(question["id"], by, sample, request)
         if kept := self.records.get(key):
             return kept
@@ -113,6 +130,29 @@ class ApiReader:
         return record
 
 
+@dataclass(frozen=True)
+class DrawSettings:
+    """How answers are drawn.
+
+    Attributes:
+        samples: answers per question and rotation; a single one is the likeliest.
+        temperature: temperature of several answers.
+        seed: seed of the first answer; that of each further one is one more.
+        reasoned: whether the model writes its reasons before the letter.
+    """
+
+    samples: int
+    temperature: float = 1.0
+    seed: int = 0
+    reasoned: bool = False
+
+
+def _chain_row(record: dict) -> dict:
+    """Return the row of the table of chains for an answer of a server."""
+    row = {name: record[name] for name in ("id", "sample", "text", "letter", "finished")}
+    return row | {"prompt_tokens": record["tokens_in"], "tokens": record["tokens_out"]}
+
+
 def check_api(options: "PredictOptions", question: dict | None) -> None:
     """Raise `InputError` unless the server answers and has the model, and the template has no error.
 
@@ -122,10 +162,14 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
     """
     if options.shots:
         raise InputError("--shots: not with --engine openai; write the examples into a --template, or leave it out")
-    style = replace(Format(completion="letter"), **template_style(options.template, "letter"))
+    style = replace(Format(completion=_completion(options)), **template_style(options.template, _completion(options)))
     if question is not None:
         check_template(style, question)
     find_server(options)
+
+
+def _completion(options: "PredictOptions") -> Completion:
+    return "reasoned" if options.reasons else "letter"
 
 
 def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
@@ -140,9 +184,11 @@ def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict
         "server": find_server(options),
         "answers": answers,
         "rotations": options.rotations,
-        "samples": options.samples,
+        "settings": DrawSettings(
+            *(options.samples_of_question(options.reasons), options.temperature or 1.0, options.seed, options.reasons)
+        ),
         "concurrency": max(1, options.concurrency // workers),
-        "template": template_style(options.template, "letter"),
+        "template": template_style(options.template, _completion(options)),
     }
 
 
@@ -151,11 +197,12 @@ def api_inputs(options: "PredictOptions") -> dict:
     server = find_server(options)
     given = {"engine": options.engine, "model": options.model, "rotations": options.rotations}
     given |= {"server": server.url, "prompt": "chat" if server.chat else "plain"}
-    if template := template_style(options.template, "letter").get("template"):
+    if template := template_style(options.template, _completion(options)).get("template"):
         given["template"] = fingerprint(template)
     if server.listed:
         return given | {"ranked_by": f"{server.listed} log-probabilities"}
-    return given | {"ranked_by": f"{options.samples} votes", "answer_tokens": server.tokens}
+    given |= {"ranked_by": "votes", "letters": LETTERS_FORMAT}
+    return given | {"completion": _completion(options)} | chain_inputs(options, options.reasons)
 
 
 def api_workers(options: "PredictOptions", parts: int) -> int:

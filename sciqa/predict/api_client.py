@@ -94,12 +94,14 @@ class Reply:
         logprobs: log-probabilities of the likeliest first tokens, if they were asked for.
         tokens_in: tokens that the server read, also for answers that lacked a part.
         tokens_out: tokens that it wrote.
+        finished: whether the model ended it; otherwise it was cut off.
     """
 
     text: str
     logprobs: dict[str, float]
     tokens_in: int = 0
     tokens_out: int = 0
+    finished: bool = True
 
 
 class Client:
@@ -257,7 +259,7 @@ def read_key(server: Server) -> str:
 
 
 def read_reply(answered: Any, server: Server) -> Reply:  # noqa: ANN401 (whatever a server sent)
-    """Return the answer in a response, or raise `HalfAnswerError` if it lacks a part that was asked for."""
+    """Return the answer in a response, or raise `IncompleteReplyError` if it lacks a part that was asked for."""
     choices = getattr(answered, "choices", None)
     if not choices:
         raise IncompleteReplyError("has no choices")
@@ -270,7 +272,8 @@ def read_reply(answered: Any, server: Server) -> Reply:  # noqa: ANN401 (whateve
             raise IncompleteReplyError("has no text")
     elif not isinstance(text := getattr(first, "text", None), str):
         raise IncompleteReplyError("has no text")
-    return Reply(text or "", _first_tokens(first, server.chat) if server.listed else {})
+    finished = bool(server.listed) or getattr(first, "finish_reason", None) != "length"
+    return Reply(text or "", _first_tokens(first, server.chat) if server.listed else {}, finished=finished)
 
 
 def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
@@ -303,9 +306,9 @@ def find_server(options: "PredictOptions") -> Server:
     key = bool(os.environ.get(options.api_key_env, "").strip())
     server = Server(
         *(options.base_url, options.model, options.api_key_env, key, options.prompt != "plain"),
-        *(options.timeout, options.answer_tokens),
+        *(options.timeout, options.tokens_of_answer(options.reasons)),
     )
-    return _try_forms(server, options.logprobs)
+    return _try_forms(server, options.logprobs and not options.reasons)
 
 
 @cache

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sciqa.core.errors import InputError
-from sciqa.core.options import Options
+from sciqa.predict.chain_options import ChainOptions
 
 
 @dataclass(kw_only=True)
-class ApiOptions(Options):
+class ApiOptions(ChainOptions):
     """Options of a server that has the reader model."""
 
     base_url: str = ""
@@ -18,10 +18,6 @@ class ApiOptions(Options):
     """Name of the environment variable with the server's key, set on every node; needed only if the server asks."""
     logprobs: bool = True
     """Rank by the log-probabilities of the letters if the server gives them; --no-logprobs: always by votes."""
-    samples: int = 5
-    """Answers drawn per question (and rotation) if letters are ranked by votes."""
-    answer_tokens: int = 16
-    """Most tokens of a drawn answer; a model that thinks before it answers needs thousands."""
     concurrency: int = 8
     """Requests that are under way at the same time, those of all workers together."""
     timeout: float = 120.0
@@ -32,7 +28,7 @@ class ApiOptions(Options):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        self.at_least(1, "samples", "answer_tokens", "concurrency")
+        self.at_least(1, "concurrency")
         if self.timeout <= 0:
             raise InputError(f"--timeout: {self.timeout} given, more than 0 seconds expected")
         if self.price and min(self.price) < 0:
@@ -59,10 +55,10 @@ class ApiOptions(Options):
             raise InputError(
                 "--base-url: with --engine openai the address of the server expected, as in http://localhost:8000/v1"
             )
-        if completion not in ("auto", "letter"):
+        if completion not in ("auto", "letter", "reasoned"):
             raise InputError(
                 f"--completion {completion}: not with --engine openai, whose servers score no given text; "
-                "leave it out, and letters are ranked"
+                "leave it out, and letters are ranked, or pass --completion reasoned"
             )
         if normalise != "auto":
             raise InputError("--normalise: not with --engine openai, which ranks single letters; leave it out")

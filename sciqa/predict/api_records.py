@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from sciqa.core import storage, tables
+from sciqa.predict.chain_table import USAGE
 
 SCHEMA = pa.schema(
     [
@@ -17,10 +18,9 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("letter", "text")),
         ("logprobs", pa.map_(pa.string(), pa.float64())),
         *((name, pa.int64()) for name in ("tokens_in", "tokens_out")),
+        ("finished", pa.bool_()),
     ]
 )
-#: Figures that the records of a question sum up to: answers without a letter, and tokens that were read and written.
-USAGE = ("no_letter", "tokens_in", "tokens_out")
 #: Files that are read, or deleted, at the same time.
 AT_ONCE = 32
 
@@ -79,7 +79,8 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
     sums: dict[str, dict[str, int]] = {}
     for row in rows.values():
         of = sums.setdefault(row["id"], dict.fromkeys(USAGE, 0))
-        for name, figure in zip(USAGE, (row["letter"] is None, row["tokens_in"], row["tokens_out"]), strict=True):
+        figures = (row["letter"] is None, row.get("finished") is False, row["tokens_in"], row["tokens_out"])
+        for name, figure in zip(USAGE, figures, strict=True):
             of[name] += int(figure)
     return sums
 
@@ -107,11 +108,13 @@ def token_cost(price: tuple[float, float] | None, figures: dict) -> float | None
     return (price[0] * figures["tokens_in"] + price[1] * figures["tokens_out"]) / 1e6
 
 
-def usage_summary(price: tuple[float, float] | None, figures: dict) -> str:
-    """Return tokens, cost and answers without a letter in words, for the summary; empty without any."""
+def usage_summary(price: tuple[float, float] | None, figures: dict, writer: str = "the server") -> str:
+    """Return tokens, cost, and answers cut off or without a letter in words, for the summary; empty without any."""
     if figures.get("tokens_in") is None:
         return ""
-    said = f"; {figures['tokens_in']:,} tokens read and {figures['tokens_out']:,} written by the server"
+    said = f"; {figures['tokens_in']:,} tokens read and {figures['tokens_out']:,} written by {writer}"
     if (cost := token_cost(price, figures)) is not None:
         said += f", which cost {cost:,.4f} at --price"
+    if unfinished := figures["unfinished"]:
+        said += f"; {unfinished:,} of its answers cut by --max-tokens"
     return said + f"; {figures['no_letter']:,} of its answers without a letter"

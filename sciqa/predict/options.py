@@ -106,10 +106,11 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
     prompt: Literal["auto", Prompt] = "auto"
-    """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`."""
+    """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`, and with --completion reasoned
+    `chat` where the tokenizer has a template."""
     completion: Literal["auto", Completion] = "auto"
-    """Score an option by its text, its letter, or a yes to it; `auto` is as the template says, else as trained, else
-    `text`."""
+    """Score an option by its text, its letter, or a yes to it; `reasoned`: the model writes its reasons first, and its
+    letter is read from their end. `auto` is as the template says, else as trained, else `text`."""
     normalise: Literal["auto", Normalise] = "auto"
     """Divide an option's log-likelihood by its length in tokens or characters; `auto`: as trained, else by tokens."""
     rotations: int = 1
@@ -249,6 +250,11 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
     def in_api(self) -> bool:
         """Whether a server has the model."""
         return self.engine == "openai" and self._reads
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model writes its reasons before it answers."""
+        return self._reads and self.style().get("completion") == "reasoned"
 
     @property
     def _reads(self) -> bool:

@@ -29,6 +29,7 @@ from sciqa.predict.api_records import usage_summary
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
+from sciqa.predict.reasoned_work import check_reasoned, check_writes_chains, reasoned_arguments, reasoned_inputs
 from sciqa.predict.results import metrics_path, write_results
 from sciqa.predict.streamed_passes import report_passes, split_passes
 from sciqa.predict.uncertainty import DOUBT
@@ -63,7 +64,7 @@ def predict(options: PredictOptions) -> Summary:
         made += f"; {manifest['cut']:,} {what} limit"
     if manifest["tied"]:
         made += f"; {manifest['tied']:,} questions with ties among their first three options"
-    made += usage_summary(options.price, manifest)
+    made += usage_summary(options.price, manifest, "the server" if options.in_api else "the model")
     metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
@@ -98,6 +99,8 @@ def answers_path(output: str, name: str) -> str:
 
 def check_model(options: PredictOptions, question: dict | None = None) -> None:
     """Raise `InputError` unless the chosen engine can run the model, or as `check_reader` does."""
+    if options.reasons:
+        check_reasoned(options)
     if options.engine == "openai":
         check_api(options, question)
         return
@@ -132,6 +135,8 @@ def check_reader(options: ReaderModelOptions, question: dict | None = None) -> N
             raise InputError(f"--{name}: {options.model} is an encoder, which reads no prompt; leave it out")
     if question is not None:
         check_template(style, question | {"examples": options.read_shots()[: options.shots]})
+    if style.completion == "reasoned":
+        check_writes_chains(options.model, family)
     if options.rotations > 1 and (family == "multiple-choice" or style.completion != "letter"):
         raise InputError(
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
@@ -174,7 +179,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
         inputs["template"] = tables.fingerprint(template)
     inputs |= options.shots_identity()
     given = ("prompt", "completion", "normalise", "rotations", "engine")
-    return inputs | {name: getattr(options, name) for name in given}
+    return inputs | {name: getattr(options, name) for name in given} | reasoned_inputs(options)
 
 
 def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
@@ -217,7 +222,10 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
     else:
         weights = weight_bytes(options.model)
     weights += weight_bytes(options.embedder) if options.shots else 0
-    return _cascading(options, exam, Work(parts, workers, "model", arguments, options.model, sources, weights))
+    kind = "model"
+    if options.reasons:
+        kind, arguments = "reasoned", reasoned_arguments(options, arguments)
+    return _cascading(options, exam, Work(parts, workers, kind, arguments, options.model, sources, weights))
 
 
 def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:

@@ -17,8 +17,10 @@ from sciqa.predict.answers import ScoredAnswer, tie_same_options
 from sciqa.predict.api import ApiReader
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import log_linear_pool, pooled_scores
+from sciqa.predict.reasoned import ReasonedReader
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 from sciqa.predict.shots import ExampleChooser
+from sciqa.predict.sources import join_sources
 from sciqa.predict.uncertainty import DOUBT
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
@@ -88,14 +90,10 @@ def encode_rotations(
     chooser: ExampleChooser | None = None,
 ) -> tuple[list[Rotation], list[Encoded]]:
     """Return the turns of the questions (see `rotations_of`) and each in tokens, with context and examples if given."""
-    texts = [rows[0]["context"] if rows else "" for rows in found]
-    examples = chooser.choose(questions) if chooser else [[]] * len(questions)
-    asked = [
-        question | {"passages": rows[0].get("passages") or [] if rows else [], "examples": each}
-        for question, rows, each in zip(questions, found, examples, strict=True)
-    ]
+    asked = join_sources(questions, found, chooser)
     turns = rotations_of(questions, rotations)
-    return turns, [scorer.encode(rotate_options(asked[turn.number], turn.by), texts[turn.number]) for turn in turns]
+    pairs = [(turn.by, *asked[turn.number]) for turn in turns]
+    return turns, [scorer.encode(rotate_options(question, by), context) for by, question, context in pairs]
 
 
 class RetrievalReader:
@@ -197,6 +195,7 @@ class CascadeReader:
 
 READERS = {
     "model": ModelReader,
+    "reasoned": ReasonedReader,
     "api": ApiReader,
     "retrieval": RetrievalReader,
     "baseline": BaselineReader,

@@ -11,7 +11,8 @@ from sciqa.exam.metrics import score
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
 from sciqa.predict.answers import has_ties
-from sciqa.predict.api_records import USAGE, collect_records, sum_usage, token_cost
+from sciqa.predict.api_records import collect_records, sum_usage, token_cost
+from sciqa.predict.chain_table import USAGE, chain_usage
 from sciqa.predict.options import PredictOptions
 
 METRICS = pa.schema(
@@ -41,8 +42,8 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
     """Write the metrics table and the competition's file.
 
     Returns:
-        The counts of truncated contexts (`cut`) and of ties (`tied`); of a server also those of
-        `sciqa.predict.api_records.USAGE`.
+        The counts of truncated contexts (`cut`) and of ties (`tied`); of written answers also those
+        of `sciqa.predict.chain_table.USAGE`.
     """
     model = options.model if options.has_model else options.embedder if options.reader == "retrieval" else None
     about = {
@@ -66,7 +67,7 @@ def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
     storage.write_bytes(submission, lines.getvalue())
-    asked = collect_records(folder)
+    asked = collect_records(folder) or chain_usage(folder)
     answers = [row | asked.get(row["id"], {}) for row in table.to_pylist()]
     slices = _slices(exam, answers)
     scored = {name: score(rows) for name, rows in slices.items()}

@@ -10,7 +10,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions, SeedOptions, check_name
 from sciqa.exam.questions import QuestionOptions
 from sciqa.models.options import ModelOptions, PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Completion, Method, Normalise, Prompt
+from sciqa.models.prompt_format import Method, Normalise, Prompt, TrainedCompletion
 from sciqa.models.prompt_template import template_style
 
 Loss = Literal["ranking", "completion"]
@@ -94,7 +94,7 @@ class FinetuneOptions(TrainOptions, TemplateOptions, PrecisionOptions, SeedOptio
     """Name of the result, which is kept in OUTPUT/trained/NAME."""
     prompt: Literal["auto", Prompt] = "auto"
     """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`."""
-    completion: Completion = "text"
+    completion: TrainedCompletion = "text"
     """What a generative model predicts: the option's text, its letter, or a yes to the proposed option."""
     normalise: Normalise = "tokens"
     """Divide an option's log-likelihood by its length in tokens or characters, or not."""

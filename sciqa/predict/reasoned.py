@@ -1,0 +1,121 @@
+"""Reader that lets a causal model write its reasons before it answers, and ranks options by votes of its chains."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+
+from sciqa.exam.metrics import NOISE, settle_ties, softmax
+from sciqa.exam.questions import options_of
+from sciqa.models.causal import CausalScorer
+from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_letters, write_chains
+from sciqa.models.load import load_scorer
+from sciqa.models.scorer import Scorer, score_options
+from sciqa.predict.answers import ScoredAnswer
+from sciqa.predict.letters import ends_with_answer, find_letter, scores_by_votes
+from sciqa.predict.shots import ExampleChooser
+from sciqa.predict.sources import join_sources
+
+
+def reasoned_style(scorer: Scorer, style: dict) -> dict:
+    """Return the fields of a style; without a form of the prompt, chat is chosen where the tokenizer has a template."""
+    return ({"prompt": "chat"} if scorer.tokenizer.chat_template else {}) | style
+
+
+class ReasonedReader:
+    """Reader whose model writes chains; each chain is a vote for the letter that it ends with.
+
+    A chain that is cut off at its most tokens votes for the likeliest letter after "Answer:". One that the model ended
+    without a letter has no vote. Letters with equal votes are ranked by their likelihood at the end of the chains, on
+    average over all chains of the question; see `scores_by_votes`.
+
+    Args:
+        tokens_per_batch: tokens per batch, padding included.
+        style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
+        settings: fields of `ChainSettings`.
+        shots: arguments of `ExampleChooser`; None for no examples.
+        model: further arguments of `sciqa.models.load.load_scorer`.
+    """
+
+    def __init__(
+        self,
+        tokens_per_batch: int,
+        style: dict,
+        settings: dict,
+        shots: dict | None = None,
+        **model: Any,  # noqa: ANN401
+    ) -> None:
+        self.scorer, self.tokens_per_batch = cast("CausalScorer", load_scorer(**model)), tokens_per_batch
+        self.scorer.style = replace(self.scorer.style, **reasoned_style(self.scorer, style))
+        self.settings = ChainSettings(**settings)
+        self.chooser = ExampleChooser(**shots) if shots else None
+        self.notes = [self.scorer.note] if self.scorer.note else []
+
+    def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
+        """See `sciqa.predict.readers.Reader.score`; the results have the rows of the table of chains."""
+        room = self.settings.max_tokens + CUE_TOKENS
+        asked = [
+            self.scorer.encode_to_write(question, context, room)
+            for question, context in join_sources(questions, found, self.chooser)
+        ]
+        prompts = [each.prompt for each in asked]
+        chains = write_chains(self.scorer, prompts, self.settings, self.tokens_per_batch, ends_with_answer)
+        letters = [list(options_of(question)) for question in questions]
+        named = [
+            [_named_letter(chain, options_of(question)) for chain in each]
+            for question, each in zip(questions, chains, strict=True)
+        ]
+        ends = [
+            encode_letters(self.scorer, prompts[number], chain, name[1] if name else None, letters[number])
+            for number in range(len(questions))
+            for chain, name in zip(chains[number], named[number], strict=True)
+        ]
+        scores = iter(score_options(self.scorer, ends, self.tokens_per_batch))
+        return [
+            _vote(
+                question,
+                len(each.prompt),
+                cut=each.cut,
+                chains=wrote,
+                named=names,
+                scores=[next(scores) for _ in wrote],
+            )
+            for question, each, wrote, names in zip(questions, asked, chains, named, strict=True)
+        ]
+
+
+def _named_letter(chain: Chain, options: dict[str, str]) -> tuple[str, int] | None:
+    """Return the letter that a whole chain ends with and its place in the chain's text, or None."""
+    found = find_letter(chain.whole_text, options) if chain.finished else None
+    return (found[0], found[1] - len(chain.opened)) if found else None
+
+
+def _vote(
+    question: dict,
+    prompt_tokens: int,
+    *,
+    cut: bool,
+    chains: list[Chain],
+    named: list[tuple[str, int] | None],
+    scores: list[np.ndarray],
+) -> ScoredAnswer:
+    """Return the scores of a question by the votes of its chains, and the rows of its chains.
+
+    Args:
+        question: row of the exam table.
+        prompt_tokens: tokens of its prompt.
+        cut: whether its context was cut.
+        chains: what was written.
+        named: letter and place that each chain names, if any.
+        scores: score of each letter at the end of each chain, each of shape (options,).
+    """
+    letters = list(options_of(question))
+    likelihoods = np.array([softmax(each) for each in scores])
+    votes, rows = [], []
+    for number, (chain, name) in enumerate(zip(chains, named, strict=True)):
+        forced = None if chain.finished else letters[int(likelihoods[number].argmax())]
+        votes.append(name[0] if name else forced)
+        row = {"id": question["id"], "sample": number, "text": chain.whole_text, "letter": votes[-1]}
+        rows.append(row | {"prompt_tokens": prompt_tokens, "tokens": len(chain.tokens), "finished": chain.finished})
+    voted = scores_by_votes(votes, letters, likelihoods.mean(axis=0))
+    return ScoredAnswer(settle_ties(voted, NOISE), cut, tuple(rows))

@@ -1,0 +1,59 @@
+"""What the `predict` step needs for `--completion reasoned`: checks of options, arguments of the reader, and inputs."""
+
+from typing import TYPE_CHECKING
+
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import Family
+from sciqa.predict.chain_options import chain_inputs
+from sciqa.predict.letters import LETTERS_FORMAT
+
+if TYPE_CHECKING:
+    from sciqa.predict.options import PredictOptions
+
+
+def check_reasoned(options: "PredictOptions") -> None:
+    """Raise `InputError` if other options do not go with `--completion reasoned`."""
+    clashes = {
+        "--engine vllm": (options.engine == "vllm", "which scores here; start vLLM's server and pass --engine openai"),
+        "--stream": (options.stream, "which would read all weights anew for every token"),
+        "--rotations": (options.rotations > 1, "which averages over prompts; pass --samples"),
+        "--normalise": (options.normalise != "auto", "since letters are ranked by votes"),
+        "--temperature": (
+            options.temperature is not None and options.samples_of_question(True) == 1,
+            "for a single chain, which is the likeliest; pass --samples too",
+        ),
+    }
+    for name, (given, why) in clashes.items():
+        if given:
+            raise InputError(f"{name}: not with --completion reasoned, {why}")
+
+
+def check_writes_chains(model: str, family: Family) -> None:
+    """Raise `InputError` unless a model of this family can write its reasons."""
+    if family != "causal":
+        raise InputError(
+            f"--completion reasoned: causal models write their reasons, and {model} is {family}; leave it out"
+        )
+
+
+def reasoned_arguments(options: "PredictOptions", arguments: dict) -> dict:
+    """Return the arguments of `sciqa.predict.reasoned.ReasonedReader`.
+
+    Args:
+        options: options of the run.
+        arguments: arguments of `sciqa.predict.readers.ModelReader`.
+    """
+    settings = {
+        "samples": options.samples_of_question(True),
+        "max_tokens": options.tokens_of_answer(True),
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
+    return {name: value for name, value in arguments.items() if name != "rotations"} | {"settings": settings}
+
+
+def reasoned_inputs(options: "PredictOptions") -> dict:
+    """Return what chains follow from, for the inputs of a table; nothing for another completion."""
+    if not options.reasons:
+        return {}
+    return {"letters": LETTERS_FORMAT} | chain_inputs(options, True)
