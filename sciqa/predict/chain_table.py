@@ -37,15 +37,20 @@ def write_chain_rows(answers: str, part: int, rows: Sequence[dict]) -> None:
     storage.write_table(tables.part_path(chains_folder(answers), part), table)
 
 
-def read_chains(answers: str, columns: list[str] | None = None) -> dict[str, list[dict]]:
+def read_chains(
+    answers: str, columns: list[str] | None = None, questions: float = float("inf")
+) -> dict[str, list[dict]]:
     """Return the chains of each question, by its id, in the order of their samples; empty without any.
 
     Args:
         answers: folder of the answers table.
         columns: columns to read besides `id`; by default all.
+        questions: read no further shard when there are this many questions.
     """
     found: dict[str, list[dict]] = {}
     for name in sorted(storage.list_names(chains_folder(answers))):
+        if len(found) >= questions:
+            break
         path = storage.join(chains_folder(answers), name)
         for row in storage.read_table(path, columns and ["id", *columns]).to_pylist():
             found.setdefault(row["id"], []).append(row)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
+from sciqa.predict.chain_options import MaxTokensOptions
 from sciqa.predict.options import ReaderModelOptions, read_like_exam
 from sciqa.predict.predict import check_reader
 from sciqa.retrieval.contexts import context_text, open_contexts
@@ -25,7 +26,7 @@ LEFT_OUT = 60
 
 
 @dataclass(kw_only=True)
-class PromptOptions(ReaderModelOptions, ContextsFolderOptions, ExamOptions):
+class PromptOptions(MaxTokensOptions, ReaderModelOptions, ContextsFolderOptions, ExamOptions):
     """Options of the `prompt` step."""
 
     show: int = 3
@@ -59,15 +60,21 @@ def show_prompts(options: PromptOptions) -> Summary:
     check_reader(options, exam.sample)
     from sciqa.models.load import load_encoder
     from sciqa.predict.readers import encode_rotations
+    from sciqa.predict.reasoned import encode_reasoned, set_reasoned_style
     from sciqa.predict.shots import ExampleChooser
 
     scorer = load_encoder(options.model, options.style(), options.adapter)
     shots = options.shots_arguments("cpu", len(os.sched_getaffinity(0)))
     chooser = ExampleChooser(**shots) if shots else None
-    _, encoded = encode_rotations(scorer, questions, [(found,) for found in contexts], 1, chooser)
+    found: list[tuple[dict, ...]] = [(each,) for each in contexts]
+    if scorer.style.completion == "reasoned":
+        set_reasoned_style(scorer, options.style())
+        encoded = encode_reasoned(scorer, questions, found, options.tokens_of_answer(True), chooser)
+    else:
+        _, encoded = encode_rotations(scorer, questions, found, 1, chooser)
     lines = list(_shared_lines(scorer, encoded))
-    for question, found, each in zip(questions, contexts, encoded, strict=True):
-        lines += ["", *_question_lines(scorer, question, found["context"], each)]
+    for question, given, each in zip(questions, contexts, encoded, strict=True):
+        lines += ["", *_question_lines(scorer, question, given["context"], each)]
     made = f"{len(questions)} of {exam.questions:,} questions as {options.model} reads them"
     return Summary("prompt", "", made, time.monotonic() - started, {"lines": lines})
 
@@ -99,7 +106,7 @@ def _shared_lines(scorer: "Scorer", encoded: "list[Encoded]") -> Iterator[str]:
 
 def _question_lines(scorer: "Scorer", question: dict, context: str, encoded: "Encoded") -> Iterator[str]:
     letters, tokenizer = options_of(question), scorer.tokenizer
-    yield f"question {question['id']}: {len(encoded.prompt)} tokens, computed once, then {_counts(encoded)}"
+    yield f"question {question['id']}: {len(encoded.prompt)} tokens{_counts(encoded)}"
     if encoded.cut and encoded.kept is not None:
         left = context[encoded.kept :].strip()
         yield f"context cut to {encoded.kept:,} of {len(context):,} characters, before {left[:LEFT_OUT]!r}"
@@ -107,6 +114,9 @@ def _question_lines(scorer: "Scorer", question: dict, context: str, encoded: "En
         yield f"context of {len(context):,} characters cut"
     if encoded.prompt:
         yield visible_tokens(tokenizer, encoded.prompt)
+    if not encoded.options:
+        return
+    if encoded.prompt:
         yield "── the shared prefix ends here ──"
     for letter, tokens, counted in zip(letters, encoded.options, encoded.counted, strict=True):
         before, scored = tokens[: len(tokens) - counted], tokens[len(tokens) - counted :]
@@ -115,7 +125,9 @@ def _question_lines(scorer: "Scorer", question: dict, context: str, encoded: "En
 
 
 def _counts(encoded: "Encoded") -> str:
-    return " + ".join(str(len(option)) for option in encoded.options) + " of the options"
+    if not encoded.options:
+        return ", after which the model writes"
+    return ", computed once, then " + " + ".join(str(len(option)) for option in encoded.options) + " of the options"
 
 
 def visible_tokens(tokenizer: "PreTrainedTokenizerBase", tokens: list[int]) -> str:

@@ -10,16 +10,30 @@ from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_letters, write_chains
 from sciqa.models.load import load_scorer
-from sciqa.models.scorer import Scorer, score_options
+from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import ScoredAnswer
 from sciqa.predict.letters import ends_with_answer, find_letter, scores_by_votes
 from sciqa.predict.shots import ExampleChooser
 from sciqa.predict.sources import join_sources
 
 
-def reasoned_style(scorer: Scorer, style: dict) -> dict:
-    """Return the fields of a style; without a form of the prompt, chat is chosen where the tokenizer has a template."""
-    return ({"prompt": "chat"} if scorer.tokenizer.chat_template else {}) | style
+def set_reasoned_style(scorer: Scorer, style: dict) -> None:
+    """Set fields of a scorer's format; without one for `prompt`, it is `chat` where the tokenizer has a template."""
+    default = {"prompt": "chat"} if scorer.tokenizer.chat_template else {}
+    scorer.style = replace(scorer.style, **default | style)
+
+
+def encode_reasoned(
+    scorer: Scorer,
+    questions: list[dict],
+    found: list[tuple[dict, ...]],
+    max_tokens: int,
+    chooser: ExampleChooser | None = None,
+) -> list[Encoded]:
+    """Return the prompts of questions, after each of which the model's limit leaves room for a chain and its answer."""
+    asked = join_sources(questions, found, chooser)
+    scorer = cast("CausalScorer", scorer)
+    return [scorer.encode_to_write(question, context, max_tokens + CUE_TOKENS) for question, context in asked]
 
 
 class ReasonedReader:
@@ -46,18 +60,14 @@ class ReasonedReader:
         **model: Any,  # noqa: ANN401
     ) -> None:
         self.scorer, self.tokens_per_batch = cast("CausalScorer", load_scorer(**model)), tokens_per_batch
-        self.scorer.style = replace(self.scorer.style, **reasoned_style(self.scorer, style))
+        set_reasoned_style(self.scorer, style)
         self.settings = ChainSettings(**settings)
         self.chooser = ExampleChooser(**shots) if shots else None
         self.notes = [self.scorer.note] if self.scorer.note else []
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `sciqa.predict.readers.Reader.score`; the results have the rows of the table of chains."""
-        room = self.settings.max_tokens + CUE_TOKENS
-        asked = [
-            self.scorer.encode_to_write(question, context, room)
-            for question, context in join_sources(questions, found, self.chooser)
-        ]
+        asked = encode_reasoned(self.scorer, questions, found, self.settings.max_tokens, self.chooser)
         prompts = [each.prompt for each in asked]
         chains = write_chains(self.scorer, prompts, self.settings, self.tokens_per_batch, ends_with_answer)
         letters = [list(options_of(question)) for question in questions]

@@ -1,5 +1,6 @@
 """Questions of a report page: the readers' answers, the passages found, and the parts of them that were read."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -9,7 +10,10 @@ from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam.metrics import place_of_answer
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
+from sciqa.predict.chain_table import read_chains
 
+#: Most characters of a chain on the page.
+CHAIN_CHARACTERS = 4000
 SLICES = ("topic", "subject", "kind")
 #: How baselines answer that do not read what is marked.
 SHALLOW = {
@@ -70,6 +74,28 @@ def listed_questions(
         found = contexts.table.read(rows, exam.first(part), ["passages", "context"]) if contexts else empty
         questions += [_question(*pair, contexts) for pair in zip(rows, found, strict=True)]
     return questions[:most], {name: _answers(name, readers, contexts, most) for name in readers}
+
+
+def listed_chains(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
+    """Return what readers wrote before their answers: rows of the table of chains by question and reader.
+
+    A text longer than `CHAIN_CHARACTERS` loses its middle.
+
+    Args:
+        output: folder of the run.
+        readers: names of the readers.
+        most: questions for which chains are needed.
+    """
+    found: dict[str, dict[str, list[dict]]] = {}
+    for name in readers:
+        for question, chains in read_chains(storage.join(output, "answers", name), questions=most).items():
+            found.setdefault(question, {})[name] = [chain | {"text": _shortened(chain["text"])} for chain in chains]
+    return found
+
+
+def _shortened(text: str) -> str:
+    half = CHAIN_CHARACTERS // 2
+    return text if len(text) <= CHAIN_CHARACTERS else f"{text[:half]}\n[…]\n{text[-half:]}"
 
 
 def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:

@@ -16,7 +16,7 @@ from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.page import render_page
-from sciqa.report.questions import listed_questions
+from sciqa.report.questions import listed_chains, listed_questions
 
 #: Keys of a question that the page's script reads.
 ASKED = ("id", "prompt", "answer", "slices", "contamination")
@@ -51,6 +51,7 @@ def report(options: ReportOptions) -> Summary:
     check_show(options.show, readers)
     shown = options.show or next(iter(readers))
     questions, answers = listed_questions(options.output, exam, readers, shown, options.report_questions)
+    chains = listed_chains(options.output, readers, len(questions))
     audited = read_audit(options.output, exam)
     for number, question in enumerate(questions):
         question |= _stands(audited, number)
@@ -68,6 +69,7 @@ def report(options: ReportOptions) -> Summary:
         asked=[{name: each[name] for name in ASKED} for each in questions],
         slices=sorted(Counter(name for each in questions for name in each["slices"]).items()),
         answers=answers,
+        chains=chains,
         curves=_training_curves(options.output),
     )
     path = storage.join(options.output, "report.html")
