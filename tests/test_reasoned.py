@@ -119,9 +119,11 @@ def test_the_limits_of_the_models_own_files_hold(scorer, monkeypatch):
 
 def test_draws_follow_the_probabilities():
     scores = torch.tensor([0.5, 0.2, 0.0, 0.3]).log().repeat(4000, 1)
-    drawn = SeededDraws(range(4000), start=3, steps=2)(torch.zeros(4000, 4, dtype=torch.long), scores)
-    assert (drawn == 0).sum(dim=1).eq(1).all()
-    np.testing.assert_allclose((drawn == 0).double().mean(dim=0), [0.5, 0.2, 0.0, 0.3], atol=0.03)
+    draws = SeededDraws(range(4000), torch.device("cpu"))
+    first, second = (draws(torch.zeros(4000, 1, dtype=torch.long), scores).argmax(dim=1) for _ in range(2))
+    for drawn in (first, second):
+        np.testing.assert_allclose(drawn.bincount(minlength=4) / 4000, [0.5, 0.2, 0.0, 0.3], atol=0.03)
+    assert (first == second).float().mean().item() == pytest.approx(0.25 + 0.04 + 0.09, abs=0.03)
 
 
 def test_a_row_stops_where_its_answer_is_whole(scorer):
@@ -150,7 +152,7 @@ def test_a_thinking_template_thinks_and_is_not_closed():
     ("text", "at", "before"),
     [
         ("Iron rusts.\nAnswer: B", -1, "Iron rusts.\nAnswer: "),
-        ("Iron rusts.\n**(B)** it is", -9, "Iron rusts.\n**("),
+        ("Iron rusts.\n**(B)** it is", -10, "Iron rusts.\n**("),
         ("Iron rusts", None, "Iron rusts\nAnswer: "),
     ],
 )

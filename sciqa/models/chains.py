@@ -80,25 +80,25 @@ class Chain(NamedTuple):
 
 
 class SeededDraws(LogitsProcessor):
-    """Leaves in each row the token that is drawn, by a random number of the row's own for every step.
+    """Adds noise to scores, so that the token with the largest sum is drawn by their softmax (the Gumbel-max trick).
+
+    Each row has a random generator of its own. Unlike a draw by cumulative probabilities, one changes by rounding only
+    where two sums are equal but for rounding.
 
     Args:
         seeds: seed of each row.
-        start: tokens of the prompts.
-        steps: most tokens that are drawn.
+        device: device of the scores.
     """
 
-    def __init__(self, seeds: Sequence[int], start: int, steps: int) -> None:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.numbers = torch.stack([torch.rand(steps, generator=each, dtype=torch.float64) for each in generators])
-        self.start = start
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return scores, shape (rows, vocabulary), that are finite for the drawn tokens alone."""
-        at = input_ids.shape[1] - self.start
-        sums = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        drawn = torch.searchsorted(sums, self.numbers[:, at : at + 1].to(sums.device) * sums[:, -1:], right=True)
-        return cast("torch.FloatTensor", torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0))
+        """Return scores with noise, shape (rows, vocabulary); a call is one step of all rows."""
+        noise = torch.empty(scores.shape, dtype=torch.float64, device=scores.device)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return cast("torch.FloatTensor", scores - noise.log())
 
 
 class StopAtEnd(StoppingCriteria):
@@ -191,7 +191,7 @@ def _write(
         eos_token_id=stops,
         pad_token_id=stops[0],
         stopping_criteria=StoppingCriteriaList([StopAtEnd(tokenizer, start, ends, opened)]),
-        logits_processor=_draws(scorer, rows, start, settings),
+        logits_processor=_draws(scorer, rows, settings),
     )[:, start:].tolist()
     return [_chain(tokenizer, tokens, stops, ends, mark) for tokens, mark in zip(made, opened, strict=True)]
 
@@ -204,9 +204,7 @@ def end_tokens(scorer: CausalScorer) -> list[int]:
     return sorted(known) or [scorer.tokenizer.pad_token_id or 0]
 
 
-def _draws(
-    scorer: CausalScorer, rows: list[tuple[list[int], int]], start: int, settings: ChainSettings
-) -> LogitsProcessorList:
+def _draws(scorer: CausalScorer, rows: list[tuple[list[int], int]], settings: ChainSettings) -> LogitsProcessorList:
     """Return what shapes and draws the next tokens; nothing for a single, greedy chain.
 
     As in transformers' own sampling, the model's files may limit the draw to the likeliest tokens (top-k, top-p).
@@ -220,7 +218,7 @@ def _draws(
     if own.top_p and own.top_p < 1:
         shaped.append(TopPLogitsWarper(own.top_p))
     seeds = [int(fingerprint([settings.seed, prompt, sample])[:15], 16) for prompt, sample in rows]
-    shaped.append(SeededDraws(seeds, start, settings.max_tokens))
+    shaped.append(SeededDraws(seeds, scorer.device))
     return shaped
 
 

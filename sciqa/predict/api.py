@@ -169,7 +169,7 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
 
 
 def _completion(options: "PredictOptions") -> Completion:
-    return "reasoned" if options.reasons else "letter"
+    return "reasoned" if options.is_reasoned else "letter"
 
 
 def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
@@ -185,7 +185,12 @@ def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict
         "answers": answers,
         "rotations": options.rotations,
         "settings": DrawSettings(
-            *(options.samples_of_question(options.reasons), options.temperature or 1.0, options.seed, options.reasons)
+            *(
+                options.samples_of_question(options.is_reasoned),
+                options.temperature or 1.0,
+                options.seed,
+                options.is_reasoned,
+            )
         ),
         "concurrency": max(1, options.concurrency // workers),
         "template": template_style(options.template, _completion(options)),
@@ -202,7 +207,7 @@ def api_inputs(options: "PredictOptions") -> dict:
     if server.listed:
         return given | {"ranked_by": f"{server.listed} log-probabilities"}
     given |= {"ranked_by": "votes", "letters": LETTERS_FORMAT}
-    return given | {"completion": _completion(options)} | chain_inputs(options, options.reasons)
+    return given | {"completion": _completion(options)} | chain_inputs(options, options.is_reasoned)
 
 
 def api_workers(options: "PredictOptions", parts: int) -> int:

@@ -306,9 +306,9 @@ def find_server(options: "PredictOptions") -> Server:
     key = bool(os.environ.get(options.api_key_env, "").strip())
     server = Server(
         *(options.base_url, options.model, options.api_key_env, key, options.prompt != "plain"),
-        *(options.timeout, options.tokens_of_answer(options.reasons)),
+        *(options.timeout, options.tokens_of_answer(options.is_reasoned)),
     )
-    return _try_forms(server, options.logprobs and not options.reasons)
+    return _try_forms(server, options.logprobs and not options.is_reasoned)
 
 
 @cache

@@ -252,7 +252,7 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
         return self.engine == "openai" and self._reads
 
     @property
-    def reasons(self) -> bool:
+    def is_reasoned(self) -> bool:
         """Whether the model writes its reasons before it answers."""
         return self._reads and self.style().get("completion") == "reasoned"
 

@@ -99,7 +99,7 @@ def answers_path(output: str, name: str) -> str:
 
 def check_model(options: PredictOptions, question: dict | None = None) -> None:
     """Raise `InputError` unless the chosen engine can run the model, or as `check_reader` does."""
-    if options.reasons:
+    if options.is_reasoned:
         check_reasoned(options)
     if options.engine == "openai":
         check_api(options, question)
@@ -223,7 +223,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         weights = weight_bytes(options.model)
     weights += weight_bytes(options.embedder) if options.shots else 0
     kind = "model"
-    if options.reasons:
+    if options.is_reasoned:
         kind, arguments = "reasoned", reasoned_arguments(options, arguments)
     return _cascading(options, exam, Work(parts, workers, kind, arguments, options.model, sources, weights))
 

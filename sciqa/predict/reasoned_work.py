@@ -54,6 +54,6 @@ def reasoned_arguments(options: "PredictOptions", arguments: dict) -> dict:
 
 def reasoned_inputs(options: "PredictOptions") -> dict:
     """Return what chains follow from, for the inputs of a table; nothing for another completion."""
-    if not options.reasons:
+    if not options.is_reasoned:
         return {}
     return {"letters": LETTERS_FORMAT} | chain_inputs(options, True)
