@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from api_server import KEY_NAME, ApiServer, said
@@ -21,6 +22,7 @@ from sciqa.models import chains as writing
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import Chain, ChainSettings, SeededDraws, StopAtEnd, decode, encode_letters, write_chains
 from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_letters import letter_prompt
@@ -241,10 +243,15 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
             predict(PredictOptions(**common | other))
 
     row = storage.read_table(f"{tmp_path}/answers/_it/chains/00000.parquet").to_pylist()[0]
+    write_chain_rows(
+        answers, 0, [row | {"text": "<script>alert(1)</script>\nAnswer: B"}, *chains[ids[0]][1:], *every[2:10]]
+    )
     page = storage.read_bytes(report(ReportOptions(output=str(tmp_path), exam=exam_file)).path).decode()
     assert page.count('<div class="chains"') == QUESTIONS
     assert page.count("<details open><summary>Chain 1: ") == QUESTIONS
     assert page.count("<details><summary>Chain 2: ") == QUESTIONS
+    assert "<pre>&lt;script&gt;alert(1)&lt;/script&gt;\nAnswer: B</pre>" in page
+    assert "<script>alert" not in page
     assert f"Chain 1: {row['letter'] or 'no answer'}, {row['tokens']} tokens" in page
 
 
@@ -295,11 +302,13 @@ def test_a_server_is_asked_for_its_reasons(tmp_path, exam_file):
         ({"stream": True}, "--stream: not with --completion reasoned"),
         ({"rotations": 2}, "--rotations: not with --completion reasoned"),
         ({"normalise": "none"}, "--normalise: not with --completion reasoned"),
+        ({"max_tokens": 8192}, "--max-tokens: 8192 given, and .* has place for 2048, prompt included"),
         ({"temperature": 0.5}, "--temperature: not with --completion reasoned, for a single chain"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path, exam_file, given, message):
+def test_what_does_not_go_together_is_refused(tmp_path, exam_file, folder, given, message):
     options = {"reader": "closed-book", "completion": "reasoned", "exam": exam_file, "output": str(tmp_path)}
+    options["model"] = folder
     with pytest.raises(InputError, match=message):
         predict(PredictOptions(**options | given))
     assert not Path(tmp_path, "answers").exists()
@@ -326,6 +335,35 @@ def test_ask_refuses_it_and_prompt_shows_it(tmp_path):
     assert text.endswith(
         'End with a line "Answer: <letter>" that names the right option.«<|im_end|>»\n«<|im_start|>»assistant\n'
     )
+
+
+def test_examples_end_with_the_line_that_is_asked_for():
+    example = {name: text for name, text in QUESTION.items() if name != "context"}
+    prompt = render_prompt(QUESTION | {"examples": [example]}, "", Format(prompt="chat", completion="reasoned"))
+    assert [turn["content"] for turn in prompt.messages()][1] == "Answer: B"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False),
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=["lora", "prompt-tuning"],
+)
+def test_adapters_write_as_they_do_alone(config):
+    plain = make_scorer()
+    prompts = prompts_of(plain)
+    without = write(plain, prompts, GREEDY)
+    model = peft.get_peft_model(plain.model, config).eval()
+    made = write(CausalScorer(model, plain.tokenizer, plain.style), prompts, GREEDY)
+    assert made != without
+    for prompt, (chain,) in zip(prompts, made, strict=True):
+        ids = torch.tensor([prompt])
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 2}
+        alone = model.generate(**given, max_new_tokens=16, eos_token_id=2)[0, len(prompt) :].tolist()
+        assert chain.tokens == alone[: len(chain.tokens)]
+        assert len(chain.tokens) == 16 or alone[len(chain.tokens)] == 2
 
 
 @pytest.mark.parametrize(("name", "given"), [("--max-tokens", {"max_tokens": 0}), ("--samples", {"samples": 0})])

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from sciqa.core.errors import InputError
 from sciqa.exam.metrics import NOISE, settle_ties, softmax
 from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
@@ -31,6 +32,8 @@ def encode_reasoned(
     chooser: ExampleChooser | None = None,
 ) -> list[Encoded]:
     """Return the prompts of questions, after each of which the model's limit leaves room for a chain and its answer."""
+    if scorer.limit <= max_tokens + CUE_TOKENS:
+        raise InputError(f"--max-tokens: {max_tokens} given, and the model has place for {scorer.limit}; pass fewer")
     asked = join_sources(questions, found, chooser)
     scorer = cast("CausalScorer", scorer)
     return [scorer.encode_to_write(question, context, max_tokens + CUE_TOKENS) for question, context in asked]
