@@ -94,7 +94,7 @@ def test_built_in_templates_are_the_prompts_of_before(tokenizer, prompt, complet
         ("{{ question | louder }}", ["line 1", "louder"]),
         ("{{ question.__class__.__mro__ }}", ["line 1", "unsafe"]),
         ("{% include '/etc/passwd' %}", ["line 1"]),
-        ("{% set completion = 'word' %}", ["completion 'word' given, one of text, letter, yes expected"]),
+        ("{% set completion = 'word' %}", ["completion 'word' given, one of text, letter, yes, reasoned expected"]),
     ],
 )
 def test_errors_name_line_and_variable(text, parts):

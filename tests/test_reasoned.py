@@ -322,7 +322,7 @@ def test_only_causal_models_write_their_reasons(tmp_path, exam_file, family, cap
         cli.main(["predict", *flags, "--output", str(tmp_path / "run")])
     assert ended.value.code == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "causal models write their reasons" in error or "has not been trained" in error
+    assert "--completion reasoned: causal models write their reasons" in error
 
 
 def test_ask_refuses_it_and_prompt_shows_it(tmp_path):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import Family, read_about
+from sciqa.core.model_files import Family, model_family, read_about
 from sciqa.predict.chain_options import chain_inputs
 from sciqa.predict.letters import LETTERS_FORMAT
 
@@ -26,7 +26,10 @@ def check_reasoned(options: "PredictOptions") -> None:
     for name, (given, why) in clashes.items():
         if given:
             raise InputError(f"{name}: not with --completion reasoned, {why}")
-    limit = read_about(options.model, "config.json").get("max_position_embeddings") if not options.in_api else None
+    if options.in_api:
+        return
+    check_writes_chains(options.model, model_family(options.model))
+    limit = read_about(options.model, "config.json").get("max_position_embeddings")
     if limit and limit <= (tokens := options.tokens_of_answer(True)):
         raise InputError(
             f"--max-tokens: {tokens} given, and {options.model} has place for {limit}, prompt included; pass fewer"
