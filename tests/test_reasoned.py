@@ -17,6 +17,7 @@ from sciqa.ask import AskOptions
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
+from sciqa.exam.chain_table import read_chains, write_chain_rows
 from sciqa.exam.questions import options_of
 from sciqa.models import chains as writing
 from sciqa.models.causal import CausalScorer
@@ -26,7 +27,6 @@ from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_letters import letter_prompt
-from sciqa.predict.chain_table import read_chains, write_chain_rows
 from sciqa.predict.letters import ends_with_answer, read_letter, scores_by_votes
 from sciqa.predict.prompt import PromptOptions, show_prompts
 from sciqa.report import ReportOptions, report

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
+from sciqa.exam.chain_table import write_chain_rows
 from sciqa.exam.metrics import average_precision_at_3, place_of_answer, settle_ties, softmax
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
-from sciqa.predict.chain_table import write_chain_rows
 from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from sciqa.core import storage, tables
-from sciqa.predict.chain_table import USAGE
+from sciqa.exam.chain_table import USAGE
 
 SCHEMA = pa.schema(
     [

@@ -7,12 +7,12 @@ import pyarrow.csv
 import ray
 
 from sciqa.core import cluster, storage
+from sciqa.exam.chain_table import USAGE, chain_usage
 from sciqa.exam.metrics import score
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
 from sciqa.predict.answers import has_ties
 from sciqa.predict.api_records import collect_records, sum_usage, token_cost
-from sciqa.predict.chain_table import USAGE, chain_usage
 from sciqa.predict.options import PredictOptions
 
 METRICS = pa.schema(
@@ -43,7 +43,7 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
 
     Returns:
         The counts of truncated contexts (`cut`) and of ties (`tied`); of written answers also those
-        of `sciqa.predict.chain_table.USAGE`.
+        of `sciqa.exam.chain_table.USAGE`.
     """
     model = options.model if options.has_model else options.embedder if options.reader == "retrieval" else None
     about = {

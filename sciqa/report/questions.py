@@ -7,10 +7,10 @@ from typing import NamedTuple
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.read_parts import split_read_parts
+from sciqa.exam.chain_table import read_chains
 from sciqa.exam.metrics import place_of_answer
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
-from sciqa.predict.chain_table import read_chains
 
 #: Most characters of a chain on the page.
 CHAIN_CHARACTERS = 4000
