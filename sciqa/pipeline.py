@@ -26,7 +26,8 @@ from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_in
 from sciqa.retrieval.contexts import check_finding, find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.finetune import SPLITS, check_finetune_options, open_finetune_split
+from sciqa.training.finetune import check_finetune_options, open_finetune_split
+from sciqa.training.options import SPLITS
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
@@ -146,6 +147,8 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
         InputError: bad input of any step.
     """
     check_finetune_options(options)
+    if options.objective != "rank":  # its examples bring their own texts
+        return [finetune(options)]
     summaries = _prepare_index(options)
     for split in SPLITS:
         exam = open_finetune_split(options, split, write=False)

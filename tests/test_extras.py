@@ -85,6 +85,7 @@ def test_no_step_imports_an_extra_before_it_is_asked_for():
         ("mwparserfromhell", "wikipedia", ["corpus", "--corpus", "dump.xml"]),
         ("openvino", "openvino", ["index", "--embed-backend", "openvino"]),
         ("deepspeed", "train", ["finetune"]),
+        ("trl", "align", ["finetune", "--objective", "instruct"]),
         ("peft", "train", ["merge", "--adapter", "adapter", "--output", "merged"]),
         ("peft", "train", ["plan"]),
         ("peft", "train", ["exam", "--adapter", "adapter"]),

@@ -327,21 +327,21 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
 
 
-def wait_for_checkpoint(folder, driver=None):
-    """Wait until a checkpoint later than that of the untrained model is whole."""
+def wait_for_checkpoint(folder, driver=None, count=2):
+    """Wait until some checkpoints are whole; by default one later than that of the untrained model."""
     end = time.monotonic() + 200
     snapshot = Path(folder, "checkpoints", "checkpoint_manager_snapshot.json")
     while time.monotonic() < end:
-        if snapshot.exists() and len(json.loads(snapshot.read_text() or "{}").get("checkpoint_results", [])) > 1:
+        if snapshot.exists() and len(json.loads(snapshot.read_text() or "{}").get("checkpoint_results", [])) >= count:
             return
         assert driver is None or driver.poll() is None
         time.sleep(0.02)
     raise AssertionError("no checkpoint")
 
 
-def kill_a_worker(folder):
-    """SIGKILL one of the two training workers of this machine in the middle of a run."""
-    wait_for_checkpoint(folder)
+def kill_a_worker(folder, count=2):
+    """SIGKILL one of the two training workers of this machine in the middle of a run, after some checkpoints."""
+    wait_for_checkpoint(folder, count=count)
     workers = []
     for process in psutil.Process(os.getpid()).children(recursive=True) + list(psutil.process_iter()):
         with contextlib.suppress(psutil.Error):  # others end meanwhile

@@ -1,19 +1,31 @@
 """Adapters and fine-tuned models in folders: their records, and the base models that they belong to."""
 
+from pathlib import Path
+
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, hash_files, local_copy
 
+#: File of a chat template, as transformers names it; an adapter that was trained with one has it beside it.
+CHAT_TEMPLATE = "chat_template.jinja"
+
 
 def adapter_hash(folder: str) -> str:
-    """Return a hash of an adapter: its weights, its configuration, and the record with the prompt's form."""
-    paths = {name: storage.join(folder, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED)}
+    """Return a hash of an adapter: its weights, configuration, chat template, and the record of the prompt's form."""
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED, CHAT_TEMPLATE)
+    paths = {name: storage.join(folder, name) for name in names}
     return tables.fingerprint({name: storage.file_sha256(path) for name, path in paths.items() if storage.exists(path)})
 
 
 def local_adapter(folder: str) -> str:
     """Return an adapter's folder on this machine; a folder on other storage is copied into the cache."""
     return str(local_copy(folder))
+
+
+def read_chat_template(folder: str) -> str | None:
+    """Return the chat template that stands beside an adapter, which was trained with it; None if there is none."""
+    file = Path(folder, CHAT_TEMPLATE)
+    return file.read_text(encoding="utf-8") if file.exists() else None
 
 
 def read_trained_record(folder: str) -> dict:

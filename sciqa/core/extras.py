@@ -5,10 +5,11 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve"]
+Extra = Literal["train", "align", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve"]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
+    "align": ("trl", "datasets"),
     "openvino": ("openvino",),
     "wikipedia": ("mwparserfromhell",),
     "html": ("selectolax",),

@@ -1,5 +1,6 @@
 """Create, store, attach and merge peft adapters."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -44,7 +45,7 @@ def make_trainable(model: PreTrainedModel, family: Family, method: Method, field
         return model.float().requires_grad_()
     try:
         wrapped = peft.get_peft_model(model, peft_config(model, family, method, fields))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:  # the last one without the values of weights
         raise InputError(f"--peft: {error}") from error
     _check_shared(wrapped, "--peft")
     _check_tied(wrapped)
@@ -54,23 +55,57 @@ def make_trainable(model: PreTrainedModel, family: Family, method: Method, field
     return as_model(wrapped)
 
 
+def adapts_ranks(model: nn.Module) -> bool:
+    """Whether an adapter, such as AdaLoRA, changes its ranks in the course of training, by `update_ranks`."""
+    return hasattr(getattr(model, "base_model", None), "update_and_allocate")
+
+
+def update_ranks(model: nn.Module, step: int) -> None:
+    """Let an adapter choose its ranks by the gradients of an optimizer step that was taken, counted from 1."""
+    if adapts_ranks(model):
+        cast("peft.AdaLoraModel", model.base_model).update_and_allocate(step)
+
+
 def as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:
     """Return a model with an adapter unchanged; it hands on to its base model what it does not have itself."""
     return cast("PreTrainedModel", wrapped)
 
 
 def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
-    """Return peft's configuration from our defaults and the given fields; LoRA always saves heads and new modules."""
+    """Return the configuration of an adapter of any kind that peft has.
+
+    Args:
+        model: base model.
+        family: family of the model.
+        method: training method; it names the kind of adapter where the fields do not.
+        fields: fields of the configuration, and `peft_type`, its name in peft's registry. By default LoRA has all
+            linear layers, and a soft prompt 16 tokens. Heads and new modules are always saved.
+
+    Raises:
+        InputError: no such kind, or one that cannot hold the new weights of the model.
+    """
     import peft
 
-    if method == "prompt-tuning":
+    by_method = "PROMPT_TUNING" if method == "prompt-tuning" else "LORA"
+    kind = str(fields.get("peft_type", by_method)).upper()
+    registry = {each.value: config for each, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in registry:
+        raise InputError(f"--peft: no peft_type {kind!r} in this peft; there are {', '.join(sorted(registry))}")
+    config = registry[kind]
+    given = {"task_type": TASKS[family]} | fields | {"peft_type": kind}
+    if issubclass(config, peft.PromptLearningConfig):
         if family != "causal":
-            raise InputError("--method prompt-tuning: for causal models only; use lora or full")
-        return peft.PromptTuningConfig(**{"task_type": TASKS[family], "num_virtual_tokens": 16} | fields)
+            raise InputError(f"{kind}: a soft prompt, for causal models only; use another --peft, or --method full")
+        return peft.get_peft_config({"num_virtual_tokens": 16} | given)
     heads = head_modules(model)
     saved = sorted({*heads, *_new_modules(model, heads), *(fields.get("modules_to_save") or [])})
-    defaults = {"task_type": TASKS[family], "target_modules": "all-linear"}
-    return peft.LoraConfig(**defaults | fields | {"modules_to_save": saved or None})
+    if kind == "LORA":
+        given.setdefault("target_modules", "all-linear")
+    if "modules_to_save" in {field.name for field in dataclasses.fields(config)}:
+        given["modules_to_save"] = saved or None
+    elif saved:
+        raise InputError(f"--peft: {kind} cannot hold {', '.join(saved)}, which are new in this model")
+    return peft.get_peft_config(given)
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
@@ -175,6 +210,11 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
+def is_lora(attached: "peft.PeftModel") -> bool:
+    """Whether an adapter is a plain LoRA; some kinds are never merged, others not exactly."""
+    return attached.active_peft_config.peft_type == "LORA"
+
+
 def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
@@ -186,7 +226,13 @@ def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     for _, layer, own in _adapted_shared(attached):
         setattr(layer, own, nn.Parameter(getattr(layer, own).detach().clone(), requires_grad=False))
     said = attached.config.tie_word_embeddings
-    model = attached.merge_and_unload()
+    try:
+        model = attached.merge_and_unload()
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{attached.active_peft_config.peft_type.value}: adapters of this kind stay beside their base, "
+            f"so there is nothing to merge ({error})"
+        ) from error
     model.config.tie_word_embeddings = said
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if said and head is not None and torch.equal(table.weight, head.weight):  # both changed in the same way

@@ -9,12 +9,19 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sciqa.core.adapter_files import check_base_model, local_adapter
+from sciqa.core.adapter_files import check_base_model, local_adapter, read_chat_template
 from sciqa.core.cache import cached_folder
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device, half_precision
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import ADAPTER_CONFIG, Family, ModelFiles, find_model, model_family, read_about
+from sciqa.core.model_files import (
+    ADAPTER_CONFIG,
+    Family,
+    ModelFiles,
+    find_model,
+    model_family,
+    read_about,
+)
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
 from sciqa.models.from_gguf import convert_gguf, gguf_config
@@ -76,9 +83,10 @@ def load_scorer(
     if adapter:
         folder = local_adapter(adapter)
         check_base_model(folder, name)
+        tokenizer.chat_template = read_chat_template(folder) or tokenizer.chat_template
         attached = adapters.attach(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
-        exact = attached.dtype == torch.float32 and not is_quantised(attached)
+        exact = attached.dtype == torch.float32 and not is_quantised(attached) and adapters.is_lora(attached)
         model = adapters.merge_adapter(attached) if exact else adapters.as_model(attached)
     elif new := new_weights(model):
         raise InputError(
@@ -138,6 +146,8 @@ def load_encoder(name: str, style: dict, adapter: str | None = None) -> Scorer:
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
     model = load_on_meta_device(name, family, torch.bfloat16)
+    if adapter:
+        tokenizer.chat_template = read_chat_template(local_adapter(adapter)) or tokenizer.chat_template
     trained = adapters.read_stored_style(local_adapter(adapter) if adapter else files.folder)
     return SCORERS[family](model, tokenizer, replace(trained or Format(), **style))
 

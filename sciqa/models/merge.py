@@ -61,6 +61,7 @@ def merge(options: MergeOptions) -> Summary:
             f"{options.model}: its weights are stored in a few bits, to which an adapter's cannot be added; "
             "pass the model that it was made of as --model"
         )
+    tokenizer.chat_template = adapter_files.read_chat_template(folder) or tokenizer.chat_template
     merged = adapter.merge_adapter(adapter.attach(model, folder)).to(getattr(torch, options.precision))
     with tempfile.TemporaryDirectory() as aside:
         merged.save_pretrained(aside)

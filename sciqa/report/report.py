@@ -191,7 +191,7 @@ def _training_curves(output: str) -> list[dict]:
             {"name": name, "steps": last, "highest": highest, "figures": tables.read_manifest(folder, "finetune")}
             | {"loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None]}
             | {
-                key: [(row["step"] / last, row[key] / scale) for row in rows if row["map_at_3"] is not None]
+                key: [(row["step"] / last, row[key] / scale) for row in rows if row.get(key) is not None]
                 for key, scale in (("validation_loss", highest), ("map_at_3", 1))
             }
         )

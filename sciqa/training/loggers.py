@@ -29,7 +29,7 @@ class MetricLoggers:
         if self.board:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, row["step"])
-            if "map_at_3" in row and self.local != self.folder:
+            if "validation_loss" in row and self.local != self.folder:
                 self.board.flush()
                 storage.copy_files(self.local, self.folder)
         if self.mlflow:
@@ -41,3 +41,16 @@ class MetricLoggers:
             self.board.close()
         if self.mlflow:
             self.mlflow.end_run()
+
+
+def measure_of(options: FinetuneOptions) -> str:
+    """Return the name of the validation figure that selects the best step of an objective."""
+    return "reward" if options.objective == "grpo" else "loss"
+
+
+def history_row(logged: dict) -> dict:
+    """Return the row of the history for what a trainer of transformers logs; {} for its summary of the whole run."""
+    if not {"loss", "eval_loss"} & logged.keys():
+        return {}
+    unwanted = ("epoch", "_runtime", "_per_second")
+    return {name.replace("eval_", "validation_", 1): x for name, x in logged.items() if not name.endswith(unwanted)}

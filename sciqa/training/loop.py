@@ -35,10 +35,9 @@ from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.memory_check import minimum_memory
 from sciqa.training.optimizer import gradient_norm, learning_rate_schedule
-from sciqa.training.options import NO_SCALER, FinetuneOptions
+from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
 
-HISTORY = "history.json"
 #: Padded tokens per evaluation batch of a worker.
 EVALUATION_TOKENS = 2048
 #: Number of questions, the longest in characters, whose tokens are counted before the first step.
@@ -98,7 +97,8 @@ class _Run:
         self.optimizer = self._optimizer()
         self.norms: list[torch.Tensor] = []
         self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(gradient_norm(self.optimizer)))
-        self.skipped = 0
+        self.optimizer.register_step_post_hook(lambda *_: adapter.update_ranks(self.scorer.model, self.step))
+        self.skipped = self.step = 0
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
             optimizer=self.optimizer,
@@ -173,6 +173,7 @@ class _Run:
         """Take one optimizer step and return its row of the history."""
         started = time.monotonic()
         # The seed of dropout depends on the step, so a run that resumes from a checkpoint draws the same numbers.
+        self.step = step
         torch.manual_seed((self.options.seed * 1_000_003 + step) * self.world_size + self.rank)
         self.engine.train()
         rate = self.optimizer.param_groups[0]["lr"]

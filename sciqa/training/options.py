@@ -5,9 +5,10 @@ from typing import Literal
 
 import yaml
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.options import RunOptions, SeedOptions, check_name
+from sciqa.core.model_files import local_path
+from sciqa.core.options import Options, RunOptions, SeedOptions, check_name
 from sciqa.exam.questions import QuestionOptions
 from sciqa.models.options import ModelOptions, PrecisionOptions, TemplateOptions
 from sciqa.models.prompt_format import Method, Normalise, Prompt, TrainedCompletion
@@ -16,6 +17,13 @@ from sciqa.models.prompt_template import template_style
 Loss = Literal["ranking", "completion"]
 Optimizer = Literal["auto", "adamw", "paged-adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
+Objective = Literal["rank", "instruct", "dpo", "reward", "grpo"]
+ChatFormat = Literal["auto", "llama2", "llama3", "phi3"]
+SPLITS = ("train", "validation")
+#: Version of the training computation; raise it when that changes.
+TRAINED_FORMAT = 2
+#: File of a checkpoint that holds the history: a row per step and per evaluation.
+HISTORY = "history.json"
 #: ZeRO-3 keeps parameters with fewer elements whole on every rank. DeepSpeed's default of 100,000 would keep most 4-bit
 #: layers of small models whole, because four or eight of their weights count as one element.
 PERSISTENCE_THRESHOLD = 10_000
@@ -30,14 +38,26 @@ NO_SCALER = (
 )
 
 
+#: Objectives that options other than their defaults belong to.
+OBJECTIVES_OF: dict[str, tuple[Objective, ...]] = {
+    **dict.fromkeys(("loss", "hide_gold", "min_passages", "max_passages", "rotate"), ("rank",)),
+    "template": ("rank", "dpo", "reward", "grpo"),
+    "chat_format": ("instruct", "dpo", "reward", "grpo"),
+    "packing": ("instruct",),
+    "beta": ("dpo", "grpo"),
+    **dict.fromkeys(("rewards", "generations", "completion_tokens"), ("grpo",)),
+}
+
+
 @dataclass(kw_only=True)
 class TrainOptions(ModelOptions):
     """What is trained on what, and the time and memory that it takes."""
 
     train: str = "train"
-    """Questions to train on: packaged splits (as in train+direct-train), or files as `sciqa exam --exam` takes them."""
+    """Questions to train on: packaged splits (as in train+direct-train), or files as `sciqa exam --exam` takes them.
+    For another --objective than rank, a file of its examples."""
     validation: str = "validation"
-    """Questions that select the best step: a split or a file, as for --train."""
+    """What selects the best step: questions, or examples of the objective, as for --train."""
     method: Method = "lora"
     """`lora`; `qlora`: LoRA on a 4-bit base model; `prompt-tuning`: a soft prompt; `full`: all weights."""
     peft: str = "{}"
@@ -83,7 +103,50 @@ class TrainOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(TrainOptions, TemplateOptions, PrecisionOptions, SeedOptions, QuestionOptions, RunOptions):
+class ObjectiveOptions(Options):
+    """What a model is trained for, and the options of objectives besides `rank`."""
+
+    objective: Objective = "rank"
+    """`rank`: the right option before the others; `instruct`: the answer to an instruction (file with the columns
+    instruction, input, output, or messages); `dpo`: the better of two answers (file with prompt, chosen, rejected, or
+    the folder RUN/answers/NAME, in which it is the right option, and the wrong one that was believed most); `reward`:
+    a model that scores answers, from the same pairs; `grpo`: the answers to exam questions that earn most."""
+    chat_format: ChatFormat = "auto"
+    """Chat template of the objectives besides `rank`, which the result keeps; `auto` is the model's own."""
+    packing: bool = False
+    """Put several examples of `instruct`, which do not see each other, into one row of --max-length tokens."""
+    beta: float = 0.1
+    """Strength with which `dpo` and `grpo` keep the model near what it was (Rafailov et al. 2023, equation 7; weight of
+    the KL divergence: Shao et al. 2024, equation 3)."""
+    rewards: tuple[str, ...] = ("answer", "format")
+    """What answers of `grpo` earn, summed: `answer`, 1 for the letter of the right option; `format`, 1 for a letter and
+    nothing else; the folder of a model that `--objective reward` made, its score."""
+    generations: int = 8
+    """Answers that `grpo` samples to each question, which are compared with each other."""
+    completion_tokens: int = 16
+    """Most tokens of an answer that `grpo` samples."""
+
+    def __post_init__(self) -> None:
+        """Check that each option belongs to the objective."""
+        super().__post_init__()
+        self.rewards = tuple(map(local_path, self.rewards))
+        self.at_least(2, "generations")
+        self.at_least(1, "completion_tokens")
+        if self.beta <= 0:
+            raise InputError(f"--beta: {self.beta} given, more than 0 expected")
+        defaults = tables.defaults_of(type(self))
+        for name, objectives in OBJECTIVES_OF.items():
+            if name in defaults and getattr(self, name) != defaults[name] and self.objective not in objectives:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: belongs to --objective {' and '.join(objectives)}, and "
+                    f"{self.objective} is given; leave it out"
+                )
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(
+    ObjectiveOptions, TrainOptions, TemplateOptions, PrecisionOptions, SeedOptions, QuestionOptions, RunOptions
+):
     """Options of the `finetune` step."""
 
     train_contexts: str = ""
@@ -167,3 +230,8 @@ class FinetuneOptions(TrainOptions, TemplateOptions, PrecisionOptions, SeedOptio
     def folder(self) -> str:
         """Folder of the training result."""
         return storage.join(self.output, "trained", self.name)
+
+
+def examples_per_step(options: FinetuneOptions) -> int:
+    """Return the number of examples that a batch is made of; `grpo` samples several answers to each."""
+    return options.batch_size // (options.generations if options.objective == "grpo" else 1)

@@ -22,6 +22,7 @@ def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dty
     zero: dict[str, object] = {"stage": options.zero, "reduce_bucket_size": REDUCE_BUCKET}
     if options.zero == 3:
         zero |= {"stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD}
+        zero |= {"stage3_gather_16bit_weights_on_model_save": True}  # of any type; else TRL saves only shards
     if options.offload:
         zero |= {"offload_optimizer": {"device": "cpu"}}
         zero |= {"offload_param": {"device": "cpu"}} if options.zero == 3 else {}
@@ -53,15 +54,16 @@ def parameter_bytes(model: nn.Module) -> tuple[int, int]:
 
 
 def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Return the trained weights and stored buffers by name on rank 0, and {} on other ranks.
+    """Return the trained weights, an adapter's fixed ones and stored buffers by name on rank 0, and {} on other ranks.
 
     Every rank must call it, because ZeRO-3 gathers shards from all. A weight that several layers share is one tensor
     under several names.
     """
     state: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # peft's, in the names of its weights
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and not (prefix and prefix in name):
             continue
         if first.setdefault(id(parameter), name) == name:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
@@ -71,5 +73,5 @@ def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
             state[name] = state[first[id(parameter)]]
     if rank == 0:
         stored = model.state_dict().keys()
-        state |= {name: buffer.cpu() for name, buffer in model.named_buffers() if name in stored}
+        state |= {name: buffer.cpu() for name, buffer in model.named_buffers(remove_duplicate=False) if name in stored}
     return state

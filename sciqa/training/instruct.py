@@ -1,0 +1,87 @@
+"""Examples of `--objective instruct`: instructions with their answers, as messages of a chat."""
+
+from sciqa.core.errors import InputError
+from sciqa.exam.files import read_rows
+from sciqa.exam.row import Row
+
+Message = dict[str, str]
+ROLES = ("system", "user", "assistant")
+
+
+def read_instructions(path: str) -> list[dict]:
+    """Return the examples in a file of instructions.
+
+    Args:
+        path: JSONL, JSON, CSV, Parquet or Arrow. Its columns are `instruction`, `input` (may be empty) and `output`, as
+            in Alpaca's file, or `messages`, a list of {role, content}.
+
+    Returns:
+        By example the messages `prompt`, and `completion`, the one message that is learned. A conversation gives an
+        example for each message of the assistant.
+
+    Raises:
+        InputError: names file, row and column of what is missing, empty or no text.
+    """
+    return [example for row in read_rows(path) for example in _examples(row)]
+
+
+def text_of(row: Row, column: str, optional: bool = False) -> str:
+    """Return the text of a cell.
+
+    Args:
+        row: row of a file.
+        column: name of the column.
+        optional: return "" for a missing or empty cell.
+
+    Raises:
+        InputError: the cell is missing or empty, or holds something else than text.
+    """
+    value = row.cells.get(column)
+    if optional and value in (None, ""):
+        return ""
+    return _checked_text(value, f"{row.place}, column {column!r}")
+
+
+def messages_of(row: Row, column: str) -> list[Message]:
+    """Return the messages in a cell.
+
+    Raises:
+        InputError: it is not a list of {role, content} with a known role and some text in each.
+    """
+    value, place = row.cells[column], f"{row.place}, column {column!r}"
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{place}: a list of messages {{role, content}} expected")
+    found = []
+    for number, message in enumerate(value, 1):
+        where = f"{place}, message {number}"
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise InputError(f"{where}: role {role!r} given, one of {', '.join(ROLES)} expected")
+        found.append({"role": role, "content": _checked_text(message.get("content"), where)})
+    return found
+
+
+def _examples(row: Row) -> list[dict]:
+    if "messages" not in row.cells:
+        instruction, given = text_of(row, "instruction"), text_of(row, "input", optional=True)
+        prompt = "\n\n".join(filter(None, [instruction, given]))
+        answer = {"role": "assistant", "content": text_of(row, "output")}
+        return [{"prompt": [{"role": "user", "content": prompt}], "completion": [answer]}]
+    messages = messages_of(row, "messages")
+    examples = [
+        {"prompt": messages[:at], "completion": [message]}
+        for at, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    if not examples or not examples[0]["prompt"]:
+        raise InputError(f"{row.place}, column 'messages': a message of the user and the assistant's answer expected")
+    return examples
+
+
+def _checked_text(value: object, place: str) -> str:
+    if type(value) is not str:  # numbers are read as a kind of text
+        given = "nothing" if value is None else f"{value!r:.40}"
+        raise InputError(f"{place}: {given} given, text expected")
+    if not value.strip():
+        raise InputError(f"{place}: empty, text expected; fill it, or leave the row out")
+    return value

@@ -1,0 +1,213 @@
+"""The `finetune` step for objectives besides `rank`: examples, TRL's trainers, the model that is kept."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pyarrow as pa
+
+from sciqa.core import cluster, storage, tables
+from sciqa.core.adapter_files import adapter_hash, describe_base_model, read_trained_record
+from sciqa.core.errors import InputError
+from sciqa.core.extras import require
+from sciqa.core.lock import lock
+from sciqa.core.model_files import (
+    ABOUT_TRAINED,
+    ADAPTER_CONFIG,
+    find_model,
+    model_family,
+)
+from sciqa.core.options import Summary
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import template_style
+from sciqa.training.instruct import read_instructions
+from sciqa.training.loggers import history_row, measure_of
+from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
+from sciqa.training.preferences import read_preferences
+from sciqa.training.ray_train import (
+    ELSEWHERE,
+    best_checkpoint,
+    check_batch,
+    check_folder,
+    check_optimizer,
+    num_workers,
+    run_workers,
+)
+from sciqa.training.rewards import REWARDS, read_exam_prompts
+
+#: Version of what is computed from the same examples; raise it when that changes.
+OBJECTIVE_FORMAT = 1
+#: Ends of the files that make up a model or an adapter with its tokenizer; no pickled ones.
+KEPT = (".safetensors", ".json", ".jinja", ".model")
+TRAINER_STATE = "trainer_state.json"
+
+
+READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
+    "instruct": lambda path, _: read_instructions(path),
+    "dpo": read_preferences,
+    "reward": read_preferences,
+    "grpo": read_exam_prompts,
+}
+
+
+def finetune_objective(options: FinetuneOptions) -> Summary:
+    """Train for an objective, and keep the step with the lowest validation loss, or for `grpo` the highest reward.
+
+    The folder `OUTPUT/trained/NAME/` holds the same files as that of `finetune`, and `OUTPUT/trained/_NAME/` what was
+    trained on.
+
+    Raises:
+        InputError: see `check_objective`.
+    """
+    started = time.monotonic()
+    examples = check_objective(options)
+    cluster.connect(options)
+    check_optimizer(options)
+    workers, folder = num_workers(options), options.folder
+    inputs = _inputs(options, examples) | {"num_workers": workers}
+    begun = check_folder(options, inputs)
+    if tables.is_finished_table(folder):
+        manifest = tables.read_manifest(folder, "finetune")
+        return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
+    with lock(folder):
+        storage.check_writable(folder)
+        if not begun:
+            tables.begin_table(folder, inputs)
+        for split, rows in examples.items():
+            storage.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
+        manifest = _fit(options, examples, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
+        tables.finish_table(folder, manifest)
+        storage.delete(storage.join(folder, "checkpoints"))
+    return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
+
+
+def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
+    """Check everything that needs no cluster, and return the examples by split.
+
+    Raises:
+        InputError: bad or repeated examples, a model that is not causal, has no chat template or that these options
+            cannot train, or a folder of that name begun with other options.
+    """
+    require("align", f"--objective {options.objective}")
+    if options.prompt == "plain":
+        raise InputError("--prompt plain: belongs to --objective rank; others use a chat template (--chat-format)")
+    examples = read_examples(options)
+    family = model_family(options.model)
+    if family != "causal":
+        raise InputError(f"--objective {options.objective}: {options.model} is {family}; a causal model expected")
+    from sciqa.models.load import load_encoder
+    from sciqa.training.model_check import check_finetune_model
+
+    check_finetune_model(options)
+    if options.chat_format == "auto" and not load_encoder(options.model, {}).tokenizer.chat_template:
+        raise InputError(f"{options.model}: its tokenizer has no chat template; pass --chat-format")
+    if options.objective == "grpo":
+        _check_rewards(options)
+    if options.packing and not options.max_length:
+        raise InputError("--packing: fills rows of --max-length tokens; pass that too")
+    if options.num_workers != "auto":
+        check_batch(options, options.num_workers)
+    check_folder(options, _inputs(options, examples), early=True)
+    return examples
+
+
+def read_examples(options: FinetuneOptions) -> dict[str, list[dict]]:
+    """Return the examples of both splits.
+
+    Raises:
+        InputError: a bad row, fewer training examples than fill a batch, or one that is in both splits.
+    """
+    examples = {}
+    for split in SPLITS:
+        path = getattr(options, split)
+        if path == split and options.objective != "grpo":
+            raise InputError(f"--{split}: a file of examples for --objective {options.objective} expected")
+        examples[split] = READERS[options.objective](path, options)
+    if (found := len(examples["train"])) < examples_per_step(options):
+        raise InputError(
+            f"--batch-size: {options.batch_size} given, and {options.train} has {found} examples; lower it"
+        )
+    trained = {json.dumps(example): number for number, example in enumerate(examples["train"], 1)}
+    for number, example in enumerate(examples["validation"], 1):
+        if row := trained.get(json.dumps(example)):
+            raise InputError(
+                f"{options.validation}, example {number}: the same as example {row} of {options.train}; what is "
+                "trained on would choose the best step, so leave it out of one of them"
+            )
+    return examples
+
+
+def _check_rewards(options: FinetuneOptions) -> None:
+    if options.batch_size % options.generations:
+        raise InputError(f"--batch-size: {options.batch_size} given, a multiple of --generations expected")
+    for name in options.rewards:
+        if name not in REWARDS and read_trained_record(name).get("objective") != "reward":
+            raise InputError(
+                f"--rewards: {name} given; {', '.join(REWARDS)}, or the folder of what --objective reward made expected"
+            )
+
+
+def _inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) -> dict:
+    """Return all inputs on which the result depends."""
+    ignored = (*ELSEWHERE, "num_workers")
+    inputs = {name: value for name, value in vars(options).items() if name not in ignored}
+    files = find_model(options.model)
+    inputs |= {"rewards": [name if name in REWARDS else adapter_hash(name) for name in options.rewards]}
+    inputs |= {f"{split} examples": tables.rows_hash(rows) for split, rows in examples.items()}
+    inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
+    return inputs | {"format": OBJECTIVE_FORMAT}
+
+
+def _examples_path(options: FinetuneOptions, split: str) -> str:
+    return tables.records_path(options.folder, f"{split}.parquet")
+
+
+def _fit(options: FinetuneOptions, examples: dict[str, list[dict]], workers: int) -> dict:
+    """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
+    steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / examples_per_step(options)))
+    paths = {split: _examples_path(options, split) for split in SPLITS}
+    result = run_workers(options, paths, steps, workers)
+    best, last, metrics = best_checkpoint(result, options.folder)
+    _keep_model(options, storage.join(best, "checkpoint"))
+    state = storage.read_json(storage.join(last, "checkpoint", TRAINER_STATE))
+    history = [row for logged in state["log_history"] if (row := history_row(logged))]
+    names = list(dict.fromkeys(name for row in history for name in row))
+    table = pa.table({name: pa.array([row.get(name) for row in history]) for name in names})
+    storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
+    measure = f"validation_{measure_of(options)}"
+    validated = [row[measure] for row in history if measure in row]
+    return result.return_value | {
+        "best_step": metrics["step"],
+        "steps": state["global_step"],
+        "measure": measure,
+        measure: metrics[measure],
+        f"{measure}_untrained": validated[0],
+        "loss": [row["loss"] for row in history if "loss" in row][-1],
+    }
+
+
+def _keep_model(options: FinetuneOptions, checkpoint: str) -> None:
+    """Copy a model or adapter, its tokenizer and chat template from a checkpoint of TRL, and describe it."""
+    for name in storage.list_names(checkpoint):
+        if name.endswith(KEPT) and name != TRAINER_STATE:
+            storage.copy_files(storage.join(checkpoint, name), storage.join(options.folder, name))
+    about = describe_base_model(options.model)
+    path = storage.join(options.folder, ADAPTER_CONFIG)
+    if storage.exists(path):  # TRL names the folder that the base was loaded from, which is this machine's
+        storage.write_json(path, storage.read_json(path) | {"base_model_name_or_path": about["base"]})
+    about |= {"objective": options.objective}
+    if options.objective != "reward":  # which ranks no options
+        completion = "letter" if options.objective == "grpo" else options.completion
+        given = {"completion": completion} | template_style(options.template, completion)
+        style = Format(prompt="chat", normalise=options.normalise, max_length=options.max_length, **given)
+        about |= {"style": asdict(style)}
+    storage.write_json(storage.join(options.folder, ABOUT_TRAINED), about)
+
+
+def _made(manifest: dict) -> str:
+    name = manifest["measure"]
+    return (
+        f"step {manifest['best_step']} of {manifest['steps']}: {name.replace('_', ' ')} {manifest[name]:.3f} "
+        f"({manifest[f'{name}_untrained']:.3f} untrained)"
+    )

@@ -1,0 +1,202 @@
+"""Run a training loop on Ray Train's workers: their number, their progress, and the folder of the result."""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.util.queue import Queue
+
+from sciqa.core import cluster, progress, storage, tables
+from sciqa.core.console import console
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import weight_bytes
+from sciqa.retrieval.options import FindOptions, IndexOptions
+from sciqa.training.options import SPLITS, FinetuneOptions
+
+#: Options that affect where and how a run executes, but not its result.
+ELSEWHERE = (
+    *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow", "overwrite"),
+    # The content of these is compared instead of the name.
+    *("model", "template", "train", "validation", "train_contexts", "validation_contexts"),
+    *("columns", "answers_from", "context"),
+)
+#: Inputs that runs stored in another form, or not at all, before inputs had a `format`.
+FORMERLY = ("format", *(f"{split} {what}" for split in SPLITS for what in ("questions", "contexts")))
+FORMERLY += ("others of the model",)
+
+
+def num_workers(options: FinetuneOptions) -> int:
+    """Return the number of workers: one per GPU, or per node without GPUs; it must divide the batch."""
+    workers = options.num_workers
+    if workers == "auto":
+        workers = cluster.num_workers(options, options.batch_size, whole_nodes=True)
+    check_batch(options, workers)
+    return workers
+
+
+def check_batch(options: FinetuneOptions, workers: int) -> None:
+    """Raise `InputError` unless that many workers can share a batch evenly."""
+    if options.batch_size % (options.micro_batch * workers):
+        raise InputError(
+            f"--batch-size: {options.batch_size} given, a multiple of --micro-batch ({options.micro_batch}) "
+            f"times the number of workers ({workers}; --num-workers) expected"
+        )
+
+
+def check_optimizer(options: FinetuneOptions) -> None:
+    """Raise `InputError` if the optimizer needs a GPU, and none is used."""
+    if options.optimizer == "paged-adamw" and cluster.device(options) == "cpu":
+        raise InputError("--optimizer paged-adamw: pages between GPU and host, and no GPU is used; pass adamw or auto")
+
+
+def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -> bool:
+    """Whether the folder holds a run begun with the same inputs; two runs must not mix.
+
+    Args:
+        options: options with the folder, and whether to empty it if it was begun with others.
+        inputs: inputs of this run.
+        early: `inputs` holds only those known before any work; print and delete nothing yet.
+
+    Raises:
+        InputError: it was begun with other options.
+    """
+    folder = options.folder
+    path = tables.records_path(folder, tables.INPUTS)
+    if not storage.exists(path):
+        return False
+    begun = storage.read_json(path)["inputs"]
+    passed = set(ELSEWHERE)
+    if early:
+        passed |= begun.keys() - inputs.keys()
+    elif "format" not in begun:
+        passed |= set(FORMERLY)
+        said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
+        console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
+    begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
+    defaults = tables.defaults_of(FinetuneOptions, IndexOptions, FindOptions)
+    if changed := tables.differing_inputs(begun, inputs, defaults):
+        if options.overwrite:
+            if not early:
+                tables.delete_table(folder)
+            return False
+        name, (there, now) = next(iter(changed.items()))
+        raise InputError(
+            f"{folder}: begun with other options ({name}: {there} there, {now} now"
+            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); "
+            "pass another --name, or --overwrite to replace it"
+        )
+    return True
+
+
+def run_workers(options: FinetuneOptions, config: dict, steps: int, workers: int) -> Result:
+    """Run the loop of the objective on Ray Train's workers to its end.
+
+    Args:
+        options: options of the step.
+        config: arguments of the loop, besides `options`, `threads`, `device` and `progress`.
+        steps: number of optimizer steps, for progress lines.
+        workers: number of workers.
+
+    Raises:
+        InputError: a worker found bad input; the folder of the result is emptied.
+    """
+    device = cluster.device(options)
+    environment: dict[str, str] = {"DS_ACCELERATOR": device, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    if device == "cpu":  # if a worker saw a GPU, Ray Train would select it and take some of its memory
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    os.environ["DS_ACCELERATOR"] = "cpu"  # this process imports the training loop but does not run it
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if options.objective == "rank":
+        from sciqa.training.loop import train
+    else:
+        from sciqa.training.trl_loop import train
+    rows = cluster.queue_on_driver_node()
+    own = {"options": options, "threads": cluster.threads_per_worker(workers), "device": device, "progress": rows}
+    trainer = TorchTrainer(
+        train,
+        train_loop_config=config | own,
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=device == "cuda",
+            resources_per_worker=cluster.worker_needs(options, workers, weight_bytes(options.model)),
+            accelerator_type=cluster.named_accelerator(options),
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=options.folder,
+            failure_config=FailureConfig(
+                max_failures=options.max_failures, max_preemption_failures=options.max_failures
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="quality"),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    with _Watcher(rows, steps):
+        result = trainer.fit()
+    if message := result.return_value.get("input_error"):
+        tables.delete_table(options.folder)  # a retry would fail in the same way, and no other run can use it
+        raise InputError(message)
+    return result
+
+
+def best_checkpoint(result: Result, folder: str) -> tuple[str, str, dict]:
+    """Return the paths of the best and of the last checkpoint of a run, and the metrics of the best one."""
+    best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
+    paths = [storage.join(folder, "checkpoints", each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)]
+    return paths[0], paths[1], metrics
+
+
+class _Watcher:
+    """Prints progress from the history rows that workers put into a queue."""
+
+    def __init__(self, rows: Queue, steps: int) -> None:
+        self.rows, self.steps = rows, steps
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join(timeout=10)
+        self.rows.shutdown()
+
+    def _watch(self) -> None:
+        with progress.progress_lines("finetune", f"{self.steps} steps to do, starting workers") as say:
+            self._say_rows(say)
+
+    def _say_rows(self, say: Callable[[str], None]) -> None:
+        said = time.monotonic()
+        while True:
+            try:
+                row = self.rows.get(timeout=1)
+            except queue.Empty:
+                if self.done.is_set():
+                    return
+                continue
+            except ray.exceptions.RayError:
+                return
+            now = time.monotonic()
+            if "note" in row:
+                say(row["note"])
+            elif now - said > progress.BETWEEN_LINES:
+                said = now
+                say(_said(row, self.steps))
+
+
+def _said(row: dict, steps: int) -> str:
+    if "map_at_3" in row:
+        figures = f"validation MAP@3 {row['map_at_3']:.3f}, loss {row['validation_loss']:.3f}"
+    elif "validation_loss" in row:
+        figures = f"validation loss {row['validation_loss']:.3f}"
+    else:
+        figures = f"loss {row['loss']:.3f}"
+        figures += f", {row['tokens'] / row['seconds']:.0f} tokens/s" if "tokens" in row else ""
+    return f"step {row['step']} of {steps}, {figures}"

@@ -1,0 +1,137 @@
+"""The loop of every Ray Train worker for objectives besides `rank`: one of TRL's trainers, as it is.
+
+TRL computes losses, batches and the order of examples; Ray Train starts the workers and keeps the checkpoints.
+"""
+
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Sized
+from pathlib import Path
+from typing import cast
+
+import datasets
+import ray.train
+import torch
+import transformers
+from ray.train.huggingface.transformers import RayTrainReportCallback
+from ray.util.queue import Queue
+from torch import nn
+
+from sciqa.core import storage
+from sciqa.core.console import quiet
+from sciqa.core.device import Device, check_device
+from sciqa.core.errors import InputError
+from sciqa.models import adapter
+from sciqa.models.load import torch_dtype
+from sciqa.training.loggers import MetricLoggers, history_row, measure_of
+from sciqa.training.options import NO_SCALER, FinetuneOptions, examples_per_step
+from sciqa.training.sharding import parameter_bytes
+from sciqa.training.trl_trainers import make_trainer, trainer_arguments
+
+#: Part of a Ray Train checkpoint with what the trainer resumes from, by the name that Ray Train itself gives it.
+CHECKPOINT = RayTrainReportCallback.CHECKPOINT_NAME
+
+
+def train(config: dict) -> dict:
+    """Train on one worker and report checkpoints; Ray Train calls it on every worker.
+
+    Args:
+        config: `options`, the Parquet files of the `train` and `validation` examples, `threads` and `device` of this
+            worker, and `progress`, a queue that takes the rows of the history.
+
+    Returns:
+        Figures of the run, or `input_error` if the input is bad.
+    """
+    try:
+        return _train(**config)
+    except InputError as error:  # every worker raises the same, and a retry would not help
+        return {"input_error": str(error)}
+
+
+def _train(
+    options: FinetuneOptions, train: str, validation: str, threads: int, device: Device, progress: Queue
+) -> dict:
+    quiet("DeepSpeed", "trl", "transformers", "peft", "accelerate")
+    datasets.disable_progress_bars()
+    torch.set_num_threads(threads)
+    check_device(device)
+    dtype = torch_dtype(options.precision, device)
+    if dtype == torch.float16 and options.zero:
+        raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
+    context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
+    examples = [datasets.Dataset.from_list(storage.read_table(path).to_pylist()) for path in (train, validation)]
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        writers = stack.enter_context(contextlib.closing(MetricLoggers(options, context.get_world_rank())))
+        given = trainer_arguments(options, folder, context.get_world_size(), dtype, device)
+        trainer = make_trainer(options, given | {"eval_on_start": checkpoint is None}, examples, dtype, device)
+        measure = f"validation_{measure_of(options)}"
+        trainer.add_callback(Report(writers, progress if context.get_world_rank() == 0 else None, measure))
+        if options.patience:
+            trainer.add_callback(transformers.EarlyStoppingCallback(options.patience))
+        rows = len(cast("Sized", trainer.train_dataset))  # packed, perhaps
+        if context.get_world_rank() == 0 and not options.packing and rows < len(examples[0]):
+            left_out = f"{len(examples[0]) - rows} of {len(examples[0])} training examples are left out"
+            progress.put({"step": 0, "note": f"{left_out}: their prompts alone fill --max-length"})
+        steps = options.steps or max(1, round(options.epochs * rows / examples_per_step(options)))
+        every = options.eval_every or max(1, steps // 10)
+        trainer.args.max_steps, trainer.args.eval_steps, trainer.args.save_steps = steps, every, every
+        trainer.args.warmup_steps = round(options.warmup * steps)
+        state = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
+        trainer.train(resume_from_checkpoint=state and str(Path(state, CHECKPOINT)))
+    held, whole = parameter_bytes(cast("nn.Module", trainer.model))
+    return {"rank_bytes": held, "model_bytes": whole, "optimizer": given["optim"]}
+
+
+class Report(transformers.TrainerCallback):
+    """Reports the figures and the checkpoints of a trainer: to Ray Train, the progress lines and TensorBoard."""
+
+    def __init__(self, writers: MetricLoggers, progress: Queue | None, measure: str) -> None:
+        self.writers, self.progress, self.measure = writers, progress, measure
+
+    def on_log(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: object,
+    ) -> None:
+        """Show the figures; raise `InputError`, on all workers alike, if one is not finite."""
+        row = history_row(state.log_history[-1])
+        for name in {"loss", "grad_norm", "validation_loss"} & row.keys():
+            if not math.isfinite(row[name]):
+                raise InputError(
+                    f"step {row['step']}: {name} is not a finite number; nothing of this run is kept; try a lower "
+                    "--learning-rate or --precision float32"
+                )
+        if row:
+            self.writers.write(row)
+            if self.progress:
+                self.progress.put(row)
+
+    def on_optimizer_step(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **given: object,
+    ) -> None:
+        """Let an adapter change its ranks, while the gradients are there."""
+        adapter.update_ranks(cast("nn.Module", given["model"]), state.global_step + 1)
+
+    def on_save(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: object,
+    ) -> None:
+        """Report what this worker has saved; Ray Train puts the parts of all workers into one folder."""
+        row = next(row for row in map(history_row, reversed(state.log_history)) if "validation_loss" in row)
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.move(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), Path(folder, CHECKPOINT))
+            saved = ray.train.Checkpoint.from_directory(folder)
+            quality = -row[self.measure] if self.measure == "validation_loss" else row[self.measure]
+            ray.train.report(row | {"quality": quality}, checkpoint=saved)

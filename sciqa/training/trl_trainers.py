@@ -1,0 +1,191 @@
+"""TRL's trainers for the objectives besides `rank`, with the models that they train and compare with."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import accelerate
+import datasets
+import peft
+import torch
+import transformers
+import trl
+from torch import nn
+
+from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.device import Device
+from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_copy
+from sciqa.models import adapter
+from sciqa.models.load import load_base, nf4_config, plain_folder
+from sciqa.models.prompt_template import FOLDER
+from sciqa.training.loggers import measure_of
+from sciqa.training.loop import keep_4bit_layout
+from sciqa.training.options import FinetuneOptions, Objective
+from sciqa.training.rewards import REWARDS
+from sciqa.training.sharding import deepspeed_config
+
+Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
+
+
+def trainer_arguments(
+    options: FinetuneOptions, folder: str, world_size: int, dtype: torch.dtype, device: Device
+) -> dict:
+    """Return the arguments that TRL's trainers share, as transformers' `TrainingArguments` has them.
+
+    Args:
+        options: options of the step.
+        folder: folder of this worker's own for unfinished checkpoints.
+        world_size: number of workers.
+        dtype: type of computation.
+        device: device that computes.
+    """
+    given = {
+        "output_dir": folder,
+        "per_device_train_batch_size": options.micro_batch,
+        # GRPO evaluates whole groups of answers to one question.
+        "per_device_eval_batch_size": options.generations if options.objective == "grpo" else options.micro_batch,
+        "gradient_accumulation_steps": options.batch_size // (options.micro_batch * world_size),
+        "dataloader_drop_last": True,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup" if options.schedule == "constant" else options.schedule,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.clip,
+        "optim": _optimizer(options, device),
+        "seed": options.seed,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "metric_for_best_model": f"eval_{measure_of(options)}",
+        "greater_is_better": options.objective == "grpo",
+        "restore_callback_states_from_checkpoint": True,  # what `--patience` counts
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": dtype == torch.bfloat16 and not options.zero,
+        "fp16": dtype == torch.float16,
+        "use_cpu": device == "cpu" and not options.zero,  # with it, accelerate would leave DeepSpeed out
+    }
+    if not options.zero:
+        return given
+    # Accelerate chooses no backend by itself on a CPU; so it is told, by its own public state.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    accelerate.PartialState(backend="nccl" if device == "cuda" else "gloo")
+    config = deepspeed_config(options, world_size, dtype)
+    return given | {"deepspeed": config, "accelerator_config": {"use_configured_state": True}}
+
+
+def make_trainer(
+    options: FinetuneOptions, given: dict, examples: list[datasets.Dataset], dtype: torch.dtype, device: Device
+) -> transformers.Trainer:
+    """Return TRL's trainer for the objective; the trained weights are float32.
+
+    Args:
+        options: options of the step.
+        given: result of `trainer_arguments`.
+        examples: training and validation examples.
+        dtype: type of computation.
+        device: device that computes.
+    """
+    full = options.method == "full"
+    base = torch.float32 if full else dtype
+    model, tokenizer = _load(options, base, device)
+    keep_4bit_layout(model)
+    if options.chat_format != "auto":
+        path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    kind = {"task_type": "SEQ_CLS"} if options.objective == "reward" else {}
+    config = None if full else adapter.peft_config(model, "causal", options.method, kind | options.peft_fields())
+    common = dict(zip(("train_dataset", "eval_dataset"), examples, strict=True))
+    common |= {"model": model.train(), "processing_class": tokenizer, "peft_config": config}
+    limit = options.max_length or model.config.get_text_config().max_position_embeddings
+    trainer = MAKERS[options.objective](options, given, limit, common, base, device)
+    for parameter in cast("nn.Module", trainer.model).parameters():
+        if parameter.requires_grad:  # TRL keeps some adapters in 16 bits, in which small changes are lost
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def _instruct(options: FinetuneOptions, given: dict, limit: int, common: dict, *_: object) -> trl.SFTTrainer:
+    return trl.SFTTrainer(args=trl.SFTConfig(**given, max_length=limit, packing=options.packing), **common)
+
+
+def _dpo(
+    options: FinetuneOptions, given: dict, limit: int, common: dict, dtype: torch.dtype, device: Device
+) -> trl.DPOTrainer:
+    # With an adapter, the reference is the model with the adapter off, and no second copy is loaded.
+    reference = None if common["peft_config"] else load_base(options.model, "causal", dtype, device=device)[0]
+    arguments = trl.DPOConfig(**given, max_length=limit, beta=options.beta)
+    return trl.DPOTrainer(args=arguments, ref_model=reference, **common)
+
+
+def _reward(_: FinetuneOptions, given: dict, limit: int, common: dict, *__: object) -> trl.RewardTrainer:
+    return trl.RewardTrainer(args=trl.RewardConfig(**given, max_length=limit), **common)
+
+
+def _grpo(
+    options: FinetuneOptions, given: dict, _: int, common: dict, dtype: torch.dtype, device: Device
+) -> trl.GRPOTrainer:
+    lengths: dict[str, Any] = {
+        "num_generations": options.generations,
+        "max_completion_length": options.completion_tokens,
+    }
+    rewards: list[Any] = []
+    readers: list[Any] = []
+    for name in options.rewards:
+        reward, reader = (REWARDS[name], None) if name in REWARDS else load_reward_model(name, dtype, device)
+        rewards.append(reward)
+        readers.append(reader)
+    arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
+    return trl.GRPOTrainer(args=arguments, reward_funcs=rewards, reward_processing_classes=readers, **common)
+
+
+MAKERS: dict[Objective, Callable[..., transformers.Trainer]] = {
+    "instruct": _instruct,
+    "dpo": _dpo,
+    "reward": _reward,
+    "grpo": _grpo,
+}
+
+
+def _load(options: FinetuneOptions, dtype: torch.dtype, device: Device) -> Loaded:
+    """Return the model to train and its tokenizer; for `reward`, with a new head that gives one score."""
+    if options.objective != "reward":
+        return load_base(options.model, "causal", dtype, options.method == "qlora", device)
+    torch.manual_seed(options.seed)  # the head is the same on every worker
+    return _load_scoring(plain_folder(find_model(options.model)), dtype, device, options.method == "qlora")
+
+
+def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = False) -> Loaded:
+    how: dict[str, Any] = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if nf4 else {}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, **how
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return (model if nf4 else model.to(device)), tokenizer
+
+
+def load_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
+    """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
+
+    Args:
+        name: folder of the adapter or the model.
+        dtype: type of the weights.
+        device: device that computes.
+    """
+    folder = str(local_copy(name))
+    if not Path(folder, ADAPTER_CONFIG).exists():
+        model, tokenizer = _load_scoring(folder, dtype, device)
+        return model.eval(), tokenizer
+    model, _ = _load_scoring(plain_folder(find_model(read_trained_record(folder)["base"])), dtype, device)
+    merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _optimizer(options: FinetuneOptions, device: Device) -> str:
+    own = options.method == "qlora" and device == "cuda" and not options.offload
+    paged = options.optimizer == "paged-adamw" or (options.optimizer == "auto" and own)
+    return "paged_adamw_32bit" if paged else "adamw_torch"

@@ -1,0 +1,545 @@
+"""Objectives besides ranking: losses of TRL alone and by hand, data that is refused, kills, what readers make of it."""
+
+import json
+import math
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+import trl
+from conftest import write_jsonl
+from test_training import history, kill_a_worker, losses
+from tiny import mostly_slow, tiny_folder, tiny_tokenizer
+
+from sciqa.core import storage, tables
+from sciqa.core.adapter_files import describe_base_model, read_trained_record
+from sciqa.core.errors import InputError
+from sciqa.exam import read_exam
+from sciqa.models import adapter
+from sciqa.models.load import load_base, load_scorer, make_scorer
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import FOLDER
+from sciqa.predict import PredictOptions, predict
+from sciqa.report import ReportOptions, report
+from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.instruct import read_instructions
+from sciqa.training.loss import mean_loss
+from sciqa.training.model_check import check_finetune_model
+from sciqa.training.objectives import check_objective
+from sciqa.training.preferences import most_believed_wrong, read_preferences
+from sciqa.training.rewards import letter_alone, right_answer
+from sciqa.training.sharding import gather_trained
+from sciqa.training.trl_loop import Report
+from sciqa.training.trl_trainers import load_reward_model, make_trainer, trainer_arguments
+
+STEPS, BATCH, MICRO = 6, 8, 2
+#: How Meta's and Microsoft's model cards write a system message, a question, an answer and another question.
+CHAT_FORMATS = {
+    "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi? [/INST] Yes. </s><s>[INST] Why? [/INST]",
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "phi3": "<|system|>\nBe brief.<|end|>\n<|user|>\nHi?<|end|>\n<|assistant|>\nYes.<|end|>\n"
+    "<|user|>\nWhy?<|end|>\n<|assistant|>\n",
+}
+CHAT = [("system", "Be brief."), ("user", "Hi?"), ("assistant", "Yes."), ("user", "Why?")]
+
+
+def messages(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def instruction(number):
+    return {
+        "instruction": f"Name gas number {number}.",
+        "input": "" if number % 2 else f"Count from {number % 7}.",
+        "output": f"It is gas {number}. " * (1 + number % 3),
+    }
+
+
+def preference(number):
+    return {"prompt": f"What is {number}?", "chosen": f"A gas {number}.", "rejected": f"Iron, {3 * number} times."}
+
+
+ROW = {"instruct": instruction, "dpo": preference, "reward": preference}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """By objective, the options that name files of 32 training and 8 validation examples."""
+    folder, found = tmp_path_factory.mktemp("examples"), {}
+    for objective, row in ROW.items():
+        splits = {split: str(folder / f"{objective}-{split}.jsonl") for split in ("train", "validation")}
+        write_jsonl(Path(splits["train"]), [row(number) for number in range(32)])
+        write_jsonl(Path(splits["validation"]), [row(number) for number in range(32, 40)])
+        found[objective] = {"objective": objective} | splits
+    return found
+
+
+@pytest.fixture
+def options(tmp_path, model, files):
+    """Make the options of a short float32 run."""
+
+    def make(objective="instruct", **changes):
+        common = {"model": model, "precision": "float32", "batch_size": BATCH, "micro_batch": MICRO, "eval_every": 3}
+        common |= {"output": str(tmp_path), "steps": STEPS, "learning_rate": 5e-3, "max_length": 128}
+        return FinetuneOptions(**files.get(objective, {"objective": objective}) | common | changes)
+
+    return make
+
+
+def trl_losses(options, folder):
+    """The reference: TRL's trainer as its documentation calls it, on one process; no Ray, no DeepSpeed."""
+    model, tokenizer = load_base(options.model, "causal", torch.float32, nf4=options.method == "qlora")
+    full = options.method == "full"
+    given = {"output_dir": str(folder), "max_steps": options.steps, "learning_rate": options.learning_rate}
+    given |= {"per_device_train_batch_size": MICRO, "gradient_accumulation_steps": BATCH // MICRO}
+    given |= {
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(options.warmup * options.steps),
+        "max_grad_norm": 1.0,
+    }
+    given |= {"weight_decay": options.weight_decay, "seed": options.seed, "logging_steps": 1, "save_strategy": "no"}
+    given |= {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "max_length": 128}
+    kinds = {"instruct": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}
+    kinds |= {"reward": (trl.RewardConfig, trl.RewardTrainer)}
+    if options.objective == "reward":
+        model = scoring_model(options)
+    config, trainer = kinds[options.objective]
+    kind = {"task_type": "SEQ_CLS"} if options.objective == "reward" else {}
+    made = trainer(
+        model=model.train(),
+        args=config(**given),
+        train_dataset=datasets.Dataset.from_list(check_objective(options)["train"]),
+        processing_class=tokenizer,
+        peft_config=None if full else adapter.peft_config(model, "causal", "lora", kind | options.peft_fields()),
+    )
+    made.train()
+    return np.array([row["loss"] for row in made.state.log_history if "loss" in row])
+
+
+def scoring_model(options):
+    """The model with a new head of one score, drawn from the seed."""
+    torch.manual_seed(options.seed)
+    kind = transformers.AutoModelForSequenceClassification
+    return kind.from_pretrained(options.model, num_labels=1, pad_token_id=0, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_chat_formats_are_those_of_the_models(name):
+    text = (FOLDER / "chat_formats" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = tiny_tokenizer("llama")
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    given = {"chat_template": text, "tokenize": False}
+    assert tokenizer.apply_chat_template(messages(*CHAT), add_generation_prompt=True, **given) == CHAT_FORMATS[name]
+    # What is learned follows what the model will be asked with.
+    answered = tokenizer.apply_chat_template(messages(*CHAT, ("assistant", "So.")), **given)
+    assert answered.startswith(CHAT_FORMATS[name])
+    assert answered[len(CHAT_FORMATS[name]) :].strip().startswith("So.")
+    assert answered.rstrip().endswith(("</s>", "<|eot_id|>"))
+
+
+@pytest.mark.parametrize("objective", ["instruct", pytest.param("dpo", marks=pytest.mark.slow)])
+def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam, objective):
+    asked = options(objective)
+    made = finetune(asked)
+    np.testing.assert_allclose(losses(made.path), trl_losses(asked, tmp_path / "alone"), atol=1e-4)
+    rows = history(made.path)
+    validated = {row["step"]: row["validation_loss"] for row in rows if row["validation_loss"] is not None}
+    assert list(validated) == [0, 3, 6]
+    assert made.details["best_step"] == min((loss, step) for step, loss in validated.items() if step)[1] > 0
+    assert made.details["validation_loss_untrained"] == validated[0] > made.details["validation_loss"]
+    assert list(Path(made.path, "tensorboard").glob("events.*"))
+    assert not [path for path in Path(made.path).rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".py")]
+    assert not Path(made.path, "checkpoints").exists()
+    assert json.loads(Path(made.path, "adapter_config.json").read_text())["base_model_name_or_path"] == asked.model
+    kept = storage.read_table(tables.records_path(made.path, "train.parquet")).to_pylist()
+    assert kept == check_objective(asked)["train"]
+    assert finetune(asked).made.endswith("kept")
+    predict(PredictOptions(output=asked.output, exam=exam["train"], reader="longest"))
+    page = Path(report(ReportOptions(output=asked.output)).path).read_text(encoding="utf-8")
+    figures = f"{validated[0]:.3f} untrained, {made.details['validation_loss']:.3f} at step {made.details['best_step']}"
+    assert f"of {objective}: validation loss {figures}" in page
+    with pytest.raises(InputError, match=r"begun with other options \(beta|begun with other options \(packing"):
+        finetune(options(objective, **({"beta": 0.2} if objective == "dpo" else {"packing": True})))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "method", "zero"),
+    [
+        *((objective, "lora", zero) for objective in ("instruct", "dpo") for zero in (0, 2, 3)),
+        *(("reward", "lora", zero) for zero in (0, 3)),
+        ("instruct", "full", 3),
+        ("dpo", "full", 2),
+        ("instruct", "qlora", 2),
+    ],
+)
+def test_two_workers_and_shards_have_the_losses_of_trl_alone(tmp_path, cluster, options, objective, method, zero):
+    asked = options(objective, method=method, zero=zero, num_workers=2)
+    made = finetune(asked)
+    np.testing.assert_allclose(losses(made.path), trl_losses(asked, tmp_path / "alone"), atol=1e-4)
+    if objective == "reward":
+        with pytest.raises(InputError, match="does not fit the model"):
+            load_scorer(asked.model, adapter=made.path)
+        return
+    scorer = load_scorer(**{"name": made.path} if method == "full" else {"name": asked.model, "adapter": made.path})
+    assert scorer.style.prompt == "chat"
+
+
+def log_probability(model, tokenizer, prompt, answer):
+    """Sum of the log-probabilities of an answer's tokens, by hand."""
+    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    row = torch.tensor([tokenizer.apply_chat_template(prompt + answer, return_dict=False)])
+    with torch.no_grad():
+        predicted = model(row).logits[0, :-1].log_softmax(-1)
+    return predicted.gather(1, row[0, 1:, None])[len(before) - 1 :].sum().item()
+
+
+def test_dpo_begins_at_ln_2_and_then_is_the_formula(tmp_path, options):
+    asked = options("dpo", beta=0.3, batch_size=2, peft="{lora_dropout: 0.0}")
+    pairs = check_objective(asked)["train"]
+    given = trainer_arguments(asked, str(tmp_path), 1, torch.float32, "cpu")
+    given |= {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
+    trainer = make_trainer(asked, given, [datasets.Dataset.from_list(pairs)] * 2, torch.float32, "cpu")
+    assert trainer.ref_model is None
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/chosen"] == first["rewards/rejected"] == pytest.approx(0, abs=1e-6)
+    trained = trainer.evaluate(trainer.train_dataset.select(range(4)))
+    model, tokenizer, margins = trainer.model.eval(), trainer.processing_class, []
+    for pair in pairs[:4]:
+        now = [log_probability(model, tokenizer, pair["prompt"], pair[name]) for name in ("chosen", "rejected")]
+        with model.disable_adapter():
+            then = [log_probability(model, tokenizer, pair["prompt"], pair[name]) for name in ("chosen", "rejected")]
+        margins.append((now[0] - now[1]) - (then[0] - then[1]))
+    expected = -torch.nn.functional.logsigmoid(0.3 * torch.tensor(margins)).mean().item()
+    assert abs(expected - math.log(2)) > 1e-3
+    assert trained["eval_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory):
+    """Options that name eight training and four validation questions."""
+    folder, rows = tmp_path_factory.mktemp("exam"), read_exam("direct-validation").slice(0, 12).to_pylist()
+    for split, part in (("train", rows[:8]), ("validation", rows[8:])):
+        write_jsonl(folder / f"{split}.jsonl", part)
+    return {split: str(folder / f"{split}.jsonl") for split in ("train", "validation")}
+
+
+def in_process(options, folder, steps, **changes):
+    """The objective's trainer in this process, with training examples for both splits."""
+    rows = [datasets.Dataset.from_list(check_objective(options)["train"])] * 2
+    given = trainer_arguments(options, str(folder), 1, torch.float32, "cpu")
+    given |= {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no"} | changes
+    return make_trainer(options, given, rows, torch.float32, "cpu")
+
+
+def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
+    asked = options("reward", batch_size=2)
+    trainer = in_process(asked, tmp_path, 8)
+    tokenizer = trainer.processing_class
+
+    def margins():
+        found = []
+        for row in map(preference, range(2)):
+            chats = [messages(("user", row["prompt"]), ("assistant", row[name])) for name in ("chosen", "rejected")]
+            rows = [torch.tensor([tokenizer.apply_chat_template(chat, return_dict=False)]) for chat in chats]
+            with torch.no_grad():
+                better, worse = (trainer.model.eval()(each).logits.item() for each in rows)
+            found.append(better - worse)
+        return torch.tensor(found)
+
+    before = margins()
+    evaluated = trainer.evaluate(trainer.train_dataset.select(range(2)))["eval_loss"]
+    assert evaluated == pytest.approx(-torch.nn.functional.logsigmoid(before).mean().item(), abs=1e-4)
+    trainer.train()
+    assert margins().mean() > before.mean() + 0.01
+    trainer.save_model(str(tmp_path / "model"))
+    storage.write_json(str(tmp_path / "model/sciqa.json"), describe_base_model(asked.model) | {"objective": "reward"})
+    loaded, _ = load_reward_model(str(tmp_path / "model"), torch.float32, "cpu")
+    row = torch.tensor([tokenizer.apply_chat_template(messages(*CHAT), return_dict=False)])
+    with torch.no_grad():
+        assert loaded(row).logits.item() == pytest.approx(trainer.model.eval()(row).logits.item(), abs=1e-5)
+
+
+def test_rewards_of_sampled_answers():
+    texts = ["B", "(B) Helium", "Answer: B.", " B ", "A", "Because", "", "It is C, not B"]
+    given = {"completions": [messages(("assistant", text)) for text in texts], "letters": ["ABC"] * len(texts)}
+    assert right_answer(answer=["B"] * len(texts), **given) == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert letter_alone(**given) == [1, 0, 0, 1, 1, 0, 0, 0]
+
+
+def test_grpo_reads_an_exam_and_begins_at_the_reference(tmp_path, options, exam):
+    common = exam | {"generations": 2, "batch_size": 2}
+    asked = options("grpo", **common, completion_tokens=4)
+    examples = check_objective(asked)["train"]
+    question = read_exam(exam["train"]).slice(0, 1).to_pylist()[0]
+    assert examples[0]["answer"] == question["answer"]
+    assert all(question[letter] in examples[0]["prompt"][-1]["content"] for letter in examples[0]["letters"])
+    trainer = in_process(asked, tmp_path, 2)
+    assert trainer.ref_model is None
+    trainer.train()
+    first, second = trainer.state.log_history[:2]
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert {"rewards/right_answer/mean", "rewards/letter_alone/mean", "reward"} <= second.keys()
+    with pytest.raises(InputError, match="--batch-size: 2 given, a multiple of --generations"):
+        check_objective(options("grpo", **common | {"generations": 4}))
+    with pytest.raises(InputError, match=r"--rewards: .*no-such given; answer, format, or the folder"):
+        check_objective(options("grpo", **common, rewards=("no-such",)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_grpo_is_rewarded_by_a_reward_model(tmp_path, cluster, options, exam, zero):
+    judge = finetune(options("reward", name="judge", steps=3))
+    common = exam | {"generations": 2, "micro_batch": 1, "batch_size": 4, "num_workers": 2, "zero": zero}
+    rewards = ("answer", judge.path)
+    made = finetune(options("grpo", **common, rewards=rewards, completion_tokens=4, steps=2, eval_every=1))
+    earned = [row["validation_reward"] for row in history(made.path) if row["validation_reward"] is not None]
+    assert len(earned) == 3
+    assert made.details["validation_reward"] == max(earned[1:])
+    assert read_trained_record(made.path)["style"]["completion"] == "letter"
+    assert load_scorer(options().model, adapter=made.path).style.prompt == "chat"
+
+
+def test_packed_examples_do_not_see_each_other(tmp_path, options):
+    """Rows of several examples have the loss that these have one by one."""
+    asked = options(packing=True, batch_size=2)
+    both = [datasets.Dataset.from_list(check_objective(asked)["train"][:8])] * 2
+    found = []
+    for number, each in enumerate((asked, options(batch_size=2))):
+        given = trainer_arguments(each, str(tmp_path / str(number)), 1, torch.float32, "cpu") | {"seed": 0}
+        trainer = make_trainer(each, given, both, torch.float32, "cpu")
+        rows = len(trainer.train_dataset)
+        batch = trainer.data_collator([trainer.train_dataset[at] for at in range(rows)])
+        with torch.no_grad():
+            found.append((rows, trainer.compute_loss(trainer.model.eval(), batch).item()))
+    (packed, one), (plain, other) = found
+    assert packed <= plain / 2
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_the_reader_takes_the_adapter_with_its_chat_format(tmp_path, options, model):
+    asked = options(chat_format="phi3", batch_size=2)
+    examples = [datasets.Dataset.from_list(rows) for rows in check_objective(asked).values()]
+    given = trainer_arguments(asked, str(tmp_path / "trainer"), 1, torch.float32, "cpu")
+    trainer = make_trainer(asked, given, examples, torch.float32, "cpu")
+    decoded = trainer.processing_class.decode(trainer.train_dataset[1]["input_ids"])
+    assert (
+        decoded == f"<|user|>\nName gas number 1.<|end|>\n<|assistant|>\n{instruction(1)['output']}<|end|>\n<|im_end|>"
+    )
+    labels = trainer.train_dataset[1]["labels"]
+    learned = trainer.processing_class.decode([label for label in labels if label != -100])
+    assert learned == f"{instruction(1)['output']}<|end|>\n<|im_end|>"
+    trainer.save_model(str(tmp_path / "adapter"))
+    scorer = load_scorer(model, precision="float32", adapter=str(tmp_path / "adapter"))
+    assert scorer.tokenizer.chat_template == (FOLDER / "chat_formats" / "phi3.jinja").read_text(encoding="utf-8")
+
+
+def test_conversations_give_an_example_for_each_answer(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    chat = messages(*CHAT, ("assistant", "So."))
+    write_jsonl(path, [{"messages": chat}])
+    assert read_instructions(str(path)) == [
+        {"prompt": chat[:2], "completion": chat[2:3]},
+        {"prompt": chat[:4], "completion": chat[4:]},
+    ]
+    write_jsonl(path, [{"instruction": "Add.", "input": "1 and 2", "output": "3"}])
+    prompt = [{"role": "user", "content": "Add.\n\n1 and 2"}]
+    assert read_instructions(str(path)) == [{"prompt": prompt, "completion": [{"role": "assistant", "content": "3"}]}]
+
+
+GOOD = {"instruction": "Add.", "input": "", "output": "3"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "parts"),
+    [
+        ("instruct", GOOD | {"output": ""}, ["row 2, column 'output'", "empty"]),
+        ("instruct", GOOD | {"output": "  \n"}, ["row 2, column 'output'", "empty"]),
+        ("instruct", GOOD | {"output": None}, ["row 2, column 'output'", "nothing given"]),
+        ("instruct", GOOD | {"output": 3}, ["row 2, column 'output'", "'3' given, text expected"]),
+        ("instruct", GOOD | {"output": ["3"]}, ["row 2, column 'output'", "text expected"]),
+        ("instruct", {"question": "Add?"}, ["row 2, column 'instruction'", "nothing given"]),
+        ("instruct", {"messages": []}, ["row 2, column 'messages'", "a list of messages"]),
+        ("instruct", {"messages": messages(("user", "Hi?"))}, ["row 2, column 'messages'", "assistant's answer"]),
+        ("instruct", {"messages": messages(("assistant", "Hi."))}, ["row 2, column 'messages'", "message of the user"]),
+        ("instruct", {"messages": messages(("user", "Hi?"), ("bot", "Yes."))}, ["message 2: role 'bot'", "assistant"]),
+        ("instruct", {"messages": messages(("user", "Hi?"), ("assistant", ""))}, ["message 2: empty"]),
+        ("dpo", {"prompt": "Hi?", "chosen": "Yes."}, ["row 2, column 'rejected'", "nothing given"]),
+        ("dpo", {"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, ["row 2, column 'rejected'", "same as"]),
+        ("dpo", {"prompt": "", "chosen": "Yes.", "rejected": "No."}, ["row 2, column 'prompt'", "empty"]),
+    ],
+)
+def test_bad_rows_are_refused_by_file_row_and_column(tmp_path, options, objective, row, parts):
+    path = tmp_path / "bad.jsonl"
+    write_jsonl(path, [ROW[objective](0), row])
+    with pytest.raises(InputError) as error:
+        check_objective(options(objective, train=str(path)))
+    assert all(part in str(error.value) for part in ["bad.jsonl", *parts]), error.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"train": "train"}, ["--train", "a file of examples"]),
+        ({"model": "all-MiniLM-L6-v2"}, ["all-MiniLM-L6-v2 is multiple-choice", "causal"]),
+        ({"batch_size": 64}, ["--batch-size: 64", "32 examples"]),
+        ({"prompt": "plain"}, ["--prompt plain", "--objective rank"]),
+        ({"packing": True, "max_length": None}, ["--packing", "--max-length"]),
+        ({"peft": "{target_modules: [no_such]}"}, ["--peft", "no_such"]),
+        ({"beta": 0.5}, ["--beta", "--objective dpo"]),
+        ({"objective": "dpo", "packing": True}, ["--packing", "--objective instruct"]),
+        ({"rotate": False}, ["--rotate", "--objective rank"]),
+        ({"objective": "rank", "chat_format": "phi3"}, ["--chat-format", "--objective instruct and dpo"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused_before_any_work(tmp_path, options, changes, parts):
+    with pytest.raises(InputError) as error:
+        check_objective(options(**changes))
+    assert all(part in str(error.value) for part in parts), error.value
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_bad_input_is_refused(tmp_path, options, files):
+    with pytest.raises(InputError, match=r"example 1: the same as example 1 of .*instruct-train"):
+        check_objective(options(validation=files["instruct"]["train"]))
+    bare = tiny_folder(tmp_path / "bare", "llama")
+    Path(bare, "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template; pass --chat-format"):
+        check_objective(options(model=bare))
+    assert check_objective(options(model=bare, chat_format="llama2"))
+
+
+def test_the_most_believed_wrong_option():
+    assert most_believed_wrong([0.5, 0.2, 0.3], 0) == 2
+    assert most_believed_wrong([0.1, 0.2, 0.7], 0) == 2
+    assert most_believed_wrong([0.4, 0.2, 0.2], 0) == 1
+
+
+def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, exam_file, options):
+    made = predict(PredictOptions(output=str(tmp_path / "run"), exam=exam_file, reader="longest"))
+    questions = storage.read_table(str(tmp_path / "run/exam.parquet")).to_pylist()
+    pairs = read_preferences(made.path, options("dpo"))
+    assert len(pairs) == len(questions)
+    for question, pair in zip(questions, pairs, strict=True):
+        wrong = [question[letter] for letter in "ABCDE" if question.get(letter) and letter != question["answer"]]
+        assert pair["chosen"] == messages(("assistant", question[question["answer"]]))
+        assert pair["rejected"] == messages(("assistant", max(wrong, key=len)))
+        assert question["prompt"] in pair["prompt"][-1]["content"]
+    letters = read_preferences(made.path, options("dpo", completion="letter"))
+    assert letters[0]["chosen"] == messages(("assistant", questions[0]["answer"]))
+    with pytest.raises(InputError, match="--completion yes"):
+        read_preferences(made.path, options("dpo", completion="yes"))
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_that_gets_no_better(cluster, options):
+    made = finetune(options(steps=12, eval_every=1, patience=2, learning_rate=1e-12))
+    assert made.details["steps"] < 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "zero"), [(1, 0), (2, 2), (2, 3)])
+def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, cluster, options, capsys, workers, zero):
+    common = {"num_workers": workers, "zero": zero, "steps": 60, "eval_every": 5, "peft": "{lora_dropout: 0.1}"}
+    expected = finetune(options(**common, name="undisturbed"))
+    asked = options(**common, name="killed")
+    killer = threading.Thread(target=kill_a_worker, args=(asked.folder, 1))
+    killer.start()
+    made = finetune(asked)
+    killer.join()
+    assert capsys.readouterr().err.count("finetune: a worker on ") == 1
+    assert len(losses(made.path)) == 60
+    np.testing.assert_allclose(losses(made.path), losses(expected.path), atol=1e-3)
+    assert [row["step"] for row in history(made.path)] == [row["step"] for row in history(expected.path)]
+
+
+#: Fields without which peft refuses an adapter of that kind, or its defaults are too large for the tiny model.
+FIELDS = {
+    "ADALORA": {"total_step": 40, "tinit": 1, "tfinal": 1},
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
+    "C3A": {"block_size": 32},
+    "FOURIERFT": {"n_frequency": 20},
+    "ROAD": {"group_size": 32},
+    "SHIRA": {"r": 8},
+    "TRAINABLE_TOKENS": {"token_indices": [1, 2]},
+    "VBLORA": {"vector_length": 32, "num_vectors": 16},
+    "WAVEFT": {"n_frequency": 100},
+}
+#: Kinds that read more than a text, or the values of weights before they are loaded.
+REFUSED = {"ADAMSS", "FROD", "MULTITASK_PROMPT_TUNING", "POLY", "XLORA"}
+QUESTION = {"prompt": "Which gas is noble?", "A": "helium", "B": "iron oxide", "answer": "A", "is_question": True}
+
+
+@pytest.mark.parametrize("kind", mostly_slow(sorted(kind.value for kind in peft.PeftType), "IA3", "LOKR", "P_TUNING"))
+def test_any_adapter_of_peft_is_trained_kept_and_read(tmp_path, options, model, kind):
+    fields = {"peft_type": kind} | FIELDS.get(kind, {})
+    asked = options(peft=json.dumps(fields))
+    if kind in REFUSED:
+        with pytest.raises(InputError, match="--peft: "):
+            check_finetune_model(asked)
+        return
+    check_finetune_model(asked)
+    base, tokenizer = load_base(model, "causal", torch.float32)
+    torch.manual_seed(0)
+    trained = adapter.make_trainable(base, "causal", "lora", fields)
+    scorer = make_scorer(model, "causal", trained, tokenizer, Format(prompt="chat")).train()
+    encoded = [scorer.encode(QUESTION, context) for context in ("", "Helium is noble.")]
+    weights = [weight for weight in scorer.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=0.5)
+    before = [weight.detach().clone() for weight in weights]
+    for step in range(3):
+        optimizer.zero_grad()
+        mean_loss(scorer(encoded), [0, 0], "ranking").backward()
+        optimizer.step()
+        adapter.update_ranks(trained, step + 1)
+    assert any((weight != then).any() for weight, then in zip(weights, before, strict=True))
+    about = describe_base_model(model) | {"style": {"prompt": "chat"}}
+    adapter.save_model(trained, tmp_path / "adapter", gather_trained(trained, 0), about)
+    found = load_scorer(model, adapter=str(tmp_path / "adapter"), precision="float32")
+    with torch.no_grad():
+        expected = [each.numpy() for each in scorer.eval()(encoded)]
+        for one, other in zip(expected, found(encoded), strict=True):
+            np.testing.assert_allclose(other.numpy(), one, atol=1e-4)
+
+
+def test_bad_adapters_are_refused(options):
+    with pytest.raises(InputError, match=r"--peft: no peft_type 'LORO' in this peft; there are ADALORA, .*LORA"):
+        check_finetune_model(options(peft="{peft_type: loro}"))
+    with pytest.raises(InputError, match=r"--peft: .*total_step"):
+        check_finetune_model(options(peft="{peft_type: ADALORA}"))
+    with pytest.raises(InputError, match=r"--zero: .*whole gradients"):
+        check_finetune_model(options(peft="{peft_type: ADALORA, total_step: 9}", zero=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["instruct", "dpo"])
+@pytest.mark.parametrize("kind", ["IA3", "LOHA", "LOKR", "P_TUNING", "PREFIX_TUNING", "ADALORA", "LORA"])
+def test_trl_trains_adapters_of_all_sorts(tmp_path, options, model, objective, kind):
+    fields = {"peft_type": kind} | FIELDS.get(kind, {}) | ({"use_dora": True} if kind == "LORA" else {})
+    trainer = in_process(options(objective, peft=json.dumps(fields), batch_size=2), tmp_path / "trainer", 3)
+    trainer.add_callback(Report(SimpleNamespace(write=lambda row: None), None, "validation_loss"))
+    before = trainer.evaluate(trainer.train_dataset.select(range(4)))["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate(trainer.train_dataset.select(range(4)))["eval_loss"]
+    assert math.isfinite(after)
+    assert after != before
+    trainer.save_model(str(tmp_path / "adapter"))
+    load_scorer(model, adapter=str(tmp_path / "adapter"), precision="float32")
