@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sciqa.corpus.options import CorpusOptions
     from sciqa.corpus.passages import build_passages
     from sciqa.exam import read_exam
+    from sciqa.generate.generate import generate as generate_data
+    from sciqa.generate.options import GenerateOptions
     from sciqa.models.merge import MergeOptions, merge
     from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
     from sciqa.planning.options import PlanOptions
@@ -44,6 +46,7 @@ __all__ = [
     "CorpusOptions",
     "EmbedderOptions",
     "FinetuneOptions",
+    "GenerateOptions",
     "IndexOptions",
     "InputError",
     "LostWorkersError",
@@ -64,6 +67,7 @@ __all__ = [
     "build_passages",
     "compare_readers",
     "finetune",
+    "generate_data",
     "make_embedder",
     "merge",
     "plan",
@@ -90,6 +94,7 @@ _MODULES = {
     "sciqa.corpus.options": ("CorpusOptions",),
     "sciqa.corpus.passages": ("build_passages",),
     "sciqa.exam": ("read_exam",),
+    "sciqa.generate": ("GenerateOptions",),
     "sciqa.models.merge": ("MergeOptions", "merge"),
     "sciqa.pipeline": ("RunExamOptions", "RunFinetuneOptions", "run_exam", "run_finetune"),
     "sciqa.planning.options": ("PlanOptions",),
@@ -106,6 +111,7 @@ _MODULES = {
 _PUBLIC = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
     "ask_question": ("sciqa.ask", "ask"),
     "audit_exam": ("sciqa.audit.audit", "audit"),
+    "generate_data": ("sciqa.generate", "generate"),
     "predict_answers": ("sciqa.predict", "predict"),
     "serve_answers": ("sciqa.serve", "serve"),
     "write_report": ("sciqa.report", "report"),

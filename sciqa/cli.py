@@ -55,10 +55,7 @@ STEPS = {
         "make a static embedder: distilled from another, or word vectors trained on the passages",
         *("sciqa.retrieval.static_training", "make_embedder", "EmbedderOptions", False),
     ),
-    "index": Step(
-        "embed the passages and index them, shard by shard",
-        *("sciqa.retrieval", "build_index", "IndexOptions"),
-    ),
+    "index": Step("embed and index the passages, shard by shard", "sciqa.retrieval", "build_index", "IndexOptions"),
     "retrieve": Step(
         "find the passages of every question, or measure how well",
         *("sciqa.retrieval", "retrieve_or_evaluate", "EvaluateOptions"),
@@ -83,6 +80,7 @@ STEPS = {
         "find questions that also stand in training questions or the corpus",
         *("sciqa.audit.audit", "audit", "AuditOptions"),
     ),
+    "generate": Step("write questions by a model from passages", "sciqa.generate", "generate", "GenerateOptions"),
     "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
     "compare": Step("compare readers of runs", "sciqa.report.compare", "compare_readers", "CompareOptions", False),
 }
@@ -251,7 +249,7 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
             console.print(_retrieval_table(summary.details["evaluation"]))
         if summary.stage == "report":
             _show_differences(summary.details, [row["reader"] for row in predicted], console)
-        for title, rows in summary.details.items() if summary.stage in ("plan", "audit", "compare") else []:
+        for title, rows in summary.details.items() if summary.stage in ("plan", "audit", "compare", "generate") else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:
         path = f"\n{'':19}{summary.path}" if summary.path else ""

@@ -12,7 +12,7 @@ from sciqa.cli import STEPS
 ROOT = Path(__file__).parent.parent / "sciqa"
 #: Rooms from the bottom up: a module imports from its own room and from those before it.
 ORDER = ["core", "corpus", "exam", "models", "retrieval", "training", "predict", "ask", "serve"]
-ORDER += ["audit", "report", "planning", "pipeline", "cli", "__main__"]
+ORDER += ["audit", "generate", "report", "planning", "pipeline", "cli", "__main__"]
 #: Longest file, in lines, but for the rules by which wikitext is read.
 LONGEST = 350
 RULES = {"corpus/templates.py", "corpus/wikitext.py", "corpus/table_text.py"}
@@ -26,6 +26,7 @@ ANOTHER_MEANING = {
     "AuditOptions": {"corpus", "passages", "index"},  # what questions are looked up in
     "EmbedderOptions": {"name", "method", "epochs"},  # training of another kind
     "FinetuneOptions": {"name", "prompt", "completion", "normalise"},  # chosen here, `auto` in readers
+    "GenerateOptions": {"name", "template"},  # of what is generated; of a passage, not of a question
     "MergeOptions": {"output", "adapter", "precision"},  # of a model, not of a run
     "PromptOptions": {"show"},  # questions, not a reader
     "PlanOptions": {"exam", "num_workers", "price"},  # without a run or a cluster that could tell; of a GPU's hour

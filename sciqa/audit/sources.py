@@ -1,5 +1,6 @@
 """What an exam is compared with: other questions, and texts of a corpus, of passages or of an index."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -55,14 +56,29 @@ def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[
     Raises:
         InputError: names file, row and column of the problem; or a trained model whose questions are not known.
     """
+    if options.against:
+        return named_others(options.against, lambda name: options.read(name).table)
+    return _sorted_others(_of_readers(readers))
+
+
+def named_others(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[Others]:
+    """Return the questions that `--against` names, sorted by name.
+
+    Args:
+        names: packaged splits, files, or folders of trained models.
+        read: function that reads a split or a file.
+    """
     found: dict[str, pa.Table] = {}
-    for name in options.against:
+    for name in names:
         if _is_trained(name):
             found |= _trained_on(name)
         else:
-            found[name] = options.read(name).table
-    if not options.against:
-        found = _of_readers(readers)
+            found[name] = read(name)
+    return _sorted_others(found)
+
+
+def _sorted_others(found: dict[str, pa.Table]) -> list[Others]:
+    """Return questions under the last parts of their paths where these differ, sorted by name."""
     short = [path.rstrip("/").rpartition("/")[2] for path in found]
     names = [last if short.count(last) == 1 else path for path, last in zip(found, short, strict=True)]
     hashes = [tables.rows_hash(table.to_pylist()) for table in found.values()]

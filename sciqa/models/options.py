@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_path
 from sciqa.core.options import Options, SeedOptions
-from sciqa.models.prompt_format import Precision
+from sciqa.models.prompt_format import Engine, Precision
 from sciqa.models.prompt_template import template_path
 
 
@@ -20,6 +20,21 @@ class ModelOptions(Options):
         """Make a local path absolute."""
         super().__post_init__()
         self.model = local_path(self.model)
+
+
+@dataclass(kw_only=True)
+class ModelEngineOptions(ModelOptions):
+    """The model, and what runs it."""
+
+    engine: Engine = "torch"
+    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`);
+    `openai` asks the model of that name on the server of --base-url (`pip install 'sciqa[openai]'`)."""
+
+    def __post_init__(self) -> None:
+        """Keep a server's name of the model, which is no path."""
+        named = self.model
+        super().__post_init__()
+        self.model = named if self.engine == "openai" else self.model
 
 
 @dataclass(kw_only=True)

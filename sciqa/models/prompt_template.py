@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
 from jinja2.runtime import Context
@@ -80,13 +80,14 @@ class PromptTemplate:
 
     text: str
     name: str
+    variables: ClassVar[tuple[str, ...]] = (*VARIABLES, *COLUMNS)
 
     def __post_init__(self) -> None:
         """Compile the template and check its names."""
         self._compiled  # noqa: B018 (syntax errors show when it is compiled)
-        for name in sorted(self._names - {*VARIABLES, *COLUMNS}):
+        for name in sorted(self._names - set(self.variables)):
             line = next((node.lineno for node in self._tree.find_all(nodes.Name) if node.name == name), None)
-            raise self._error(f"no variable {name!r}; there are {', '.join((*VARIABLES, *COLUMNS))}", line)
+            raise self._error(f"no variable {name!r}; there are {', '.join(self.variables)}", line)
         if (given := self.completion) and given not in get_args(Completion):
             raise self._error(f"completion {given!r} given, one of {', '.join(get_args(Completion))} expected")
 

@@ -223,7 +223,11 @@ def api_pool(options: "PredictOptions", exam: Exam, workers: int) -> dict:
         exam: the questions.
         workers: number of workers.
     """
-    shards = 2 + options.concurrency // workers // exam.shard_questions
+    return server_pool(workers, 2 + options.concurrency // workers // exam.shard_questions)
+
+
+def server_pool(workers: int, shards: int) -> dict:
+    """Return the arguments of `Dataset.map` for workers that ask a server, each about several shards at a time."""
     return {
         "compute": ActorPoolStrategy(
             size=workers, max_concurrent_calls_per_actor=shards, enable_true_multi_threading=True

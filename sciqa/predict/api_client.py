@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
+from sciqa.predict.api_options import ServerOptions
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -303,16 +304,32 @@ def find_server(options: "PredictOptions") -> Server:
             not have that model.
     """
     require("openai", "--engine openai")
+    tokens = options.tokens_of_answer(options.is_reasoned)
+    server = named_server(options, options.model, options.prompt != "plain", tokens)
+    return try_forms(server, options.logprobs and not options.is_reasoned)
+
+
+def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> Server:
+    """Return the server of the options, untried.
+
+    Args:
+        options: its address, and how long it may take.
+        model: name of the model.
+        chat: whether to ask the endpoint for chats.
+        tokens: most tokens of an answer.
+    """
     key = bool(os.environ.get(options.api_key_env, "").strip())
-    server = Server(
-        *(options.base_url, options.model, options.api_key_env, key, options.prompt != "plain"),
-        *(options.timeout, options.tokens_of_answer(options.is_reasoned)),
-    )
-    return _try_forms(server, options.logprobs and not options.is_reasoned)
+    return Server(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
 
 
 @cache
-def _try_forms(server: Server, logprobs: bool) -> Server:
+def try_forms(server: Server, logprobs: bool) -> Server:
+    """Return a server with the form of request that it takes; see `find_server`.
+
+    Args:
+        server: the server.
+        logprobs: whether to prefer a form with the log-probabilities of the first token.
+    """
     Client(server, FIRST_RETRIES).check_listed()
     forms = [replace(server, listed=number) for number in LISTED if logprobs]
     forms += [server] + [replace(server, newer=True)] * server.chat

@@ -1,23 +1,22 @@
-"""Options of servers in OpenAI's form, which have the reader model with `--engine openai`."""
+"""Options of servers in OpenAI's form, which have the model with `--engine openai`."""
 
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sciqa.core.errors import InputError
+from sciqa.core.options import Options
 from sciqa.predict.chain_options import ChainOptions
 
 
 @dataclass(kw_only=True)
-class ApiOptions(ChainOptions):
-    """Options of a server that has the reader model."""
+class ServerOptions(Options):
+    """A server that has the model."""
 
     base_url: str = ""
     """With --engine openai: address of the server, up to its version, as in http://localhost:8000/v1."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable with the server's key, set on every node; needed only if the server asks."""
-    logprobs: bool = True
-    """Rank by the log-probabilities of the letters if the server gives them; --no-logprobs: always by votes."""
     concurrency: int = 8
     """Requests that are under way at the same time, those of all workers together."""
     timeout: float = 120.0
@@ -39,6 +38,23 @@ class ApiOptions(ChainOptions):
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not repeated: it may be the key itself
             raise InputError("--api-key-env: the name of an environment variable expected, not the key")
 
+    def check_address(self, engine: str) -> None:
+        """Raise `InputError` unless a server is named if, and only if, it runs the model."""
+        if engine != "openai" and self.base_url:
+            raise InputError(f"--base-url: not with --engine {engine}; pass --engine openai, or leave it out")
+        if engine == "openai" and not self.base_url:
+            raise InputError(
+                "--base-url: with --engine openai the address of the server expected, as in http://localhost:8000/v1"
+            )
+
+
+@dataclass(kw_only=True)
+class ApiOptions(ServerOptions, ChainOptions):
+    """A server that has the reader model, and how it ranks options."""
+
+    logprobs: bool = True
+    """Rank by the log-probabilities of the letters if the server gives them; --no-logprobs: always by votes."""
+
     def check_engine(self, engine: str, completion: str, normalise: str) -> None:
         """Raise `InputError` unless the options of the model go with a server, or no server is named.
 
@@ -47,14 +63,9 @@ class ApiOptions(ChainOptions):
             completion: what is scored.
             normalise: what divides its score.
         """
+        self.check_address(engine)
         if engine != "openai":
-            if self.base_url:
-                raise InputError(f"--base-url: not with --engine {engine}; pass --engine openai, or leave it out")
             return
-        if not self.base_url:
-            raise InputError(
-                "--base-url: with --engine openai the address of the server expected, as in http://localhost:8000/v1"
-            )
         if completion not in ("auto", "letter", "reasoned"):
             raise InputError(
                 f"--completion {completion}: not with --engine openai, whose servers score no given text; "

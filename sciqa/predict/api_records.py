@@ -115,6 +115,8 @@ def usage_summary(price: tuple[float, float] | None, figures: dict, writer: str 
     said = f"; {figures['tokens_in']:,} tokens read and {figures['tokens_out']:,} written by {writer}"
     if (cost := token_cost(price, figures)) is not None:
         said += f", which cost {cost:,.4f} at --price"
-    if unfinished := figures["unfinished"]:
+    if unfinished := figures.get("unfinished"):
         said += f"; {unfinished:,} of its answers cut by --max-tokens"
-    return said + f"; {figures['no_letter']:,} of its answers without a letter"
+    if "no_letter" in figures:
+        said += f"; {figures['no_letter']:,} of its answers without a letter"
+    return said

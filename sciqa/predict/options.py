@@ -11,8 +11,8 @@ from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
 from sciqa.core.tables import rows_hash
 from sciqa.exam.questions import ExamOptions, read_exam
-from sciqa.models.options import PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Completion, Engine, Normalise, Prompt
+from sciqa.models.options import ModelEngineOptions, PrecisionOptions, TemplateOptions
+from sciqa.models.prompt_format import Completion, Normalise, Prompt
 from sciqa.models.prompt_template import template_style
 from sciqa.predict.api_options import ApiOptions
 from sciqa.retrieval.options import ContextsFolderOptions, EmbedOptions
@@ -151,12 +151,9 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
 
 
 @dataclass(kw_only=True)
-class EngineOptions(ReaderModelOptions):
+class EngineOptions(ModelEngineOptions, ReaderModelOptions):
     """What runs the reader model: PyTorch, layer by layer or not, vLLM, or a server."""
 
-    engine: Engine = "torch"
-    """`vllm` runs causal models in safetensors in vLLM, through `ray.data.llm` (`pip install 'sciqa[vllm]'`);
-    `openai` asks the model of that name on the server of --base-url (`pip install 'sciqa[openai]'`)."""
     stream: bool = False
     """Load the model layer by layer, for causal models larger than memory; does not support adapters."""
     stream_questions: int = 1024
@@ -166,9 +163,7 @@ class EngineOptions(ReaderModelOptions):
 
     def __post_init__(self) -> None:
         """Check the values."""
-        named = self.model
         super().__post_init__()
-        self.model = named if self.engine == "openai" else self.model  # a server's name for it is no path
         self.at_least(1, "stream_questions")
         self.at_least(0, "stream_memory")
         for name in ("adapter", "nf4", "stream"):

@@ -1,0 +1,6 @@
+"""Generate exam questions and instructions from passages by a language model, filter them, and score free answers."""
+
+from sciqa.generate.generate import generate
+from sciqa.generate.options import GenerateOptions
+
+__all__ = ["GenerateOptions", "generate"]

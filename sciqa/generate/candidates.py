@@ -1,0 +1,153 @@
+"""Workers that turn passages into candidates: ask for replies, parse them, and look for faults of each alone."""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from sciqa.core import storage, tables
+from sciqa.core.device import Device
+from sciqa.corpus import dedup
+from sciqa.corpus.chunking import embedded_text
+from sciqa.generate.filters import arrange_options, question_fault, repeat_text
+from sciqa.generate.options import GenerateOptions
+from sciqa.generate.parse import ReplyError, parse_reply
+from sciqa.generate.server_writer import ServerWriter, Written
+from sciqa.generate.template import PassageTemplate
+from sciqa.predict.api_client import Server
+
+PASSAGE = ("passage_id", "title", "section", "text", "url")
+
+
+class Part(NamedTuple):
+    """Passages that are one part of the work: rows `first` to `last` of a shard.
+
+    Attributes:
+        number: number of the part, from 0.
+        path: path of the shard.
+        first: first row.
+        last: row after the last one.
+    """
+
+    number: int
+    path: str
+    first: int
+    last: int
+
+
+class Writing(NamedTuple):
+    """How workers write.
+
+    Attributes:
+        options: options of the step.
+        template: text and name of the template.
+        device: device of a local model.
+        threads: its CPU threads.
+        server: a server, which is asked instead of a local model.
+        extra: further fields of its requests.
+        concurrency: requests that a worker has under way.
+    """
+
+    options: GenerateOptions
+    template: tuple[str, str]
+    device: Device = "cpu"
+    threads: int = 1
+    server: Server | None = None
+    extra: dict[str, Any] | None = None
+    concurrency: int = 1
+
+
+def candidates_path(folder: str, part: int) -> str:
+    """Return the path of a part's candidates, by the folder of the generated table."""
+    return tables.part_path(tables.records_path(folder, "candidates"), part)
+
+
+def entries_path(folder: str, part: int) -> str:
+    """Return the path of what near duplicates among a part's candidates are found by; see `sciqa.corpus.dedup`."""
+    return tables.records_path(folder, "entries", f"{part:05d}.arrow")
+
+
+class WriteCandidates:
+    """Ray Data worker that writes the candidates of one part of the passages at a time."""
+
+    def __init__(self, writing: Writing) -> None:
+        self.options, self.template = writing.options, PassageTemplate(*writing.template)
+        if writing.server:
+            self.writer: Any = ServerWriter(writing.server, writing.extra or {}, writing.concurrency, self.options)
+        else:
+            self.writer = _local_writer(writing)
+
+    def __call__(self, row: dict) -> dict:
+        """Write the candidates of the part `row["part"]`, and return their number."""
+        part, options = Part(**row["part"]), self.options
+        passages = storage.read_rows(part.path, part.first, part.last, list(PASSAGE))
+        numbered = [(passage, draw) for passage in passages for draw in range(options.per_passage)]
+        names = [f"{passage['passage_id']}-{draw}" for passage, draw in numbered]
+        prompts = [self.template.render_passage(passage, options.choices) for passage, _ in numbered]
+        kept = tables.records_path(options.folder, "replies", f"{part.number:05d}")
+        replies = self.writer.write(prompts, names, kept)
+        asked = zip(names, [passage for passage, _ in numbered], replies, strict=True)
+        rows = [make_candidate(*each, options) for each in asked]
+        good = [row for row in rows if not row["fault"]]
+        texts = [{"passage_id": row["passage_id"], "title": "", "section": ""} for row in good]
+        texts = [each | {"text": repeat_text(row, options.kind)} for each, row in zip(texts, good, strict=True)]
+        dedup.write_entries(entries_path(options.folder, part.number), dedup.make_entries(texts, 0, near=True))
+        schema = candidate_schema(options)
+        storage.write_table(candidates_path(options.folder, part.number), pa.Table.from_pylist(rows, schema=schema))
+        storage.delete(tables.records_path(kept))
+        return {"passages": len(passages), "notes": self.writer.notes}
+
+
+def _local_writer(writing: Writing) -> Any:  # noqa: ANN401 (imported only where a model runs)
+    from sciqa.generate.local_writer import LocalWriter
+
+    options = writing.options
+    return LocalWriter(
+        options.model,
+        options.precision,
+        writing.device,
+        writing.threads,
+        options.batch_passages,
+        options.reply_tokens,
+        options.seed,
+        options.draws,
+        options.temperature,
+    )
+
+
+def candidate_schema(options: GenerateOptions) -> pa.Schema:
+    """Return the schema of candidates: id, passage, what was replied, its fault and its fields."""
+    texts = ["id", *PASSAGE, "reply", "fault", *written_fields(options)]
+    return pa.schema([*((name, pa.string()) for name in texts), ("tokens_in", pa.int64()), ("tokens_out", pa.int64())])
+
+
+def written_fields(options: GenerateOptions) -> list[str]:
+    """Return the names of the fields that a model writes."""
+    if options.kind == "instructions":
+        return ["instruction", "input", "output"]
+    return ["prompt", *map(chr, range(ord("A"), ord("A") + options.choices)), "answer", "sentence"]
+
+
+def make_candidate(name: str, passage: dict, reply: Written, options: GenerateOptions) -> dict:
+    """Return the row of a reply; `fault` is None if neither its form nor its passage shows one.
+
+    Args:
+        name: id of the candidate.
+        passage: row of the passages table.
+        reply: what a model replied.
+        options: options of the step.
+    """
+    text = reply.text.encode(errors="replace").decode()
+    row: dict = {"id": name, "reply": text, "fault": reply.fault}
+    row |= {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+    row |= {each: passage[each] for each in PASSAGE}
+    if reply.fault:
+        return row
+    try:
+        fields = parse_reply(reply.text, options.kind, options.choices)
+    except ReplyError as error:
+        return row | {"fault": str(error)}
+    if options.kind == "questions":
+        fields = arrange_options(fields, name)
+        context = embedded_text(passage["title"], passage["section"], passage["text"])
+        row["fault"] = question_fault(fields, context, options.skip_filters)
+    return row | fields

@@ -1,0 +1,92 @@
+"""Options of the `generate` step."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sciqa.audit.options import NearCopyOptions
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import local_path
+from sciqa.core.options import RunOptions, check_name
+from sciqa.corpus.options import PassagesOptions
+from sciqa.models.options import ModelEngineOptions, PrecisionOptions, TemperatureOptions
+from sciqa.predict.api_options import ServerOptions
+
+Kind = Literal["questions", "instructions"]
+#: Filters that `--skip-filters` takes; `sciqa.generate.filters` says what they reject.
+Filter = Literal["sentence-not-found", "paraphrased-options", "word-overlap", "near-duplicate"]
+
+
+@dataclass(kw_only=True)
+class GenerateOptions(
+    NearCopyOptions,
+    ServerOptions,
+    ModelEngineOptions,
+    PrecisionOptions,
+    TemperatureOptions,
+    PassagesOptions,
+    RunOptions,
+):
+    """Options of the `generate` step."""
+
+    kind: Kind = "questions"
+    """`questions`: multiple-choice questions, a table that --exam and --train take; `instructions`: instruction, input
+    and output."""
+    name: str = ""
+    """Name of the result, which is kept in OUTPUT/generated/NAME; by default the kind."""
+    template: str | None = None
+    """Jinja2 file of the prompt, with the variables title, section, text, choices and letters; by default the built-in
+    one of the kind (docs/generating.md)."""
+    licence: str = ""
+    """Note on the licence of the passages and of what the model writes, kept with every row."""
+    choices: int = 4
+    """Options of each question."""
+    per_passage: int = 1
+    """Replies per passage. Several are drawn, and one too if --temperature is given; else its tokens are the likeliest
+    ones."""
+    reply_tokens: int = 512
+    """Most tokens of a reply."""
+    first_passages: int | None = None
+    """Take only this many passages, the first of the table; by default all."""
+    part_passages: int = 64
+    """Passages per part, the unit of work and of resuming."""
+    batch_passages: int = 8
+    """Passages that a local model reads at once."""
+    skip_filters: tuple[Filter, ...] = ()
+    """Filters that are not applied."""
+    checker: str | None = None
+    """Model that answers each question with its passage and without: one that it cannot answer with it, or can without,
+    is rejected. With --engine openai a model of the server; by default there is no such check."""
+
+    def __post_init__(self) -> None:
+        """Fill in the name and check the values."""
+        super().__post_init__()
+        self.name = self.name or self.kind
+        check_name(self.name)
+        self.template = self.template and storage.absolute(self.template)
+        self.checker = local_path(self.checker) if self.checker and self.engine != "openai" else self.checker
+        self.at_least(1, "per_passage", "reply_tokens", "first_passages", "part_passages", "batch_passages")
+        if not 2 <= self.choices <= 26:
+            raise InputError(f"--choices: {self.choices} given, 2 to 26 expected")
+        if self.checker and self.kind != "questions":
+            raise InputError(f"--checker: answers the options of questions, and --kind {self.kind} has none")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        """Raise `InputError` unless the other options go with the engine."""
+        if self.engine == "vllm":
+            raise InputError(
+                "--engine vllm: not in this step; start `vllm serve MODEL`, and pass --engine openai and its address "
+                "as --base-url"
+            )
+        self.check_address(self.engine)
+
+    @property
+    def draws(self) -> bool:
+        """Whether replies are drawn; else each token is the likeliest one, and a second reply would be the same."""
+        return self.per_passage > 1 or self.temperature is not None
+
+    @property
+    def folder(self) -> str:
+        """Folder of the generated table."""
+        return storage.join(self.output, "generated", self.name)

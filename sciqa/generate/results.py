@@ -1,0 +1,155 @@
+"""Workers that filter candidates, and write what is kept and what is rejected."""
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sciqa.core import storage, tables
+from sciqa.corpus.chunking import embedded_text
+from sciqa.exam.questions import options_of
+from sciqa.generate.candidates import candidate_schema, candidates_path, written_fields
+from sciqa.generate.filters import as_question
+from sciqa.generate.options import GenerateOptions
+from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_template import prompt_text
+
+#: Columns of the generated table beside what the model wrote: where a row is from, and what made it.
+PROVENANCE = ("title", "passage_id", "source", "generator", "generator_revision", "template", "licence")
+#: Shapes of the JSONL files.
+SHAPES = ("trl", "alpaca")
+
+
+class Filtering(NamedTuple):
+    """How workers filter.
+
+    Attributes:
+        options: options of the step.
+        provenance: `generator`, `generator_revision`, `template` and `licence` of every row.
+        embed: arguments of `load_embedder` if there are exams to compare with.
+        checker: kind and arguments of the reader that answers the questions, if there is one.
+    """
+
+    options: GenerateOptions
+    provenance: dict[str, str]
+    embed: dict | None = None
+    checker: tuple[str, dict] | None = None
+
+
+def rejected_path(folder: str, part: int) -> str:
+    """Return the path of a part's rejected replies, by the folder of the generated table."""
+    return tables.part_path(tables.records_path(folder, "rejected"), part)
+
+
+def counts_path(folder: str, part: int) -> str:
+    """Return the path of a part's counts, by the folder of the generated table."""
+    return tables.records_path(folder, "counts", f"{part:05d}.json")
+
+
+def against_folder(folder: str) -> str:
+    """Return the folder of the exams that are compared with, by the folder of the generated table."""
+    return tables.records_path(folder, "against")
+
+
+def jsonl_path(options: GenerateOptions, shape: str, part: int) -> str:
+    """Return the path of a part's JSONL file in one of `SHAPES`."""
+    return storage.join(options.output, "jsonl", options.name, shape, f"{part:05d}.jsonl")
+
+
+class FilterPart:
+    """Ray Data worker that filters the candidates of one part at a time, and writes its shard last."""
+
+    def __init__(self, filtering: Filtering) -> None:
+        self.options, self.provenance = filtering.options, filtering.provenance
+        self.notes: list[str] = []
+        self.copies = self.checker = None
+        if filtering.embed:
+            from sciqa.generate.copies import ExamCopies
+
+            self.copies = ExamCopies(against_folder(self.options.folder), self.options, filtering.embed)
+            self.notes += self.copies.notes
+        if filtering.checker:
+            from sciqa.generate.checks import QuestionChecker
+
+            self.checker = QuestionChecker(*filtering.checker)
+            self.notes += self.checker.notes
+
+    def __call__(self, row: dict) -> dict:
+        """Filter the candidates of the part with the number `row["part"]`."""
+        part, options = row["part"], self.options
+        rows = storage.read_table(candidates_path(options.folder, part)).to_pylist()
+        self._reject_duplicates(part, rows)
+        self._reject_copies(rows)
+        self._reject_unanswerable(rows)
+        kept = [self._result(row) for row in rows if not row["fault"]]
+        rejected = [row for row in rows if row["fault"]]
+        schema = candidate_schema(options)
+        storage.write_table(rejected_path(options.folder, part), pa.Table.from_pylist(rejected, schema=schema))
+        for shape in SHAPES:
+            lines = [json.dumps(_shaped(each, options, shape), ensure_ascii=False) + "\n" for each in kept]
+            storage.write_bytes(jsonl_path(options, shape, part), "".join(lines).encode())
+        counts = {name: sum(row[name] for row in rows) for name in ("tokens_in", "tokens_out")}
+        counts |= {"replies": len(rows), "kept": len(kept), "faults": Counter(row["fault"] for row in rejected)}
+        storage.write_json(counts_path(options.folder, part), counts)
+        table = pa.Table.from_pylist(kept, schema=result_schema(options))
+        storage.write_table(tables.part_path(options.folder, part), table)
+        return {"replies": len(rows), "notes": self.notes}
+
+    def _reject_duplicates(self, part: int, rows: list[dict]) -> None:
+        if "near-duplicate" in self.options.skip_filters:
+            return
+        found = storage.read_table(tables.records_path(self.options.folder, "duplicates"), ["part", "row"])
+        repeated = set(found.filter(pc.equal(found["part"], part))["row"].to_pylist())
+        for number, row in enumerate([row for row in rows if not row["fault"]]):
+            if number in repeated:
+                row["fault"] = "near-duplicate"
+
+    def _reject_copies(self, rows: list[dict]) -> None:
+        if self.copies is None:
+            return
+        left = [row for row in rows if not row["fault"]]
+        for row, copied in zip(left, self.copies.find([as_question(r, self.options.kind) for r in left]), strict=True):
+            row["fault"] = "exam-copy" if copied else None
+
+    def _reject_unanswerable(self, rows: list[dict]) -> None:
+        if self.checker is None:
+            return
+        left = [row for row in rows if not row["fault"]]
+        questions = [row | {"is_question": True} for row in left]
+        for row, fault in zip(left, self.checker.faults(questions, list(map(_context, left))), strict=True):
+            row["fault"] = fault
+
+    def _result(self, row: dict) -> dict:
+        result = {name: row[name] for name in ("id", "title", "passage_id", *written_fields(self.options))}
+        result |= self.provenance | {"source": row["url"], "context": _context(row)}
+        return result | {"is_question": True} if self.options.kind == "questions" else result
+
+
+def _context(row: dict) -> str:
+    return embedded_text(row["title"], row["section"], row["text"])
+
+
+def result_schema(options: GenerateOptions) -> pa.Schema:
+    """Return the schema of the generated table; of questions it is that of an exam table."""
+    fields = [(name, pa.string()) for name in ("id", *written_fields(options), "context", *PROVENANCE)]
+    if options.kind == "questions":
+        fields.insert(2, ("is_question", pa.bool_()))
+    return pa.schema(fields)
+
+
+def _shaped(row: dict, options: GenerateOptions, shape: str) -> dict:
+    """Return a row in the shape of Alpaca's data, or in that of TRL's conversational prompts with completions."""
+    if options.kind == "questions":
+        lettered = [f"{letter}. {text}" for letter, text in options_of(row).items()]
+        alpaca = {"instruction": row["prompt"], "input": "\n".join(lettered)}
+        right = f"{row['answer']}. {row[row['answer']]}"
+        prompt = prompt_text(row, "", Format(completion="letter"))
+    else:
+        alpaca = {name: row[name] for name in ("instruction", "input")}
+        right, prompt = row["output"], f"{row['instruction']}\n\n{row['input']}".strip()
+    if shape == "alpaca":
+        return alpaca | {"output": right}
+    completion = [{"role": "assistant", "content": right}]
+    return {"prompt": [{"role": "user", "content": prompt}], "completion": completion}
