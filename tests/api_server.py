@@ -41,6 +41,7 @@ class ApiServer(ThreadingHTTPServer):
     Attributes:
         fail: rule that gives the failure of a request's n-th attempt, or None.
         answered: good answers by request.
+        reply: function that gives the text of a chat's answer from the request's body; by default a letter or a word.
         hold: when set to a number, requests after that many good answers wait until `go` is set, and are then dropped.
         revoke: when set to a number, the key is refused after that many good answers.
     """
@@ -51,6 +52,7 @@ class ApiServer(ThreadingHTTPServer):
     def __init__(self, model="small", key=None, logprobs=True, fail=lambda key, attempt: None, answers_as=None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.key, self.logprobs, self.fail, self.answers_as = model, key, logprobs, fail, answers_as
+        self.reply = None
         self.attempts, self.answered, self.failed, self.early = Counter(), Counter(), Counter(), 0
         self.hold = self.revoke = math.inf
         self.go, self.lock, self.not_before, self.most, self.now = threading.Event(), threading.Lock(), {}, 0, 0
@@ -201,7 +203,8 @@ def said(body, prompt: str) -> str:
 def chat_answer(body, server) -> dict:
     prompt = prompt_of(body)
     tokens = listed_tokens(prompt, body["top_logprobs"]) if body.get("logprobs") else None
-    text = next(iter(tokens)).strip() if tokens else said(body, prompt)
+    written = server.reply if server.reply and TRIAL not in prompt else lambda body: said(body, prompt)
+    text = next(iter(tokens)).strip() if tokens else written(body)
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, "logprobs": None}
     if tokens:
         listed = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in tokens.items()]

@@ -64,7 +64,7 @@ def question_fault(question: dict[str, str], passage: str, skipped: tuple[str, .
     """
     options = list(options_of(question).values())
     faults = {
-        "equal-options": lambda: _repeats([tuple(split_words(option)) or option for option in options]),
+        "equal-options": lambda: _repeats([tuple(SIGN.findall(folded_text(option))) or option for option in options]),
         "sentence-not-found": lambda: not _stands_in(question["sentence"], passage),
         "paraphrased-options": lambda: _repeats([key_words(option) or option for option in options]),
         "word-overlap": lambda: _overlap_passes(options, question["answer"], passage),

@@ -1,0 +1,434 @@
+"""Questions and instructions from passages: faults counted by hand, nothing asked twice, tables that steps take."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from api_server import KEY, KEY_NAME, ApiServer, prompt_of, weights
+from conftest import write_jsonl
+from tiny import tiny_folder
+
+from sciqa import cli
+from sciqa.core import storage, tables
+from sciqa.core.errors import InputError
+from sciqa.corpus import dedup
+from sciqa.exam import open_exam, read_exam
+from sciqa.exam.questions import ExamOptions, options_of
+from sciqa.generate import GenerateOptions, generate
+from sciqa.generate.candidates import Part, WriteCandidates, Writing, candidates_path
+from sciqa.generate.checks import QuestionChecker
+from sciqa.generate.filters import arrange_options, key_words, question_fault, repeat_text
+from sciqa.generate.generate import passage_parts
+from sciqa.generate.parse import ReplyError, parse_reply, reply_schema
+from sciqa.generate.results import rejected_path, result_schema
+from sciqa.generate.server_writer import ServerWriter, find_json_server
+from sciqa.generate.template import read_passage_template
+from sciqa.models.prompt_template import Prompt
+from sciqa.predict.answers import Scored
+from sciqa.predict.api import letter_prompt
+from sciqa.predict.readers import READERS
+
+GOOD = {
+    "prompt": "What kind of gas is helium?",
+    "options": {"A": "A noble one", "B": "A light one", "C": "A heavy one"},
+}
+GOOD |= {"answer": "A", "sentence": "Helium is a noble gas."}
+INSTRUCTION = {"instruction": "Name a noble gas.", "input": "", "output": "Helium"}
+IRON = {"prompt": "What happens to iron in time?", "options": {"A": "It rusts", "B": "It is a metal", "C": "It melts"}}
+IRON |= {"answer": "A", "sentence": "It rusts."}
+WHALE = {"prompt": "What does a whale do?", "options": {"A": "It swims", "B": "It is a mammal", "C": "It flies"}}
+WHALE |= {"answer": "A", "sentence": "it  SWIMS"}
+
+
+def changed(record, **changes):
+    return json.dumps(record | changes)
+
+
+def options(**changes):
+    return GOOD["options"] | changes
+
+
+FENCED = f"```json\n{changed(GOOD, prompt='How heavy is helium?', answer='B', sentence='It is light.')}\n```"
+#: What a server replies about each passage, by the number of the draw, and the fault that is expected of it.
+REPLIES = {
+    "Helium": [
+        (changed(GOOD), None),
+        (f"Here it is: {changed(GOOD)}", "not-json"),
+        (changed(GOOD, prompt="Which kind of gas is HELIUM", options=options(C="A solid one")), "near-duplicate"),
+        (json.dumps({name: GOOD[name] for name in ("prompt", "options", "answer")}), "wrong-keys"),
+        (FENCED, None),
+    ],
+    "Iron": [
+        (changed(IRON, answer="D"), "wrong-answer"),
+        (changed(IRON, options=IRON["options"] | {"D": "It floats"}), "wrong-options"),
+        (changed(IRON, options=IRON["options"] | {"C": "it rusts!"}), "equal-options"),
+        (changed(IRON, sentence="Iron rusts."), "sentence-not-found"),
+        (changed(IRON, options=IRON["options"] | {"B": "It bends"}), "word-overlap"),
+    ],
+    "A": [
+        (changed(WHALE, options=WHALE["options"] | {"C": "Swimming, it does"}), "paraphrased-options"),
+        (changed(WHALE, prompt=" "), "empty-text"),
+        (changed(WHALE, prompt="Which of these does a whale do, as all of them do?"), "exam-copy"),
+        (changed(WHALE, prompt=3), "wrong-type"),
+        (changed(WHALE), None),
+    ],
+}
+EXPECTED = Counter(fault for replies in REPLIES.values() for _, fault in replies)
+DRAWS = 5
+
+
+def reply(body):
+    """Return the prepared reply to a request; draws are numbered from 0 by their seeds."""
+    asked = prompt_of(body)
+    title = next(title for title in REPLIES if f'"{title}"' in asked)
+    return REPLIES[title][body["seed"]][0]
+
+
+@pytest.fixture
+def server():
+    started = ApiServer(key=KEY)
+    started.reply = reply
+    yield started
+    started.go.set()
+    started.shutdown()
+    started.server_close()
+
+
+def asked_of(server, run, **more):
+    about = {"engine": "openai", "base_url": server.url, "model": "small", "api_key_env": KEY_NAME, "choices": 3}
+    return GenerateOptions(**run | about | {"per_passage": DRAWS, "part_passages": 1, "licence": "CC0"} | more)
+
+
+@pytest.fixture
+def exam(tmp_path):
+    """An exam that one of the replies copies, but for the order of its options."""
+    row = {"prompt": "Which of these does a whale do, as all of them do", "A": "it flies", "B": "It swims."}
+    write_jsonl(tmp_path / "named.jsonl", [row | {"C": "It is a mammal", "answer": "B"}])
+    return str(tmp_path / "named.jsonl")
+
+
+def test_every_reply_is_kept_or_counted_and_none_is_asked_for_twice(server, indexed, exam, cluster, capsys):
+    server.revoke = 7
+    options = asked_of(server, indexed, against=(exam,), similarity=1.0, concurrency=2, price=(1.0, 1.0))
+    with pytest.raises(InputError, match=r"the server refuses the key \(status 401\)"):
+        generate(options)
+    first = len(server.answered)
+    assert 7 <= first < 15
+    assert not list(Path(options.folder).glob("*"))
+    server.revoke = 1e9
+    summary = generate(options)
+    assert len(server.answered) == 15
+    assert set(server.answered.values()) == {1}
+    assert "3 questions of 15 replies to 3 passages; rejected: 1 not-json, 1 wrong-keys" in summary.made
+    assert "tokens read and" in summary.made
+    outcomes = {row["outcome"]: row["replies"] for row in summary.details["Replies"]}
+    assert outcomes == {name or "kept": number for name, number in EXPECTED.items()}
+    rejected = [row for part in range(3) for row in storage.read_table(rejected_path(options.folder, part)).to_pylist()]
+    for row in rejected:
+        passage_title, draw = row["title"], int(row["id"].rpartition("-")[2])
+        assert (row["reply"], row["fault"]) == REPLIES[passage_title][draw]
+
+    exam_rows = read_exam(options.folder).to_pylist()
+    assert read_exam(options.folder).schema.field("is_question").type == "bool"
+    assert [row["prompt"] for row in exam_rows] == [GOOD["prompt"], "How heavy is helium?", WHALE["prompt"]]
+    assert open_exam(ExamOptions(exam=options.folder, output=options.output)).answers == 3
+    right = [row[row["answer"]] for row in exam_rows]
+    assert right == ["A noble one", "A light one", "It swims"]
+    assert [row["context"] for row in exam_rows[:2]] == ["Helium is a noble gas. It is light."] * 2
+    passages = {row["title"]: row for row in storage.read_table(options.passages).to_pylist()}
+    for row in exam_rows:
+        assert row["passage_id"] == passages[row["title"]]["passage_id"]
+        assert (row["generator"], row["generator_revision"], row["licence"]) == ("small", server.url, "CC0")
+        assert row["template"] == tables.fingerprint(read_passage_template(None, "questions").text)
+    shapes = {"trl": [], "alpaca": []}
+    for shape, lines in shapes.items():
+        for path in sorted(Path(options.output, "jsonl/questions", shape).glob("*.jsonl")):
+            lines += map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert [line["output"].partition(". ")[2] for line in shapes["alpaca"]] == right
+    assert shapes["alpaca"][0]["instruction"] == GOOD["prompt"]
+    assert shapes["alpaca"][0]["output"] in shapes["alpaca"][0]["input"].splitlines()
+    assert [line["completion"][0]["content"] for line in shapes["trl"]] == [row["output"] for row in shapes["alpaca"]]
+    assert shapes["trl"][0]["prompt"][0]["content"].startswith(f"Question: {GOOD['prompt']}\nA. ")
+
+    before = sorted(Path(options.output).rglob("*"))
+    assert generate(options).made.endswith("kept as it was")
+    assert sorted(Path(options.output).rglob("*")) == before
+    assert sum(server.answered.values()) == 15
+    with pytest.raises(InputError, match=r"made from other inputs \(licence: CC0 there, no now\)"):
+        generate(asked_of(server, indexed, against=(exam,), similarity=1.0, licence="no"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "not-json"),
+        ("[]", "not-json"),
+        ("[" * 100_000, "not-json"),
+        (changed(GOOD) + changed(GOOD), "not-json"),
+        (changed(GOOD)[:-1], "not-json"),
+        (changed(GOOD)[:-1] + ', "answer": "B"}', "wrong-keys"),
+        (changed(GOOD, more=""), "wrong-keys"),
+        (changed(GOOD, options=["a", "b", "c"]), "wrong-options"),
+        (changed(GOOD, options={"a": "1", "b": "2", "c": "3"}), "wrong-options"),
+        (changed(GOOD, options=options(C=None)), "wrong-type"),
+        (changed(GOOD, options=options(C="")), "empty-text"),
+        (changed(GOOD, prompt="half \ud83d"), "wrong-type"),
+        (changed(GOOD, prompt="\0"), "wrong-type"),
+        (changed(GOOD, answer="a"), "wrong-answer"),
+        (changed(GOOD, answer="A noble one"), "wrong-answer"),
+    ],
+)
+def test_a_reply_that_is_not_what_was_asked_for(text, fault):
+    with pytest.raises(ReplyError, match=f"^{fault}$"):
+        parse_reply(text, "questions", 3)
+
+
+def test_a_good_reply_is_taken_as_it_is():
+    assert parse_reply(f" {changed(GOOD, prompt=' Why? ')}\n", "questions", 3)["prompt"] == "Why?"
+    assert parse_reply(json.dumps(INSTRUCTION), "instructions", 4) == INSTRUCTION
+    for name, fault in (("output", "empty-text"), ("instruction", "empty-text")):
+        with pytest.raises(ReplyError, match=fault):
+            parse_reply(changed(INSTRUCTION, **{name: ""}), "instructions", 4)
+    schema = reply_schema("questions", 3)
+    assert schema["properties"]["answer"]["enum"] == schema["properties"]["options"]["required"] == ["A", "B", "C"]
+    assert schema["required"] == ["prompt", "options", "answer", "sentence"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("the heart of a whale", "A whale's hearts", True),
+        ("it rises", "It is rising.", True),
+        ("is a metal", "is not a metal", False),
+        ("before the war", "after the war", False),
+        ("5 kg", "-5 kg", False),
+        ("1.5", "5.1", False),
+        ("all of them", "some of them", False),
+    ],
+)
+def test_paraphrases_are_told_by_their_words(one, other, same):
+    assert (key_words(one) == key_words(other)) is same
+    question = {"prompt": "?", "A": one, "B": other, "C": "zinc", "answer": "C", "sentence": "x"}
+    assert (question_fault(question, "X.", ()) == "paraphrased-options") is same
+    assert question_fault(question, "X.", ("paraphrased-options",)) is None
+
+
+def test_word_overlap_is_the_baseline_of_that_name():
+    question = {"prompt": "?", "A": "rusts", "B": "melts", "answer": "A", "sentence": "Iron rusts"}
+    assert question_fault(question, "Iron rusts.", ()) == "word-overlap"
+    assert question_fault(question | {"answer": "B"}, "Iron rusts.", ()) is None
+    assert question_fault(question | {"B": "iron"}, "Iron rusts.", ()) is None  # a tie
+    assert question_fault(question, "Iron rusts.", ("word-overlap",)) is None
+
+
+def test_the_right_option_has_no_letter_of_its_own():
+    question = parse_reply(changed(GOOD), "questions", 3)
+    arranged = [arrange_options(question, f"passage-{number}") for number in range(60)]
+    assert {row[row["answer"]] for row in arranged} == {"A noble one"}
+    assert all(sorted(options_of(row).values()) == sorted(GOOD["options"].values()) for row in arranged)
+    assert min(Counter(row["answer"] for row in arranged).values()) >= 10  # of 20 by chance
+
+
+def test_near_duplicates_are_those_with_the_same_words(tmp_path):
+    prompts = ["What gas do plants take in?", "Which gas is it that a plant takes in?", "What gas do plants give off?"]
+    prompts += ["What gas do plants not take in?", "What metal do plants take in?"]
+    rows = [{"id": str(n), "prompt": prompt, "A": "x", "answer": "A"} for n, prompt in enumerate(prompts)]
+    texts = [repeat_text(row, "questions") for row in rows]
+    assert [texts.count(text) for text in texts] == [2, 2, 1, 1, 1]
+    passages = [{"passage_id": f"{n:x}", "title": "", "section": "", "text": text} for n, text in enumerate(texts)]
+    path, none = str(tmp_path / "entries.arrow"), np.zeros(0, np.uint64)
+    dedup.write_entries(path, dedup.make_entries(passages, 0, near=True))
+    found = [row for bucket in range(dedup.BUCKETS) for row in dedup.find_repeats([path], bucket, none)]
+    assert {(row["row"], row["repeats"]) for row in found} == {(1, 0)}
+
+
+class KnowingReader:
+    """A reader that finds `yes` with any context, `position` nowhere but first, and knows `fact` without one."""
+
+    def score(self, questions, found):
+        scored = []
+        for question, rows in zip(questions, found, strict=True):
+            letters = options_of(question)
+            known = {"fact"} | ({"yes"} if rows else set())
+            scores = [float(text in known) for text in letters.values()]
+            if "position" in letters.values():
+                scores = [1.0] + [0.0] * (len(letters) - 1)
+            scored.append(Scored(np.array(scores)))
+        return scored
+
+
+def test_a_reader_finds_what_cannot_be_answered_and_what_is_known(monkeypatch):
+    monkeypatch.setitem(READERS, "knowing", KnowingReader)
+    rights = {"yes": None, "no": "unanswerable", "position": "inconsistent", "fact": "known-without"}
+    questions = [{"id": text, "prompt": "?", "A": text, "B": "other", "answer": "A"} for text in rights]
+    checker = QuestionChecker("knowing", {})
+    assert checker.faults(questions, ["text"] * 4) == list(rights.values())
+    assert checker.faults([], []) == []
+
+
+def test_a_template_of_the_user_and_what_is_wrong_with_it(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% block system %}Be brief.{% endblock %}Of {{ title }}: {{ text }} ({{ letters[-1] }})\n")
+    prompt = read_passage_template(str(path), "questions").render_passage(
+        {"title": "Iron", "section": None, "text": "It rusts."}, 5
+    )
+    assert prompt.messages()[0] == {"role": "system", "content": "Be brief."}
+    assert prompt.user == "Of Iron: It rusts. (E)"
+    for text, said in {
+        "{{ title }}": "mine.jinja: no {{ text }} in it",
+        "{{ text }}\n{{ question }}": "mine.jinja, line 2: no variable 'question'; there are title, section, text",
+        "{% if %}": "mine.jinja, line 1: ",
+        "{{ text }}{{ 1 / 0 }}": "mine.jinja, line 1: division by zero",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(InputError) as error:
+            read_passage_template(str(path), "questions")
+        assert said in str(error.value)
+    path.write_bytes(b"{{ text }} \xff")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_passage_template(str(path), "questions")
+    with pytest.raises(InputError, match=r"--template .*/none.jinja: no such file"):
+        read_passage_template(str(tmp_path / "none.jinja"), "questions")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--engine", "vllm"], "--engine vllm: not in this step; start `vllm serve MODEL`"),
+        (["--engine", "openai"], "--base-url: with --engine openai the address of the server expected"),
+        (["--base-url", "http://x/v1"], "--base-url: not with --engine torch"),
+        (["--choices", "1"], "--choices: 1 given, 2 to 26 expected"),
+        (["--per-passage", "0"], "--per-passage: 0 given, at least 1 expected"),
+        (["--kind", "instructions", "--checker", "x"], "--checker: answers the options of questions"),
+        (["--name", "a/b"], "--name: 'a/b' given"),
+        ([], "passages: not there, or not finished; run `sciqa corpus`"),
+        (["--against", "none.csv"], "passages: not there, or not finished"),
+    ],
+)
+def test_bad_options_end_with_one_line(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["generate", *flags])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    options = asked_of(server, indexed)
+    asked, extra = find_json_server(options)
+    assert extra["response_format"]["json_schema"]["schema"] == reply_schema("questions", 3)
+    assert asked.tokens == options.reply_tokens
+    server.fail = lambda key, attempt: "refused" if "response_format" in key else None
+    assert find_json_server(options)[1] == {}
+    server.answers_as = "another"
+    with pytest.raises(InputError, match="answers by another model, another"):
+        find_json_server(asked_of(server, indexed, timeout=7.0))
+    server.answers_as, server.fail = None, lambda key, attempt: "refused" if "Iron" in key else "500"
+    server.fail = lambda key, attempt: "refused" if '\\"Iron\\"' in key else None
+    writer = ServerWriter(asked, {}, 3, options)
+    prompts = [Prompt("", [], f'Passage from "{title}"') for title in REPLIES]
+    written = writer.write(prompts, ["a-0", "b-0", "c-0"], str(tmp_path / "replies"))
+    assert [each.fault for each in written] == [None, "refused", None]
+    assert written[0].text == REPLIES["Helium"][0][0]
+    assert writer.write(prompts, ["a-0", "b-0", "c-0"], str(tmp_path / "replies")) == written
+    assert set(server.answered.values()) == {1}
+
+
+def tiny_options(indexed, tmp_path, **more):
+    model = tiny_folder(tmp_path / "llama", "llama", max_position_embeddings=400)
+    return GenerateOptions(**indexed | {"model": model, "reply_tokens": 5, "precision": "float32"} | more)
+
+
+def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
+    options = tiny_options(indexed, tmp_path, kind="instructions")
+    (part, _), _ = passage_parts(options)
+    texts = []
+    for batch in (1, 3):
+        options.batch_passages = batch
+        template = read_passage_template(None, options.kind)
+        worker = WriteCandidates(Writing(options, (template.text, template.name)))
+        assert worker({"part": part._asdict()}) == {"passages": 2, "notes": []}
+        rows = storage.read_table(candidates_path(options.folder, 0)).to_pylist()
+        assert [row["fault"] for row in rows] == ["not-json"] * 2
+        assert all(0 < row["tokens_out"] <= 5 < row["tokens_in"] for row in rows)
+        texts.append([row["reply"] for row in rows])
+    assert texts[0] == texts[1]
+    drawn = [worker.writer.write([Prompt("", [], "Why?")] * 2, ["a-0", "a-1"], "") for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    long = worker.writer.write([Prompt("", [], "Why? " * 400)], ["a-0"], "")
+    assert [each.fault for each in long] == ["too-long"]
+
+
+@pytest.mark.slow
+def test_a_tiny_model_gives_only_rejects_and_ends(indexed, tmp_path, cluster):
+    options = tiny_options(indexed, tmp_path, per_passage=2, temperature=2.0)
+    summary = generate(options)
+    assert summary.made == "0 questions of 6 replies to 3 passages; rejected: 6 not-json"
+    assert storage.read_table(options.folder).schema == result_schema(options)
+    assert [part.first for part in passage_parts(options)[0]] == [0, 0]
+    assert Part(0, "", 0, 2) not in passage_parts(options)[0]
+
+
+@pytest.mark.slow
+def test_a_server_checks_the_questions_of_another(server, indexed, cluster):
+    options = asked_of(server, indexed, checker="small")
+    generate(options)
+    expected = {}
+    for title, replies in REPLIES.items():
+        for draw, (text, fault) in enumerate(replies):
+            if fault in (None, "exam-copy"):
+                expected[title, draw] = _checked(title, draw, text, storage.read_table(options.passages).to_pylist())
+    kept = {(row["title"], int(row["id"][-1])): None for row in storage.read_table(options.folder).to_pylist()}
+    for part in range(3):
+        for row in storage.read_table(rejected_path(options.folder, part)).to_pylist():
+            if (row["title"], int(row["id"][-1])) in expected:
+                kept[row["title"], int(row["id"][-1])] = row["fault"]
+    assert kept == expected
+    assert len(set(expected.values())) > 1
+
+
+def _checked(title, draw, text, passages):
+    """Return the fault by what the server's log-probabilities say: they are the same for all orders of the options."""
+    passage = next(row for row in passages if row["title"] == title)
+    text = text.removeprefix("```json\n").removesuffix("\n```")
+    question = arrange_options(parse_reply(text, "questions", 3), f"{passage['passage_id']}-{draw}")
+    right = []
+    for context in (passage["text"], ""):
+        shares = weights(letter_prompt(question | {"is_question": True}, context, True))
+        right.append(max(shares, key=shares.get) == question["answer"])
+    return "unanswerable" if not right[0] else "known-without" if right[1] else None
+
+
+@pytest.mark.slow
+def test_a_killed_run_asks_nothing_twice(server, indexed, cluster):
+    server.hold = 7
+    flags = ["--engine", "openai", "--base-url", server.url, "--model", "small", "--api-key-env", KEY_NAME]
+    flags += ["--choices", "3", "--per-passage", str(DRAWS), "--part-passages", "1", "--concurrency", "2"]
+    flags += ["--output", indexed["output"], "--num-cpus", "1"]
+    command = [sys.executable, "-m", "sciqa", "generate", *flags]
+    killed = subprocess.Popen(command, env=os.environ | {KEY_NAME: KEY}, stderr=subprocess.PIPE)
+    folder = Path(indexed["output"], "generated/_questions")
+    while (
+        len([*folder.glob("replies/*/requests/*.json")]) + DRAWS * len([*folder.glob("candidates/*.parquet")]) < 7
+        or server.now < 2
+    ):
+        assert killed.poll() is None, killed.stderr.read().decode()
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert 7 <= len(server.answered) < 15
+    server.hold = 1e9
+    again = subprocess.run(command, env=os.environ | {KEY_NAME: KEY}, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr
+    assert len(server.answered) == 15
+    assert set(server.answered.values()) == {1}
+    assert "15 replies to 3 passages" in again.stdout
