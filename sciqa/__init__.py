@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sciqa.corpus.options import CorpusOptions
     from sciqa.corpus.passages import build_passages
     from sciqa.exam import read_exam
+    from sciqa.generate.evaluate import EvaluateTextOptions, evaluate_text
     from sciqa.generate.generate import generate as generate_data
     from sciqa.generate.options import GenerateOptions
     from sciqa.models.merge import MergeOptions, merge
@@ -45,6 +46,7 @@ __all__ = [
     "CompareOptions",
     "CorpusOptions",
     "EmbedderOptions",
+    "EvaluateTextOptions",
     "FinetuneOptions",
     "GenerateOptions",
     "IndexOptions",
@@ -66,6 +68,7 @@ __all__ = [
     "build_index",
     "build_passages",
     "compare_readers",
+    "evaluate_text",
     "finetune",
     "generate_data",
     "make_embedder",
@@ -94,7 +97,7 @@ _MODULES = {
     "sciqa.corpus.options": ("CorpusOptions",),
     "sciqa.corpus.passages": ("build_passages",),
     "sciqa.exam": ("read_exam",),
-    "sciqa.generate": ("GenerateOptions",),
+    "sciqa.generate": ("EvaluateTextOptions", "GenerateOptions", "evaluate_text"),
     "sciqa.models.merge": ("MergeOptions", "merge"),
     "sciqa.pipeline": ("RunExamOptions", "RunFinetuneOptions", "run_exam", "run_finetune"),
     "sciqa.planning.options": ("PlanOptions",),

@@ -81,6 +81,7 @@ STEPS = {
         *("sciqa.audit.audit", "audit", "AuditOptions"),
     ),
     "generate": Step("write questions by a model from passages", "sciqa.generate", "generate", "GenerateOptions"),
+    "evaluate": Step("score free answers to instructions", "sciqa.generate", "evaluate_text", "EvaluateTextOptions"),
     "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
     "compare": Step("compare readers of runs", "sciqa.report.compare", "compare_readers", "CompareOptions", False),
 }
@@ -249,7 +250,8 @@ def show(summaries: "list[Summary]", seconds: float) -> None:
             console.print(_retrieval_table(summary.details["evaluation"]))
         if summary.stage == "report":
             _show_differences(summary.details, [row["reader"] for row in predicted], console)
-        for title, rows in summary.details.items() if summary.stage in ("plan", "audit", "compare", "generate") else []:
+        tabled = ("plan", "audit", "compare", "generate", "evaluate")
+        for title, rows in summary.details.items() if summary.stage in tabled else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:
         path = f"\n{'':19}{summary.path}" if summary.path else ""

@@ -92,6 +92,7 @@ def test_no_step_imports_an_extra_before_it_is_asked_for():
         ("bitsandbytes", "train", ["exam", "--nf4"]),
         ("vllm", "vllm", ["exam", "--engine", "vllm"]),
         ("fastapi", "serve", ["serve"]),
+        ("rouge_score", "rouge", ["evaluate"]),
         ("openai", "openai", ["exam", "--engine", "openai", "--base-url", "http://localhost:1/v1"]),
     ],
 )

@@ -22,7 +22,7 @@ from sciqa.corpus import dedup
 from sciqa.exam import open_exam, read_exam
 from sciqa.exam.questions import ExamOptions, options_of
 from sciqa.generate import GenerateOptions, generate
-from sciqa.generate.candidates import Part, WriteCandidates, Writing, candidates_path
+from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, candidates_path
 from sciqa.generate.checks import QuestionChecker
 from sciqa.generate.filters import arrange_options, key_words, question_fault, repeat_text
 from sciqa.generate.generate import passage_parts
@@ -31,7 +31,7 @@ from sciqa.generate.results import rejected_path, result_schema
 from sciqa.generate.server_writer import ServerWriter, find_json_server
 from sciqa.generate.template import read_passage_template
 from sciqa.models.prompt_template import Prompt
-from sciqa.predict.answers import Scored
+from sciqa.predict.answers import ScoredAnswer
 from sciqa.predict.api import letter_prompt
 from sciqa.predict.readers import READERS
 
@@ -260,7 +260,7 @@ class KnowingReader:
             scores = [float(text in known) for text in letters.values()]
             if "position" in letters.values():
                 scores = [1.0] + [0.0] * (len(letters) - 1)
-            scored.append(Scored(np.array(scores)))
+            scored.append(ScoredAnswer(np.array(scores)))
         return scored
 
 
@@ -353,9 +353,9 @@ def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     (part, _), _ = passage_parts(options)
     texts = []
     for batch in (1, 3):
-        options.batch_passages = batch
+        options.reply_batch = batch
         template = read_passage_template(None, options.kind)
-        worker = WriteCandidates(Writing(options, (template.text, template.name)))
+        worker = WriteCandidates(WriterSettings(options, (template.text, template.name)))
         assert worker({"part": part._asdict()}) == {"passages": 2, "notes": []}
         rows = storage.read_table(candidates_path(options.folder, 0)).to_pylist()
         assert [row["fault"] for row in rows] == ["not-json"] * 2

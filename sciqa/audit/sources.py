@@ -61,7 +61,7 @@ def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[
     return _sorted_others(_of_readers(readers))
 
 
-def named_others(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[Others]:
+def named_others(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[OtherSource]:
     """Return the questions that `--against` names, sorted by name.
 
     Args:
@@ -77,7 +77,7 @@ def named_others(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[
     return _sorted_others(found)
 
 
-def _sorted_others(found: dict[str, pa.Table]) -> list[Others]:
+def _sorted_others(found: dict[str, pa.Table]) -> list[OtherSource]:
     """Return questions under the last parts of their paths where these differ, sorted by name."""
     short = [path.rstrip("/").rpartition("/")[2] for path in found]
     names = [last if short.count(last) == 1 else path for path, last in zip(found, short, strict=True)]

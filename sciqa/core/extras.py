@@ -5,7 +5,7 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "align", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve"]
+Extra = Literal["train", "align", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve", "rouge"]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
@@ -16,6 +16,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "pdf": ("pypdf",),
     "static": ("gensim", "model2vec"),
     "openai": ("openai",),
+    "rouge": ("rouge_score",),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
     "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"),

@@ -11,7 +11,7 @@ from sciqa.corpus.chunking import embedded_text
 from sciqa.generate.filters import arrange_options, question_fault, repeat_text
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.parse import ReplyError, parse_reply
-from sciqa.generate.server_writer import ServerWriter, Written
+from sciqa.generate.server_writer import ModelReply, ServerWriter
 from sciqa.generate.template import PassageTemplate
 from sciqa.predict.api_client import Server
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     last: int
 
 
-class Writing(NamedTuple):
+class WriterSettings(NamedTuple):
     """How workers write.
 
     Attributes:
@@ -69,7 +69,7 @@ def entries_path(folder: str, part: int) -> str:
 class WriteCandidates:
     """Ray Data worker that writes the candidates of one part of the passages at a time."""
 
-    def __init__(self, writing: Writing) -> None:
+    def __init__(self, writing: WriterSettings) -> None:
         self.options, self.template = writing.options, PassageTemplate(*writing.template)
         if writing.server:
             self.writer: Any = ServerWriter(writing.server, writing.extra or {}, writing.concurrency, self.options)
@@ -97,21 +97,10 @@ class WriteCandidates:
         return {"passages": len(passages), "notes": self.writer.notes}
 
 
-def _local_writer(writing: Writing) -> Any:  # noqa: ANN401 (imported only where a model runs)
+def _local_writer(writing: WriterSettings) -> Any:  # noqa: ANN401 (imported only where a model runs)
     from sciqa.generate.local_writer import LocalWriter
 
-    options = writing.options
-    return LocalWriter(
-        options.model,
-        options.precision,
-        writing.device,
-        writing.threads,
-        options.batch_passages,
-        options.reply_tokens,
-        options.seed,
-        options.draws,
-        options.temperature,
-    )
+    return LocalWriter(**writing.options.writer_arguments(writing.device, writing.threads))
 
 
 def candidate_schema(options: GenerateOptions) -> pa.Schema:
@@ -127,7 +116,7 @@ def written_fields(options: GenerateOptions) -> list[str]:
     return ["prompt", *map(chr, range(ord("A"), ord("A") + options.choices)), "answer", "sentence"]
 
 
-def make_candidate(name: str, passage: dict, reply: Written, options: GenerateOptions) -> dict:
+def make_candidate(name: str, passage: dict, reply: ModelReply, options: GenerateOptions) -> dict:
     """Return the row of a reply; `fault` is None if neither its form nor its passage shows one.
 
     Args:

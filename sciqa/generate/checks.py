@@ -4,7 +4,8 @@ import string
 
 import numpy as np
 
-from sciqa.core.model_files import about_trained, find_model
+from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.model_files import find_model
 from sciqa.exam.questions import options_of, rotate_options
 from sciqa.generate.options import GenerateOptions
 from sciqa.predict.options import PredictOptions
@@ -21,7 +22,7 @@ def checker_options(options: GenerateOptions) -> PredictOptions:
     """
     local = options.engine != "openai"
     assert options.checker is not None  # asked for
-    trained = local and about_trained(find_model(options.checker).folder).get("style")
+    trained = local and read_trained_record(find_model(options.checker).folder).get("style")
     names = ("output", "base_url", "api_key_env", "concurrency", "timeout", "engine", "precision", "accelerator")
     given = {name: getattr(options, name) for name in names}
     return PredictOptions(**given, model=options.checker, completion="auto" if trained else "letter", name="checker")

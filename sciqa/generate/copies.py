@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from sciqa.audit.words import SEED, ExamWords, other_texts, question_words, share_found, split_words
+from sciqa.audit.words import SEED, ExamWords, other_texts, question_words, share_of_words_found, split_words
 from sciqa.core import storage
 from sciqa.exam.question_key import question_key
 from sciqa.generate.options import GenerateOptions
@@ -57,5 +57,8 @@ class ExamCopies:
         runs: list[list[tuple[int, int]]] = [[] for _ in words]
         for question, start, length, _ in zip(*ExamWords(words, seed).runs(self.texts), strict=True):
             runs[question].append((int(start), int(length)))
-        shares = [share_found(each, len(own), self.options.ngram, seed) for each, own in zip(runs, words, strict=True)]
+        shares = [
+            share_of_words_found(each, len(own), self.options.ngram, seed)
+            for each, own in zip(runs, words, strict=True)
+        ]
         return np.array([(share or 0.0) >= self.options.share for share in shares])

@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from sciqa.audit.sources import Others, named_others
+from sciqa.audit.sources import OtherSource, named_others
 from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_family, short_name, weight_bytes
+from sciqa.core.model_files import find_model, model_family, short_model_name, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus import dedup
 from sciqa.corpus.parts import write_duplicates
 from sciqa.corpus.passages import PASSAGES_FORMAT
-from sciqa.exam.formats import read_questions
-from sciqa.generate.candidates import Part, WriteCandidates, Writing, entries_path
+from sciqa.exam.read_exam import read_questions
+from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, entries_path
 from sciqa.generate.filters import FILTER_FAULTS
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.parse import REPLY_FAULTS
-from sciqa.generate.results import Filtering, FilterPart, against_folder, counts_path
+from sciqa.generate.results import FilterPart, FilterSettings, against_folder, counts_path
 from sciqa.generate.server_writer import find_json_server
 from sciqa.generate.template import PassageTemplate, read_passage_template
 from sciqa.predict.api import api_arguments, server_pool
@@ -32,7 +32,7 @@ from sciqa.predict.predict import check_model
 GENERATE_FORMAT = 1
 #: Options that decide what is written, besides the model and the template.
 DECIDING = (
-    *("kind", "choices", "per_passage", "reply_tokens", "first_passages", "batch_passages", "seed", "temperature"),
+    *("kind", "choices", "per_passage", "reply_tokens", "first_passages", "reply_batch", "seed", "temperature"),
     *("skip_filters", "licence"),
 )
 #: Parts of a table's records that only an unfinished run needs.
@@ -94,13 +94,13 @@ def passage_parts(options: GenerateOptions) -> tuple[list[Part], str]:
     return parts, tables.fingerprint([shard["content"] for shard in manifest["shards"]])
 
 
-def _read_against(options: GenerateOptions) -> list[Others]:
+def _read_against(options: GenerateOptions) -> list[OtherSource]:
     return named_others(options.against, lambda name: read_questions(name, options.columns, options.answers_from).table)
 
 
-def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[Writing, dict]:
+def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[WriterSettings, dict]:
     """Return how workers write, so far as no cluster is needed for it, and what the replies follow from."""
-    writing = Writing(options, (template.text, template.name))
+    writing = WriterSettings(options, (template.text, template.name))
     if options.engine == "openai":
         server, extra = find_json_server(options)
         about = {"engine": options.engine, "model": options.model, "server": server.url, "by_schema": bool(extra)}
@@ -122,7 +122,7 @@ def _find_checker(options: GenerateOptions) -> PredictOptions | None:
     return reader
 
 
-def _filter_inputs(options: GenerateOptions, against: list[Others], checker: PredictOptions | None) -> dict:
+def _filter_inputs(options: GenerateOptions, against: list[OtherSource], checker: PredictOptions | None) -> dict:
     """Return what the filters with a model follow from."""
     inputs: dict = {}
     if against:
@@ -137,8 +137,8 @@ def _filter_inputs(options: GenerateOptions, against: list[Others], checker: Pre
 def _fill(
     options: GenerateOptions,
     parts: list[Part],
-    writing: Writing,
-    against: list[Others],
+    writing: WriterSettings,
+    against: list[OtherSource],
     checker: PredictOptions | None,
     inputs: dict,
 ) -> dict:
@@ -154,17 +154,17 @@ def _fill(
             path = tables.part_path(against_folder(options.folder), number)
             storage.write_table(path, others.table.replace_schema_metadata(None))
     provenance = {
-        "generator": short_name(options.model) if options.engine != "openai" else options.model,
+        "generator": short_model_name(options.model) if options.engine != "openai" else options.model,
         "generator_revision": inputs["server"] if options.engine == "openai" else inputs["model"],
         "template": inputs["template"],
         "licence": options.licence,
     }
     left = [part.number for part in parts if tables.part_name(part.number) not in done]
-    _filter(options, Filtering(options, provenance), left, bool(against), checker)
+    _filter(options, FilterSettings(options, provenance), left, bool(against), checker)
     return _sum_counts(options, parts)
 
 
-def _write_candidates(options: GenerateOptions, writing: Writing, parts: list[Part]) -> None:
+def _write_candidates(options: GenerateOptions, writing: WriterSettings, parts: list[Part]) -> None:
     if not parts:
         return
     if options.engine == "openai":
@@ -200,7 +200,11 @@ def _find_duplicates(folder: str, parts: list[Part]) -> None:
 
 
 def _filter(
-    options: GenerateOptions, filtering: Filtering, parts: list[int], compares: bool, checker: PredictOptions | None
+    options: GenerateOptions,
+    filtering: FilterSettings,
+    parts: list[int],
+    compares: bool,
+    checker: PredictOptions | None,
 ) -> None:
     if not parts:
         return

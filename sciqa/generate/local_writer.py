@@ -5,16 +5,16 @@ from typing import Any, cast
 import torch
 from jinja2 import TemplateError
 
+from sciqa.core.adapter_files import local_adapter
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import local_adapter
 from sciqa.core.tables import fingerprint
-from sciqa.generate.server_writer import Written
+from sciqa.generate.server_writer import ModelReply
 from sciqa.models import adapter as adapters
+from sciqa.models.attention_limits import position_limit
 from sciqa.models.load import load_base, torch_dtype
 from sciqa.models.prompt_format import Precision
 from sciqa.models.prompt_template import Prompt
-from sciqa.models.scorer import position_limit
 
 
 class LocalWriter:
@@ -56,10 +56,10 @@ class LocalWriter:
         self.limit = position_limit(self.model, self.model.config.get_text_config())
         self.notes: list[str] = []
 
-    def write(self, prompts: list[Prompt], names: list[str], folder: str = "") -> list[Written]:
+    def write(self, prompts: list[Prompt], names: list[str], folder: str = "") -> list[ModelReply]:
         """Return a reply to each prompt; see `sciqa.generate.server_writer.ServerWriter.write`."""
         encoded = [self._encode(prompt) for prompt in prompts]
-        replies = [Written("", "too-long")] * len(prompts)
+        replies = [ModelReply("", "too-long")] * len(prompts)
         fitting = [number for number, ids in enumerate(encoded) if len(ids) + self.tokens <= self.limit]
         fitting.sort(key=lambda number: len(encoded[number]))
         for at in range(0, len(fitting), self.batch):
@@ -79,7 +79,7 @@ class LocalWriter:
         return cast("list[int]", ids)
 
     @torch.inference_mode()
-    def _write_batch(self, encoded: list[list[int]]) -> list[Written]:
+    def _write_batch(self, encoded: list[list[int]]) -> list[ModelReply]:
         width = max(map(len, encoded))
         end = self.tokenizer.eos_token_id
         padding = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
@@ -101,5 +101,5 @@ class LocalWriter:
         for ids, new in zip(encoded, made, strict=True):
             written = new[: new.index(end) + 1] if end in new else new
             text = str(self.tokenizer.decode(written, skip_special_tokens=True))
-            replies.append(Written(text, None, len(ids), len(written)))
+            replies.append(ModelReply(text, None, len(ids), len(written)))
         return replies

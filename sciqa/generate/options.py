@@ -5,6 +5,7 @@ from typing import Literal
 
 from sciqa.audit.options import NearCopyOptions
 from sciqa.core import storage
+from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_path
 from sciqa.core.options import RunOptions, check_name
@@ -18,15 +19,41 @@ Filter = Literal["sentence-not-found", "paraphrased-options", "word-overlap", "n
 
 
 @dataclass(kw_only=True)
-class GenerateOptions(
-    NearCopyOptions,
-    ServerOptions,
-    ModelEngineOptions,
-    PrecisionOptions,
-    TemperatureOptions,
-    PassagesOptions,
-    RunOptions,
-):
+class ReplyOptions(TemperatureOptions, PrecisionOptions):
+    """How a model writes."""
+
+    reply_tokens: int = 512
+    """Most tokens of a reply."""
+    reply_batch: int = 8
+    """Replies that a local model writes at once."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        self.at_least(1, "reply_tokens", "reply_batch")
+
+    def writer_arguments(self, device: Device, threads: int) -> dict:
+        """Return arguments of `sciqa.generate.local_writer.LocalWriter` for a device and a number of CPU threads."""
+        return {
+            "model": self.model,
+            "precision": self.precision,
+            "device": device,
+            "threads": threads,
+            "batch": self.reply_batch,
+            "tokens": self.reply_tokens,
+            "seed": self.seed,
+            "draws": self.draws,
+            "temperature": self.temperature,
+        }
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn; else each is the likeliest one, and a second reply would be the same."""
+        return self.temperature is not None
+
+
+@dataclass(kw_only=True)
+class GenerateOptions(NearCopyOptions, ServerOptions, ModelEngineOptions, ReplyOptions, PassagesOptions, RunOptions):
     """Options of the `generate` step."""
 
     kind: Kind = "questions"
@@ -44,14 +71,10 @@ class GenerateOptions(
     per_passage: int = 1
     """Replies per passage. Several are drawn, and one too if --temperature is given; else its tokens are the likeliest
     ones."""
-    reply_tokens: int = 512
-    """Most tokens of a reply."""
     first_passages: int | None = None
     """Take only this many passages, the first of the table; by default all."""
     part_passages: int = 64
     """Passages per part, the unit of work and of resuming."""
-    batch_passages: int = 8
-    """Passages that a local model reads at once."""
     skip_filters: tuple[Filter, ...] = ()
     """Filters that are not applied."""
     checker: str | None = None
@@ -65,7 +88,7 @@ class GenerateOptions(
         check_name(self.name)
         self.template = self.template and storage.absolute(self.template)
         self.checker = local_path(self.checker) if self.checker and self.engine != "openai" else self.checker
-        self.at_least(1, "per_passage", "reply_tokens", "first_passages", "part_passages", "batch_passages")
+        self.at_least(1, "per_passage", "first_passages", "part_passages")
         if not 2 <= self.choices <= 26:
             raise InputError(f"--choices: {self.choices} given, 2 to 26 expected")
         if self.checker and self.kind != "questions":
@@ -83,8 +106,8 @@ class GenerateOptions(
 
     @property
     def draws(self) -> bool:
-        """Whether replies are drawn; else each token is the likeliest one, and a second reply would be the same."""
-        return self.per_passage > 1 or self.temperature is not None
+        """See `ReplyOptions.draws`; several replies per passage are always drawn."""
+        return self.per_passage > 1 or super().draws
 
     @property
     def folder(self) -> str:

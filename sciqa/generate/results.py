@@ -22,7 +22,7 @@ PROVENANCE = ("title", "passage_id", "source", "generator", "generator_revision"
 SHAPES = ("trl", "alpaca")
 
 
-class Filtering(NamedTuple):
+class FilterSettings(NamedTuple):
     """How workers filter.
 
     Attributes:
@@ -61,7 +61,7 @@ def jsonl_path(options: GenerateOptions, shape: str, part: int) -> str:
 class FilterPart:
     """Ray Data worker that filters the candidates of one part at a time, and writes its shard last."""
 
-    def __init__(self, filtering: Filtering) -> None:
+    def __init__(self, filtering: FilterSettings) -> None:
         self.options, self.provenance = filtering.options, filtering.provenance
         self.notes: list[str] = []
         self.copies = self.checker = None

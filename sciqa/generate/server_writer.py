@@ -13,7 +13,7 @@ from sciqa.predict.api_client import (
     FIRST_RETRIES,
     TRIAL,
     Client,
-    HalfAnswerError,
+    IncompleteReplyError,
     RefusedError,
     Server,
     named_server,
@@ -25,7 +25,7 @@ from sciqa.predict.api_records import RequestRecords, request_key
 TRIAL_TOKENS = 16
 
 
-class Written(NamedTuple):
+class ModelReply(NamedTuple):
     """What a model replied.
 
     Attributes:
@@ -57,7 +57,7 @@ class ServerWriter:
         self.pool = ThreadPoolExecutor(concurrency)
         self.notes: list[str] = []
 
-    def write(self, prompts: list[Prompt], names: list[str], folder: str) -> list[Written]:
+    def write(self, prompts: list[Prompt], names: list[str], folder: str) -> list[ModelReply]:
         """Return a reply to each prompt, asked now or before.
 
         Args:
@@ -73,14 +73,14 @@ class ServerWriter:
         asked = [self.pool.submit(self._reply, prompt, name, records) for prompt, name in pairs]
         try:
             return [future.result() for future in asked]
-        except HalfAnswerError as error:
+        except IncompleteReplyError as error:
             raise InputError(str(error)) from error
         finally:  # after an error
             for future in asked:
                 future.cancel()
             wait(asked)
 
-    def _reply(self, prompt: Prompt, name: str, records: RequestRecords) -> Written:
+    def _reply(self, prompt: Prompt, name: str, records: RequestRecords) -> ModelReply:
         number = int(name.rpartition("-")[2])
         request = self.client.server.request(prompt.messages(), self.seed + number, self.temperature) | self.extra
         key = request_key(name, 0, number, request)
@@ -91,7 +91,7 @@ class ServerWriter:
             except RefusedError:
                 kept = {"text": "", "fault": "refused"}
             records.put(key, kept)
-        return Written(**{field: kept[field] for field in Written._fields if field in kept})
+        return ModelReply(**{field: kept[field] for field in ModelReply._fields if field in kept})
 
 
 def find_json_server(options: GenerateOptions) -> tuple[Server, dict[str, Any]]:
@@ -108,6 +108,6 @@ def find_json_server(options: GenerateOptions) -> tuple[Server, dict[str, Any]]:
     extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
     try:
         Client(server, FIRST_RETRIES).ask(server.request(TRIAL, 0, 0.0) | extra, "a first question")
-    except (RefusedError, HalfAnswerError):
+    except (RefusedError, IncompleteReplyError):
         extra = {}
     return replace(server, tokens=options.reply_tokens), extra

@@ -1,0 +1,166 @@
+"""The `evaluate` step: free answers of a base model and a tuned one to held-out instructions, and their scores."""
+
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from sciqa.core import cluster, progress, storage, tables
+from sciqa.core.adapter_files import adapter_hash, check_base_model
+from sciqa.core.errors import InputError
+from sciqa.core.extras import require
+from sciqa.core.lock import lock
+from sciqa.core.model_files import (
+    ADAPTER_CONFIG,
+    find_model,
+    local_path,
+    model_family,
+    short_model_name,
+    weight_bytes,
+)
+from sciqa.core.options import RunOptions, Summary
+from sciqa.exam.files import read_rows
+from sciqa.generate.options import ReplyOptions
+from sciqa.generate.text_metrics import FIGURES, figure_rows
+from sciqa.retrieval.options import EmbedOptions
+
+#: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
+EVALUATE_FORMAT = 1
+#: Instructions per part, the unit of work and of resuming.
+PART_INSTRUCTIONS = 32
+FIGURES_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("model", "figure")),
+        ("answers", pa.int64()),
+        *((name, pa.float64()) for name in ("mean", "low", "high", "gain", "gain_low", "gain_high")),
+    ]
+)
+
+
+@dataclass(kw_only=True)
+class EvaluateTextOptions(EmbedOptions, ReplyOptions, RunOptions):
+    """Options of the `evaluate` step."""
+
+    text: str = ""
+    """Held-out instructions: a file or a folder of files, .jsonl, .json, .csv or .parquet, with the columns instruction
+    and output, and optionally input and id; by default OUTPUT/generated/instructions."""
+    tuned: str | None = None
+    """What was made of --model, to compare with it: an adapter's folder (OUTPUT/trained/NAME), or a whole model."""
+
+    def __post_init__(self) -> None:
+        """Make local paths absolute."""
+        super().__post_init__()
+        self.text = storage.absolute(self.text) if self.text else storage.join(self.output, "generated", "instructions")
+        self.tuned = self.tuned and local_path(self.tuned)
+
+
+def evaluate_text(options: EvaluateTextOptions) -> Summary:
+    """Write the answers of each model, OUTPUT/text/NAME, and the figures of all, OUTPUT/text_figures.parquet.
+
+    Raises:
+        InputError: bad instructions, a model that writes no text, or an adapter of another model.
+    """
+    started = time.monotonic()
+    require("rouge", "evaluate")
+    rows = read_instructions(options.text)
+    models = _models(options)
+    answers, folders = {}, []
+    for name, (model, adapter) in models.items():
+        folder = storage.join(options.output, "text", name)
+        with lock(folder):
+            _answer_all(options, folder, rows, model, adapter)
+        answers[name] = storage.read_table(folder).to_pylist()
+        folders.append(folder)
+    figures = figure_rows(answers)
+    path = storage.join(options.output, "text_figures.parquet")
+    storage.write_table(path, pa.Table.from_pylist(figures, schema=FIGURES_SCHEMA))
+    made = f"{len(rows):,} instructions answered by {', '.join(models)}; answers in {', '.join(folders)}"
+    details = {"Free answers, 95 % bootstrap intervals": _shown(figures)}
+    return Summary("evaluate", path, made, time.monotonic() - started, details)
+
+
+def read_instructions(path: str) -> list[dict[str, str]]:
+    """Return the instructions of a file or folder, with `id`, `instruction`, `input` and `output`.
+
+    Raises:
+        InputError: names file, row and column of the problem.
+    """
+    rows: list[dict[str, str]] = []
+    for row in read_rows(path):
+        found = {"id": row.cells.get("id") or str(len(rows) + 1)}
+        for name in ("instruction", "input", "output"):
+            value = row.cells.get(name)
+            if value is None and name == "input":
+                value = ""
+            if not isinstance(value, str) or not (value.strip() or name == "input"):
+                raise InputError(f"{row.place}, column {name!r}: {value!r} found, a text expected")
+            found[name] = value.strip()
+        rows.append({name: str(value) for name, value in found.items()})
+    if not rows:
+        raise InputError(f"{path}: no instructions; rows with instruction and output expected")
+    return rows
+
+
+def _models(options: EvaluateTextOptions) -> dict[str, tuple[str, str | None]]:
+    """Return the models to compare, each with its adapter, by the names of their tables; the base first."""
+    models: dict[str, tuple[str, str | None]] = {short_model_name(options.model): (options.model, None)}
+    if options.tuned and storage.exists(storage.join(options.tuned, ADAPTER_CONFIG)):
+        require("train", "--tuned")
+        check_base_model(options.tuned, options.model)
+        models[f"tuned-{short_model_name(options.tuned)}"] = (options.model, options.tuned)
+    elif options.tuned:
+        models[f"tuned-{short_model_name(options.tuned)}"] = (options.tuned, None)
+    for model, _ in models.values():
+        if (family := model_family(model)) != "causal":
+            raise InputError(f"{model}: a {family} model, which writes no text; a causal model expected")
+    return models
+
+
+def _answer_all(
+    options: EvaluateTextOptions, folder: str, rows: list[dict[str, str]], model: str, adapter: str | None
+) -> None:
+    """Write what is missing of a model's answers."""
+    names = ("precision", "reply_tokens", "reply_batch", "seed", "temperature", "embed_backend")
+    inputs = {"format": EVALUATE_FORMAT, "text": tables.rows_hash(rows), "model": find_model(model).revision}
+    inputs |= {"adapter": adapter and adapter_hash(adapter), "embedder": find_model(options.embedder).revision}
+    inputs |= {"prefix": options.prefix("passage")} | {name: getattr(options, name) for name in names}
+    begun = tables.begin_table(
+        folder, inputs, tables.defaults_of(EvaluateTextOptions), PART_INSTRUCTIONS, options.overwrite
+    )
+    if begun.whole:
+        return
+    cluster.connect(options)
+    parts = [
+        {"number": number, "rows": rows[first : first + PART_INSTRUCTIONS]}
+        for number, first in enumerate(range(0, len(rows), PART_INSTRUCTIONS))
+        if tables.part_name(number) not in begun.names
+    ]
+    if parts:
+        _run_workers(options, folder, parts, model, adapter)
+    tables.finish_table(folder, {"format": EVALUATE_FORMAT, "inputs": inputs, "rows": PART_INSTRUCTIONS})
+
+
+def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], model: str, adapter: str | None) -> None:
+    from sciqa.generate.text_answers import AnswerInstructions
+
+    workers = cluster.num_workers(options, len(parts))
+    pool = cluster.model_pool(options, workers, len(parts), weight_bytes(model) + weight_bytes(options.embedder))
+    writer = options.writer_arguments(cluster.device(options), cluster.threads_per_worker(workers))
+    arguments = {"folder": folder, "writer": writer | {"model": model, "adapter": adapter}}
+    arguments |= {"embed": options.embed_arguments(workers), "prefix": options.prefix("passage")}
+    dataset = cluster.dataset_of_parts(parts).map(AnswerInstructions, fn_constructor_kwargs=arguments, **pool)
+    total = sum(len(part["rows"]) for part in parts)
+    for _ in progress.rows_with_progress(dataset, "evaluate", total, "instructions", lambda row: row["answers"]):
+        pass
+
+
+def _shown(figures: list[dict]) -> list[dict]:
+    """Return the figures for printing, a row for each figure and model."""
+    rows = []
+    for row in figures:
+        shown = {"figure": FIGURES[row["figure"]], "model": row["model"]}
+        shown["mean"] = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        if row["gain"] is not None:
+            shown["gain, paired"] = f"{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
+        rows.append(shown)
+    return rows

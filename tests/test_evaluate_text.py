@@ -1,0 +1,118 @@
+"""Free answers to held-out instructions: figures by hand, paired intervals, and the step from end to end."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import write_jsonl
+from tiny import tiny_folder
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.exam.metrics import bootstrap_interval
+from sciqa.generate import EvaluateTextOptions, evaluate_text
+from sciqa.generate.evaluate import read_instructions
+from sciqa.generate.text_answers import AnswerInstructions
+from sciqa.generate.text_metrics import FIGURES, figure_rows, normalised_tokens, rouge_scores, text_scores, token_f1
+
+
+def test_token_f1_and_exact_match_are_those_of_squad():
+    assert normalised_tokens(" The  cat's A-hat, an ox!") == ["cats", "ahat", "ox"]
+    assert token_f1("a noble gas", "The gas, noble") == 1.0
+    assert token_f1("helium is a gas", "helium") == pytest.approx(2 * 1 / (3 + 1))
+    assert token_f1("gas gas", "gas") == pytest.approx(2 / 3)
+    assert (token_f1("", "gas"), token_f1("the", ""), token_f1("gas", "metal")) == (0.0, 1.0, 0.0)
+    assert text_scores("The gas.", "gas") == {"token_f1": 1.0, "exact_match": 1.0, "words": 2.0}
+    assert text_scores("", "gas") == {"token_f1": 0.0, "exact_match": 0.0, "words": 0.0}
+
+
+def test_rouge_counts_stems_and_their_order():
+    (row,) = rouge_scores(["cats sitting on the mat"], ["the cat sits on a mat"])
+    # Stems: cat sit on the mat, and the cat sit on a mat.
+    assert row["rouge1"] == pytest.approx(2 * 5 / (5 + 6))
+    assert row["rouge2"] == pytest.approx(2 * 2 / (4 + 5))
+    assert row["rougeL"] == pytest.approx(2 * 4 / (5 + 6))
+    assert rouge_scores(["", "x"], ["y", "X."]) == [
+        dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.0),
+        {"rouge1": 1.0, "rouge2": 0.0, "rougeL": 1.0},
+    ]
+
+
+def test_gains_are_paired():
+    drawn = np.random.default_rng(0).random(40)
+    base = [dict.fromkeys(FIGURES, value) for value in drawn]
+    tuned = [dict.fromkeys(FIGURES, value + 0.1) for value in drawn]
+    rows = figure_rows({"base": base, "tuned": tuned})
+    assert [row["figure"] for row in rows] == [name for name in FIGURES for _ in range(2)]
+    first, second = rows[:2]
+    assert (first["low"], first["high"]) == bootstrap_interval(drawn)
+    assert (first["gain"], second["answers"]) == (None, 40)
+    # All answers gain as much, whatever the spread between instructions.
+    assert [second[name] for name in ("gain", "gain_low", "gain_high")] == pytest.approx([0.1] * 3)
+    assert second["high"] - second["low"] > 0.1
+
+
+def test_instructions_are_read_and_checked(tmp_path):
+    path = tmp_path / "held.jsonl"
+    write_jsonl(path, [{"instruction": "Name a gas. ", "output": "Helium"}])
+    row = {"id": "1", "instruction": "Name a gas.", "input": "", "output": "Helium"}
+    assert read_instructions(str(path)) == [row]
+    for rows, said in (
+        ([row, row | {"output": " "}], "held.jsonl, row 2, column 'output': ' ' found, a text expected"),
+        ([{"prompt": "?", "A": "a"}], "row 1, column 'instruction': None found, a text expected"),
+        ([row | {"input": ["x"]}], "row 1, column 'input'"),
+    ):
+        write_jsonl(path, rows)
+        with pytest.raises(InputError) as error:
+            read_instructions(str(path))
+        assert said in str(error.value)
+
+
+@pytest.fixture
+def tiny_run(tmp_path, embedder):
+    """Options of a run with a tiny model, three instructions and the tiny embedder."""
+    rows = [{"id": f"i{n}", "instruction": text, "output": "Helium is a gas."} for n, text in enumerate("abc")]
+    write_jsonl(tmp_path / "held.jsonl", rows)
+    about = {"output": str(tmp_path / "run"), "embedder": str(embedder), "text": str(tmp_path / "held.jsonl")}
+    return about | {"model": tiny_folder(tmp_path / "llama", "llama"), "reply_tokens": 6, "precision": "float32"}
+
+
+def test_an_answer_that_is_the_reference_has_full_marks(tiny_run, tmp_path):
+    options = EvaluateTextOptions(**tiny_run)
+    writer = options.writer_arguments("cpu", 1) | {"adapter": None}
+    worker = AnswerInstructions(str(tmp_path / "answers"), writer, options.embed_on("cpu", 1), "")
+    rows = read_instructions(options.text)
+    tables = []
+    for number in (0, 1):
+        assert worker({"part": {"number": number, "rows": rows}})["answers"] == 3
+        tables.append(storage.read_table(f"{tmp_path}/answers/{number:05d}.parquet").to_pylist())
+        rows = [row | {"output": made["answer"] or "."} for row, made in zip(rows, tables[-1], strict=True)]
+    assert [row["answer"] for row in tables[0]] == [row["answer"] for row in tables[1]]
+    assert all(0 < row["tokens"] <= 6 for row in tables[0])
+    for before, after in zip(*tables, strict=True):
+        assert after["answer"]
+        assert after["similarity"] == pytest.approx(1.0, abs=1e-3)
+        assert (after["exact_match"], after["token_f1"]) == (1.0, 1.0)
+        assert before["similarity"] < 0.999
+
+
+@pytest.mark.slow
+def test_a_base_model_and_what_was_made_of_it(tiny_run, tmp_path, cluster):
+    tuned = tiny_folder(tmp_path / "other", "llama", hidden_size=128)
+    options = EvaluateTextOptions(**tiny_run, tuned=tuned)
+    summary = evaluate_text(options)
+    assert "3 instructions answered by llama, tuned-other" in summary.made
+    figures = storage.read_table(summary.path).to_pylist()
+    assert {(row["model"], row["figure"]) for row in figures} == {
+        (model, figure) for model in ("llama", "tuned-other") for figure in FIGURES
+    }
+    answers = {
+        name: storage.read_table(f"{options.output}/text/{name}").to_pylist() for name in ("llama", "tuned-other")
+    }
+    assert figures == figure_rows(answers)
+    json.dumps(summary.details)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/text").rglob("*.parquet")}
+    evaluate_text(options)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/text").rglob("*.parquet")} == before
+    with pytest.raises(InputError, match="a multiple-choice model, which writes no text"):
+        evaluate_text(EvaluateTextOptions(**tiny_run | {"model": tiny_run["embedder"] + "/bert"}))
