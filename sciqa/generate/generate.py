@@ -20,7 +20,7 @@ from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, ent
 from sciqa.generate.filters import FILTER_FAULTS
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.parse import REPLY_FAULTS
-from sciqa.generate.results import FilterPart, FilterSettings, against_folder, counts_path
+from sciqa.generate.results import FilterPart, FilterSettings, against_folder, counts_path, jsonl_folder
 from sciqa.generate.server_writer import find_json_server
 from sciqa.generate.template import PassageTemplate, read_passage_template
 from sciqa.predict.api import api_arguments, server_pool
@@ -107,9 +107,8 @@ def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[W
         return writing._replace(server=server, extra=extra), about
     if (family := model_family(options.model)) != "causal":
         raise InputError(f"--model {options.model}: a {family} model, which writes no text; a causal model expected")
-    return writing, {"engine": options.engine, "model": find_model(options.model).revision} | {
-        "precision": options.precision
-    }
+    about = {"engine": options.engine, "model": find_model(options.model).revision, "precision": options.precision}
+    return writing, about
 
 
 def _find_checker(options: GenerateOptions) -> PredictOptions | None:
@@ -149,6 +148,7 @@ def _fill(
     missing = [part for part in parts if tables.part_name(part.number) not in written]
     _write_candidates(options, writing, missing)
     if not done:
+        storage.delete(jsonl_folder(options))  # of a table that this one replaces
         _find_duplicates(options.folder, parts)
         for number, others in enumerate(against):
             path = tables.part_path(against_folder(options.folder), number)

@@ -53,9 +53,9 @@ def against_folder(folder: str) -> str:
     return tables.records_path(folder, "against")
 
 
-def jsonl_path(options: GenerateOptions, shape: str, part: int) -> str:
-    """Return the path of a part's JSONL file in one of `SHAPES`."""
-    return storage.join(options.output, "jsonl", options.name, shape, f"{part:05d}.jsonl")
+def jsonl_folder(options: GenerateOptions) -> str:
+    """Return the folder of the rows as JSONL, which has a folder for each of `SHAPES`."""
+    return storage.join(options.output, "jsonl", options.name)
 
 
 class FilterPart:
@@ -89,7 +89,8 @@ class FilterPart:
         storage.write_table(rejected_path(options.folder, part), pa.Table.from_pylist(rejected, schema=schema))
         for shape in SHAPES:
             lines = [json.dumps(_shaped(each, options, shape), ensure_ascii=False) + "\n" for each in kept]
-            storage.write_bytes(jsonl_path(options, shape, part), "".join(lines).encode())
+            path = storage.join(jsonl_folder(options), shape, f"{part:05d}.jsonl")
+            storage.write_bytes(path, "".join(lines).encode())
         counts = {name: sum(row[name] for row in rows) for name in ("tokens_in", "tokens_out")}
         counts |= {"replies": len(rows), "kept": len(kept), "faults": Counter(row["fault"] for row in rejected)}
         storage.write_json(counts_path(options.folder, part), counts)
