@@ -5,7 +5,9 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 
-Extra = Literal["train", "align", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve", "rouge"]
+Extra = Literal[
+    "train", "align", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve", "rouge"
+]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
