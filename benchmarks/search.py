@@ -140,7 +140,7 @@ def measure(folder: str, real: str, vectors: int) -> None:
 def main() -> None:
     """Measure at each number of vectors."""
     sizes = [int(size) for size in sys.argv[1:]] or [250_000, 500_000, 1_000_000]
-    cluster.connect(RunOptions(num_cpus=2))
+    cluster.connect_cluster(RunOptions(num_cpus=2))
     with tempfile.TemporaryDirectory() as folder:
         build_passages(CorpusOptions(output=folder))
         options = IndexOptions(output=folder)

@@ -93,7 +93,7 @@ def recall(output: str, embedders: dict[str, str]) -> None:
 
 def main() -> None:
     """Print both tables."""
-    cluster.connect(RunOptions())
+    cluster.connect_cluster(RunOptions())
     threads = cluster.cluster_cpus()
     wanted = sys.argv[1:] or ["speed", "recall"]
     with tempfile.TemporaryDirectory() as output:

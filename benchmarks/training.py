@@ -62,7 +62,7 @@ def theirs(folder: str, steps: int) -> dict:
         options = options_for(folder, output, steps)
         model, tokenizer = load_base(MODEL, "causal", torch.bfloat16)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        model = adapter.make_trainable(model, "causal", "lora", {"r": 16})
+        model = adapter.add_trainable_adapter(model, "causal", "lora", {"r": 16})
         scorer = CausalScorer(model, tokenizer, Format())
         exam = open_exam(ExamOptions(output=f"{output}/train", exam=options.train))
         examples = Examples(exam, options.train_contexts)

@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         if verbose() or not (by_loss := worker_loss.loss_error(error)):
             raise
         _end(name, by_loss, 1)
-    show(made if isinstance(made, list) else [made], time.monotonic() - started)
+    print_result_tables(made if isinstance(made, list) else [made], time.monotonic() - started)
 
 
 def _answer_without_step(arguments: list[str]) -> None:
@@ -235,7 +235,7 @@ def read_config(path: str, kind: type) -> list[str]:
     return flags
 
 
-def show(summaries: "list[Summary]", seconds: float) -> None:
+def print_result_tables(summaries: "list[Summary]", seconds: float) -> None:
     """Print the results: figures as tables, then a line per step with its path."""
     from rich.console import Console
 

@@ -23,10 +23,10 @@ from sciqa.predict.predict import check_model
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_show
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.contexts import check_finding, find_contexts
+from sciqa.retrieval.contexts import check_find_contexts, find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.finetune import check_finetune_options, open_finetune_split
+from sciqa.training.finetune import check_before_finetune, open_finetune_split
 from sciqa.training.options import SPLITS
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
@@ -105,7 +105,7 @@ def _prepare_index(options: "RunExamOptions | RunFinetuneOptions") -> list[Summa
     if options.context == "given":
         return []
     check_passages(options)
-    check_finding(options, options.overwrite and options.corpus is not None)
+    check_find_contexts(options, options.overwrite and options.corpus is not None)
     check_accelerator(options)
     storage.check_writable(options.output)
     return find_passages(options)
@@ -146,7 +146,7 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
     Raises:
         InputError: bad input of any step.
     """
-    check_finetune_options(options)
+    check_before_finetune(options)
     if options.objective != "rank":  # its examples bring their own texts
         return [finetune(options)]
     summaries = _prepare_index(options)

@@ -19,7 +19,7 @@ from api_server import KEY, KEY_NAME
 
 from sciqa.cli import main
 from sciqa.core import cluster as core_cluster
-from sciqa.core.cluster import connect
+from sciqa.core.cluster import connect_cluster
 from sciqa.core.options import RunOptions
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
@@ -97,7 +97,7 @@ def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 def cluster(s3_address: str) -> None:
     """Ray on two CPUs, started once; steps called in this process use it."""
     os.environ[KEY_NAME] = KEY
-    connect(RunOptions(num_cpus=2))
+    connect_cluster(RunOptions(num_cpus=2))
     yield
     ray.shutdown()
 

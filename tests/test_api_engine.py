@@ -31,7 +31,14 @@ from sciqa.models.load import plain_folder
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
-from sciqa.predict.api_client import Client, IncompleteReplyError, RefusedError, Server, find_server, read_key
+from sciqa.predict.api_client import (
+    ApiIncompleteReplyError,
+    ApiRefusedError,
+    Client,
+    FoundServer,
+    find_server,
+    read_key,
+)
 from sciqa.predict.api_records import (
     collect_records,
     request_files_folder,
@@ -273,7 +280,7 @@ def short_waits(monkeypatch):
 
 def client_of(server, **about):
     named = {"url": server.url, "model": "small", "key_name": "NO_SUCH_KEY", "has_key": False, "chat": True}
-    return Client(Server(**named | {"timeout": 0.5, "tokens": 8, "listed": 20} | about), retries=1)
+    return Client(FoundServer(**named | {"timeout": 0.5, "tokens": 8, "listed": 20} | about), retries=1)
 
 
 @pytest.mark.parametrize("failure", [*FAILURES, "late"])
@@ -290,13 +297,13 @@ def test_each_failure_is_asked_again(serve, short_waits, failure):
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        ("no choices", IncompleteReplyError, "a question: an answer of .* has no choices, 2 times in a row"),
-        ("half JSON", IncompleteReplyError, "is not JSON, or only half of it"),
-        ("NaN", IncompleteReplyError, "has nan as a log-probability"),
+        ("no choices", ApiIncompleteReplyError, "a question: an answer of .* has no choices, 2 times in a row"),
+        ("half JSON", ApiIncompleteReplyError, "is not JSON, or only half of it"),
+        ("NaN", ApiIncompleteReplyError, "has nan as a log-probability"),
         ("late", InputError, r"no answer \(none within 0.5 s\) after 1 repeats"),
         ("dropped", InputError, r"no answer \(.*[Dd]isconnected.*\)"),
         ("429", InputError, r"no answer \(status 429: slow down\)"),
-        ("refused", RefusedError, "a question: refused by .*too long"),
+        ("refused", ApiRefusedError, "a question: refused by .*too long"),
     ],
 )
 def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, message):
@@ -308,10 +315,10 @@ def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, me
 def test_a_worker_without_the_key_says_so(monkeypatch):
     about = {"url": "u", "model": "m", "chat": True, "timeout": 1.0, "tokens": 8}
     with pytest.raises(InputError, match="NO_SUCH_KEY: set where the command was given, but not in a worker"):
-        read_key(Server(**about, key_name="NO_SUCH_KEY", has_key=True))
+        read_key(FoundServer(**about, key_name="NO_SUCH_KEY", has_key=True))
     monkeypatch.setenv("BAD_KEY", "sk-sécret")
     with pytest.raises(InputError, match="BAD_KEY: holds characters") as error:
-        read_key(Server(**about, key_name="BAD_KEY", has_key=True))
+        read_key(FoundServer(**about, key_name="BAD_KEY", has_key=True))
     assert "cret" not in str(error.value).replace("the value is not shown", "")
 
 

@@ -13,7 +13,7 @@ from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.ask.generate import NEAR, MarkedStream, nearest_passage
+from sciqa.ask.generate import NEAR, GeneratedTextStream, nearest_cited_passage
 from sciqa.cli import FIRST_WORDS, main, parse_options
 from sciqa.core import storage
 from sciqa.core.errors import InputError
@@ -135,11 +135,11 @@ def found(small_index):
 def test_a_sentence_of_a_passage_is_marked_with_it(found):
     finder, passages = found
     assert len(passages) == 5
-    cite = nearest_passage(passages, finder)
+    cite = nearest_cited_passage(passages, finder)
     for number, passage in enumerate(passages, 1):
         assert cite(embedded_text(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
     assert cite("The stock market fell on Tuesday.") is None
-    assert nearest_passage([], finder)("Anything.") is None
+    assert nearest_cited_passage([], finder)("Anything.") is None
 
 
 def test_marks_of_an_answer_are_the_nearest_passages(found, small_index, capsys):
@@ -166,7 +166,7 @@ def test_marks_come_behind_whole_sentences_however_the_text_comes(capsys):
     marks = {"It is 3.5 m, as Dr. Low says.": 2, "No!": 1, "Two and": 2}
     expected = "It is 3.5 m, as Dr. Low says. [2] Is it?\n\nNo! [1] Two and [2]\n"
     for chunks in ([text], re.findall(r"\S+\s*", text)):
-        stream = MarkedStream(None, marks.get)
+        stream = GeneratedTextStream(None, marks.get)
         for chunk in chunks:
             stream.on_finalized_text(chunk)
             shown = capsys.readouterr().out

@@ -13,7 +13,13 @@ from sciqa import cli
 from sciqa.audit import audit as step
 from sciqa.audit import sources
 from sciqa.audit.compare import cosines, nearest_vectors
-from sciqa.audit.contamination import Findings, contamination_rows, contamination_summary, read_audit, slice_scores
+from sciqa.audit.contamination import (
+    ContaminationFindings,
+    contamination_rows,
+    contamination_slice_scores,
+    contamination_summary,
+    read_audit,
+)
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import read_other_sources
 from sciqa.audit.words import ExamWords, question_words, share_of_words_found, split_words
@@ -21,7 +27,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.exam import ExamOptions, open_exam
-from sciqa.exam.metrics import score
+from sciqa.exam.metrics import score_metrics
 from sciqa.exam.question_key import question_key
 from sciqa.report import ReportOptions, report
 
@@ -156,7 +162,7 @@ def test_copies_paraphrases_articles_and_words_are_found(tmp_path, base, monkeyp
     assert [row["passage_run"] for row in rows] == [0, 10, 0, 0]
     counts = "2 of 4 questions stand in first.jsonl, second.jsonl (1 exact, 1 near); with only their article there: 1"
     assert made.made == f"{counts}; 1 of 4 questions have an n-gram of 8 words in texts.jsonl, more.jsonl"
-    cli.show([made], 0.0)
+    cli.print_result_tables([made], 0.0)
     assert re.search(r"q1 +│ exact +│ t1", capsys.readouterr().out)
     # Another order of files, other shards and parts change nothing.
     monkeypatch.setattr(step, "QUESTIONS", 1)
@@ -250,7 +256,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     output = make_run(tmp_path, READERS)
     exam = open_exam(ExamOptions(output=output))
     questions = [question for part in range(exam.shards) for question in exam.read_shard(part)]
-    findings = Findings()
+    findings = ContaminationFindings()
     findings.add("exact", 0, 1.0, ("train.jsonl", "t1", ""))
     findings.add("near", 0, 0.97, ("train.jsonl", "t9", ""))
     findings.add("near", 2, 0.93, ("train.jsonl", "<t2>", ""))
@@ -263,12 +269,12 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     assert (rows[0]["nearest"], rows[0]["cosine"]) == ("t1", 1.0)
     answers = storage.read_table(f"{output}/answers/sure").to_pylist()
     readers = {"sure": {"answers": answers}}
-    scored = {row["slice"]: row for row in slice_scores(rows, inputs, readers)}
+    scored = {row["slice"]: row for row in contamination_slice_scores(rows, inputs, readers)}
     wanted = {"all": range(6), "clean": (1, 4, 5), "contaminated": (0, 2), "same article": (3,)}
     wanted |= {"8-gram in passages": (5,), "8-gram not in passages": range(5)}
     assert list(scored) == list(wanted)
     for name, numbers in wanted.items():
-        expected = score([answers[number] for number in numbers])
+        expected = score_metrics([answers[number] for number in numbers])
         assert scored[name] == {"reader": "sure", "slice": name} | expected
     assert scored["clean"]["questions"] == 2, "q5 has no answer"
     assert "Contamination" not in Path(report(ReportOptions(output=output)).path).read_text()

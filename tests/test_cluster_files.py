@@ -24,7 +24,7 @@ from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 
 from sciqa.cli import parse_options
-from sciqa.core import cluster
+from sciqa.core import cluster, model_workers
 from sciqa.core.options import RunOptions
 from sciqa.pipeline import RunExamOptions
 
@@ -122,7 +122,7 @@ def test_the_autoscaler_brings_the_node_that_model_workers_ask_for(name, acceler
             each.get("GPU", 0) for each in workers(name).values() if f"accelerator_type:{accelerator}" in each
         )
         assert cluster.num_workers(options, 100) == of_kind
-    pool = cluster.model_pool(options, count, count, WEIGHTS)
+    pool = model_workers.model_pool(options, count, count, WEIGHTS)
     # Ray asks for a trace of a named accelerator.
     asked = {"CPU": pool["num_cpus"], "GPU": pool["num_gpus"], "memory": pool["memory"]}
     asked |= {f"accelerator_type:{pool['accelerator_type']}": 0.001} if pool["accelerator_type"] else {}

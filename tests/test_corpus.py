@@ -16,8 +16,8 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.model_files import load_tokenizer
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import find_sources, read_articles
-from sciqa.corpus.chunking import Splitter, embedded_text, split_sentences
+from sciqa.corpus.articles import find_article_files, read_articles
+from sciqa.corpus.chunking import ChunkSplitter, embedded_text, split_sentences
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 
@@ -55,7 +55,7 @@ def test_long_articles_are_cut_between_sentences_and_empty_ones_counted(tmp_path
 
 
 def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
-    splitter = Splitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 2)
+    splitter = ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 2)
     windows = [split_sentences(text) for text in splitter.split("Water", "Boiling", LONG)]
     assert [sentence.strip() for sentence in windows[0][-2:]] == [sentence.strip() for sentence in windows[1][:2]]
     assert all(len(set(after) - set(before)) > 0 for before, after in itertools.pairwise(windows))
@@ -74,19 +74,19 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
 )
 def test_passages_hold_every_word_of_a_text_by_itself_and_in_order(words, between):
     text = "".join(word + space for word, space in zip(words, itertools.cycle(between), strict=False))
-    passages = list(Splitter(load_tokenizer("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
+    passages = list(ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
     assert " ".join(passages).split() == text.split()
 
 
 def test_tables_longer_than_a_passage_are_cut_between_lines():
     lines = [f"Metal {number}: melting point {number} degrees; mass {number} grams" for number in range(40)]
-    passages = list(Splitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines)))
+    passages = list(ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines)))
     assert len(passages) > 5
     assert [line for passage in passages for line in passage.split("\n")] == lines
 
 
 def test_a_sentence_longer_than_a_passage_is_cut_between_words():
-    splitter = Splitter(load_tokenizer("all-MiniLM-L6-v2"), 48, 1)
+    splitter = ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 48, 1)
     text = " ".join(f"oxidoreductase{number}" for number in range(60))
     parts = list(splitter.split("Enzymes", "", text))
     assert len(parts) > 5
@@ -166,7 +166,7 @@ def test_bad_corpora_are_refused_before_work(tmp_path):
     (tmp_path / "a.doc").write_bytes(b"")
     for path, message in (("a.parquet", "no column 'text'"), ("a.doc", r"\.parquet, \.jsonl"), ("b", "no such file")):
         with pytest.raises(InputError, match=message):
-            find_sources((str(tmp_path / path),))
+            find_article_files((str(tmp_path / path),))
 
 
 LEAFLET = "{} tablets hold {} mg. They are readily soluble in water. " + "Take one with a glass of water. " * 8

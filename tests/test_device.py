@@ -10,7 +10,7 @@ from test_rerank import cross_encoder
 from tiny import tiny_folder
 
 from sciqa.ask import AskOptions
-from sciqa.core import cluster
+from sciqa.core import cluster, model_workers
 from sciqa.core.device import half_precision, this_device
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
@@ -76,12 +76,12 @@ def test_the_driver_tells_workers_what_to_compute_on(monkeypatch, tmp_path, acce
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4, "GPU": 1})
     monkeypatch.setattr(cluster, "_resources", lambda: [{"CPU": 4, "GPU": 1}])
     given = {"output": str(tmp_path), "accelerator": accelerator}
-    assert cluster.device(RunOptions(**given)) == expected
+    assert cluster.cluster_device(RunOptions(**given)) == expected
     embed = IndexOptions(**given).embed_arguments(1)
     assert (embed["device"], embed["backend"]) == (expected, {"cpu": "openvino", "cuda": "torch"}[expected])
     assert PredictOptions(**given).reader_arguments(expected, 1)["device"] == expected
     # A pool of GPU workers takes no CPUs, of which the tasks that feed it may need the only one.
-    pool = cluster.model_pool(RunOptions(**given), 1, 1, 0)
+    pool = model_workers.model_pool(RunOptions(**given), 1, 1, 0)
     assert (pool["num_cpus"], pool["num_gpus"]) == {"cpu": (0.9 * 4, None), "cuda": (0, 1)}[expected]
 
 

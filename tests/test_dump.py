@@ -18,7 +18,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import wikimedia as reader
 from sciqa.corpus import wikitext
-from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
+from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_article_files
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 
@@ -46,8 +46,8 @@ def build(output, corpus, **options):
 
 def read_all(path, part_bytes):
     """Read a corpus piece by piece, and return what was counted."""
-    tally = Tally()
-    for piece in itertools.chain(*split_sources(find_sources((str(path),)), part_bytes)):
+    tally = ArticleCounts()
+    for piece in itertools.chain(*split_article_files(find_article_files((str(path),)), part_bytes)):
         for _ in read_articles(**piece, tally=tally):
             pass
     return tally
@@ -89,9 +89,11 @@ def test_pieces_meet_wherever_they_are_cut(wiki):
     size = path.stat().st_size
     streams = [found.start() for found in reader.STREAM.finditer(path.read_bytes())]
     for cut in (1, streams[3] - 1, streams[3], streams[3] + 1, streams[-1], size - 1):
-        pages = [page.title for a, b in ((0, cut), (cut, size)) for page in reader.read_pages(str(path), a, b)]
+        pages = [
+            page.title for a, b in ((0, cut), (cut, size)) for page in reader.read_wikimedia_pages(str(path), a, b)
+        ]
         assert len(pages) == holds["pages"], cut
-        assert Counter(pages) == Counter(page.title for page in reader.read_pages(str(path)))
+        assert Counter(pages) == Counter(page.title for page in reader.read_wikimedia_pages(str(path)))
 
 
 def test_one_stream_is_read_whole_by_its_first_piece(tmp_path):
@@ -116,7 +118,7 @@ def test_a_page_that_the_parser_fails_on_is_counted(tmp_path, monkeypatch):
         raise ValueError(text)
 
     path = write_pages(tmp_path / "a.xml.bz2", ("Ice", "Ice is frozen water."))
-    monkeypatch.setattr(wikitext, "read_sections", fail)
+    monkeypatch.setattr(wikitext, "read_wikitext_sections", fail)
     assert read_all(path, part_bytes=10_000) == {"unreadable wikitext": 1}
 
 

@@ -22,7 +22,7 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.readers import encode_rotations
 from sciqa.predict.rotations import mean_over_rotations
-from sciqa.predict.vllm import VllmShards, add_option_scores, scored_vllm_rotations, vllm_requests
+from sciqa.predict.vllm import VllmShards, add_vllm_option_scores, scored_vllm_rotations, vllm_requests
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 PACKAGED = "SmolLM2-135M-Instruct"
@@ -62,7 +62,7 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
             assert len(requests) == (1 if style.completion == "letter" else len(each.options))
         assert max(len(request["tokenized_prompt"]) for request in requests) < scorer.limit
         about = {"part": 0, "request": 0, "requests": 0, "question": turn.number, "by": turn.by, "cut": each.cut}
-        rows += [add_option_scores(answered(model, request) | about) for request in requests]
+        rows += [add_vllm_option_scores(answered(model, request) | about) for request in requests]
     random.Random(0).shuffle(rows)
     cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
     assert bool(cut) == (style.max_length is not None)

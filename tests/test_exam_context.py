@@ -90,7 +90,7 @@ def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatc
     ]
     path = save(tmp_path, "jsonl", cells)
     monkeypatch.setattr(run, "finetune", lambda options: options)
-    monkeypatch.setattr(run, "check_finetune_options", lambda options: None)
+    monkeypatch.setattr(run, "check_before_finetune", lambda options: None)
     columns = ("prompt=q", "options=o", "answer=k", "context=c")
     given = {"train": path, "validation": path, "columns": columns, "context": "given", "output": str(tmp_path / "run")}
     run_finetune(RunFinetuneOptions(**given, corpus=("absent.jsonl",)))
@@ -99,7 +99,7 @@ def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatc
 
 
 def test_an_exam_is_shown_and_nothing_is_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cluster, "connect", lambda options: pytest.fail("started Ray"))
+    monkeypatch.setattr(cluster, "connect_cluster", lambda options: pytest.fail("started Ray"))
     cells = SHAPES["SciQ"][1]
     cells = [*cells, cells[0] | {"id": "again"}, cells[1] | {"distractor1": "Eight", "correct_answer": None}]
     path = tmp_path / "exam.jsonl"

@@ -17,7 +17,7 @@ import pytest
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.exam.read_exam import read_questions
+from sciqa.exam.read_exam import read_exam_questions
 
 GOOD = [
     {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium", "answer": "A"},
@@ -127,7 +127,7 @@ def test_reading_needs_no_ray_and_no_torch():
         "for name in names: print(open(u.find_spec('sciqa.exam').submodule_search_locations[0] + f'/{name}.py').read())"
     )
     source = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "read_rows" in source
+    assert "read_exam_files" in source
     assert not any(f"import {name}" in source for name in ("ray", "torch", "transformers"))
 
 
@@ -197,7 +197,7 @@ def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
     path = write(tmp_path, "exam.csv", "id,prompt,A,B,answer_length\n1,p,a,b,7\n")
     with pytest.raises(InputError, match=r"did you mean 'answer_length'.*answer= where there is none"):
         read_exam(path)
-    questions = read_questions(path, ["answer="])
+    questions = read_exam_questions(path, ["answer="])
     assert questions.table["answer"].to_pylist() == [None]
     assert any("no answers" in note for note in questions.notes)
 

@@ -12,7 +12,7 @@ import pytest
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.exam.read_exam import read_questions
+from sciqa.exam.read_exam import read_exam_questions
 
 #: What every shape below asks: prompt, options, and the place of the right one.
 ASKED = [
@@ -457,7 +457,7 @@ def test_columns_read_all_else(tmp_path, name):
     path = save(tmp_path, "jsonl", cells)
     with pytest.raises(InputError, match=r"no column 'prompt'.*--columns prompt=question options="):
         read_exam(path)
-    questions = read_questions(path, said)
+    questions = read_exam_questions(path, said)
     for row, (prompt, options, right) in zip(questions.table.to_pylist(), ASKED, strict=True):
         assert row["prompt"] == prompt
         assert options_of(row)[row["answer"]] == options[right]
@@ -492,7 +492,7 @@ def test_two_columns_of_answers_must_agree(tmp_path):
 
 def test_questions_without_an_answer_are_counted(tmp_path):
     kind, cells = SHAPES["PIQA"]
-    questions = read_questions(save(tmp_path, kind, [*cells[:2], *(row | {"label": -1} for row in cells[2:])]))
+    questions = read_exam_questions(save(tmp_path, kind, [*cells[:2], *(row | {"label": -1} for row in cells[2:])]))
     assert questions.table["answer"].to_pylist()[2:] == [None, None]
     assert any("2 of 4 questions have no answer" in note for note in questions.notes)
     assert any("prompt=goal options=sol1,sol2 answer=label" in note for note in questions.notes)
@@ -606,7 +606,10 @@ def test_columns_that_are_no_options_are_no_matter(tmp_path):
 
 def test_columns_that_are_not_read_are_said(tmp_path):
     cells = [{"question": p, "hint": "Think.", "choices": o, "answer": r} for p, o, r in ASKED]
-    assert "; not read: hint" in read_questions(save(tmp_path, "jsonl", cells)).notes[0]
+    assert "; not read: hint" in read_exam_questions(save(tmp_path, "jsonl", cells)).notes[0]
     lettered = [{"question": p, "choices": [f"{n}. {o}" for n, o in zip("ABCD", os, strict=True)], "answer": "A"}
                 for p, os, _ in ASKED]  # fmt: skip
-    assert "the letters before its options are left out" in read_questions(save(tmp_path, "jsonl", lettered)).notes[-1]
+    assert (
+        "the letters before its options are left out"
+        in read_exam_questions(save(tmp_path, "jsonl", lettered)).notes[-1]
+    )

@@ -244,8 +244,8 @@ def test_near_duplicates_are_those_with_the_same_words(tmp_path):
     assert [texts.count(text) for text in texts] == [2, 2, 1, 1, 1]
     passages = [{"passage_id": f"{n:x}", "title": "", "section": "", "text": text} for n, text in enumerate(texts)]
     path, none = str(tmp_path / "entries.arrow"), np.zeros(0, np.uint64)
-    dedup.write_entries(path, dedup.make_entries(passages, 0, near=True))
-    found = [row for bucket in range(dedup.BUCKETS) for row in dedup.find_repeats([path], bucket, none)]
+    dedup.write_dedup_entries(path, dedup.make_dedup_entries(passages, 0, near=True))
+    found = [row for bucket in range(dedup.BUCKETS) for row in dedup.find_duplicate_articles([path], bucket, none)]
     assert {(row["row"], row["repeats"]) for row in found} == {(1, 0)}
 
 

@@ -178,7 +178,7 @@ def made(folder, fields, to, precision="float32", method="lora"):
     """Make an adapter with random weights, save it, and return it in the model, with tokenizer and folder."""
     family = model_family(folder)
     model, tokenizer = load_base(folder, family, getattr(torch, precision))
-    model = adapter.make_trainable(model, family, method, fields)
+    model = adapter.add_trainable_adapter(model, family, method, fields)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -225,7 +225,7 @@ def test_training_predicting_and_merging_agree_where_weights_are_tied(tmp_path, 
 def test_what_cannot_be_trained_and_merged_alike_is_refused_at_once(folders, family, fields):
     model = load_on_meta_device(folders[family], model_family(folders[family]), torch.float32)
     with pytest.raises(InputError, match=r"--peft: .*(lm_head|shared).*(leave it out)"):
-        adapter.make_trainable(model, model_family(folders[family]), "lora", fields)
+        adapter.add_trainable_adapter(model, model_family(folders[family]), "lora", fields)
 
 
 def test_in_16_bits_an_adapter_computes_as_it_was_validated(tmp_path, folders):

@@ -19,11 +19,11 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
 from sciqa import cli
 from sciqa import predict as predicting
-from sciqa.core import cluster, progress, storage, worker_loss
+from sciqa.core import cluster, model_workers, progress, storage, worker_loss
 from sciqa.core.console import VERBOSE
 from sciqa.core.errors import LostWorkersError
+from sciqa.core.model_workers import LARGEST, map_arguments
 from sciqa.core.options import RunOptions
-from sciqa.core.worker_reuse import LARGEST, map_arguments
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 
@@ -39,7 +39,7 @@ def run(folder: Path, parts: int, how: str, always: bool = False, weights: int =
                 os.kill(os.getpid(), signal.SIGKILL) if how == "signal" else os._exit(7)
             return {"part": row["part"]}
 
-    pool = cluster.model_pool(RunOptions(output=str(folder)), 1, 1, weights)
+    pool = model_workers.model_pool(RunOptions(output=str(folder)), 1, 1, weights)
     rows = cluster.dataset_of_parts(list(range(parts))).map(**map_arguments(Dying, {}, pool))
     return sorted(row["part"] for row in progress.rows_with_progress(rows, "try", parts, "parts", lambda _: 1))
 
@@ -179,11 +179,11 @@ def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys)
 
 SPEAKS = """
 import logging, os, sys, time
-from sciqa.core.cluster import connect
+from sciqa.core.cluster import connect_cluster
 from sciqa.core.options import RunOptions
 from sciqa.core.worker_reuse import LARGEST, map_arguments
 import ray
-connect(RunOptions(num_cpus=1, output=sys.argv[1]))
+connect_cluster(RunOptions(num_cpus=1, output=sys.argv[1]))
 def speak():
     from sciqa.core.console import quiet
     quiet("transformers")

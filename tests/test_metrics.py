@@ -15,7 +15,7 @@ from sciqa.exam.metrics import (
     expected_calibration_error,
     log_loss,
     position_bias,
-    score,
+    score_metrics,
 )
 
 
@@ -62,12 +62,12 @@ def test_score_counts_only_questions_with_an_answer():
         answer([0.2, 0.8], "A"),
         answer([0.5, 0.5], None),
     ]
-    figures = score(rows)
+    figures = score_metrics(rows)
     assert figures["questions"] == 2
     assert figures["map_at_3"] == 0.75
     assert figures["accuracy"] == 0.5
     assert figures["log_loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
-    assert score(rows[2:]) is None
+    assert score_metrics(rows[2:]) is None
 
 
 def test_chance_is_the_mean_over_all_orders_of_the_options():
@@ -76,14 +76,17 @@ def test_chance_is_the_mean_over_all_orders_of_the_options():
         expected = (np.mean(ranks == 1), average_precision_at_3(ranks).mean())
         assert chance([options] * 3) == pytest.approx(expected)
     rows = [answer([0.25] * 4, "A"), answer([0.9, 0.1], "B"), answer([0.5, 0.5], None)]
-    figures = score(rows)
+    figures = score_metrics(rows)
     assert figures["questions"] == 2
     assert figures["chance_accuracy"] == pytest.approx((1 / 4 + 1 / 2) / 2)
     assert figures["chance_map_at_3"] == pytest.approx((11 / 24 + 3 / 4) / 2)
 
 
 def test_every_score_is_shown_with_its_questions_and_beside_chance():
-    row = score([answer([0.4, 0.3, 0.2, 0.1], letter) for letter in "AABCD"]) | {"reader": "open-book", "seconds": 1.0}
+    row = score_metrics([answer([0.4, 0.3, 0.2, 0.1], letter) for letter in "AABCD"]) | {
+        "reader": "open-book",
+        "seconds": 1.0,
+    }
     console = Console(width=150, record=True, file=StringIO())
     console.print(_score_table([row]))
     lines = console.export_text().splitlines()
@@ -105,7 +108,7 @@ def test_intervals_and_figures_do_not_follow_the_order_of_the_questions():
     rng = np.random.default_rng(0)
     rows = [answer(rng.dirichlet(np.ones(4)).tolist(), letter) for letter in rng.choice(list("ABCD"), 100)]
     rows += [answer([0.25] * 4, letter) for letter in "ABCD"]
-    figures, others = score(rows), score(rows[::-1])
+    figures, others = score_metrics(rows), score_metrics(rows[::-1])
     assert figures["ties"] == 4
     assert figures == pytest.approx(others, abs=1e-12)
     assert (figures["map_at_3_low"], figures["map_at_3_high"]) == (others["map_at_3_low"], others["map_at_3_high"])

@@ -18,7 +18,7 @@ from test_training import losses, tiny_run
 from tiny import tiny_folder
 
 from sciqa.core import storage
-from sciqa.core.cluster import connect
+from sciqa.core.cluster import connect_cluster
 from sciqa.core.options import RunOptions
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
@@ -45,7 +45,7 @@ def lose_a_node(step: str, given: str) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     others = {node.node_id: node for node in (nodes.add_node(num_cpus=1) for _ in range(2))}
     nodes.wait_for_nodes()
-    connect(RunOptions(address=nodes.address))
+    connect_cluster(RunOptions(address=nodes.address))
 
     def lose() -> None:
         while len(list(Path(options.output).glob(sign))) < 2:

@@ -499,7 +499,7 @@ def test_any_adapter_of_peft_is_trained_kept_and_read(tmp_path, options, model, 
     check_finetune_model(asked)
     base, tokenizer = load_base(model, "causal", torch.float32)
     torch.manual_seed(0)
-    trained = adapter.make_trainable(base, "causal", "lora", fields)
+    trained = adapter.add_trainable_adapter(base, "causal", "lora", fields)
     scorer = make_scorer(model, "causal", trained, tokenizer, Format(prompt="chat")).train()
     encoded = [scorer.encode(QUESTION, context) for context in ("", "Helium is noble.")]
     weights = [weight for weight in scorer.parameters() if weight.requires_grad]

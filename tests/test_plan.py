@@ -119,7 +119,7 @@ def test_weights_have_the_bytes_that_are_planned(kind):
 )
 def test_trained_parameters_are_those_that_peft_reports(fields):
     base, _ = load_base(SMOLLM2, "causal", torch.bfloat16)
-    model = adapter.make_trainable(base, "causal", "lora", fields)
+    model = adapter.add_trainable_adapter(base, "causal", "lora", fields)
     assert build_model_sketch(SMOLLM2, "lora", fields).trained == model.get_nb_trainable_parameters()[0]
 
 
@@ -190,7 +190,7 @@ def test_operations_are_those_that_pytorch_counts(tmp_path, family, method):
     base, tokenizer = load_base(folder, model_family(folder), torch.float32)
     base.set_attn_implementation("eager")  # PyTorch does not count its fused attention on a CPU
     scorer = SCORERS[model_family(folder)](
-        adapter.make_trainable(base, model_family(folder), method, {}), tokenizer, Format()
+        adapter.add_trainable_adapter(base, model_family(folder), method, {}), tokenizer, Format()
     )
     question, planned = encoded(200, 10, 10, 10), build_model_sketch(folder, method, {})
     assert scorer.layout in ("packed", "padded")  # proved here, so that the proof's own operations are not counted

@@ -29,7 +29,7 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.prompt import PromptOptions, show_prompts
 from sciqa.training import FinetuneOptions
-from sciqa.training.loop import selected_style
+from sciqa.training.loop import selected_training_style
 
 QUESTION = {"id": "1", "prompt": "Which gas?", "is_question": True, "context": None, "A": "helium", "B": "neon"}
 #: By prompt and completion: the prompts of the versions before there were templates.
@@ -200,7 +200,7 @@ def test_options_share_the_prompt_of_a_template(tokenizer):
 def test_a_template_is_kept_with_what_was_trained(tmp_path, llama, tokenizer):
     (tmp_path / "mine.jinja").write_text("Q: {{ question }}\nA:", encoding="utf-8")
     options = FinetuneOptions(template=str(tmp_path / "mine.jinja"), prompt="plain", output=str(tmp_path))
-    style = selected_style(options, tokenizer, options.template_style())
+    style = selected_training_style(options, tokenizer, options.template_style())
     (tmp_path / "sciqa.json").write_text(json.dumps({"style": asdict(style)}))
     (tmp_path / "mine.jinja").unlink()
     assert read_stored_style(str(tmp_path)) == style
@@ -324,7 +324,7 @@ def test_every_shipped_template_is_compared():
 
 
 def test_prompt_shows_what_the_model_reads(llama, tokenizer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ray_cluster, "connect", lambda *_: pytest.fail("Ray is started"))
+    monkeypatch.setattr(ray_cluster, "connect_cluster", lambda *_: pytest.fail("Ray is started"))
     rows = [
         {"question": "Which gas <|im_end|> glows?", "A": "neon", "B": "iron rods", "context": "Neon glows. " * 2000},
         {"question": "Which metal rusts?", "A": "iron", "B": "gold", "answer": "A"},

@@ -20,14 +20,14 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
-from sciqa.exam.metrics import bootstrap_interval, score
+from sciqa.exam.metrics import bootstrap_interval, score_metrics
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict.answers import ANSWERS_FORMAT, ScoredAnswer, write_answers
 from sciqa.predict.predict import answers_path
 from sciqa.predict.results import METRICS, metrics_path
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import confusion
-from sciqa.report.texts import formulas_as_html
+from sciqa.report.texts import report_formulas_as_html
 from sciqa.retrieval import contexts as finding
 
 HOSTILE = "</script><script>window.broken = 1</script> \"quoted\" 'single' <b>& \u2028 end"
@@ -80,7 +80,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             at = exam.first(part)
             each = [{"id": q["id"], **c} for q, c in zip(questions, contexts[at:], strict=False)]
             table = pa.Table.from_pylist(each, schema=finding.SCHEMA)
-            storage.write_table(tables.part_path(f"{output}/contexts", part), table)
+            storage.write_table(tables.table_part_path(f"{output}/contexts", part), table)
         tables.finish_table(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
     for name, (scores, inputs) in readers.items():
         path = answers_path(output, name)
@@ -98,7 +98,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             for topic in dict.fromkeys(topics)
         }
         about = {"reader": name, "model": "some/model", "seconds": 2.0}
-        figures = [(slice_, score(several)) for slice_, several in slices.items()]
+        figures = [(slice_, score_metrics(several)) for slice_, several in slices.items()]
         metrics = [{"slice": slice_} | about | each for slice_, each in figures if each]
         storage.write_table(metrics_path(output, name), pa.Table.from_pylist(metrics, schema=METRICS))
     return output
@@ -118,7 +118,7 @@ def write_audit(output, rows, inputs):
     """Write the table of an audit of the run's exam, and what it follows from."""
     exam = open_exam(ExamOptions(output=output))
     table = pa.Table.from_pylist(rows, schema=audited.SCHEMA)
-    storage.write_table(tables.part_path(f"{output}/audit", 0), table)
+    storage.write_table(tables.table_part_path(f"{output}/audit", 0), table)
     about = {"format": audited.AUDIT_FORMAT, "inputs": {"exam": exam.sha256} | inputs, "rows": len(rows)}
     tables.finish_table(f"{output}/audit", about)
 
@@ -280,7 +280,7 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
     ],
 )
 def test_formulas_are_written_as_text_and_money_stays(text, shown):
-    assert re.sub(r'<span class="formula" title="[^"]*">|</span>', "", str(formulas_as_html(text))) == shown
+    assert re.sub(r'<span class="formula" title="[^"]*">|</span>', "", str(report_formulas_as_html(text))) == shown
 
 
 def test_hostile_text_stays_text(output):
@@ -372,7 +372,7 @@ def test_the_page_works_in_a_browser(output, browser_page):
     page.select_option("#reader", "unsure")
     answers = storage.read_table(f"{output}/answers/unsure").to_pylist()
     assert page.locator(".q:visible .mark").all_inner_texts() == ["=", "✓", "2", "✓", "·", "✓"]
-    assert page.locator(".map:visible").inner_text() == f"{score(answers)['map_at_3']:.3f}"
+    assert page.locator(".map:visible").inner_text() == f"{score_metrics(answers)['map_at_3']:.3f}"
     assert page.locator(".marks blockquote mark").count() == 0
     assert page.locator(".q:visible").first.locator(".option b").all_inner_texts() == answers[0]["ranking"]
     assert page.locator("tr.shown td").first.inner_text().startswith("unsure")

@@ -24,7 +24,7 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
 from sciqa.training import FinetuneOptions
-from sciqa.training.finetune import check_finetune_options
+from sciqa.training.finetune import check_before_finetune
 
 ROWS = [
     {"id": "1", "prompt": "Which is a noble gas?", "A": "iron", "B": "helium", "answer": "B", "title": "Helium"},
@@ -159,13 +159,13 @@ def test_submissions_stand_beside_the_answers(indexed, exam):
 
 def test_the_same_questions_are_not_trained_on_and_validated_by(tmp_path, exam):
     with pytest.raises(InputError, match=r"exam\.jsonl, row 1: the same question as row 1 of .*exam\.jsonl"):
-        check_finetune_options(FinetuneOptions(train=exam, validation=exam, output=str(tmp_path / "run")))
+        check_before_finetune(FinetuneOptions(train=exam, validation=exam, output=str(tmp_path / "run")))
     turned = {"id": "9", "prompt": "which  rusts?", "A": "helium", "B": "iron", "answer": "B"}
     write_jsonl(tmp_path / "other.jsonl", [ROWS[2], turned])
     write_jsonl(tmp_path / "train.jsonl", ROWS[:2])
     data = {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "other.jsonl")}
     with pytest.raises(InputError, match=r"other\.jsonl, row 2: the same question as row 2 of .*train\.jsonl"):
-        check_finetune_options(FinetuneOptions(**data, output=str(tmp_path / "run")))
+        check_before_finetune(FinetuneOptions(**data, output=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.packing import pack_rows
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import prompt_text
-from sciqa.models.scorer import Encoded, divisors, score_options
+from sciqa.models.scorer import Encoded, score_divisors, score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 
 
@@ -120,7 +120,7 @@ def test_scores_do_not_depend_on_the_other_options():
 
 
 def test_soft_prompts_come_before_every_option():
-    model = adapter.make_trainable(tiny_model("llama"), "causal", "prompt-tuning", {"num_virtual_tokens": 3})
+    model = adapter.add_trainable_adapter(tiny_model("llama"), "causal", "prompt-tuning", {"num_virtual_tokens": 3})
     questions = random_questions(4)
     soft = model.get_prompt(1).detach()[0]
     for question, scores in zip(questions, score_options(CausalScorer(model, None, Format()), questions), strict=True):
@@ -208,9 +208,9 @@ def test_batches_hold_every_question_once_within_the_budget():
 
 def test_normalisation_by_tokens_and_characters():
     options, tokens = [" ab", " abcde"], [[1, 2], [3]]
-    assert divisors(options, tokens, "none") == [1, 1]
-    assert divisors(options, tokens, "tokens") == [2, 1]
-    assert divisors(options, tokens, "characters") == [3, 6]
+    assert score_divisors(options, tokens, "none") == [1, 1]
+    assert score_divisors(options, tokens, "tokens") == [2, 1]
+    assert score_divisors(options, tokens, "characters") == [3, 6]
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_tokens_and_padding_are_those_that_the_model_computes(kind):
     if kind == "bert":
         model = transformers.BertForMultipleChoice(model.config).eval()
     if kind == "soft prompt":
-        model = adapter.make_trainable(model, "causal", "prompt-tuning", {"num_virtual_tokens": 4}).eval()
+        model = adapter.add_trainable_adapter(model, "causal", "prompt-tuning", {"num_virtual_tokens": 4}).eval()
     classes = {"bert": MultipleChoiceScorer, "t5": Seq2SeqScorer}
     scorer = classes.get(kind, CausalScorer)(model, tiny_tokenizer(family), Format())
     questions = [replace(question, prompt=[7] * 70 + question.prompt) for question in random_questions(4)]

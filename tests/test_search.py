@@ -11,7 +11,7 @@ from sciqa.core import storage
 from sciqa.core.errors import find_input_error
 from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval import IndexOptions, search
-from sciqa.retrieval.bm25 import split_terms
+from sciqa.retrieval.bm25 import split_bm25_terms
 from sciqa.retrieval.index import read_index_manifest, train_factory
 from sciqa.retrieval.index_shards import ROW_GROUP, write_index
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits, merge_hits, search_flat
@@ -188,8 +188,8 @@ def test_words_of_shards_rank_like_one_bm25_index_each(small_index):
         rows = storage.read_table(storage.join(folder, shard["name"], "passages.parquet")).to_pylist()
         texts = [embedded_text(row["title"], row["section"], row["text"]) for row in rows]
         reference = bm25s.BM25()
-        reference.index(split_terms(texts), show_progress=False)
-        known = [term for term in split_terms(asked)[0] if term in reference.vocab_dict]
+        reference.index(split_bm25_terms(texts), show_progress=False)
+        known = [term for term in split_bm25_terms(asked)[0] if term in reference.vocab_dict]
         expected += [(-score, first + row) for row, score in enumerate(reference.get_scores(known)) if score > 0]
         first += len(rows)
     assert hits.rows[0].tolist() == [row for _, row in sorted(expected)[:6]]
@@ -247,4 +247,4 @@ def test_questions_asked_together_find_what_each_finds_alone(metric):
     ],
 )
 def test_terms_are_the_same_however_unicode_writes_them_and_powers_are_no_digits(one, other, alike):
-    assert (split_terms([one]) == split_terms([other])) == alike
+    assert (split_bm25_terms([one]) == split_bm25_terms([other])) == alike

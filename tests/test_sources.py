@@ -20,9 +20,9 @@ from pypdf.generic import DictionaryObject, NameObject, StreamObject
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import pdf
-from sciqa.corpus.articles import Tally, find_sources, read_articles, split_sources
-from sciqa.corpus.files import MARKS, decode
-from sciqa.corpus.html_files import read_page
+from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_article_files
+from sciqa.corpus.files import MARKS, decode_corpus_file
+from sciqa.corpus.html_files import read_html
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 
@@ -51,7 +51,7 @@ def read(path, tally=None):
     """Return title and text of the articles of a file or folder."""
     rows = [
         row
-        for pieces in split_sources(find_sources((str(path),)), 1 << 20)
+        for pieces in split_article_files(find_article_files((str(path),)), 1 << 20)
         for piece in pieces
         for row in read_articles(**piece, tally=tally)
     ]
@@ -90,7 +90,7 @@ def test_files_are_read_by_their_names_in_any_case_and_compression(tmp_path, nam
 def test_dumps_are_read_by_all_their_names(tmp_path, name):
     ending = "." + name.lower().rpartition(".")[2]
     (tmp_path / name).write_bytes(PACKED[ending](DUMP) if ending in PACKED else DUMP)
-    tally = Tally()
+    tally = ArticleCounts()
     assert read(tmp_path, tally) == [("Ice", ICE)]
     assert tally == {"articles": 1, "not an article": 1}
 
@@ -137,16 +137,16 @@ def test_every_other_file_of_a_folder_is_named_with_its_reason(tmp_path):
         (tmp_path / name).write_bytes(b"<rss></rss>")
     (tmp_path / "Ice.txt").write_text(ICE)
     left_out = {}
-    assert [path for path, _ in find_sources((str(tmp_path),), left_out)] == [str(tmp_path / "Ice.txt")]
+    assert [path for path, _ in find_article_files((str(tmp_path),), left_out)] == [str(tmp_path / "Ice.txt")]
     assert set(left_out) == {str(tmp_path / name) for name in names}
     for name, reason in names.items():
         assert reason in left_out[str(tmp_path / name)], name
     for name in ("a.zip", "rss.xml", "data.json"):
         with pytest.raises(InputError, match=name):
-            find_sources((str(tmp_path / name),))
+            find_article_files((str(tmp_path / name),))
     (tmp_path / "Ice.txt").unlink()
     with pytest.raises(InputError, match=r"holds no file that is read; .*a\.docx|\.hidden"):
-        find_sources((str(tmp_path),))
+        find_article_files((str(tmp_path),))
 
 
 def test_what_is_left_out_is_in_the_summary_and_in_a_table(tmp_path, cluster):
@@ -186,7 +186,7 @@ def test_a_corpus_of_which_nothing_is_read_is_refused(tmp_path, cluster):
 @settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\ufeff")), st.sampled_from(sorted(MARKS.items())))
 def test_text_in_every_marked_encoding_is_read_without_its_mark(text, mark):
-    assert decode(mark[0] + text.encode(mark[1]), "a.txt") == text
+    assert decode_corpus_file(mark[0] + text.encode(mark[1]), "a.txt") == text
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_bad_tables_and_files_are_refused_by_name_and_row(tmp_path, name, data, 
 def test_a_text_too_long_to_hold_is_left_out_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("sciqa.corpus.articles.LARGEST", 100)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"x" * 10_000))
-    tally = Tally()
+    tally = ArticleCounts()
     assert read(tmp_path, tally) == []
     assert tally.named == [{"path": str(tmp_path / "a.txt.gz"), "title": "", "reason": "too long"}]
 
@@ -250,7 +250,7 @@ WEB = """<!doctype html><html><head><meta charset="{}"><title>Ice &amp; water</t
 
 @pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "windows-1252"])
 def test_web_pages_become_sections_of_text(encoding):
-    title, sections = read_page(WEB.format(encoding).encode("cp1252" if encoding != "utf-8" else "utf-8"), "a.html")
+    title, sections = read_html(WEB.format(encoding).encode("cp1252" if encoding != "utf-8" else "utf-8"), "a.html")
     assert title == "Ice & water"
     assert sections == [
         ("", "Café ice melts at 0 °C, 10^−3 m."),
@@ -263,7 +263,7 @@ def test_web_pages_are_articles_named_by_title_or_file(tmp_path):
     (tmp_path / "a.HTML").write_text("<title>Ice</title><p>Ice is frozen water.")
     (tmp_path / "Steam.htm").write_text("<p>Steam is gas.")
     (tmp_path / "deep.html").write_text("<div>" * 5000 + "deep")
-    tally = Tally()
+    tally = ArticleCounts()
     assert dict(read(tmp_path, tally)) == {"Ice": ICE, "Steam": "Steam is gas."} | (
         {} if tally["unreadable web page"] else {"deep": "deep"}
     )
@@ -285,14 +285,14 @@ def test_web_pages_are_articles_named_by_title_or_file(tmp_path):
     ],
 )
 def test_lines_of_a_pdf_are_joined_without_a_change_of_numbers(page, text):
-    assert pdf.join_lines(page) == text
+    assert pdf.join_pdf_lines(page) == text
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(string.ascii_letters + string.digits + "-.+", min_size=1, max_size=5), min_size=1, max_size=6))
 def test_joining_lines_neither_drops_nor_moves_a_digit_or_sign(words):
     page = "\n".join(words)
-    joined = pdf.join_lines(page)
+    joined = pdf.join_pdf_lines(page)
     assert re.findall(r"\d+|[+.]", joined) == re.findall(r"\d+|[+.]", page)
     assert joined.replace(" ", "").replace("-", "") == "".join(words).replace("-", "")
 
@@ -301,7 +301,7 @@ def test_a_pdf_without_end_or_of_too_much_memory_is_left_out(tmp_path, monkeypat
     write_pdf(tmp_path / "Steam.pdf", "Steam is water va-", "pour.")
     write_pdf(tmp_path / "slow.pdf", "slow")
     script = tmp_path / "reader.py"
-    tally = Tally()
+    tally = ArticleCounts()
     assert dict(read(tmp_path / "Steam.pdf", tally)) == {"Steam": "Steam is water vapour."}
     script.write_text("import signal\nsignal.setitimer(signal.ITIMER_PROF, 0.2)\nwhile True: pass\n")
     monkeypatch.setattr(pdf, "__file__", str(script))

@@ -22,7 +22,7 @@ from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import FindOptions, IndexOptions, static_training
-from sciqa.retrieval.contexts import FindContexts, check_finding
+from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.embedder import TorchEmbedder, embed_one_by_one
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.index_shards import EmbedShard
@@ -256,7 +256,7 @@ def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_fil
         **{"output": str(tmp_path), "index": f"{small_index}/index", "dense": ("mean",), "words": ()},
         **{"query_prefix": "of the first stage alone", "rerank": folder, "rerank_passages": len(texts), "top_k": 9},
     )
-    check_finding(options)
+    check_find_contexts(options)
     index = LocalIndex(options.index, read_index_manifest(options.index))
     found = FindContexts(None, options, index, options.embed_on("cpu", 2), options).find(questions)
     vectors = own_vectors(folder, texts, "whale: ")

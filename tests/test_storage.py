@@ -146,7 +146,7 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     assert answers["id"].to_pylist() == [row["id"] for row in ROWS]
     report(ReportOptions(output=common["output"]))
 
-    storage.delete(tables.part_path(made.path, 1))  # as a killed run would have left it
+    storage.delete(tables.table_part_path(made.path, 1))  # as a killed run would have left it
     storage.delete(tables.records_path(made.path, tables.MANIFEST))
     assert "1 of 2 shards kept" in predict(reader).made
     assert storage.read_table(made.path) == answers

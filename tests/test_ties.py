@@ -12,8 +12,8 @@ from tiny import tiny_folder, tiny_tokenizer
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.exam import read_exam
-from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first, score, settle_ties
+from sciqa.exam import probabilities, read_exam
+from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first, score_metrics
 from sciqa.exam.questions import rotate_options
 from sciqa.predict import PredictOptions, predict, rotations
 from sciqa.predict.answers import ScoredAnswer, answer_row
@@ -43,10 +43,10 @@ def test_ties_count_their_mean_over_all_orders(scores):
 def test_what_is_tied_follows_from_no_order_and_goes_on_from_neighbour_to_neighbour():
     scores = np.array([1.0, 1.0 + 0.8e-5, 1.0 + 1.6e-5, 0.5, 1.1])
     for order in itertools.permutations(range(5)):
-        settled = settle_ties(scores[list(order)], 1e-5)[np.argsort(order)]
+        settled = probabilities.settle_ties(scores[list(order)], 1e-5)[np.argsort(order)]
         assert settled[0] == settled[1] == settled[2] != settled[4]
-        np.testing.assert_array_equal(settle_ties(settled, 1e-5), settled)
-    assert np.isnan(settle_ties(np.array([1.0, np.nan, 2.0]), 1e-5)).tolist() == [False, True, False]
+        np.testing.assert_array_equal(probabilities.settle_ties(settled, 1e-5), settled)
+    assert np.isnan(probabilities.settle_ties(np.array([1.0, np.nan, 2.0]), 1e-5)).tolist() == [False, True, False]
 
 
 def test_tied_options_are_ranked_by_what_they_say():
@@ -170,7 +170,7 @@ def test_retrieval_keeps_the_option_of_a_question_that_is_longer_than_the_embedd
     (scored,) = nearness.score([huge], [({"passages": passages},)])
     assert scored.cut
     assert scored.scores[1] == scored.scores[2], "what was left of them is the same"
-    assert score([answer_row(huge | {"answer": "C"}, scored, "it")])["ties"] == 1
+    assert score_metrics([answer_row(huge | {"answer": "C"}, scored, "it")])["ties"] == 1
 
 
 def test_a_question_without_passages_is_a_tie(nearness):

@@ -83,12 +83,12 @@ def plain_losses(options, family):
     torch.set_num_threads(1)
     model, tokenizer = load_base(options.model, family, torch.float32, nf4=options.method == "qlora")
     keep_4bit_layout(model)
-    model = adapter.make_trainable(model, family, options.method, options.peft_fields())
+    model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
     from sciqa.models.load import SCORERS
     from sciqa.training.finetune import open_finetune_split
-    from sciqa.training.loop import selected_style
+    from sciqa.training.loop import selected_training_style
 
-    scorer = SCORERS[family](model, tokenizer, selected_style(options, tokenizer)).train()
+    scorer = SCORERS[family](model, tokenizer, selected_training_style(options, tokenizer)).train()
     examples = Examples(open_finetune_split(options, "train"), options.train_contexts)
 
     def encode(epoch, number):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sciqa.corpus.articles import read_articles
-from sciqa.corpus.table_text import Cell, table_lines
-from sciqa.corpus.wikitext import is_disambiguation, is_redirect, read_sections
+from sciqa.corpus.table_text import TableCell, table_lines
+from sciqa.corpus.wikitext import is_disambiguation, is_redirect, read_wikitext_sections
 
 READ_AS = {
     # {{val}}
@@ -207,33 +207,33 @@ GAP = re.compile(r" [,;.](?:\s|$)|\( | \)|[\u200b\u2060]")
 
 @pytest.mark.parametrize(("wikitext", "text"), (READ_AS | BROKEN).items())
 def test_wikitext_is_read_as(wikitext, text):
-    assert read_sections(wikitext) == [("", text)]
+    assert read_wikitext_sections(wikitext) == [("", text)]
 
 
 def test_sections_have_paths_and_those_without_prose_are_left_out():
-    assert read_sections(ARTICLE) == [
+    assert read_wikitext_sections(ARTICLE) == [
         ("", "Lead."),
         ("History", "Some."),
         ("History > Early work", "Early."),
         ("History > Early work > More", "Deep."),
         ("Last", "Text."),
     ]
-    assert read_sections("") == read_sections("{{x}}\n== References ==\n* {{cite web|y}}") == []
+    assert read_wikitext_sections("") == read_wikitext_sections("{{x}}\n== References ==\n* {{cite web|y}}") == []
 
 
 @pytest.mark.parametrize("heading", ["Sources", "Notes", "References", "Literature", "External links", "Gallery"])
 def test_sections_of_citations_keep_what_is_no_citation(heading):
     cited = "* {{cite book|title=Rivers\n|year=1999}}, p. 5\n# Smith, J. ''The River''. Oxford University Press, 1999\n"
     cited += "* [https://example.org The river]\n{{reflist}}\n<references/>\n[[Category:Rivers]]\n"
-    assert read_sections(f"Lead.\n== {heading} ==\n{cited}") == [("", "Lead.")]
+    assert read_wikitext_sections(f"Lead.\n== {heading} ==\n{cited}") == [("", "Lead.")]
     prose = "The river rises in the Alps (1,935 m) and has {{convert|3|km}} of banks."
     expected = (heading, "The river rises in the Alps (1,935 m) and has 3 km of banks.")
-    assert read_sections(f"Lead.\n== {heading} ==\n{prose}\n{cited}") == [("", "Lead."), expected]
+    assert read_wikitext_sections(f"Lead.\n== {heading} ==\n{prose}\n{cited}") == [("", "Lead."), expected]
 
 
 def test_lists_of_sections_named_like_those_of_citations_are_read():
     wikitext = "== Sources ==\n* Meat has much iron.\n* Spinach, in 1890 thought rich in iron, has less.\n"
-    assert read_sections(wikitext + "== Notes ==\n* Zero counts.") == [
+    assert read_wikitext_sections(wikitext + "== Notes ==\n* Zero counts.") == [
         ("Sources", "Meat has much iron.\nSpinach, in 1890 thought rich in iron, has less."),
         ("Notes", "Zero counts."),
     ]
@@ -242,7 +242,7 @@ def test_lists_of_sections_named_like_those_of_citations_are_read():
 WORDS = st.text("abcdefgh", min_size=1, max_size=6)
 
 
-CELLS = st.builds(Cell, WORDS, st.booleans(), st.integers(1, 3), st.integers(1, 3))
+CELLS = st.builds(TableCell, WORDS, st.booleans(), st.integers(1, 3), st.integers(1, 3))
 
 
 @settings(deadline=None)
@@ -258,7 +258,7 @@ def test_every_cell_of_a_table_is_in_its_lines_but_for_names_of_columns(rows):
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4, unique_by=lambda pair: pair[0]), st.booleans())
 def test_every_argument_of_an_unknown_template_is_said(arguments, named):
     line = "".join(f"|x{key}={value}z" if named else f"|{value}z" for key, value in arguments)
-    said = read_sections(f"It is {{{{an unknown one{line}}}}} there.")[0][1]
+    said = read_wikitext_sections(f"It is {{{{an unknown one{line}}}}} there.")[0][1]
     assert all(f"{value}z" in said for _, value in arguments)
 
 
@@ -281,14 +281,14 @@ def test_every_argument_of_an_unknown_template_is_said(arguments, named):
 )
 def test_no_broken_wikitext_hangs(piece):
     start = time.monotonic()
-    sections = read_sections("Prose. " + piece * (100_000 // len(piece)))
+    sections = read_wikitext_sections("Prose. " + piece * (100_000 // len(piece)))
     assert not sections or sections[0][1].startswith("Prose.")
     assert time.monotonic() - start < 20
 
 
 def test_deep_nesting_is_read_or_dropped():
-    assert read_sections("{{nowrap|" * 20 + "x" + "}}" * 20) == [("", "x")]
-    assert read_sections("x" + "{{{a|" * 2000 + "}}}" * 2000)[0][1].startswith("x")
+    assert read_wikitext_sections("{{nowrap|" * 20 + "x" + "}}" * 20) == [("", "x")]
+    assert read_wikitext_sections("x" + "{{{a|" * 2000 + "}}}" * 2000)[0][1].startswith("x")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_dump_read_back_holds_every_sentence_and_quantity(tmp_path):
     ]
     compared = 0
     for number, (article, wikitext) in enumerate(zip(read_articles("demo"), articles, strict=False)):
-        sections = read_sections(wikitext)
+        sections = read_wikitext_sections(wikitext)
         assert not any(name.startswith(("See also", "References")) for name, _ in sections)
         text = " ".join(text for _, text in sections).replace("\n", " ")
         assert not re.search(r"\[\[|\{\{|''|<ref|\{\||Picture \d|Category:", text)

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from sciqa.core import cluster
+from sciqa.core import cluster, model_workers
+from sciqa.core.model_workers import LARGEST, map_arguments
 from sciqa.core.options import RunOptions
-from sciqa.core.worker_reuse import LARGEST, map_arguments
 
 
 def processes(name: str, weights: int = 0) -> set[int]:
@@ -21,7 +21,7 @@ def processes(name: str, weights: int = 0) -> set[int]:
             assert self.parts == sorted(set(self.parts))  # one worker a process and stage
             return {"process": os.getpid(), "name": self.name}
 
-    pool = cluster.model_pool(RunOptions(num_workers=1), 1, 3, weights)
+    pool = model_workers.model_pool(RunOptions(num_workers=1), 1, 3, weights)
     rows = cluster.dataset_of_parts([0, 1, 2]).map(**map_arguments(Counting, {"name": name}, pool)).take_all()
     assert {row["name"] for row in rows} == {name}
     return {row["process"] for row in rows}

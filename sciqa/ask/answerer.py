@@ -9,9 +9,9 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
 from sciqa.exam.questions import options_of
-from sciqa.predict.answers import answer_row, has_ties
+from sciqa.predict.answers import answer_row, has_tied_answers
 from sciqa.predict.predict import check_reader
-from sciqa.retrieval.contexts import FindContexts, check_finding
+from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.search import LocalIndex
@@ -47,7 +47,7 @@ def check_answering(options: AnswerOptions, question: dict) -> dict:
         InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
     """
     manifest = read_index_manifest(options.index)
-    check_finding(options)
+    check_find_contexts(options)
     check_reader(options, question)
     return manifest
 
@@ -102,7 +102,7 @@ class Answerer:
         row = answer_row(question, scored, options.model)
         probabilities = dict(zip(options_of(question), row["probabilities"], strict=True))
         ranking = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
-        return RankedAnswer(row["ranking"], ranking, has_ties(row), row["context_cut"])
+        return RankedAnswer(row["ranking"], ranking, has_tied_answers(row), row["context_cut"])
 
     def evidence(self, options: AskOptions, found: dict) -> list[dict] | None:
         """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`."""
@@ -122,7 +122,7 @@ class Answerer:
         return generate_answer(options, question, found, scorer, self.finder, earlier=earlier, show=show)
 
 
-def passages_read(found: dict) -> list[int]:
+def passages_in_answer(found: dict) -> list[int]:
     """Return the numbers, from 1, of the passages found that the context consists of."""
     read = {passage["passage_id"] for passage in found["read"]}
     return [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]

@@ -3,7 +3,7 @@
 import os
 import time
 
-from sciqa.ask.answerer import Answerer, check_answering, check_can_generate, passages_read
+from sciqa.ask.answerer import Answerer, check_answering, check_can_generate, passages_in_answer
 from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
 from sciqa.core.device import this_device
@@ -35,7 +35,7 @@ def ask(options: AskOptions) -> Summary:
         for note in answerer.notes:
             console.print(f"ask: {note}", markup=False)
         ranked = answerer.rank(options, found) if options.options else None
-    details = {"passages": found["passages"], "read": passages_read(found)}
+    details = {"passages": found["passages"], "read": passages_in_answer(found)}
     if ranked:
         details["ranking"] = ranked.ranking
         made = f"{len(ranked.ranking)} options ranked by {options.model}" + "; some are tied" * ranked.tied

@@ -94,7 +94,7 @@ def generate_answer(
         return Encoded(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
 
     ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
-    stream = MarkedStream(tokenizer, nearest_passage(found["passages"], finder), show)
+    stream = GeneratedTextStream(tokenizer, nearest_cited_passage(found["passages"], finder), show)
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
@@ -130,7 +130,7 @@ def stop_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable
     return ended
 
 
-def nearest_passage(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
+def nearest_cited_passage(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
     """Return a function that maps a sentence to the number, from 1, of the nearest passage, or None if none is near."""
     known = [
         (number, embedded_text(passage["title"], passage["section"], sentence.strip()))
@@ -150,7 +150,7 @@ def nearest_passage(passages: list[dict], finder: FindContexts) -> Callable[[str
     return cite
 
 
-class MarkedStream(TextStreamer):
+class GeneratedTextStream(TextStreamer):
     """Streamer that shows words as they are generated, and after each sentence the passage number from `cite`.
 
     A sentence is known to end only when the next one begins, so trailing white space is held back until then.

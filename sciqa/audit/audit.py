@@ -5,27 +5,27 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from sciqa.audit.compare import EmbedQuestions, compare_part
+from sciqa.audit.compare import EmbedComparedQuestions, compare_part
 from sciqa.audit.contamination import (
     AUDIT_FORMAT,
     KINDS,
     METRICS,
     SCHEMA,
-    Findings,
+    ContaminationFindings,
     contamination_rows,
+    contamination_slice_scores,
     contamination_summary,
     read_audit,
-    slice_scores,
 )
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import OtherSource, TextSource, find_text_source, read_other_sources
 from sciqa.audit.words import SEED
-from sciqa.core import cluster, progress, storage, tables
+from sciqa.core import cluster, model_workers, progress, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, weight_bytes
+from sciqa.core.model_workers import map_arguments
 from sciqa.core.options import Summary
-from sciqa.core.worker_reuse import map_arguments
 from sciqa.exam.answers import find_readers
 from sciqa.exam.questions import Exam, open_exam
 
@@ -58,7 +58,7 @@ def audit(options: AuditOptions) -> Summary:
     found = read_audit(options.output, exam)
     assert found is not None  # it has just been written
     rows, inputs = found
-    scored = slice_scores(rows, inputs, readers)
+    scored = contamination_slice_scores(rows, inputs, readers)
     path = storage.join(options.output, "contamination.parquet")
     storage.write_table(path, pa.Table.from_pylist(scored, schema=METRICS))
     made = contamination_summary(rows, inputs) + ", kept" * kept
@@ -86,20 +86,20 @@ def _fill(
         return True
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     seed = min(SEED, inputs["ngram"])
     exam_parts, parts = _parts(folder, exam, against, texts)
     if against:
         _embed(options, [*exam_parts, *(part for part in parts if part.get("table"))])
     _compare(exam, seed, exam_parts if against else [], parts)
-    findings = Findings()
+    findings = ContaminationFindings()
     for part in parts:
         findings.read(part["findings"])
     questions = [question for number in range(exam.shards) for question in exam.read_shard(number)]
     rows = contamination_rows(questions, findings, inputs, seed)
     for number in range(exam.shards):
         shard = rows[exam.first(number) : exam.first(number + 1)]
-        storage.write_table(tables.part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
+        storage.write_table(tables.table_part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
     tables.finish_table(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
     for name in ("questions", "vectors", "findings"):
         storage.delete(tables.records_path(folder, name))
@@ -137,8 +137,8 @@ def _embed(options: AuditOptions, parts: list[dict]) -> None:
         return
     workers = cluster.num_workers(options, len(parts))
     arguments = {"embed": options.embed_arguments(workers), "prefix": options.prefix("query")}
-    pool = cluster.model_pool(options, workers, len(parts), weight_bytes(options.embedder))
-    rows = cluster.dataset_of_parts(parts).map(**map_arguments(EmbedQuestions, arguments, pool))
+    pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(options.embedder))
+    rows = cluster.dataset_of_parts(parts).map(**map_arguments(EmbedComparedQuestions, arguments, pool))
     total = sum(part["last"] - part["first"] for part in parts)
     for _ in progress.rows_with_progress(rows, "audit", total, "questions embedded", lambda row: row["questions"]):
         pass

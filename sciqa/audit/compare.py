@@ -7,8 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, Findings
-from sciqa.audit.words import ExamWords, other_texts, question_words, split_words
+from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, ContaminationFindings
+from sciqa.audit.words import ExamWords, question_texts, question_words, split_words
 from sciqa.core import storage
 from sciqa.corpus.articles import read_articles
 from sciqa.exam.question_key import question_key
@@ -23,7 +23,7 @@ TEXTS = 1024
 ROUNDING = 1e-5
 
 
-class EmbedQuestions:
+class EmbedComparedQuestions:
     """Ray Data worker that writes the vectors of a part of a table of questions, each embedded with its options.
 
     Args:
@@ -37,7 +37,7 @@ class EmbedQuestions:
     def __call__(self, row: dict) -> dict:
         """Write the vectors of the questions that `row["part"]` names to its path `vectors`."""
         part = row["part"]
-        questions = read_part(part)
+        questions = read_compared_part(part)
         whole = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r} of {part['source']}" for question in questions]
         vectors = embed_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
@@ -47,17 +47,17 @@ class EmbedQuestions:
         return {"questions": len(questions), "notes": self.embedder.notes}
 
 
-def read_part(part: dict) -> list[dict]:
+def read_compared_part(part: dict) -> list[dict]:
     """Return the questions of a part: rows `first` to `last` of its `table`."""
     return storage.read_rows(part["table"], part["first"], part["last"])
 
 
-def read_vectors(parts: list[dict]) -> np.ndarray:
+def read_compared_vectors(parts: list[dict]) -> np.ndarray:
     """Return the vectors of parts of a table, float32, shape (questions, dimension)."""
     return np.concatenate([np.load(io.BytesIO(storage.read_bytes(part["vectors"]))) for part in parts])
 
 
-class ExamLookup:
+class ComparedExam:
     """What is held in memory of an exam to compare others with.
 
     Args:
@@ -77,9 +77,9 @@ class ExamLookup:
 
 
 @lru_cache(1)
-def exam_lookup(exam: Exam, seed: int) -> ExamLookup:
+def compared_exam(exam: Exam, seed: int) -> ComparedExam:
     """Return what is held of an exam, made once in each worker process."""
-    return ExamLookup(exam, seed)
+    return ComparedExam(exam, seed)
 
 
 def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> dict:
@@ -91,7 +91,7 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
         seed: fewest words of a run.
         exam_parts: parts of the exam's table, with their vectors.
     """
-    part, held, findings = row["part"], exam_lookup(exam, seed), Findings()
+    part, held, findings = row["part"], compared_exam(exam, seed), ContaminationFindings()
     if part.get("table"):
         _compare_questions(part, held, findings, exam_parts)
     else:
@@ -100,10 +100,10 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
     return {"done": 1}
 
 
-def _compare_questions(part: dict, held: ExamLookup, findings: Findings, exam_parts: list[dict]) -> None:
-    others, source = read_part(part), part["source"]
+def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFindings, exam_parts: list[dict]) -> None:
+    others, source = read_compared_part(part), part["source"]
     places = [(source, question["id"], question.get("title") or "") for question in others]
-    asked, vectors = read_vectors(exam_parts), read_vectors([part])
+    asked, vectors = read_compared_vectors(exam_parts), read_compared_vectors([part])
     for number, several in enumerate(nearest_vectors(asked, vectors)):
         for at, cosine in several:
             findings.add(NEAR, number, cosine, places[at])
@@ -112,7 +112,7 @@ def _compare_questions(part: dict, held: ExamLookup, findings: Findings, exam_pa
             findings.add(EXACT, number, cosines(asked[number], vectors[[at]])[0], places[at])
         for number in held.titles.get(question.get("title") or "", ()):
             findings.add(ARTICLE, number, 1.0, places[at])
-    texts = ((place, text) for place, question in zip(places, others, strict=True) for text in other_texts(question))
+    texts = ((place, text) for place, question in zip(places, others, strict=True) for text in question_texts(question))
     _add_runs(QUESTION_RUN, held, texts, findings)
 
 
@@ -147,7 +147,7 @@ def _texts(part: dict) -> Iterator[tuple[tuple[str, str, str], str]]:
 
 
 def _add_runs(
-    what: str, held: ExamLookup, texts: Iterator[tuple[tuple[str, str, str], str]], findings: Findings
+    what: str, held: ComparedExam, texts: Iterator[tuple[tuple[str, str, str], str]], findings: ContaminationFindings
 ) -> None:
     """Add the runs of words that the exam shares with texts, of which `TEXTS` are held at once."""
     while batch := sorted(islice(texts, TEXTS)):

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from sciqa.audit.words import question_words, share_of_words_found
 from sciqa.core import storage, tables
-from sciqa.exam.metrics import score
+from sciqa.exam.metrics import score_metrics
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
 
@@ -43,7 +43,7 @@ METRICS = pa.schema(
 )
 
 
-class Findings:
+class ContaminationFindings:
     """The strongest finding of each kind for each question, whatever the order in which findings are added.
 
     Runs of words are kept by their first word, since several together can cover a question.
@@ -79,7 +79,9 @@ class Findings:
         storage.write_table(path, pa.Table.from_pylist(named, schema=FINDINGS))
 
 
-def contamination_rows(questions: Sequence[dict], findings: Findings, inputs: dict, seed: int) -> list[dict]:
+def contamination_rows(
+    questions: Sequence[dict], findings: ContaminationFindings, inputs: dict, seed: int
+) -> list[dict]:
     """Return the rows of the audit table, in the order of the questions.
 
     Args:
@@ -147,7 +149,7 @@ def contamination_slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[i
     return {name: numbers for name, numbers in named.items() if numbers}
 
 
-def slice_scores(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[dict]:
+def contamination_slice_scores(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[dict]:
     """Return the scores of each reader on each of the `audit_slices` that has answers.
 
     Args:
@@ -161,7 +163,7 @@ def slice_scores(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> li
     scored = []
     for name, numbers in contamination_slices(rows, inputs).items():
         for reader, each in readers.items():
-            if made := score([each["answers"][number] for number in numbers]):
+            if made := score_metrics([each["answers"][number] for number in numbers]):
                 scored.append({"reader": reader, "slice": name} | made)
     return scored
 

@@ -47,7 +47,7 @@ def question_words(question: dict) -> tuple[list[str], int]:
     return prompt + split_words(right), len(prompt)
 
 
-def other_texts(question: dict) -> list[str]:
+def question_texts(question: dict) -> list[str]:
     """Return the texts of a question that an exam is compared with: its prompt followed by each of its options."""
     return [f"{question['prompt']} {option}" for option in options_of(question).values()]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ray
 from ray._private.utils import read_ray_address
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import DataContext, Dataset
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -42,7 +42,7 @@ LOADING = 1.25
 LONGEST_WAIT = 20
 
 
-def connect(options: RayOptions) -> None:
+def connect_cluster(options: RayOptions) -> None:
     """Connect this process to Ray, once. Ray is started on this machine if none runs.
 
     Raises:
@@ -69,7 +69,7 @@ def connect(options: RayOptions) -> None:
                 log_to_driver=verbose(),
                 runtime_env=_worker_environment(),
             )
-        wait_for_room({"CPU": 1})
+        wait_for_cluster_room({"CPU": 1})
         _check_shared(options.output)
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -123,7 +123,7 @@ def _no_core_messages() -> Iterator[None]:
         os.close(nowhere)
 
 
-def wait_for_room(needs: dict[str, float]) -> None:
+def wait_for_cluster_room(needs: dict[str, float]) -> None:
     """Wait until some node of the cluster is large enough for a worker.
 
     Args:
@@ -263,7 +263,7 @@ def uses_gpu(options: DeviceOptions) -> bool:
     return options.accelerator != "cpu"
 
 
-def device(options: DeviceOptions) -> Device:
+def cluster_device(options: DeviceOptions) -> Device:
     """Return the device of model workers. They are told it, since one without a GPU still sees those of its host."""
     return "cuda" if uses_gpu(options) else "cpu"
 
@@ -279,7 +279,7 @@ def worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str
     needs: dict[str, float] = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
     if weights:
         needs["memory"] = int(LOADING * weights)
-    wait_for_room(needs | _accelerator_needs(options))
+    wait_for_cluster_room(needs | _accelerator_needs(options))
     return needs
 
 
@@ -290,8 +290,8 @@ def check_accelerator(options: RunOptions) -> None:
         InputError: there is no such node, and none is being started.
     """
     if options.accelerator not in ("auto", "cpu"):
-        connect(options)
-        wait_for_room({"GPU": 1} | _accelerator_needs(options))
+        connect_cluster(options)
+        wait_for_cluster_room({"GPU": 1} | _accelerator_needs(options))
 
 
 def _accelerator_needs(options: DeviceOptions) -> dict[str, float]:
@@ -302,31 +302,6 @@ def _accelerator_needs(options: DeviceOptions) -> dict[str, float]:
 def named_accelerator(options: DeviceOptions) -> str | None:
     """Return the type of GPU that is requested by name, or None."""
     return None if options.accelerator in ACCELERATORS else options.accelerator
-
-
-def model_pool(options: ClusterOptions, workers: int, parts: int, weights: int) -> dict:
-    """Return the arguments of `Dataset.map` for a stage's pool of model workers, each an actor.
-
-    With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
-    cluster's autoscaler for nodes.
-
-    Args:
-        options: options of the run.
-        workers: as `num_workers` returns it.
-        parts: number of parts of the stage.
-        weights: bytes of the weights that each worker loads.
-    """
-    needs = worker_needs(options, workers, weights)
-    most = parts if options.num_workers == "auto" else workers
-    return {
-        "compute": ActorPoolStrategy(min_size=workers, max_size=most),
-        "num_cpus": needs.get("CPU", 0),  # by default, Ray Data takes a whole CPU, which feeding a pool may need
-        "num_gpus": needs.get("GPU"),
-        "memory": needs.get("memory"),
-        "accelerator_type": named_accelerator(options),
-        "max_restarts": worker_loss.MOST,
-        "max_task_retries": worker_loss.MOST,
-    }
 
 
 def dataset_of_parts(parts: list) -> Dataset:

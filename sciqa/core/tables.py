@@ -17,14 +17,14 @@ REMEDY = "pass another --output (or --name, for answers), or --overwrite to repl
 OTHERWISE = "made by another version of sciqa, which computes this otherwise"
 
 
-def part_name(part: int) -> str:
+def table_part_name(part: int) -> str:
     """Return the file name of a shard, by its number."""
     return f"{part:05d}.parquet"
 
 
-def part_path(folder: str, part: int) -> str:
+def table_part_path(folder: str, part: int) -> str:
     """Return the path of a shard in a table with numbered shards."""
-    return storage.join(folder, part_name(part))
+    return storage.join(folder, table_part_name(part))
 
 
 def fingerprint(value: object) -> str:

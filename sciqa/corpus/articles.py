@@ -17,8 +17,22 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import Extra, require
 from sciqa.core.packaged import packaged_path
 from sciqa.corpus import wikimedia as dump
-from sciqa.corpus.files import COMPRESSIONS, LARGEST, decode, is_hidden, kind_of, list_folder, open_source
-from sciqa.corpus.table_files import check_columns, check_rows, read_csv, read_jsonl, read_parquet
+from sciqa.corpus.files import (
+    COMPRESSIONS,
+    LARGEST,
+    decode_corpus_file,
+    is_hidden_file,
+    kind_of_corpus_file,
+    list_folder,
+    open_corpus_file,
+)
+from sciqa.corpus.table_files import (
+    check_table_columns,
+    check_table_rows,
+    read_csv_table_file,
+    read_jsonl_table_file,
+    read_parquet_table_file,
+)
 
 #: Extras that types of files need.
 NEEDED: dict[str, Extra] = {"dump": "wikipedia", "html": "html", "pdf": "pdf"}
@@ -28,7 +42,7 @@ DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their aut
 DOCUMENT = re.compile(r'<doc id="[^"]*"(?: revid="[^"]*")? url="([^"]*)" title="(.*)">\s*')
 
 
-class Piece(TypedDict):
+class ArticlePart(TypedDict):
     """A range of a file, in bytes or, for Parquet, in row groups; `end` None means the end of the file.
 
     A record belongs to the range in which it begins.
@@ -39,7 +53,7 @@ class Piece(TypedDict):
     end: int | None
 
 
-class Tally(Counter):
+class ArticleCounts(Counter):
     """Counts of `articles` read and, by reason, of articles left out; `named` lists those that a user could repair."""
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
@@ -52,7 +66,7 @@ class Tally(Counter):
         self.named.append({"path": path, "title": title, "reason": f"{reason}: {details}" if details else reason})
 
 
-def find_sources(corpus: tuple[str, ...], left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
+def find_article_files(corpus: tuple[str, ...], left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
     """Return the files of a corpus in order, each with [size in bytes, modification time in ns].
 
     Args:
@@ -82,18 +96,18 @@ def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{path}: no such file or folder")
     if info.type == fs.FileType.File:
-        kind_of(path)
+        kind_of_corpus_file(path)
         return [(path, [info.size, info.mtime_ns])]
     found = []
     for file, about in list_folder(path):
         try:
-            kind, _ = kind_of(file)
+            kind, _ = kind_of_corpus_file(file)
         except InputError as error:
             left_out[file] = str(error).removeprefix(f"{file}: ")
             continue
-        if is_hidden(file, path):
+        if is_hidden_file(file, path):
             left_out[file] = "its name, or that of its folder, begins with a dot or an underscore"
-        elif kind == "dump" and not dump.is_dump(file):
+        elif kind == "dump" and not dump.is_wikimedia_dump(file):
             left_out[file] = NO_DUMP
         else:
             found.append((file, about))
@@ -104,21 +118,21 @@ def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
 
 
 def _check(path: str) -> None:
-    kind, compression = kind_of(path)
+    kind, compression = kind_of_corpus_file(path)
     if extra := NEEDED.get(kind):
         require(extra, path)
     if kind in ("parquet", "csv", "tsv"):
-        check_columns(path)
+        check_table_columns(path)
     elif kind == "dump":
         if compression == ".bz2":
-            dump.check_whole(path)
-        if not dump.is_dump(path):
+            dump.check_whole_wikimedia_dump(path)
+        if not dump.is_wikimedia_dump(path):
             raise InputError(f"{path}: {NO_DUMP}")
 
 
-def split_sources(sources: list[tuple[str, list]], part_bytes: int) -> list[list[Piece]]:
+def split_article_files(sources: list[tuple[str, list]], part_bytes: int) -> list[list[ArticlePart]]:
     """Split a corpus into parts of about `part_bytes`, one per task: pieces of large files, or several small files."""
-    parts: list[list[Piece]] = []
+    parts: list[list[ArticlePart]] = []
     room = 0
     for path, (size, _) in sources:
         for piece, length in _pieces(path, size, part_bytes):
@@ -130,25 +144,30 @@ def split_sources(sources: list[tuple[str, list]], part_bytes: int) -> list[list
     return parts
 
 
-def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[Piece, int]]:
-    kind, compression = kind_of(path)
+def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[ArticlePart, int]]:
+    kind, compression = kind_of_corpus_file(path)
     if kind == "parquet":
         about = storage.open_parquet(path).metadata
         sizes = [about.row_group(number).total_byte_size for number in range(about.num_row_groups)]
         start = 0
         for end in range(1, len(sizes) + 1):
             if end == len(sizes) or sum(sizes[start : end + 1]) > part_bytes:
-                yield Piece(path=path, start=start, end=end), sum(sizes[start:end])
+                yield ArticlePart(path=path, start=start, end=end), sum(sizes[start:end])
                 start = end
     elif (kind, compression) in (("dump", ".bz2"), ("jsonl", "")):
         for start in range(0, size, part_bytes):
             last = start + part_bytes >= size
-            yield Piece(path=path, start=start, end=None if last else start + part_bytes), min(part_bytes, size - start)
+            yield (
+                ArticlePart(path=path, start=start, end=None if last else start + part_bytes),
+                min(part_bytes, size - start),
+            )
     else:
-        yield Piece(path=path, start=0, end=None), size
+        yield ArticlePart(path=path, start=0, end=None), size
 
 
-def read_articles(path: str, start: int = 0, end: int | None = None, tally: Tally | None = None) -> Iterator[dict]:
+def read_articles(
+    path: str, start: int = 0, end: int | None = None, tally: ArticleCounts | None = None
+) -> Iterator[dict]:
     """Yield the sections of the articles in a file or piece, in order, with one article in memory at a time.
 
     Args:
@@ -160,20 +179,20 @@ def read_articles(path: str, start: int = 0, end: int | None = None, tally: Tall
     Raises:
         InputError: a row that is not an article, with file, row and column; a file that is damaged or not text.
     """
-    tally = Tally() if tally is None else tally
+    tally = ArticleCounts() if tally is None else tally
     readers = {
         "demo": lambda: _read_demo(),
         "dump": lambda: _read_dump(path, start, end, tally),
-        "parquet": lambda: check_rows(path, read_parquet(path, start, end)),
-        "jsonl": lambda: check_rows(path, read_jsonl(path, start, end)),
-        "csv": lambda: check_rows(path, read_csv(path)),
-        "tsv": lambda: check_rows(path, read_csv(path)),
+        "parquet": lambda: check_table_rows(path, read_parquet_table_file(path, start, end)),
+        "jsonl": lambda: check_table_rows(path, read_jsonl_table_file(path, start, end)),
+        "csv": lambda: check_table_rows(path, read_csv_table_file(path)),
+        "tsv": lambda: check_table_rows(path, read_csv_table_file(path)),
         "extracted": lambda: _read_extracted(path),
         "text": lambda: _read_text(path, tally),
         "html": lambda: _read_html(path, tally),
         "pdf": lambda: _read_pdf(path, tally),
     }
-    for sections in readers[kind_of(path)[0]]():
+    for sections in readers[kind_of_corpus_file(path)[0]]():
         title = sections[0]["title"] if sections else ""
         if not any(row["text"].strip() for row in sections):
             tally.leave_out("no text", path, title)
@@ -184,11 +203,11 @@ def read_articles(path: str, start: int = 0, end: int | None = None, tally: Tall
             yield from sections
 
 
-def _read_dump(path: str, start: int, end: int | None, tally: Tally) -> Iterator[list[dict]]:
+def _read_dump(path: str, start: int, end: int | None, tally: ArticleCounts) -> Iterator[list[dict]]:
     from sciqa.corpus import wikitext
 
-    site = dump.read_site(path)
-    for page in dump.read_pages(path, start, end):
+    site = dump.read_wikimedia_site(path)
+    for page in dump.read_wikimedia_pages(path, start, end):
         if page.namespace != "0" and (page.namespace is not None or not site.holds_article(page.title)):
             tally["not an article"] += 1
         elif page.text is None:
@@ -200,7 +219,7 @@ def _read_dump(path: str, start: int, end: int | None, tally: Tally) -> Iterator
         else:
             url = site.base and site.base + quote(page.title.replace(" ", "_"))
             try:
-                sections = wikitext.read_sections(page.text)
+                sections = wikitext.read_wikitext_sections(page.text)
             except Exception as error:  # one bad page must not stop the other millions
                 tally.leave_out("unreadable wikitext", path, page.title, type(error).__name__)
                 continue
@@ -222,9 +241,9 @@ def _stem(path: str) -> str:
     return (PurePosixPath(name.stem) if name.suffix.lower() in COMPRESSIONS else name).stem
 
 
-def _read_whole(path: str, tally: Tally) -> bytes | None:
+def _read_whole(path: str, tally: ArticleCounts) -> bytes | None:
     """Return the bytes of a file that is one article, or None if it is larger than `LARGEST`."""
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         tally.leave_out("too long", path)
@@ -232,22 +251,22 @@ def _read_whole(path: str, tally: Tally) -> bytes | None:
     return data
 
 
-def _read_text(path: str, tally: Tally) -> Iterator[list[dict]]:
-    with open_source(path) as file:
+def _read_text(path: str, tally: ArticleCounts) -> Iterator[list[dict]]:
+    with open_corpus_file(path) as file:
         extracted = file.read(8) == b"<doc id="
     if extracted:
         yield from _read_extracted(path)
     elif (data := _read_whole(path, tally)) is not None:
-        yield [{"title": _stem(path), "section": "", "text": decode(data, path), "url": path}]
+        yield [{"title": _stem(path), "section": "", "text": decode_corpus_file(data, path), "url": path}]
 
 
-def _read_html(path: str, tally: Tally) -> Iterator[list[dict]]:
-    from sciqa.corpus.html_files import read_page
+def _read_html(path: str, tally: ArticleCounts) -> Iterator[list[dict]]:
+    from sciqa.corpus.html_files import read_html
 
     if (data := _read_whole(path, tally)) is None:
         return
     try:
-        title, sections = read_page(data, path)
+        title, sections = read_html(data, path)
     except RecursionError:
         tally.leave_out("unreadable web page", path, details="elements nested too deep")
         return
@@ -255,10 +274,10 @@ def _read_html(path: str, tally: Tally) -> Iterator[list[dict]]:
     yield [{"title": title, "section": name, "text": text, "url": path} for name, text in sections or [("", "")]]
 
 
-def _read_pdf(path: str, tally: Tally) -> Iterator[list[dict]]:
+def _read_pdf(path: str, tally: ArticleCounts) -> Iterator[list[dict]]:
     from sciqa.corpus.pdf import read_pdf
 
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         data = file.read()
     try:
         title, text = read_pdf(data)
@@ -270,13 +289,13 @@ def _read_pdf(path: str, tally: Tally) -> Iterator[list[dict]]:
 
 def _read_extracted(path: str) -> Iterator[list[dict]]:
     """Yield the articles of a file that wikiextractor wrote, in <doc> elements or as JSON lines."""
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         marked = file.read(1) != b"{"
     if not marked:
-        yield from check_rows(path, read_jsonl(path))
+        yield from check_table_rows(path, read_jsonl_table_file(path))
         return
     article: dict | None = None
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         for number, line in enumerate(TextIOWrapper(file, "utf-8", "strict"), 1):
             if found := DOCUMENT.fullmatch(line):
                 article = {"title": html.unescape(found[2]), "section": "", "text": [], "url": html.unescape(found[1])}

@@ -20,7 +20,7 @@ def embedded_text(title: str, section: str, text: str) -> str:
     return ". ".join([*headings, text])
 
 
-class Splitter:
+class ChunkSplitter:
     """Cuts text into overlapping windows of sentences.
 
     Args:

@@ -62,7 +62,7 @@ def title_hash(title: str) -> int:
     return int.from_bytes(_digest(title)[:8])
 
 
-def make_entries(passages: list[dict[str, str]], first: int, near: bool) -> np.ndarray:
+def make_dedup_entries(passages: list[dict[str, str]], first: int, near: bool) -> np.ndarray:
     """Return the entries for finding repeats: one per passage, and `KEYS` more for near duplicates.
 
     Args:
@@ -104,7 +104,7 @@ def minhash_signatures(texts: list[str]) -> np.ndarray:
     return ((minima * odd).sum(axis=2, dtype=np.uint64) >> np.uint64(32)).astype(np.uint32)
 
 
-def write_entries(path: str, entries: np.ndarray) -> None:
+def write_dedup_entries(path: str, entries: np.ndarray) -> None:
     """Write a part's entries as an Arrow file with one record batch per bucket."""
     buckets = entries["key"] % BUCKETS
     sink = io.BytesIO()
@@ -117,7 +117,7 @@ def write_entries(path: str, entries: np.ndarray) -> None:
     storage.write_bytes(path, sink.getvalue())
 
 
-def find_repeats(paths: list[str], bucket: int, removed: np.ndarray) -> Iterator[dict]:
+def find_duplicate_articles(paths: list[str], bucket: int, removed: np.ndarray) -> Iterator[dict]:
     """Yield a row (schema `REPEATS`) for each passage of a bucket that repeats an earlier one, with the earlier id.
 
     Args:

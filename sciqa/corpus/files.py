@@ -44,7 +44,7 @@ LARGEST = 40_000_000
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
-def kind_of(path: str) -> tuple[str, str]:
+def kind_of_corpus_file(path: str) -> tuple[str, str]:
     """Return the type of a file, and the suffix of its compression ("" if there is none).
 
     Raises:
@@ -78,7 +78,7 @@ def list_folder(folder: str) -> list[tuple[str, list]]:
     )
 
 
-def is_hidden(path: str, folder: str) -> bool:
+def is_hidden_file(path: str, folder: str) -> bool:
     """Return whether the name of a file, or of a folder on its path, begins with a dot or an underscore."""
     return any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
 
@@ -89,13 +89,13 @@ OPENERS: dict[str, Callable[[pa.NativeFile], Source]] = {".gz": gzip.open, ".bz2
 
 
 @contextmanager
-def open_source(path: str) -> Iterator[Source]:
+def open_corpus_file(path: str) -> Iterator[Source]:
     """Open a file for sequential reading, decompressed.
 
     Raises:
         InputError: the file is missing, damaged or truncated; also raised while reading within the `with` block.
     """
-    _, compression = kind_of(path)
+    _, compression = kind_of_corpus_file(path)
     filesystem, inner = storage.resolve(path)
     try:
         with filesystem.open_input_stream(inner, compression=None) as raw:
@@ -111,19 +111,19 @@ def open_source(path: str) -> Iterator[Source]:
         raise InputError(f"{path}: cannot be read, damaged or cut off ({error}); fetch or write it again") from error
 
 
-def find_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
+def find_file_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
     """Return the byte order mark that a file begins with (b"" if none) and the encoding, by the mark or the default."""
     mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
     return mark, MARKS.get(mark, encoding)
 
 
-def decode(data: bytes, path: str, encoding: str = "utf-8") -> str:
+def decode_corpus_file(data: bytes, path: str, encoding: str = "utf-8") -> str:
     """Return a file's text without its byte order mark, which overrides the encoding; lines end in newlines.
 
     Raises:
         InputError: bytes that are invalid in the encoding, or zero bytes.
     """
-    mark, encoding = find_encoding(data, encoding)
+    mark, encoding = find_file_encoding(data, encoding)
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from sciqa.core.errors import InputError
-from sciqa.corpus.files import decode
+from sciqa.corpus.files import decode_corpus_file
 from sciqa.corpus.formulas import read_math, superscript
-from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines
-from sciqa.corpus.table_text import Cell, span, table_lines
+from sciqa.corpus.table_text import TableCell, span, table_lines
+from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_cell_lines, join_wikitext_lines
 
 #: Declaration of the encoding in a web page.
 CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
@@ -31,7 +31,7 @@ ITEMS = {"li", "dt", "dd"}
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 
-def read_page(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
+def read_html(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
     """Return a web page's title ("" if it has none) and its sections as (heading, text).
 
     A subsection's heading is its path ("History > Early work"). Scripts, navigation and forms are left out.
@@ -42,7 +42,7 @@ def read_page(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
     declared = CHARSET.search(data[:4096])
     encoding = declared[1].decode().lower() if declared else "utf-8"
     try:
-        text = decode(data, path, codecs.lookup(LARGER.get(encoding, encoding)).name)
+        text = decode_corpus_file(data, path, codecs.lookup(LARGER.get(encoding, encoding)).name)
     except LookupError as error:
         raise InputError(f"{path}: says that it is in {encoding!r}, which is not known; convert it to UTF-8") from error
     page = LexborHTMLParser(text)
@@ -60,7 +60,9 @@ def read_page(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
         parts = []
         path_of = [*(above for above in path_of if above[0] < level), (level, name)]
     sections.append((path_of, "".join(parts)))
-    named = ((" > ".join(name for _, name in names if name != title), put_lines(text)) for names, text in sections)
+    named = (
+        (" > ".join(name for _, name in names if name != title), join_wikitext_lines(text)) for names, text in sections
+    )
     return title, [(name, text) for name, text in named if text]
 
 
@@ -71,7 +73,7 @@ def _pieces(node: LexborNode) -> Iterator[str | tuple[int, str]]:
         if tag == "-text":
             yield child.text_content or ""
         elif tag in HEADINGS:
-            yield HEADINGS[tag], put_cell(_text(child))
+            yield HEADINGS[tag], join_cell_lines(_text(child))
         elif tag is not None and tag not in DROPPED and not _is_note(child):
             yield from _element(child, tag)
 
@@ -107,17 +109,17 @@ def _text(node: LexborNode) -> str:
     return "".join(piece if isinstance(piece, str) else f"\n\n{piece[1]}\n\n" for piece in _pieces(node))
 
 
-def _rows(table: LexborNode) -> Iterator[list[Cell]]:
+def _rows(table: LexborNode) -> Iterator[list[TableCell]]:
     for part in table.iter():
         if part.tag == "tr":
             cells = [cell for cell in part.iter() if cell.tag in ("td", "th")]
             sizes = [(cell.attributes.get("colspan"), cell.attributes.get("rowspan")) for cell in cells]
-            texts = [put_cell(_text(cell)) for cell in cells]
+            texts = [join_cell_lines(_text(cell)) for cell in cells]
             yield [
-                Cell(text, cell.tag == "th", span(columns), span(rows))
+                TableCell(text, cell.tag == "th", span(columns), span(rows))
                 for text, cell, (columns, rows) in zip(texts, cells, sizes, strict=True)
             ]
         elif part.tag == "caption":
-            yield [Cell(put_cell(_text(part)))]
+            yield [TableCell(join_cell_lines(_text(part)))]
         else:
             yield from _rows(part)

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from sciqa.core import storage, tables
 from sciqa.core.model_files import load_tokenizer
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import Piece, Tally, read_articles
-from sciqa.corpus.chunking import Splitter
+from sciqa.corpus.articles import ArticleCounts, ArticlePart, read_articles
+from sciqa.corpus.chunking import ChunkSplitter
 from sciqa.corpus.options import CorpusOptions
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "section", "text", "url")])
@@ -24,7 +24,7 @@ LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "
 REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
 
 
-def write_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
+def write_part_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
     """Write rows as a table; without rows, delete an existing table."""
     if rows:
         storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
@@ -46,26 +46,26 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         return {"done": done}
     storage.delete(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    splitter = Splitter(load_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
-    tally = Tally()
+    splitter = ChunkSplitter(load_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
+    tally = ArticleCounts()
     passages = _split_all(part["pieces"], splitter, tally)
-    entries = [duplicates.make_entries([], 0, options.near_duplicates)]
+    entries = [duplicates.make_dedup_entries([], 0, options.near_duplicates)]
     chunks = rows = 0
     while chunk := list(islice(passages, options.shard_passages)):
         table = pa.Table.from_pylist(chunk, schema=SCHEMA)
         storage.write_table(storage.join(folder, f"{chunks:05d}.parquet"), table)
-        entries.append(duplicates.make_entries(chunk, rows, options.near_duplicates))
+        entries.append(duplicates.make_dedup_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
-    duplicates.write_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
-    beside = tables.part_path(tables.records_path(options.passages, LEFT_OUT), part["number"])
-    write_rows(beside, tally.named, LEFT_OUT_SCHEMA)
+    duplicates.write_dedup_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
+    beside = tables.table_part_path(tables.records_path(options.passages, LEFT_OUT), part["number"])
+    write_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
     done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
     storage.write_json(record, done)
     return {"done": done}
 
 
-def _split_all(pieces: list[Piece], splitter: Splitter, tally: Tally) -> Iterator[dict[str, str]]:
+def _split_all(pieces: list[ArticlePart], splitter: ChunkSplitter, tally: ArticleCounts) -> Iterator[dict[str, str]]:
     for piece in pieces:
         for section in read_articles(**piece, tally=tally):
             for text in splitter.split(section["title"], section["section"], section["text"]):
@@ -73,16 +73,16 @@ def _split_all(pieces: list[Piece], splitter: Splitter, tally: Tally) -> Iterato
                 yield section | {"passage_id": hashlib.sha256(name.encode()).hexdigest()[:16], "text": text}
 
 
-def write_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
+def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
     """Write the part and row of each passage that repeats an earlier one, for some of the buckets."""
     part = row["part"]
-    found = [row for bucket in part["buckets"] for row in duplicates.find_repeats(paths, bucket, removed)]
+    found = [row for bucket in part["buckets"] for row in duplicates.find_duplicate_articles(paths, bucket, removed)]
     table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
     storage.write_table(tables.records_path(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
     return {"done": {"number": part["number"]}}
 
 
-def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
+def write_part_shards(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards: each chunk without repeats and removed articles; write its record last."""
     number = row["part"]["number"]
     table = storage.read_table(tables.records_path(folder, "duplicates"))
@@ -119,7 +119,7 @@ def write_shards(row: dict, folder: str, removed: list[str]) -> dict:
             content = tables.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
-    write_rows(tables.part_path(tables.records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
+    write_part_rows(tables.table_part_path(tables.records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
     done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}

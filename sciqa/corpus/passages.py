@@ -12,8 +12,8 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, max_sequence_length
 from sciqa.core.options import Summary
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import find_sources, split_sources
-from sciqa.corpus.files import decode
+from sciqa.corpus.articles import find_article_files, split_article_files
+from sciqa.corpus.files import decode_corpus_file
 from sciqa.corpus.options import CorpusOptions, SplitOptions
 from sciqa.corpus.parts import (
     LEFT_OUT,
@@ -21,9 +21,9 @@ from sciqa.corpus.parts import (
     REPEATS,
     part_path,
     split_part,
-    write_duplicates,
-    write_rows,
-    write_shards,
+    write_part_duplicates,
+    write_part_rows,
+    write_part_shards,
 )
 
 #: Version of what this module and its readers compute. Raise it with every change, so that passages of earlier versions
@@ -73,7 +73,7 @@ def _fill(
             tables.records_path(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
         )
         storage.delete(tables.records_path(options.passages, tables.MANIFEST))
-        cluster.connect(options)
+        cluster.connect_cluster(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
         _tidy(options.passages, manifest)
@@ -123,13 +123,13 @@ def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
 
 
 def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
-    """Check the corpus and return its files; see `find_sources`.
+    """Check the corpus and return its files; see `find_article_files`.
 
     Raises:
         InputError: a corpus that cannot be read, or passages longer than the embedder reads.
     """
     check_passage_tokens(options)
-    return find_sources(_corpus_of(options), left_out)
+    return find_article_files(_corpus_of(options), left_out)
 
 
 def check_passage_tokens(options: SplitOptions) -> None:
@@ -150,7 +150,7 @@ def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
 
 
 def _read_titles(path: str) -> list[str]:
-    lines = decode(storage.read_bytes(path), path).split("\n")
+    lines = decode_corpus_file(storage.read_bytes(path), path).split("\n")
     return sorted({line.strip() for line in lines if line.strip()})
 
 
@@ -182,7 +182,7 @@ def _build(
     about = dict(sources)
     parts = [
         {"number": number, "pieces": pieces, "key": tables.fingerprint([[p, about[p["path"]]] for p in pieces])}
-        for number, pieces in enumerate(split_sources(sources, options.part_bytes))
+        for number, pieces in enumerate(split_article_files(sources, options.part_bytes))
     ]
     if not parts:
         raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
@@ -196,9 +196,9 @@ def _build(
     ]
     storage.delete(tables.records_path(options.passages, "duplicates"))
     arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
-    _run(ranges, write_duplicates, "ranges compared", **arguments)
+    _run(ranges, write_part_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
-    written = _run(parts, write_shards, "parts written", **arguments)
+    written = _run(parts, write_part_shards, "parts written", **arguments)
     skipped = sum((Counter(row["skipped"]) for row in split), Counter())
     files = [f"{path} ({reason.partition(';')[0]})" for path, reason in sorted(left_out.items())]
     found = {title for row in written for title in row["titles"]}
@@ -214,7 +214,7 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    write_rows(tables.records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    write_part_rows(tables.records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
 
 

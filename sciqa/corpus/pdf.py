@@ -36,10 +36,10 @@ def read_pdf(data: bytes) -> tuple[str, str]:
     found = json.loads(done.stdout)
     if "error" in found:
         raise ValueError(found["error"])
-    return found["title"].strip(), join_lines("\n".join(found["pages"]))
+    return found["title"].strip(), join_pdf_lines("\n".join(found["pages"]))
 
 
-def join_lines(text: str) -> str:
+def join_pdf_lines(text: str) -> str:
     """Join the lines of a text.
 
     Ligatures become letters. A divided word is joined if its hyphen is between two lower-case letters or is a soft

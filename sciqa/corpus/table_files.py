@@ -9,7 +9,7 @@ from io import BufferedReader, TextIOWrapper
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.corpus.files import LARGEST, Source, find_encoding, kind_of, open_source
+from sciqa.corpus.files import LARGEST, Source, find_file_encoding, kind_of_corpus_file, open_corpus_file
 
 FIELDS = ("title", "section", "text", "url")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -18,19 +18,19 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 CHUNK = 1 << 18
 
 
-def check_columns(path: str) -> None:
+def check_table_columns(path: str) -> None:
     """Raise `InputError` if a Parquet, CSV or TSV file lacks the column `title` or `text`."""
-    if kind_of(path)[0] == "parquet":
+    if kind_of_corpus_file(path)[0] == "parquet":
         names = storage.open_parquet(path).schema_arrow.names
     else:
-        with open_source(path) as file:
+        with open_corpus_file(path) as file:
             names = next(_csv_rows(file, path), [])
     for column in ("title", "text"):
         if column not in names:
             raise InputError(f"{path}: no column {column!r}; it has {', '.join(names) or 'none'}")
 
 
-def check_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[dict]]:
+def check_table_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[dict]]:
     """Yield rows as articles; raise `InputError` with the position of the first invalid one."""
     for at, row in rows:
         if not isinstance(row, dict):
@@ -49,15 +49,15 @@ def check_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[d
 
 def _place(path: str, at: int) -> str:
     """Return a row's position for messages; `at` is its number from 0, or its first byte in a file of JSON lines."""
-    if kind_of(path)[0] in ("jsonl", "extracted"):
-        with open_source(path) as file:
+    if kind_of_corpus_file(path)[0] in ("jsonl", "extracted"):
+        with open_corpus_file(path) as file:
             at, rest = 0, at
             while rest > 0 and (data := file.read(min(rest, CHUNK))):
                 at, rest = at + data.count(b"\n"), rest - len(data)
     return f"{path}, row {at + 1}"
 
 
-def read_parquet(path: str, start: int, end: int | None) -> Iterator[tuple[int, dict]]:
+def read_parquet_table_file(path: str, start: int, end: int | None) -> Iterator[tuple[int, dict]]:
     """Yield the rows in a range of row groups, with their numbers."""
     file = storage.open_parquet(path)
     columns = [name for name in file.schema_arrow.names if name in FIELDS]
@@ -67,7 +67,7 @@ def read_parquet(path: str, start: int, end: int | None) -> Iterator[tuple[int, 
     return enumerate(rows, first)
 
 
-def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, object]]:
+def read_jsonl_table_file(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, object]]:
     """Yield the lines that begin in a range of bytes, with the positions of their first bytes."""
     if start:
         filesystem, inner = storage.resolve(path)
@@ -75,7 +75,7 @@ def read_jsonl(path: str, start: int = 0, end: int | None = None) -> Iterator[tu
             file.seek(start - 1)
             yield from _lines(file, path, start - 1 + len(file.readline()), end)
     else:
-        with open_source(path) as file:
+        with open_corpus_file(path) as file:
             yield from _lines(file, path, 0, end)
 
 
@@ -87,9 +87,9 @@ def _lines(file: Source, path: str, at: int, end: int | None) -> Iterator[tuple[
         at += len(line)
 
 
-def read_csv(path: str) -> Iterator[tuple[int, dict]]:
+def read_csv_table_file(path: str) -> Iterator[tuple[int, dict]]:
     """Yield the rows of a CSV or TSV file, with their numbers."""
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         rows = _csv_rows(file, path)
         names = next(rows)
         for at, row in enumerate(rows):
@@ -101,10 +101,10 @@ def read_csv(path: str) -> Iterator[tuple[int, dict]]:
 def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV or TSV file, column names first; blank lines are skipped."""
     csv.field_size_limit(LARGEST)
-    _, encoding = find_encoding(file.peek(4)[:4])
+    _, encoding = find_file_encoding(file.peek(4)[:4])
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]  # these codecs drop the byte order mark
     lines = TextIOWrapper(file, encoding, newline="")
-    rows = csv.reader(lines, delimiter=DELIMITERS[kind_of(path)[0]], strict=True)
+    rows = csv.reader(lines, delimiter=DELIMITERS[kind_of_corpus_file(path)[0]], strict=True)
     number = 0
     try:
         for row in rows:
@@ -114,7 +114,9 @@ def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, row {number}: not {error.encoding.upper()}; convert it to UTF-8") from error
     except csv.Error as error:
-        raise InputError(f"{path}, row {number}: no row of a {kind_of(path)[0].upper()} file ({error})") from error
+        raise InputError(
+            f"{path}, row {number}: no row of a {kind_of_corpus_file(path)[0].upper()} file ({error})"
+        ) from error
 
 
 def _parse_json_line(path: str, at: int, line: bytes) -> object:

@@ -9,7 +9,7 @@ WIDEST, DEEPEST, MOST = 100, 1000, 100_000
 
 
 @dataclass(eq=False)
-class Cell:
+class TableCell:
     """A table cell as written: its text on one line, and how many columns and rows it spans."""
 
     text: str
@@ -24,7 +24,7 @@ def span(text: object) -> int:
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 1
 
 
-def table_lines(rows: Iterable[list[Cell]]) -> list[str]:
+def table_lines(rows: Iterable[list[TableCell]]) -> list[str]:
     """Convert a table to lines of text.
 
     A header row names the columns of the rows below it, together with header rows directly above it. The first cell
@@ -33,7 +33,7 @@ def table_lines(rows: Iterable[list[Cell]]) -> list[str]:
     lines: list[str] = []
     columns: list[str] = []
     known: set[str] = set()
-    waiting: list[list[Cell]] = []  # header rows not yet followed by another row
+    waiting: list[list[TableCell]] = []  # header rows not yet followed by another row
     for row in _grid(rows):
         if _names_columns(row, bool(columns or waiting)):
             waiting.append(row)
@@ -47,13 +47,13 @@ def table_lines(rows: Iterable[list[Cell]]) -> list[str]:
     return [line for line in lines if line]
 
 
-def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
+def _grid(rows: Iterable[list[TableCell]]) -> Iterator[list[TableCell]]:
     """Yield rows in which each cell is repeated in all positions that it spans."""
-    above: dict[int, tuple[Cell, int]] = {}  # by column: a cell of an earlier row, and how many more rows it spans
+    above: dict[int, tuple[TableCell, int]] = {}  # by column: a cell of an earlier row, and how many more rows it spans
     count = 0
     for cells in rows:
-        row: list[Cell] = []
-        below: dict[int, tuple[Cell, int]] = {}
+        row: list[TableCell] = []
+        below: dict[int, tuple[TableCell, int]] = {}
         rest = iter(cells if count < MOST else [])
         while True:
             if len(row) in above:
@@ -61,7 +61,7 @@ def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
             elif following := next(rest, None):
                 cell, left = following, min(following.rows, DEEPEST)
             elif above:
-                cell, left = Cell(""), 1
+                cell, left = TableCell(""), 1
             else:
                 break
             columns = min(cell.columns, WIDEST) if left == min(cell.rows, DEEPEST) else 1
@@ -76,7 +76,7 @@ def _grid(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
             yield row if count < MOST else cells  # a table that is too large keeps its texts, without a grid
 
 
-def _names_columns(row: list[Cell], follows: bool) -> bool:
+def _names_columns(row: list[TableCell], follows: bool) -> bool:
     """Return whether a row names columns: it has several headers, without numbers unless it is the first row."""
     filled = [cell for cell in row if cell.text]
     if not filled or len(row) == 1 or all(cell is row[0] for cell in row):
@@ -85,14 +85,14 @@ def _names_columns(row: list[Cell], follows: bool) -> bool:
     return all(cell.header for cell in filled) and not numbers
 
 
-def _merge(rows: list[list[Cell]]) -> list[str]:
+def _merge(rows: list[list[TableCell]]) -> list[str]:
     """Combine header rows into one name per column."""
     width = max(map(len, rows))
     names = [dict.fromkeys(row[column].text for row in rows if column < len(row)) for column in range(width)]
     return [" ".join(filter(None, column)) for column in names]
 
 
-def _line(row: list[Cell], columns: list[str]) -> str:
+def _line(row: list[TableCell], columns: list[str]) -> str:
     """Convert a row to a line; a cell that spans several columns appears once, with all their names."""
     texts = []
     for _, group in groupby(enumerate(row), key=lambda place: id(place[1])):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from sciqa.corpus.formulas import format_chemical_equation, format_fraction, format_root, read_math, superscript
-from sciqa.corpus.lines import ITEM, NAMED, put_cell
+from sciqa.corpus.wikitext_lines import ITEM, NAMED, join_cell_lines
 
 POWER = re.compile(r"(?<=[^\W\d_°%])([-−]?\d+)(?=$|[./ ⋅·*)])")
 MIXED = re.compile(r"(\d)\+(\d+/)")
@@ -119,18 +119,18 @@ def _unknown(name: str, arguments: Arguments) -> str:
         return f"{name} {numbered[0]}"
     if numbered:
         return " ".join(numbered)
-    return "; ".join(f"{key}: {put_cell(value)}" for key, value in named.items()) or NAMED.format(name)
+    return "; ".join(f"{key}: {join_cell_lines(value)}" for key, value in named.items()) or NAMED.format(name)
 
 
 def _boxed(arguments: Arguments) -> str:
     """Format the arguments of an infobox, or of a template written like one, as lines "label: value"."""
-    lines = [put_cell(value) for value in arguments.numbered()]
+    lines = [join_cell_lines(value) for value in arguments.numbered()]
     for key, value in _telling(arguments).items():
-        row, text = BOX_ROW.fullmatch(key), put_cell(value)
+        row, text = BOX_ROW.fullmatch(key), join_cell_lines(value)
         if row is None:
             lines.append(f"{key.replace('_', ' ')}: {text}")
         elif row[1] == "data":
-            label = put_cell(arguments[f"label{row[2]}"])
+            label = join_cell_lines(arguments[f"label{row[2]}"])
             lines.append(f"{label}: {text}" if label else text)
         elif row[1] != "label" or not arguments[f"data{row[2]}"]:
             lines.append(text)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.corpus.files import kind_of, open_source
+from sciqa.corpus.files import kind_of_corpus_file, open_corpus_file
 
 #: The beginning of every bz2 stream: its header and that of its first block. A multistream dump consists of many
 #: streams of some hundred pages each; these ten bytes locate them without the index file.
@@ -36,7 +36,7 @@ TALK = re.compile(r" talk$|^(?:discussion |обсуждение )")
 
 
 @dataclass(frozen=True)
-class Site:
+class WikimediaSite:
     """Information from the head of a dump: the base URL of its pages, and the namespaces without articles."""
 
     base: str = ""
@@ -51,7 +51,7 @@ class Site:
 
 
 @dataclass
-class Page:
+class WikimediaPage:
     """A page of a dump.
 
     `text` is None if it is longer than `LONGEST_PAGE`; `namespace` is None if the dump does not contain it.
@@ -63,7 +63,7 @@ class Page:
     redirect: bool = False
 
 
-def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Page]:
+def read_wikimedia_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[WikimediaPage]:
     """Yield the pages of all bz2 streams that begin within a range of bytes.
 
     Args:
@@ -74,7 +74,7 @@ def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Pa
     Raises:
         InputError: a file that is truncated, is not a dump, or declares entities.
     """
-    chunks = _streams(path, start, end) if kind_of(path)[1] == ".bz2" else _chunks(path)
+    chunks = _streams(path, start, end) if kind_of_corpus_file(path)[1] == ".bz2" else _chunks(path)
     parser = _PageParser(path)
     if start:
         parser.feed(b"<mediawiki>")
@@ -86,26 +86,26 @@ def read_pages(path: str, start: int = 0, end: int | None = None) -> Iterator[Pa
         raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
 
 
-def is_dump(path: str) -> bool:
+def is_wikimedia_dump(path: str) -> bool:
     """Return whether a file begins like a dump."""
     return b"<mediawiki" in _head(path)
 
 
-def read_site(path: str) -> Site:
+def read_wikimedia_site(path: str) -> WikimediaSite:
     """Read the site information from the head of a dump."""
     head = _head(path)
     base = re.search(rb"<base>(.*/).*</base>", head)
     named = (name.decode("utf-8", "replace") for key, name in NAMESPACE.findall(head) if key != b"0")
     names = frozenset(html.unescape(name).lower() for name in named)
-    return Site(base[1].decode() if base else "", names or NAMESPACES)
+    return WikimediaSite(base[1].decode() if base else "", names or NAMESPACES)
 
 
 def _head(path: str) -> bytes:
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         return file.read(CHUNK)
 
 
-def check_whole(path: str) -> None:
+def check_whole_wikimedia_dump(path: str) -> None:
     """Raise `InputError` if a dump is not a bz2 file, or its last stream is truncated."""
     filesystem, inner = storage.resolve(path)
     with filesystem.open_input_file(inner) as file:
@@ -122,7 +122,7 @@ def check_whole(path: str) -> None:
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    with open_source(path) as file:
+    with open_corpus_file(path) as file:
         while chunk := file.read(CHUNK):
             yield chunk
 
@@ -178,8 +178,8 @@ class _PageParser:
 
     def __init__(self, path: str) -> None:
         self.path, self.closed = path, False
-        self._pages: list[Page] = []
-        self._page, self._length = Page(), 0
+        self._pages: list[WikimediaPage] = []
+        self._page, self._length = WikimediaPage(), 0
         self._parts: list[str] | None = None
         self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
@@ -188,7 +188,7 @@ class _PageParser:
         self._parser.CharacterDataHandler = self._take
         self._parser.EntityDeclHandler = self._refuse
 
-    def feed(self, data: bytes) -> list[Page]:
+    def feed(self, data: bytes) -> list[WikimediaPage]:
         """Parse a piece of XML, and return the pages that end in it."""
         self._pages = []
         try:
@@ -200,7 +200,7 @@ class _PageParser:
 
     def _begin(self, tag: str, attributes: dict) -> None:
         if tag == "page":
-            self._page = Page()
+            self._page = WikimediaPage()
         elif tag == "redirect":
             self._page.redirect = True
         elif tag in ("title", "ns", "text"):

@@ -21,9 +21,9 @@ from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
 from sciqa.corpus.formulas import read_chemistry, read_math, superscript
-from sciqa.corpus.lines import BREAK, ITEM, put_cell, put_lines
-from sciqa.corpus.table_text import Cell, span, table_lines
+from sciqa.corpus.table_text import TableCell, span, table_lines
 from sciqa.corpus.templates import Arguments, find_rule
+from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_cell_lines, join_wikitext_lines
 
 # fmt: off
 #: Headings, in lower case, of sections that list citations; in these and their subsections, citations are left out.
@@ -108,7 +108,7 @@ HINT = re.compile(
 EMPTY = re.compile(rf"[*#:;]+\W*{CITED}.*|[|}}].*|(?:\{{\{{[^{{}}]*\}}\}}|<[^<>]*>|\[\[[^\[\]]*\]\]|\s)*+")
 
 
-def read_sections(wikitext: str) -> list[tuple[str, str]]:
+def read_wikitext_sections(wikitext: str) -> list[tuple[str, str]]:
     """Return the sections of an article that hold text, as (heading, text); newlines separate paragraphs.
 
     The heading of the lead is "", that of a subsection is its path ("History > Early work"). Sections that list
@@ -175,16 +175,16 @@ def is_disambiguation(wikitext: str) -> bool:
 def _read(wikitext: str, length: int, choose: Callable[[str], str] = str) -> str:
     """Return the text of a part of an article of `length` characters; `choose` filters it before lines are joined."""
     if REMARKABLE.search(wikitext) is None:
-        return put_lines(choose(wikitext))
+        return join_wikitext_lines(choose(wikitext))
     openings = sum(map(wikitext.count, ("{{", "{|", "[", "<")))
     if openings * length > WORST and len(unclosed := _find_unclosed(wikitext)) * length > WORST:
         ends = [0, *(end for _, end in unclosed)]
         starts = [*(start for start, _ in unclosed), len(wikitext)]
         wikitext = "".join(wikitext[end:start] for end, start in zip(ends, starts, strict=True))
     try:
-        return put_lines(choose(_text(mwparserfromhell.parse("\n" + wikitext, skip_style_tags=True))))
+        return join_wikitext_lines(choose(_text(mwparserfromhell.parse("\n" + wikitext, skip_style_tags=True))))
     except (ParserError, RecursionError):
-        return put_lines(choose(_plain(wikitext)))
+        return join_wikitext_lines(choose(_plain(wikitext)))
 
 
 def _find_unclosed(wikitext: str) -> list[tuple[int, int]]:
@@ -254,23 +254,29 @@ def _tag(node: Tag) -> str:
     return f"\n{ITEM}{text}\n" if name in ITEMS else text
 
 
-def _rows(contents: Wikicode | None) -> Iterator[list[Cell]]:
+def _rows(contents: Wikicode | None) -> Iterator[list[TableCell]]:
     """Yield the rows of a table; content outside its rows and cells becomes a row too."""
-    loose: list[Cell] = []
+    loose: list[TableCell] = []
     for node in contents.nodes if contents is not None else ():
         name = _source(node.tag).strip().lower() if isinstance(node, Tag) else ""
         tag = node if isinstance(node, Tag) and (name in CELLS or name in ROWS) else None
         text = RENDERED[type(node)](node) if tag is None else _text(tag.contents) if name in CELLS else ""
         if tag is not None and name in CELLS and not (tag.wiki_markup and text.startswith("+")):
             sizes = {_source(size.name).strip().lower(): size.value for size in tag.attributes}
-            cell = Cell(put_cell(text), name == "th", span(sizes.get("colspan")), span(sizes.get("rowspan")))
+            cell = TableCell(
+                join_cell_lines(text), name == "th", span(sizes.get("colspan")), span(sizes.get("rowspan"))
+            )
             loose.append(cell)
         elif name in ROWS or text.strip():
             if loose:
                 yield loose
                 loose = []
             # Other content is a caption, or the text of a template.
-            yield from _rows(tag.contents) if tag is not None and name in ROWS else [[Cell(put_cell(text.lstrip("+")))]]
+            yield from (
+                _rows(tag.contents)
+                if tag is not None and name in ROWS
+                else [[TableCell(join_cell_lines(text.lstrip("+")))]]
+            )
     if loose:
         yield loose
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.exam.answer_options import BEFORE, LETTERS, Options, is_number, text_of
+from sciqa.exam.answer_options import BEFORE, LETTERS, Options, is_number, text_of_option
 from sciqa.exam.columns import Columns, find_cell, structured
 from sciqa.exam.row import Row
 
@@ -15,7 +15,7 @@ NUMBER = re.compile(r"(0|[1-9]\d*)(?:\.0+)?", re.ASCII)
 LETTER = re.compile(r"\(?([A-Za-z])[.):]?\)?")
 
 
-class Readings(NamedTuple):
+class AnswerKeyReadings(NamedTuple):
     """Possible readings of an answer cell; a reading that does not apply is None.
 
     Attributes:
@@ -40,15 +40,15 @@ class Readings(NamedTuple):
         return self.letter is not None or self.place is not None
 
 
-def _read(cell: object, options: Options) -> Readings:
+def _read(cell: object, options: Options) -> AnswerKeyReadings:
     cell = cell if isinstance(cell, str) and cell.strip() in options.texts else structured(cell)
     if isinstance(cell, list):
         if len(cell) > 1:
             raise ValueError(f"{len(cell)} right options found, one expected")
         cell = cell[0] if cell else None
-    text = text_of(cell)
+    text = text_of_option(cell)
     if text is None or (text in ("-1", "-1.0") and text not in options.texts):  # marks a missing answer
-        return Readings(None)
+        return AnswerKeyReadings(None)
     number = NUMBER.fullmatch(text)
     lettered = LETTER.fullmatch(text)
     same = options.texts.count(text)
@@ -61,7 +61,7 @@ def _read(cell: object, options: Options) -> Readings:
         named = LETTERS.find(before[1].upper())
         if named < len(options.texts) and options.texts[named] == text[before.end() :].strip():
             letter = named
-    return Readings(
+    return AnswerKeyReadings(
         text,
         letter,
         int(number[1]) if number and len(text) < 9 else None,
@@ -71,7 +71,7 @@ def _read(cell: object, options: Options) -> Readings:
     )
 
 
-class Column:
+class AnswerKeyColumn:
     """A column of answers, with all readings of its cells and the choice among them.
 
     Args:
@@ -93,7 +93,7 @@ class Column:
     ) -> None:
         self.name, self.options, self.fail, self.own = name, options, fail, columns.own
         self.counted, self.listed = columns.first, len(columns.options) == 1
-        self.readings: list[Readings] = []
+        self.readings: list[AnswerKeyReadings] = []
         for at, row in enumerate(rows):
             try:
                 self.readings.append(_read(find_cell(row.cells, name), options[at]))
@@ -207,7 +207,7 @@ class Column:
             )
         return self._key(at)
 
-    def _agrees(self, reading: Readings) -> bool:
+    def _agrees(self, reading: AnswerKeyReadings) -> bool:
         if self.first is None or reading.number is None:
             return False
         return reading.place == reading.number - self.first and not reading.same

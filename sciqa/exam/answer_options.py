@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.exam.columns import MARKED, Columns, find_cell, structured
-from sciqa.exam.row import Number, Row
+from sciqa.exam.row import Row, RowNumber
 
 LETTERS = string.ascii_uppercase
 #: Fields that hold the text and the label of options.
@@ -40,10 +40,10 @@ class Options(NamedTuple):
 
 def is_number(cell: object) -> bool:
     """Whether a file stores a cell as a number, and not text."""
-    return type(cell) is not str and isinstance(cell, Number | int | float | Decimal) and not isinstance(cell, bool)
+    return type(cell) is not str and isinstance(cell, RowNumber | int | float | Decimal) and not isinstance(cell, bool)
 
 
-def text_of(cell: object) -> str | None:
+def text_of_option(cell: object) -> str | None:
     """Return a cell as text, without white space around it; None if it is empty.
 
     A number of JSON or CSV keeps its text from the file; a number of Parquet becomes the shortest text that means it.
@@ -86,7 +86,7 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     if isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
         cell, labels = _split(cell)
     elif isinstance(cell, str):
-        cell = split_lettered(cell)
+        cell = split_lettered_options(cell)
     elif path not in row.cells:  # labels are in a field beside that of the texts
         labels = _field(structured(find_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
@@ -126,7 +126,7 @@ def _split(cell: dict | list) -> tuple[object, object]:
     return [text for _, text in pairs], [label for label, _ in pairs]
 
 
-def split_lettered(text: str) -> list[str] | str:
+def split_lettered_options(text: str) -> list[str] | str:
     """Return the options of a text such as `A. Iron` and, on the next line, `B. Tin`; other texts are unchanged.
 
     A text whose letters have a gap (`A.`, `B.`, `D.`) is unchanged too; an option without text is an empty one.
@@ -172,7 +172,7 @@ def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options
     read = []
     for cell, name in zip(cells, names, strict=True):
         try:
-            read.append(text_of(cell))
+            read.append(text_of_option(cell))
         except ValueError as error:
             raise fail(name, str(error)) from error
     several = len(set(names)) > 1
@@ -203,7 +203,7 @@ def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Opt
     return Options([texts[at] for at in order], [labels[at] for at in order])
 
 
-def without_letters(options: list[Options]) -> list[Options]:
+def options_without_letters(options: list[Options]) -> list[Options]:
     """Return options without the letters before their texts, `(A)` or `A.`, if all options of an exam have them."""
     stripped = []
     for each in options:

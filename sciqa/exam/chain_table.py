@@ -34,7 +34,7 @@ def write_chain_rows(answers: str, part: int, rows: Sequence[dict]) -> None:
         rows: rows with the fields of `SCHEMA`.
     """
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    storage.write_table(tables.part_path(chains_folder(answers), part), table)
+    storage.write_table(tables.table_part_path(chains_folder(answers), part), table)
 
 
 def read_chains(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.exam.csv_files import read_csv
-from sciqa.exam.row import UNSEEN, Number, Row, clean_names
+from sciqa.exam.row import UNSEEN, Row, RowNumber, clean_names
 
 SPLITS = ("train", "validation", "test", "direct-train", "direct-validation", "direct-test")
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
@@ -43,7 +43,7 @@ def packaged_splits(exam: str) -> list[str]:
     return names if set(names) <= set(SPLITS) else []
 
 
-def read_rows(exam: str) -> list[Row]:
+def read_exam_files(exam: str) -> list[Row]:
     """Return all questions of an exam, unchanged from its files.
 
     Args:
@@ -169,9 +169,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _JSON = json.JSONDecoder(
-    parse_int=Number,
-    parse_float=Number,
-    parse_constant=lambda name: None if name == "NaN" else Number(name),  # NaN is an empty cell of pandas
+    parse_int=RowNumber,
+    parse_float=RowNumber,
+    parse_constant=lambda name: None if name == "NaN" else RowNumber(name),  # NaN is an empty cell of pandas
     object_pairs_hook=_unique,
 )
 

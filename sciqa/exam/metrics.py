@@ -10,40 +10,12 @@ from functools import lru_cache
 import numpy as np
 
 from sciqa.core.errors import InputError
+from sciqa.exam.probabilities import softmax
 from sciqa.exam.questions import options_of
 
 RESAMPLES = 10_000
 #: Number of resampled counts held in memory at once.
 HELD = 1 << 22
-#: Scores that differ by less than this, in nats, differ only by rounding: of a model in float32 (`NOISE`), and of
-#: later computations in float64 (`ROUNDING`).
-NOISE, ROUNDING = 1e-5, 1e-12
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Return the softmax of scores: the probabilities of options, shape (options,)."""
-    shifted = np.exp(scores - scores.max())
-    return shifted / np.sort(shifted).sum()  # sorted, since rounding depends on the order of a sum
-
-
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Return the logarithms of `softmax`; they are finite even if a probability is too small for a float."""
-    shifted = scores - scores.max()
-    return shifted - np.log(np.sort(np.exp(shifted)).sum())
-
-
-def settle_ties(scores: np.ndarray, noise: float = ROUNDING) -> np.ndarray:
-    """Return scores, shape (options,), in which those that differ by no more than `noise` are made equal.
-
-    In falling order, neighbours at most `noise` apart form a group, and all get the group's largest score. So the order
-    of the options does not matter, and a third score that is nearer to one of two tied scores does not part them.
-    """
-    order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    first = np.concatenate([[True], ~(falling[:-1] - falling[1:] <= noise)])  # negated so that NaN stays NaN
-    settled = np.empty_like(scores)
-    settled[order] = falling[first][np.cumsum(first) - 1]
-    return settled
 
 
 def rank_range(scores: np.ndarray, number: int) -> tuple[int, int]:
@@ -201,7 +173,7 @@ def position_bias(letters: list[str], correct: np.ndarray) -> float | None:
     return float(max(each) - min(each)) if len(each) > 1 else None
 
 
-def score(answers: list[dict]) -> dict[str, float | int | None] | None:
+def score_metrics(answers: list[dict]) -> dict[str, float | int | None] | None:
     """Return the metrics of rows of the answers table, None where no row has an answer.
 
     `ties` is the number of questions whose AP@3 depends on the order of tied options; `chance_…` are the scores of

@@ -41,7 +41,7 @@ class QuestionTable:
         found = []
         for part in range(first // self.rows, -(-last // self.rows)):
             start = part * self.rows
-            path = tables.part_path(self.folder, part)
+            path = tables.table_part_path(self.folder, part)
             found += storage.read_rows(path, max(first - start, 0), min(last - start, self.rows), columns)
         check_ids(self.folder, [row["id"] for row in found], [question["id"] for question in questions], first)
         return found
@@ -49,7 +49,7 @@ class QuestionTable:
     def read_all(self, exam: "Exam", columns: list[str] | None = None) -> pa.Table:
         """Return the rows of all questions of an exam, in its order; see `read`."""
         columns = columns and ["id", *columns]
-        paths = [tables.part_path(self.folder, part) for part in range(-(-exam.questions // self.rows))]
+        paths = [tables.table_part_path(self.folder, part) for part in range(-(-exam.questions // self.rows))]
         table = pa.concat_tables([storage.open_parquet(path).read(columns) for path in paths])
         check_ids(self.folder, table["id"].to_pylist(), exam.read_ids(), 0)
         return table

@@ -13,7 +13,7 @@ from sciqa.core.options import Options, WriteOptions
 from sciqa.exam.answer_keys import AnswersFrom
 from sciqa.exam.columns import parse_columns
 from sciqa.exam.files import SPLITS
-from sciqa.exam.read_exam import ContextFrom, Questions, read_exam, read_questions
+from sciqa.exam.read_exam import ContextFrom, ReadExam, read_exam, read_exam_questions
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "open_exam", "options_of", "read_exam", "rotate_options"]
 
@@ -49,13 +49,13 @@ class QuestionOptions(QuestionFileOptions, WriteOptions):
     """Texts that a model reads with a question: the exam's own column `context` (`given`, which needs no corpus and no
     index), the passages that are found (`found`), or both."""
 
-    def read(self, exam: str) -> Questions:
+    def read(self, exam: str) -> ReadExam:
         """Return the questions of an exam, read with these options, and print the notes about them.
 
         Raises:
             InputError: names file, line, row and column of the problem.
         """
-        questions = read_questions(exam, self.columns, self.answers_from, self.context)
+        questions = read_exam_questions(exam, self.columns, self.answers_from, self.context)
         for note in questions.notes:
             _say(note)
         return questions
@@ -188,7 +188,7 @@ def _read_own(path: str, context: ContextFrom) -> pa.Table:
     table = storage.open_parquet(path).read()
     marked = (table.schema.metadata or {}).get(EXAM_HASH)
     if marked != tables.rows_hash(table.to_pylist()).encode() or context == "given":
-        return read_questions(path, context=context).table
+        return read_exam_questions(path, context=context).table
     if context == "found":
         number = table.column_names.index("context")
         table = table.set_column(number, "context", pa.nulls(len(table), pa.string()))

@@ -11,10 +11,10 @@ from typing import Literal
 import pyarrow as pa
 
 from sciqa.core.errors import InputError
-from sciqa.exam.answer_keys import AnswersFrom, Column
-from sciqa.exam.answer_options import Fail, Options, read_options, text_of, without_letters
+from sciqa.exam.answer_keys import AnswerKeyColumn, AnswersFrom
+from sciqa.exam.answer_options import Fail, Options, options_without_letters, read_options, text_of_option
 from sciqa.exam.columns import KEPT, Columns, find_cell, parse_columns, recognise_columns, unwrap_questions
-from sciqa.exam.files import packaged_splits, read_rows
+from sciqa.exam.files import packaged_splits, read_exam_files
 from sciqa.exam.row import Row
 
 #: Accepted values of `is_question`.
@@ -29,7 +29,7 @@ FailAt = Callable[[int, str, str], InputError]
 
 
 @dataclass(frozen=True)
-class Questions:
+class ReadExam:
     """An exam that was read, and how it was understood.
 
     Attributes:
@@ -52,22 +52,22 @@ def read_exam(exam: str, columns: Sequence[str] = (), answers_from: AnswersFrom 
     wrong ones, a hash of the question's id alone decides their order.
 
     Args:
-        exam: a packaged split, or a file, folder or pattern as in `sciqa.exam.files.read_rows`.
+        exam: a packaged split, or a file, folder or pattern as in `sciqa.exam.files.read_exam_files`.
         columns: columns of the parts of a question, such as `prompt=question`; others are recognised by name.
         answers_from: how answers are given, if this is ambiguous: numbers from 0 or 1, letters or options' texts.
 
     Raises:
         InputError: names file, line, row and column of the problem; the first question is row 1.
     """
-    return read_questions(exam, columns, answers_from).table
+    return read_exam_questions(exam, columns, answers_from).table
 
 
-def read_questions(
+def read_exam_questions(
     exam: str,
     columns: Sequence[str] = (),
     answers_from: AnswersFrom | None = None,
     context: ContextFrom = "both",
-) -> Questions:
+) -> ReadExam:
     """Read an exam as `read_exam` does, and also return how the file was understood.
 
     Args:
@@ -76,7 +76,7 @@ def read_questions(
         answers_from: as in `read_exam`.
         context: `given`: some question must have a context of its own; `found`: such contexts are left out.
     """
-    rows = unwrap_questions(read_rows(exam))
+    rows = unwrap_questions(read_exam_files(exam))
     found = recognise_columns(exam, rows, {} if packaged_splits(exam) else parse_columns(columns))
 
     def fail(at: int, column: str, what: str) -> InputError:
@@ -101,7 +101,7 @@ def read_questions(
     options = [read_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
     lettered = options
     if len(found.options) == 1:
-        options = without_letters(options)
+        options = options_without_letters(options)
     places = _places(found, rows, options, fail, answers_from)
     texts, places = _arranged(ids, options, places)
     width = max(len(found.options) if len(found.options) > 1 else 2, *map(len, texts))
@@ -116,7 +116,7 @@ def read_questions(
     notes = list(_notes(exam, found, table, texts, context))
     if options is not lettered and options != lettered:
         notes.append(f"{exam}: the letters before its options are left out, as in {lettered[0].texts[0][:40]!r}")
-    return Questions(table, found, notes)
+    return ReadExam(table, found, notes)
 
 
 def _failing(fail: FailAt, at: int) -> Fail:
@@ -125,7 +125,7 @@ def _failing(fail: FailAt, at: int) -> Fail:
 
 def _text(row: Row, path: str, fail: Fail) -> str | None:
     try:
-        return text_of(find_cell(row.cells, path))
+        return text_of_option(find_cell(row.cells, path))
     except ValueError as error:
         raise fail(path, str(error)) from error
 
@@ -170,18 +170,18 @@ def _places(
     """Return the index of each question's right option; None for a question without an answer."""
     if not columns.answer:
         return [each.right for each in options]
-    read = [Column(name, rows, options, fail, columns) for name in columns.answer]
+    read = [AnswerKeyColumn(name, rows, options, fail, columns) for name in columns.answer]
     places = read[0].places(meant)
     for other in [*read[1:], *_also_answers(columns, rows, options, fail)]:
         places = other.agree(places, columns.answer[0])
     return places
 
 
-def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fail: FailAt) -> Iterator[Column]:
+def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fail: FailAt) -> Iterator[AnswerKeyColumn]:
     """Yield unread columns whose names and cells look like answers."""
     for name in columns.also:
         with suppress(InputError):
-            column = Column(name, rows, options, fail, columns)
+            column = AnswerKeyColumn(name, rows, options, fail, columns)
             if all(reading.text is None or reading.can_be_answer for reading in column.readings):
                 yield column
 

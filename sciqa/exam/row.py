@@ -9,7 +9,7 @@ from sciqa.core.errors import InputError
 UNSEEN = "\ufeff\u200b\u2060"
 
 
-class Number(str):
+class RowNumber(str):
     """A number parsed from JSON, kept as its text, to tell `1` from `"1"`."""
 
     __slots__ = ()

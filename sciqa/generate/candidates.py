@@ -13,7 +13,7 @@ from sciqa.generate.options import GenerateOptions
 from sciqa.generate.parse import ReplyError, parse_reply
 from sciqa.generate.server_writer import ModelReply, ServerWriter
 from sciqa.generate.template import PassageTemplate
-from sciqa.predict.api_client import Server
+from sciqa.predict.api_client import FoundServer
 
 PASSAGE = ("passage_id", "title", "section", "text", "url")
 
@@ -51,14 +51,14 @@ class WriterSettings(NamedTuple):
     template: tuple[str, str]
     device: Device = "cpu"
     threads: int = 1
-    server: Server | None = None
+    server: FoundServer | None = None
     extra: dict[str, Any] | None = None
     concurrency: int = 1
 
 
 def candidates_path(folder: str, part: int) -> str:
     """Return the path of a part's candidates, by the folder of the generated table."""
-    return tables.part_path(tables.records_path(folder, "candidates"), part)
+    return tables.table_part_path(tables.records_path(folder, "candidates"), part)
 
 
 def entries_path(folder: str, part: int) -> str:
@@ -90,7 +90,9 @@ class WriteCandidates:
         good = [row for row in rows if not row["fault"]]
         texts = [{"passage_id": row["passage_id"], "title": "", "section": ""} for row in good]
         texts = [each | {"text": repeat_text(row, options.kind)} for each, row in zip(texts, good, strict=True)]
-        dedup.write_entries(entries_path(options.folder, part.number), dedup.make_entries(texts, 0, near=True))
+        dedup.write_dedup_entries(
+            entries_path(options.folder, part.number), dedup.make_dedup_entries(texts, 0, near=True)
+        )
         schema = candidate_schema(options)
         storage.write_table(candidates_path(options.folder, part.number), pa.Table.from_pylist(rows, schema=schema))
         storage.delete(tables.records_path(kept))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from sciqa.core import cluster, progress, storage, tables
+from sciqa.core import cluster, model_workers, progress, storage, tables
 from sciqa.core.adapter_files import adapter_hash, check_base_model
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
@@ -19,7 +19,7 @@ from sciqa.core.model_files import (
     weight_bytes,
 )
 from sciqa.core.options import RunOptions, Summary
-from sciqa.exam.files import read_rows
+from sciqa.exam.files import read_exam_files
 from sciqa.generate.options import ReplyOptions
 from sciqa.generate.text_metrics import FIGURES, figure_rows
 from sciqa.retrieval.options import EmbedOptions
@@ -86,7 +86,7 @@ def read_instructions(path: str) -> list[dict[str, str]]:
         InputError: names file, row and column of the problem.
     """
     rows: list[dict[str, str]] = []
-    for row in read_rows(path):
+    for row in read_exam_files(path):
         found = {"id": row.cells.get("id") or str(len(rows) + 1)}
         for name in ("instruction", "input", "output"):
             value = row.cells.get(name)
@@ -129,11 +129,11 @@ def _answer_all(
     )
     if begun.whole:
         return
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     parts = [
         {"number": number, "rows": rows[first : first + PART_INSTRUCTIONS]}
         for number, first in enumerate(range(0, len(rows), PART_INSTRUCTIONS))
-        if tables.part_name(number) not in begun.names
+        if tables.table_part_name(number) not in begun.names
     ]
     if parts:
         _run_workers(options, folder, parts, model, adapter)
@@ -144,8 +144,8 @@ def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], m
     from sciqa.generate.text_answers import AnswerInstructions
 
     workers = cluster.num_workers(options, len(parts))
-    pool = cluster.model_pool(options, workers, len(parts), weight_bytes(model) + weight_bytes(options.embedder))
-    writer = options.writer_arguments(cluster.device(options), cluster.threads_per_worker(workers))
+    pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(model) + weight_bytes(options.embedder))
+    writer = options.writer_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
     arguments = {"folder": folder, "writer": writer | {"model": model, "adapter": adapter}}
     arguments |= {"embed": options.embed_arguments(workers), "prefix": options.prefix("passage")}
     dataset = cluster.dataset_of_parts(parts).map(AnswerInstructions, fn_constructor_kwargs=arguments, **pool)

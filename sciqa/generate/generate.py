@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 
 from sciqa.audit.sources import OtherSource, named_others
-from sciqa.core import cluster, progress, storage, tables, worker_loss
+from sciqa.core import cluster, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family, short_model_name, weight_bytes
 from sciqa.core.options import Summary
 from sciqa.corpus import dedup
-from sciqa.corpus.parts import write_duplicates
+from sciqa.corpus.parts import write_part_duplicates
 from sciqa.corpus.passages import PASSAGES_FORMAT
-from sciqa.exam.read_exam import read_questions
+from sciqa.exam.read_exam import read_exam_questions
 from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, entries_path
 from sciqa.generate.filters import FILTER_FAULTS
 from sciqa.generate.options import GenerateOptions
@@ -95,7 +95,9 @@ def passage_parts(options: GenerateOptions) -> tuple[list[Part], str]:
 
 
 def _read_against(options: GenerateOptions) -> list[OtherSource]:
-    return named_others(options.against, lambda name: read_questions(name, options.columns, options.answers_from).table)
+    return named_others(
+        options.against, lambda name: read_exam_questions(name, options.columns, options.answers_from).table
+    )
 
 
 def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[WriterSettings, dict]:
@@ -142,16 +144,16 @@ def _fill(
     inputs: dict,
 ) -> dict:
     """Write what is missing of the table; return its counts."""
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     done = set(storage.list_names(options.folder))
     written = done | set(storage.list_names(tables.records_path(options.folder, "candidates")))
-    missing = [part for part in parts if tables.part_name(part.number) not in written]
+    missing = [part for part in parts if tables.table_part_name(part.number) not in written]
     _write_candidates(options, writing, missing)
     if not done:
         storage.delete(jsonl_folder(options))  # of a table that this one replaces
         _find_duplicates(options.folder, parts)
         for number, others in enumerate(against):
-            path = tables.part_path(against_folder(options.folder), number)
+            path = tables.table_part_path(against_folder(options.folder), number)
             storage.write_table(path, others.table.replace_schema_metadata(None))
     provenance = {
         "generator": short_model_name(options.model) if options.engine != "openai" else options.model,
@@ -159,7 +161,7 @@ def _fill(
         "template": inputs["template"],
         "licence": options.licence,
     }
-    left = [part.number for part in parts if tables.part_name(part.number) not in done]
+    left = [part.number for part in parts if tables.table_part_name(part.number) not in done]
     _filter(options, FilterSettings(options, provenance), left, bool(against), checker)
     return _sum_counts(options, parts)
 
@@ -174,8 +176,8 @@ def _write_candidates(options: GenerateOptions, writing: WriterSettings, parts: 
         writing = writing._replace(concurrency=concurrency)
     else:
         workers = cluster.num_workers(options, len(parts))
-        pool = cluster.model_pool(options, workers, len(parts), weight_bytes(options.model))
-        writing = writing._replace(device=cluster.device(options), threads=cluster.threads_per_worker(workers))
+        pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(options.model))
+        writing = writing._replace(device=cluster.cluster_device(options), threads=cluster.threads_per_worker(workers))
     rows = cluster.dataset_of_parts([part._asdict() for part in parts])
     rows = rows.map(WriteCandidates, fn_constructor_kwargs={"writing": writing}, **pool)
     total = sum(part.last - part.first for part in parts)
@@ -194,7 +196,9 @@ def _find_duplicates(folder: str, parts: list[Part]) -> None:
     paths = [entries_path(folder, part.number) for part in parts]
     arguments = {"folder": folder, "paths": paths, "removed": np.zeros(0, np.uint64)}
     rows = cluster.dataset_of_parts(ranges)
-    rows = rows.map(write_duplicates, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
+    rows = rows.map(
+        write_part_duplicates, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST
+    )
     for _ in progress.rows_with_progress(rows, "generate", len(ranges), "ranges compared", lambda row: 1):
         pass
 
@@ -215,12 +219,12 @@ def _filter(
         arguments = api_arguments(checker, tables.records_path(options.folder, "checks"), workers)
         filtering = filtering._replace(checker=("api", arguments))
     elif checker:
-        arguments = checker.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
+        arguments = checker.reader_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
         filtering = filtering._replace(checker=("model", arguments))
         weights += weight_bytes(checker.model)
     if compares:
         filtering = filtering._replace(embed=options.embed_arguments(workers))
-    pool = cluster.model_pool(options, workers, len(parts), weights) if weights else server_pool(workers, 1)
+    pool = model_workers.model_pool(options, workers, len(parts), weights) if weights else server_pool(workers, 1)
     rows = cluster.dataset_of_parts(parts).map(FilterPart, fn_constructor_kwargs={"filtering": filtering}, **pool)
     for _ in progress.rows_with_progress(rows, "generate", len(parts), "parts filtered", lambda row: 1):
         pass

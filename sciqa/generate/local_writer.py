@@ -52,7 +52,7 @@ class LocalWriter:
         self.sampling = {"do_sample": draws} | ({"temperature": temperature} if temperature is not None else {})
         self.model, self.tokenizer = load_base(model, "causal", torch_dtype(precision, device), device=device)
         if adapter:
-            self.model = adapters.as_model(adapters.attach(self.model, local_adapter(adapter)))
+            self.model = adapters.as_model(adapters.attach_adapter(self.model, local_adapter(adapter)))
         self.limit = position_limit(self.model, self.model.config.get_text_config())
         self.notes: list[str] = []
 

@@ -40,7 +40,7 @@ class FilterSettings(NamedTuple):
 
 def rejected_path(folder: str, part: int) -> str:
     """Return the path of a part's rejected replies, by the folder of the generated table."""
-    return tables.part_path(tables.records_path(folder, "rejected"), part)
+    return tables.table_part_path(tables.records_path(folder, "rejected"), part)
 
 
 def counts_path(folder: str, part: int) -> str:
@@ -95,7 +95,7 @@ class FilterPart:
         counts |= {"replies": len(rows), "kept": len(kept), "faults": Counter(row["fault"] for row in rejected)}
         storage.write_json(counts_path(options.folder, part), counts)
         table = pa.Table.from_pylist(kept, schema=result_schema(options))
-        storage.write_table(tables.part_path(options.folder, part), table)
+        storage.write_table(tables.table_part_path(options.folder, part), table)
         return {"replies": len(rows), "notes": self.notes}
 
     def _reject_duplicates(self, part: int, rows: list[dict]) -> None:

@@ -12,10 +12,10 @@ from sciqa.models.prompt_template import Prompt
 from sciqa.predict.api_client import (
     FIRST_RETRIES,
     TRIAL,
+    ApiIncompleteReplyError,
+    ApiRefusedError,
     Client,
-    IncompleteReplyError,
-    RefusedError,
-    Server,
+    FoundServer,
     named_server,
     try_forms,
 )
@@ -46,12 +46,12 @@ class ServerWriter:
 
     Args:
         server: the server.
-        extra: fields of every request beside those of `Server.request`, such as the form of its reply.
+        extra: fields of every request beside those of `FoundServer.request`, such as the form of its reply.
         concurrency: requests that are under way at the same time.
         options: seed and temperature.
     """
 
-    def __init__(self, server: Server, extra: dict[str, Any], concurrency: int, options: GenerateOptions) -> None:
+    def __init__(self, server: FoundServer, extra: dict[str, Any], concurrency: int, options: GenerateOptions) -> None:
         self.client, self.extra, self.seed = Client(server), extra, options.seed
         self.temperature = (options.temperature or 1.0) if options.draws else 0.0
         self.pool = ThreadPoolExecutor(concurrency)
@@ -73,7 +73,7 @@ class ServerWriter:
         asked = [self.pool.submit(self._reply, prompt, name, records) for prompt, name in pairs]
         try:
             return [future.result() for future in asked]
-        except IncompleteReplyError as error:
+        except ApiIncompleteReplyError as error:
             raise InputError(str(error)) from error
         finally:  # after an error
             for future in asked:
@@ -88,13 +88,13 @@ class ServerWriter:
             try:
                 reply = self.client.ask(request, f"passage {name.rpartition('-')[0]}")
                 kept = {"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
-            except RefusedError:
+            except ApiRefusedError:
                 kept = {"text": "", "fault": "refused"}
             records.put(key, kept)
         return ModelReply(**{field: kept[field] for field in ModelReply._fields if field in kept})
 
 
-def find_json_server(options: GenerateOptions) -> tuple[Server, dict[str, Any]]:
+def find_json_server(options: GenerateOptions) -> tuple[FoundServer, dict[str, Any]]:
     """Return the server of the options, and the fields by which it constrains replies to the schema, if it can.
 
     It is tried with a few requests of a few tokens.
@@ -108,6 +108,6 @@ def find_json_server(options: GenerateOptions) -> tuple[Server, dict[str, Any]]:
     extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
     try:
         Client(server, FIRST_RETRIES).ask(server.request(TRIAL, 0, 0.0) | extra, "a first question")
-    except (RefusedError, IncompleteReplyError):
+    except (ApiRefusedError, ApiIncompleteReplyError):
         extra = {}
     return replace(server, tokens=options.reply_tokens), extra

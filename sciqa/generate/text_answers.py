@@ -50,7 +50,9 @@ class AnswerInstructions:
         ]
         for each, answer, rouge in zip(scored, answers, rouge_scores(answers, references), strict=True):
             each.update(rouge | text_scores(answer, each["output"]))
-        storage.write_table(tables.part_path(self.folder, part["number"]), pa.Table.from_pylist(scored, schema=SCHEMA))
+        storage.write_table(
+            tables.table_part_path(self.folder, part["number"]), pa.Table.from_pylist(scored, schema=SCHEMA)
+        )
         return {"answers": len(rows), "notes": self.embedder.notes}
 
     def _similarities(self, answers: list[str], references: list[str]) -> list[float]:

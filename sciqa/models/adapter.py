@@ -14,7 +14,7 @@ from sciqa.core.adapter_files import read_trained_record
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
 from sciqa.models.prompt_format import Format, Method
-from sciqa.models.weight_checks import new_weights, settle_tied_weights, shared_weights, some_names
+from sciqa.models.weight_checks import list_weight_names, new_weights, settle_tied_weights, shared_weights
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft
@@ -26,7 +26,7 @@ TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_
 AGAIN = "copy its folder again whole, pass the base model that it was made for, or train it again"
 
 
-def make_trainable(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> PreTrainedModel:
+def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> PreTrainedModel:
     """Prepare a model for training, with an adapter or as a whole; the trained weights are float32.
 
     Args:
@@ -131,7 +131,7 @@ def _new_modules(model: PreTrainedModel, heads: list[str]) -> set[str]:
     return modules
 
 
-def attach(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
+def attach_adapter(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
     """Attach a stored adapter to a model, with all weights frozen.
 
     Raises:
@@ -166,8 +166,8 @@ def _check_adapter(attached: "peft.PeftModel", folder: str, new: frozenset[str])
     # An adapter may also hold weights of the base model, such as an embedding for more tokens.
     unknown = held - expected - attached.state_dict().keys()
     if missing or unknown:
-        problems = [f"no weights there for {some_names(missing)}"] * bool(missing)
-        problems += [f"weights there for what the model has not: {some_names(unknown)}"] * bool(unknown)
+        problems = [f"no weights there for {list_weight_names(missing)}"] * bool(missing)
+        problems += [f"weights there for what the model has not: {list_weight_names(unknown)}"] * bool(unknown)
         raise InputError(f"{folder}: this adapter does not fit the model: {'; '.join(problems)}; {AGAIN}")
 
 
@@ -178,8 +178,8 @@ def _check_shared(wrapped: "peft.PeftModel", source: str) -> None:
     """
     if wrapped.config.is_encoder_decoder and (names := [name for name, _, _ in _adapted_shared(wrapped)]):
         raise InputError(
-            f"{source}: {some_names(names)}: other layers of this model share its weight and would not change with it; "
-            "leave it out of target_modules, modules_to_save and trainable_token_indices, or use --method full"
+            f"{source}: {list_weight_names(names)}: other layers of this model share its weight and would not change "
+            "with it; leave it out of target_modules, modules_to_save and trainable_token_indices, or use --method full"
         )
 
 
@@ -191,8 +191,8 @@ def _check_tied(wrapped: "peft.PeftModel") -> None:
         modules = dict(wrapped.named_modules())
         if names := [name for name, _, _ in _adapted_shared(wrapped) if isinstance(modules[name], LoraLayer)]:
             raise InputError(
-                f"--peft: {some_names(names)}: ensure_weight_tying of products is not trained here; leave it out, and "
-                "head and embedding each have their own, or put the embedding into modules_to_save"
+                f"--peft: {list_weight_names(names)}: ensure_weight_tying of products is not trained here; leave it "
+                "out, and head and embedding each have their own, or put the embedding into modules_to_save"
             )
 
 

@@ -17,7 +17,7 @@ from sciqa.models.packing_check import fastest_packed_layout
 from sciqa.models.prefix_cache import PrefixScorer
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt
-from sciqa.models.scorer import Encoded, check_tokens, common_tokens, divisors
+from sciqa.models.scorer import Encoded, check_option_tokens, common_tokens, score_divisors
 from sciqa.models.text_encoder import TextEncoder
 
 
@@ -44,9 +44,9 @@ class CausalScorer(PrefixScorer):
         if self.style.completion == "reasoned":
             raise InputError("--completion reasoned: this step scores options as they are; leave it out")
         options = options_of(question)
-        check_tokens(question, options, self.text.encode(list(options.values()), start=False))
+        check_option_tokens(question, options, self.text.encode(list(options.values()), start=False))
         encoded = self._cut(question, context, lambda given: self._encode(question, given))
-        check_tokens(question, options, encoded.options)  # one may have no tokens beyond the prompt's
+        check_option_tokens(question, options, encoded.options)  # one may have no tokens beyond the prompt's
         return encoded
 
     def encode_to_write(self, question: dict, context: str, tokens: int) -> Encoded:
@@ -100,7 +100,7 @@ class CausalScorer(PrefixScorer):
     def _continue(self, prompt: str, options: list[str]) -> Encoded:
         literal = [self.text.literal(option) for option in options]
         first, tokens = self.text.continued(prompt, literal, start=bool(self._space))
-        return Encoded(first, tokens, divisors(options, tokens, self.style.normalise))
+        return Encoded(first, tokens, score_divisors(options, tokens, self.style.normalise))
 
     def encode_text(self, prompt: str, options: list[str]) -> Encoded:
         """Tokenise a prompt and its continuations; each of these should begin with the space before it, if any."""

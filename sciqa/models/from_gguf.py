@@ -16,7 +16,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ModelFiles
-from sciqa.models.weight_checks import check_whole, some_names
+from sciqa.models.weight_checks import check_all_weights_read, list_weight_names
 
 #: Metadata without effect on the scores of a transformers model.
 WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "use_parallel_residual", "attention.value_length")
@@ -82,7 +82,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
         for name, value in about.values.items()
         if name not in known and name not in WITHOUT_EFFECT and (value or value is False)
     }:
-        raise about.refuse(f"its metadata say {some_names(unknown)}")
+        raise about.refuse(f"its metadata say {list_weight_names(unknown)}")
     return config
 
 
@@ -195,7 +195,7 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
         ignore_mismatched_sizes=True,
     )
     loaded, found = cast("tuple[PreTrainedModel, dict]", pair)
-    check_whole(str(path), loaded, found)
+    check_all_weights_read(str(path), loaded, found)
     _check_tensors(Metadata(path), loaded)
     # transformers does not save a model that counts as GGUF-quantised, so its weights are copied to a plain one.
     config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
@@ -211,4 +211,4 @@ def _check_tensors(about: Metadata, loaded: PreTrainedModel) -> None:
         return
     read = TENSOR_PROCESSORS.get(about.kind, TensorProcessor)(config=loaded.config.to_dict())
     if unknown := about.tensors - {*ROTATIONS} - get_gguf_hf_weights_map(loaded, read).keys():
-        raise about.refuse(f"it has the tensors {some_names(unknown)}")
+        raise about.refuse(f"it has the tensors {list_weight_names(unknown)}")

@@ -32,7 +32,13 @@ from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.streamed_weights import StreamingSettings, check_streamed
 from sciqa.models.streaming import StreamedScorer
-from sciqa.models.weight_checks import check_whole, is_quantised, new_weights, settle_tied_weights, some_names
+from sciqa.models.weight_checks import (
+    check_all_weights_read,
+    is_quantised,
+    list_weight_names,
+    new_weights,
+    settle_tied_weights,
+)
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
 GGUF_FORMAT = 3
@@ -84,14 +90,14 @@ def load_scorer(
         folder = local_adapter(adapter)
         check_base_model(folder, name)
         tokenizer.chat_template = read_chat_template(folder) or tokenizer.chat_template
-        attached = adapters.attach(model, folder)
+        attached = adapters.attach_adapter(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
         exact = attached.dtype == torch.float32 and not is_quantised(attached) and adapters.is_lora(attached)
         model = adapters.merge_adapter(attached) if exact else adapters.as_model(attached)
     elif new := new_weights(model):
         raise InputError(
-            f"{name}: its files hold no head that scores options ({some_names(new)}); run `sciqa finetune` on it and "
-            "pass what that makes as --adapter, or as --model"
+            f"{name}: its files hold no head that scores options ({list_weight_names(new)}); run `sciqa finetune` on "
+            "it and pass what that makes as --adapter, or as --model"
         )
     style = style or adapters.read_stored_style(folder) or Format()
     return make_scorer(name, family, model, tokenizer, style).eval()
@@ -182,10 +188,12 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
     auto = getattr(transformers, SCORERS[family].auto_class)
     how |= {"trust_remote_code": False, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     try:
-        model, found = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **how)  # `check_whole` names them
+        model, found = auto.from_pretrained(
+            folder, ignore_mismatched_sizes=True, **how
+        )  # `check_all_weights_read` names them
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{name}: not a whole {family} model ({error})") from error
-    model.new_weights = check_whole(name, model, found)
+    model.new_weights = check_all_weights_read(name, model, found)
     settle_tied_weights(model)
     return model
 

@@ -62,7 +62,7 @@ def merge(options: MergeOptions) -> Summary:
             "pass the model that it was made of as --model"
         )
     tokenizer.chat_template = adapter_files.read_chat_template(folder) or tokenizer.chat_template
-    merged = adapter.merge_adapter(adapter.attach(model, folder)).to(getattr(torch, options.precision))
+    merged = adapter.merge_adapter(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
     with tempfile.TemporaryDirectory() as aside:
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

@@ -7,7 +7,7 @@ import torch
 
 from sciqa.exam.questions import options_of
 from sciqa.models.padding import PaddedScorer, padded
-from sciqa.models.scorer import Encoded, check_tokens, too_long
+from sciqa.models.scorer import Encoded, check_option_tokens, too_long_for_scorer
 
 #: The length of padded rows is a multiple of this many tokens, which suits tensor cores.
 PAD_TO_MULTIPLE_OF = 8
@@ -21,12 +21,14 @@ class MultipleChoiceScorer(PaddedScorer):
     def encode(self, question: dict, context: str) -> Encoded:
         """See `Scorer.encode`."""
         options = options_of(question)
-        check_tokens(question, options, self._tokens(list(options.values()), add_special_tokens=False)["input_ids"])
+        check_option_tokens(
+            question, options, self._tokens(list(options.values()), add_special_tokens=False)["input_ids"]
+        )
         asked = [f"{question['prompt']} {option}" for option in options.values()]
         limit = min(self.limit, self.tokenizer.model_max_length)
         alone = self._rows("", asked)
         if (longest := _longest(alone)) > limit:
-            raise too_long(question, longest, limit)
+            raise too_long_for_scorer(question, longest, limit)
         if not context:
             return alone
         both = self._rows(context, asked)

@@ -75,7 +75,7 @@ def fastest_packed_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     try:
         with torch.no_grad():
             probe, weights = _probe(scorer), float32_copies(scorer)
-            with clear_errors(scorer):
+            with clear_packing_errors(scorer):
                 exact, rounding = _alone(scorer, probe, weights)
             if not np.isfinite(exact).all():
                 raise InputError(
@@ -120,7 +120,7 @@ def _quickest(
     for layout in get_args(Layout):
         scorer.batch_layout = BatchLayout(layout)
         try:
-            scores = run_with(scorer, weights, lambda: scorer(probe))
+            scores = run_with_packing(scorer, weights, lambda: scorer(probe))
             difference = np.abs(np.concatenate([score.double().cpu().numpy() for score in scores]) - exact)
         except Exception as error:  # any error means that the model does not support this layout
             said = said or f"{type(error).__name__} in packed rows"
@@ -135,7 +135,7 @@ def _quickest(
 
 
 @contextmanager
-def clear_errors(scorer: Scorer) -> Iterator[None]:
+def clear_packing_errors(scorer: Scorer) -> Iterator[None]:
     """Turn any error of a model that computes single rows, as transformers does, into an `InputError`."""
     try:
         yield
@@ -149,7 +149,7 @@ def clear_errors(scorer: Scorer) -> Iterator[None]:
         ) from error
 
 
-def run_with(scorer: Scorer, weights: dict | None, function: Callable[[], Result]) -> Result:
+def run_with_packing(scorer: Scorer, weights: dict | None, function: Callable[[], Result]) -> Result:
     """Call a function while other weights, if any, replace the scorer's own."""
     if not weights:
         return function()
@@ -223,7 +223,7 @@ def _sequence_score(
 ) -> float:
     """Return an option's log-likelihood in one sequence that ends with the tokens `behind`."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)
-    logits = run_with(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
+    logits = run_with_packing(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
     first = len(question.prompt) - 1
     return logits[first : first + len(option)].log_softmax(-1)[range(len(option)), option].sum().item()
 

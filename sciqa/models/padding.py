@@ -14,7 +14,7 @@ import torch
 
 from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.packing_check import clear_errors, float32_copies, run_with
+from sciqa.models.packing_check import clear_packing_errors, float32_copies, run_with_packing
 from sciqa.models.scorer import Encoded, Scorer
 
 #: Ways to batch rows, fastest first.
@@ -97,9 +97,9 @@ def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) 
 def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> np.ndarray:
     """Return the scores of rows computed alone, the reference for all layouts."""
     name = type(scorer.model).__name__
-    with clear_errors(scorer):
+    with clear_packing_errors(scorer):
         exact = _scores(scorer, probe, weights, "single rows")
-        run_with(scorer, weights, lambda: scorer.check_causal(probe[1]))
+        run_with_packing(scorer, weights, lambda: scorer.check_causal(probe[1]))
     if not np.isfinite(exact).all():
         raise InputError(f"{name}: its scores are not numbers; pass --precision float32, or weights that are whole")
     if np.ptp(exact) < 1e-6:  # MRA's attention gives only zeros without its CUDA kernel
@@ -110,7 +110,7 @@ def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> 
 def _scores(scorer: PaddedScorer, questions: list[Encoded], weights: dict | None, layout: Layout) -> np.ndarray:
     """Return the scores of all options in a layout, question by question."""
     scorer.batch_layout = BatchLayout(layout)
-    return torch.cat(run_with(scorer, weights, lambda: scorer(questions))).double().cpu().numpy()
+    return torch.cat(run_with_packing(scorer, weights, lambda: scorer(questions))).double().cpu().numpy()
 
 
 def _probe(scorer: PaddedScorer) -> list[Encoded]:

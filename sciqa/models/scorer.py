@@ -186,7 +186,7 @@ class Scorer(nn.Module):
         if over(encoded) <= 0:
             return encoded
         if (bare := over(encode(""))) > 0:
-            raise too_long(question, self.limit + bare, self.limit)
+            raise too_long_for_scorer(question, self.limit + bare, self.limit)
         kept = fit_context(context, lambda given: over(encode(given)) <= 0)
         return replace(encode(kept), cut=True, kept=len(kept))
 
@@ -209,7 +209,7 @@ def _longest(text: str, ends: list[int], fits: Callable[[str], bool]) -> str:
     return text[: ends[found - 1]].rstrip() if found else ""
 
 
-def too_long(question: dict, tokens: int, limit: int) -> InputError:
+def too_long_for_scorer(question: dict, tokens: int, limit: int) -> InputError:
     """Return the error for a question that does not fit a model even without context."""
     return InputError(
         f"question {question['id']!r}: {tokens} tokens without any context, the model's limit is {limit}; "
@@ -217,7 +217,7 @@ def too_long(question: dict, tokens: int, limit: int) -> InputError:
     )
 
 
-def check_tokens(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
+def check_option_tokens(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
     """Raise `InputError` for an option without tokens.
 
     Args:
@@ -241,7 +241,7 @@ def common_tokens(rows: list[list[int]]) -> int:
     )
 
 
-def divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
+def score_divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
     """Return the divisor of each option's log-likelihood: its length in tokens or characters, or 1."""
     lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]
     return [float(max(1, length)) for length in lengths]

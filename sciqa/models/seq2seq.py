@@ -13,7 +13,7 @@ from sciqa.models.attention_limits import position_limit
 from sciqa.models.padding import PaddedScorer, padded
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import prompt_text
-from sciqa.models.scorer import Encoded, check_tokens, divisors
+from sciqa.models.scorer import Encoded, check_option_tokens, score_divisors
 
 #: Label that the loss ignores.
 IGNORED = -100
@@ -41,7 +41,9 @@ class Seq2SeqScorer(PaddedScorer):
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         # Marian tokenises the decoder's text differently from the encoder's.
         tokens = self._tokens(text_target=options)
-        check_tokens(question, by_letter, self._tokens(text_target=list(by_letter.values()), add_special_tokens=False))
+        check_option_tokens(
+            question, by_letter, self._tokens(text_target=list(by_letter.values()), add_special_tokens=False)
+        )
         if (longest := max(map(len, tokens))) > self.longest_option:
             raise InputError(
                 f"question {question['id']!r}: an option of {longest} tokens, the model's decoder takes "
@@ -50,7 +52,7 @@ class Seq2SeqScorer(PaddedScorer):
 
         def encode(given: str) -> Encoded:
             prompt = self._tokens(prompt_text(question, given, self.style))
-            return Encoded(prompt, tokens, divisors(options, tokens, self.style.normalise))
+            return Encoded(prompt, tokens, score_divisors(options, tokens, self.style.normalise))
 
         return self._cut(question, context, encode)
 

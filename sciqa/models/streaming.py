@@ -33,7 +33,7 @@ from sciqa.models.streamed_weights import (
     read_ahead,
     stream_buffer_offsets,
 )
-from sciqa.models.weight_checks import CONSTANTS, some_names
+from sciqa.models.weight_checks import CONSTANTS, list_weight_names
 
 #: Names of the weights outside the layers, and the prefix of weights in layers.
 EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."
@@ -115,7 +115,7 @@ class StreamedScorer(CausalScorer):
         if unknown := {key for key in tensors.keys() - used if not CONSTANTS.search(key)}:
             raise InputError(
                 f"{folder}: in its safetensors files weights that a {type(self.model).__name__} with this config.json "
-                f"has not: {some_names(unknown)}; fetch or save it again, with the config.json that belongs to "
+                f"has not: {list_weight_names(unknown)}; fetch or save it again, with the config.json that belongs to "
                 "its weights"
             )
 

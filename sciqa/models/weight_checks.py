@@ -17,7 +17,7 @@ CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mas
 NAMED = 3
 
 
-def check_whole(name: str, model: PreTrainedModel, found: dict) -> frozenset[str]:
+def check_all_weights_read(name: str, model: PreTrainedModel, found: dict) -> frozenset[str]:
     """Check a model's weights against its files, and return the names of new ones: an encoder's untrained head.
 
     A plain encoder has no multiple-choice head, and may lack the pooler before it; loading creates both. Its heads for
@@ -43,7 +43,7 @@ def check_whole(name: str, model: PreTrainedModel, found: dict) -> frozenset[str
         "in its files weights that such a model has not:": unexpected,
         "weights of another shape:": {text for key, text in other.items() if key not in new},
     }
-    if problems := [f"{problem} {some_names(keys)}" for problem, keys in found_wrong.items() if keys]:
+    if problems := [f"{problem} {list_weight_names(keys)}" for problem, keys in found_wrong.items() if keys]:
         hint = _hint(missing, unexpected) or "fetch or save it again, with the config.json that belongs to its weights"
         raise InputError(f"{name}: not a whole {type(model).__name__}; {'; '.join(problems)}; {hint}")
     return frozenset(new)
@@ -59,7 +59,7 @@ def is_quantised(model: nn.Module) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def some_names(names: Iterable[str]) -> str:
+def list_weight_names(names: Iterable[str]) -> str:
     """Return the first few names as text, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""

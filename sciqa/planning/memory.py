@@ -21,7 +21,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import Family, config_files, folder_family
-from sciqa.models.adapter import make_trainable
+from sciqa.models.adapter import add_trainable_adapter
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.load import SCORERS, empty_model
 from sciqa.models.prompt_format import Format, Method
@@ -146,7 +146,7 @@ def build_model_sketch(name: str, method: Method, fields: dict, dtype: torch.dty
         for path, module in base.named_modules()
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(path, kept)
     }
-    model = make_trainable(base, family, method, fields)
+    model = add_trainable_adapter(base, family, method, fields)
     in_4_bits = quantised if method == "qlora" else {}
     stored = [
         StoredParameter(

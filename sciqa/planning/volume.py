@@ -9,8 +9,8 @@ import numpy as np
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import config_files, embedding_dimension, load_tokenizer, read_about
-from sciqa.corpus.articles import find_sources, read_articles, split_sources
-from sciqa.corpus.chunking import Splitter, embedded_text
+from sciqa.corpus.articles import find_article_files, read_articles, split_article_files
+from sciqa.corpus.chunking import ChunkSplitter, embedded_text
 from sciqa.corpus.options import SplitOptions, absolute_sources
 from sciqa.corpus.passages import check_passage_tokens
 from sciqa.retrieval.index_shards import empty_index
@@ -78,14 +78,14 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     if options.articles:
         return Volume(round(options.articles * PASSAGES_PER_ARTICLE), ARTICLE_CHARACTERS, ARTICLE_TOKENS)
     check_passage_tokens(options)
-    parts = split_sources(find_sources(options.corpus), SAMPLED_BYTES)
+    parts = split_article_files(find_article_files(options.corpus), SAMPLED_BYTES)
     chosen = parts[:: math.ceil(len(parts) / SAMPLED_PARTS)] if parts else []
     sections = [section for part in chosen for piece in part for section in read_articles(**piece)]
     if not sections:
         raise InputError(f"{', '.join(options.corpus)}: no article in the parts that were tried; pass --articles")
     cut = sections[:: math.ceil(len(sections) / SAMPLED_SECTIONS)]
     tokenizer = load_tokenizer(options.embedder)
-    splitter = Splitter(tokenizer, options.passage_tokens, options.passage_overlap)
+    splitter = ChunkSplitter(tokenizer, options.passage_tokens, options.passage_overlap)
     passages = [
         (section["title"], section["section"], text)
         for section in cut

@@ -11,7 +11,8 @@ import pyarrow as pa
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.chain_table import write_chain_rows
-from sciqa.exam.metrics import average_precision_at_3, place_of_answer, settle_ties, softmax
+from sciqa.exam.metrics import average_precision_at_3, place_of_answer
+from sciqa.exam.probabilities import settle_ties, softmax
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.contexts import EVIDENCE
@@ -48,7 +49,7 @@ class ScoredAnswer:
     chains: tuple[dict, ...] = ()
 
 
-def tie_same_options(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
+def tie_equal_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
     """Return scores, shape (options,), in which options with equal keys share their largest score.
 
     Options with the same text or tokens are then tied, whatever their positions in a batch.
@@ -76,7 +77,7 @@ def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, 
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
-def read_sources(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
+def read_answer_sources(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
     """Return each question's rows, one from every source table.
 
     Args:
@@ -104,7 +105,7 @@ def write_answers(
         questions: questions of the shard.
         scored: scores of each question.
         by: name of the model or reader that scored them, for messages.
-        found: rows that each question was answered from, as `read_sources` returns them; the evidence for the option
+        found: rows that each question was answered from, as `read_answer_sources` returns them; the evidence for the option
             ranked first is taken from that of contexts.
 
     Raises:
@@ -116,7 +117,7 @@ def write_answers(
             row["evidence"] = every[ord(row["ranking"][0]) - ord("A")]
     if chains := [row for each in scored for row in each.chains]:
         write_chain_rows(folder, part, chains)
-    storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
+    storage.write_table(tables.table_part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
@@ -141,7 +142,7 @@ def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
                 "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
                 "(or bfloat16), for an embedder another --embed-backend"
             )
-    scores = settle_ties(tie_same_options(np.asarray(scored.scores, float), list(options.values())))
+    scores = settle_ties(tie_equal_answers(np.asarray(scored.scores, float), list(options.values())))
     drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
     ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
     row = {
@@ -160,7 +161,7 @@ def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
     return row
 
 
-def has_ties(row: dict) -> bool:
+def has_tied_answers(row: dict) -> bool:
     """Return whether a tie affects the first three ranks of a row."""
     falling = sorted(row["scores"], reverse=True)
     return any(first == second for first, second in pairwise(falling[:4]))

@@ -17,8 +17,8 @@ from sciqa.exam.questions import Exam, options_of, rotate_options
 from sciqa.models.prompt_format import Completion, Format
 from sciqa.models.prompt_template import check_template, template_style
 from sciqa.predict.answers import ScoredAnswer
-from sciqa.predict.api_client import Client, IncompleteReplyError, RefusedError, Server, find_server
-from sciqa.predict.api_letters import letter_prompt, scores_by_tokens
+from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, Client, FoundServer, find_server
+from sciqa.predict.api_letters import letter_prompt, letter_scores_by_tokens
 from sciqa.predict.api_records import RequestRecords, request_key
 from sciqa.predict.chain_options import chain_inputs
 from sciqa.predict.letters import LETTERS_FORMAT, read_letter, scores_by_votes
@@ -45,7 +45,7 @@ class ApiReader:
 
     def __init__(
         self,
-        server: Server,
+        server: FoundServer,
         answers: str,
         rotations: int,
         settings: "DrawSettings",
@@ -86,7 +86,7 @@ class ApiReader:
 
     def _scores(self, records: list[dict], letters: list[str]) -> np.ndarray:
         if self.server.listed:
-            return scores_by_tokens(records[0]["logprobs"], letters)[0]
+            return letter_scores_by_tokens(records[0]["logprobs"], letters)[0]
         return scores_by_votes([record["letter"] for record in records], letters)
 
     def _submit(self, question: dict, context: str, turn: Rotation, sample: int) -> Future:
@@ -101,10 +101,10 @@ class ApiReader:
             return None
         try:
             return self._ask(question, context, by, sample)
-        except RefusedError as error:
+        except ApiRefusedError as error:
             hint = "if the prompt is too long for the model, pass fewer --context-sentences"
             self.error = self.error or InputError(f"{error}; {hint}")
-        except (InputError, IncompleteReplyError) as error:
+        except (InputError, ApiIncompleteReplyError) as error:
             self.error = self.error or InputError(str(error))
         except Exception as error:
             self.error = self.error or error
@@ -122,7 +122,7 @@ class ApiReader:
         reply = self.client.ask(request, f"question {question['id']!r}")
         options = options_of(rotated)
         if self.server.listed:
-            letter = scores_by_tokens(reply.logprobs, list(options))[1]
+            letter = letter_scores_by_tokens(reply.logprobs, list(options))[1]
         else:
             letter = read_letter(reply.text, options)
         record = {"id": question["id"], "rotation": by, "sample": sample, "letter": letter} | vars(reply)

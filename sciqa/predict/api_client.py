@@ -37,12 +37,12 @@ TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
 VERSION = r"[-@](\d{4}|\d{4}-?\d{2}-?\d{2})|@main|:latest"
 
 
-class IncompleteReplyError(Exception):
+class ApiIncompleteReplyError(Exception):
     """An answer that lacks a part, or has one that is no number."""
 
 
 @dataclass(frozen=True)
-class Server:
+class FoundServer:
     """A server and how it is asked; without its key.
 
     Attributes:
@@ -87,7 +87,7 @@ class Server:
 
 
 @dataclass
-class Reply:
+class ApiReply:
     """An answer of a server.
 
     Attributes:
@@ -113,7 +113,7 @@ class Client:
         retries: times that a request is sent again.
     """
 
-    def __init__(self, server: Server, retries: int = RETRIES) -> None:
+    def __init__(self, server: FoundServer, retries: int = RETRIES) -> None:
         self.server, self.retries = server, retries
         self.key = read_key(server)
 
@@ -125,8 +125,8 @@ class Client:
         url, timeout = self.server.url, self.server.timeout
         return OpenAI(api_key=self.key or "none", base_url=url, timeout=timeout, max_retries=self.retries)
 
-    def ask(self, request: dict[str, Any], what: str) -> Reply:
-        """Return the answer to a request of `Server.request`.
+    def ask(self, request: dict[str, Any], what: str) -> ApiReply:
+        """Return the answer to a request of `FoundServer.request`.
 
         Args:
             request: body of the request.
@@ -145,12 +145,14 @@ class Client:
                 spent[0] += getattr(usage, "prompt_tokens", None) or 0
                 spent[1] += getattr(usage, "completion_tokens", None) or 0
                 reply = read_reply(answered, self.server)
-            except (IncompleteReplyError, ValueError) as error:  # ValueError: not JSON
-                lacks = str(error) if isinstance(error, IncompleteReplyError) else "is not JSON, or only half of it"
+            except (ApiIncompleteReplyError, ValueError) as error:  # ValueError: not JSON
+                lacks = str(error) if isinstance(error, ApiIncompleteReplyError) else "is not JSON, or only half of it"
                 continue
             self._check_model(answered.model)
             return replace(reply, text=self._without_key(reply.text), tokens_in=spent[0], tokens_out=spent[1])
-        raise IncompleteReplyError(f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row")
+        raise ApiIncompleteReplyError(
+            f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row"
+        )
 
     def _send(self, request: dict[str, Any], what: str) -> Any:  # noqa: ANN401 (of either endpoint, or no such object)
         with self.short_errors(what):
@@ -178,7 +180,7 @@ class Client:
         if status == 404:
             return InputError(f"--model {model}: not found at {url} (status 404){self._list_models()}")
         if status is not None and status < 500 and status not in (408, 409, 429):
-            return RefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
+            return ApiRefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
         return InputError(
             f"{url}: no answer ({self._reason(error, status)}) after {self.retries} repeats; when the server answers "
             "again, run the same command: what has been answered is kept"
@@ -238,11 +240,11 @@ class Client:
         )
 
 
-class RefusedError(InputError):
+class ApiRefusedError(InputError):
     """A request that the server refuses as it is, such as one for log-probabilities that it does not give."""
 
 
-def read_key(server: Server) -> str:
+def read_key(server: FoundServer) -> str:
     """Return the key in this process's environment, empty if there is none.
 
     Raises:
@@ -259,22 +261,22 @@ def read_key(server: Server) -> str:
     return key
 
 
-def read_reply(answered: Any, server: Server) -> Reply:  # noqa: ANN401 (whatever a server sent)
-    """Return the answer in a response, or raise `IncompleteReplyError` if it lacks a part that was asked for."""
+def read_reply(answered: Any, server: FoundServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
+    """Return the answer in a response, or raise `ApiIncompleteReplyError` if it lacks a part that was asked for."""
     choices = getattr(answered, "choices", None)
     if not choices:
-        raise IncompleteReplyError("has no choices")
+        raise ApiIncompleteReplyError("has no choices")
     first = choices[0]
     if server.chat:
         message = getattr(first, "message", None)
         text = getattr(message, "content", None)
         refused = getattr(message, "refusal", None) or getattr(first, "finish_reason", None) == "content_filter"
         if not isinstance(text, str) and not (refused or getattr(first, "finish_reason", None) == "length"):
-            raise IncompleteReplyError("has no text")
+            raise ApiIncompleteReplyError("has no text")
     elif not isinstance(text := getattr(first, "text", None), str):
-        raise IncompleteReplyError("has no text")
+        raise ApiIncompleteReplyError("has no text")
     finished = bool(server.listed) or getattr(first, "finish_reason", None) != "length"
-    return Reply(text or "", _first_tokens(first, server.chat) if server.listed else {}, finished=finished)
+    return ApiReply(text or "", _first_tokens(first, server.chat) if server.listed else {}, finished=finished)
 
 
 def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
@@ -287,14 +289,14 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
     except (AttributeError, IndexError, TypeError):
         listed = []
     if not listed:
-        raise IncompleteReplyError("has no log-probabilities")
+        raise ApiIncompleteReplyError("has no log-probabilities")
     for token, logprob in listed:
         if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:  # NaN too
-            raise IncompleteReplyError(f"has {logprob!r:.40} as a log-probability")
+            raise ApiIncompleteReplyError(f"has {logprob!r:.40} as a log-probability")
     return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
 
 
-def find_server(options: "PredictOptions") -> Server:
+def find_server(options: "PredictOptions") -> FoundServer:
     """Return the server of the options, with the form of request that it takes, found by a trial question.
 
     It is tried once per process, with one to four requests of a few tokens.
@@ -309,7 +311,7 @@ def find_server(options: "PredictOptions") -> Server:
     return try_forms(server, options.logprobs and not options.is_reasoned)
 
 
-def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> Server:
+def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> FoundServer:
     """Return the server of the options, untried.
 
     Args:
@@ -319,11 +321,11 @@ def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) ->
         tokens: most tokens of an answer.
     """
     key = bool(os.environ.get(options.api_key_env, "").strip())
-    return Server(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
+    return FoundServer(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
 
 
 @cache
-def try_forms(server: Server, logprobs: bool) -> Server:
+def try_forms(server: FoundServer, logprobs: bool) -> FoundServer:
     """Return a server with the form of request that it takes; see `find_server`.
 
     Args:
@@ -339,8 +341,8 @@ def try_forms(server: Server, logprobs: bool) -> Server:
             continue
         try:
             Client(form, FIRST_RETRIES).ask(form.request(TRIAL, 0, 0.0), "a first question")
-        except (RefusedError, IncompleteReplyError) as error:
-            refusal, gives_none = str(error), isinstance(error, IncompleteReplyError)
+        except (ApiRefusedError, ApiIncompleteReplyError) as error:
+            refusal, gives_none = str(error), isinstance(error, ApiIncompleteReplyError)
         else:
             return form
     raise InputError(refusal)

@@ -45,7 +45,7 @@ def token_letter(token: str) -> str | None:
     return found[1] if found else None
 
 
-def scores_by_tokens(listed: Mapping[str, float], letters: Sequence[str]) -> tuple[np.ndarray, str | None]:
+def letter_scores_by_tokens(listed: Mapping[str, float], letters: Sequence[str]) -> tuple[np.ndarray, str | None]:
     """Return the score of each letter, shape (letters,), and the likeliest listed letter, or None if none is listed.
 
     A letter's score is the logarithm of the sum of the probabilities of its tokens ("A", " A", "A."). A letter that is

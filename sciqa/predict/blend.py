@@ -13,14 +13,15 @@ import numpy as np
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.exam.metrics import log_softmax, score, scores_of, settle_ties, softmax
+from sciqa.exam.metrics import score_metrics, scores_of
+from sciqa.exam.probabilities import log_softmax, settle_ties, softmax
 
 #: Number of folds in cross-validation.
 FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Fit:
+class BlendFit:
     """Fitted weights of a blend and their cross-validated metrics.
 
     Attributes:
@@ -46,7 +47,7 @@ class Fit:
         return said.replace("map_at_3", "MAP@3").replace("_", " ")
 
 
-def fit_blend(folders: dict[str, str]) -> Fit:
+def fit_blend(folders: dict[str, str]) -> BlendFit:
     """Return the weights that `pool_weights` fits to several readers' answers to the same questions.
 
     Args:
@@ -72,7 +73,7 @@ def fit_blend(folders: dict[str, str]) -> Fit:
     even = [each.mean(axis=0) for each in logs]
     figures = _figures(blended, golds)
     weights = pool_weights(logs, golds).round(4).tolist()
-    return Fit(dict(zip(folders, weights, strict=True)), len(golds), **figures, even=_figures(even, golds))
+    return BlendFit(dict(zip(folders, weights, strict=True)), len(golds), **figures, even=_figures(even, golds))
 
 
 def pooled_scores(rows: tuple[dict, ...], tables: list[str], question: dict | None = None) -> np.ndarray:
@@ -149,5 +150,5 @@ def _figures(scores: list[np.ndarray], golds: np.ndarray) -> dict[str, float]:
         {"scores": settle_ties(each), "probabilities": softmax(each), "answer": ascii_uppercase[gold]}
         for each, gold in zip(scores, golds, strict=True)
     ]
-    figures = score(rows) or {}
+    figures = score_metrics(rows) or {}
     return {name: value for name in FITTED if (value := figures[name]) is not None}

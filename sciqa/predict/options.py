@@ -85,7 +85,7 @@ class ShotOptions(EmbedOptions):
         }
 
 
-def read_like_exam(options: ExamOptions, path: str, contexts: bool) -> list[dict]:
+def read_shots_like_exam(options: ExamOptions, path: str, contexts: bool) -> list[dict]:
     """Return the questions of a split or file that has the form of the exam.
 
     Args:
@@ -229,7 +229,7 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""
-        return read_like_exam(self, self.shots_from, self.has_context)
+        return read_shots_like_exam(self, self.shots_from, self.has_context)
 
     @property
     def streams(self) -> bool:

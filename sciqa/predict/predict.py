@@ -9,21 +9,21 @@ from itertools import chain
 import numpy as np
 import ray
 
-from sciqa.core import adapter_files, cluster, progress, storage, tables, worker_loss
+from sciqa.core import adapter_files, cluster, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, has_trained_head, model_family, read_about, weight_bytes
+from sciqa.core.model_workers import map_arguments
 from sciqa.core.options import Summary
-from sciqa.core.worker_reuse import map_arguments
 from sciqa.exam.baselines import BASELINES, answer_counts
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.questions import Exam, open_exam
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import check_template
 from sciqa.models.streamed_weights import StreamingSettings, check_streamed, streamed_bytes
-from sciqa.predict.answers import ANSWERS_FORMAT, open_answers, read_sources, write_answers
+from sciqa.predict.answers import ANSWERS_FORMAT, open_answers, read_answer_sources, write_answers
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_pool, api_workers, check_api
 from sciqa.predict.api_records import usage_summary
 from sciqa.predict.baselines import BaselineReader
@@ -78,8 +78,8 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
         return tables.read_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
-    missing = [part for part in range(exam.shards) if tables.part_name(part) not in begun.names]
-    cluster.connect(options)
+    missing = [part for part in range(exam.shards) if tables.table_part_name(part) not in begun.names]
+    cluster.connect_cluster(options)
     with report_passes("predict") if options.streams else nullcontext() as say:
         work = _work(options, exam, missing, say)
         list(_answer_all(exam, options, folder, work))
@@ -215,7 +215,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         workers = api_workers(options, len(parts))
         arguments = api_arguments(options, answers_path(options.output, options.name), workers)
         return _cascading(options, exam, Work(parts, workers, "api", arguments, options.model, sources))
-    arguments = options.reader_arguments(cluster.device(options), cluster.threads_per_worker(workers))
+    arguments = options.reader_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = StreamingSettings(options.stream_memory, say)
         weights = streamed_bytes(options.model) + options.stream_memory
@@ -289,7 +289,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) ->
     elif options.in_api:
         rows = parts.map(AnswerShard, fn_constructor_kwargs=arguments, **api_pool(options, exam, work.workers))
     else:
-        pool = cluster.model_pool(options, work.workers, len(work.parts), work.weights)
+        pool = model_workers.model_pool(options, work.workers, len(work.parts), work.weights)
         if options.in_vllm:
             requests = answer_vllm_requests(parts, exam, options, work, pool)
             rows = VllmShards(requests, exam, folder, work.by, work.sources)
@@ -311,7 +311,7 @@ class AnswerShard:
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
         firsts = map(self.exam.first, parts)
-        found = [read_sources(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
+        found = [read_answer_sources(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
         scored = iter(self.reader.score(questions, list(chain(*found))))
         for part, shard, rows in zip(parts, shards, found, strict=True):
             write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by, rows)

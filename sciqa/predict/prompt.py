@@ -11,7 +11,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
 from sciqa.predict.chain_options import MaxTokensOptions
-from sciqa.predict.options import ReaderModelOptions, read_like_exam
+from sciqa.predict.options import ReaderModelOptions, read_shots_like_exam
 from sciqa.predict.predict import check_reader
 from sciqa.retrieval.contexts import context_text, open_contexts
 from sciqa.retrieval.options import ContextsFolderOptions
@@ -41,7 +41,7 @@ class PromptOptions(MaxTokensOptions, ReaderModelOptions, ContextsFolderOptions,
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""
-        return read_like_exam(self, self.shots_from, not self.closed_book)
+        return read_shots_like_exam(self, self.shots_from, not self.closed_book)
 
 
 def show_prompts(options: PromptOptions) -> Summary:

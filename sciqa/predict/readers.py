@@ -9,11 +9,12 @@ import numpy as np
 
 from sciqa.core.model_files import load_tokenizer, max_sequence_length
 from sciqa.corpus.chunking import embedded_text
-from sciqa.exam.metrics import NOISE, scores_of, settle_ties
+from sciqa.exam.metrics import scores_of
+from sciqa.exam.probabilities import NOISE, settle_ties
 from sciqa.exam.questions import options_of, rotate_options
 from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
-from sciqa.predict.answers import ScoredAnswer, tie_same_options
+from sciqa.predict.answers import ScoredAnswer, tie_equal_answers
 from sciqa.predict.api import ApiReader
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import log_linear_pool, pooled_scores
@@ -72,7 +73,7 @@ class ModelReader:
         cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
         read = mean_over_rotations(turns, scores, cut)
         return [
-            replace(each, scores=tie_same_options(each.scores, self._tokens(question)))
+            replace(each, scores=tie_equal_answers(each.scores, self._tokens(question)))
             for question, each in zip(questions, read, strict=True)
         ]
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 
 from sciqa.core.errors import InputError
-from sciqa.exam.metrics import NOISE, settle_ties, softmax
+from sciqa.exam.probabilities import NOISE, settle_ties, softmax
 from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_letters, write_chains

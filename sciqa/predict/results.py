@@ -8,10 +8,10 @@ import ray
 
 from sciqa.core import cluster, storage
 from sciqa.exam.chain_table import USAGE, chain_usage
-from sciqa.exam.metrics import score
+from sciqa.exam.metrics import score_metrics
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.predict.answers import has_ties
+from sciqa.predict.answers import has_tied_answers
 from sciqa.predict.api_records import collect_records, sum_usage, token_cost
 from sciqa.predict.options import PredictOptions
 
@@ -70,9 +70,9 @@ def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[
     asked = collect_records(folder) or chain_usage(folder)
     answers = [row | asked.get(row["id"], {}) for row in table.to_pylist()]
     slices = _slices(exam, answers)
-    scored = {name: score(rows) for name, rows in slices.items()}
+    scored = {name: score_metrics(rows) for name, rows in slices.items()}
     rows = [{"slice": name} | figures | sum_usage(slices[name]) for name, figures in scored.items() if figures]
-    counts = {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_ties, answers))}
+    counts = {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_tied_answers, answers))}
     return rows, counts | sum_usage(answers)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sciqa.exam.metrics import NOISE, log_softmax, settle_ties
+from sciqa.exam.probabilities import NOISE, log_softmax, settle_ties
 from sciqa.exam.questions import options_of
 from sciqa.predict.answers import ScoredAnswer
 

@@ -22,7 +22,7 @@ from sciqa.core.extras import require
 from sciqa.core.model_files import find_model, model_family
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import Exam
-from sciqa.predict.answers import ScoredAnswer, read_sources, write_answers
+from sciqa.predict.answers import ScoredAnswer, read_answer_sources, write_answers
 from sciqa.predict.rotations import Rotation, mean_over_rotations
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def check_vllm(options: "PredictOptions") -> None:
         raise InputError(f"--engine vllm: {model} is a GGUF file; pass a --model in safetensors, or --engine torch")
     if (family := model_family(model)) != "causal":
         raise InputError(f"--engine vllm: scores with causal models; {model} is {family}, pass --engine torch for it")
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     from vllm.platforms import current_platform
 
     if cluster.uses_gpu(options) == current_platform.is_cpu():
@@ -84,11 +84,11 @@ def vllm_requests(question: "Encoded") -> list[dict]:
     ]
 
 
-def add_option_scores(row: dict) -> dict:
+def add_vllm_option_scores(row: dict) -> dict:
     """Return an answered request with its contribution to every option's score, shape (options,), as `scores`.
 
     Args:
-        row: row of `vllm_requests` and `EncodeShard`, with vLLM's `logprobs`: the log-likelihoods of tokens at the
+        row: row of `vllm_requests` and `EncodeVllmShard`, with vLLM's `logprobs`: the log-likelihoods of tokens at the
             one generated position.
     """
     (logprobs,) = row["logprobs"]
@@ -99,7 +99,7 @@ def add_option_scores(row: dict) -> dict:
     return {name: row[name] for name in ("part", "request", "requests", "question", "by", "cut")} | {"scores": scores}
 
 
-class EncodeShard:
+class EncodeVllmShard:
     """Ray Data worker that turns shards of questions into requests; it holds a tokenizer and no weights.
 
     Args:
@@ -132,7 +132,7 @@ class EncodeShard:
         from sciqa.predict.readers import encode_rotations
 
         questions = self.exam.read_shard(row["part"])
-        found = read_sources(self.sources, questions, self.exam.first(row["part"]))
+        found = read_answer_sources(self.sources, questions, self.exam.first(row["part"]))
         turns, encoded = encode_rotations(self.scorer, questions, found, self.rotations, self.chooser)
         requests = [
             {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request
@@ -143,7 +143,7 @@ class EncodeShard:
 
 
 def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
-    """Send the requests of all questions in some shards to vLLM and return the rows of `add_option_scores`.
+    """Send the requests of all questions in some shards to vLLM and return the rows of `add_vllm_option_scores`.
 
     Args:
         parts: rows with the numbers of the shards.
@@ -180,12 +180,12 @@ def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", 
     few = {"num_cpus": cluster.TASK_CPUS}
     quiet("ray")  # importing ray.data.llm resets the log level
     processor = build_processor(
-        config, postprocess=add_option_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few
+        config, postprocess=add_vllm_option_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few
     )
     encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
     encoder["shots"] = options.shots_arguments("cpu", 1)
     requests = parts.flat_map(
-        EncodeShard,
+        EncodeVllmShard,
         fn_constructor_kwargs={"exam": exam, "sources": work.sources} | encoder,
         compute=ActorPoolStrategy(min_size=1, max_size=work.workers),
         **few,
@@ -200,7 +200,7 @@ class VllmShards:
     Memory holds only the answered requests of unfinished shards.
 
     Attributes:
-        answered: rows of `add_option_scores` in any order; after the loss of a worker some may appear twice.
+        answered: rows of `add_vllm_option_scores` in any order; after the loss of a worker some may appear twice.
         exam: the questions.
         folder: folder of the answers table.
         model: name of the model, for messages.
@@ -235,7 +235,7 @@ class VllmShards:
 def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str, sources: tuple[QuestionTable, ...]) -> dict:
     part = answered[0]["part"]
     questions = exam.read_shard(part)
-    found = read_sources(sources, questions, exam.first(part))
+    found = read_answer_sources(sources, questions, exam.first(part))
     write_answers(folder, part, questions, scored_vllm_rotations(answered), model, found)
     return {"part": part, "questions": len(questions)}
 

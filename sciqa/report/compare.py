@@ -14,7 +14,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary, WriteOptions
-from sciqa.exam.metrics import holm, score, scores_of, sign_flip_p_value
+from sciqa.exam.metrics import holm, score_metrics, scores_of, sign_flip_p_value
 from sciqa.models.prompt_template import built_in_template, shipped_template_names
 from sciqa.report.page import render_page
 from sciqa.report.report import flat_inputs, paired_gains
@@ -97,7 +97,7 @@ def compare_readers(options: CompareOptions) -> Summary:
         tables.begin_table(folder, inputs, overwrite=options.overwrite)
         rows, same = comparison_rows(readers, options.baseline)
         written = [row | {"options": list(row["options"].items())} for row in rows]
-        storage.write_table(tables.part_path(folder, 0), pa.Table.from_pylist(written, schema=SCHEMA))
+        storage.write_table(tables.table_part_path(folder, 0), pa.Table.from_pylist(written, schema=SCHEMA))
         note = comparisons_note(rows, options.baseline)
         page = render_page("compare.html.j2", title="comparison of readers", rows=rows, same=same, note=note)
         storage.write_bytes(storage.join(options.output, "comparison.html"), page)
@@ -205,7 +205,9 @@ def comparison_rows(
         Rows as in `SCHEMA`, best MAP@3 first, then best accuracy, then by label, with `options` by name; and names and
         values of the common options.
     """
-    figures: dict[str, dict[str, Any]] = {label: score(reader.answers) or {} for label, reader in readers.items()}
+    figures: dict[str, dict[str, Any]] = {
+        label: score_metrics(reader.answers) or {} for label, reader in readers.items()
+    }
     order = sorted(readers, key=lambda label: (-figures[label]["map_at_3"], -figures[label]["accuracy"], label))
     reference = baseline or order[0]
     others = [label for label in order if label != reference]

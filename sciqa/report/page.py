@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from sciqa import __version__
-from sciqa.report.texts import formulas_as_html
+from sciqa.report.texts import report_formulas_as_html
 
 
 def render_page(template: str, **values: object) -> bytes:
@@ -18,6 +18,6 @@ def render_page(template: str, **values: object) -> bytes:
     environment = Environment(
         loader=PackageLoader("sciqa.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
-    environment.filters["readable"] = formulas_as_html
+    environment.filters["readable"] = report_formulas_as_html
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return environment.get_template(template).render(made=made, version=__version__, **values).encode()

@@ -35,7 +35,7 @@ class AnswerExplanation(NamedTuple):
     marks: bool = False
 
 
-class Contexts(NamedTuple):
+class ReportedContexts(NamedTuple):
     """The contexts that a page shows.
 
     Attributes:
@@ -47,7 +47,7 @@ class Contexts(NamedTuple):
     inputs: dict
 
 
-def listed_questions(
+def report_questions(
     output: str, exam: Exam, readers: dict[str, dict], shown: str, most: int
 ) -> tuple[list[dict], dict[str, dict]]:
     """Return the questions that a page lists, and each reader's answers to them.
@@ -98,7 +98,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= CHAIN_CHARACTERS else f"{text[:half]}\n[…]\n{text[-half:]}"
 
 
-def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
+def _contexts(output: str, exam: Exam, reader: dict) -> ReportedContexts | None:
     """Return the contexts that a reader read, else those of the run, or None if neither exists for this exam."""
     own = reader["metrics"][0]["contexts"] if reader["metrics"] else None
     for folder in filter(None, (own, storage.join(output, "contexts"))):
@@ -106,11 +106,11 @@ def _contexts(output: str, exam: Exam, reader: dict) -> Contexts | None:
         with suppress(InputError):  # a reader's own folder may be unreachable from here
             there = tables.is_finished_table(folder)
         if there and (manifest := tables.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
-            return Contexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
+            return ReportedContexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
     return None
 
 
-def _question(question: dict, found: dict, contexts: Contexts | None) -> dict:
+def _question(question: dict, found: dict, contexts: ReportedContexts | None) -> dict:
     """Return a question with its passages; those that may be in the context are split into read and unread parts."""
     passages, given = found["passages"] or [], question.get("context")
     most = contexts.inputs.get("context_passages", 1) if contexts else 0
@@ -135,7 +135,7 @@ def _share(parts: list[tuple[str, bool]]) -> str:
     return "read" if read and all(read) else "read in part" if any(read) else "found, not read"
 
 
-def _answers(name: str, readers: dict[str, dict], contexts: Contexts | None, most: int) -> dict:
+def _answers(name: str, readers: dict[str, dict], contexts: ReportedContexts | None, most: int) -> dict:
     ways = _ways(name, readers, contexts)
     numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
     rows = []
@@ -154,7 +154,7 @@ def _evidence(row: dict) -> list[str] | None:
     return [text[:start], text[start:end], text[end:], found["title"]]
 
 
-def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> list[AnswerExplanation]:
+def _ways(name: str, readers: dict[str, dict], contexts: ReportedContexts | None) -> list[AnswerExplanation]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     own = _way(inputs, contexts)
@@ -174,7 +174,7 @@ def _ways(name: str, readers: dict[str, dict], contexts: Contexts | None) -> lis
     ]
 
 
-def _way(inputs: dict, contexts: Contexts | None) -> AnswerExplanation:
+def _way(inputs: dict, contexts: ReportedContexts | None) -> AnswerExplanation:
     if "answers" in inputs:
         return AnswerExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
     if (baseline := inputs.get("baseline")) in SHALLOW:

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from sciqa.audit.contamination import contamination_mark, contamination_summary, read_audit, slice_scores
+from sciqa.audit.contamination import contamination_mark, contamination_slice_scores, contamination_summary, read_audit
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions, Summary
@@ -16,7 +16,7 @@ from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.page import render_page
-from sciqa.report.questions import listed_chains, listed_questions
+from sciqa.report.questions import listed_chains, report_questions
 
 #: Keys of a question that the page's script reads.
 ASKED = ("id", "prompt", "answer", "slices", "contamination")
@@ -50,7 +50,7 @@ def report(options: ReportOptions) -> Summary:
         raise InputError(f"{options.output}: no answers to the exam {exam.name}; run `sciqa predict` first")
     check_show(options.show, readers)
     shown = options.show or next(iter(readers))
-    questions, answers = listed_questions(options.output, exam, readers, shown, options.report_questions)
+    questions, answers = report_questions(options.output, exam, readers, shown, options.report_questions)
     chains = listed_chains(options.output, readers, len(questions))
     audited = read_audit(options.output, exam)
     for number, question in enumerate(questions):
@@ -117,7 +117,10 @@ def _contamination(audited: tuple[list[dict], dict] | None, readers: dict[str, d
         return None
     rows, inputs = audited
     asked = {name: inputs[name] for name in ("ngram", "similarity", "share")}
-    return asked | {"said": contamination_summary(rows, inputs), "rows": slice_scores(rows, inputs, readers)}
+    return asked | {
+        "said": contamination_summary(rows, inputs),
+        "rows": contamination_slice_scores(rows, inputs, readers),
+    }
 
 
 def _figures(reader: dict) -> dict:

@@ -18,7 +18,7 @@ SIGN = re.compile(r"[\\^_{}=<>]")
 WORD = re.compile(r"[^\W\d_]{2,}")
 
 
-def formulas_as_html(text: str) -> Markup:
+def report_formulas_as_html(text: str) -> Markup:
     """Return a text as HTML with formulas in one-line form, each with its TeX source as title."""
     parts, at = [], 0
     for found in FORMULA.finditer(text):

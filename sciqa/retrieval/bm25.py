@@ -17,7 +17,7 @@ TERM = r"(?u)\b\w+\b"
 RAISED = re.compile(r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹¼-¾⅐-⅞])")
 
 
-def split_terms(texts: list[str]) -> list[list[str]]:
+def split_bm25_terms(texts: list[str]) -> list[list[str]]:
     """Return the terms of each text; Unicode-compatible texts (NFKC) give the same terms: H₂SO₄ and H2SO4."""
     stemmer = Stemmer.Stemmer("english")
     texts = [text if text.isascii() else _folded(text) for text in texts]
@@ -28,17 +28,17 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", RAISED.sub(" ", text.replace("\xad", "")))
 
 
-def write_words(folder: Path, texts: list[str]) -> None:
+def write_bm25(folder: Path, texts: list[str]) -> None:
     """Write the BM25 index of a shard's texts into a folder."""
-    terms = split_terms(texts)
+    terms = split_bm25_terms(texts)
     numbers = {term: number for number, term in enumerate(sorted({term for text in terms for term in text}))}
     index = bm25s.BM25()
     index.index(([[numbers[term] for term in text] for text in terms], numbers), show_progress=False)
     index.save(folder, show_progress=False)
 
 
-class WordIndex:
-    """A shard's BM25 index; its postings are memory-mapped from the folder that `write_words` wrote."""
+class Bm25Index:
+    """A shard's BM25 index; its postings are memory-mapped from the folder that `write_bm25` wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.index = bm25s.BM25.load(folder, mmap=True, show_progress=False)

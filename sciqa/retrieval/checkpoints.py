@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model, read_about, read_embedder_modules
-from sciqa.models.weight_checks import some_names
+from sciqa.models.weight_checks import list_weight_names
 
 if TYPE_CHECKING:
     import torch
@@ -153,8 +153,8 @@ def _differences(module: "Transformer", folder: Path) -> list[str]:
         for key in found["unexpected_keys"]
         if key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in parts and not CONSTANTS.search(key)
     }
-    told = [f"no weights in its files for {some_names(missing)}"] * bool(missing)
-    told += [f"in its files weights that its configuration has no layers for: {some_names(more)}"] * bool(more)
+    told = [f"no weights in its files for {list_weight_names(missing)}"] * bool(missing)
+    told += [f"in its files weights that its configuration has no layers for: {list_weight_names(more)}"] * bool(more)
     return [f"{type(model).__name__}: {text}" for text in told]
 
 

@@ -19,7 +19,7 @@ from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import check_embedder, check_index, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
 from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
-from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedder
+from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker
 from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
@@ -72,7 +72,7 @@ def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool)
             given = _give_contexts(options, exam, folder)
         made = f"{given:,} questions have contexts of their own, nothing is looked up"
         return Summary("retrieve", folder, made, time.monotonic() - started)
-    check_finding(options)
+    check_find_contexts(options)
     index = read_index_manifest(options.index)
     inputs = {
         "format": CONTEXTS_FORMAT,
@@ -103,7 +103,7 @@ def _give_contexts(options: FindOptions, exam: Exam, folder: str) -> int:
         if begun.whole:
             continue
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
-        storage.write_table(tables.part_path(folder, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
+        storage.write_table(tables.table_part_path(folder, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
     if not begun.whole:
         tables.finish_table(folder, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
@@ -123,7 +123,7 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
         return tables.read_manifest(folder, "retrieve"), True
     exam = _write_exam(options, exam, begun.rows)
     table = QuestionTable(folder, exam.shard_questions)
-    finished = [part for part in range(exam.shards) if tables.part_name(part) in begun.names]
+    finished = [part for part in range(exam.shards) if tables.table_part_name(part) in begun.names]
     rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
     missing = sorted(set(range(exam.shards)) - set(finished))
     more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
@@ -160,7 +160,7 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
-def check_finding(options: SearchOptions, replaced: bool = False) -> None:
+def check_find_contexts(options: SearchOptions, replaced: bool = False) -> None:
     """Raise `InputError` if the index was built or begun with another model, or `--rerank` names no model for it.
 
     Args:
@@ -199,7 +199,7 @@ class FindContexts(QueryRanker):
         super().__init__(exam, options, index, embed)
         self.context, self.folder, self.evidence = context, folder, evidence
         self.judge: Reranker | QueryRanker | None = None
-        if options.rerank and is_embedder(options.rerank):
+        if options.rerank and is_embedding_reranker(options.rerank):
             own = replace(options, embedder=options.rerank, query_prefix=None, passage_prefix=None)
             self.judge = QueryRanker(None, own, index, embed | {"model": options.rerank})
         elif options.rerank:
@@ -216,7 +216,7 @@ class FindContexts(QueryRanker):
             for context, evidence in zip(contexts, find_evidence(questions, read, self.embed), strict=True):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
-        storage.write_table(tables.part_path(self.folder, row["part"]), table)
+        storage.write_table(tables.table_part_path(self.folder, row["part"]), table)
         notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, QueryRanker) else [])
         return _count(questions, contexts) | {"notes": notes}
 

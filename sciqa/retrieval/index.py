@@ -4,12 +4,12 @@ import time
 from dataclasses import replace
 
 from sciqa import __version__
-from sciqa.core import cluster, progress, storage, tables, worker_loss
+from sciqa.core import cluster, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import embedding_dimension, find_model, weight_bytes
+from sciqa.core.model_workers import map_arguments
 from sciqa.core.options import Summary
-from sciqa.core.worker_reuse import map_arguments
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_shards import EmbedShard, empty_index, shard_key, train_index, write_index
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
@@ -48,7 +48,7 @@ def build_index(options: IndexOptions) -> Summary:
             storage.delete(storage.join(options.index, MANIFEST))
             about = {"model": options.embedder, **built_of, **embedding}
             storage.write_json(storage.join(options.index, "model.json"), about)
-            cluster.connect(options)
+            cluster.connect_cluster(options)
             _embed([shard for shard in missing if not embedded[shard["name"]]], options, embedding)
             trained = trained or train_factory(options, shards, building)
             for record in index_shards(missing, options, trained):
@@ -203,7 +203,7 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
         return
     workers = cluster.num_workers(options, len(shards))
     arguments = {"options": options, "embed": options.embed_arguments(workers), "embedding": embedding}
-    pool = cluster.model_pool(options, workers, len(shards), weight_bytes(options.embedder))
+    pool = model_workers.model_pool(options, workers, len(shards), weight_bytes(options.embedder))
     rows = cluster.dataset_of_parts(shards).map(**map_arguments(EmbedShard, arguments, pool))
     total = sum(shard["rows"] for shard in shards)
     for _ in progress.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):

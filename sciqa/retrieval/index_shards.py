@@ -104,7 +104,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     """Write a shard's FAISS file and BM25 files, then its `shard.json`."""
     import faiss
 
-    from sciqa.retrieval.bm25 import write_words
+    from sciqa.retrieval.bm25 import write_bm25
 
     faiss.omp_set_num_threads(1)
     shard = row["part"]
@@ -124,7 +124,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     }
     table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
     with tempfile.TemporaryDirectory() as aside:
-        write_words(Path(aside), [embedded_text(**passage) for passage in table.to_pylist()])
+        write_bm25(Path(aside), [embedded_text(**passage) for passage in table.to_pylist()])
         for file in sorted(Path(aside).iterdir()):
             name = f"words/{file.name}"
             digests[name] = storage.write_bytes(storage.join(folder, name), file.read_bytes())

@@ -42,7 +42,7 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
 
     def embed_arguments(self, workers: int) -> dict:
         """Return the arguments of `load_embedder` for each of `workers` workers of the connected cluster."""
-        return self.embed_on(cluster.device(self), cluster.threads_per_worker(workers))
+        return self.embed_on(cluster.cluster_device(self), cluster.threads_per_worker(workers))
 
     def embed_on(self, device: Device, threads: int) -> dict:
         """Return the arguments of `load_embedder` for a device and a number of CPU threads."""

@@ -5,9 +5,9 @@ from functools import partial
 
 import numpy as np
 
-from sciqa.core import cluster, progress
+from sciqa.core import cluster, model_workers, progress
 from sciqa.core.model_files import weight_bytes
-from sciqa.core.worker_reuse import map_arguments
+from sciqa.core.model_workers import map_arguments
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
@@ -133,7 +133,7 @@ def run_query_workers(
     """
     if not parts:
         return
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_workers(options, most)
     groups = ShardedIndex(
@@ -147,7 +147,7 @@ def run_query_workers(
         groups.check()
         embed = options.embed_arguments(workers)
         arguments = {"exam": exam, "options": options, "index": groups, "embed": embed} | more
-        pool = cluster.model_pool(options, workers, most, weight_bytes(options.embedder))
+        pool = model_workers.model_pool(options, workers, most, weight_bytes(options.embedder))
         rows = cluster.dataset_of_parts(parts).map(**map_arguments(worker, arguments, pool))
         yield from progress.rows_with_progress(
             rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]

@@ -14,7 +14,7 @@ EXPECTED = (
 )
 
 
-def is_embedder(name: str) -> bool:
+def is_embedding_reranker(name: str) -> bool:
     """Whether a model gives vectors of single texts (a bi-encoder), by its configuration alone."""
     kind = read_about(name, "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
     return bool(read_embedder_modules(name)) and kind == "SentenceTransformer"
@@ -26,7 +26,7 @@ def check_reranker(name: str) -> None:
     Args:
         name: name for `sciqa.core.model_files.find_model`.
     """
-    if is_embedder(name):
+    if is_embedding_reranker(name):
         return
     about = read_about(name, "config.json")
     if read_about(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import faiss
     from ray.actor import ActorHandle
 
-    from sciqa.retrieval.bm25 import WordIndex
+    from sciqa.retrieval.bm25 import Bm25Index
+
 
 #: Maximum number of groups whose hits one task merges.
 FAN_IN = 8
@@ -160,9 +161,9 @@ class SearchActor:
 
     def search_words(self, queries: list[str], k: int) -> Hits:
         """Return the best hits of each query by BM25 in this group's shards."""
-        from sciqa.retrieval.bm25 import split_terms
+        from sciqa.retrieval.bm25 import split_bm25_terms
 
-        terms = split_terms(queries)
+        terms = split_bm25_terms(queries)
         scores = np.full((len(self.shards), len(queries), k), -np.inf, np.float32)
         rows = np.full(scores.shape, -1, np.int64)
         for number, offset in enumerate(self.offsets):
@@ -196,10 +197,10 @@ class SearchActor:
         return which, rows - np.array(self.offsets)[which]
 
     @functools.cache  # noqa: B019 (an actor lives as long as its process)
-    def _words(self, number: int) -> "WordIndex":
-        from sciqa.retrieval.bm25 import WordIndex
+    def _words(self, number: int) -> "Bm25Index":
+        from sciqa.retrieval.bm25 import Bm25Index
 
-        return WordIndex(Path(_local_folder(storage.join(self.folders[number], "words"), self.shards[number])))
+        return Bm25Index(Path(_local_folder(storage.join(self.folders[number], "words"), self.shards[number])))
 
     @functools.cache  # noqa: B019
     def _table(self, number: int) -> pq.ParquetFile:

@@ -201,7 +201,7 @@ def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbed
     shards = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)["shards"]
     paths = [storage.join(passages, f"{shard['name']}.parquet") for shard in shards]
     inputs = _inputs(options) | {"passages": tables.fingerprint([shard["content"] for shard in shards])}
-    return inputs, lambda: train(options, _texts(paths))
+    return inputs, lambda: train_static_embedder(options, _texts(paths))
 
 
 def _texts(paths: list[str]) -> Iterator[str]:
@@ -210,7 +210,7 @@ def _texts(paths: list[str]) -> Iterator[str]:
             yield embedded_text(**row)
 
 
-def train(options: EmbedderOptions, texts: Iterator[str]) -> "StaticEmbedding":
+def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "StaticEmbedding":
     """Return a table of word vectors trained on texts by word2vec (Mikolov et al. 2013), with negative sampling.
 
     The mean of all vectors is subtracted from each (Mu and Viswanath 2018), and each gets the length sif / (sif + p),
@@ -226,7 +226,7 @@ def train(options: EmbedderOptions, texts: Iterator[str]) -> "StaticEmbedding":
     tokenizer = word_tokenizer({UNKNOWN: 0})
     with tempfile.NamedTemporaryFile("w", encoding="utf-8") as lines:
         for text in texts:
-            lines.write(" ".join(split_words(tokenizer, text)) + "\n")
+            lines.write(" ".join(split_static_words(tokenizer, text)) + "\n")
         lines.flush()
         settings = {name: getattr(options, name) for name in ("vector_size", "window", "min_count", "sample", "seed")}
         settings |= {"sg": int(options.method == "skip-gram"), "workers": options.threads, "epochs": options.epochs}
@@ -256,7 +256,7 @@ def word_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
     return tokenizer
 
 
-def split_words(tokenizer: "Tokenizer", text: str) -> list[str]:
+def split_static_words(tokenizer: "Tokenizer", text: str) -> list[str]:
     """Return the words of a text as a tokenizer splits it, whether they are in its vocabulary or not."""
     normal = tokenizer.normalizer.normalize_str(text)
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]

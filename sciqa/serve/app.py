@@ -100,7 +100,7 @@ class Routes:
         """Rank the options of a question."""
         self.options.for_question(request.question, tuple(request.options))  # refused before it waits
         made = await self.models.rank(request.question, request.options, request.evidence)
-        raise_error(made)
+        raise_app_error(made)
         return {"model": self.model} | {name: value for name, value in made.items() if name != "type"}
 
     async def ask(self, request: AskRequest, http: Request) -> JSONResponse | StreamingResponse:
@@ -137,7 +137,7 @@ class Routes:
         started, first = time.monotonic(), []
         events = self.models.write(question, earlier, settings)
         async for event in events:
-            raise_error(event)
+            raise_app_error(event)
             first.append(event)
             if event["type"] != "passages":
                 self.metrics.first_token.observe(time.monotonic() - started)
@@ -168,7 +168,7 @@ async def gather(events: AsyncIterator[dict]) -> dict:
     """Return all events of an answer as one: its `answer`, the `passages` and what the last event says."""
     made: dict = {"answer": ""}
     async for event in events:
-        raise_error(event)
+        raise_app_error(event)
         if event["type"] == "text":
             made["answer"] += event["text"]
         else:
@@ -176,7 +176,7 @@ async def gather(events: AsyncIterator[dict]) -> dict:
     return made
 
 
-def raise_error(event: dict) -> None:
+def raise_app_error(event: dict) -> None:
     """Raise the error that an event of the models tells of, if it tells of one."""
     if event["type"] == "error":
         raise InputError(event["message"])

@@ -98,7 +98,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_token(host: str) -> str | None:
+def read_serve_token(host: str) -> str | None:
     """Return the token of the environment, or None if requests need none.
 
     Raises:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sciqa.ask.answerer import Answerer, check_can_generate, passages_read
+from sciqa.ask.answerer import Answerer, check_can_generate, passages_in_answer
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
@@ -152,5 +152,5 @@ class _ClientGoneError(Exception):
 
 def passages_found(found: dict) -> list[dict]:
     """Return the passages found, best first, each with its `number` and whether the model `read` it."""
-    read = passages_read(found)
+    read = passages_in_answer(found)
     return [passage | {"number": n, "read": n in read} for n, passage in enumerate(found["passages"], 1)]

@@ -16,7 +16,7 @@ from sciqa.core.extras import require
 from sciqa.core.model_files import weight_bytes
 from sciqa.core.options import Summary
 from sciqa.core.progress import progress_lines
-from sciqa.serve.options import ServeOptions, read_token
+from sciqa.serve.options import ServeOptions, read_serve_token
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -52,11 +52,11 @@ def start(options: ServeOptions) -> str:
         InputError: see `serve`.
     """
     require("serve", "sciqa serve")
-    token = read_token(options.host)
+    token = read_serve_token(options.host)
     manifest = check_answering(options, options.for_question("Which?", ("One", "Two")).as_row())
     _check_port(options.host, options.port)
     with progress_lines("serve", f"{manifest['rows']:,} passages, loading {options.model}"):
-        cluster.connect(options)
+        cluster.connect_cluster(options)
         from ray import serve as ray_serve
 
         if ray_serve.status().proxies:
@@ -109,7 +109,7 @@ def application(options: ServeOptions, manifest: dict, token: str | None) -> "Ap
         ray_actor_options=_actor_options(options, needs),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=30,
-    )(Replica).bind(options, manifest, cluster.device(options), threads)
+    )(Replica).bind(options, manifest, cluster.cluster_device(options), threads)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
 
     def build() -> "FastAPI":

@@ -150,7 +150,7 @@ class ExampleOrder:
         return np.concatenate([others, drawn[~np.isin(drawn, others)]])
 
 
-def check_questions(*exams: tuple[pa.Table, str]) -> None:
+def check_example_questions(*exams: tuple[pa.Table, str]) -> None:
     """Raise `InputError` if a question has no answer, or is in two exams: memorising would then give a good score.
 
     Args:
@@ -158,7 +158,7 @@ def check_questions(*exams: tuple[pa.Table, str]) -> None:
     """
     seen: dict[tuple, tuple[str, int]] = {}
     for questions, name in exams:
-        check_answers(questions, name)
+        check_example_answers(questions, name)
         texts = [(row["prompt"], *sorted(options_of(row).values())) for row in questions.to_pylist()]
         asked = [tuple(" ".join(text.casefold().split()) for text in question) for question in texts]
         for number, question in enumerate(asked, 1):
@@ -171,7 +171,7 @@ def check_questions(*exams: tuple[pa.Table, str]) -> None:
         seen |= {question: (name, number) for number, question in enumerate(asked, 1)}
 
 
-def check_answers(questions: pa.Table, name: str) -> None:
+def check_example_answers(questions: pa.Table, name: str) -> None:
     """Raise `InputError` if a question has no answer, which training and validation need."""
     missing = [number for number, answer in enumerate(questions["answer"].to_pylist(), 1) if not answer]
     if missing:

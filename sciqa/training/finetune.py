@@ -15,7 +15,7 @@ from sciqa.exam.questions import Exam, open_questions
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
-from sciqa.training.examples import check_questions
+from sciqa.training.examples import check_example_questions
 from sciqa.training.objectives import check_objective, finetune_objective
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
 from sciqa.training.ray_train import (
@@ -51,12 +51,12 @@ def finetune(options: FinetuneOptions) -> Summary:
     if options.objective != "rank":
         return finetune_objective(options)
     started = time.monotonic()
-    check_finetune_options(options)
+    check_before_finetune(options)
     exams = {split: open_finetune_split(options, split, write=False) for split in SPLITS}
     for split, exam in exams.items():
         open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     check_optimizer(options)
     workers = num_workers(options)
     folder = options.folder
@@ -77,7 +77,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
 
 
-def check_finetune_options(options: FinetuneOptions) -> None:
+def check_before_finetune(options: FinetuneOptions) -> None:
     """Check everything that needs neither contexts nor a cluster, before any work.
 
     Raises:
@@ -91,7 +91,7 @@ def check_finetune_options(options: FinetuneOptions) -> None:
         check_objective(options)
         return
     read = [(options.read(name).table, name) for name in (options.train, options.validation)]
-    check_questions(*read)
+    check_example_questions(*read)
     from sciqa.training.model_check import check_finetune_model
 
     check_finetune_model(options)

@@ -1,7 +1,7 @@
 """Examples of `--objective instruct`: instructions with their answers, as messages of a chat."""
 
 from sciqa.core.errors import InputError
-from sciqa.exam.files import read_rows
+from sciqa.exam.files import read_exam_files
 from sciqa.exam.row import Row
 
 Message = dict[str, str]
@@ -22,7 +22,7 @@ def read_instructions(path: str) -> list[dict]:
     Raises:
         InputError: names file, row and column of what is missing, empty or no text.
     """
-    return [example for row in read_rows(path) for example in _examples(row)]
+    return [example for row in read_exam_files(path) for example in _examples(row)]
 
 
 def text_of(row: Row, column: str, optional: bool = False) -> str:

@@ -24,7 +24,8 @@ from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
-from sciqa.exam.metrics import NOISE, average_precision_at_3, rank_range, right_at_first, settle_ties
+from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first
+from sciqa.exam.probabilities import NOISE, settle_ties
 from sciqa.exam.questions import Exam
 from sciqa.models import adapter
 from sciqa.models.load import load_base, make_scorer, torch_dtype
@@ -138,8 +139,8 @@ class _Run:
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
-        model = adapter.make_trainable(model, family, options.method, options.peft_fields())
-        style = selected_style(options, tokenizer, self.template)
+        model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
+        style = selected_training_style(options, tokenizer, self.template)
         scorer = make_scorer(options.model, family, model, tokenizer, style)
         if options.zero == 3 and self.world_size > 1 and scorer.calls_vary:
             raise InputError(
@@ -316,7 +317,7 @@ class _Run:
             )
 
 
-def selected_style(
+def selected_training_style(
     options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase, template: dict | None = None
 ) -> Format:
     """Return the question format that the options select, with the fields that a template sets."""

@@ -12,7 +12,7 @@ def check_finetune_model(options: FinetuneOptions) -> None:
     """Raise `InputError` if the model is incomplete, or peft refuses it or what it is called with."""
     family = model_family(options.model)
     model = load.load_on_meta_device(options.model, family, torch.float32)
-    model = adapter.make_trainable(model, family, options.method, options.peft_fields())
+    model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
     if options.zero and adapter.adapts_ranks(model):
         raise InputError("--zero: this adapter reads whole gradients, which ZeRO shards; use --zero 0")
     if "peft_type" in options.peft_fields() and family == "causal":

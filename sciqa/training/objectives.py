@@ -62,7 +62,7 @@ def finetune_objective(options: FinetuneOptions) -> Summary:
     """
     started = time.monotonic()
     examples = check_objective(options)
-    cluster.connect(options)
+    cluster.connect_cluster(options)
     check_optimizer(options)
     workers, folder = num_workers(options), options.folder
     inputs = _inputs(options, examples) | {"num_workers": workers}

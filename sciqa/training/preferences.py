@@ -4,14 +4,14 @@ import numpy as np
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.exam.files import read_rows
+from sciqa.exam.files import read_exam_files
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import open_questions, options_of
 from sciqa.exam.row import Row
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt
 from sciqa.retrieval.contexts import open_contexts
-from sciqa.training.examples import check_answers
+from sciqa.training.examples import check_example_answers
 from sciqa.training.instruct import Message, messages_of, text_of
 from sciqa.training.options import FinetuneOptions
 
@@ -35,7 +35,7 @@ def read_preferences(path: str, options: FinetuneOptions) -> list[dict]:
     """
     if tables.is_finished_table(path):
         return _pairs_of_answers(storage.absolute(path), options)
-    return [_pair(row) for row in read_rows(path)]
+    return [_pair(row) for row in read_exam_files(path)]
 
 
 def most_believed_wrong(probabilities: list[float], gold: int) -> int:
@@ -73,7 +73,7 @@ def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
     path = storage.join(run, "exam.parquet")
     exam = open_questions(options, path, path, write=False)
     questions = storage.read_table(path)
-    check_answers(questions, path)
+    check_example_answers(questions, path)
     answers = QuestionTable(folder, manifest["rows"]).read_all(exam, ["probabilities"]).to_pylist()
     found: list[dict] = [{}] * len(answers)
     if "contexts" in manifest["inputs"]:

@@ -49,7 +49,7 @@ def check_batch(options: FinetuneOptions, workers: int) -> None:
 
 def check_optimizer(options: FinetuneOptions) -> None:
     """Raise `InputError` if the optimizer needs a GPU, and none is used."""
-    if options.optimizer == "paged-adamw" and cluster.device(options) == "cpu":
+    if options.optimizer == "paged-adamw" and cluster.cluster_device(options) == "cpu":
         raise InputError("--optimizer paged-adamw: pages between GPU and host, and no GPU is used; pass adamw or auto")
 
 
@@ -104,7 +104,7 @@ def run_workers(options: FinetuneOptions, config: dict, steps: int, workers: int
     Raises:
         InputError: a worker found bad input; the folder of the result is emptied.
     """
-    device = cluster.device(options)
+    device = cluster.cluster_device(options)
     environment: dict[str, str] = {"DS_ACCELERATOR": device, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     if device == "cpu":  # if a worker saw a GPU, Ray Train would select it and take some of its memory
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}

@@ -8,7 +8,7 @@ import re
 from sciqa.exam.questions import options_of
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt, template_style
-from sciqa.training.examples import check_answers
+from sciqa.training.examples import check_example_answers
 from sciqa.training.options import FinetuneOptions
 
 Completion = list[dict[str, str]]
@@ -28,7 +28,7 @@ def read_exam_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
         InputError: a bad exam, or a question without an answer.
     """
     table = options.read(exam).table
-    check_answers(table, exam)
+    check_example_answers(table, exam)
     style = Format(**{"prompt": "chat", "completion": "letter"} | template_style(options.template, "letter"))
     return [
         {

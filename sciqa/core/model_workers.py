@@ -3,15 +3,42 @@
 import uuid
 from collections.abc import Callable
 
-from ray.data import TaskPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from sciqa.core import worker_loss
+from sciqa.core.cluster import named_accelerator, worker_needs
+from sciqa.core.options import ClusterOptions
 
 #: Most bytes that a worker may request for its model to share processes: a process keeps its last model for the next
 #: stage to replace, or until Ray ends it because it is idle.
 LARGEST = 1_000_000_000
 #: Worker of the stage that this process last worked for, by the stage's id.
 _workers: dict[str, Callable[[dict], dict]] = {}
+
+
+def model_pool(options: ClusterOptions, workers: int, parts: int, weights: int) -> dict:
+    """Return the arguments of `Dataset.map` for a stage's pool of model workers, each an actor.
+
+    With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
+    cluster's autoscaler for nodes.
+
+    Args:
+        options: options of the run.
+        workers: as `num_workers` returns it.
+        parts: number of parts of the stage.
+        weights: bytes of the weights that each worker loads.
+    """
+    needs = worker_needs(options, workers, weights)
+    most = parts if options.num_workers == "auto" else workers
+    return {
+        "compute": ActorPoolStrategy(min_size=workers, max_size=most),
+        "num_cpus": needs.get("CPU", 0),  # by default, Ray Data takes a whole CPU, which feeding a pool may need
+        "num_gpus": needs.get("GPU"),
+        "memory": needs.get("memory"),
+        "accelerator_type": named_accelerator(options),
+        "max_restarts": worker_loss.MOST,
+        "max_task_retries": worker_loss.MOST,
+    }
 
 
 def map_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict, pool: dict) -> dict:

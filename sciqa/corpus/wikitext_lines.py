@@ -24,7 +24,7 @@ TIDY = (
 )
 
 
-def put_lines(text: str) -> str:
+def join_wikitext_lines(text: str) -> str:
     """Put each paragraph and list item on one line, and clean up after dropped markup."""
     if "\x02" in text:
         text = ALONE.sub("", text).translate(NAMES)
@@ -43,7 +43,7 @@ def put_lines(text: str) -> str:
     return "\n".join(lines)
 
 
-def put_cell(text: str) -> str:
+def join_cell_lines(text: str) -> str:
     """Put the content of a table cell, with its lines and list items, on one line."""
     if "\x02" in text:
         text = text.translate(NAMES)
