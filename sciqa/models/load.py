@@ -190,7 +190,7 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
     try:
         model, found = auto.from_pretrained(
             folder, ignore_mismatched_sizes=True, **how
-        )  # `check_all_weights_read` names them
+        )  # checked below
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{name}: not a whole {family} model ({error})") from error
     model.new_weights = check_all_weights_read(name, model, found)

@@ -105,8 +105,8 @@ def write_answers(
         questions: questions of the shard.
         scored: scores of each question.
         by: name of the model or reader that scored them, for messages.
-        found: rows that each question was answered from, as `read_answer_sources` returns them; the evidence for the option
-            ranked first is taken from that of contexts.
+        found: rows that each question was answered from, as `read_answer_sources` returns them; the evidence for the
+            option ranked first is taken from that of contexts.
 
     Raises:
         InputError: see `answer_row`.
