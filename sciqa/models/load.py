@@ -188,9 +188,7 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
     auto = getattr(transformers, SCORERS[family].auto_class)
     how |= {"trust_remote_code": False, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     try:
-        model, found = auto.from_pretrained(
-            folder, ignore_mismatched_sizes=True, **how
-        )  # checked below
+        model, found = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **how)  # checked below
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{name}: not a whole {family} model ({error})") from error
     model.new_weights = check_all_weights_read(name, model, found)
