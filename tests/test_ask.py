@@ -101,10 +101,11 @@ def written_by_transformers(name, folder, context, **settings):
     [
         ("chat", {}, {"do_sample": False}),
         pytest.param("chat", {"num_beams": 3}, {"do_sample": False, "num_beams": 3}, marks=pytest.mark.slow),
-        (
+        pytest.param(
             "chat",
             {"do_sample": True, "temperature": 0.7, "sample_top_k": 20, "top_p": 0.9, "seed": 5},
             {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
+            marks=pytest.mark.slow,
         ),
         ("llama", {}, {"do_sample": False}),
         ("t5", {}, {"do_sample": False}),

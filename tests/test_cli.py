@@ -257,6 +257,7 @@ def test_a_file_of_options_in_either_form(tmp_path, form):
     assert parse_options(RunExamOptions, "exam", "answer", ["--top-k", "4", *given]).top_k == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(tmp_path, small_index):
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in shells' jobs
     code += "from sciqa.cli import main; main(sys.argv[1:])"

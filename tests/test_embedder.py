@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
+from tiny import mostly_slow
 from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
 from tokenizers import Tokenizer
 
@@ -157,7 +158,7 @@ def test_case_is_lowered_where_the_model_says_so(tmp_path):
         assert one @ other > 0.9999
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", mostly_slow(BACKENDS, "torch"))
 def test_only_the_prefix_that_is_given_is_put_before_a_text(tmp_path, backend):
     folder = tiny_embedder(tmp_path)
     about = Path(folder, "config_sentence_transformers.json")
@@ -170,7 +171,7 @@ def test_only_the_prefix_that_is_given_is_put_before_a_text(tmp_path, backend):
     assert least_cosine(embedder.encode(TEXTS[:1]), prefixed[:1]) < 0.99
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", mostly_slow(BACKENDS, "torch"))
 def test_a_prefix_that_the_model_does_not_pool_is_not_pooled(tmp_path, backend):
     folder = tiny_embedder(tmp_path, include_prompt=False)
     prefix = "instruction to the reader of texts: "
@@ -178,7 +179,7 @@ def test_a_prefix_that_the_model_does_not_pool_is_not_pooled(tmp_path, backend):
     assert least_cosine(vectors, own_vectors(folder, TEXTS, prompt=prefix)) > 0.99
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", mostly_slow(BACKENDS, "torch"))
 def test_modules_that_are_no_transformer(tmp_path, backend):
     tokenizer = Tokenizer.from_file(f"{find_model(MINILM).folder}/tokenizer.json")
     torch.manual_seed(0)
@@ -196,7 +197,7 @@ def test_modules_that_are_no_transformer(tmp_path, backend):
         assert least_cosine(embedder.encode(TEXTS, kind=kind), expected) > 0.99
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", mostly_slow(BACKENDS, "torch"))
 def test_no_texts_have_no_vectors(backend, tmp_path):
     assert load_embedder(tiny_embedder(tmp_path), 2, backend).encode([]).shape == (0, 32)
 
@@ -220,7 +221,7 @@ def test_a_vector_that_is_not_finite_is_refused_with_the_texts_name(tmp_path, ba
         embedder.encode(["Green water"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", mostly_slow(BACKENDS, "torch"))
 def test_a_vector_of_zeros_is_refused(tmp_path, backend):
     def edit(model):
         for parameter in model.parameters():

@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from tiny import tiny_folder
+from tiny import mostly_slow, tiny_folder
 from torch.utils.flop_counter import FlopCounterMode
 
 from sciqa.core.errors import InputError
@@ -161,7 +161,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", mostly_slow(PUBLISHED, "7B QLoRA, Answer.AI", "7B LoRA, Lit-GPT"))
 def test_plans_agree_with_published_figures(tmp_path, monkeypatch, name):
     gigabytes, config, method, fields, lengths, changes = PUBLISHED[name]
     model = build_model_sketch(config_folder(tmp_path / "model", config), method, fields)
@@ -279,6 +279,7 @@ def test_a_model_without_weights_is_planned_for_a_cluster(tmp_path, cluster_file
         assert said in result.stdout
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file, here):
     folder = config_folder(tmp_path / "model", LLAMA_7B | {"num_hidden_layers": 16})
     result = here("plan", "--model", folder, "--method", "full", "--articles", 1000, "--cluster", cluster_file)

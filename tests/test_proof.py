@@ -116,6 +116,7 @@ def test_a_model_in_16_bits_is_proved_in_32(monkeypatch):
     assert CausalScorer(tiny_model("llama").bfloat16(), None, Format()).layout == "packed"
 
 
+@pytest.mark.slow
 def test_the_proof_is_kept_and_follows_the_model(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, proved = tiny_folder(tmp_path / "model", "llama"), []

@@ -147,7 +147,7 @@ def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_
     assert (np.diff(hits.scores, axis=1) <= 0).all()
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF32,PQ8"])
+@pytest.mark.parametrize("factory", ["Flat", pytest.param("IVF32,PQ8", marks=pytest.mark.slow)])
 def test_one_process_finds_what_the_actors_find(tmp_path, cluster, unit_vectors, factory):
     manifest = make_index(tmp_path, unit_vectors, 3, factory=factory)
     settings = {"parameters": "nprobe=12" if "IVF" in factory else None, "candidates": 50}

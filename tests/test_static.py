@@ -209,7 +209,9 @@ def test_a_run_that_is_stopped_leaves_no_model_and_can_be_repeated(passages, mon
         return stop() if path.endswith(".safetensors") else write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*(static_training, "train", stop) if when == "training" else (storage, "write_bytes", write))
+        patch.setattr(
+            *(static_training, "train_static_embedder", stop) if when == "training" else (storage, "write_bytes", write)
+        )
         with pytest.raises(KeyboardInterrupt):
             make_embedder(options)
     assert not tables.is_finished_table(options.folder)

@@ -83,6 +83,7 @@ def test_scores_that_are_no_numbers_are_refused(value):
         answer_row(QUESTION, rotations.mean_over_rotations(turns, scores, set())[0], "some/model")
 
 
+@pytest.mark.slow
 def test_an_overflowing_model_ends_the_run(tmp_path, cluster, exam_file):
     folder = tiny_folder(tmp_path / "loud", "llama")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
