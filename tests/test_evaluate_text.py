@@ -1,6 +1,7 @@
 """Free answers to held-out instructions: figures by hand, paired intervals, and the step from end to end."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,4 +116,4 @@ def test_a_base_model_and_what_was_made_of_it(tiny_run, tmp_path, cluster):
     evaluate_text(options)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/text").rglob("*.parquet")} == before
     with pytest.raises(InputError, match="a multiple-choice model, which writes no text"):
-        evaluate_text(EvaluateTextOptions(**tiny_run | {"model": tiny_run["embedder"] + "/bert"}))
+        evaluate_text(EvaluateTextOptions(**tiny_run | {"model": str(Path(tiny_run["embedder"]).parent / "bert")}))

@@ -191,7 +191,9 @@ def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam
 def test_two_workers_and_shards_have_the_losses_of_trl_alone(tmp_path, cluster, options, objective, method, zero):
     asked = options(objective, method=method, zero=zero, num_workers=2)
     made = finetune(asked)
-    np.testing.assert_allclose(losses(made.path), trl_losses(asked, tmp_path / "alone"), atol=1e-4)
+    # Half a batch rounds otherwise than a whole one, which the matrix products of 4-bit layers make larger.
+    atol = 1e-3 if method == "qlora" else 1e-4
+    np.testing.assert_allclose(losses(made.path), trl_losses(asked, tmp_path / "alone"), atol=atol)
     if objective == "reward":
         with pytest.raises(InputError, match="does not fit the model"):
             load_scorer(asked.model, adapter=made.path)

@@ -492,6 +492,7 @@ async def one(session, url, kind):
     async with session.post(url + path, json=body) as response:
         text = await response.text()
     if response.status != 200 or kind not in ("stream", "chat"):
+        assert response.content_type == "application/json", (response.status, text)
         return response.status, json.loads(text)
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     whole = events[-1].get("type") == "done" or events[-1].get("choices", [{}])[0].get("finish_reason")

@@ -1,5 +1,6 @@
 """What the web application asks for answers: the replicas of the models, over Ray Serve."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol, cast
 
@@ -60,7 +61,9 @@ class ServedModels:
         except (RayActorError, DeploymentUnavailableError) as error:
             raise LostReplicaError from error
         finally:
-            response.cancel()  # without effect on an answer that is whole
+            # Of a request that no replica has taken, Ray raises the error again.
+            with contextlib.suppress(BackPressureError, RayActorError, DeploymentUnavailableError):
+                response.cancel()  # without effect on an answer that is whole
 
     def replicas(self) -> int:
         """See `Models.replicas`."""
