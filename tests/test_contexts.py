@@ -48,6 +48,7 @@ def test_sentences_nearest_to_the_question_within_a_budget(tmp_path, small_index
     assert moved
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_puts_the_passages_in_its_order(tmp_path, small_index, exam_file):
     folder = tmp_path / "judge"
     tokenizer = transformers.AutoTokenizer.from_pretrained(find_model(MINILM).folder)

@@ -343,6 +343,7 @@ def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_i
         reader.score(questions[:1], [(found,)])
 
 
+@pytest.mark.slow
 def test_an_index_says_what_computes_its_vectors(tmp_path, cluster, capsys):
     (tmp_path / "articles.jsonl").write_text('{"title": "Iron", "text": "Iron is a metal. It rusts."}\n')
     chat = "{% for message in messages %}the user said {{ message['content'] }}{% endfor %}"
