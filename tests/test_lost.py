@@ -21,7 +21,7 @@ from sciqa import cli
 from sciqa import predict as predicting
 from sciqa.core import cluster, model_workers, progress, storage, worker_loss
 from sciqa.core.console import VERBOSE
-from sciqa.core.errors import LostWorkersError
+from sciqa.core.errors import InputError, LostWorkersError
 from sciqa.core.model_workers import LARGEST, map_arguments
 from sciqa.core.options import RunOptions
 from sciqa.predict import PredictOptions, predict
@@ -164,6 +164,19 @@ def test_a_head_that_does_not_answer_is_told_of_once(cluster, monkeypatch, capsy
     for _ in range(5):
         watch.check()
     assert capsys.readouterr().err.count("does not answer; if it does not within a minute, the run ends") == 1
+
+
+def test_bad_input_that_a_task_finds_is_one_line(cluster, monkeypatch, capsys):
+    def find(path: str) -> None:
+        raise InputError(f"{path}: no such file")
+
+    task = ray.remote(num_cpus=0)(find)
+    monkeypatch.setattr(predicting, "predict", lambda _: ray.get(task.remote("answers/00003.parquet")))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict"])
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(cli.FIRST_WORDS)]
+    assert line == "sciqa predict: error: answers/00003.parquet: no such file"
 
 
 def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys):

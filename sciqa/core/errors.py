@@ -25,7 +25,7 @@ def find_input_error(error: BaseException) -> InputError | None:
 
     Ray Data passes a worker's exception on as text inside its own exception, so it is found there by its name.
     """
-    if isinstance(error, InputError):
-        return error
-    found = re.search(rf"{re.escape(f'{__name__}.{InputError.__name__}')}: (.+)", str(error))
-    return InputError(found[1]) if found else None
+    found = re.findall(rf"{re.escape(f'{__name__}.{InputError.__name__}')}: (.+)", str(error))
+    if found:  # of a task, with its traceback before it
+        return InputError(found[-1])
+    return error if isinstance(error, InputError) else None
