@@ -194,7 +194,6 @@ SPEAKS = """
 import logging, os, sys, time
 from sciqa.core.cluster import connect_cluster
 from sciqa.core.options import RunOptions
-from sciqa.core.worker_reuse import LARGEST, map_arguments
 import ray
 connect_cluster(RunOptions(num_cpus=1, output=sys.argv[1]))
 def speak():

@@ -27,6 +27,7 @@ from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import FOLDER
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
+from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.instruct import read_instructions
 from sciqa.training.loss import mean_loss
@@ -435,7 +436,7 @@ def test_the_most_believed_wrong_option():
     assert most_believed_wrong([0.4, 0.2, 0.2], 0) == 1
 
 
-def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, exam_file, options):
+def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, exam_file, options):
     made = predict(PredictOptions(output=str(tmp_path / "run"), exam=exam_file, reader="longest"))
     questions = storage.read_table(str(tmp_path / "run/exam.parquet")).to_pylist()
     pairs = read_preferences(made.path, options("dpo"))
@@ -449,6 +450,13 @@ def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, exam_file, opti
     assert letters[0]["chosen"] == messages(("assistant", questions[0]["answer"]))
     with pytest.raises(InputError, match="--completion yes"):
         read_preferences(made.path, options("dpo", completion="yes"))
+    retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=exam_file))
+    path = tables.records_path(made.path, tables.MANIFEST)
+    record = storage.read_json(path)
+    for changed, said in (({"contexts": {"index": "other"}}, "other contexts than"), ({"exam": "x"}, "another exam")):
+        storage.write_json(path, record | {"inputs": record["inputs"] | changed})
+        with pytest.raises(InputError, match=said):
+            read_preferences(made.path, options("dpo"))
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ class OtherSource(NamedTuple):
 
     Attributes:
         name: name for messages and tables.
-        table: the questions, as `sciqa.exam.formats.read_exam` returns them.
+        table: the questions, as `sciqa.exam.read_exam.read_exam` returns them.
         sha256: hash of their rows.
     """
 

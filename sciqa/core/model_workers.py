@@ -50,7 +50,7 @@ def map_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict
     Args:
         worker: class of the workers, whose instances map a row.
         arguments: arguments of the class.
-        pool: size and resources, from `sciqa.core.cluster.model_pool`.
+        pool: size and resources, from `model_pool`.
     """
     if pool["num_gpus"] or (pool["memory"] or 0) > LARGEST:
         return {"fn": worker, "fn_constructor_kwargs": arguments, **pool}

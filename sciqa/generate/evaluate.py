@@ -148,7 +148,8 @@ def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], m
     writer = options.writer_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
     arguments = {"folder": folder, "writer": writer | {"model": model, "adapter": adapter}}
     arguments |= {"embed": options.embed_arguments(workers), "prefix": options.prefix("passage")}
-    dataset = cluster.dataset_of_parts(parts).map(AnswerInstructions, fn_constructor_kwargs=arguments, **pool)
+    mapped = model_workers.map_arguments(AnswerInstructions, arguments, pool)
+    dataset = cluster.dataset_of_parts(parts).map(**mapped)
     total = sum(len(part["rows"]) for part in parts)
     for _ in progress.rows_with_progress(dataset, "evaluate", total, "instructions", lambda row: row["answers"]):
         pass

@@ -172,14 +172,16 @@ def _write_candidates(options: GenerateOptions, writing: WriterSettings, parts: 
     if options.engine == "openai":
         workers = 1 if options.num_workers == "auto" else cluster.num_workers(options, len(parts))
         concurrency = max(1, options.concurrency // workers)
+        arguments = {"writing": writing._replace(concurrency=concurrency)}
         pool = server_pool(workers, 2 + concurrency // options.part_passages)
-        writing = writing._replace(concurrency=concurrency)
+        mapped = {"fn": WriteCandidates, "fn_constructor_kwargs": arguments, **pool}
     else:
         workers = cluster.num_workers(options, len(parts))
         pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(options.model))
-        writing = writing._replace(device=cluster.cluster_device(options), threads=cluster.threads_per_worker(workers))
-    rows = cluster.dataset_of_parts([part._asdict() for part in parts])
-    rows = rows.map(WriteCandidates, fn_constructor_kwargs={"writing": writing}, **pool)
+        device, threads = cluster.cluster_device(options), cluster.threads_per_worker(workers)
+        arguments = {"writing": writing._replace(device=device, threads=threads)}
+        mapped = model_workers.map_arguments(WriteCandidates, arguments, pool)
+    rows = cluster.dataset_of_parts([part._asdict() for part in parts]).map(**mapped)
     total = sum(part.last - part.first for part in parts)
     for _ in progress.rows_with_progress(rows, "generate", total, "passages", lambda row: row["passages"]):
         pass
@@ -224,8 +226,11 @@ def _filter(
         weights += weight_bytes(checker.model)
     if compares:
         filtering = filtering._replace(embed=options.embed_arguments(workers))
-    pool = model_workers.model_pool(options, workers, len(parts), weights) if weights else server_pool(workers, 1)
-    rows = cluster.dataset_of_parts(parts).map(FilterPart, fn_constructor_kwargs={"filtering": filtering}, **pool)
+    mapped: dict = {"fn": FilterPart, "fn_constructor_kwargs": {"filtering": filtering}, **server_pool(workers, 1)}
+    if weights:
+        pool = model_workers.model_pool(options, workers, len(parts), weights)
+        mapped = model_workers.map_arguments(FilterPart, {"filtering": filtering}, pool)
+    rows = cluster.dataset_of_parts(parts).map(**mapped)
     for _ in progress.rows_with_progress(rows, "generate", len(parts), "parts filtered", lambda row: 1):
         pass
 

@@ -13,6 +13,7 @@ from sciqa.generate.server_writer import ModelReply
 from sciqa.models import adapter as adapters
 from sciqa.models.attention_limits import position_limit
 from sciqa.models.load import load_base, torch_dtype
+from sciqa.models.padding import padded
 from sciqa.models.prompt_format import Precision
 from sciqa.models.prompt_template import Prompt
 
@@ -83,14 +84,12 @@ class LocalWriter:
         width = max(map(len, encoded))
         end = self.tokenizer.eos_token_id
         padding = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        rows = [[padding or 0] * (width - len(ids)) + ids for ids in encoded]
-        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded]
         device = self.model.device
         made = (
             cast("Any", self.model)
             .generate(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(mask, device=device),
+                input_ids=padded(encoded, padding or 0, width, "left").to(device),
+                attention_mask=padded([[1] * len(ids) for ids in encoded], 0, width, "left").to(device),
                 max_new_tokens=self.tokens,
                 pad_token_id=padding or 0,
                 **self.sampling,

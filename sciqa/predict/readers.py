@@ -12,7 +12,6 @@ from sciqa.corpus.chunking import embedded_text
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.probabilities import NOISE, settle_ties
 from sciqa.exam.questions import options_of, rotate_options
-from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import ScoredAnswer, tie_equal_answers
 from sciqa.predict.api import ApiReader
@@ -20,6 +19,7 @@ from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import log_linear_pool, pooled_scores
 from sciqa.predict.reasoned import ReasonedReader
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
+from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ExampleChooser
 from sciqa.predict.sources import join_sources
 from sciqa.predict.uncertainty import DOUBT
@@ -42,29 +42,18 @@ class Reader(Protocol):
         """
 
 
-class ModelReader:
+class ModelReader(ScorerReader):
     """Reader that scores options with a language model.
 
     Args:
-        tokens_per_batch: tokens per batch, padding included.
         style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
-        shots: arguments of `ExampleChooser`; None for no examples.
-        model: further arguments of `sciqa.models.load.load_scorer`.
+        given: arguments of `ScorerReader`.
     """
 
-    def __init__(
-        self,
-        tokens_per_batch: int,
-        style: dict,
-        rotations: int,
-        shots: dict | None = None,
-        **model: Any,  # noqa: ANN401
-    ) -> None:
-        self.scorer, self.tokens_per_batch, self.rotations = load_scorer(**model), tokens_per_batch, rotations
-        self.scorer.style = replace(self.scorer.style, **style)
-        self.chooser = ExampleChooser(**shots) if shots else None
-        self.notes = [self.scorer.note] if self.scorer.note else []
+    def __init__(self, style: dict, rotations: int, **given: Any) -> None:  # noqa: ANN401
+        super().__init__(**given)
+        self.scorer.style, self.rotations = replace(self.scorer.style, **style), rotations
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`; without contexts the model reads the question alone (closed-book)."""

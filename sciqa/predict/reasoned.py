@@ -10,10 +10,10 @@ from sciqa.exam.probabilities import NOISE, settle_ties, softmax
 from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_letters, write_chains
-from sciqa.models.load import load_scorer
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import ScoredAnswer
 from sciqa.predict.letters import ends_with_answer, find_letter, scores_by_votes
+from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ExampleChooser
 from sciqa.predict.sources import join_sources
 
@@ -39,7 +39,7 @@ def encode_reasoned(
     return [scorer.encode_to_write(question, context, max_tokens + CUE_TOKENS) for question, context in asked]
 
 
-class ReasonedReader:
+class ReasonedReader(ScorerReader):
     """Reader whose model writes chains; each chain is a vote for the letter that it ends with.
 
     A chain that is cut off at its most tokens votes for the likeliest letter after "Answer:". One that the model ended
@@ -47,26 +47,17 @@ class ReasonedReader:
     average over all chains of the question; see `scores_by_votes`.
 
     Args:
-        tokens_per_batch: tokens per batch, padding included.
         style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         settings: fields of `ChainSettings`.
-        shots: arguments of `ExampleChooser`; None for no examples.
-        model: further arguments of `sciqa.models.load.load_scorer`.
+        given: arguments of `ScorerReader`.
     """
 
-    def __init__(
-        self,
-        tokens_per_batch: int,
-        style: dict,
-        settings: dict,
-        shots: dict | None = None,
-        **model: Any,  # noqa: ANN401
-    ) -> None:
-        self.scorer, self.tokens_per_batch = cast("CausalScorer", load_scorer(**model)), tokens_per_batch
+    scorer: CausalScorer
+
+    def __init__(self, style: dict, settings: dict, **given: Any) -> None:  # noqa: ANN401
+        super().__init__(**given)
         set_reasoned_style(self.scorer, style)
         self.settings = ChainSettings(**settings)
-        self.chooser = ExampleChooser(**shots) if shots else None
-        self.notes = [self.scorer.note] if self.scorer.note else []
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `sciqa.predict.readers.Reader.score`; the results have the rows of the table of chains."""

@@ -150,7 +150,7 @@ def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", 
         exam: the questions.
         options: options of the run.
         work: configuration of the reader.
-        pool: resources of the engines, from `sciqa.core.cluster.model_pool`; its memory is unused, since
+        pool: resources of the engines, from `sciqa.core.model_workers.model_pool`; its memory is unused, since
             `ray.data.llm` accepts no memory request.
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig

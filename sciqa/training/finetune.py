@@ -5,10 +5,9 @@ from typing import cast
 
 import pyarrow as pa
 
-from sciqa.core import cluster, storage, tables
+from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family
 from sciqa.core.options import Summary
 from sciqa.exam.questions import Exam, open_questions
@@ -18,15 +17,7 @@ from sciqa.retrieval.contexts import open_contexts
 from sciqa.training.examples import check_example_questions
 from sciqa.training.objectives import check_objective, finetune_objective
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
-from sciqa.training.ray_train import (
-    ELSEWHERE,
-    best_checkpoint,
-    check_batch,
-    check_folder,
-    check_optimizer,
-    num_workers,
-    run_workers,
-)
+from sciqa.training.ray_train import ELSEWHERE, best_checkpoint, check_batch, check_folder, run_workers, train_once
 
 METRICS = pa.schema(
     [
@@ -56,25 +47,13 @@ def finetune(options: FinetuneOptions) -> Summary:
     for split, exam in exams.items():
         open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
-    cluster.connect_cluster(options)
-    check_optimizer(options)
-    workers = num_workers(options)
-    folder = options.folder
-    inputs = _inputs(options, exams, workers)
-    begun = check_folder(options, inputs)
-    if tables.is_finished_table(folder):
-        manifest = tables.read_manifest(folder, "finetune")
-        return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
-    with lock(folder):
-        storage.check_writable(folder)
-        for split in SPLITS:
-            open_finetune_split(options, split)
-        if not begun:
-            tables.begin_table(folder, inputs)
-        manifest = _fit(options, exams, steps, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-        tables.finish_table(folder, manifest)
-        storage.delete(storage.join(folder, "checkpoints"))
-    return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
+    return train_once(
+        options,
+        lambda workers: _inputs(options, exams, workers),
+        lambda workers: _fit(options, exams, steps, workers),
+        _made,
+        started,
+    )
 
 
 def check_before_finetune(options: FinetuneOptions) -> None:
@@ -124,6 +103,8 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> d
 
 def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
+    for split in SPLITS:
+        open_finetune_split(options, split)
     config = exams | {"steps": steps, "template": options.template_style()}
     result = run_workers(options, config, steps, workers)
     best, last, metrics = best_checkpoint(result, options.folder)

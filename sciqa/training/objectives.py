@@ -7,11 +7,10 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from sciqa.core import cluster, storage, tables
+from sciqa.core import storage, tables
 from sciqa.core.adapter_files import adapter_hash, describe_base_model, read_trained_record
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
-from sciqa.core.lock import lock
 from sciqa.core.model_files import (
     ABOUT_TRAINED,
     ADAPTER_CONFIG,
@@ -25,15 +24,7 @@ from sciqa.training.instruct import read_instructions
 from sciqa.training.loggers import history_row, measure_of
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
 from sciqa.training.preferences import read_preferences
-from sciqa.training.ray_train import (
-    ELSEWHERE,
-    best_checkpoint,
-    check_batch,
-    check_folder,
-    check_optimizer,
-    num_workers,
-    run_workers,
-)
+from sciqa.training.ray_train import ELSEWHERE, best_checkpoint, check_batch, check_folder, run_workers, train_once
 from sciqa.training.rewards import REWARDS, read_exam_prompts
 
 #: Version of what is computed from the same examples; raise it when that changes.
@@ -62,24 +53,14 @@ def finetune_objective(options: FinetuneOptions) -> Summary:
     """
     started = time.monotonic()
     examples = check_objective(options)
-    cluster.connect_cluster(options)
-    check_optimizer(options)
-    workers, folder = num_workers(options), options.folder
-    inputs = _inputs(options, examples) | {"num_workers": workers}
-    begun = check_folder(options, inputs)
-    if tables.is_finished_table(folder):
-        manifest = tables.read_manifest(folder, "finetune")
-        return Summary("finetune", folder, _made(manifest) + ", kept", time.monotonic() - started, manifest)
-    with lock(folder):
-        storage.check_writable(folder)
-        if not begun:
-            tables.begin_table(folder, inputs)
-        for split, rows in examples.items():
-            storage.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
-        manifest = _fit(options, examples, workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-        tables.finish_table(folder, manifest)
-        storage.delete(storage.join(folder, "checkpoints"))
-    return Summary("finetune", folder, _made(manifest), time.monotonic() - started, manifest)
+    inputs = _inputs(options, examples)
+    return train_once(
+        options,
+        lambda workers: inputs | {"num_workers": workers},
+        lambda workers: _fit(options, examples, workers),
+        _made,
+        started,
+    )
 
 
 def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
@@ -165,6 +146,8 @@ def _examples_path(options: FinetuneOptions, split: str) -> str:
 
 def _fit(options: FinetuneOptions, examples: dict[str, list[dict]], workers: int) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
+    for split, rows in examples.items():
+        storage.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
     steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / examples_per_step(options)))
     paths = {split: _examples_path(options, split) for split in SPLITS}
     result = run_workers(options, paths, steps, workers)

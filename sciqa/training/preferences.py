@@ -5,6 +5,7 @@ import numpy as np
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.files import read_exam_files
+from sciqa.exam.metrics import scores_of
 from sciqa.exam.question_table import QuestionTable
 from sciqa.exam.questions import open_questions, options_of
 from sciqa.exam.row import Row
@@ -74,10 +75,19 @@ def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
     exam = open_questions(options, path, path, write=False)
     questions = storage.read_table(path)
     check_example_answers(questions, path)
-    answers = QuestionTable(folder, manifest["rows"]).read_all(exam, ["probabilities"]).to_pylist()
+    if manifest["inputs"]["exam"] != exam.sha256:
+        raise InputError(f"{folder}: answers to another exam than {path}; run `sciqa predict` on this one first")
+    answers = QuestionTable(folder, manifest["rows"]).read_all(exam, ["scores", "probabilities"]).to_pylist()
+    for question, answer in zip(questions.to_pylist(), answers, strict=True):
+        scores_of(answer, question, folder)
     found: list[dict] = [{}] * len(answers)
     if "contexts" in manifest["inputs"]:
-        contexts = open_contexts(storage.join(run, "contexts"), exam)[0]
+        contexts, made_from = open_contexts(storage.join(run, "contexts"), exam)
+        if made_from != manifest["inputs"]["contexts"]:
+            raise InputError(
+                f"{folder}: answered from other contexts than those in {run}/contexts, which the pairs would have; run "
+                "`sciqa predict` with these, or name a run that still has its contexts"
+            )
         found = contexts.read_all(exam, ["context", "passages"]).to_pylist()
     style = Format(**{"prompt": "chat", "completion": options.completion} | options.template_style())
     pairs = []

@@ -13,7 +13,9 @@ from ray.util.queue import Queue
 from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.lock import lock
 from sciqa.core.model_files import weight_bytes
+from sciqa.core.options import Summary
 from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.options import SPLITS, FinetuneOptions
 
@@ -143,6 +145,44 @@ def run_workers(options: FinetuneOptions, config: dict, steps: int, workers: int
         tables.delete_table(options.folder)  # a retry would fail in the same way, and no other run can use it
         raise InputError(message)
     return result
+
+
+def train_once(
+    options: FinetuneOptions,
+    inputs_of: Callable[[int], dict],
+    fit: Callable[[int], dict],
+    made: Callable[[dict], str],
+    started: float,
+) -> Summary:
+    """Train unless the result is there, and return the step's summary.
+
+    Args:
+        options: options of the step.
+        inputs_of: returns all inputs on which the result depends, from the number of workers.
+        fit: trains on so many workers, writes the result, and returns the figures of its manifest.
+        made: returns in words what a manifest tells.
+        started: when the step began, by `time.monotonic`.
+
+    Raises:
+        InputError: the optimizer or the batch does not go with the cluster, or the folder was begun with other options.
+    """
+    folder = options.folder
+    cluster.connect_cluster(options)
+    check_optimizer(options)
+    workers = num_workers(options)
+    inputs = inputs_of(workers)
+    begun = check_folder(options, inputs)
+    if tables.is_finished_table(folder):
+        manifest = tables.read_manifest(folder, "finetune")
+        return Summary("finetune", folder, made(manifest) + ", kept", time.monotonic() - started, manifest)
+    with lock(folder):
+        storage.check_writable(folder)
+        if not begun:
+            tables.begin_table(folder, inputs)
+        manifest = fit(workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
+        tables.finish_table(folder, manifest)
+        storage.delete(storage.join(folder, "checkpoints"))
+    return Summary("finetune", folder, made(manifest), time.monotonic() - started, manifest)
 
 
 def best_checkpoint(result: Result, folder: str) -> tuple[str, str, dict]:
