@@ -77,7 +77,7 @@ def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOption
 def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:
     """Return the texts of articles by title: from the run's passages, else from the demo corpus if it is installed."""
     if tables.is_finished_table(options.passages):
-        shards = storage.list_files(options.passages, ".parquet")
+        shards = storage.list_files(options.passages, "parquet")
         articles: Iterator[dict] = (
             row for path in shards for row in storage.read_table(path, ["title", "text"]).to_pylist()
         )

@@ -98,6 +98,17 @@ def test_the_check_scores_an_exam_by_each_baseline(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_check_takes_gold_articles_from_the_corpus():
-    (summary,) = run_exam(RunExamOptions(exam="direct-validation", check=True))
+def test_the_check_takes_gold_articles_from_the_corpus(tmp_path):
+    (summary,) = run_exam(RunExamOptions(exam="direct-validation", check=True, output=str(tmp_path)))
     assert any(line.startswith("by overlap with the gold article") for line in summary.details["lines"])
+
+
+def test_the_check_takes_gold_articles_from_the_passages_of_a_run(tmp_path, small_index, exam_file):
+    options = {"exam": exam_file, "check": True}
+    (demo,) = run_exam(RunExamOptions(**options, output=str(tmp_path)))
+    (run,) = run_exam(RunExamOptions(**options, output=small_index))
+    gold = "by overlap with the gold article: "
+    assert [line for line in run.details["lines"] if line.startswith(gold)] == [
+        line for line in demo.details["lines"] if line.startswith(gold)
+    ]
+    assert any(line.startswith(gold) for line in run.details["lines"])
