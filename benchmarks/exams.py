@@ -30,7 +30,7 @@ from sciqa.pipeline import RunExamOptions, find_passages
 from sciqa.predict import predict
 from sciqa.predict.options import CONTEXTLESS, ReaderModelOptions
 from sciqa.predict.predict import check_reader
-from sciqa.report.report import paired_gains
+from sciqa.report.report import report_gains
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.evaluate import evaluate
 
@@ -245,7 +245,7 @@ def gain_cell(run: str, trained: str, untrained: str) -> str:
         name: {"answers": storage.read_table(storage.join(run, "answers", name)).to_pylist()}
         for name in (trained, untrained)
     }
-    (gain,) = paired_gains(rows, trained)
+    (gain,) = report_gains(rows, trained)
     return f"{gain['gain']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
 
 

@@ -46,12 +46,12 @@ def make(folder, layers, kind="bfloat16", **sizes):
     from safetensors.torch import save_file
 
     from sciqa.core.model_files import find_model
-    from sciqa.models.load import plain_folder
+    from sciqa.models.load import loadable_folder
 
     config = transformers.LlamaConfig(**LLAMA | sizes, num_hidden_layers=layers, vocab_size=32000, dtype=kind)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(plain_folder(find_model("SmolLM2-135M-Instruct")))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(loadable_folder(find_model("SmolLM2-135M-Instruct")))
     tokenizer.save_pretrained(folder)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)

@@ -262,9 +262,9 @@ def print_result_tables(summaries: "list[Summary]", seconds: float) -> None:
 
 def _show_differences(details: dict, ran: list[str], console: "Console") -> None:
     """Print the gains of the reader shown first over the others; if `ran` names any readers, over those only."""
-    from sciqa.report.report import paired_gains
+    from sciqa.report.report import report_gains
 
-    for gain in paired_gains(details["readers"], details["shown"]):
+    for gain in report_gains(details["readers"], details["shown"]):
         if not ran or gain["other"] in ran:
             console.print(
                 f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sciqa.core import storage, tables
-from sciqa.core.cluster import check_accelerator
+from sciqa.core.cluster import check_cluster_accelerator
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
 from sciqa.core.packaged import is_installed
@@ -21,7 +21,7 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
 from sciqa.predict.predict import check_model
 from sciqa.report import ReportOptions, report
-from sciqa.report.report import check_show
+from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_find_contexts, find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
@@ -56,7 +56,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
     readers: list[ReaderName] = [options.reader, *(name for name in compared if name != options.reader)]
     asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
-    check_show(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
+    check_report_reader(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if readers != ["retrieval"]:
         check_model(options, exam.sample)
     summaries = []
@@ -106,7 +106,7 @@ def _prepare_index(options: "RunExamOptions | RunFinetuneOptions") -> list[Summa
         return []
     check_passages(options)
     check_find_contexts(options, options.overwrite and options.corpus is not None)
-    check_accelerator(options)
+    check_cluster_accelerator(options)
     storage.check_writable(options.output)
     return find_passages(options)
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,13 @@ from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 
 QUESTIONS = 12
 ARTICLES = 60
+
+
+@pytest.hookimpl(trylast=True)  # slow tests are left out by then
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files of few tests first, which are the long ones: at the end, one would keep a single process busy."""
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (counts[item.path], item.path))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.models.load import plain_folder
+from sciqa.models.load import loadable_folder
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
@@ -36,7 +36,7 @@ from sciqa.predict.api_client import (
     ApiRefusedError,
     Client,
     FoundServer,
-    find_server,
+    find_client_server,
     read_key,
 )
 from sciqa.predict.api_records import (
@@ -46,7 +46,7 @@ from sciqa.predict.api_records import (
     sum_usage,
     usage_summary,
 )
-from sciqa.predict.letters import read_letter, scores_by_votes
+from sciqa.predict.letters import read_letter, scores_by_letter_votes
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_votes_where_a_server_gives_no_log_probabilities(serve, tmp_path, exam_f
         asked, letters = api_letters.letter_prompt(question, "", True), options_of(question)
         votes = [read_letter(said({"seed": seed}, asked), letters) for seed in range(3)]
         none += votes.count(None)
-        np.testing.assert_allclose(scored.scores, scores_by_votes(votes, list(letters)))
+        np.testing.assert_allclose(scored.scores, scores_by_letter_votes(votes, list(letters)))
     assert len(server.answered) == 3 * QUESTIONS
     usage = sum_usage(list(collect_records(folder).values()))
     assert usage["no_letter"] == none > 0
@@ -192,7 +192,7 @@ def written(folder):
 
 def test_the_key_is_nowhere(serve, tmp_path, cluster, exam_file, capfd):
     server = serve(key=KEY)
-    find_server(asked_of(server, tmp_path, exam_file))
+    find_client_server(asked_of(server, tmp_path, exam_file))
     server.fail = lambda key, attempt: "refused" if attempt else "500"
     with pytest.raises(InputError, match=r"question '.*': refused by .* 400: too long, \*\*\*\); .* --con") as error:
         predict(asked_of(server, tmp_path / "run", exam_file))
@@ -245,7 +245,7 @@ def test_nobody_listens(serve, tmp_path, exam_file):
 
 @pytest.mark.parametrize("name", ["small-2026-08-06", "small@main"])
 def test_a_model_may_answer_by_the_name_of_its_version(serve, tmp_path, exam_file, name):
-    assert find_server(asked_of(serve(answers_as=name), tmp_path, exam_file)).listed == 20
+    assert find_client_server(asked_of(serve(answers_as=name), tmp_path, exam_file)).listed == 20
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_two_hundred_questions_from_a_failing_server(serve, tmp_path, cluster):
 def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, prompt):
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package)
-    folder = plain_folder(find_model("SmolLM2-135M-Instruct"))
+    folder = loadable_folder(find_model("SmolLM2-135M-Instruct"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -13,7 +13,7 @@ from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.ask.generate import NEAR, GeneratedTextStream, nearest_cited_passage
+from sciqa.ask.generate import NEAR, GeneratedTextStream, find_cited_passage
 from sciqa.cli import FIRST_WORDS, main, parse_options
 from sciqa.core import storage
 from sciqa.core.errors import InputError
@@ -21,7 +21,7 @@ from sciqa.core.model_files import find_model
 from sciqa.corpus.chunking import embedded_text, split_sentences
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.models.load import plain_folder
+from sciqa.models.load import loadable_folder
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.contexts import FindContexts
@@ -67,7 +67,7 @@ def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of models that write: the packaged one, one that has no chat template, and a T5 without one."""
-    folders = {"chat": plain_folder(find_model(SMOLLM2))}
+    folders = {"chat": loadable_folder(find_model(SMOLLM2))}
     for family in ("llama", "t5"):
         folders[family] = tiny_folder(tmp_path_factory.mktemp(family), family)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
@@ -136,11 +136,11 @@ def found(small_index):
 def test_a_sentence_of_a_passage_is_marked_with_it(found):
     finder, passages = found
     assert len(passages) == 5
-    cite = nearest_cited_passage(passages, finder)
+    cite = find_cited_passage(passages, finder)
     for number, passage in enumerate(passages, 1):
         assert cite(embedded_text(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
     assert cite("The stock market fell on Tuesday.") is None
-    assert nearest_cited_passage([], finder)("Anything.") is None
+    assert find_cited_passage([], finder)("Anything.") is None
 
 
 def test_marks_of_an_answer_are_the_nearest_passages(found, small_index, capsys):

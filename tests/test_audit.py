@@ -12,7 +12,7 @@ from test_report import READERS, SURE, make_run, write_audit
 from sciqa import cli
 from sciqa.audit import audit as step
 from sciqa.audit import sources
-from sciqa.audit.compare import cosines, nearest_vectors
+from sciqa.audit.compare import compare_vectors, cosines
 from sciqa.audit.contamination import (
     ContaminationFindings,
     contamination_rows,
@@ -113,11 +113,11 @@ def test_the_nearest_vector_does_not_depend_on_what_else_is_compared():
     vectors[200] = vectors[7]
     asked = vectors[[7, 40]] + 0.05 * vectors[[1, 2]]
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    first, second = nearest_vectors(asked, vectors)
+    first, second = compare_vectors(asked, vectors)
     assert [at for at, _ in first] == [7, 200]
     assert second == [(40, cosines(asked[1], vectors[[40]])[0])]
     alone = [
-        max(next(nearest_vectors(asked[1:], vectors[at : at + 7])), key=lambda pair: pair[1])[1]
+        max(next(compare_vectors(asked[1:], vectors[at : at + 7])), key=lambda pair: pair[1])[1]
         for at in range(0, 300, 7)
     ]
     assert max(alone) == second[0][1]

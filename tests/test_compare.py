@@ -17,7 +17,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3, holm, sign_flip_p_value
 from sciqa.predict.results import METRICS
-from sciqa.report.compare import CompareOptions, compare_readers, comparison_rows, read_readers
+from sciqa.report.compare import CompareOptions, compare_readers, comparison_rows, read_compared_readers
 
 QUESTIONS = 60
 ROWS = [
@@ -190,7 +190,7 @@ def test_the_same_inputs_give_the_same_file(made_once, output):
 
 
 def test_options_are_named_in_which_readers_differ(made_once):
-    readers = read_readers((str(made_once / "one/run"),), ())
+    readers = read_compared_readers((str(made_once / "one/run"),), ())
     rows, same = comparison_rows(readers)
     options = {row["reader"]: row["options"] for row in rows}
     assert options == {
@@ -211,7 +211,7 @@ def test_options_of_contexts_count_among_readers_that_have_contexts(tmp_path):
         "template": tables.fingerprint(built_in_template("arc").text),
     }
     readers = {"one": (DRAWN[0], given), "two": (DRAWN[1], given | {"shots": 2}), "three": (DRAWN[2], {"model": "m"})}
-    rows, same = comparison_rows(read_readers((write_run(tmp_path, readers),), ()))
+    rows, same = comparison_rows(read_compared_readers((write_run(tmp_path, readers),), ()))
     assert {row["reader"]: row["options"] for row in rows} == {
         "one": {"contexts": "yes", "template": "arc"},
         "two": {"contexts": "yes", "shots": "2", "template": "arc"},

@@ -16,7 +16,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.models.causal import CausalScorer
-from sciqa.models.load import load_encoder, plain_folder
+from sciqa.models.load import load_encoder, loadable_folder
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
@@ -163,7 +163,7 @@ def run(tmp_path_factory, small_index, exam_file):
     output = str(tmp_path_factory.mktemp("run"))
     options = {"output": output, "exam": exam_file, "shard_questions": 5}
     retrieve(RetrieveOptions(**options, index=f"{small_index}/index"))
-    return options | {"model": plain_folder(find_model(PACKAGED)), "precision": "float32"}
+    return options | {"model": loadable_folder(find_model(PACKAGED)), "precision": "float32"}
 
 
 def answers(run, name):

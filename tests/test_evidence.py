@@ -9,7 +9,7 @@ from sciqa.exam.questions import options_of
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.embedder import embed_one_by_one
-from sciqa.retrieval.evidence import find_evidence, split_clauses
+from sciqa.retrieval.evidence import find_evidence, split_evidence_clauses
 from sciqa.retrieval.load_embedder import load_embedder
 
 TEXT = (
@@ -30,12 +30,12 @@ def question(**options):
 
 def test_clauses_cover_a_sentence_and_none_is_a_fragment():
     sentence = TEXT.split(". ")[1]
-    clauses = [sentence[start:end] for start, end in split_clauses(sentence)]
+    clauses = [sentence[start:end] for start, end in split_evidence_clauses(sentence)]
     assert " ".join(clauses) == sentence
     assert clauses[0] == "In moist air it rusts,"
     assert all(len(clause.split()) >= 4 for clause in clauses)
-    assert split_clauses("It rusts, fast.") == [(0, 15)]
-    assert split_clauses("A") == [(0, 1)]
+    assert split_evidence_clauses("It rusts, fast.") == [(0, 15)]
+    assert split_evidence_clauses("A") == [(0, 1)]
 
 
 def test_each_option_has_its_own_sentence_and_clause(embed):

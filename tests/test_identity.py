@@ -176,18 +176,18 @@ def test_an_adapter_goes_with_its_base_however_it_was_described(model, tmp_path)
         formerly.update(hashlib.sha256(path.read_bytes()).digest())
     for about in (
         {"base": "it", "revision": formerly.hexdigest()[:16], "style": {}},
-        adapter_files.describe_base_model(str(model)),
+        adapter_files.describe_adapter_base(str(model)),
     ):
         (adapter / "sciqa.json").write_text(json.dumps(about))
-        assert adapter_files.check_base_model(str(adapter), str(model)) is None
+        assert adapter_files.check_adapter_base(str(adapter), str(model)) is None
     (model / "README.md").write_text("changed")
     (model / "tokenizer.json").write_text("{}")
-    said = adapter_files.check_base_model(str(adapter), str(model))
+    said = adapter_files.check_adapter_base(str(adapter), str(model))
     assert "tokenizer.json" in said
     assert "changed since this adapter was trained" in said
     (model / "model.safetensors").write_text("of another model")
     with pytest.raises(InputError, match="an adapter for the base model"):
-        adapter_files.check_base_model(str(adapter), str(model))
+        adapter_files.check_adapter_base(str(adapter), str(model))
 
 
 QUESTIONS = [

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sciqa.predict.letters import (
-    ends_with_answer,
+    ends_with_letter,
     find_letter,
     read_letter,
-    scores_by_votes,
+    scores_by_letter_votes,
 )
 
 OPTIONS = {"A": "iron", "B": "helium", "C": "A noble gas"}
@@ -101,7 +101,7 @@ def test_letters_are_read_by_strict_rules(answer, letter):
     ],
 )
 def test_a_line_with_the_answer_ends_a_chain(text, ends):
-    assert ends_with_answer(text) == ends
+    assert ends_with_letter(text) == ends
 
 
 def test_options_of_the_same_text_are_no_answer():
@@ -109,14 +109,14 @@ def test_options_of_the_same_text_are_no_answer():
 
 
 def test_votes_are_shares():
-    scores = scores_by_votes(["A", "B", "A", None, "A"], "ABCD")
+    scores = scores_by_letter_votes(["A", "B", "A", None, "A"], "ABCD")
     np.testing.assert_allclose(np.exp(scores), [3.25 / 5, 1.25 / 5, 0.25 / 5, 0.25 / 5])
-    np.testing.assert_allclose(np.exp(scores_by_votes([None], "AB")), [0.5, 0.5])
+    np.testing.assert_allclose(np.exp(scores_by_letter_votes([None], "AB")), [0.5, 0.5])
 
 
 def test_equal_votes_are_ranked_by_likelihood_and_unequal_ones_are_not():
     likelihood = np.array([0.0, 0.25, 0.75])
-    scores = scores_by_votes(["A", "B", None], "ABC", likelihood)
+    scores = scores_by_letter_votes(["A", "B", None], "ABC", likelihood)
     np.testing.assert_allclose(np.exp(scores), [(1 + 1 / 6) / 3, (1 + 1 / 6 + 1 / 8) / 3, (1 / 6 + 3 / 8) / 3])
-    sure = scores_by_votes(["A"], "AB", np.array([0.0, 1.0]))
+    sure = scores_by_letter_votes(["A"], "AB", np.array([0.0, 1.0]))
     assert sure[0] > sure[1]

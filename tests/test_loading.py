@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
-from sciqa.core.adapter_files import describe_base_model
+from sciqa.core.adapter_files import describe_adapter_base
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
 from sciqa.exam import read_exam
@@ -184,7 +184,7 @@ def made(folder, fields, to, precision="float32", method="lora"):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
-    adapter.save_model(model, to, gather_trained(model, 0), describe_base_model(folder) | {"style": {}})
+    adapter.save_model(model, to, gather_trained(model, 0), describe_adapter_base(folder) | {"style": {}})
     return model, tokenizer, str(to)
 
 

@@ -18,7 +18,7 @@ from test_training import history, kill_a_worker, losses
 from tiny import mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core import storage, tables
-from sciqa.core.adapter_files import describe_base_model, read_trained_record
+from sciqa.core.adapter_files import describe_adapter_base, read_trained_record
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.models import adapter
@@ -273,7 +273,7 @@ def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
     trainer.train()
     assert margins().mean() > before.mean() + 0.01
     trainer.save_model(str(tmp_path / "model"))
-    storage.write_json(str(tmp_path / "model/sciqa.json"), describe_base_model(asked.model) | {"objective": "reward"})
+    storage.write_json(str(tmp_path / "model/sciqa.json"), describe_adapter_base(asked.model) | {"objective": "reward"})
     loaded, _ = load_reward_model(str(tmp_path / "model"), torch.float32, "cpu")
     row = torch.tensor([tokenizer.apply_chat_template(messages(*CHAT), return_dict=False)])
     with torch.no_grad():
@@ -519,9 +519,9 @@ def test_any_adapter_of_peft_is_trained_kept_and_read(tmp_path, options, model, 
         optimizer.zero_grad()
         mean_loss(scorer(encoded), [0, 0], "ranking").backward()
         optimizer.step()
-        adapter.update_ranks(trained, step + 1)
+        adapter.update_adapter_ranks(trained, step + 1)
     assert any((weight != then).any() for weight, then in zip(weights, before, strict=True))
-    about = describe_base_model(model) | {"style": {"prompt": "chat"}}
+    about = describe_adapter_base(model) | {"style": {"prompt": "chat"}}
     adapter.save_model(trained, tmp_path / "adapter", gather_trained(trained, 0), about)
     found = load_scorer(model, adapter=str(tmp_path / "adapter"), precision="float32")
     with torch.no_grad():

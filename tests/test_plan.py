@@ -26,8 +26,8 @@ from sciqa.models.scorer import Encoded
 from sciqa.planning import memory as estimate
 from sciqa.planning.flops import question_flops
 from sciqa.planning.hardware import Need, missing_resources, read_node_types
-from sciqa.planning.memory import build_model_sketch, peak_activations, rank_bytes, training_memory
-from sciqa.planning.volume import faiss_bytes
+from sciqa.planning.memory import build_model_sketch, peak_activation_memory, rank_bytes, training_memory
+from sciqa.planning.volume import faiss_volume_bytes
 from sciqa.training import FinetuneOptions, finetune
 
 #: Of glibc's malloc.h.
@@ -171,7 +171,7 @@ def test_plans_agree_with_published_figures(tmp_path, monkeypatch, name):
     checkpointing = options.gradient_checkpointing
     if not name.endswith("Lit-GPT"):  # which never has all logits in float32
         monkeypatch.setitem(SCORERS, "causal", WholeLoss)
-    activations = peak_activations(model, batch, checkpointing=checkpointing, nf4=method == "qlora")
+    activations = peak_activation_memory(model, batch, checkpointing=checkpointing, nf4=method == "qlora")
     assert training_memory(model, options, options.num_workers, activations).total / 1e9 == pytest.approx(
         gigabytes, rel=0.2
     )
@@ -218,7 +218,7 @@ def test_faiss_files_have_the_size_that_is_planned(factory):
     index = faiss.index_factory(96, factory)
     index.train(vectors)
     index.add(vectors)
-    fixed, each = faiss_bytes(factory, 96)
+    fixed, each = faiss_volume_bytes(factory, 96)
     assert fixed + each * len(vectors) == pytest.approx(len(faiss.serialize_index(index)), rel=0.02)
 
 
@@ -332,7 +332,7 @@ def test_training_takes_the_memory_that_is_planned(tmp_path, cluster, data, monk
     made = finetune(options).details
     model = build_model_sketch(SMOLLM2, method, {})
     batch = [encoded(*lengths) for lengths in made["lengths"]]
-    planned = training_memory(model, options, 1, peak_activations(model, batch, nf4=method == "qlora"))
+    planned = training_memory(model, options, 1, peak_activation_memory(model, batch, nf4=method == "qlora"))
     print(f"{method}: {planned.total} planned, {made['allocated']} allocated, {made['grown']} grown; {made['lengths']}")
     print(planned)
     assert planned.total == pytest.approx(made["allocated"], rel=0.25)

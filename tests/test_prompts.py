@@ -20,7 +20,7 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
-from sciqa.models.adapter import read_stored_style
+from sciqa.models.adapter import read_adapter_style
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_encoder
 from sciqa.models.prompt_format import Format
@@ -203,7 +203,7 @@ def test_a_template_is_kept_with_what_was_trained(tmp_path, llama, tokenizer):
     style = selected_training_style(options, tokenizer, options.template_style())
     (tmp_path / "sciqa.json").write_text(json.dumps({"style": asdict(style)}))
     (tmp_path / "mine.jinja").unlink()
-    assert read_stored_style(str(tmp_path)) == style
+    assert read_adapter_style(str(tmp_path)) == style
     encoder = load_encoder(llama, {}, str(tmp_path))
     assert tokenizer.decode(encoder.encode(QUESTION, "").prompt) == "Q: Which gas?\nA:"
 

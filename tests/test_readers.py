@@ -21,7 +21,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.questions import rotate_options
 from sciqa.predict import PredictOptions, predict, uncertainty
-from sciqa.predict.blend import pool_weights
+from sciqa.predict.blend import blend_weights
 from sciqa.predict.readers import ModelReader
 from sciqa.retrieval import RetrieveOptions, retrieve
 
@@ -126,10 +126,10 @@ def test_one_reader_in_a_blend_is_calibrated_by_its_temperature():
     logits = rng.normal(size=(4000, 4))
     golds = np.array([rng.choice(4, p=np.exp(row) / np.exp(row).sum()) for row in logits])
     overconfident = [row[None] - np.log(np.exp(row).sum()) for row in 3 * logits]
-    (weight,) = pool_weights(overconfident, golds)
+    (weight,) = blend_weights(overconfident, golds)
     assert 1 / weight == pytest.approx(3, rel=0.1), "the temperature by which it was made too sure"
     useless = [np.vstack([row, rng.normal(size=4)]) for row in overconfident]
-    weights = pool_weights(useless, golds)
+    weights = blend_weights(useless, golds)
     assert weights[1] == pytest.approx(0, abs=0.05)
 
 

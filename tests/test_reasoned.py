@@ -21,16 +21,24 @@ from sciqa.exam.chain_table import read_chains, write_chain_rows
 from sciqa.exam.questions import options_of
 from sciqa.models import chains as writing
 from sciqa.models.causal import CausalScorer
-from sciqa.models.chains import Chain, ChainSettings, SeededDraws, StopAtEnd, decode, encode_letters, write_chains
+from sciqa.models.chains import (
+    Chain,
+    ChainSettings,
+    SeededChainDraws,
+    StopChainAtEnd,
+    decode_chain,
+    encode_chain_letters,
+    write_chains,
+)
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_letters import letter_prompt
-from sciqa.predict.letters import ends_with_answer, read_letter, scores_by_votes
+from sciqa.predict.letters import ends_with_letter, read_letter, scores_by_letter_votes
 from sciqa.predict.prompt import PromptOptions, show_prompts
 from sciqa.report import ReportOptions, report
-from sciqa.report.questions import listed_chains
+from sciqa.report.questions import chains_of_questions
 
 GREEDY = ChainSettings(samples=1, max_tokens=16, temperature=None, seed=0)
 DRAWN = ChainSettings(samples=3, max_tokens=12, temperature=0.9, seed=7)
@@ -65,7 +73,7 @@ def prompts_of(scorer, number=5):
 
 
 def write(scorer, prompts, settings, budget=4096):
-    return write_chains(scorer, prompts, settings, budget, ends_with_answer)
+    return write_chains(scorer, prompts, settings, budget, ends_with_letter)
 
 
 @pytest.mark.parametrize("family", mostly_slow(["llama", "mistral", "phi3"], "llama"))
@@ -121,7 +129,7 @@ def test_the_limits_of_the_models_own_files_hold(scorer, monkeypatch):
 
 def test_draws_follow_the_probabilities():
     scores = torch.tensor([0.5, 0.2, 0.0, 0.3]).log().repeat(4000, 1)
-    draws = SeededDraws(range(4000), torch.device("cpu"))
+    draws = SeededChainDraws(range(4000), torch.device("cpu"))
     first, second = (draws(torch.zeros(4000, 1, dtype=torch.long), scores).argmax(dim=1) for _ in range(2))
     for drawn in (first, second):
         np.testing.assert_allclose(drawn.bincount(minlength=4) / 4000, [0.5, 0.2, 0.0, 0.3], atol=0.03)
@@ -133,7 +141,7 @@ def test_a_row_stops_where_its_answer_is_whole(scorer):
     rows = [scorer.tokenizer(text)["input_ids"] for text in texts]
     width = max(map(len, rows))
     ids = torch.tensor([[5] * (2 + width - len(row)) + row for row in rows])
-    stop = StopAtEnd(scorer.tokenizer, 2, ends_with_answer, ["", "", "<think>"])
+    stop = StopChainAtEnd(scorer.tokenizer, 2, ends_with_letter, ["", "", "<think>"])
     assert stop(ids, None).tolist() == [True, False, False]
 
 
@@ -141,12 +149,12 @@ def test_a_thinking_template_thinks_and_is_not_closed():
     scorer = make_scorer()
     scorer.tokenizer.chat_template = THINKING
     prompt = scorer.encode_to_write(QUESTION, "", 64).prompt
-    assert decode(scorer.tokenizer, prompt).endswith("<|im_start|>assistant\n<think>\n")
+    assert decode_chain(scorer.tokenizer, prompt).endswith("<|im_start|>assistant\n<think>\n")
     ((chain,),) = write(scorer, [prompt], GREEDY)
     assert chain.opened == "<think>"
     cut = Chain(scorer.tokenizer("It rusts")["input_ids"], "It rusts", False, "<think>")
-    encoded = encode_letters(scorer, prompt, cut, None, "ABC")
-    whole = decode(scorer.tokenizer, encoded.prompt + encoded.options[1])
+    encoded = encode_chain_letters(scorer, prompt, cut, None, "ABC")
+    whole = decode_chain(scorer.tokenizer, encoded.prompt + encoded.options[1])
     assert whole.endswith("assistant\n<think>\nIt rusts\n</think>\n\nAnswer: B")
 
 
@@ -160,8 +168,8 @@ def test_a_thinking_template_thinks_and_is_not_closed():
 )
 def test_letters_stand_where_the_chain_names_one(scorer, text, at, before):
     chain = Chain(scorer.tokenizer(text)["input_ids"], text, True, "")
-    encoded = encode_letters(scorer, [7], chain, at and len(text) + at, "ABC")
-    wholes = [decode(scorer.tokenizer, encoded.prompt[1:] + option) for option in encoded.options]
+    encoded = encode_chain_letters(scorer, [7], chain, at and len(text) + at, "ABC")
+    wholes = [decode_chain(scorer.tokenizer, encoded.prompt[1:] + option) for option in encoded.options]
     assert wholes == [before + letter for letter in "ABC"]
     assert encoded.counted == [1, 1, 1]
 
@@ -183,7 +191,7 @@ def read_scripted(folder, monkeypatch, texts, question=QUESTION):
     likelihoods = []
     for chain in chains:
         found = chain.text.rfind("B") if chain.text.endswith("B") else None
-        encoded = encode_letters(reader.scorer, prompt, chain, found, "ABC")
+        encoded = encode_chain_letters(reader.scorer, prompt, chain, found, "ABC")
         ids = torch.tensor([encoded.prompt])
         with torch.no_grad():
             logits = reader.scorer.model(ids).logits[0, -1].float()
@@ -198,7 +206,7 @@ def test_votes_rank_before_likelihood(folder, monkeypatch):
     assert [row["letter"] for row in scored.chains] == ["B", forced, None]
     assert [row["finished"] for row in scored.chains] == [True, False, True]
     assert [row["text"] for row in scored.chains] == ["It rusts.\nAnswer: B", "Iron", "I cannot tell."]
-    expected = scores_by_votes(["B", forced, None], "ABC", np.mean(likelihoods, axis=0))
+    expected = scores_by_letter_votes(["B", forced, None], "ABC", np.mean(likelihoods, axis=0))
     np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
     assert np.exp(scored.scores).sum() == pytest.approx(1)
 
@@ -258,7 +266,7 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
 def test_a_long_chain_is_shortened_on_the_page(tmp_path):
     rows = [{"id": "1", "sample": 0, "text": "<script>" + 9000 * "x", "letter": "B", "tokens": 3, "finished": True}]
     write_chain_rows(f"{tmp_path}/answers/it", 0, rows)
-    ((name, (chain,)),) = listed_chains(str(tmp_path), ["it", "other"], 1)["1"].items()
+    ((name, (chain,)),) = chains_of_questions(str(tmp_path), ["it", "other"], 1)["1"].items()
     assert name == "it"
     assert chain["text"].startswith("<script>xx")
     assert chain["text"].endswith("xx")
@@ -285,7 +293,7 @@ def test_a_server_is_asked_for_its_reasons(tmp_path, exam_file):
             letters = [read_letter(text, options_of(question)) for text in texts]
             assert [row["text"] for row in scored.chains] == texts
             assert [row["letter"] for row in scored.chains] == letters
-            np.testing.assert_allclose(scored.scores, scores_by_votes(letters, list(options_of(question))))
+            np.testing.assert_allclose(scored.scores, scores_by_letter_votes(letters, list(options_of(question))))
     finally:
         server.shutdown()
         server.server_close()

@@ -15,7 +15,7 @@ from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded, score_options
 from sciqa.predict import PredictOptions, predict, shots
 from sciqa.predict.prompt import PromptOptions, show_prompts
-from sciqa.predict.shots import ExampleChooser, balanced_order
+from sciqa.predict.shots import ShotChooser, balanced_order
 
 WORDS = [f"word{number}" for number in range(40)]
 
@@ -48,7 +48,7 @@ def chooser(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def make(pool, count, similar):
-        return ExampleChooser(pool, count, similar, "a revision", "", {"backend": "torch", "device": "cpu"})
+        return ShotChooser(pool, count, similar, "a revision", "", {"backend": "torch", "device": "cpu"})
 
     return make
 

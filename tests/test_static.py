@@ -16,7 +16,7 @@ from tiny_embedders import tiny_embedder, tiny_tokenizer
 
 from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, load_tokenizer, max_sequence_length
+from sciqa.core.model_files import find_model, load_tokenizer, model_sequence_length
 from sciqa.corpus.chunking import embedded_text
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
@@ -99,7 +99,7 @@ def test_a_module_in_a_folder_of_its_own(tmp_path):
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": "0_StaticEmbedding"}]))
     assert load_tokenizer(str(folder)).encode("water").tokens == ["[CLS]", "water", "[SEP]"]
-    assert max_sequence_length(str(folder)) is None
+    assert model_sequence_length(str(folder)) is None
     np.testing.assert_allclose(StaticEmbedder(str(folder), 2).encode(TEXTS), own_vectors(str(folder), TEXTS), atol=1e-5)
 
 

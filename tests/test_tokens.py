@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sciqa.models.causal import CausalScorer
 from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import fit_context
+from sciqa.models.scorer import fit_context_for_scorer
 from sciqa.models.text_encoder import TextEncoder
 
 QUESTION = {"id": "1", "prompt": "Which gas?", "is_question": True, "A": "helium", "B": "neon"}
@@ -90,6 +90,6 @@ def test_contexts_are_cut_between_sentences_or_else_words(tokenizer):
     context = "Iron is a metal. It melts at 1538 degrees. " + "It rusts in wet air over 1000 days. " * 3
     shown = tokenizer.decode(scorer.encode(QUESTION, context).prompt)
     assert "Context: Iron is a metal. It melts at 1538 degrees.\n\n" in shown
-    assert fit_context("Iron melts at 1538 degrees", lambda text: len(text) < 18) == "Iron melts at"
-    assert fit_context("Iron. Tin.", lambda text: False) == ""
-    assert fit_context("Iron. Tin. Lead.", lambda text: len(text) <= 10) == "Iron. Tin."
+    assert fit_context_for_scorer("Iron melts at 1538 degrees", lambda text: len(text) < 18) == "Iron melts at"
+    assert fit_context_for_scorer("Iron. Tin.", lambda text: False) == ""
+    assert fit_context_for_scorer("Iron. Tin. Lead.", lambda text: len(text) <= 10) == "Iron. Tin."

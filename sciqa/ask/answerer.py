@@ -52,7 +52,7 @@ def check_answering(options: AnswerOptions, question: dict) -> dict:
     return manifest
 
 
-def check_can_generate(model: str) -> None:
+def check_answering_model(model: str) -> None:
     """Raise `InputError` if a model is an encoder, which ranks options and writes no words."""
     if model_family(model) == "multiple-choice":
         raise InputError(

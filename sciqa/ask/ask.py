@@ -3,7 +3,7 @@
 import os
 import time
 
-from sciqa.ask.answerer import Answerer, check_answering, check_can_generate, passages_in_answer
+from sciqa.ask.answerer import Answerer, check_answering, check_answering_model, passages_in_answer
 from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
 from sciqa.core.device import this_device
@@ -27,7 +27,7 @@ def ask(options: AskOptions) -> Summary:
         raise InputError("--shots: examples of ranking; give --options too, or leave it out for an answer in words")
     manifest = check_answering(options, options.as_row())
     if not options.options:
-        check_can_generate(options.model)
+        check_answering_model(options.model)
     with progress_lines("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
         device, threads = this_device(options.accelerator), len(os.sched_getaffinity(0))
         answerer = Answerer(options, manifest, device, threads)

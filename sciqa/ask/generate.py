@@ -94,11 +94,11 @@ def generate_answer(
         return Encoded(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
 
     ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
-    stream = GeneratedTextStream(tokenizer, nearest_cited_passage(found["passages"], finder), show)
+    stream = GeneratedTextStream(tokenizer, find_cited_passage(found["passages"], finder), show)
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
-        settings["stopping_criteria"] = StoppingCriteriaList([stop_at_line_end(tokenizer, start)])
+        settings["stopping_criteria"] = StoppingCriteriaList([stop_generating_at_line_end(tokenizer, start)])
     working: contextlib.AbstractContextManager = contextlib.nullcontext()
     if options.num_beams == 1:
         settings["streamer"] = stream
@@ -120,7 +120,7 @@ def generation_arguments(options: AnswerOptions) -> dict:
     return {"do_sample": options.do_sample} | {name: value for name, value in given.items() if value is not None}
 
 
-def stop_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
+def stop_generating_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
     """Return a stopping criterion for the end of the answer's line, after which a plain model invents questions."""
 
     def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
@@ -130,7 +130,7 @@ def stop_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable
     return ended
 
 
-def nearest_cited_passage(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
+def find_cited_passage(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
     """Return a function that maps a sentence to the number, from 1, of the nearest passage, or None if none is near."""
     known = [
         (number, embedded_text(passage["title"], passage["section"], sentence.strip()))

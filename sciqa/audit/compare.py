@@ -104,7 +104,7 @@ def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFi
     others, source = read_compared_part(part), part["source"]
     places = [(source, question["id"], question.get("title") or "") for question in others]
     asked, vectors = read_compared_vectors(exam_parts), read_compared_vectors([part])
-    for number, several in enumerate(nearest_vectors(asked, vectors)):
+    for number, several in enumerate(compare_vectors(asked, vectors)):
         for at, cosine in several:
             findings.add(NEAR, number, cosine, places[at])
     for at, question in enumerate(others):
@@ -116,7 +116,7 @@ def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFi
     _add_runs(QUESTION_RUN, held, texts, findings)
 
 
-def nearest_vectors(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
+def compare_vectors(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
     """Yield for each row of one array the rows of another with the largest cosine, several if they are equally near.
 
     Args:

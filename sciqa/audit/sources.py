@@ -57,11 +57,11 @@ def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[
         InputError: names file, row and column of the problem; or a trained model whose questions are not known.
     """
     if options.against:
-        return named_others(options.against, lambda name: options.read(name).table)
+        return read_named_sources(options.against, lambda name: options.read(name).table)
     return _sorted_others(_of_readers(readers))
 
 
-def named_others(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[OtherSource]:
+def read_named_sources(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[OtherSource]:
     """Return the questions that `--against` names, sorted by name.
 
     Args:

@@ -22,7 +22,7 @@ def local_adapter(folder: str) -> str:
     return str(local_copy(folder))
 
 
-def read_chat_template(folder: str) -> str | None:
+def read_adapter_chat_template(folder: str) -> str | None:
     """Return the chat template that stands beside an adapter, which was trained with it; None if there is none."""
     file = Path(folder, CHAT_TEMPLATE)
     return file.read_text(encoding="utf-8") if file.exists() else None
@@ -34,7 +34,7 @@ def read_trained_record(folder: str) -> dict:
     return storage.read_json(path) if storage.exists(path) else {}
 
 
-def check_base_model(folder: str, model: str) -> str | None:
+def check_adapter_base(folder: str, model: str) -> str | None:
     """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
 
     Returns:
@@ -60,7 +60,7 @@ def check_base_model(folder: str, model: str) -> str | None:
     return f"{folder}: {', '.join(changed)} of {model} changed since this adapter was trained; its scores may be worse"
 
 
-def describe_base_model(name: str) -> dict:
-    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_base_model`."""
+def describe_adapter_base(name: str) -> dict:
+    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_adapter_base`."""
     files = find_model(name)
     return {"base": name, "revision": files.weights_hash, "others": files.others}

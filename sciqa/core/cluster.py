@@ -283,7 +283,7 @@ def worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str
     return needs
 
 
-def check_accelerator(options: RunOptions) -> None:
+def check_cluster_accelerator(options: RunOptions) -> None:
     """Wait for a node with the requested accelerator, so that a run without one fails early.
 
     Raises:

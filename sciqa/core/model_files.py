@@ -161,7 +161,7 @@ def is_static_embedder(name: str) -> bool:
     return _first_module(name).get("type", "").endswith(".StaticEmbedding")
 
 
-def max_sequence_length(name: str) -> int | None:
+def model_sequence_length(name: str) -> int | None:
     """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say."""
     return read_about(name, "sentence_bert_config.json").get("max_seq_length")
 

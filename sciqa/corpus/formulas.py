@@ -82,7 +82,7 @@ MATRICES = {
 
 
 @lru_cache(1 << 12)
-def read_math(latex: str) -> str:
+def math_formula(latex: str) -> str:
     """Convert a LaTeX formula to one line of text."""
     latex = SCRIPT.sub(_script, _put_before(html.unescape(latex)))
     try:
@@ -94,9 +94,9 @@ def read_math(latex: str) -> str:
     return SPACED.sub("", " ".join(text.split()))
 
 
-def read_chemistry(latex: str) -> str:
+def chemical_formula(latex: str) -> str:
     """Convert a chemical formula or equation (mhchem) to one line of text."""
-    return format_chemical_equation(read_math(ARROW.sub(lambda arrow: ARROWS[arrow[0]], latex)).replace("−", "-"))
+    return format_chemical_equation(math_formula(ARROW.sub(lambda arrow: ARROWS[arrow[0]], latex)).replace("−", "-"))
 
 
 def format_chemical_equation(text: str) -> str:
@@ -185,7 +185,7 @@ def _formed(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
 
 
 def _chemical(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
-    return read_chemistry("".join(part.latex_verbatim() for part in node.nodeargd.argnlist if part is not None)[1:-1])
+    return chemical_formula("".join(part.latex_verbatim() for part in node.nodeargd.argnlist if part is not None)[1:-1])
 
 
 def _unknown(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:

@@ -8,8 +8,8 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.files import decode_corpus_file
-from sciqa.corpus.formulas import read_math, superscript
-from sciqa.corpus.table_text import TableCell, span, table_lines
+from sciqa.corpus.formulas import math_formula, superscript
+from sciqa.corpus.table_text import TableCell, cell_span, table_lines
 from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_cell_lines, join_wikitext_lines
 
 #: Declaration of the encoding in a web page.
@@ -82,7 +82,7 @@ def _element(node: LexborNode, tag: str) -> Iterator[str | tuple[int, str]]:
     if tag == "table":
         yield "\n\n" + "".join(f"\n{ITEM}{line}" for line in table_lines(_rows(node))) + "\n\n"
     elif tag == "math":
-        yield read_math(node.attributes.get("alttext") or _text(node))
+        yield math_formula(node.attributes.get("alttext") or _text(node))
     elif tag == "sup":
         yield superscript(_text(node))
     elif tag == "br":
@@ -116,7 +116,7 @@ def _rows(table: LexborNode) -> Iterator[list[TableCell]]:
             sizes = [(cell.attributes.get("colspan"), cell.attributes.get("rowspan")) for cell in cells]
             texts = [join_cell_lines(_text(cell)) for cell in cells]
             yield [
-                TableCell(text, cell.tag == "th", span(columns), span(rows))
+                TableCell(text, cell.tag == "th", cell_span(columns), cell_span(rows))
                 for text, cell, (columns, rows) in zip(texts, cells, sizes, strict=True)
             ]
         elif part.tag == "caption":

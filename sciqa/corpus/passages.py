@@ -9,7 +9,7 @@ import numpy as np
 from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, max_sequence_length
+from sciqa.core.model_files import find_model, model_sequence_length
 from sciqa.core.options import Summary
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_article_files, split_article_files
@@ -134,7 +134,7 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
 
 def check_passage_tokens(options: SplitOptions) -> None:
     """Raise `InputError` if passages would be longer than the embedder reads."""
-    longest = max_sequence_length(options.embedder)
+    longest = model_sequence_length(options.embedder)
     if longest and options.passage_tokens > longest:
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"

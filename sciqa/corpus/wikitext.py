@@ -20,9 +20,9 @@ from mwparserfromhell.nodes import (
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
-from sciqa.corpus.formulas import read_chemistry, read_math, superscript
-from sciqa.corpus.table_text import TableCell, span, table_lines
-from sciqa.corpus.templates import Arguments, find_rule
+from sciqa.corpus.formulas import chemical_formula, math_formula, superscript
+from sciqa.corpus.table_text import TableCell, cell_span, table_lines
+from sciqa.corpus.templates import TemplateArguments, find_rule
 from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_cell_lines, join_wikitext_lines
 
 # fmt: off
@@ -201,9 +201,9 @@ def _find_unclosed(wikitext: str) -> list[tuple[int, int]]:
             kind = ENDS.get(end) or (open_[-1][0] if end == "/>" and open_ else end.lower().replace("/", ""))
             places = [place for place, (opening, _) in enumerate(open_) if opening == kind]
             if places:
-                unclosed += [span for _, span in open_[places[-1] + 1 :]]
+                unclosed += [cell_span for _, cell_span in open_[places[-1] + 1 :]]
                 del open_[places[-1] :]
-    return sorted(unclosed + [span for _, span in open_])
+    return sorted(unclosed + [cell_span for _, cell_span in open_])
 
 
 def _text(code: Wikicode | None) -> str:
@@ -264,7 +264,7 @@ def _rows(contents: Wikicode | None) -> Iterator[list[TableCell]]:
         if tag is not None and name in CELLS and not (tag.wiki_markup and text.startswith("+")):
             sizes = {_source(size.name).strip().lower(): size.value for size in tag.attributes}
             cell = TableCell(
-                join_cell_lines(text), name == "th", span(sizes.get("colspan")), span(sizes.get("rowspan"))
+                join_cell_lines(text), name == "th", cell_span(sizes.get("colspan")), cell_span(sizes.get("rowspan"))
             )
             loose.append(cell)
         elif name in ROWS or text.strip():
@@ -285,14 +285,14 @@ def _template(node: Template) -> str:
     rule, rest = find_rule(_source(node.name))
     if rule is None:
         return ""
-    arguments = Arguments({1: rest} if rest else {})
+    arguments = TemplateArguments({1: rest} if rest else {})
     for parameter in node.params:
         key = _source(parameter.name).strip()
         arguments[int(key) if key.isdecimal() and len(key) < 4 else key] = _text(parameter.value).strip()
     return rule(arguments)
 
 
-FORMULAS: dict[str, Callable[[str], str]] = {"math": read_math, "chem": read_chemistry, "ce": read_chemistry}
+FORMULAS: dict[str, Callable[[str], str]] = {"math": math_formula, "chem": chemical_formula, "ce": chemical_formula}
 RENDERED: dict[type[Node], Callable[..., str]] = {
     Text: lambda node: _plain(node.value),
     Template: _template,

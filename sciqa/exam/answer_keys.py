@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import BEFORE, LETTERS, Options, is_number, text_of_option
-from sciqa.exam.columns import Columns, find_cell, structured
+from sciqa.exam.columns import Columns, find_column_cell, structured
 from sciqa.exam.row import Row
 
 #: Values of `--answers-from`.
@@ -96,7 +96,7 @@ class AnswerKeyColumn:
         self.readings: list[AnswerKeyReadings] = []
         for at, row in enumerate(rows):
             try:
-                self.readings.append(_read(find_cell(row.cells, name), options[at]))
+                self.readings.append(_read(find_column_cell(row.cells, name), options[at]))
             except ValueError as error:
                 raise fail(at, name, str(error)) from error
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.exam.columns import MARKED, Columns, find_cell, structured
+from sciqa.exam.columns import MARKED, Columns, find_column_cell, structured
 from sciqa.exam.row import Row, RowNumber
 
 LETTERS = string.ascii_uppercase
@@ -75,10 +75,10 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     if columns.correct:
         return _apart(row, columns.correct, columns, fail)
     if len(columns.options) > 1:
-        cells = [find_cell(row.cells, name) for name in columns.options]
+        cells = [find_column_cell(row.cells, name) for name in columns.options]
         return _checked(cells, [], list(columns.options), fail)
     path = columns.options[0]
-    cell = structured(find_cell(row.cells, path))
+    cell = structured(find_column_cell(row.cells, path))
     labels: object = []
     marks: object = _field(cell, MARKS) if not columns.answer else None
     if isinstance(cell, dict) and not path.startswith(MARKED) and _are_marks(cell):
@@ -88,7 +88,7 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     elif isinstance(cell, str):
         cell = split_lettered_options(cell)
     elif path not in row.cells:  # labels are in a field beside that of the texts
-        labels = _field(structured(find_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
+        labels = _field(structured(find_column_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
         raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
@@ -151,7 +151,7 @@ def split_lettered_options(text: str) -> list[str] | str:
 
 def _apart(row: Row, correct: str, columns: Columns, fail: Fail) -> Options:
     names = [correct, *columns.incorrect]
-    cells = [find_cell(row.cells, name) for name in names]
+    cells = [find_column_cell(row.cells, name) for name in names]
     if columns.listed and isinstance(wrong := structured(cells[1]), list):
         cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
     return _checked(cells, [], names, fail)._replace(right=0)

@@ -132,7 +132,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def unwrap_questions(rows: list[Row]) -> list[Row]:
+def unwrap_columns(rows: list[Row]) -> list[Row]:
     """Return rows; questions nested in a field, as in lm-evaluation-harness's samples, are moved to the top level."""
     around = ("doc_id", "target")
     for name in ("doc", "row"):
@@ -145,15 +145,15 @@ def unwrap_questions(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def find_cell(cells: dict[str, object], path: str) -> object:
+def find_column_cell(cells: dict[str, object], path: str) -> object:
     """Return the cell of a column, or the value at a path into its fields; None if there is none."""
     if path in cells or "." not in path:
         return cells.get(path)
     name, _, rest = path.partition(".")
     cell = structured(cells.get(name))
     if isinstance(cell, list):
-        return [find_cell(each, rest) if isinstance(each, dict) else None for each in cell]
-    return find_cell(cell, rest) if isinstance(cell, dict) else None
+        return [find_column_cell(each, rest) if isinstance(each, dict) else None for each in cell]
+    return find_column_cell(cell, rest) if isinstance(cell, dict) else None
 
 
 def structured(cell: object) -> object:
@@ -197,7 +197,7 @@ def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Colu
         kept={name: given[name] for name in KEPT if given.get(name)},
         own=own,
         listed=len(incorrect) == 1
-        and all(isinstance(structured(find_cell(r.cells, incorrect[0])), list) for r in rows),
+        and all(isinstance(structured(find_column_cell(r.cells, incorrect[0])), list) for r in rows),
     )
     _check_present(exam, columns, names, given)
     also = [name for name in names if name not in columns.used and "answer" not in given and _like_answer([name])]

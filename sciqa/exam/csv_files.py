@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from sciqa.core.errors import InputError
-from sciqa.exam.row import UNSEEN, Row, clean_names
+from sciqa.exam.row import UNSEEN, Row, clean_row_names
 
 #: Columns of MMLU's CSV files, which have no header.
 HEADERLESS = ("question", "A", "B", "C", "D", "answer")
@@ -25,7 +25,7 @@ def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
     else:
         body = lines[1:]
         header = _named(path, line, header, [cells for _, cells in body])
-    named = iter(clean_names(path, filter(None, header)))
+    named = iter(clean_row_names(path, filter(None, header)))
     header, width = [name and next(named) for name in header], len(header)
     for number, (line, cells) in enumerate(body, 1):
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.exam.csv_files import read_csv
-from sciqa.exam.row import UNSEEN, Row, RowNumber, clean_names
+from sciqa.exam.row import UNSEEN, Row, RowNumber, clean_row_names
 
 SPLITS = ("train", "validation", "test", "direct-train", "direct-validation", "direct-test")
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
@@ -241,12 +241,12 @@ def _row(path: str, number: int, line: int | None, cells: object) -> Row:
     if not isinstance(cells, dict):
         raise InputError(f"{row.place}: an object expected, {str(cells)[:60]!r} found")
     if any(name != name.strip() or not name.isascii() for name in cells):
-        cells = dict(zip(clean_names(row.place, cells), cells.values(), strict=True))
+        cells = dict(zip(clean_row_names(row.place, cells), cells.values(), strict=True))
     return row._replace(cells=cells)
 
 
 def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:
-    names = clean_names(path, file.schema_arrow.names)
+    names = clean_row_names(path, file.schema_arrow.names)
     number = 0
     try:
         for batch in file.iter_batches(1024):

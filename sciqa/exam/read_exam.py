@@ -13,7 +13,7 @@ import pyarrow as pa
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_keys import AnswerKeyColumn, AnswersFrom
 from sciqa.exam.answer_options import Fail, Options, options_without_letters, read_options, text_of_option
-from sciqa.exam.columns import KEPT, Columns, find_cell, parse_columns, recognise_columns, unwrap_questions
+from sciqa.exam.columns import KEPT, Columns, find_column_cell, parse_columns, recognise_columns, unwrap_columns
 from sciqa.exam.files import packaged_splits, read_exam_files
 from sciqa.exam.row import Row
 
@@ -76,7 +76,7 @@ def read_exam_questions(
         answers_from: as in `read_exam`.
         context: `given`: some question must have a context of its own; `found`: such contexts are left out.
     """
-    rows = unwrap_questions(read_exam_files(exam))
+    rows = unwrap_columns(read_exam_files(exam))
     found = recognise_columns(exam, rows, {} if packaged_splits(exam) else parse_columns(columns))
 
     def fail(at: int, column: str, what: str) -> InputError:
@@ -125,7 +125,7 @@ def _failing(fail: FailAt, at: int) -> Fail:
 
 def _text(row: Row, path: str, fail: Fail) -> str | None:
     try:
-        return text_of_option(find_cell(row.cells, path))
+        return text_of_option(find_column_cell(row.cells, path))
     except ValueError as error:
         raise fail(path, str(error)) from error
 
@@ -215,7 +215,7 @@ def _others(rows: list[Row], columns: Columns, taken: set[str], fail: FailAt) ->
 
 
 def _other(row: Row, path: str, fail: Fail) -> str | None:
-    cell = find_cell(row.cells, path)
+    cell = find_column_cell(row.cells, path)
     if isinstance(cell, list | dict):
         return json.dumps(cell, ensure_ascii=False, default=str)
     if isinstance(cell, bytes) and path not in KEPT:

@@ -37,7 +37,7 @@ class Row(NamedTuple):
         return f"{self.path}, {line}row {self.number}"
 
 
-def clean_names(path: str, names: Iterable[str]) -> list[str]:
+def clean_row_names(path: str, names: Iterable[str]) -> list[str]:
     """Return column names without white space around them; raise `InputError` if a name is repeated."""
     cleaned = [str(name).strip().strip(UNSEEN).strip() for name in names]
     if len(set(cleaned)) < len(cleaned):

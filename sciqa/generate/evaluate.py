@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from sciqa.core import cluster, model_workers, progress, storage, tables
-from sciqa.core.adapter_files import adapter_hash, check_base_model
+from sciqa.core.adapter_files import adapter_hash, check_adapter_base
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.lock import lock
@@ -106,7 +106,7 @@ def _models(options: EvaluateTextOptions) -> dict[str, tuple[str, str | None]]:
     models: dict[str, tuple[str, str | None]] = {short_model_name(options.model): (options.model, None)}
     if options.tuned and storage.exists(storage.join(options.tuned, ADAPTER_CONFIG)):
         require("train", "--tuned")
-        check_base_model(options.tuned, options.model)
+        check_adapter_base(options.tuned, options.model)
         models[f"tuned-{short_model_name(options.tuned)}"] = (options.model, options.tuned)
     elif options.tuned:
         models[f"tuned-{short_model_name(options.tuned)}"] = (options.tuned, None)

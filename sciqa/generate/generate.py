@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sciqa.audit.sources import OtherSource, named_others
+from sciqa.audit.sources import OtherSource, read_named_sources
 from sciqa.core import cluster, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
@@ -23,7 +23,7 @@ from sciqa.generate.parse import REPLY_FAULTS
 from sciqa.generate.results import FilterPart, FilterSettings, against_folder, counts_path, jsonl_folder
 from sciqa.generate.server_writer import find_json_server
 from sciqa.generate.template import PassageTemplate, read_passage_template
-from sciqa.predict.api import api_arguments, server_pool
+from sciqa.predict.api import api_arguments, api_server_pool
 from sciqa.predict.api_records import usage_summary
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import check_model
@@ -95,7 +95,7 @@ def passage_parts(options: GenerateOptions) -> tuple[list[Part], str]:
 
 
 def _read_against(options: GenerateOptions) -> list[OtherSource]:
-    return named_others(
+    return read_named_sources(
         options.against, lambda name: read_exam_questions(name, options.columns, options.answers_from).table
     )
 
@@ -173,7 +173,7 @@ def _write_candidates(options: GenerateOptions, writing: WriterSettings, parts: 
         workers = 1 if options.num_workers == "auto" else cluster.num_workers(options, len(parts))
         concurrency = max(1, options.concurrency // workers)
         arguments = {"writing": writing._replace(concurrency=concurrency)}
-        pool = server_pool(workers, 2 + concurrency // options.part_passages)
+        pool = api_server_pool(workers, 2 + concurrency // options.part_passages)
         mapped = {"fn": WriteCandidates, "fn_constructor_kwargs": arguments, **pool}
     else:
         workers = cluster.num_workers(options, len(parts))
@@ -226,7 +226,7 @@ def _filter(
         weights += weight_bytes(checker.model)
     if compares:
         filtering = filtering._replace(embed=options.embed_arguments(workers))
-    mapped: dict = {"fn": FilterPart, "fn_constructor_kwargs": {"filtering": filtering}, **server_pool(workers, 1)}
+    mapped: dict = {"fn": FilterPart, "fn_constructor_kwargs": {"filtering": filtering}, **api_server_pool(workers, 1)}
     if weights:
         pool = model_workers.model_pool(options, workers, len(parts), weights)
         mapped = model_workers.map_arguments(FilterPart, {"filtering": filtering}, pool)

@@ -17,7 +17,7 @@ from sciqa.predict.api_client import (
     Client,
     FoundServer,
     named_server,
-    try_forms,
+    try_client_forms,
 )
 from sciqa.predict.api_records import RequestRecords, request_key
 
@@ -100,10 +100,10 @@ def find_json_server(options: GenerateOptions) -> tuple[FoundServer, dict[str, A
     It is tried with a few requests of a few tokens.
 
     Raises:
-        InputError: as in `sciqa.predict.api_client.find_server`.
+        InputError: as in `sciqa.predict.api_client.find_client_server`.
     """
     require("openai", "--engine openai")
-    server = try_forms(named_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
+    server = try_client_forms(named_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
     schema = {"name": options.kind, "strict": True, "schema": reply_schema(options.kind, options.choices)}
     extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
     try:

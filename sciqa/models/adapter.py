@@ -56,11 +56,11 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
 
 
 def adapts_ranks(model: nn.Module) -> bool:
-    """Whether an adapter, such as AdaLoRA, changes its ranks in the course of training, by `update_ranks`."""
+    """Whether an adapter, such as AdaLoRA, changes its ranks in the course of training, by `update_adapter_ranks`."""
     return hasattr(getattr(model, "base_model", None), "update_and_allocate")
 
 
-def update_ranks(model: nn.Module, step: int) -> None:
+def update_adapter_ranks(model: nn.Module, step: int) -> None:
     """Let an adapter choose its ranks by the gradients of an optimizer step that was taken, counted from 1."""
     if adapts_ranks(model):
         cast("peft.AdaLoraModel", model.base_model).update_and_allocate(step)
@@ -97,7 +97,7 @@ def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: 
         if family != "causal":
             raise InputError(f"{kind}: a soft prompt, for causal models only; use another --peft, or --method full")
         return peft.get_peft_config({"num_virtual_tokens": 16} | given)
-    heads = head_modules(model)
+    heads = adapter_head_modules(model)
     saved = sorted({*heads, *_new_modules(model, heads), *(fields.get("modules_to_save") or [])})
     if kind == "LORA":
         given.setdefault("target_modules", "all-linear")
@@ -108,7 +108,7 @@ def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: 
     return peft.get_peft_config(given)
 
 
-def head_modules(model: PreTrainedModel) -> list[str]:
+def adapter_head_modules(model: PreTrainedModel) -> list[str]:
     """Return the top-level modules with weights outside the backbone; none for a model with a language-model head."""
     if model.get_output_embeddings() is not None:
         return []
@@ -210,7 +210,7 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
-def is_lora(attached: "peft.PeftModel") -> bool:
+def is_lora_adapter(attached: "peft.PeftModel") -> bool:
     """Whether an adapter is a plain LoRA; some kinds are never merged, others not exactly."""
     return attached.active_peft_config.peft_type == "LORA"
 
@@ -241,7 +241,7 @@ def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     return model
 
 
-def read_stored_style(folder: str) -> Format | None:
+def read_adapter_style(folder: str) -> Format | None:
     """Return the question format that an adapter or fine-tuned model was trained with, if known."""
     style = read_trained_record(folder).get("style")
     return Format(**style) if style else None

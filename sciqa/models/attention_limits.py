@@ -19,7 +19,7 @@ NO_WINDOWS = re.compile(r"max_window_layers|pattern|num_|layers")
 
 
 @dataclass(frozen=True)
-class RopeSwitch:
+class RopeLengthLimit:
     """Sequence length beyond which a rotary embedding changes; the longest sequence of a batch decides for all.
 
     Attributes:
@@ -31,7 +31,7 @@ class RopeSwitch:
     dynamic: bool = False
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> "RopeSwitch":
+    def of(cls, config: PreTrainedConfig) -> "RopeLengthLimit":
         """Return the switch of a model's configuration."""
         rope = getattr(config, "rope_parameters", None) or {}
         for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
 from sciqa.exam.questions import options_of
-from sciqa.models.attention_limits import SELECTIONS, RopeSwitch, attention_window
+from sciqa.models.attention_limits import SELECTIONS, RopeLengthLimit, attention_window
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
-from sciqa.models.packing import PackedRows, pack_rows, plain_rows, row_tokens, share_prefixes
+from sciqa.models.packing import PackedRows, pack_by_shared_prefix, pack_rows, packed_row_tokens, unpacked_rows
 from sciqa.models.packing_check import fastest_packed_layout
 from sciqa.models.prefix_cache import PrefixScorer
 from sciqa.models.prompt_format import Format
@@ -33,7 +33,7 @@ class CausalScorer(PrefixScorer):
         super().__init__(model, tokenizer, style)
         self.text = TextEncoder(tokenizer)
         config = model.config.get_text_config()
-        self.exact_within, self.rope = attention_window(config), RopeSwitch.of(config)
+        self.exact_within, self.rope = attention_window(config), RopeLengthLimit.of(config)
         self.alone_beyond = attention_window(config, SELECTIONS)
         # Llama 4 scales attention by a token's place in its row, beyond this length.
         scaled = getattr(config, "attn_temperature_tuning", False)
@@ -140,23 +140,23 @@ class CausalScorer(PrefixScorer):
         if self.layout != "packed":
             return False
         before = len(self.prefix.tokens) if self.prefix else 0
-        lengths = [before + length for length in option_path_lengths(question)]
+        lengths = [before + length for length in causal_path_lengths(question)]
         fits = max(lengths) <= self.exact_within and question.length <= self.longest_row
         return fits and not self.rope.splits(lengths)
 
     def _packed(self, batch: Sequence[Encoded]) -> list[list[int]] | None:
         """Return the question indices of each packed row, or None if the batch needs plain rows."""
         if not all(map(self.packs, batch)) or self.rope.splits(
-            [n for question in batch for n in option_path_lengths(question)]
+            [n for question in batch for n in causal_path_lengths(question)]
         ):
             return None
-        rows = share_prefixes(batch)
-        longest = max(row_tokens([batch[number] for number in row]) for row in rows)
+        rows = pack_by_shared_prefix(batch)
+        longest = max(packed_row_tokens([batch[number] for number in row]) for row in rows)
         return rows if longest <= self.longest_row else None
 
     def _kind(self, question: Encoded) -> tuple:
         """Return a key that all questions of a batch must share."""
-        return self.packs(question), self.rope.key(max(option_path_lengths(question)))
+        return self.packs(question), self.rope.key(max(causal_path_lengths(question)))
 
     def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
         """See `Scorer.batches`; questions with a common prompt prefix, such as the same context, share a row."""
@@ -167,8 +167,8 @@ class CausalScorer(PrefixScorer):
         for (packed, _), numbers in kinds.items():
             chosen = [questions[number] for number in numbers]
             if packed:
-                rows = share_prefixes(chosen, min(budget, self.longest_row))
-                lengths = [row_tokens([chosen[number] for number in row]) for row in rows]
+                rows = pack_by_shared_prefix(chosen, min(budget, self.longest_row))
+                lengths = [packed_row_tokens([chosen[number] for number in row]) for row in rows]
             else:
                 rows = [[number] for number in range(len(chosen))]
                 lengths = [self.padded_tokens([question]) for question in chosen]
@@ -178,31 +178,31 @@ class CausalScorer(PrefixScorer):
     def tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.tokens`."""
         if rows := self._packed(batch):
-            return sum(row_tokens([batch[number] for number in row]) for row in rows)
+            return sum(packed_row_tokens([batch[number] for number in row]) for row in rows)
         return sum(map(sum, self._plain_lengths(batch)))
 
     def padded_tokens(self, batch: Sequence[Encoded]) -> int:
         """See `Scorer.padded_tokens`."""
         if rows := self._packed(batch):
-            return len(rows) * max(row_tokens([batch[number] for number in row]) for row in rows)
+            return len(rows) * max(packed_row_tokens([batch[number] for number in row]) for row in rows)
         return sum(len(lengths) * max(lengths) for lengths in self._plain_lengths(batch))
 
     def _plain_lengths(self, batch: Sequence[Encoded]) -> list[list[int]]:
         """Return the lengths of plain rows in tokens, including a soft prompt, for each batch of them."""
         before = self._soft_prompt
-        return [[before + option_path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
+        return [[before + causal_path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
 
     def rows(self, batch: Sequence[Encoded]) -> list[PackedRows]:
         """Return the rows of a batch, for one or several calls of the model."""
         if self._packed(batch):
             return [pack_rows(batch)]
-        return [plain_rows(batch, group) for group in self._plain_groups(batch)]
+        return [unpacked_rows(batch, group) for group in self._plain_groups(batch)]
 
     def _plain_groups(self, batch: Sequence[Encoded]) -> list[list[tuple[int, int]]]:
         """Group pairs (question, option) into batches of plain rows."""
         groups: dict[object, list[tuple[int, int]]] = {}
         for number, question in enumerate(batch):
-            for option, length in enumerate(option_path_lengths(question)):
+            for option, length in enumerate(causal_path_lengths(question)):
                 alone = self.layout == "single rows" or length > self.alone_beyond or self.rope.alone(length)
                 key = (number, option) if alone else self.rope.key(length)
                 groups.setdefault(key, []).append((number, option))
@@ -260,7 +260,7 @@ class CausalScorer(PrefixScorer):
 
     def _caches(self, question: Encoded) -> bool:
         """Whether a question's prompt gives the same result alone as before each option."""
-        return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *option_path_lengths(question)])
+        return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *causal_path_lengths(question)])
 
     def _score_cached(self, question: Encoded) -> torch.Tensor:
         """Score a question with its prompt, except the last token, computed once and kept in the model's cache."""
@@ -268,7 +268,7 @@ class CausalScorer(PrefixScorer):
         kept = self.model(input_ids=start, use_cache=True).past_key_values
         kept.batch_repeat_interleave(len(question.options))
         rest = replace(question, prompt=question.prompt[-1:])
-        rows = plain_rows([rest], [(0, option) for option in range(len(rest.options))])
+        rows = unpacked_rows([rest], [(0, option) for option in range(len(rest.options))])
         before = torch.ones(len(rows.ids), start.shape[1], dtype=rows.mask.dtype)
         mask = torch.cat([before, rows.mask], dim=1).to(self.device)
         logits = self.model(
@@ -277,7 +277,7 @@ class CausalScorer(PrefixScorer):
         return normalise_scores(option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
 
 
-def option_path_lengths(question: Encoded) -> list[int]:
+def causal_path_lengths(question: Encoded) -> list[int]:
     """Return the number of tokens of the prompt with each option."""
     return [len(question.prompt) + len(option) for option in question.options]
 
@@ -296,7 +296,9 @@ def option_sums(
     for number, group in groupby(rows.places, key=lambda place: place.question):
         places = list(group)
         predicted = [(place.row, column - rows.first) for place in places for column in place.columns]
-        tokens = torch.tensor([token for place in places for token in scored_tokens(batch[number], place.option)])
+        tokens = torch.tensor(
+            [token for place in places for token in causal_scored_tokens(batch[number], place.option)]
+        )
         chosen = -torch.nn.functional.cross_entropy(
             logits[tuple(zip(*predicted, strict=True))].float(), tokens.to(logits.device), reduction="none"
         )
@@ -305,7 +307,7 @@ def option_sums(
     return sums
 
 
-def scored_tokens(question: Encoded, option: int) -> list[int]:
+def causal_scored_tokens(question: Encoded, option: int) -> list[int]:
     """Return the tokens of an option that are scored."""
     tokens = question.options[option]
     return tokens[len(tokens) - question.counted[option] :]

@@ -28,7 +28,7 @@ from sciqa.models.causal import CausalScorer
 from sciqa.models.padding import padded
 from sciqa.models.scorer import Encoded
 from sciqa.models.text_encoder import OPENED
-from sciqa.models.thoughts import closing_mark, open_mark
+from sciqa.models.thoughts import thoughts_end_mark, thoughts_start_mark
 
 #: Tokens whose keys and values are kept in a batch, for each token of a batch that is scored: a step computes only one
 #: token of a row.
@@ -79,7 +79,7 @@ class Chain(NamedTuple):
         return self.opened + self.text
 
 
-class SeededDraws(LogitsProcessor):
+class SeededChainDraws(LogitsProcessor):
     """Adds noise to scores, so that the token with the largest sum is drawn by their softmax (the Gumbel-max trick).
 
     Each row has a random generator of its own. Unlike a draw by cumulative probabilities, one changes by rounding only
@@ -101,7 +101,7 @@ class SeededDraws(LogitsProcessor):
         return cast("torch.FloatTensor", scores - noise.log())
 
 
-class StopAtEnd(StoppingCriteria):
+class StopChainAtEnd(StoppingCriteria):
     """Ends a row where a line ends and its text is whole.
 
     Args:
@@ -120,13 +120,13 @@ class StopAtEnd(StoppingCriteria):
         """Return which rows have ended, shape (rows,)."""
         rows = zip(input_ids[:, self.start :].tolist(), self.opened, strict=True)
         ended = [
-            "\n" in decode(self.tokenizer, row[-1:]) and self.ends(opened + decode(self.tokenizer, row))
+            "\n" in decode_chain(self.tokenizer, row[-1:]) and self.ends(opened + decode_chain(self.tokenizer, row))
             for row, opened in rows
         ]
         return cast("torch.BoolTensor", torch.tensor(ended, device=input_ids.device))
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+def decode_chain(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
     """Return the text of tokens as they are, control tokens too."""
     return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -179,9 +179,9 @@ def _write(
     model, tokenizer = cast("Any", scorer.model), scorer.tokenizer
     prompts = [prompt for prompt, _ in rows]
     start = max(map(len, prompts))
-    found = [OPENED.search(decode(tokenizer, prompt[-MARK_TOKENS:])) for prompt in prompts]
+    found = [OPENED.search(decode_chain(tokenizer, prompt[-MARK_TOKENS:])) for prompt in prompts]
     opened = [each["mark"] if each else "" for each in found]
-    stops = end_tokens(scorer)
+    stops = chain_end_tokens(scorer)
     made = model.generate(
         input_ids=padded(prompts, stops[0], start, "left").to(scorer.device),
         attention_mask=padded([[1] * len(prompt) for prompt in prompts], 0, start, "left").to(scorer.device),
@@ -190,13 +190,13 @@ def _write(
         num_beams=1,
         eos_token_id=stops,
         pad_token_id=stops[0],
-        stopping_criteria=StoppingCriteriaList([StopAtEnd(tokenizer, start, ends, opened)]),
+        stopping_criteria=StoppingCriteriaList([StopChainAtEnd(tokenizer, start, ends, opened)]),
         logits_processor=_draws(scorer, rows, settings),
     )[:, start:].tolist()
     return [_chain(tokenizer, tokens, stops, ends, mark) for tokens, mark in zip(made, opened, strict=True)]
 
 
-def end_tokens(scorer: CausalScorer) -> list[int]:
+def chain_end_tokens(scorer: CausalScorer) -> list[int]:
     """Return the tokens that end a text of a model: those of its files, and its tokenizer's."""
     own = cast("Any", scorer.model).generation_config.eos_token_id
     found = own if isinstance(own, list) else [own]
@@ -218,7 +218,7 @@ def _draws(scorer: CausalScorer, rows: list[tuple[list[int], int]], settings: Ch
     if own.top_p and own.top_p < 1:
         shaped.append(TopPLogitsWarper(own.top_p))
     seeds = [int(fingerprint([settings.seed, prompt, sample])[:15], 16) for prompt, sample in rows]
-    shaped.append(SeededDraws(seeds, scorer.device))
+    shaped.append(SeededChainDraws(seeds, scorer.device))
     return shaped
 
 
@@ -226,11 +226,11 @@ def _chain(
     tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: list[int], ends: Callable[[str], bool], opened: str
 ) -> Chain:
     end = next((at for at, token in enumerate(tokens) if token in stops), len(tokens))
-    text = decode(tokenizer, tokens[:end])
+    text = decode_chain(tokenizer, tokens[:end])
     return Chain(tokens[:end], text, end < len(tokens) or ends(opened + text), opened)
 
 
-def encode_letters(
+def encode_chain_letters(
     scorer: CausalScorer, prompt: list[int], chain: Chain, at: int | None, letters: Sequence[str]
 ) -> Encoded:
     """Return the letters of a question as options that follow a chain, to be scored.
@@ -247,12 +247,12 @@ def encode_letters(
     """
     kept, before, space = chain.tokens, "", " "
     if at is None:
-        mark = open_mark(chain.whole_text)
-        before = (f"\n{closing_mark(mark)}\n" if mark else "") + CUE
+        mark = thoughts_start_mark(chain.whole_text)
+        before = (f"\n{thoughts_end_mark(mark)}\n" if mark else "") + CUE
     else:
         ends = range(len(chain.tokens) + 1)
-        number = bisect_right(ends, at, key=lambda end: len(decode(scorer.tokenizer, chain.tokens[:end]))) - 1
+        number = bisect_right(ends, at, key=lambda end: len(decode_chain(scorer.tokenizer, chain.tokens[:end]))) - 1
         kept = chain.tokens[:number]
-        space = chain.text[len(decode(scorer.tokenizer, kept)) : at]
+        space = chain.text[len(decode_chain(scorer.tokenizer, kept)) : at]
     cue, options = scorer.text.continued(before or ":", [space + letter for letter in letters], start=False)
     return Encoded([*prompt, *kept, *(cue if before else [])], options, [1.0] * len(options))

@@ -9,7 +9,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sciqa.core.adapter_files import check_base_model, local_adapter, read_chat_template
+from sciqa.core.adapter_files import check_adapter_base, local_adapter, read_adapter_chat_template
 from sciqa.core.cache import cached_folder
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device, half_precision
@@ -34,7 +34,7 @@ from sciqa.models.streamed_weights import StreamingSettings, check_streamed
 from sciqa.models.streaming import StreamedScorer
 from sciqa.models.weight_checks import (
     check_all_weights_read,
-    is_quantised,
+    has_quantised_weights,
     list_weight_names,
     new_weights,
     settle_tied_weights,
@@ -88,18 +88,22 @@ def load_scorer(
     folder = find_model(name).folder
     if adapter:
         folder = local_adapter(adapter)
-        check_base_model(folder, name)
-        tokenizer.chat_template = read_chat_template(folder) or tokenizer.chat_template
+        check_adapter_base(folder, name)
+        tokenizer.chat_template = read_adapter_chat_template(folder) or tokenizer.chat_template
         attached = adapters.attach_adapter(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
-        exact = attached.dtype == torch.float32 and not is_quantised(attached) and adapters.is_lora(attached)
+        exact = (
+            attached.dtype == torch.float32
+            and not has_quantised_weights(attached)
+            and adapters.is_lora_adapter(attached)
+        )
         model = adapters.merge_adapter(attached) if exact else adapters.as_model(attached)
     elif new := new_weights(model):
         raise InputError(
             f"{name}: its files hold no head that scores options ({list_weight_names(new)}); run `sciqa finetune` on "
             "it and pass what that makes as --adapter, or as --model"
         )
-    style = style or adapters.read_stored_style(folder) or Format()
+    style = style or adapters.read_adapter_style(folder) or Format()
     return make_scorer(name, family, model, tokenizer, style).eval()
 
 
@@ -124,11 +128,11 @@ def _load_streamed(
     name: str, style: Format | None, dtype: torch.dtype, streaming: StreamingSettings, device: Device
 ) -> StreamedScorer:
     _silence()
-    folder = plain_folder(find_model(name))
+    folder = loadable_folder(find_model(name))
     check_streamed(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        style = style or adapters.read_stored_style(find_model(name).folder) or Format()
+        style = style or adapters.read_adapter_style(find_model(name).folder) or Format()
         return StreamedScorer(folder, tokenizer, style, dtype, streaming, device)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
@@ -148,13 +152,13 @@ def load_encoder(name: str, style: dict, adapter: str | None = None) -> Scorer:
     _silence()
     files, family = find_model(name), model_family(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(plain_folder(files), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(loadable_folder(files), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
     model = load_on_meta_device(name, family, torch.bfloat16)
     if adapter:
-        tokenizer.chat_template = read_chat_template(local_adapter(adapter)) or tokenizer.chat_template
-    trained = adapters.read_stored_style(local_adapter(adapter) if adapter else files.folder)
+        tokenizer.chat_template = read_adapter_chat_template(local_adapter(adapter)) or tokenizer.chat_template
+    trained = adapters.read_adapter_style(local_adapter(adapter) if adapter else files.folder)
     return SCORERS[family](model, tokenizer, replace(trained or Format(), **style))
 
 
@@ -175,7 +179,7 @@ def load_base(
     files = find_model(name)
     how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if nf4 else {}
     try:
-        folder = plain_folder(files)
+        folder = loadable_folder(files)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
@@ -208,7 +212,7 @@ def load_on_meta_device(name: str, family: Family, dtype: torch.dtype) -> PreTra
     files = find_model(name)
     if files.gguf_file or "quantization_config" in read_about(name, "config.json"):
         return empty_model(files.folder, files.gguf_file, family, dtype)
-    return _load(name, plain_folder(files), family, dtype, device_map="meta")
+    return _load(name, loadable_folder(files), family, dtype, device_map="meta")
 
 
 def _silence() -> None:
@@ -245,7 +249,7 @@ def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def plain_folder(files: ModelFiles) -> str:
+def loadable_folder(files: ModelFiles) -> str:
     """Return a folder with a model's weights as safetensors; a GGUF file is converted into the cache first.
 
     Raises:

@@ -40,7 +40,7 @@ def merge(options: MergeOptions) -> Summary:
     """
     started = time.monotonic()
     require("train", "sciqa merge")
-    if said := adapter_files.check_base_model(options.adapter, options.model):
+    if said := adapter_files.check_adapter_base(options.adapter, options.model):
         console.print(said, markup=False, soft_wrap=True)
     if storage.exists(options.output):
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
@@ -50,18 +50,18 @@ def merge(options: MergeOptions) -> Summary:
 
     from sciqa.models import adapter
     from sciqa.models.load import load_base
-    from sciqa.models.weight_checks import is_quantised
+    from sciqa.models.weight_checks import has_quantised_weights
 
     folder = adapter_files.local_adapter(options.adapter)
     if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
         raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
     model, tokenizer = load_base(options.model, model_family(options.model), torch.float32)
-    if is_quantised(model):
+    if has_quantised_weights(model):
         raise InputError(
             f"{options.model}: its weights are stored in a few bits, to which an adapter's cannot be added; "
             "pass the model that it was made of as --model"
         )
-    tokenizer.chat_template = adapter_files.read_chat_template(folder) or tokenizer.chat_template
+    tokenizer.chat_template = adapter_files.read_adapter_chat_template(folder) or tokenizer.chat_template
     merged = adapter.merge_adapter(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
     with tempfile.TemporaryDirectory() as aside:
         merged.save_pretrained(aside)

@@ -58,7 +58,7 @@ class PackedRows:
         return min(place.columns[0] for place in self.places)
 
 
-def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
+def pack_by_shared_prefix(questions: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
     """Group questions into rows by prompt prefix, as indices; rows of several questions have at most `most` tokens."""
     groups: dict[tuple, list[int]] = {}
     for number, question in enumerate(questions):
@@ -66,7 +66,7 @@ def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> lis
         groups.setdefault(start if len(question.prompt) > SHARED_AT_LEAST else (None, number), []).append(number)
     rows: list[list[int]] = []
     for group in groups.values():
-        shared, room = shared_tokens([questions[number] for number in group]), 0
+        shared, room = packed_prefix_tokens([questions[number] for number in group]), 0
         for number in group:
             added = questions[number].length - shared
             if added > room:
@@ -77,7 +77,7 @@ def share_prefixes(questions: Sequence[Encoded], most: int | None = None) -> lis
     return rows
 
 
-def shared_tokens(questions: Sequence[Encoded]) -> int:
+def packed_prefix_tokens(questions: Sequence[Encoded]) -> int:
     """Return the length of the common prompt prefix, shorter than every prompt; 0 for one question."""
     if len(questions) == 1:
         return 0
@@ -85,21 +85,21 @@ def shared_tokens(questions: Sequence[Encoded]) -> int:
     return min(common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
 
 
-def row_tokens(questions: Sequence[Encoded]) -> int:
+def packed_row_tokens(questions: Sequence[Encoded]) -> int:
     """Return the length in tokens of a packed row of these questions."""
-    return sum(question.length for question in questions) - (len(questions) - 1) * shared_tokens(questions)
+    return sum(question.length for question in questions) - (len(questions) - 1) * packed_prefix_tokens(questions)
 
 
 def pack_rows(questions: Sequence[Encoded]) -> PackedRows:
     """Return questions as packed rows; questions with a common prefix share a row."""
-    rows = share_prefixes(questions)
-    width = max(row_tokens([questions[number] for number in row]) for row in rows)
+    rows = pack_by_shared_prefix(questions)
+    width = max(packed_row_tokens([questions[number] for number in row]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions, sees = torch.zeros_like(ids), torch.zeros(len(rows), width, width, dtype=torch.bool)
     places = []
     for at, numbers in enumerate(rows):
         row = _Row(ids[at], positions[at])
-        shared = shared_tokens([questions[number] for number in numbers])
+        shared = packed_prefix_tokens([questions[number] for number in numbers])
         prefix = row.add(questions[numbers[0]].prompt[:shared])
         for number in numbers:
             question = questions[number]
@@ -112,7 +112,7 @@ def pack_rows(questions: Sequence[Encoded]) -> PackedRows:
     return PackedRows(ids, sees[:, None], positions, places)
 
 
-def plain_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> PackedRows:
+def unpacked_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> PackedRows:
     """Return plain rows: one for each given option, with the prompt before it.
 
     Args:

@@ -187,11 +187,11 @@ class Scorer(nn.Module):
             return encoded
         if (bare := over(encode(""))) > 0:
             raise too_long_for_scorer(question, self.limit + bare, self.limit)
-        kept = fit_context(context, lambda given: over(encode(given)) <= 0)
+        kept = fit_context_for_scorer(context, lambda given: over(encode(given)) <= 0)
         return replace(encode(kept), cut=True, kept=len(kept))
 
 
-def fit_context(context: str, fits: Callable[[str], bool]) -> str:
+def fit_context_for_scorer(context: str, fits: Callable[[str], bool]) -> str:
     """Return as many first sentences of a context as fit, or first words if not even one sentence fits.
 
     Args:

@@ -40,7 +40,7 @@ class StreamingSettings:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class StreamedTensor:
     """A tensor, or some of its rows, in a safetensors file.
 
     Attributes:
@@ -65,12 +65,12 @@ class StoredTensor:
         """Size of one row in bytes."""
         return self.nbytes // self.shape[0]
 
-    def rows(self, start: int, stop: int) -> "StoredTensor":
+    def rows(self, start: int, stop: int) -> "StreamedTensor":
         """Return the rows from `start` up to, not including, `stop`."""
         return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * self.row_bytes)
 
 
-Piece = dict[str, StoredTensor]
+Piece = dict[str, StreamedTensor]
 
 
 def check_streamed(name: str) -> None:
@@ -86,10 +86,10 @@ def check_streamed(name: str) -> None:
             f"{name}: {kind} in its config.json; --stream reads decoders of the kinds {', '.join(STREAMED)}; "
             "leave it out for others"
         )
-    find_tensors(find_model(name).folder)
+    find_streamed_tensors(find_model(name).folder)
 
 
-def find_tensors(folder: str) -> dict[str, StoredTensor]:
+def find_streamed_tensors(folder: str) -> dict[str, StreamedTensor]:
     """Return the location of every tensor of a model, by name.
 
     Raises:
@@ -108,7 +108,7 @@ def find_tensors(folder: str) -> dict[str, StoredTensor]:
         header.pop("__metadata__", None)
         for name, about in header.items():
             begin = 8 + size + about["data_offsets"][0]
-            found[name] = StoredTensor(str(path), about["dtype"], tuple(about["shape"]), begin)
+            found[name] = StreamedTensor(str(path), about["dtype"], tuple(about["shape"]), begin)
     return found
 
 
@@ -120,7 +120,7 @@ def streamed_bytes(name: str) -> int:
     if find_model(name).gguf_file:
         return weight_bytes(name)
     layers: dict[str, int] = {}
-    for tensor_name, tensor in find_tensors(find_model(name).folder).items():
+    for tensor_name, tensor in find_streamed_tensors(find_model(name).folder).items():
         if tensor_name.startswith("model.layers."):
             layer = tensor_name.split(".")[2]
             layers[layer] = layers.get(layer, 0) + tensor.nbytes
@@ -136,7 +136,7 @@ def stream_buffer_offsets(piece: Piece) -> tuple[list[int], int]:
     return starts, end
 
 
-def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterator[int]:
+def stream_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterator[int]:
     """Read pieces alternately into two buffers, one piece ahead of use, and yield the buffer index of each piece.
 
     The content of a buffer is valid until the next piece is requested.
@@ -165,7 +165,7 @@ def read_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterat
             yield number % 2
 
 
-def _read(file: int, tensor: StoredTensor, at: int, into: memoryview) -> None:
+def _read(file: int, tensor: StreamedTensor, at: int, into: memoryview) -> None:
     while into:
         got = os.preadv(file, [into], tensor.offset + at)
         if not got:

@@ -22,15 +22,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.causal import CausalScorer, normalise_scores, scored_tokens
+from sciqa.models.causal import CausalScorer, causal_scored_tokens, normalise_scores
 from sciqa.models.prompt_format import Format
 from sciqa.models.scorer import Encoded
 from sciqa.models.streamed_weights import (
     Piece,
-    StoredTensor,
+    StreamedTensor,
     StreamingSettings,
-    find_tensors,
-    read_ahead,
+    find_streamed_tensors,
+    stream_ahead,
     stream_buffer_offsets,
 )
 from sciqa.models.weight_checks import CONSTANTS, list_weight_names
@@ -98,7 +98,7 @@ class StreamedScorer(CausalScorer):
         return False
 
     def _find_weights(self, folder: str) -> None:
-        tensors = find_tensors(folder)
+        tensors = find_streamed_tensors(folder)
         shapes = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}
         shapes[NORM] = tuple(self.norm.weight.shape)
         tied = self.model.config.tie_word_embeddings and HEAD not in tensors
@@ -139,7 +139,7 @@ class StreamedScorer(CausalScorer):
         with _room(tokens, self.model.config.hidden_size, self.dtype, self.streaming.memory) as states:
             work = _Pass(self, batches, states)
             steps = list(work.steps())
-            reading = read_ahead([piece for piece, _ in steps], [b.numpy().data for b in self.read_into])
+            reading = stream_ahead([piece for piece, _ in steps], [b.numpy().data for b in self.read_into])
             for (piece, use), number in zip(steps, reading, strict=True):
                 use(self._weights(piece, self.read_into[number]))
             return work.scores()
@@ -194,7 +194,7 @@ class _Pass:
             t
             for number, places in self.places
             for p in places
-            for t in scored_tokens(batches[number][p.question], p.option)
+            for t in causal_scored_tokens(batches[number][p.question], p.option)
         ]
         self.targets = torch.tensor(tokens, device=scorer.device)
         self.chosen = torch.zeros(len(self.targets), device=scorer.device)
@@ -288,7 +288,7 @@ def _stored(folder: str, tensors: Piece, name: str, shape: tuple[int, ...]) -> P
     return found
 
 
-def _blocks(tensor: StoredTensor, size: int) -> Iterator[tuple[int, int]]:
+def _blocks(tensor: StreamedTensor, size: int) -> Iterator[tuple[int, int]]:
     """Yield blocks as (first row, end row), of at most `size` bytes but at least one row."""
     step = max(1, size // tensor.row_bytes)
     for start in range(0, tensor.shape[0], step):

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
-from sciqa.models.thoughts import OPENING, closing_mark
+from sciqa.models.thoughts import OPENING, thoughts_end_mark
 
 #: Unicode noncharacters, which no text should contain: a cut before tokenising, and a placeholder for an answer.
 CUT, ANSWER = "\ufdd0", "\ufdd1"
@@ -135,7 +135,7 @@ class TextEncoder:
         if answered.startswith(given.rstrip()) and answered.strip() != given.strip():
             wanted = answered
         if opened := OPENED.search(wanted):
-            return given, f"{wanted[: opened.start()]}{opened['mark']}\n\n{closing_mark(opened['mark'])}\n\n"
+            return given, f"{wanted[: opened.start()]}{opened['mark']}\n\n{thoughts_end_mark(opened['mark'])}\n\n"
         template = str(self.tokenizer.chat_template)
         reasons = "</think>" in template and "<think>" in self.tokenizer.get_vocab()
         if reasons and "</think>" not in wanted and prompt == self._render(asked, thinks=True):

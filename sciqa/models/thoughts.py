@@ -9,14 +9,14 @@ CLOSING = r"<\|?END_THINKING\|?>|</(?:\w+:)?(?:think|thinking|reasoning|thought)
 MARKS = re.compile(rf"(?P<opening>{OPENING})|(?P<closing>{CLOSING})")
 
 
-def closing_mark(opening: str) -> str:
+def thoughts_end_mark(opening: str) -> str:
     """Return the mark that closes the thoughts which a mark opens."""
     if "START" in opening:
         return opening.replace("START", "END")
     return f"{opening[0]}/{opening[1:]}"
 
 
-def open_mark(text: str) -> str | None:
+def thoughts_start_mark(text: str) -> str | None:
     """Return the mark of the thoughts that a text has opened and not closed, or None."""
     found = list(MARKS.finditer(text))
     return found[-1]["opening"] if found else None

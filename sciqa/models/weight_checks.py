@@ -54,7 +54,7 @@ def new_weights(model: nn.Module) -> frozenset[str]:
     return getattr(model, "new_weights", frozenset())
 
 
-def is_quantised(model: nn.Module) -> bool:
+def has_quantised_weights(model: nn.Module) -> bool:
     """Whether a model's weights are quantised, so that nothing can be added to them exactly."""
     return getattr(model.config, "quantization_config", None) is not None
 

@@ -181,7 +181,7 @@ def training_memory(model: ModelSketch, options: TrainOptions, workers: int, act
         model: model with its adapter.
         options: options of training.
         workers: number of workers.
-        activations: result of `peak_activations`, in bytes.
+        activations: result of `peak_activation_memory`, in bytes.
     """
     trained = 4 * model.trained
     share = math.ceil(trained / workers)
@@ -205,7 +205,7 @@ def training_memory(model: ModelSketch, options: TrainOptions, workers: int, act
     return Memory(held, share, 2 * share, buckets, activations)
 
 
-def peak_activations(
+def peak_activation_memory(
     model: ModelSketch, batch: list[Encoded], *, training: bool = True, checkpointing: bool = False, nf4: bool = False
 ) -> int:
     """Return the peak bytes of a step's tensors besides parameters, gradients and optimizer state.

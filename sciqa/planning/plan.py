@@ -30,7 +30,7 @@ from sciqa.planning.volume import (
     Volume,
     corpus_volume,
     embedder_model,
-    index_row,
+    index_volume_row,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def plan(options: PlanOptions) -> Summary:
             about | {name: size / 1e9 for name, size in vars(memory).items()} | {"total": memory.total / 1e9}
             for about, memory in rows
         ],
-        "Corpus and index": [index_row(options, volume)],
+        "Corpus and index": [index_volume_row(options, volume)],
         "Hours": list(_hour_rows(options, kinds, flops, volume, needs)),
     }
     if nodes:
@@ -148,20 +148,20 @@ def _memory_rows(options: PlanOptions, model: "ModelSketch", longest: "Encoded")
 
 
 def _activations(options: PlanOptions, model: "ModelSketch", longest: "Encoded", checkpointing: bool) -> int:
-    from sciqa.planning.memory import peak_activations
+    from sciqa.planning.memory import peak_activation_memory
 
     batch = [longest] * options.micro_batch
-    return peak_activations(model, batch, checkpointing=checkpointing, nf4=options.method == "qlora")
+    return peak_activation_memory(model, batch, checkpointing=checkpointing, nf4=options.method == "qlora")
 
 
 def _needs(options: PlanOptions, model: "ModelSketch", memory: "Memory", longest: "Encoded") -> list[Need]:
     """Return the resource requirements of each planned stage."""
-    from sciqa.planning.memory import peak_activations, reserved_bytes
+    from sciqa.planning.memory import peak_activation_memory, reserved_bytes
 
     nf4 = options.method == "qlora"
     batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
     answering = model.weight_bytes("nf4" if nf4 else "bfloat16")
-    answering += peak_activations(model, batch, training=False, nf4=nf4)
+    answering += peak_activation_memory(model, batch, training=False, nf4=nf4)
     # Paged AdamW moves its state to the host when the GPU is full.
     training = replace(memory, optimizer=0).total if nf4 else memory.total
     loading = int(cluster.LOADING * model.weight_bytes("bfloat16"))

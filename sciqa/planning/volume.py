@@ -99,10 +99,10 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     )
 
 
-def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
+def index_volume_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     """Return a row with the number of passages and the size of each stored part in gigabytes (10^9 bytes)."""
     dimension = embedding_dimension(options.embedder) or read_about(options.embedder, "config.json")["hidden_size"]
-    fixed, each = faiss_bytes(options.factory, dimension)
+    fixed, each = faiss_volume_bytes(options.factory, dimension)
     sizes = {
         "passages": PASSAGE_BYTES * volume.characters * volume.passages,
         "vectors": dimension * np.dtype(options.vector_type).itemsize * volume.passages,
@@ -114,7 +114,7 @@ def index_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     }
 
 
-def faiss_bytes(factory: str, dimension: int) -> tuple[int, float]:
+def faiss_volume_bytes(factory: str, dimension: int) -> tuple[int, float]:
     """Return the bytes of a shard's FAISS file without vectors, and the bytes that each vector adds.
 
     Both are measured on a small index of that kind with one list and random vectors; then the bytes of the other lists'

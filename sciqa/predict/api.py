@@ -17,11 +17,11 @@ from sciqa.exam.questions import Exam, options_of, rotate_options
 from sciqa.models.prompt_format import Completion, Format
 from sciqa.models.prompt_template import check_template, template_style
 from sciqa.predict.answers import ScoredAnswer
-from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, Client, FoundServer, find_server
+from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, Client, FoundServer, find_client_server
 from sciqa.predict.api_letters import letter_prompt, letter_scores_by_tokens
 from sciqa.predict.api_records import RequestRecords, request_key
 from sciqa.predict.chain_options import chain_inputs
-from sciqa.predict.letters import LETTERS_FORMAT, read_letter, scores_by_votes
+from sciqa.predict.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ApiReader:
         server: FoundServer,
         answers: str,
         rotations: int,
-        settings: "DrawSettings",
+        settings: "ApiDrawSettings",
         concurrency: int,
         template: dict | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class ApiReader:
     def _scores(self, records: list[dict], letters: list[str]) -> np.ndarray:
         if self.server.listed:
             return letter_scores_by_tokens(records[0]["logprobs"], letters)[0]
-        return scores_by_votes([record["letter"] for record in records], letters)
+        return scores_by_letter_votes([record["letter"] for record in records], letters)
 
     def _submit(self, question: dict, context: str, turn: Rotation, sample: int) -> Future:
         try:
@@ -131,7 +131,7 @@ class ApiReader:
 
 
 @dataclass(frozen=True)
-class DrawSettings:
+class ApiDrawSettings:
     """How answers are drawn.
 
     Attributes:
@@ -165,7 +165,7 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
     style = replace(Format(completion=_completion(options)), **template_style(options.template, _completion(options)))
     if question is not None:
         check_template(style, question)
-    find_server(options)
+    find_client_server(options)
 
 
 def _completion(options: "PredictOptions") -> Completion:
@@ -181,10 +181,10 @@ def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict
         workers: number of workers.
     """
     return {
-        "server": find_server(options),
+        "server": find_client_server(options),
         "answers": answers,
         "rotations": options.rotations,
-        "settings": DrawSettings(
+        "settings": ApiDrawSettings(
             *(
                 options.samples_of_question(options.is_reasoned),
                 options.temperature or 1.0,
@@ -199,7 +199,7 @@ def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict
 
 def api_inputs(options: "PredictOptions") -> dict:
     """Return what a server's answers follow from, for the inputs of a table; none of it is secret."""
-    server = find_server(options)
+    server = find_client_server(options)
     given = {"engine": options.engine, "model": options.model, "rotations": options.rotations}
     given |= {"server": server.url, "prompt": "chat" if server.chat else "plain"}
     if template := template_style(options.template, _completion(options)).get("template"):
@@ -223,10 +223,10 @@ def api_pool(options: "PredictOptions", exam: Exam, workers: int) -> dict:
         exam: the questions.
         workers: number of workers.
     """
-    return server_pool(workers, 2 + options.concurrency // workers // exam.shard_questions)
+    return api_server_pool(workers, 2 + options.concurrency // workers // exam.shard_questions)
 
 
-def server_pool(workers: int, shards: int) -> dict:
+def api_server_pool(workers: int, shards: int) -> dict:
     """Return the arguments of `Dataset.map` for workers that ask a server, each about several shards at a time."""
     return {
         "compute": ActorPoolStrategy(

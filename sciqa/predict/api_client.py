@@ -296,7 +296,7 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
     return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
 
 
-def find_server(options: "PredictOptions") -> FoundServer:
+def find_client_server(options: "PredictOptions") -> FoundServer:
     """Return the server of the options, with the form of request that it takes, found by a trial question.
 
     It is tried once per process, with one to four requests of a few tokens.
@@ -308,7 +308,7 @@ def find_server(options: "PredictOptions") -> FoundServer:
     require("openai", "--engine openai")
     tokens = options.tokens_of_answer(options.is_reasoned)
     server = named_server(options, options.model, options.prompt != "plain", tokens)
-    return try_forms(server, options.logprobs and not options.is_reasoned)
+    return try_client_forms(server, options.logprobs and not options.is_reasoned)
 
 
 def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> FoundServer:
@@ -325,8 +325,8 @@ def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) ->
 
 
 @cache
-def try_forms(server: FoundServer, logprobs: bool) -> FoundServer:
-    """Return a server with the form of request that it takes; see `find_server`.
+def try_client_forms(server: FoundServer, logprobs: bool) -> FoundServer:
+    """Return a server with the form of request that it takes; see `find_client_server`.
 
     Args:
         server: the server.

@@ -48,7 +48,7 @@ class BlendFit:
 
 
 def fit_blend(folders: dict[str, str]) -> BlendFit:
-    """Return the weights that `pool_weights` fits to several readers' answers to the same questions.
+    """Return the weights that `blend_weights` fits to several readers' answers to the same questions.
 
     Args:
         folders: folder of each reader's answers table, by reader name.
@@ -61,22 +61,22 @@ def fit_blend(folders: dict[str, str]) -> BlendFit:
     for folder, names in zip(folders.values(), ids, strict=True):
         if len(names) < FOLDS or names != ids[0]:
             raise InputError(f"{folder}: at least {FOLDS} answers, to the same questions, with known answers expected")
-    logs = [pooled_scores(rows, list(folders.values())) for rows in zip(*tables, strict=True)]
+    logs = [blend_scores(rows, list(folders.values())) for rows in zip(*tables, strict=True)]
     golds = np.array([ord(row["answer"]) - ord("A") for row in tables[0]])
     folds = np.arange(len(golds)) % FOLDS
     blended: list[np.ndarray] = [np.empty(0)] * len(golds)
     for fold in range(FOLDS):
         kept = np.flatnonzero(folds != fold)
-        weights = pool_weights([logs[number] for number in kept], golds[kept])
+        weights = blend_weights([logs[number] for number in kept], golds[kept])
         for number in np.flatnonzero(folds == fold):
-            blended[number] = log_linear_pool(weights, logs[number])
+            blended[number] = blend_log_linear(weights, logs[number])
     even = [each.mean(axis=0) for each in logs]
     figures = _figures(blended, golds)
-    weights = pool_weights(logs, golds).round(4).tolist()
+    weights = blend_weights(logs, golds).round(4).tolist()
     return BlendFit(dict(zip(folders, weights, strict=True)), len(golds), **figures, even=_figures(even, golds))
 
 
-def pooled_scores(rows: tuple[dict, ...], tables: list[str], question: dict | None = None) -> np.ndarray:
+def blend_scores(rows: tuple[dict, ...], tables: list[str], question: dict | None = None) -> np.ndarray:
     """Return log-likelihoods of one question's options in several answers tables, shape (readers, options).
 
     Each reader's values are relative to its likeliest option. A pool needs only ratios of probabilities, and as
@@ -100,17 +100,17 @@ def pooled_scores(rows: tuple[dict, ...], tables: list[str], question: dict | No
     return np.array([each - each.max() for each in scores])
 
 
-def log_linear_pool(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+def blend_log_linear(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """Return the scores of a log-linear pool, shape (options,).
 
     Args:
         weights: weights of the readers, shape (readers,).
-        logs: result of `pooled_scores`.
+        logs: result of `blend_scores`.
     """
     return (weights[:, None] * logs).sum(axis=0)  # a matrix product may round each option differently
 
 
-def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
+def blend_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
     """Return the non-negative weights, shape (readers,), that maximise the likelihood of the right options.
 
     The likelihood is that of a conditional logit (McFadden 1974), which is concave. A normal prior of standard
@@ -127,7 +127,7 @@ def pool_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = ((weights - even) ** 2).sum() / 2, weights - even
         for each, gold in zip(logs, golds, strict=True):
-            pooled = log_linear_pool(weights, each)
+            pooled = blend_log_linear(weights, each)
             value -= log_softmax(pooled)[gold]
             slope = slope + each @ softmax(pooled) - each[:, gold]
         return value / len(logs), slope / len(logs)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sciqa.models.thoughts import end_of_thoughts, open_mark
+from sciqa.models.thoughts import end_of_thoughts, thoughts_start_mark
 
 #: Version of `find_letter`. Raise it with every change of its rules, so that older answers are not reused.
 LETTERS_FORMAT = 2
@@ -26,7 +26,7 @@ STATED = re.compile(
 ANSWER_LINE = re.compile(r"(?:^|\n)[\s*_#>]*(?i:(?:final\s+)?answer)[\s*_]*:[^\n]*\n\s*$")
 
 
-def scores_by_votes(
+def scores_by_letter_votes(
     votes: Sequence[str | None], letters: Sequence[str], likelihood: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the score of each letter, shape (letters,): the logarithm of its share of the votes.
@@ -62,7 +62,7 @@ def find_letter(answer: str, options: Mapping[str, str]) -> tuple[str, int] | No
         answer: text of the answer.
         options: texts of the options by letter.
     """
-    if open_mark(answer):  # cut off before the answer
+    if thoughts_start_mark(answer):  # cut off before the answer
         return None
     start = end_of_thoughts(answer)
     if found := _find_alone(answer, start, options):
@@ -81,10 +81,10 @@ def read_letter(answer: str, options: Mapping[str, str]) -> str | None:
     return found[0] if found else None
 
 
-def ends_with_answer(text: str) -> bool:
+def ends_with_letter(text: str) -> bool:
     """Whether a text ends with a whole line "Answer: X", after which a model that goes on only invents questions."""
     found = ANSWER_LINE.search(text)
-    return bool(found and STATED.search(text, found.start()) and not open_mark(text))
+    return bool(found and STATED.search(text, found.start()) and not thoughts_start_mark(text))
 
 
 def _find_alone(answer: str, start: int, options: Mapping[str, str]) -> tuple[str, int] | None:

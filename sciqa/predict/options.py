@@ -72,7 +72,7 @@ class ShotOptions(EmbedOptions):
         return chosen | {"shots_embedder": [find_model(self.embedder).revision, self.prefix("query")]}
 
     def shots_arguments(self, device: Device, threads: int) -> dict | None:
-        """Return the arguments of `sciqa.predict.shots.ExampleChooser`, or None without examples."""
+        """Return the arguments of `sciqa.predict.shots.ShotChooser`, or None without examples."""
         if not self.shots:
             return None
         return {

@@ -29,7 +29,7 @@ from sciqa.predict.api_records import usage_summary
 from sciqa.predict.baselines import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
-from sciqa.predict.reasoned_work import check_reasoned, check_writes_chains, reasoned_arguments, reasoned_inputs
+from sciqa.predict.reasoned_work import check_reasoned, check_reasoned_model, reasoned_arguments, reasoned_inputs
 from sciqa.predict.results import metrics_path, write_results
 from sciqa.predict.streamed_passes import report_passes, split_passes
 from sciqa.predict.uncertainty import DOUBT
@@ -121,7 +121,7 @@ def check_reader(options: ReaderModelOptions, question: dict | None = None) -> N
     _check_extras(options)
     family = model_family(options.model)
     if options.adapter:
-        if said := adapter_files.check_base_model(options.adapter, options.model):
+        if said := adapter_files.check_adapter_base(options.adapter, options.model):
             console.print(said, markup=False, soft_wrap=True)
     elif family == "multiple-choice" and not has_trained_head(options.model):
         raise InputError(
@@ -136,7 +136,7 @@ def check_reader(options: ReaderModelOptions, question: dict | None = None) -> N
     if question is not None:
         check_template(style, question | {"examples": options.read_shots()[: options.shots]})
     if style.completion == "reasoned":
-        check_writes_chains(options.model, family)
+        check_reasoned_model(options.model, family)
     if options.rotations > 1 and (family == "multiple-choice" or style.completion != "letter"):
         raise InputError(
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "

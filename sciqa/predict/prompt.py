@@ -61,11 +61,11 @@ def show_prompts(options: PromptOptions) -> Summary:
     from sciqa.models.load import load_encoder
     from sciqa.predict.readers import encode_rotations
     from sciqa.predict.reasoned import encode_reasoned, set_reasoned_style
-    from sciqa.predict.shots import ExampleChooser
+    from sciqa.predict.shots import ShotChooser
 
     scorer = load_encoder(options.model, options.style(), options.adapter)
     shots = options.shots_arguments("cpu", len(os.sched_getaffinity(0)))
-    chooser = ExampleChooser(**shots) if shots else None
+    chooser = ShotChooser(**shots) if shots else None
     found: list[tuple[dict, ...]] = [(each,) for each in contexts]
     if scorer.style.completion == "reasoned":
         set_reasoned_style(scorer, options.style())

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sciqa.core.model_files import load_tokenizer, max_sequence_length
+from sciqa.core.model_files import load_tokenizer, model_sequence_length
 from sciqa.corpus.chunking import embedded_text
 from sciqa.exam.metrics import scores_of
 from sciqa.exam.probabilities import NOISE, settle_ties
@@ -16,11 +16,11 @@ from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import ScoredAnswer, tie_equal_answers
 from sciqa.predict.api import ApiReader
 from sciqa.predict.baselines import BaselineReader
-from sciqa.predict.blend import log_linear_pool, pooled_scores
+from sciqa.predict.blend import blend_log_linear, blend_scores
 from sciqa.predict.reasoned import ReasonedReader
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 from sciqa.predict.scorer_reader import ScorerReader
-from sciqa.predict.shots import ExampleChooser
+from sciqa.predict.shots import ShotChooser
 from sciqa.predict.sources import join_sources
 from sciqa.predict.uncertainty import DOUBT
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
@@ -77,7 +77,7 @@ def encode_rotations(
     questions: list[dict],
     found: list[tuple[dict, ...]],
     rotations: int,
-    chooser: ExampleChooser | None = None,
+    chooser: ShotChooser | None = None,
 ) -> tuple[list[Rotation], list[Encoded]]:
     """Return the turns of the questions (see `rotations_of`) and each in tokens, with context and examples if given."""
     asked = join_sources(questions, found, chooser)
@@ -96,7 +96,7 @@ class RetrievalReader:
         self.embedder = load_embedder(**embed)
         self.notes = self.embedder.notes
         self.prefixes = {"query": query_prefix, "passage": passage_prefix}
-        self.limit = max_sequence_length(embed["model"])
+        self.limit = model_sequence_length(embed["model"])
         self.tokenizer = load_tokenizer(embed["model"]) if self.limit else None
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
@@ -149,7 +149,7 @@ class BlendReader:
         """See `Reader.score`."""
         pairs = zip(questions, found, strict=True)
         return [
-            ScoredAnswer(log_linear_pool(self.weights, pooled_scores(rows, self.tables, question)))
+            ScoredAnswer(blend_log_linear(self.weights, blend_scores(rows, self.tables, question)))
             for question, rows in pairs
         ]
 

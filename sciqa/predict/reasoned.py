@@ -9,12 +9,12 @@ from sciqa.core.errors import InputError
 from sciqa.exam.probabilities import NOISE, settle_ties, softmax
 from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
-from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_letters, write_chains
+from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_chain_letters, write_chains
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import ScoredAnswer
-from sciqa.predict.letters import ends_with_answer, find_letter, scores_by_votes
+from sciqa.predict.letters import ends_with_letter, find_letter, scores_by_letter_votes
 from sciqa.predict.scorer_reader import ScorerReader
-from sciqa.predict.shots import ExampleChooser
+from sciqa.predict.shots import ShotChooser
 from sciqa.predict.sources import join_sources
 
 
@@ -29,7 +29,7 @@ def encode_reasoned(
     questions: list[dict],
     found: list[tuple[dict, ...]],
     max_tokens: int,
-    chooser: ExampleChooser | None = None,
+    chooser: ShotChooser | None = None,
 ) -> list[Encoded]:
     """Return the prompts of questions, after each of which the model's limit leaves room for a chain and its answer."""
     if scorer.limit <= max_tokens + CUE_TOKENS:
@@ -44,7 +44,7 @@ class ReasonedReader(ScorerReader):
 
     A chain that is cut off at its most tokens votes for the likeliest letter after "Answer:". One that the model ended
     without a letter has no vote. Letters with equal votes are ranked by their likelihood at the end of the chains, on
-    average over all chains of the question; see `scores_by_votes`.
+    average over all chains of the question; see `scores_by_letter_votes`.
 
     Args:
         style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
@@ -63,14 +63,14 @@ class ReasonedReader(ScorerReader):
         """See `sciqa.predict.readers.Reader.score`; the results have the rows of the table of chains."""
         asked = encode_reasoned(self.scorer, questions, found, self.settings.max_tokens, self.chooser)
         prompts = [each.prompt for each in asked]
-        chains = write_chains(self.scorer, prompts, self.settings, self.tokens_per_batch, ends_with_answer)
+        chains = write_chains(self.scorer, prompts, self.settings, self.tokens_per_batch, ends_with_letter)
         letters = [list(options_of(question)) for question in questions]
         named = [
             [_named_letter(chain, options_of(question)) for chain in each]
             for question, each in zip(questions, chains, strict=True)
         ]
         ends = [
-            encode_letters(self.scorer, prompts[number], chain, name[1] if name else None, letters[number])
+            encode_chain_letters(self.scorer, prompts[number], chain, name[1] if name else None, letters[number])
             for number in range(len(questions))
             for chain, name in zip(chains[number], named[number], strict=True)
         ]
@@ -121,5 +121,5 @@ def _vote(
         votes.append(name[0] if name else forced)
         row = {"id": question["id"], "sample": number, "text": chain.whole_text, "letter": votes[-1]}
         rows.append(row | {"prompt_tokens": prompt_tokens, "tokens": len(chain.tokens), "finished": chain.finished})
-    voted = scores_by_votes(votes, letters, likelihoods.mean(axis=0))
+    voted = scores_by_letter_votes(votes, letters, likelihoods.mean(axis=0))
     return ScoredAnswer(settle_ties(voted, NOISE), cut, tuple(rows))

@@ -28,7 +28,7 @@ def check_reasoned(options: "PredictOptions") -> None:
             raise InputError(f"{name}: not with --completion reasoned, {why}")
     if options.in_api:
         return
-    check_writes_chains(options.model, model_family(options.model))
+    check_reasoned_model(options.model, model_family(options.model))
     limit = read_about(options.model, "config.json").get("max_position_embeddings")
     if limit and limit <= (tokens := options.tokens_of_answer(True)):
         raise InputError(
@@ -36,7 +36,7 @@ def check_reasoned(options: "PredictOptions") -> None:
         )
 
 
-def check_writes_chains(model: str, family: Family) -> None:
+def check_reasoned_model(model: str, family: Family) -> None:
     """Raise `InputError` unless a model of this family can write its reasons."""
     if family != "causal":
         raise InputError(

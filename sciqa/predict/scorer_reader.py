@@ -3,7 +3,7 @@
 from typing import Any
 
 from sciqa.models.load import load_scorer
-from sciqa.predict.shots import ExampleChooser
+from sciqa.predict.shots import ShotChooser
 
 
 class ScorerReader:
@@ -11,11 +11,11 @@ class ScorerReader:
 
     Args:
         tokens_per_batch: tokens per batch, padding included.
-        shots: arguments of `ExampleChooser`; None for no examples.
+        shots: arguments of `ShotChooser`; None for no examples.
         model: further arguments of `sciqa.models.load.load_scorer`.
     """
 
     def __init__(self, tokens_per_batch: int, shots: dict | None = None, **model: Any) -> None:  # noqa: ANN401
         self.scorer, self.tokens_per_batch = load_scorer(**model), tokens_per_batch
-        self.chooser = ExampleChooser(**shots) if shots else None
+        self.chooser = ShotChooser(**shots) if shots else None
         self.notes = [self.scorer.note] if self.scorer.note else []

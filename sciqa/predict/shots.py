@@ -38,7 +38,7 @@ def balanced_order(pool: list[dict], seed: int) -> list[int]:
     return sorted(drawn, key=turns.__getitem__)
 
 
-class ExampleChooser:
+class ShotChooser:
     """Chooses the examples of each question.
 
     Args:

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sciqa.predict.shots import ExampleChooser
+    from sciqa.predict.shots import ShotChooser
 
 
 def join_sources(
-    questions: list[dict], found: list[tuple[dict, ...]], chooser: "ExampleChooser | None" = None
+    questions: list[dict], found: list[tuple[dict, ...]], chooser: "ShotChooser | None" = None
 ) -> list[tuple[dict, str]]:
     """Return each question with its `passages` and `examples`, as templates take them, and its context.
 

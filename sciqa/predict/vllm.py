@@ -108,7 +108,7 @@ class EncodeVllmShard:
         name: name of the model.
         style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
         rotations: number of rotations of the options.
-        shots: arguments of `ExampleChooser`; None for no examples.
+        shots: arguments of `ShotChooser`; None for no examples.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class EncodeVllmShard:
         shots: dict | None = None,
     ) -> None:
         from sciqa.models.load import load_encoder
-        from sciqa.predict.shots import ExampleChooser
+        from sciqa.predict.shots import ShotChooser
 
         self.exam, self.sources, self.rotations = exam, sources, rotations
         self.scorer = load_encoder(name, style)
-        self.chooser = ExampleChooser(**shots) if shots else None
+        self.chooser = ShotChooser(**shots) if shots else None
 
     def __call__(self, row: dict) -> list[dict]:
         """Return the requests of shard `row["part"]`, each with its index and the number of all requests."""

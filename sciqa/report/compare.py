@@ -17,7 +17,7 @@ from sciqa.core.options import Summary, WriteOptions
 from sciqa.exam.metrics import holm, score_metrics, scores_of, sign_flip_p_value
 from sciqa.models.prompt_template import built_in_template, shipped_template_names
 from sciqa.report.page import render_page
-from sciqa.report.report import flat_inputs, paired_gains
+from sciqa.report.report import flat_inputs, report_gains
 
 #: Version of what a comparison computes. Raise it with every change, so that older tables are told apart.
 COMPARISON_FORMAT = 1
@@ -88,8 +88,8 @@ def compare_readers(options: CompareOptions) -> Summary:
             exams or to one without known answers, or a comparison of other readers in OUTPUT.
     """
     started = time.monotonic()
-    readers = read_readers(options.runs, options.names)
-    check_baseline(options.baseline, readers)
+    readers = read_compared_readers(options.runs, options.names)
+    check_compare_baseline(options.baseline, readers)
     folder = storage.join(options.output, "comparison")
     identities = {label: tables.rows_hash(reader.answers) for label, reader in readers.items()}
     inputs = {"format": COMPARISON_FORMAT, "readers": identities, "baseline": options.baseline}
@@ -106,7 +106,7 @@ def compare_readers(options: CompareOptions) -> Summary:
     return Summary("compare", folder, made, time.monotonic() - started, _printed(rows))
 
 
-def read_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict[str, ComparedReader]:
+def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict[str, ComparedReader]:
     """Return the readers of runs by their labels: the name, or RUN/NAME where several runs have one of that name.
 
     Args:
@@ -183,7 +183,7 @@ def _labels(found: list[tuple[str, str]]) -> list[str]:
     return [name if times[name] == 1 else f"{run}/{name}" for run, (_, name) in zip(short, found, strict=True)]
 
 
-def check_baseline(baseline: str | None, readers: dict[str, ComparedReader]) -> None:
+def check_compare_baseline(baseline: str | None, readers: dict[str, ComparedReader]) -> None:
     """Raise `InputError` unless the baseline is one of the readers, by its label."""
     if baseline is not None and baseline not in readers:
         raise InputError(f"--baseline: no reader {baseline!r} among those compared: {', '.join(sorted(readers))}")
@@ -219,7 +219,7 @@ def comparison_rows(
     p_values = np.array([sign_flip_p_value(precisions[one] - precisions[other]) for one, other in pairs])
     tests = dict(zip(pairs, zip(p_values.tolist(), holm(p_values).tolist(), strict=True), strict=True))
     answers = {label: {"answers": reader.answers} for label, reader in readers.items()}
-    gains = {gain["other"]: gain for gain in paired_gains(answers, reference)}
+    gains = {gain["other"]: gain for gain in report_gains(answers, reference)}
     options, same = _differing_options(readers)
     rows = []
     for label in order:

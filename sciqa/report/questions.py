@@ -23,7 +23,7 @@ SHALLOW = {
 }
 
 
-class AnswerExplanation(NamedTuple):
+class QuestionExplanation(NamedTuple):
     """How a reader came to an answer.
 
     Attributes:
@@ -76,7 +76,7 @@ def report_questions(
     return questions[:most], {name: _answers(name, readers, contexts, most) for name in readers}
 
 
-def listed_chains(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
+def chains_of_questions(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
     """Return what readers wrote before their answers: rows of the table of chains by question and reader.
 
     A text longer than `CHAIN_CHARACTERS` loses its middle.
@@ -154,7 +154,7 @@ def _evidence(row: dict) -> list[str] | None:
     return [text[:start], text[start:end], text[end:], found["title"]]
 
 
-def _ways(name: str, readers: dict[str, dict], contexts: ReportedContexts | None) -> list[AnswerExplanation]:
+def _ways(name: str, readers: dict[str, dict], contexts: ReportedContexts | None) -> list[QuestionExplanation]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     own = _way(inputs, contexts)
@@ -163,32 +163,32 @@ def _ways(name: str, readers: dict[str, dict], contexts: ReportedContexts | None
     ((before, made_from),) = inputs["cascade"].items()
     if before not in readers or tables.fingerprint(readers[before]["inputs"]) != made_from:
         return [
-            AnswerExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
+            QuestionExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
         ] * len(answers)
     kept = zip(answers, readers[before]["answers"], _ways(before, readers, contexts), strict=True)
     return [
-        AnswerExplanation(f"Kept as {before} answered. {way.said}", way.marks)
+        QuestionExplanation(f"Kept as {before} answered. {way.said}", way.marks)
         if row["scores"] == other["scores"]
         else own
         for row, other, way in kept
     ]
 
 
-def _way(inputs: dict, contexts: ReportedContexts | None) -> AnswerExplanation:
+def _way(inputs: dict, contexts: ReportedContexts | None) -> QuestionExplanation:
     if "answers" in inputs:
-        return AnswerExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
+        return QuestionExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
     if (baseline := inputs.get("baseline")) in SHALLOW:
-        return AnswerExplanation(SHALLOW[baseline])
+        return QuestionExplanation(SHALLOW[baseline])
     if "contexts" not in inputs:
-        return AnswerExplanation("Answered without a context: nothing that stands here was read.")
+        return QuestionExplanation("Answered without a context: nothing that stands here was read.")
     if contexts is None:
-        return AnswerExplanation("What it read is not in this run's folder any more.")
+        return QuestionExplanation("What it read is not in this run's folder any more.")
     if contexts.inputs != inputs["contexts"]:
-        return AnswerExplanation("It read other contexts than these.")
+        return QuestionExplanation("It read other contexts than these.")
     if baseline:
-        return AnswerExplanation("It counted each option's words in what is marked.", True)
+        return QuestionExplanation("It counted each option's words in what is marked.", True)
     if "embedder" in inputs:
-        return AnswerExplanation("It compared the options with every passage as a whole.")
+        return QuestionExplanation("It compared the options with every passage as a whole.")
     if inputs["contexts"].get("context") == "given":
-        return AnswerExplanation("It read the context that the exam gives.", True)
-    return AnswerExplanation("It read what is marked.", True)
+        return QuestionExplanation("It read the context that the exam gives.", True)
+    return QuestionExplanation("It read what is marked.", True)

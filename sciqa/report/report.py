@@ -16,7 +16,7 @@ from sciqa.exam.answers import find_readers
 from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.page import render_page
-from sciqa.report.questions import listed_chains, report_questions
+from sciqa.report.questions import chains_of_questions, report_questions
 
 #: Keys of a question that the page's script reads.
 ASKED = ("id", "prompt", "answer", "slices", "contamination")
@@ -48,10 +48,10 @@ def report(options: ReportOptions) -> Summary:
     readers = find_readers(options.output, exam)
     if not readers:
         raise InputError(f"{options.output}: no answers to the exam {exam.name}; run `sciqa predict` first")
-    check_show(options.show, readers)
+    check_report_reader(options.show, readers)
     shown = options.show or next(iter(readers))
     questions, answers = report_questions(options.output, exam, readers, shown, options.report_questions)
-    chains = listed_chains(options.output, readers, len(questions))
+    chains = chains_of_questions(options.output, readers, len(questions))
     audited = read_audit(options.output, exam)
     for number, question in enumerate(questions):
         question |= _stands(audited, number)
@@ -63,7 +63,7 @@ def report(options: ReportOptions) -> Summary:
         shown=shown,
         readers={name: _figures(reader) for name, reader in readers.items()},
         metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
-        differences=paired_gains(readers, shown),
+        differences=report_gains(readers, shown),
         contamination=_contamination(audited, readers),
         questions=questions,
         asked=[{name: each[name] for name in ASKED} for each in questions],
@@ -78,13 +78,13 @@ def report(options: ReportOptions) -> Summary:
     return Summary("report", path, made, time.monotonic() - started, {"readers": readers, "shown": shown})
 
 
-def check_show(show: str | None, readers: "list[str] | dict") -> None:
+def check_report_reader(show: str | None, readers: "list[str] | dict") -> None:
     """Raise `InputError` unless the reader to show first has answered the exam."""
     if show is not None and show not in readers:
         raise InputError(f"--show: no reader {show!r} has answered this exam; there are {', '.join(sorted(readers))}")
 
 
-def paired_gains(readers: dict[str, dict], first: str) -> list[dict]:
+def report_gains(readers: dict[str, dict], first: str) -> list[dict]:
     """Return the gain in MAP@3 of one reader over each other reader, with 95 % paired-bootstrap intervals."""
     precisions = {
         name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])

@@ -4,7 +4,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from sciqa.corpus.formulas import read_math
+from sciqa.corpus.formulas import math_formula
 
 #: Formulas between TeX delimiters. Between single dollars, a formula neither begins nor ends with white space, and no
 #: digit follows it, so that amounts of money do not match.
@@ -26,7 +26,7 @@ def report_formulas_as_html(text: str) -> Markup:
         if dollars and not _is_formula(dollars):
             continue
         source = dollars or found["block"] or found["inline"]
-        if written := read_math(source):
+        if written := math_formula(source):
             parts += [escape(text[at : found.start()]), _formula(written, found[0])]
             at = found.end()
     return Markup("").join([*parts, escape(text[at:])])

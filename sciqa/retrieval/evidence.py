@@ -81,12 +81,12 @@ def _evidence(
 
 def _clause(prompt: str, option: str, sentence: str) -> tuple[int, int]:
     """Return the place of the clause that shares most words with the option; the whole sentence if none shares any."""
-    places = split_clauses(sentence)
+    places = split_evidence_clauses(sentence)
     scores = shared_words(prompt, option, [sentence[start:end] for start, end in places]) @ WEIGHTS[2:]
     return places[int(np.argmax(scores))] if scores.any() else (0, len(sentence))
 
 
-def split_clauses(sentence: str) -> list[tuple[int, int]]:
+def split_evidence_clauses(sentence: str) -> list[tuple[int, int]]:
     """Return the places (start, end) of a sentence's clauses; short ones are joined to the one before."""
     cuts = [0]
     for found in BOUNDARY.finditer(sentence):

@@ -148,10 +148,10 @@ def _distilling(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmb
     """Return what a distilled embedder follows from, and the function that makes it."""
     if is_static_embedder(options.teacher):
         raise InputError(f"--teacher {options.teacher}: static itself; a model with a network expected")
-    return _inputs(options) | {"teacher": find_model(options.teacher).revision}, lambda: distil(options)
+    return _inputs(options) | {"teacher": find_model(options.teacher).revision}, lambda: distil_static_embedder(options)
 
 
-def distil(options: EmbedderOptions) -> "StaticEmbedding":
+def distil_static_embedder(options: EmbedderOptions) -> "StaticEmbedding":
     """Return a table of the vectors that a model gives each of its tokens, as the whole text.
 
     They are reduced to their first principal components, and weighted by the probability of a token, which is taken
@@ -223,7 +223,7 @@ def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "St
     from gensim.models.word2vec import LineSentence
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-    tokenizer = word_tokenizer({UNKNOWN: 0})
+    tokenizer = static_word_tokenizer({UNKNOWN: 0})
     with tempfile.NamedTemporaryFile("w", encoding="utf-8") as lines:
         for text in texts:
             lines.write(" ".join(split_static_words(tokenizer, text)) + "\n")
@@ -243,10 +243,10 @@ def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "St
     rows *= (weights / np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float32).tiny))[:, None]
     rows = np.concatenate([UNKNOWN_LENGTH * rows.mean(axis=0, keepdims=True), rows])
     vocabulary = {word: number for number, word in enumerate([UNKNOWN, *vectors.index_to_key])}
-    return StaticEmbedding(word_tokenizer(vocabulary), rows.astype(np.float32))
+    return StaticEmbedding(static_word_tokenizer(vocabulary), rows.astype(np.float32))
 
 
-def word_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
+def static_word_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
     """Return a tokenizer into lower-case words and groups of other signs, by their numbers in a vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 

@@ -18,7 +18,13 @@ from sciqa import __version__
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import short_model_name
 from sciqa.serve import chat
-from sciqa.serve.middleware import CheckToken, CountRequests, LimitSize, Metrics, error_response
+from sciqa.serve.middleware import (
+    CountRequestsMiddleware,
+    MetricsMiddleware,
+    SizeLimitMiddleware,
+    TokenMiddleware,
+    error_response,
+)
 from sciqa.serve.options import ServeOptions
 from sciqa.serve.schemas import AskRequest, ChatRequest, RankRequest
 from sciqa.serve.served_models import BusyError, LostReplicaError, Models
@@ -49,8 +55,8 @@ def create_app(models: Models, options: ServeOptions, digest: str | None) -> Fas
     """
     # The pages of documentation that FastAPI makes would load scripts from elsewhere.
     app = FastAPI(title="sciqa", version=__version__, docs_url=None, redoc_url=None)
-    metrics = Metrics()
-    routes = Routes(models, options, metrics, digest is not None)
+    metrics = MetricsMiddleware()
+    routes = AppRoutes(models, options, metrics, digest is not None)
     app.add_api_route("/", routes.page, methods=["GET"], response_class=HTMLResponse)
     app.add_api_route("/healthz", routes.health, methods=["GET"])
     app.add_api_route("/metrics", routes.figures, methods=["GET"])
@@ -64,16 +70,16 @@ def create_app(models: Models, options: ServeOptions, digest: str | None) -> Fas
     app.add_exception_handler(BusyError, lambda request, error: _unavailable(BUSY))
     app.add_exception_handler(LostReplicaError, lambda request, error: _unavailable(LOST))
     app.add_exception_handler(Exception, lambda request, error: error_response(500, FAILED, "server_error"))
-    app.add_middleware(LimitSize, most=options.max_request_bytes)
-    app.add_middleware(CheckToken, digest=digest)
-    app.add_middleware(CountRequests, metrics=metrics)  # added last, so it is outermost
+    app.add_middleware(SizeLimitMiddleware, most=options.max_request_bytes)
+    app.add_middleware(TokenMiddleware, digest=digest)
+    app.add_middleware(CountRequestsMiddleware, metrics=metrics)  # added last, so it is outermost
     return app
 
 
-class Routes:
+class AppRoutes:
     """The functions behind the paths."""
 
-    def __init__(self, models: Models, options: ServeOptions, metrics: Metrics, token_required: bool) -> None:
+    def __init__(self, models: Models, options: ServeOptions, metrics: MetricsMiddleware, token_required: bool) -> None:
         self.models, self.options, self.metrics, self.token_required = models, options, metrics, token_required
         self.model = short_model_name(options.model)
 
@@ -121,7 +127,7 @@ class Routes:
 
     async def complete_chat(self, request: ChatRequest) -> JSONResponse | StreamingResponse:
         """Answer the last message of a conversation, in the form of OpenAI's chat completions."""
-        earlier, question = chat.split_messages(request.messages)
+        earlier, question = chat.split_chat_messages(request.messages)
         most = request.max_completion_tokens or request.max_tokens
         settings = self.options.answer_settings(most, request.temperature, request.top_p, request.seed)
         events = await self._write(question, earlier, settings)

@@ -9,7 +9,7 @@ from sciqa.core.errors import InputError
 from sciqa.serve.schemas import Message
 
 
-def split_messages(messages: list[Message]) -> tuple[list[dict], str]:
+def split_chat_messages(messages: list[Message]) -> tuple[list[dict], str]:
     """Return the messages before the last one, for the chat template of the model, and the question: the last one.
 
     Raises:

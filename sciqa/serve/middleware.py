@@ -15,7 +15,7 @@ PATHS = ("/", "/healthz", "/metrics", "/v1/rank", "/v1/ask", "/v1/chat/completio
 BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 5, 10, 20, 60)
 
 
-class Metrics:
+class MetricsMiddleware:
     """Figures of the server in a registry of its own, for Prometheus."""
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class Metrics:
         self.replicas = Gauge("sciqa_replicas", "Replicas of the models that are ready.", registry=own)
 
 
-class CountRequests:
+class CountRequestsMiddleware:
     """Middleware that counts requests by path and status, and their seconds."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: MetricsMiddleware) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +59,7 @@ class CountRequests:
             self.metrics.seconds.labels(path).observe(time.monotonic() - started)
 
 
-class CheckToken:
+class TokenMiddleware:
     """Middleware that answers 401 to requests for `/v1/…` and `/metrics` without the token.
 
     Args:
@@ -87,7 +87,7 @@ class CheckToken:
         return kind.lower() == b"bearer" and hmac.compare_digest(digest, self.digest or "")
 
 
-class LimitSize:
+class SizeLimitMiddleware:
     """Middleware that answers 413 to a request whose body is larger than `most` bytes, announced or not."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sciqa.ask.answerer import Answerer, check_can_generate, passages_in_answer
+from sciqa.ask.answerer import Answerer, check_answering_model, passages_in_answer
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
@@ -63,7 +63,7 @@ class Replica:
                 for letter, (option, probability) in zip(ranked.letters, ranked.ranking, strict=True)
             ]
             about = {"type": "ranked", "ranking": ranking, "tied": ranked.tied, "context_cut": ranked.cut}
-            return about | {"passages": passages_found(found)}
+            return about | {"passages": replica_passages(found)}
 
         done: Future = Future()
         self.waiting.put((done, work))
@@ -129,9 +129,9 @@ class Replica:
         try:
             show("")  # ends at once if the client has gone while it waited
             options = self.options.for_question(question, **settings)
-            check_can_generate(options.model)
+            check_answering_model(options.model)
             found = self.answerer.find(options)
-            send({"type": "passages", "passages": passages_found(found)})
+            send({"type": "passages", "passages": replica_passages(found)})
             written = self.answerer.write(options, found, earlier, show)
             reason = "length" if written.tokens == options.max_new_tokens else "stop"
             send({"type": "done", "finish_reason": reason} | written._asdict())
@@ -150,7 +150,7 @@ class _ClientGoneError(Exception):
     """Ends the writing of an answer that nobody reads."""
 
 
-def passages_found(found: dict) -> list[dict]:
+def replica_passages(found: dict) -> list[dict]:
     """Return the passages found, best first, each with its `number` and whether the model `read` it."""
     read = passages_in_answer(found)
     return [passage | {"number": n, "read": n in read} for n, passage in enumerate(found["passages"], 1)]

@@ -19,7 +19,7 @@ from peft.helpers import disable_input_dtype_casting
 from ray.util.queue import Queue
 from torch import nn
 
-from sciqa.core.adapter_files import describe_base_model
+from sciqa.core.adapter_files import describe_adapter_base
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
@@ -98,7 +98,7 @@ class _Run:
         self.optimizer = self._optimizer()
         self.norms: list[torch.Tensor] = []
         self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(gradient_norm(self.optimizer)))
-        self.optimizer.register_step_post_hook(lambda *_: adapter.update_ranks(self.scorer.model, self.step))
+        self.optimizer.register_step_post_hook(lambda *_: adapter.update_adapter_ranks(self.scorer.model, self.step))
         self.skipped = self.step = 0
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
@@ -273,7 +273,7 @@ class _Run:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _save_model(self, folder: Path, state: dict) -> None:
-        description = describe_base_model(self.options.model) | {"style": asdict(self.scorer.style)}
+        description = describe_adapter_base(self.options.model) | {"style": asdict(self.scorer.style)}
         adapter.save_model(self.scorer.model, folder, state, description)
         if self.options.method == "full":
             self.scorer.tokenizer.save_pretrained(folder)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from sciqa.core import storage, tables
-from sciqa.core.adapter_files import adapter_hash, describe_base_model, read_trained_record
+from sciqa.core.adapter_files import adapter_hash, describe_adapter_base, read_trained_record
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.model_files import (
@@ -175,7 +175,7 @@ def _keep_model(options: FinetuneOptions, checkpoint: str) -> None:
     for name in storage.list_names(checkpoint):
         if name.endswith(KEPT) and name != TRAINER_STATE:
             storage.copy_files(storage.join(checkpoint, name), storage.join(options.folder, name))
-    about = describe_base_model(options.model)
+    about = describe_adapter_base(options.model)
     path = storage.join(options.folder, ADAPTER_CONFIG)
     if storage.exists(path):  # TRL names the folder that the base was loaded from, which is this machine's
         storage.write_json(path, storage.read_json(path) | {"base_model_name_or_path": about["base"]})

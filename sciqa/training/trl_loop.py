@@ -119,7 +119,7 @@ class Report(transformers.TrainerCallback):
         **given: object,
     ) -> None:
         """Let an adapter change its ranks, while the gradients are there."""
-        adapter.update_ranks(cast("nn.Module", given["model"]), state.global_step + 1)
+        adapter.update_adapter_ranks(cast("nn.Module", given["model"]), state.global_step + 1)
 
     def on_save(
         self,

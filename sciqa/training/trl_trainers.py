@@ -17,7 +17,7 @@ from sciqa.core.adapter_files import read_trained_record
 from sciqa.core.device import Device
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_copy
 from sciqa.models import adapter
-from sciqa.models.load import load_base, nf4_config, plain_folder
+from sciqa.models.load import load_base, loadable_folder, nf4_config
 from sciqa.models.prompt_template import FOLDER
 from sciqa.training.loggers import measure_of
 from sciqa.training.loop import keep_4bit_layout
@@ -155,7 +155,7 @@ def _load(options: FinetuneOptions, dtype: torch.dtype, device: Device) -> Loade
     if options.objective != "reward":
         return load_base(options.model, "causal", dtype, options.method == "qlora", device)
     torch.manual_seed(options.seed)  # the head is the same on every worker
-    return _load_scoring(plain_folder(find_model(options.model)), dtype, device, options.method == "qlora")
+    return _load_scoring(loadable_folder(find_model(options.model)), dtype, device, options.method == "qlora")
 
 
 def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = False) -> Loaded:
@@ -180,7 +180,7 @@ def load_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     if not Path(folder, ADAPTER_CONFIG).exists():
         model, tokenizer = _load_scoring(folder, dtype, device)
         return model.eval(), tokenizer
-    model, _ = _load_scoring(plain_folder(find_model(read_trained_record(folder)["base"])), dtype, device)
+    model, _ = _load_scoring(loadable_folder(find_model(read_trained_record(folder)["base"])), dtype, device)
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
