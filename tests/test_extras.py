@@ -93,6 +93,7 @@ def test_no_step_imports_an_extra_before_it_is_asked_for():
         ("vllm", "vllm", ["exam", "--engine", "vllm"]),
         ("fastapi", "serve", ["serve"]),
         ("rouge_score", "rouge", ["evaluate"]),
+        ("llguidance", "json", ["generate"]),
         ("openai", "openai", ["exam", "--engine", "openai", "--base-url", "http://localhost:1/v1"]),
     ],
 )

@@ -10,22 +10,28 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from api_server import KEY, KEY_NAME, ApiServer, prompt_of, weights
 from conftest import write_jsonl
 from tiny import tiny_folder
 
 from sciqa import cli
 from sciqa.core import storage, tables
+from sciqa.core.adapter_files import adapter_hash, describe_adapter_base
 from sciqa.core.errors import InputError
+from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.corpus import dedup
 from sciqa.exam import open_exam, read_exam
 from sciqa.exam.questions import ExamOptions, options_of
 from sciqa.generate import GenerateOptions, generate
 from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, candidates_path
-from sciqa.generate.checks import QuestionChecker
+from sciqa.generate.checks import QuestionChecker, checker_options
 from sciqa.generate.filters import arrange_options, key_words, question_fault, repeat_text
-from sciqa.generate.generate import passage_parts
+from sciqa.generate.generate import _find_writer, passage_parts
+from sciqa.generate.local_writer import LocalWriter
 from sciqa.generate.parse import ReplyError, parse_reply, reply_schema
 from sciqa.generate.results import rejected_path, result_schema
 from sciqa.generate.server_writer import ServerWriter, find_json_server
@@ -196,9 +202,13 @@ def test_a_good_reply_is_taken_as_it_is():
     for name, fault in (("output", "empty-text"), ("instruction", "empty-text")):
         with pytest.raises(ReplyError, match=fault):
             parse_reply(changed(INSTRUCTION, **{name: ""}), "instructions", 4)
-    schema = reply_schema("questions", 3)
+    schema = reply_schema("questions", 3, "sentences", "It\nrusts. It is grey. ... It rusts.")
     assert schema["properties"]["answer"]["enum"] == schema["properties"]["options"]["required"] == ["A", "B", "C"]
-    assert schema["required"] == ["prompt", "options", "answer", "sentence"]
+    assert schema["required"] == ["sentence", "prompt", "answer", "options"]
+    assert schema["properties"]["sentence"]["enum"] == ["It rusts.", "It is grey."]
+    for form, passage in (("fields", "It rusts."), ("sentences", "...")):
+        assert reply_schema("questions", 3, form, passage)["properties"]["sentence"] == {"type": "string"}
+    assert reply_schema("questions", 3, "free", "It rusts.") is None
 
 
 @pytest.mark.parametrize(
@@ -324,22 +334,26 @@ def test_bad_options_end_with_one_line(flags, said, tmp_path, monkeypatch, capsy
 def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_path, monkeypatch):
     monkeypatch.setenv(KEY_NAME, KEY)
     options = asked_of(server, indexed)
-    asked, extra = find_json_server(options)
-    assert extra["response_format"]["json_schema"]["schema"] == reply_schema("questions", 3)
+    asked, form = find_json_server(options)
+    assert form == "sentences"
     assert asked.tokens == options.reply_tokens
     server.fail = lambda key, attempt: "refused" if "response_format" in key else None
-    assert find_json_server(options)[1] == {}
+    assert find_json_server(options)[1] == "free"
+    server.fail = lambda key, attempt: "refused" if r"d\u00e9j\u00e0" in key else None
+    assert find_json_server(options)[1] == "fields"
     server.answers_as = "another"
     with pytest.raises(InputError, match="answers by another model, another"):
         find_json_server(asked_of(server, indexed, timeout=7.0))
     server.answers_as, server.fail = None, lambda key, attempt: "refused" if "Iron" in key else "500"
     server.fail = lambda key, attempt: "refused" if '\\"Iron\\"' in key else None
-    writer = ServerWriter(asked, {}, 3, options)
+    writer = ServerWriter(asked, 3, options)
     prompts = [Prompt("", [], f'Passage from "{title}"') for title in REPLIES]
-    written = writer.write(prompts, ["a-0", "b-0", "c-0"], str(tmp_path / "replies"))
+    names, folder, schemas = ["a-0", "b-0", "c-0"], str(tmp_path / "replies"), [{"type": "object"}, None, None]
+    written = writer.write(prompts, names, folder, schemas)
     assert [each.fault for each in written] == [None, "refused", None]
     assert written[0].text == REPLIES["Helium"][0][0]
-    assert writer.write(prompts, ["a-0", "b-0", "c-0"], str(tmp_path / "replies")) == written
+    assert sum('{"type": "object"}' in key for key in server.answered) == 1
+    assert writer.write(prompts, names, folder, schemas) == written
     assert set(server.answered.values()) == {1}
 
 
@@ -368,12 +382,55 @@ def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     assert [each.fault for each in long] == ["too-long"]
 
 
+def lora_folder(folder, model, **record):
+    """Write a LoRA adapter with random weights, which changes what the model says, and its record."""
+    torch.manual_seed(1)
+    base = transformers.AutoModelForCausalLM.from_pretrained(model)
+    config = peft.LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, config).save_pretrained(folder)
+    storage.write_json(f"{folder}/{ABOUT_TRAINED}", describe_adapter_base(model) | record)
+    return str(folder)
+
+
+def test_an_adapter_writes_and_another_one_checks(indexed, tmp_path):
+    options = tiny_options(indexed, tmp_path, kind="instructions", reply_tokens=8)
+    adapter = lora_folder(tmp_path / "writer", options.model)
+    prompts = [Prompt("", [], "Why does iron rust?")]
+    written = {}
+    for name in (None, adapter):
+        arguments = GenerateOptions(**vars(options) | {"adapter": name}).writer_arguments("cpu", 1)
+        written[name] = LocalWriter(**arguments).write(prompts, ["a-0"])[0].text
+    assert written[None] != written[adapter]
+    options.adapter = adapter
+    assert _find_writer(options, read_passage_template(None, "questions"))[1]["adapter"] == adapter_hash(adapter)
+    storage.write_json(f"{adapter}/{ABOUT_TRAINED}", {"base": "another", "revision": "another"})
+    with pytest.raises(InputError, match="an adapter for the base model another, not for"):
+        generate(options)
+    with pytest.raises(InputError, match="--adapter: not with --engine openai"):
+        GenerateOptions(engine="openai", base_url="http://localhost:1/v1", adapter=adapter)
+
+    checker = lora_folder(tmp_path / "checker", options.model, style={"completion": "text", "prompt": "plain"})
+    reader = checker_options(tiny_options(indexed, tmp_path, checker=checker))
+    assert (reader.model, reader.adapter, reader.completion) == (options.model, checker, "auto")
+    questions = read_exam("direct-validation").slice(0, 12).to_pylist()
+    asked = QuestionChecker("model", reader.reader_arguments("cpu", 1))
+    assert not asked.rotates
+    faults = asked.faults(questions, ["Iron rusts."] * 12)
+    assert {"unanswerable", "known-without"} <= set(faults)
+    asked.rotates = True  # the order of options changes nothing, so one is enough
+    assert asked.faults(questions, ["Iron rusts."] * 12) == faults
+    assert QuestionChecker("model", reader.reader_arguments("cpu", 1) | {"style": {"completion": "letter"}}).rotates
+
+
 @pytest.mark.slow
 def test_a_tiny_model_gives_only_rejects_and_ends(indexed, tmp_path, cluster):
     options = tiny_options(indexed, tmp_path, per_passage=2, temperature=2.0)
+    options.adapter = lora_folder(tmp_path / "writer", options.model)
     summary = generate(options)
     assert summary.made == "0 questions of 6 replies to 3 passages; rejected: 6 not-json"
     assert storage.read_table(options.folder).schema == result_schema(options)
+    with pytest.raises(InputError, match=r"made from other inputs \(adapter: "):
+        generate(GenerateOptions(**vars(options) | {"adapter": None}))
     assert [part.first for part in passage_parts(options)[0]] == [0, 0]
     assert Part(0, "", 0, 2) not in passage_parts(options)[0]
 

@@ -19,17 +19,10 @@ from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.chain_table import read_chains, write_chain_rows
 from sciqa.exam.questions import options_of
-from sciqa.models import chains as writing
+from sciqa.models import decoding
 from sciqa.models.causal import CausalScorer
-from sciqa.models.chains import (
-    Chain,
-    ChainSettings,
-    SeededChainDraws,
-    StopChainAtEnd,
-    decode_chain,
-    encode_chain_letters,
-    write_chains,
-)
+from sciqa.models.chains import Chain, ChainSettings, StopChainAtEnd, encode_chain_letters, write_chains
+from sciqa.models.decoding import SeededTokenDraws, decode_tokens
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
@@ -113,11 +106,11 @@ def test_no_batch_and_no_order_changes_a_drawn_chain(scorer):
 
 def test_rows_are_padded_only_where_that_is_proved(scorer, monkeypatch):
     lengths = [30, 30, 40, 50, 40]
-    assert list(writing._batches(scorer, lengths, 1000)) == [[3, 2, 4, 0, 1]]
+    assert list(decoding._batches(scorer, lengths, 1000)) == [[3, 2, 4, 0, 1]]
     monkeypatch.setattr(scorer, "batch_layout", replace(scorer.batch_layout, layout="rows"))
-    assert list(writing._batches(scorer, lengths, 1000)) == [[0, 1], [2, 4], [3]]
+    assert list(decoding._batches(scorer, lengths, 1000)) == [[0, 1], [2, 4], [3]]
     monkeypatch.setattr(scorer, "batch_layout", replace(scorer.batch_layout, layout="single rows"))
-    assert list(writing._batches(scorer, lengths, 1000)) == [[0], [1], [2], [3], [4]]
+    assert list(decoding._batches(scorer, lengths, 1000)) == [[0], [1], [2], [3], [4]]
 
 
 def test_the_limits_of_the_models_own_files_hold(scorer, monkeypatch):
@@ -129,7 +122,7 @@ def test_the_limits_of_the_models_own_files_hold(scorer, monkeypatch):
 
 def test_draws_follow_the_probabilities():
     scores = torch.tensor([0.5, 0.2, 0.0, 0.3]).log().repeat(4000, 1)
-    draws = SeededChainDraws(range(4000), torch.device("cpu"))
+    draws = SeededTokenDraws(range(4000), torch.device("cpu"))
     first, second = (draws(torch.zeros(4000, 1, dtype=torch.long), scores).argmax(dim=1) for _ in range(2))
     for drawn in (first, second):
         np.testing.assert_allclose(drawn.bincount(minlength=4) / 4000, [0.5, 0.2, 0.0, 0.3], atol=0.03)
@@ -149,12 +142,12 @@ def test_a_thinking_template_thinks_and_is_not_closed():
     scorer = make_scorer()
     scorer.tokenizer.chat_template = THINKING
     prompt = scorer.encode_to_write(QUESTION, "", 64).prompt
-    assert decode_chain(scorer.tokenizer, prompt).endswith("<|im_start|>assistant\n<think>\n")
+    assert decode_tokens(scorer.tokenizer, prompt).endswith("<|im_start|>assistant\n<think>\n")
     ((chain,),) = write(scorer, [prompt], GREEDY)
     assert chain.opened == "<think>"
     cut = Chain(scorer.tokenizer("It rusts")["input_ids"], "It rusts", False, "<think>")
     encoded = encode_chain_letters(scorer, prompt, cut, None, "ABC")
-    whole = decode_chain(scorer.tokenizer, encoded.prompt + encoded.options[1])
+    whole = decode_tokens(scorer.tokenizer, encoded.prompt + encoded.options[1])
     assert whole.endswith("assistant\n<think>\nIt rusts\n</think>\n\nAnswer: B")
 
 
@@ -169,7 +162,7 @@ def test_a_thinking_template_thinks_and_is_not_closed():
 def test_letters_stand_where_the_chain_names_one(scorer, text, at, before):
     chain = Chain(scorer.tokenizer(text)["input_ids"], text, True, "")
     encoded = encode_chain_letters(scorer, [7], chain, at and len(text) + at, "ABC")
-    wholes = [decode_chain(scorer.tokenizer, encoded.prompt[1:] + option) for option in encoded.options]
+    wholes = [decode_tokens(scorer.tokenizer, encoded.prompt[1:] + option) for option in encoded.options]
     assert wholes == [before + letter for letter in "ABC"]
     assert encoded.counted == [1, 1, 1]
 

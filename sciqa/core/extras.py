@@ -6,7 +6,19 @@ from typing import Literal
 from sciqa.core.errors import InputError
 
 Extra = Literal[
-    "train", "align", "openvino", "wikipedia", "html", "pdf", "static", "openai", "vllm", "mlflow", "serve", "rouge"
+    "train",
+    "align",
+    "openvino",
+    "wikipedia",
+    "html",
+    "pdf",
+    "static",
+    "openai",
+    "vllm",
+    "mlflow",
+    "serve",
+    "rouge",
+    "json",
 ]
 #: The modules that each extra installs; they are imported only after `require`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
@@ -19,6 +31,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "static": ("gensim", "model2vec"),
     "openai": ("openai",),
     "rouge": ("rouge_score",),
+    "json": ("llguidance",),
     "vllm": ("vllm",),
     "mlflow": ("mlflow",),
     "serve": ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"),

@@ -10,7 +10,7 @@ from sciqa.corpus import dedup
 from sciqa.corpus.chunking import embedded_text
 from sciqa.generate.filters import arrange_options, question_fault, repeat_text
 from sciqa.generate.options import GenerateOptions
-from sciqa.generate.parse import ReplyError, parse_reply
+from sciqa.generate.parse import ReplyError, SchemaForm, parse_reply, reply_schema
 from sciqa.generate.server_writer import ModelReply, ServerWriter
 from sciqa.generate.template import PassageTemplate
 from sciqa.predict.api_client import FoundServer
@@ -42,8 +42,8 @@ class WriterSettings(NamedTuple):
         template: text and name of the template.
         device: device of a local model.
         threads: its CPU threads.
+        form: form of the schema that replies are limited to.
         server: a server, which is asked instead of a local model.
-        extra: further fields of its requests.
         concurrency: requests that a worker has under way.
     """
 
@@ -51,8 +51,8 @@ class WriterSettings(NamedTuple):
     template: tuple[str, str]
     device: Device = "cpu"
     threads: int = 1
+    form: SchemaForm = "bounded"
     server: FoundServer | None = None
-    extra: dict[str, Any] | None = None
     concurrency: int = 1
 
 
@@ -70,9 +70,9 @@ class WriteCandidates:
     """Ray Data worker that writes the candidates of one part of the passages at a time."""
 
     def __init__(self, writing: WriterSettings) -> None:
-        self.options, self.template = writing.options, PassageTemplate(*writing.template)
+        self.options, self.template, self.form = writing.options, PassageTemplate(*writing.template), writing.form
         if writing.server:
-            self.writer: Any = ServerWriter(writing.server, writing.extra or {}, writing.concurrency, self.options)
+            self.writer: Any = ServerWriter(writing.server, writing.concurrency, self.options)
         else:
             self.writer = _local_writer(writing)
 
@@ -84,9 +84,10 @@ class WriteCandidates:
         names = [f"{passage['passage_id']}-{draw}" for passage, draw in numbered]
         prompts = [self.template.render_passage(passage, options.choices) for passage, _ in numbered]
         kept = tables.records_path(options.folder, "replies", f"{part.number:05d}")
-        replies = self.writer.write(prompts, names, kept)
+        schemas = [reply_schema(options.kind, options.choices, self.form, passage["text"]) for passage, _ in numbered]
+        replies = self.writer.write(prompts, names, kept, schemas)
         asked = zip(names, [passage for passage, _ in numbered], replies, strict=True)
-        rows = [make_candidate(*each, options) for each in asked]
+        rows = [make_candidate(*each, options, self.form) for each in asked]
         good = [row for row in rows if not row["fault"]]
         texts = [{"passage_id": row["passage_id"], "title": "", "section": ""} for row in good]
         texts = [each | {"text": repeat_text(row, options.kind)} for each, row in zip(texts, good, strict=True)]
@@ -118,7 +119,7 @@ def written_fields(options: GenerateOptions) -> list[str]:
     return ["prompt", *map(chr, range(ord("A"), ord("A") + options.choices)), "answer", "sentence"]
 
 
-def make_candidate(name: str, passage: dict, reply: ModelReply, options: GenerateOptions) -> dict:
+def make_candidate(name: str, passage: dict, reply: ModelReply, options: GenerateOptions, form: SchemaForm) -> dict:
     """Return the row of a reply; `fault` is None if neither its form nor its passage shows one.
 
     Args:
@@ -126,6 +127,7 @@ def make_candidate(name: str, passage: dict, reply: ModelReply, options: Generat
         passage: row of the passages table.
         reply: what a model replied.
         options: options of the step.
+        form: form of the schema that the reply was limited to.
     """
     text = reply.text.encode(errors="replace").decode()
     row: dict = {"id": name, "reply": text, "fault": reply.fault}
@@ -134,7 +136,7 @@ def make_candidate(name: str, passage: dict, reply: ModelReply, options: Generat
     if reply.fault:
         return row
     try:
-        fields = parse_reply(reply.text, options.kind, options.choices)
+        fields = parse_reply(reply.text, options.kind, options.choices, form)
     except ReplyError as error:
         return row | {"fault": str(error)}
     if options.kind == "questions":

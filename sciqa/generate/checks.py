@@ -4,28 +4,33 @@ import string
 
 import numpy as np
 
+from sciqa.core import storage
 from sciqa.core.adapter_files import read_trained_record
-from sciqa.core.model_files import find_model
+from sciqa.core.model_files import ADAPTER_CONFIG, find_model
 from sciqa.exam.questions import options_of, rotate_options
 from sciqa.generate.options import GenerateOptions
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.readers import READERS, Reader
+from sciqa.predict.scorer_reader import ScorerReader
 
 #: What a reader takes for a question with its passage, and for one without.
 Found = tuple[dict, ...]
 
 
 def checker_options(options: GenerateOptions) -> PredictOptions:
-    """Return the options of the reader that checks questions.
+    """Return the options of the reader that checks questions: a model, or an adapter of the model that writes.
 
     A local model ranks letters, unless it was fine-tuned for another form; a server's ranks letters as in `predict`.
     """
     local = options.engine != "openai"
     assert options.checker is not None  # asked for
-    trained = local and read_trained_record(find_model(options.checker).folder).get("style")
+    adapted = local and storage.exists(storage.join(options.checker, ADAPTER_CONFIG))
+    folder = options.checker if adapted or not local else find_model(options.checker).folder
+    trained = local and read_trained_record(folder).get("style")
     names = ("output", "base_url", "api_key_env", "concurrency", "timeout", "engine", "precision", "accelerator")
     given = {name: getattr(options, name) for name in names}
-    return PredictOptions(**given, model=options.checker, completion="auto" if trained else "letter", name="checker")
+    given |= {"model": options.model, "adapter": options.checker} if adapted else {"model": options.checker}
+    return PredictOptions(**given, completion="auto" if trained else "letter", name="checker")
 
 
 class QuestionChecker:
@@ -39,6 +44,9 @@ class QuestionChecker:
     def __init__(self, kind: str, arguments: dict) -> None:
         self.reader: Reader = READERS[kind](**arguments)
         self.notes: list[str] = getattr(self.reader, "notes", [])
+        style = self.reader.scorer.style if isinstance(self.reader, ScorerReader) else None
+        #: Whether the order of the options can change an answer: not if each is scored without the others.
+        self.rotates = style is None or style.completion == "letter" or style.template is not None
 
     def faults(self, questions: list[dict], contexts: list[str]) -> list[str | None]:
         """Return the fault of each question, or None.
@@ -69,11 +77,14 @@ class QuestionChecker:
         turns = [
             (rotate_options(question, by), rows)
             for question, rows in zip(questions, found, strict=True)
-            for by in range(len(options_of(question)))
+            for by in self._rotations(question)
         ]
         scored = iter(self.reader.score([question for question, _ in turns], [rows for _, rows in turns]))
         right = iter([_ranked_first(next(scored).scores, question["answer"]) for question, _ in turns])
-        return [[next(right) for _ in options_of(question)] for question in questions]
+        return [[next(right) for _ in self._rotations(question)] for question in questions]
+
+    def _rotations(self, question: dict) -> range:
+        return range(len(options_of(question)) if self.rotates else 1)
 
 
 def _ranked_first(scores: np.ndarray, answer: str) -> bool:

@@ -25,7 +25,7 @@ from sciqa.generate.text_metrics import FIGURES, figure_rows
 from sciqa.retrieval.options import EmbedOptions
 
 #: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
-EVALUATE_FORMAT = 1
+EVALUATE_FORMAT = 2
 #: Instructions per part, the unit of work and of resuming.
 PART_INSTRUCTIONS = 32
 FIGURES_SCHEMA = pa.schema(

@@ -8,7 +8,10 @@ import numpy as np
 
 from sciqa.audit.sources import OtherSource, read_named_sources
 from sciqa.core import cluster, model_workers, progress, storage, tables, worker_loss
+from sciqa.core.adapter_files import adapter_hash, check_adapter_base
+from sciqa.core.console import console
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family, short_model_name, weight_bytes
 from sciqa.core.options import Summary
@@ -29,7 +32,7 @@ from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import check_model
 
 #: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
-GENERATE_FORMAT = 1
+GENERATE_FORMAT = 2
 #: Options that decide what is written, besides the model and the template.
 DECIDING = (
     *("kind", "choices", "per_passage", "reply_tokens", "first_passages", "reply_batch", "seed", "temperature"),
@@ -50,6 +53,8 @@ def generate(options: GenerateOptions) -> Summary:
         InputError: no passages, a template with an error, a model that cannot write, or a server that does not answer.
     """
     started = time.monotonic()
+    if options.engine == "torch":
+        require("json", "--engine torch")
     template = read_passage_template(options.template, options.kind)
     parts, contents = passage_parts(options)
     against = _read_against(options)
@@ -104,13 +109,21 @@ def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[W
     """Return how workers write, so far as no cluster is needed for it, and what the replies follow from."""
     writing = WriterSettings(options, (template.text, template.name))
     if options.engine == "openai":
-        server, extra = find_json_server(options)
-        about = {"engine": options.engine, "model": options.model, "server": server.url, "by_schema": bool(extra)}
-        return writing._replace(server=server, extra=extra), about
+        server, form = find_json_server(options)
+        about = {"engine": options.engine, "model": options.model, "server": server.url, "schema": form}
+        return writing._replace(server=server, form=form), about
     if (family := model_family(options.model)) != "causal":
         raise InputError(f"--model {options.model}: a {family} model, which writes no text; a causal model expected")
     about = {"engine": options.engine, "model": find_model(options.model).revision, "precision": options.precision}
-    return writing, about
+    return writing, about | {"adapter": options.adapter and _check_adapter(options.adapter, options.model, "--adapter")}
+
+
+def _check_adapter(folder: str, model: str, option: str) -> str:
+    """Return the hash of an adapter for a model."""
+    require("train", option)
+    if said := check_adapter_base(folder, model):
+        console.print(said, markup=False, soft_wrap=True)
+    return adapter_hash(folder)
 
 
 def _find_checker(options: GenerateOptions) -> PredictOptions | None:
@@ -132,6 +145,7 @@ def _filter_inputs(options: GenerateOptions, against: list[OtherSource], checker
         inputs |= {name: getattr(options, name) for name in ("ngram", "similarity", "share")}
     if checker:
         inputs["checker"] = options.checker if checker.in_api else find_model(checker.model).revision
+        inputs["checker_adapter"] = checker.adapter and adapter_hash(checker.adapter)
     return inputs
 
 
@@ -156,8 +170,10 @@ def _fill(
             path = tables.table_part_path(against_folder(options.folder), number)
             storage.write_table(path, others.table.replace_schema_metadata(None))
     provenance = {
-        "generator": short_model_name(options.model) if options.engine != "openai" else options.model,
-        "generator_revision": inputs["server"] if options.engine == "openai" else inputs["model"],
+        "generator": options.model
+        if options.engine == "openai"
+        else short_model_name(options.adapter or options.model),
+        "generator_revision": inputs["server"] if options.engine == "openai" else inputs["adapter"] or inputs["model"],
         "template": inputs["template"],
         "licence": options.licence,
     }

@@ -1,21 +1,21 @@
-"""Replies of a causal model in this process, in batches."""
+"""Replies of a causal model in this process, in batches; limited to JSON of a schema if there is one."""
 
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
-import torch
-from jinja2 import TemplateError
+from transformers import LogitsProcessor
 
-from sciqa.core.adapter_files import local_adapter
-from sciqa.core.device import Device, check_device
-from sciqa.core.errors import InputError
+from sciqa.core.device import Device
 from sciqa.core.tables import fingerprint
 from sciqa.generate.server_writer import ModelReply
-from sciqa.models import adapter as adapters
-from sciqa.models.attention_limits import position_limit
-from sciqa.models.load import load_base, torch_dtype
-from sciqa.models.padding import padded
-from sciqa.models.prompt_format import Precision
+from sciqa.models.causal import CausalScorer
+from sciqa.models.decoding import TokenDraws, generate_tokens
+from sciqa.models.load import load_scorer
+from sciqa.models.prompt_format import Format, Precision
 from sciqa.models.prompt_template import Prompt
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class LocalWriter:
@@ -26,9 +26,9 @@ class LocalWriter:
         precision: type of computation.
         device: device that computes.
         threads: CPU threads.
-        batch: prompts that are read at once.
+        batch: replies that are written at once; of short prompts more, in the same memory.
         tokens: most tokens of a reply.
-        seed: seed of the draws; they also depend on the names of the replies.
+        seed: seed of the draws; they also depend on the name of the reply.
         draws: whether tokens are drawn; else each is the likeliest one.
         temperature: temperature of the draws; None is the model's own.
         adapter: folder of an adapter of the model.
@@ -47,58 +47,59 @@ class LocalWriter:
         temperature: float | None,
         adapter: str | None = None,
     ) -> None:
-        torch.set_num_threads(threads)
-        check_device(device)
-        self.name, self.batch, self.tokens, self.seed = model, batch, tokens, seed
-        self.sampling = {"do_sample": draws} | ({"temperature": temperature} if temperature is not None else {})
-        self.model, self.tokenizer = load_base(model, "causal", torch_dtype(precision, device), device=device)
-        if adapter:
-            self.model = adapters.as_model(adapters.attach_adapter(self.model, local_adapter(adapter)))
-        self.limit = position_limit(self.model, self.model.config.get_text_config())
-        self.notes: list[str] = []
+        self.batch, self.tokens, self.seed = batch, tokens, seed
+        self.draws, self.temperature = draws, temperature
+        scorer = load_scorer(
+            model, style=Format(), precision=precision, adapter=adapter, threads=threads, device=device
+        )
+        self.scorer = cast("CausalScorer", scorer)
+        self.notes = [scorer.note] if scorer.note else []
+        self.constraint: LLTokenizer | None = None
 
-    def write(self, prompts: list[Prompt], names: list[str], folder: str = "") -> list[ModelReply]:
-        """Return a reply to each prompt; see `sciqa.generate.server_writer.ServerWriter.write`."""
+    def write(
+        self, prompts: list[Prompt], names: list[str], folder: str = "", schemas: Sequence[dict | None] = ()
+    ) -> list[ModelReply]:
+        """Return a reply to each prompt; see `sciqa.generate.server_writer.ServerWriter.write`.
+
+        Args:
+            prompts: the prompts.
+            names: ids of the replies.
+            folder: is not used: nothing has to be kept until the replies are in a table.
+            schemas: JSON schema of each reply; without any, the model may write anything.
+        """
         encoded = [self._encode(prompt) for prompt in prompts]
         replies = [ModelReply("", "too-long")] * len(prompts)
-        fitting = [number for number, ids in enumerate(encoded) if len(ids) + self.tokens <= self.limit]
-        fitting.sort(key=lambda number: len(encoded[number]))
-        for at in range(0, len(fitting), self.batch):
-            numbers = fitting[at : at + self.batch]
-            torch.manual_seed(int(fingerprint([self.seed, *(names[number] for number in numbers)]), 16) >> 1)
-            for number, reply in zip(numbers, self._write_batch([encoded[each] for each in numbers]), strict=True):
-                replies[number] = reply
+        fitting = [number for number, ids in enumerate(encoded) if len(ids) + self.tokens <= self.scorer.limit]
+        limits = [schema for number in fitting if schemas and (schema := schemas[number])]
+        written = generate_tokens(
+            self.scorer,
+            [encoded[number] for number in fitting],
+            self.tokens,
+            self.batch * max((len(encoded[number]) + self.tokens for number in fitting), default=0),
+            draws=self._seeded_draws([names[number] for number in fitting]),
+            constrain=self._constrain(limits) if limits else None,
+        )
+        for number, tokens in zip(fitting, written, strict=True):
+            text = self.scorer.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            replies[number] = ModelReply(str(text), None, len(encoded[number]), len(tokens))
         return replies
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if not self.tokenizer.chat_template:
-            return cast("list[int]", self.tokenizer(prompt.plain)["input_ids"])
-        try:
-            ids = self.tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:
-            raise InputError(f"--model {self.name}: its chat template refuses the prompt ({error})") from error
-        return cast("list[int]", ids)
+        text = self.scorer.text
+        chat = bool(self.scorer.tokenizer.chat_template)
+        written = text.chat(prompt.messages(text.literal)) if chat else text.literal(prompt.plain)
+        return text.encode([written], start=not chat)[0]
 
-    @torch.inference_mode()
-    def _write_batch(self, encoded: list[list[int]]) -> list[ModelReply]:
-        width = max(map(len, encoded))
-        end = self.tokenizer.eos_token_id
-        padding = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        device = self.model.device
-        made = (
-            cast("Any", self.model)
-            .generate(
-                input_ids=padded(encoded, padding or 0, width, "left").to(device),
-                attention_mask=padded([[1] * len(ids) for ids in encoded], 0, width, "left").to(device),
-                max_new_tokens=self.tokens,
-                pad_token_id=padding or 0,
-                **self.sampling,
-            )[:, width:]
-            .tolist()
-        )
-        replies = []
-        for ids, new in zip(encoded, made, strict=True):
-            written = new[: new.index(end) + 1] if end in new else new
-            text = str(self.tokenizer.decode(written, skip_special_tokens=True))
-            replies.append(ModelReply(text, None, len(ids), len(written)))
-        return replies
+    def _seeded_draws(self, names: list[str]) -> TokenDraws | None:
+        if not self.draws:
+            return None
+        return TokenDraws([int(fingerprint([self.seed, name])[:15], 16) for name in names], self.temperature)
+
+    def _constrain(self, schemas: list[dict]) -> Callable[[list[int]], LogitsProcessor]:
+        """Return what limits the replies of a batch to their schemas."""
+        from sciqa.models.json_constraint import JsonConstraint, constraint_tokenizer
+
+        if self.constraint is None:
+            self.constraint = constraint_tokenizer(self.scorer)
+        tokenizer = self.constraint
+        return lambda rows: JsonConstraint(tokenizer, [schemas[row] for row in rows])

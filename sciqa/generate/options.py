@@ -10,7 +10,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_path
 from sciqa.core.options import RunOptions, check_name
 from sciqa.corpus.options import PassagesOptions
-from sciqa.models.options import ModelEngineOptions, PrecisionOptions, TemperatureOptions
+from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemperatureOptions
 from sciqa.predict.api_options import ServerOptions
 
 Kind = Literal["questions", "instructions"]
@@ -53,7 +53,9 @@ class ReplyOptions(TemperatureOptions, PrecisionOptions):
 
 
 @dataclass(kw_only=True)
-class GenerateOptions(NearCopyOptions, ServerOptions, ModelEngineOptions, ReplyOptions, PassagesOptions, RunOptions):
+class GenerateOptions(
+    NearCopyOptions, ServerOptions, ModelEngineOptions, ReplyOptions, AdapterOptions, PassagesOptions, RunOptions
+):
     """Options of the `generate` step."""
 
     kind: Kind = "questions"
@@ -78,8 +80,9 @@ class GenerateOptions(NearCopyOptions, ServerOptions, ModelEngineOptions, ReplyO
     skip_filters: tuple[Filter, ...] = ()
     """Filters that are not applied."""
     checker: str | None = None
-    """Model that answers each question with its passage and without: one that it cannot answer with it, or can without,
-    is rejected. With --engine openai a model of the server; by default there is no such check."""
+    """Model, or adapter of --model, that answers each question with its passage and without: one that it cannot answer
+    with it, or can without, is rejected. With --engine openai a model of the server; by default there is no such
+    check."""
 
     def __post_init__(self) -> None:
         """Fill in the name and check the values."""
@@ -103,6 +106,12 @@ class GenerateOptions(NearCopyOptions, ServerOptions, ModelEngineOptions, ReplyO
                 "as --base-url"
             )
         self.check_address(self.engine)
+        if self.adapter and self.engine == "openai":
+            raise InputError("--adapter: not with --engine openai, whose server has a model of its own; leave it out")
+
+    def writer_arguments(self, device: Device, threads: int) -> dict:
+        """See `ReplyOptions.writer_arguments`."""
+        return super().writer_arguments(device, threads) | {"adapter": self.adapter}
 
     @property
     def draws(self) -> bool:

@@ -1,13 +1,15 @@
 """Replies of a server in OpenAI's form, each kept as it comes, so that a run that goes on asks nothing twice."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.generate.options import GenerateOptions
-from sciqa.generate.parse import reply_schema
+from sciqa.generate.parse import SchemaForm, reply_schema
 from sciqa.models.prompt_template import Prompt
 from sciqa.predict.api_client import (
     FIRST_RETRIES,
@@ -23,6 +25,10 @@ from sciqa.predict.api_records import RequestRecords, request_key
 
 #: Most tokens of the trial replies.
 TRIAL_TOKENS = 16
+#: Forms of schemas that servers are tried with, the strictest first.
+SERVER_FORMS: tuple[SchemaForm, ...] = ("sentences", "fields")
+#: Passage of the trial, with what a server may refuse in a schema.
+TRIAL_PASSAGE = 'It is called "déjà vu". A set is written as {1, 2}.'
 
 
 class ModelReply(NamedTuple):
@@ -46,31 +52,33 @@ class ServerWriter:
 
     Args:
         server: the server.
-        extra: fields of every request beside those of `FoundServer.request`, such as the form of its reply.
         concurrency: requests that are under way at the same time.
         options: seed and temperature.
     """
 
-    def __init__(self, server: FoundServer, extra: dict[str, Any], concurrency: int, options: GenerateOptions) -> None:
-        self.client, self.extra, self.seed = Client(server), extra, options.seed
+    def __init__(self, server: FoundServer, concurrency: int, options: GenerateOptions) -> None:
+        self.client, self.seed = Client(server), options.seed
         self.temperature = (options.temperature or 1.0) if options.draws else 0.0
         self.pool = ThreadPoolExecutor(concurrency)
         self.notes: list[str] = []
 
-    def write(self, prompts: list[Prompt], names: list[str], folder: str) -> list[ModelReply]:
+    def write(
+        self, prompts: list[Prompt], names: list[str], folder: str, schemas: Sequence[dict | None]
+    ) -> list[ModelReply]:
         """Return a reply to each prompt, asked now or before.
 
         Args:
             prompts: the prompts.
             names: ids of the replies, `PASSAGE-NUMBER`.
             folder: folder in whose records the replies are kept until they are in a table.
+            schemas: JSON schema of each reply, or None, with which the model may write anything.
 
         Raises:
             InputError: the server does not answer as a server in this form does; requests under way are kept.
         """
         records = RequestRecords(folder)
-        pairs = zip(prompts, names, strict=True)
-        asked = [self.pool.submit(self._reply, prompt, name, records) for prompt, name in pairs]
+        each = zip(prompts, names, schemas, strict=True)
+        asked = [self.pool.submit(self._reply, *one, records) for one in each]
         try:
             return [future.result() for future in asked]
         except ApiIncompleteReplyError as error:
@@ -80,9 +88,10 @@ class ServerWriter:
                 future.cancel()
             wait(asked)
 
-    def _reply(self, prompt: Prompt, name: str, records: RequestRecords) -> ModelReply:
+    def _reply(self, prompt: Prompt, name: str, schema: dict | None, records: RequestRecords) -> ModelReply:
         number = int(name.rpartition("-")[2])
-        request = self.client.server.request(prompt.messages(), self.seed + number, self.temperature) | self.extra
+        request = self.client.server.request(prompt.messages(), self.seed + number, self.temperature)
+        request |= schema_fields(schema)
         key = request_key(name, 0, number, request)
         if (kept := records.get(key)) is None:
             try:
@@ -94,8 +103,16 @@ class ServerWriter:
         return ModelReply(**{field: kept[field] for field in ModelReply._fields if field in kept})
 
 
-def find_json_server(options: GenerateOptions) -> tuple[FoundServer, dict[str, Any]]:
-    """Return the server of the options, and the fields by which it constrains replies to the schema, if it can.
+def schema_fields(schema: dict | None) -> dict[str, Any]:
+    """Return the fields of a request by which a server limits its reply to a schema."""
+    if schema is None:
+        return {}
+    named = {"name": "reply", "strict": True, "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def find_json_server(options: GenerateOptions) -> tuple[FoundServer, SchemaForm]:
+    """Return the server of the options, and what it takes of the schema of a reply.
 
     It is tried with a few requests of a few tokens.
 
@@ -104,10 +121,10 @@ def find_json_server(options: GenerateOptions) -> tuple[FoundServer, dict[str, A
     """
     require("openai", "--engine openai")
     server = try_client_forms(named_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
-    schema = {"name": options.kind, "strict": True, "schema": reply_schema(options.kind, options.choices)}
-    extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
-    try:
-        Client(server, FIRST_RETRIES).ask(server.request(TRIAL, 0, 0.0) | extra, "a first question")
-    except (ApiRefusedError, ApiIncompleteReplyError):
-        extra = {}
-    return replace(server, tokens=options.reply_tokens), extra
+    client, found = Client(server, FIRST_RETRIES), replace(server, tokens=options.reply_tokens)
+    for form in SERVER_FORMS:
+        schema = reply_schema(options.kind, options.choices, form, TRIAL_PASSAGE)
+        with suppress(ApiRefusedError, ApiIncompleteReplyError):
+            client.ask(server.request(TRIAL, 0, 0.0) | schema_fields(schema), "a first question")
+            return found, form
+    return found, "free"

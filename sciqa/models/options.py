@@ -38,6 +38,19 @@ class ModelEngineOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
+class AdapterOptions(ModelOptions):
+    """The model, perhaps with an adapter."""
+
+    adapter: str | None = None
+    """Adapter for the model, written by `sciqa finetune` (OUTPUT/trained/NAME) or peft."""
+
+    def __post_init__(self) -> None:
+        """Make a local path absolute."""
+        super().__post_init__()
+        self.adapter = self.adapter and local_path(self.adapter)
+
+
+@dataclass(kw_only=True)
 class PrecisionOptions(ModelOptions):
     """The model, and the type in which it computes."""
 

@@ -6,12 +6,12 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, local_path, short_model_name
+from sciqa.core.model_files import find_model, short_model_name
 from sciqa.core.options import RunOptions, check_name
 from sciqa.core.packaged import PACKAGED
 from sciqa.core.tables import rows_hash
 from sciqa.exam.questions import ExamOptions, read_exam
-from sciqa.models.options import ModelEngineOptions, PrecisionOptions, TemplateOptions
+from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemplateOptions
 from sciqa.models.prompt_format import Completion, Normalise, Prompt
 from sciqa.models.prompt_template import template_style
 from sciqa.predict.api_options import ApiOptions
@@ -98,11 +98,9 @@ def read_shots_like_exam(options: ExamOptions, path: str, contexts: bool) -> lis
 
 
 @dataclass(kw_only=True)
-class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
+class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, PrecisionOptions):
     """The reader model, and how it scores options."""
 
-    adapter: str | None = None
-    """Adapter for the model, written by `sciqa finetune` (OUTPUT/trained/NAME) or peft."""
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
     prompt: Literal["auto", Prompt] = "auto"
@@ -119,9 +117,8 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, PrecisionOptions):
     """Tokens per batch of a worker, padding included."""
 
     def __post_init__(self) -> None:
-        """Make local paths absolute and check the values."""
+        """Check the values."""
         super().__post_init__()
-        self.adapter = self.adapter and local_path(self.adapter)
         self.at_least(1, "tokens_per_batch", "rotations")
 
     def style(self) -> dict:
