@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from sciqa.generate.checks import QuestionChecker, checker_options
 from sciqa.generate.filters import arrange_options, key_words, question_fault, repeat_text
 from sciqa.generate.generate import _find_writer, passage_parts
 from sciqa.generate.local_writer import LocalWriter
-from sciqa.generate.parse import ReplyError, parse_reply, reply_schema
+from sciqa.generate.parse import ReplyError, parse_reply, passage_sentences, reply_schema
 from sciqa.generate.results import rejected_path, result_schema
 from sciqa.generate.server_writer import ServerWriter, find_json_server
 from sciqa.generate.template import read_passage_template
@@ -420,6 +421,23 @@ def test_an_adapter_writes_and_another_one_checks(indexed, tmp_path):
     asked.rotates = True  # the order of options changes nothing, so one is enough
     assert asked.faults(questions, ["Iron rusts."] * 12) == faults
     assert QuestionChecker("model", reader.reader_arguments("cpu", 1) | {"style": {"completion": "letter"}}).rotates
+
+
+def test_examples_of_the_question_writer_are_replies_without_a_fault():
+    recipe = Path(__file__).parent.parent / "jobs/recipes/question_writer.py"
+    make_example = runpy.run_path(str(recipe))["make_example"]
+    letters = Counter()
+    for question in read_exam("train").slice(0, 60).to_pylist():
+        passage = {"title": question["title"], "section": None, "text": f"It is grey. {question['evidence']}"}
+        *asked, answer = make_example(question, [passage | {"text": "It is blue."}, passage])["messages"]
+        assert asked == read_passage_template(None, "questions").render_passage(passage, 4).messages()
+        fields = parse_reply(answer["content"], "questions", 4, "bounded")
+        assert list(json.loads(answer["content"])) == reply_schema("questions", 4, "bounded", "")["required"]
+        assert fields["sentence"] in passage_sentences(question["evidence"])
+        assert (fields["prompt"], fields[fields["answer"]]) == (question["prompt"], question[question["answer"]])
+        assert question_fault(fields, passage["text"], ("word-overlap", "paraphrased-options")) is None
+        letters[fields["answer"]] += 1
+    assert min(letters[letter] for letter in "ABCD") >= 5  # of 15 by chance
 
 
 @pytest.mark.slow
