@@ -25,7 +25,7 @@ class ReplyOptions(TemperatureOptions, PrecisionOptions):
     reply_tokens: int = 512
     """Most tokens of a reply."""
     reply_batch: int = 8
-    """Replies that a local model writes at once."""
+    """Replies that a local model writes at once; of prompts shorter than the longest, more in the same memory."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
