@@ -88,14 +88,7 @@ class WriteCandidates:
         replies = self.writer.write(prompts, names, kept, schemas)
         asked = zip(names, [passage for passage, _ in numbered], replies, strict=True)
         rows = [make_candidate(*each, options, self.form) for each in asked]
-        good = [row for row in rows if not row["fault"]]
-        texts = [{"passage_id": row["passage_id"], "title": "", "section": ""} for row in good]
-        texts = [each | {"text": repeat_text(row, options.kind)} for each, row in zip(texts, good, strict=True)]
-        dedup.write_dedup_entries(
-            entries_path(options.folder, part.number), dedup.make_dedup_entries(texts, 0, near=True)
-        )
-        schema = candidate_schema(options)
-        storage.write_table(candidates_path(options.folder, part.number), pa.Table.from_pylist(rows, schema=schema))
+        write_candidates(options, part.number, rows)
         storage.delete(tables.records_path(kept))
         return {"passages": len(passages), "notes": self.writer.notes}
 
@@ -104,6 +97,18 @@ def _local_writer(writing: WriterSettings) -> Any:  # noqa: ANN401 (imported onl
     from sciqa.generate.local_writer import LocalWriter
 
     return LocalWriter(**writing.options.writer_arguments(writing.device, writing.threads))
+
+
+def write_candidates(options: GenerateOptions, part: int, rows: list[dict]) -> None:
+    """Write the candidates of a part, and before them what their near duplicates are found by."""
+    good = [row for row in rows if not row["fault"]]
+    texts = [
+        {"passage_id": row["passage_id"], "title": "", "section": "", "text": repeat_text(row, options.kind)}
+        for row in good
+    ]
+    dedup.write_dedup_entries(entries_path(options.folder, part), dedup.make_dedup_entries(texts, 0, near=True))
+    table = pa.Table.from_pylist(rows, schema=candidate_schema(options))
+    storage.write_table(candidates_path(options.folder, part), table)
 
 
 def candidate_schema(options: GenerateOptions) -> pa.Schema:
@@ -139,8 +144,11 @@ def make_candidate(name: str, passage: dict, reply: ModelReply, options: Generat
         fields = parse_reply(reply.text, options.kind, options.choices, form)
     except ReplyError as error:
         return row | {"fault": str(error)}
-    if options.kind == "questions":
-        fields = arrange_options(fields, name)
-        context = embedded_text(passage["title"], passage["section"], passage["text"])
-        row["fault"] = question_fault(fields, context, options.skip_filters)
-    return row | fields
+    return judge_question(row, fields, options) if options.kind == "questions" else row | fields
+
+
+def judge_question(row: dict, fields: dict[str, str], options: GenerateOptions) -> dict:
+    """Return the row of a question with its options arranged, and the fault that its passage alone shows."""
+    fields = arrange_options(fields, row["id"])
+    context = embedded_text(row["title"], row["section"], row["text"])
+    return row | fields | {"fault": question_fault(fields, context, options.skip_filters)}

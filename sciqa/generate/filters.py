@@ -14,6 +14,7 @@ from sciqa.generate.options import Kind
 
 #: Faults that filters find, each with what it means, in the order in which they are looked for.
 FILTER_FAULTS = {
+    "few-distractors": "the passages found have too few wrong options of the answer's form (--distractors)",
     "equal-options": "two options are the same but for case and punctuation",
     "sentence-not-found": "the sentence does not stand in the passage, word for word",
     "paraphrased-options": "two options have the same words but for their order, endings and function words",

@@ -20,6 +20,13 @@ from sciqa.corpus.parts import write_part_duplicates
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.exam.read_exam import read_exam_questions
 from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, entries_path
+from sciqa.generate.distractors import (
+    distractor_inputs,
+    distractor_workers,
+    question_parts,
+    read_open_questions,
+    write_open_questions,
+)
 from sciqa.generate.filters import FILTER_FAULTS
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.parse import REPLY_FAULTS
@@ -39,7 +46,7 @@ DECIDING = (
     *("skip_filters", "licence"),
 )
 #: Parts of a table's records that only an unfinished run needs.
-ASIDE = ("candidates", "entries", "replies", "_checks")
+ASIDE = ("candidates", "entries", "replies", "_checks", "asked")
 
 
 def generate(options: GenerateOptions) -> Summary:
@@ -53,14 +60,17 @@ def generate(options: GenerateOptions) -> Summary:
         InputError: no passages, a template with an error, a model that cannot write, or a server that does not answer.
     """
     started = time.monotonic()
-    if options.engine == "torch":
-        require("json", "--engine torch")
-    template = read_passage_template(options.template, options.kind)
-    parts, contents = passage_parts(options)
+    asked = read_open_questions(options.distractors) if options.distractors else []
+    parts, contents = question_parts(options, asked) if asked else passage_parts(options)
     against = _read_against(options)
-    writing, about = _find_writer(options, template)
+    if asked:
+        writing, about = None, distractor_inputs(options)
+    else:
+        if options.engine == "torch":
+            require("json", "--engine torch")
+        writing, about = _find_writer(options, read_passage_template(options.template, options.kind))
     checker = _find_checker(options)
-    inputs = {"format": GENERATE_FORMAT, "passages": contents, "template": tables.fingerprint(template.text)} | about
+    inputs = {"format": GENERATE_FORMAT, "passages": contents} | about
     inputs |= {name: getattr(options, name) for name in DECIDING}
     inputs |= _filter_inputs(options, against, checker)
     with lock(options.folder):
@@ -71,7 +81,10 @@ def generate(options: GenerateOptions) -> Summary:
             manifest = tables.read_manifest(options.folder, "generate")
         else:
             if begun.rows != options.part_passages:
-                parts, _ = passage_parts(replace(options, part_passages=begun.rows or options.part_passages))
+                parted = replace(options, part_passages=begun.rows or options.part_passages)
+                parts, _ = question_parts(parted, asked) if asked else passage_parts(parted)
+            if asked:
+                write_open_questions(options.folder, asked)
             counts = _fill(options, parts, writing, against, checker, inputs)
             manifest = {"format": GENERATE_FORMAT, "inputs": inputs, "rows": begun.rows} | counts
             tables.finish_table(options.folder, manifest)
@@ -108,13 +121,18 @@ def _read_against(options: GenerateOptions) -> list[OtherSource]:
 def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[WriterSettings, dict]:
     """Return how workers write, so far as no cluster is needed for it, and what the replies follow from."""
     writing = WriterSettings(options, (template.text, template.name))
+    asking = {"template": tables.fingerprint(template.text)}
     if options.engine == "openai":
         server, form = find_json_server(options)
-        about = {"engine": options.engine, "model": options.model, "server": server.url, "schema": form}
+        about = asking | {"engine": options.engine, "model": options.model, "server": server.url, "schema": form}
         return writing._replace(server=server, form=form), about
     if (family := model_family(options.model)) != "causal":
         raise InputError(f"--model {options.model}: a {family} model, which writes no text; a causal model expected")
-    about = {"engine": options.engine, "model": find_model(options.model).revision, "precision": options.precision}
+    about = asking | {
+        "engine": options.engine,
+        "model": find_model(options.model).revision,
+        "precision": options.precision,
+    }
     return writing, about | {"adapter": options.adapter and _check_adapter(options.adapter, options.model, "--adapter")}
 
 
@@ -152,7 +170,7 @@ def _filter_inputs(options: GenerateOptions, against: list[OtherSource], checker
 def _fill(
     options: GenerateOptions,
     parts: list[Part],
-    writing: WriterSettings,
+    writing: WriterSettings | None,
     against: list[OtherSource],
     checker: PredictOptions | None,
     inputs: dict,
@@ -169,21 +187,30 @@ def _fill(
         for number, others in enumerate(against):
             path = tables.table_part_path(against_folder(options.folder), number)
             storage.write_table(path, others.table.replace_schema_metadata(None))
-    provenance = {
-        "generator": options.model
-        if options.engine == "openai"
-        else short_model_name(options.adapter or options.model),
-        "generator_revision": inputs["server"] if options.engine == "openai" else inputs["adapter"] or inputs["model"],
-        "template": inputs["template"],
-        "licence": options.licence,
-    }
+    provenance = _provenance(options, inputs)
     left = [part.number for part in parts if tables.table_part_name(part.number) not in done]
     _filter(options, FilterSettings(options, provenance), left, bool(against), checker)
     return _sum_counts(options, parts)
 
 
-def _write_candidates(options: GenerateOptions, writing: WriterSettings, parts: list[Part]) -> None:
+def _provenance(options: GenerateOptions, inputs: dict) -> dict[str, str]:
+    """Return what every row says of its making."""
+    if options.distractors:
+        made = {"generator": "nearest in the corpus", "generator_revision": inputs["index"], "template": ""}
+    elif options.engine == "openai":
+        made = {"generator": options.model, "generator_revision": inputs["server"], "template": inputs["template"]}
+    else:
+        made = {"generator": short_model_name(options.adapter or options.model), "template": inputs["template"]}
+        made |= {"generator_revision": inputs["adapter"] or inputs["model"]}
+    return made | {"licence": options.licence}
+
+
+def _write_candidates(options: GenerateOptions, writing: WriterSettings | None, parts: list[Part]) -> None:
     if not parts:
+        return
+    if writing is None:
+        with distractor_workers(options, len(parts)) as mapped:
+            _map_parts(mapped, parts, "questions")
         return
     if options.engine == "openai":
         workers = 1 if options.num_workers == "auto" else cluster.num_workers(options, len(parts))
@@ -197,9 +224,13 @@ def _write_candidates(options: GenerateOptions, writing: WriterSettings, parts: 
         device, threads = cluster.cluster_device(options), cluster.threads_per_worker(workers)
         arguments = {"writing": writing._replace(device=device, threads=threads)}
         mapped = model_workers.map_arguments(WriteCandidates, arguments, pool)
+    _map_parts(mapped, parts, "passages")
+
+
+def _map_parts(mapped: dict, parts: list[Part], unit: str) -> None:
     rows = cluster.dataset_of_parts([part._asdict() for part in parts]).map(**mapped)
     total = sum(part.last - part.first for part in parts)
-    for _ in progress.rows_with_progress(rows, "generate", total, "passages", lambda row: row["passages"]):
+    for _ in progress.rows_with_progress(rows, "generate", total, unit, lambda row: row["passages"]):
         pass
 
 

@@ -12,6 +12,7 @@ from sciqa.core.options import RunOptions, check_name
 from sciqa.corpus.options import PassagesOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemperatureOptions
 from sciqa.predict.api_options import ServerOptions
+from sciqa.retrieval.options import IndexFolderOptions
 
 Kind = Literal["questions", "instructions"]
 #: Filters that `--skip-filters` takes; `sciqa.generate.filters` says what they reject.
@@ -54,7 +55,14 @@ class ReplyOptions(TemperatureOptions, PrecisionOptions):
 
 @dataclass(kw_only=True)
 class GenerateOptions(
-    NearCopyOptions, ServerOptions, ModelEngineOptions, ReplyOptions, AdapterOptions, PassagesOptions, RunOptions
+    NearCopyOptions,
+    ServerOptions,
+    ModelEngineOptions,
+    ReplyOptions,
+    AdapterOptions,
+    PassagesOptions,
+    IndexFolderOptions,
+    RunOptions,
 ):
     """Options of the `generate` step."""
 
@@ -70,6 +78,10 @@ class GenerateOptions(
     """Note on the licence of the passages and of what the model writes, kept with every row."""
     choices: int = 4
     """Options of each question."""
+    distractors: str | None = None
+    """Open questions, a file or folder with the columns prompt and answer (or instruction and output). No model writes
+    then: each becomes a multiple-choice question, whose wrong options are what the passages of --index have nearest to
+    its answer."""
     per_passage: int = 1
     """Replies per passage. Several are drawn, and one too if --temperature is given; else its tokens are the likeliest
     ones."""
@@ -94,6 +106,10 @@ class GenerateOptions(
         self.at_least(1, "per_passage", "first_passages", "part_passages")
         if not 2 <= self.choices <= 26:
             raise InputError(f"--choices: {self.choices} given, 2 to 26 expected")
+        if self.distractors:
+            self.distractors = storage.absolute(self.distractors)
+            if self.kind != "questions" or self.template or self.adapter or self.engine == "openai":
+                raise InputError("--distractors: asks no model; leave --kind, --template, --adapter and --engine out")
         if self.checker and self.kind != "questions":
             raise InputError(f"--checker: answers the options of questions, and --kind {self.kind} has none")
         self._check_engine()

@@ -1,0 +1,197 @@
+"""Wrong options for open questions: the entities, numbers and sentences of the corpus nearest to the right answer."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+
+from sciqa.core import cluster, model_workers, storage, tables
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import weight_bytes
+from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.exam.files import read_exam_files
+from sciqa.generate.candidates import PASSAGE, Part, judge_question, write_candidates
+from sciqa.generate.filters import key_words
+from sciqa.generate.options import GenerateOptions
+from sciqa.retrieval.contexts import FindContexts
+from sciqa.retrieval.index import check_embedder, index_identity, read_index_manifest
+from sciqa.retrieval.options import ContextOptions, SearchOptions
+from sciqa.retrieval.search import ShardedIndex
+
+#: Passages per question whose entities and sentences are taken.
+PASSAGES = 20
+#: Words from which on an answer is a statement, whose wrong options are statements too.
+STATEMENT = 8
+#: Shares of the answer's number of words that another statement may have.
+SHORTEST, LONGEST = 0.5, 2.0
+#: Cosine to the right answer from which on a candidate says the same.
+SAME = 0.97
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+#: Names within a sentence: words with capital letters, which prepositions may join.
+NAME = re.compile(r"(?<=[\w,;:)] )[A-Z][\w’'-]*(?: (?:(?:of|the|de|von|and) )*[A-Z][\w’'-]*)*")
+#: Columns of the open questions.
+ASKED = pa.schema([(name, pa.string()) for name in ("id", "prompt", "answer")])
+
+
+class WriteDistractors:
+    """Ray Data worker that makes candidates of one part of the open questions at a time.
+
+    Args:
+        options: options of the step.
+        index: the index.
+        embed: arguments of `load_embedder`.
+    """
+
+    def __init__(self, options: GenerateOptions, index: ShardedIndex, embed: dict) -> None:
+        self.options = options
+        self.finder = FindContexts(None, distractor_search(options), index, embed, ContextOptions())
+        self.notes = self.finder.embedder.notes
+
+    def __call__(self, row: dict) -> dict:
+        """Write the candidates of the part `row["part"]`, and return their number."""
+        part, options = Part(**row["part"]), self.options
+        asked = storage.read_rows(part.path, part.first, part.last, ASKED.names)
+        questions = [{"id": e["id"], "prompt": e["prompt"], "A": e["answer"], "context": None} for e in asked]
+        found = [each["passages"] for each in self.finder.find(questions)]
+        rows = [self._candidate(*each) for each in zip(asked, found, strict=True)]
+        write_candidates(options, part.number, rows)
+        return {"passages": len(rows), "notes": self.notes}
+
+    def _candidate(self, asked: dict, passages: list[dict]) -> dict:
+        row = {name: passages[0].get(name) or "" for name in PASSAGE}
+        row |= {"id": asked["id"], "reply": asked["answer"], "fault": None, "tokens_in": 0, "tokens_out": 0}
+        wrong = self._nearest(asked, passages)
+        if len(wrong) < self.options.choices - 1:
+            return row | {"fault": "few-distractors"}
+        fields = {"prompt": asked["prompt"], "answer": "A", "sentence": self._sentence(asked, row)}
+        fields |= dict(zip(string.ascii_uppercase, [asked["answer"], *wrong], strict=False))
+        return judge_question(row, fields, self.options)
+
+    def _nearest(self, asked: dict, passages: list[dict]) -> list[str]:
+        """Return the wrong options, nearest to the right one first, no two of which say the same."""
+        answer = asked["answer"]
+        taken, texts = [key_words(answer)], [*dict.fromkeys(find_distractors(asked["prompt"], answer, passages))]
+        if not texts:
+            return []
+        vectors = self.finder.embed([answer, *texts], "passage")
+        nearness = (vectors[1:] * vectors[0]).sum(axis=1)
+        wrong: list[str] = []
+        for number in np.argsort(-nearness, kind="stable"):
+            words = key_words(texts[number])
+            if nearness[number] < SAME and words and not any(words <= each or each <= words for each in taken):
+                wrong.append(texts[number])
+                taken.append(words)
+        return wrong[: self.options.choices - 1]
+
+    def _sentence(self, asked: dict, passage: dict) -> str:
+        """Return the sentence of the passage that is nearest to question and answer."""
+        sentences = [text.strip() for text in split_sentences(passage["text"]) if text.strip()]
+        vectors = self.finder.embed([f"{asked['prompt']} {asked['answer']}", *sentences], "passage")
+        return sentences[int(np.argmax((vectors[1:] * vectors[0]).sum(axis=1)))]
+
+
+def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator[str]:
+    """Yield texts of passages that have the form of an answer: its number or name exchanged, titles, or sentences.
+
+    Args:
+        prompt: the question.
+        answer: the right answer.
+        passages: rows of the passages table, nearest first.
+    """
+    texts = [embedded_text(each["title"], each["section"], each["text"]) for each in passages]
+    names = [each["title"] for each in passages] + [name for text in texts for name in NAME.findall(text)]
+    if numbers := NUMBER.findall(answer):
+        others = (other for text in texts for other in NUMBER.findall(text) if _same_form(other, numbers[0]))
+        yield from (answer.replace(numbers[0], other, 1) for other in others if other not in (*numbers, prompt))
+    elif len(answer.split()) < STATEMENT:
+        held = next((name for name in NAME.findall(f", {answer}") if name != answer), None)
+        others = (name for name in names if key_words(name) and not key_words(name) <= key_words(prompt))
+        yield from (answer.replace(held, name) if held else _in_case_of(answer, name) for name in others)
+    if len(answer.split()) >= STATEMENT:
+        least, most = (share * len(answer.split()) for share in (SHORTEST, LONGEST))
+        sentences = (" ".join(each.split()) for text in texts for each in split_sentences(text))
+        yield from (each for each in sentences if least <= len(each.split()) <= most)
+
+
+def _same_form(number: str, other: str) -> bool:
+    """Whether two numbers have equally many digits before their point, as years do."""
+    return len(re.split(r"[.,]", number)[0]) == len(re.split(r"[.,]", other)[0]) and ("." in number) == ("." in other)
+
+
+def _in_case_of(answer: str, name: str) -> str:
+    """Return a name with a small first letter if the answer has one and the name is no abbreviation."""
+    return name[0].lower() + name[1:] if answer[:1].islower() and name[1:] == name[1:].lower() else name
+
+
+def distractor_search(options: GenerateOptions) -> SearchOptions:
+    """Return how passages are searched for wrong options."""
+    return SearchOptions(output=options.output, index=options.index, embedder=options.embedder, top_k=PASSAGES)
+
+
+def distractor_inputs(options: GenerateOptions) -> dict:
+    """Return what wrong options follow from, besides the questions.
+
+    Raises:
+        InputError: there is no finished index of the embedding model.
+    """
+    index = read_index_manifest(options.index)
+    check_embedder(distractor_search(options))
+    return {"index": index_identity(index), "prefix": options.prefix("query")}
+
+
+@contextmanager
+def distractor_workers(options: GenerateOptions, parts: int) -> Iterator[dict]:
+    """Start the index's search actors, and yield the arguments of `Dataset.map` for workers that use them."""
+    workers = cluster.num_workers(options, parts)
+    manifest = read_index_manifest(options.index)
+    index = ShardedIndex(options.index, manifest, min(len(manifest["shards"]), cluster.cluster_cpus()))
+    try:
+        index.check()
+        pool = model_workers.model_pool(options, workers, parts, weight_bytes(options.embedder))
+        arguments = {"options": options, "index": index, "embed": options.embed_arguments(workers)}
+        yield model_workers.map_arguments(WriteDistractors, arguments, pool)
+    finally:
+        index.close()
+
+
+def read_open_questions(path: str) -> list[dict[str, str]]:
+    """Return the open questions of a file or folder, with `id`, `prompt` and `answer`.
+
+    Raises:
+        InputError: names file, row and column of the problem.
+    """
+    rows: list[dict[str, str]] = []
+    for row in read_exam_files(path):
+        found = {"id": str(row.cells.get("id") or len(rows) + 1)}
+        for name, other in (("prompt", "instruction"), ("answer", "output")):
+            value = row.cells.get(name, row.cells.get(other))
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"{row.place}, column {name!r} (or {other!r}): {value!r} found, a text expected")
+            found[name] = value.strip()
+        rows.append(found)
+    if not rows:
+        raise InputError(f"{path}: no open questions; rows with prompt and answer expected")
+    if repeated := [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]:
+        raise InputError(f"{path}: the id {repeated[0]!r} stands there twice; ids must differ")
+    return rows
+
+
+def asked_path(folder: str) -> str:
+    """Return the path of the open questions' table, by the folder of the generated table."""
+    return tables.records_path(folder, "asked", "questions.parquet")
+
+
+def write_open_questions(folder: str, questions: list[dict[str, str]]) -> None:
+    """Write the open questions where workers read them."""
+    storage.write_table(asked_path(folder), pa.Table.from_pylist(questions, schema=ASKED))
+
+
+def question_parts(options: GenerateOptions, questions: list[dict[str, str]]) -> tuple[list[Part], str]:
+    """Return the parts of the open questions, and a hash of these."""
+    step, path, most = options.part_passages, asked_path(options.folder), len(questions)
+    parts = [Part(at // step, path, at, min(at + step, most)) for at in range(0, most, step)]
+    return parts, tables.fingerprint(questions)

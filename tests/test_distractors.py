@@ -1,0 +1,84 @@
+"""Wrong options for open questions: of the answer's form, from the corpus, none that says the same."""
+
+import pytest
+from conftest import write_jsonl
+
+from sciqa import cli
+from sciqa.core import storage
+from sciqa.exam import open_exam
+from sciqa.exam.questions import ExamOptions, options_of
+from sciqa.generate import GenerateOptions, generate
+from sciqa.generate.distractors import find_distractors
+from sciqa.generate.results import rejected_path
+
+PASSAGES = [
+    {
+        "title": "Apollo 11",
+        "section": "",
+        "text": "In July 1969 the lander Eagle set down. Neil Armstrong left it first.",
+    },
+    {"title": "Space Race", "section": "", "text": "In 1957 the Soviet Union launched Sputnik, which weighed 83.6 kg."},
+    {
+        "title": "moonlight",
+        "section": "",
+        "text": "Only 12 % of the light is reflected, as Pierre Bouguer found in 1729.",
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("When did people first land on the Moon?", "in 1969", ["in 1957", "in 1729"]),
+        ("Who stood on the Moon first?", "Neil Armstrong", ["Pierre Bouguer", "Sputnik"]),
+        ("What did the Soviet Union launch?", "sunlight", ["moonlight"]),
+        ("Who measured it?", "A paper of Pierre Bouguer", ["A paper of Neil Armstrong"]),
+        ("What was reflected?", "Only a small part of the light was reflected", [PASSAGES[0]["text"].split(". ")[1]]),
+    ],
+)
+def test_wrong_options_have_the_form_of_the_answer(prompt, answer, expected):
+    found = list(find_distractors(prompt, answer, PASSAGES))
+    assert set(expected) <= set(found)
+    assert not {"Soviet Union", "in 83.6", "in 12"} & set(found)  # asked about, and numbers of another form
+
+
+def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
+    path = tmp_path / "open.jsonl"
+    asked = [
+        {"id": "light", "instruction": "Which of the three is the lightest?", "output": "Helium"},
+        {"id": "rust", "instruction": "What rusts in the rain?", "output": "Iron"},
+        {"id": "odd", "instruction": "How many of them are there?", "output": "3"},
+    ]
+    write_jsonl(path, asked)
+    tables = []
+    for name, parts in (("all", 64), ("apart", 1)):
+        options = GenerateOptions(
+            **indexed, distractors=str(path), choices=3, name=name, part_passages=parts, skip_filters=("word-overlap",)
+        )
+        made = generate(options)
+        tables.append(storage.read_table(made.path).to_pylist())
+    assert tables[0] == tables[1]
+    assert [(row["id"], row[row["answer"]]) for row in tables[0]] == [("light", "Helium"), ("rust", "Iron")]
+    assert all(set(options_of(row).values()) == {"Helium", "Iron", "Whale"} for row in tables[0])
+    assert all(row["sentence"] in row["context"] for row in tables[0])
+    (rejected,) = storage.read_table(rejected_path(options.folder, 2)).to_pylist()
+    assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")
+    assert open_exam(ExamOptions(output=str(tmp_path / "other"), exam=made.path), write=False).questions == 2
+    assert generate(options).made.endswith("kept as it was")
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "said"),
+    [
+        ({"prompt": "Who?"}, [], "row 1, column 'answer' (or 'output'): None found, a text expected"),
+        ({"prompt": "Who?", "answer": "She"}, ["--adapter", "here"], "--distractors: asks no model"),
+        ({"prompt": "Who?", "answer": "She"}, ["--index", "none"], "none"),
+    ],
+)
+def test_bad_open_questions_end_with_one_line(row, flags, said, indexed, tmp_path, capsys):
+    write_jsonl(tmp_path / "open.jsonl", [row])
+    command = ["generate", "--output", indexed["output"], "--embedder", indexed["embedder"]]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--distractors", str(tmp_path / "open.jsonl"), *flags])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
