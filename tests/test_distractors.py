@@ -15,7 +15,7 @@ PASSAGES = [
     {
         "title": "Apollo 11",
         "section": "",
-        "text": "In July 1969 the lander Eagle set down. Neil Armstrong left it first.",
+        "text": "In July 1969 the lander Eagle set down. Neil Armstrong left it some hours after landing.",
     },
     {"title": "Space Race", "section": "", "text": "In 1957 the Soviet Union launched Sputnik, which weighed 83.6 kg."},
     {
@@ -27,25 +27,35 @@ PASSAGES = [
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "expected"),
+    ("prompt", "answer", "expected", "others"),
     [
-        ("When did people first land on the Moon?", "in 1969", ["in 1957", "in 1729"]),
-        ("Who stood on the Moon first?", "Neil Armstrong", ["Pierre Bouguer", "Sputnik"]),
-        ("What did the Soviet Union launch?", "sunlight", ["moonlight"]),
-        ("Who measured it?", "A paper of Pierre Bouguer", ["A paper of Neil Armstrong"]),
-        ("What was reflected?", "Only a small part of the light was reflected", [PASSAGES[0]["text"].split(". ")[1]]),
+        ("When did people first land on the Moon?", "in 1969", ["in 1957", "in 1729"], ["in 83.6", "in 12"]),
+        (
+            "Who stood on the Moon first?",
+            "Neil Armstrong",
+            ["Pierre Bouguer", "Sputnik"],
+            ["Armstrong", "In", "In July"],
+        ),
+        ("What did the Soviet Union launch?", "sunlight", ["moonlight"], ["Soviet Union"]),
+        ("Who measured it?", "A paper of Pierre Bouguer", ["A paper of Neil Armstrong"], ["Neil Armstrong"]),
+        (
+            "What did he find?",
+            "Only a small part of the light was reflected",
+            ["Neil Armstrong left it some hours after landing."],
+            ["Eagle"],
+        ),
     ],
 )
-def test_wrong_options_have_the_form_of_the_answer(prompt, answer, expected):
+def test_wrong_options_have_the_form_of_the_answer(prompt, answer, expected, others):
     found = list(find_distractors(prompt, answer, PASSAGES))
     assert set(expected) <= set(found)
-    assert not {"Soviet Union", "in 83.6", "in 12"} & set(found)  # asked about, and numbers of another form
+    assert not set(others) & set(found)
 
 
 def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
     path = tmp_path / "open.jsonl"
     asked = [
-        {"id": "light", "instruction": "Which of the three is the lightest?", "output": "Helium"},
+        {"id": "light", "instruction": "Which of them is the lightest?", "output": "Helium"},
         {"id": "rust", "instruction": "What rusts in the rain?", "output": "Iron"},
         {"id": "odd", "instruction": "How many of them are there?", "output": "3"},
     ]
@@ -53,13 +63,13 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
     tables = []
     for name, parts in (("all", 64), ("apart", 1)):
         options = GenerateOptions(
-            **indexed, distractors=str(path), choices=3, name=name, part_passages=parts, skip_filters=("word-overlap",)
+            **indexed, distractors=str(path), choices=2, name=name, part_passages=parts, skip_filters=("word-overlap",)
         )
         made = generate(options)
         tables.append(storage.read_table(made.path).to_pylist())
     assert tables[0] == tables[1]
     assert [(row["id"], row[row["answer"]]) for row in tables[0]] == [("light", "Helium"), ("rust", "Iron")]
-    assert all(set(options_of(row).values()) == {"Helium", "Iron", "Whale"} for row in tables[0])
+    assert all(set(options_of(row).values()) == {"Helium", "Iron"} for row in tables[0])
     assert all(row["sentence"] in row["context"] for row in tables[0])
     (rejected,) = storage.read_table(rejected_path(options.folder, 2)).to_pylist()
     assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")

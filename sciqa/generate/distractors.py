@@ -13,6 +13,7 @@ from sciqa.core import cluster, model_workers, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import weight_bytes
 from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.exam.baselines import FUNCTION_WORDS
 from sciqa.exam.files import read_exam_files
 from sciqa.generate.candidates import PASSAGE, Part, judge_question, write_candidates
 from sciqa.generate.filters import key_words
@@ -28,11 +29,9 @@ PASSAGES = 20
 STATEMENT = 8
 #: Shares of the answer's number of words that another statement may have.
 SHORTEST, LONGEST = 0.5, 2.0
-#: Cosine to the right answer from which on a candidate says the same.
-SAME = 0.97
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-#: Names within a sentence: words with capital letters, which prepositions may join.
-NAME = re.compile(r"(?<=[\w,;:)] )[A-Z][\w’'-]*(?: (?:(?:of|the|de|von|and) )*[A-Z][\w’'-]*)*")
+#: Names: words with capital letters, which prepositions may join.
+NAME = re.compile(r"[A-Z][\w’'-]*(?: (?:(?:of|the|de|von|and) )*[A-Z][\w’'-]*)*")
 #: Columns of the open questions.
 ASKED = pa.schema([(name, pa.string()) for name in ("id", "prompt", "answer")])
 
@@ -82,7 +81,7 @@ class WriteDistractors:
         wrong: list[str] = []
         for number in np.argsort(-nearness, kind="stable"):
             words = key_words(texts[number])
-            if nearness[number] < SAME and words and not any(words <= each or each <= words for each in taken):
+            if words and not any(words <= each or each <= words for each in taken):
                 wrong.append(texts[number])
                 taken.append(words)
         return wrong[: self.options.choices - 1]
@@ -103,18 +102,29 @@ def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator
         passages: rows of the passages table, nearest first.
     """
     texts = [embedded_text(each["title"], each["section"], each["text"]) for each in passages]
-    names = [each["title"] for each in passages] + [name for text in texts for name in NAME.findall(text)]
+    names = [each["title"] for each in passages] + [name for text in texts for name in _names(text)]
     if numbers := NUMBER.findall(answer):
         others = (other for text in texts for other in NUMBER.findall(text) if _same_form(other, numbers[0]))
         yield from (answer.replace(numbers[0], other, 1) for other in others if other not in (*numbers, prompt))
     elif len(answer.split()) < STATEMENT:
-        held = next((name for name in NAME.findall(f", {answer}") if name != answer), None)
+        held = next((name for name in _names(answer) if name != answer), None)
         others = (name for name in names if key_words(name) and not key_words(name) <= key_words(prompt))
         yield from (answer.replace(held, name) if held else _in_case_of(answer, name) for name in others)
     if len(answer.split()) >= STATEMENT:
         least, most = (share * len(answer.split()) for share in (SHORTEST, LONGEST))
         sentences = (" ".join(each.split()) for text in texts for each in split_sentences(text))
         yield from (each for each in sentences if least <= len(each.split()) <= most)
+
+
+def _names(text: str) -> Iterator[str]:
+    """Yield the names in a text; a single word at the start of a sentence is none."""
+    for found in NAME.finditer(text):
+        first, *others = found[0].split(" ")
+        begins = text[: found.start()].rstrip()[-1:] in ("", ".", "!", "?")
+        if begins and (not others or first.lower() in FUNCTION_WORDS):
+            first, *others = others or [""]
+        if first:
+            yield " ".join([first, *others])
 
 
 def _same_form(number: str, other: str) -> bool:
