@@ -60,14 +60,14 @@ def generate(options: GenerateOptions) -> Summary:
         InputError: no passages, a template with an error, a model that cannot write, or a server that does not answer.
     """
     started = time.monotonic()
+    if options.engine == "torch" and not options.distractors:
+        require("json", "--engine torch")
     asked = read_open_questions(options.distractors) if options.distractors else []
     parts, contents = question_parts(options, asked) if asked else passage_parts(options)
     against = _read_against(options)
     if asked:
         writing, about = None, distractor_inputs(options)
     else:
-        if options.engine == "torch":
-            require("json", "--engine torch")
         writing, about = _find_writer(options, read_passage_template(options.template, options.kind))
     checker = _find_checker(options)
     inputs = {"format": GENERATE_FORMAT, "passages": contents} | about
