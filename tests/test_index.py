@@ -1,7 +1,10 @@
 """Embedding and index building, on real models."""
 
 import hashlib
+import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.corpus.articles import read_articles
-from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_files, retrieve
+from sciqa.retrieval.index import check_index_files, read_index_manifest
 from sciqa.retrieval.load_embedder import load_embedder
 
 MINILM = "all-MiniLM-L6-v2"
@@ -54,6 +57,60 @@ def test_only_missing_shards_are_built_again(tmp_path, small_index):
     again, before = (read_index_manifest(storage.join(path, "index")) for path in (str(run), small_index))
     assert again | {"passages": None} == before | {"passages": None}
     assert build_index(IndexOptions(output=str(run))).details == {"built": 0, "kept": 5}
+
+
+def spoil(path, kind):
+    """Change a file as another program, or a broken copy, would."""
+    data, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    if kind == "missing":
+        path.unlink()
+        return
+    path.write_bytes(data[:-1] if kind == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    if kind == "same size and time":
+        os.utime(path, ns=times)
+
+
+@pytest.mark.parametrize("name", ["passages.parquet", "vectors.npy", "index.faiss", "words.arrow"])
+@pytest.mark.parametrize("kind", ["missing", "cut", "same size", "same size and time"])
+def test_a_file_that_is_not_the_one_written_is_found_before_a_search(indexed, name, kind):
+    options = IndexOptions(**indexed)
+    manifest = read_index_manifest(options.index)
+    check_index_files(replace(options, verify=True), manifest)
+    path = Path(options.index, "00000-00001", name)
+    spoil(path, kind)
+    wrong = {"missing": "no such file", "cut": r"not the file that was written \([\d,]+ bytes, "}
+    with pytest.raises(InputError, match=f"^{path}: {wrong.get(kind, '.*its sha256 differs')}.*`sciqa index --verify`"):
+        check_index_files(replace(options, verify=True), manifest)
+    if kind == "same size and time":  # as documented: nothing but reading it can tell
+        check_index_files(options, manifest)
+    else:
+        with pytest.raises(InputError, match=f"^{path}: .*run `sciqa index`, which builds its shard again"):
+            check_index_files(options, manifest)
+
+
+def test_an_unchanged_index_is_listed_and_only_its_manifest_read(indexed, monkeypatch):
+    options, hashed, read = IndexOptions(**indexed), [], []
+    given = index_files.cached_file_hash, storage.read_json
+    monkeypatch.setattr(index_files, "cached_file_hash", lambda path: hashed.append(path) or given[0](path))
+    monkeypatch.setattr(storage, "read_json", lambda path: read.append(path) or given[1](path))
+    assert build_index(options).details == {"built": 0, "kept": 2}
+    assert f"{options.index}/manifest.json" in read
+    assert not [path for path in read if path.endswith(("/embedded.json", "/shard.json"))]
+    assert not hashed
+    path = Path(options.index, "00000-00000", "vectors.npy")
+    os.utime(path)  # as a copy made without times
+    check_index_files(options, read_index_manifest(options.index))
+    assert hashed == [path]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("index.faiss", "missing"), ("vectors.npy", "same size and time")])
+def test_index_builds_a_damaged_shard_again(indexed, name, kind):
+    options = IndexOptions(verify=kind == "same size and time", **indexed)
+    path = Path(options.index, "00000-00001", name)
+    before = path.read_bytes()
+    spoil(path, kind)
+    assert build_index(options).details == {"built": 1, "kept": 1}
+    assert path.read_bytes() == before
 
 
 def test_an_index_of_another_model_is_refused(tmp_path, small_index):

@@ -1,5 +1,6 @@
 """Every kind of storage does for a run: local paths, URIs of local files, and an S3 server."""
 
+import io
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sciqa.models.merge import MergeOptions, merge
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval.vectors import StoredVectors
 from sciqa.training import FinetuneOptions, finetune
 
 TABLE = pa.table({"id": ["1", "2"], "text": ["one", "two"]})
@@ -69,6 +71,31 @@ def test_a_file_on_s3_is_one_request(s3):
     before = len(s3.read_text())
     storage.write_bytes("s3://bucket/one/file.bin", b"x" * 3_000_000)
     assert requests(s3, before) == [("PUT", "/bucket/one/file.bin")]
+
+
+def test_near_vectors_are_read_by_one_request(s3):
+    vectors = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float16)
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    storage.write_bytes("s3://bucket/vectors.npy", buffer.getvalue())
+    stored = StoredVectors("s3://bucket/vectors.npy")
+    before = len(s3.read_text())
+    rows = np.array([3999, 7, 9, 100, 7, 3990])
+    np.testing.assert_array_equal(stored.read(rows), vectors[rows].astype(np.float32))
+    assert requests(s3, before) == [("GET", "/bucket/vectors.npy")] * 2
+
+
+def test_filters_read_no_other_row_group(tmp_path):
+    path = tmp_path / "table.parquet"
+    columns = {"part": np.repeat(np.arange(4), 1000), "row": np.random.default_rng(0).integers(1 << 40, size=4000)}
+    storage.write_table(str(path), pa.table(columns), 1000)
+    with path.open("r+b") as file:  # the first parts are spoilt
+        file.seek(8)
+        file.write(b"\xff" * 5000)
+    with pytest.raises((InputError, OSError)):
+        storage.read_table(str(tmp_path))
+    found = storage.read_table(str(tmp_path), ["row"], [("part", "=", 3)])
+    assert found["row"].to_pylist() == columns["row"][3000:].tolist()
 
 
 def test_storage_that_refuses_is_one_line(s3):

@@ -13,7 +13,7 @@ from sciqa.predict.answers import answer_row, has_tied_answers
 from sciqa.predict.predict import check_reader
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.index import check_index_files, read_index_manifest
 from sciqa.retrieval.search import LocalIndex
 
 if TYPE_CHECKING:  # spares the command line the import of PyTorch
@@ -47,6 +47,7 @@ def check_answering(options: AnswerOptions, question: dict) -> dict:
         InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
     """
     manifest = read_index_manifest(options.index)
+    check_index_files(options, manifest)
     check_find_contexts(options)
     check_reader(options, question)
     return manifest
@@ -74,7 +75,8 @@ class Answerer:
     def __init__(self, options: AnswerOptions, manifest: dict, device: Device, threads: int) -> None:
         from sciqa.predict.readers import ModelReader
 
-        index = LocalIndex(options.index, manifest, options.search_parameters, options.candidates)
+        search = options.search_parameters, options.candidates, options.cache_bytes
+        index = LocalIndex(options.index, manifest, *search)
         embed = options.embed_on(device, threads)
         self.finder = FindContexts(None, options, index, embed, options.context_form(ranks=True))
         self.reader = ModelReader(**options.reader_arguments(device, threads))

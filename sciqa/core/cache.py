@@ -8,8 +8,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from sciqa.core.errors import InputError
+from sciqa.core.storage import read_pieces, storage_errors
 
 #: Files that changed less than this many seconds ago may change again in the same clock tick; their hash is not cached.
 TICK = 0.05
@@ -51,6 +55,81 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
+    """Return a file of any storage as an open file of the machine's cache, into which it is copied if it is not there.
+
+    All such files together take no more than `limit` bytes: the least recently opened are removed, but none that any
+    process has open. What a killed process was copying is never returned, and removed like the others.
+
+    Args:
+        path: the file.
+        digest: sha256 of its content, in hexadecimal.
+        size: its bytes.
+        limit: most bytes of all copies, of which each caller may give another.
+
+    Raises:
+        InputError: another content than expected, no room beside the files in use, or a disk that cannot be written.
+    """
+    root = cache_root() / "copies"
+    copy, found, every = root / digest, hashlib.sha256(), root / ".lock"
+    with storage_errors(str(root), "written"), _locked(root / f".{digest}.lock"):  # one process copies a file
+        with _locked(every):
+            if copy.exists():
+                return _opened(copy)
+            _make_room(root, size, limit)
+            aside = tempfile.NamedTemporaryFile(prefix=".", dir=root, delete=False)  # noqa: SIM115 (closed below)
+            fcntl.flock(aside, fcntl.LOCK_SH)
+            aside.truncate(size)  # takes its room now
+        with aside:
+            try:
+                for piece in read_pieces(path):
+                    found.update(piece)
+                    aside.write(piece)
+                aside.flush()
+                if (found.hexdigest(), aside.tell()) != (digest, size):
+                    raise InputError(f"{path}: not the file that was written (its sha256 differs)")
+                with _locked(every):
+                    Path(aside.name).replace(copy)
+                    return _opened(copy)
+            except BaseException:
+                with _locked(every):
+                    Path(aside.name).unlink()
+                raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Return a file open for reading, marked by a lock as in use, and as the most recently opened."""
+    file = path.open("rb")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    os.utime(path)
+    return file
+
+
+def _make_room(root: Path, size: int, limit: int) -> None:
+    copies = [path for path in root.iterdir() if not path.name.endswith(".lock")]
+    files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in copies)
+    total = size + sum(taken for _, taken, _ in files)
+    for _, taken, path in files:
+        if total <= limit:
+            return
+        with path.open("rb") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            total -= taken
+    if total > limit:
+        raise InputError(
+            f"{root}: with what is in use {total:,} bytes are needed, --cache-bytes is {limit:,}; raise it"
+        )
 
 
 def cached_file_hash(path: Path) -> str:

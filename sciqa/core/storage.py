@@ -7,8 +7,10 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from sciqa.core.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+#: Most requests to storage at once.
+READERS = 32
 
 
 def resolve(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
@@ -82,14 +89,26 @@ def read_bytes(path: str, compression: str | None = "detect") -> bytes:
         return stream.read()
 
 
-def file_sha256(path: str) -> str:
-    """Return the sha256 of a file, read in pieces."""
+def read_pieces(path: str) -> Iterator[bytes]:
+    """Yield a file's bytes in pieces of 4 MB."""
     filesystem, inner = resolve(path)
-    digest = hashlib.sha256()
     with storage_errors(path, "read"), filesystem.open_input_stream(inner) as stream:
         while data := stream.read(1 << 22):
-            digest.update(data)
+            yield data
+
+
+def file_sha256(path: str) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    for data in read_pieces(path):
+        digest.update(data)
     return digest.hexdigest()
+
+
+def map_concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return a function's results for all items, in order; its calls, which wait for storage, run in threads."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(function, items))
 
 
 def write_bytes(path: str, data: bytes) -> str:
@@ -163,9 +182,18 @@ def read_rows(path: str, first: int, last: int, columns: list[str] | None = None
     return table.slice(first - int(starts[groups[0]]), last - first).to_pylist()
 
 
-def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or all Parquet files of a folder in the order of their names."""
-    return pa.concat_tables([open_parquet(file).read(columns) for file in list_files(path, "parquet")])
+def read_table(path: str, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pa.Table:
+    """Read one Parquet file, or all Parquet files of a folder in the order of their names.
+
+    With filters, as `pyarrow.parquet.read_table` takes them, only row groups with rows that may match are read.
+    """
+    files = list_files(path, "parquet")
+    if filters is None:
+        return pa.concat_tables([open_parquet(file).read(columns) for file in files])
+    filesystem, _ = resolve(path)
+    with storage_errors(path, "read"):
+        how = {"columns": columns, "filters": filters, "filesystem": filesystem, "partitioning": None}
+        return pa.concat_tables([pq.read_table(resolve(file)[1], **how) for file in files])
 
 
 def list_files(path: str, *suffixes: str) -> list[str]:
@@ -176,29 +204,29 @@ def list_files(path: str, *suffixes: str) -> list[str]:
     return [file for file, _ in stat_files(path, *suffixes)]
 
 
-def stat_files(path: str, *suffixes: str) -> list[tuple[str, list]]:
+def stat_files(path: str, *suffixes: str, missing_ok: bool = False) -> list[tuple[str, list]]:
     """Return the files of `list_files`, each with [size in bytes, time of change in ns], to detect changes.
 
-    Without suffixes, all files of a folder are returned.
+    Without suffixes, all files of a folder are returned. There may be none only if `missing_ok` is set.
     """
     filesystem, inner = resolve(path)
     with storage_errors(path, "reached"):
         info = filesystem.get_file_info(inner)
-    if info.type == fs.FileType.NotFound:
+    if info.type == fs.FileType.NotFound and not missing_ok:
         raise InputError(f"{path}: no such file or folder")
     if info.type == fs.FileType.File:
         return [(path, [info.size, info.mtime_ns])]
     endings = tuple(f".{suffix}" for suffix in suffixes) or ("",)
     found = []
     with storage_errors(path, "listed"):
-        entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+        entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=missing_ok, recursive=True))
     for entry in entries:
         name = entry.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in name.split("/"))
         if entry.type == fs.FileType.File and name.endswith(endings) and not hidden:
             found.append((join(path, name), [entry.size, entry.mtime_ns]))
     found.sort()
-    if not found:
+    if not found and not missing_ok:
         ending = " ending in " + " or ".join("." + suffix for suffix in suffixes) if suffixes else ""
         raise InputError(f"{path}: holds no file{ending}")
     return found

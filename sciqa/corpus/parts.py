@@ -74,10 +74,10 @@ def _split_all(pieces: list[ArticlePart], splitter: ChunkSplitter, tally: Articl
 
 
 def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:
-    """Write the part and row of each passage that repeats an earlier one, for some of the buckets."""
+    """Write the part and row of each passage that repeats an earlier one, for some buckets, ordered by part."""
     part = row["part"]
     found = [row for bucket in part["buckets"] for row in duplicates.find_duplicate_articles(paths, bucket, removed)]
-    table = pa.Table.from_pylist(found, schema=duplicates.REPEATS)
+    table = pa.Table.from_pylist(found, schema=duplicates.REPEATS).sort_by("part")
     storage.write_table(tables.records_path(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
     return {"done": {"number": part["number"]}}
 
@@ -85,10 +85,8 @@ def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.
 def write_part_shards(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards: each chunk without repeats and removed articles; write its record last."""
     number = row["part"]["number"]
-    table = storage.read_table(tables.records_path(folder, "duplicates"))
-    table = table.filter(pc.equal(table["part"], number)).sort_by(
-        [(name, "ascending") for name in ("row", "kind", "repeats")]
-    )
+    table = storage.read_table(tables.records_path(folder, "duplicates"), filters=[("part", "=", number)])
+    table = table.sort_by([(name, "ascending") for name in ("row", "kind", "repeats")])
     repeats: dict[int, dict] = {}
     for about in table.to_pylist():
         repeats.setdefault(about["row"], about)

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sciqa.core import storage, tables
 from sciqa.corpus.chunking import embedded_text
@@ -101,8 +100,8 @@ class FilterPart:
     def _reject_duplicates(self, part: int, rows: list[dict]) -> None:
         if "near-duplicate" in self.options.skip_filters:
             return
-        found = storage.read_table(tables.records_path(self.options.folder, "duplicates"), ["part", "row"])
-        repeated = set(found.filter(pc.equal(found["part"], part))["row"].to_pylist())
+        folder = tables.records_path(self.options.folder, "duplicates")
+        repeated = set(storage.read_table(folder, ["row"], [("part", "=", part)])["row"].to_pylist())
         for number, row in enumerate([row for row in rows if not row["fault"]]):
             if number in repeated:
                 row["fault"] = "near-duplicate"

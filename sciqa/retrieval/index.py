@@ -11,6 +11,7 @@ from sciqa.core.model_files import embedding_dimension, find_model, weight_bytes
 from sciqa.core.model_workers import map_arguments
 from sciqa.core.options import Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
+from sciqa.retrieval.index_files import IndexFiles
 from sciqa.retrieval.index_shards import EmbedShard, empty_index, shard_key, train_index, write_index
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
 
@@ -22,7 +23,8 @@ def build_index(options: IndexOptions) -> Summary:
 
     A shard holds `passages.parquet`, `vectors.npy` (one unit vector per passage), `index.faiss`, `words/` and the
     records `embedded.json` and `shard.json`, each written after the files that it describes. A shard is kept if its
-    records match the passages and options. If some of its passages changed, the vectors of the others are kept.
+    records match the passages and options and its files match the records (see `IndexFiles`). If some of its passages
+    changed, the vectors of the others are kept.
 
     Raises:
         InputError: no passages, an existing index of another embedding model, or a factory that FAISS rejects.
@@ -36,11 +38,14 @@ def build_index(options: IndexOptions) -> Summary:
     embedding = options.embedding()
     building = options.building(embedding)
     built_of = {"passages": options.passages, "contents": [shard["content"] for shard in shards]}
-    _check_format(options)
+    before = _check_format(options)
     trained = _trained_hash(options.index, building)
-    embedded = {shard["name"]: _read_record(options.index, shard, "embedded.json", embedding) for shard in shards}
-    finished = {shard["name"]: _read_record(options.index, shard, "shard.json", trained) for shard in shards}
-    missing = [shard for shard in shards if not (embedded[shard["name"]] and finished[shard["name"]])]
+    files = IndexFiles(options.index, MANIFEST, options.verify)
+    finished: dict[str, dict | None] = {}
+    if trained is not None:
+        finished = files.read_records("shard.json", _keys(shards, trained), before.get("shards", ()))
+    missing = [shard for shard in shards if not finished.get(shard["name"])]
+    embedded = files.read_records("embedded.json", _keys(missing, embedding))
     if missing:
         _check_passages(options, shards)
         with lock(options.index):
@@ -51,9 +56,8 @@ def build_index(options: IndexOptions) -> Summary:
             cluster.connect_cluster(options)
             _embed([shard for shard in missing if not embedded[shard["name"]]], options, embedding)
             trained = trained or train_factory(options, shards, building)
-            for record in index_shards(missing, options, trained):
-                finished[record["name"]] = record
-    complete = [record for record in finished.values() if record]
+            finished |= {record["name"]: record for record in index_shards(missing, options, trained)}
+    complete = [record for shard in shards if (record := finished[shard["name"]])]
     manifest = {
         "model": options.embedder,
         "dimension": complete[0]["dimension"],
@@ -133,15 +137,26 @@ def read_index_manifest(index: str) -> dict:
     return manifest
 
 
+def check_index_files(options: IndexFolderOptions, manifest: dict) -> None:
+    """Raise `InputError` if a file of the index is not the one that was written; see `IndexFiles`."""
+    IndexFiles(options.index, MANIFEST, options.verify).check(manifest["shards"])
+
+
 def _is_current(manifest: dict) -> bool:
     return (manifest.get("format"), manifest.get("index_format")) == (VECTORS_FORMAT, INDEX_FORMAT)
 
 
-def _check_format(options: IndexOptions) -> None:
-    """Raise `InputError` if another version of the program built the index, unless `overwrite` is set."""
+def _check_format(options: IndexOptions) -> dict:
+    """Return the manifest of the existing index, or {} if there is none that this version of the program built.
+
+    Raises:
+        InputError: another version built it, and `overwrite` is off.
+    """
     path = storage.join(options.index, MANIFEST)
-    if storage.exists(path) and not _is_current(storage.read_json(path)) and not options.overwrite:
+    manifest = storage.read_json(path) if storage.exists(path) else {}
+    if manifest and not _is_current(manifest) and not options.overwrite:
         raise InputError(f"{path}: {tables.OTHERWISE}; pass another --index, or --overwrite to build it anew")
+    return manifest if _is_current(manifest) else {}
 
 
 def index_identity(manifest: dict) -> str:
@@ -189,13 +204,8 @@ def check_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
                 )
 
 
-def _read_record(index: str, shard: dict, name: str, about: dict | None) -> dict | None:
-    """Return a shard's record, or None if it is missing or belongs to other passages or options."""
-    path = storage.join(index, shard["name"], name)
-    if about is None or not storage.exists(path):
-        return None
-    record = storage.read_json(path)
-    return record if record["key"] == shard_key(shard, about) else None
+def _keys(shards: list[dict], about: dict) -> dict[str, str]:
+    return {shard["name"]: shard_key(shard, about) for shard in shards}
 
 
 def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:

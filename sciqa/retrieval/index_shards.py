@@ -2,8 +2,6 @@
 
 import io
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +11,7 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_text
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
+from sciqa.retrieval.vectors import StoredVectors
 
 if TYPE_CHECKING:
     import faiss
@@ -61,15 +60,25 @@ class EmbedShard:
                 "vectors.npy": storage.write_bytes(storage.join(folder, "vectors.npy"), buffer.getvalue()),
             },
         }
-        storage.write_json(storage.join(folder, "embedded.json"), record)
+        storage.write_json(storage.join(folder, "embedded.json"), _with_sizes(folder, record))
         return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
 
 
+def _with_sizes(folder: str, record: dict) -> dict:
+    """Return a shard's record with the size in bytes of each file that it has the sha256 of."""
+    sizes = {path.removeprefix(f"{folder}/"): size for path, (size, _) in storage.stat_files(folder)}
+    return record | {"bytes": {name: sizes[name] for name in record["sha256"]}}
+
+
 def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:
-    """Return the vectors stored in a shard's folder, by passage id, if they were made with the same settings."""
+    """Return the vectors in a shard's folder, by passage id, if they were made with the same settings and are whole."""
     path = storage.join(folder, "embedded.json")
-    if not storage.exists(path) or storage.read_json(path)["embedding"] != embedding:
+    if not storage.exists(path) or (record := storage.read_json(path))["embedding"] != embedding:
         return {}
+    for name, digest in record["sha256"].items():
+        path = storage.join(folder, name)
+        if not storage.exists(path) or storage.file_sha256(path) != digest:
+            return {}
     names = storage.read_table(storage.join(folder, "passages.parquet"), ["passage_id"])["passage_id"].to_pylist()
     return dict(zip(names, _read_vectors(folder), strict=True))
 
@@ -85,8 +94,12 @@ def train_index(row: dict, options: IndexOptions) -> dict:
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs at the same time
     shards = row["part"]
     step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
-    taken = [_read_vectors(storage.join(options.index, shard["name"]))[::step].copy() for shard in shards]
-    sample = np.concatenate(taken).astype(np.float32)
+
+    def read(shard: dict) -> np.ndarray:
+        stored = StoredVectors(storage.join(options.index, shard["name"], "vectors.npy"))
+        return stored.read(np.arange(0, shard["rows"], step))
+
+    sample: np.ndarray = np.concatenate(storage.map_concurrently(read, shards))
     index = empty_index(options.factory, sample.shape[1], options.metric)
     try:
         index.train(sample)
@@ -104,7 +117,7 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
     """Write a shard's FAISS file and BM25 files, then its `shard.json`."""
     import faiss
 
-    from sciqa.retrieval.bm25 import write_bm25
+    from sciqa.retrieval.bm25 import bm25_file
 
     faiss.omp_set_num_threads(1)
     shard = row["part"]
@@ -123,12 +136,10 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
         "index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index).tobytes())
     }
     table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
-    with tempfile.TemporaryDirectory() as aside:
-        write_bm25(Path(aside), [embedded_text(**passage) for passage in table.to_pylist()])
-        for file in sorted(Path(aside).iterdir()):
-            name = f"words/{file.name}"
-            digests[name] = storage.write_bytes(storage.join(folder, name), file.read_bytes())
-    record |= {"key": shard_key(shard, trained), "sha256": record["sha256"] | digests}
+    words = bm25_file([embedded_text(**passage) for passage in table.to_pylist()])
+    digests["words.arrow"] = storage.write_bytes(storage.join(folder, "words.arrow"), words)
+    record.pop("embedding", None)
+    record = _with_sizes(folder, record | {"key": shard_key(shard, trained), "sha256": record["sha256"] | digests})
     storage.write_json(storage.join(folder, "shard.json"), record)
     return {"record": record}
 

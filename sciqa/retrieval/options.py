@@ -17,7 +17,8 @@ from sciqa.retrieval.embedder import Backend
 PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 #: Versions of the vectors, and of the other files of a shard. Raise one with every change of what the program computes
 #: for it, so that files of earlier versions are not kept.
-VECTORS_FORMAT, INDEX_FORMAT = 3, 3
+VECTORS_FORMAT, INDEX_FORMAT = 3, 4
+CACHE_BYTES = 50_000_000_000
 #: Texts that a question is looked up by: its `prompt`; the prompt with all options (`whole`); the `mean` of the vectors
 #: of these two (the first finds the subject, the second the fact); the prompt with each option, one ranking per option.
 Query = Literal["prompt", "whole", "mean", "options"]
@@ -66,11 +67,16 @@ class IndexFolderOptions(EmbedOptions, OutputOptions):
 
     index: str = ""
     """Folder of the index; by default OUTPUT/index."""
+    verify: bool = False
+    """Read every file of the index first and compare its sha256, not only its size."""
+    cache_bytes: int = CACHE_BYTES
+    """Most bytes of the files of indexes on object storage that a machine's cache holds; the least recently used go."""
 
     def __post_init__(self) -> None:
-        """Fill the default folder."""
+        """Fill the default folder and check the number."""
         super().__post_init__()
         self.fill_folder("index", "index")
+        self.at_least(0, "cache_bytes")
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from sciqa.core.model_files import weight_bytes
 from sciqa.core.model_workers import map_arguments
 from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
+from sciqa.retrieval.index import check_index_files
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
 from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
@@ -133,6 +134,7 @@ def run_query_workers(
     """
     if not parts:
         return
+    check_index_files(options, index)
     cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_workers(options, most)
@@ -142,9 +144,9 @@ def run_query_workers(
         min(len(index["shards"]), cluster.cluster_cpus()),
         parameters=options.search_parameters,
         candidates=options.candidates,
+        cache_bytes=options.cache_bytes,
     )
     try:
-        groups.check()
         embed = options.embed_arguments(workers)
         arguments = {"exam": exam, "options": options, "index": groups, "embed": embed} | more
         pool = model_workers.model_pool(options, workers, most, weight_bytes(options.embedder))

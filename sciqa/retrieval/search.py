@@ -4,18 +4,14 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 
-from sciqa.core import cluster, storage, tables, worker_loss
-from sciqa.core.cache import cached_folder
-from sciqa.core.errors import InputError
-from sciqa.retrieval.index_shards import ROW_GROUP
-from sciqa.retrieval.vectors import StoredVectors, open_faiss
+from sciqa.core import cluster, storage, worker_loss
+from sciqa.retrieval.options import CACHE_BYTES
+from sciqa.retrieval.shard_files import ShardFiles
 
 if TYPE_CHECKING:
     import faiss
@@ -24,6 +20,9 @@ if TYPE_CHECKING:
     from sciqa.retrieval.bm25 import Bm25Index
 
 
+#: Bytes of memory that a search actor requests from Ray: what its process takes, and a batch of questions. The pages of
+#: mapped files are not counted, since the system takes them back when it needs memory.
+SEARCH_MEMORY = 500_000_000
 #: Maximum number of groups whose hits one task merges.
 FAN_IN = 8
 #: Upper bound of the rounding error of the product or distance of two unit vectors in float32.
@@ -120,8 +119,8 @@ def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 
 class SearchActor:
     """Searches some shards of an index; as a Ray actor, it is restarted from storage when lost.
 
-    FAISS files are memory-mapped if FAISS supports it, and vectors and passages are read on demand, so that a group
-    needs little more memory than its searches touch.
+    FAISS and BM25 files are memory-mapped, those on object storage from the machine's cache, and vectors and passages
+    are read on demand, so that a group needs little more memory than its searches touch.
 
     Args:
         index: folder of the index.
@@ -129,29 +128,25 @@ class SearchActor:
         threads: FAISS threads.
         exact: whether the FAISS files are flat.
         parameters: FAISS search parameters, such as `nprobe=32`.
+        cache_bytes: most bytes of files from object storage in the machine's cache.
+
+    Raises:
+        InputError: a file that is not there, or holds another number of rows than its record says.
     """
 
-    def __init__(self, index: str, shards: list[dict], threads: int, exact: bool, parameters: str | None) -> None:
+    def __init__(
+        self, index: str, shards: list[dict], threads: int, exact: bool, parameters: str | None, cache_bytes: int
+    ) -> None:
         import faiss
 
         faiss.omp_set_num_threads(threads)
-        self.shards, self.exact = shards, exact
-        self.folders = [storage.join(index, shard["name"]) for shard in shards]
+        self.exact = exact
         self.offsets = [shard["offset"] for shard in shards]
-        self.indexes = [open_faiss(storage.join(folder, "index.faiss")) for folder in self.folders]
+        self.shards = [ShardFiles(storage.join(index, shard["name"]), shard, cache_bytes) for shard in shards]
+        self.indexes = storage.map_concurrently(ShardFiles.faiss, self.shards)
         if parameters:
             for opened in self.indexes:
                 faiss.ParameterSpace().set_index_parameters(opened, parameters)  # type: ignore[arg-type]
-
-    def check(self) -> None:
-        """Raise `InputError` if the sha256 of a file has changed since it was written."""
-        for folder, shard in zip(self.folders, self.shards, strict=True):
-            for name, digest in shard["sha256"].items():
-                if storage.file_sha256(storage.join(folder, name)) != digest:
-                    raise InputError(
-                        f"{storage.join(folder, name)}: not the file that was written (its sha256 differs); "
-                        f"delete {folder} and run `sciqa index` again"
-                    )
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Return the best hits in this group's shards."""
@@ -161,62 +156,39 @@ class SearchActor:
 
     def search_words(self, queries: list[str], k: int) -> Hits:
         """Return the best hits of each query by BM25 in this group's shards."""
-        from sciqa.retrieval.bm25 import split_bm25_terms
+        from sciqa.retrieval.bm25 import search_bm25
 
-        terms = split_bm25_terms(queries)
-        scores = np.full((len(self.shards), len(queries), k), -np.inf, np.float32)
-        rows = np.full(scores.shape, -1, np.int64)
-        for number, offset in enumerate(self.offsets):
-            for query, named in enumerate(terms):
-                found = self._words(number).search(named, k)
-                scores[number, query, : len(found[0])] = found[0]
-                rows[number, query, : len(found[1])] = found[1] + offset
-        return merge_hits([Hits(*pair) for pair in zip(scores, rows, strict=True)], k)
+        return Hits(*search_bm25(self._words(), queries, k))
 
     def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the inner product of each pair of a query (by number) and the stored vector of a row of this group."""
         scores = np.empty(len(rows), np.float32)
         which, inner = self._places(rows)
-        for number in np.unique(which):
-            chosen = which == number
-            vectors = self._vectors(number).read(inner[chosen])
-            scores[chosen] = np.einsum("qd,qd->q", vectors, queries[questions[chosen]])
+        chosen = [which == number for number in np.unique(which)]
+
+        def score(mask: np.ndarray) -> None:
+            vectors = self.shards[which[mask][0]].vectors().read(inner[mask])
+            scores[mask] = np.einsum("qd,qd->q", vectors, queries[questions[mask]])
+
+        storage.map_concurrently(score, chosen)
         return scores
 
     def passages(self, rows: np.ndarray) -> list[dict]:
         """Return the passages with the given row numbers of this group, in that order."""
-        pairs = zip(*self._places(rows), strict=True)
-        places = [(int(shard), *divmod(int(row), ROW_GROUP)) for shard, row in pairs]
-        named = {(shard, group) for shard, group, _ in places}
-        groups = {(shard, group): self._table(shard).read_row_group(group) for shard, group in named}
-        return [groups[shard, group].slice(at, 1).to_pylist()[0] for shard, group, at in places]
+        which, inner = self._places(rows)
+        named = np.unique(which).tolist()
+        read = storage.map_concurrently(lambda number: self.shards[number].read_passages(inner[which == number]), named)
+        found = dict(zip(named, map(iter, read), strict=True))
+        return [next(found[number]) for number in which.tolist()]
+
+    @functools.cache  # noqa: B019 (an actor lives as long as its process)
+    def _words(self) -> "list[tuple[Bm25Index, int]]":
+        return list(zip(storage.map_concurrently(ShardFiles.words, self.shards), self.offsets, strict=True))
 
     def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return, for each row, its shard in the group and its row number within that shard."""
         which = np.searchsorted(self.offsets, rows, side="right") - 1
         return which, rows - np.array(self.offsets)[which]
-
-    @functools.cache  # noqa: B019 (an actor lives as long as its process)
-    def _words(self, number: int) -> "Bm25Index":
-        from sciqa.retrieval.bm25 import Bm25Index
-
-        return Bm25Index(Path(_local_folder(storage.join(self.folders[number], "words"), self.shards[number])))
-
-    @functools.cache  # noqa: B019
-    def _table(self, number: int) -> pq.ParquetFile:
-        return storage.open_parquet(storage.join(self.folders[number], "passages.parquet"))
-
-    @functools.cache  # noqa: B019
-    def _vectors(self, number: int) -> "StoredVectors":
-        return StoredVectors(storage.join(self.folders[number], "vectors.npy"))
-
-
-def _local_folder(folder: str, shard: dict) -> str:
-    """Return a local path of a shard's folder, which is copied into the cache if it is on remote storage."""
-    if "://" not in folder:
-        return folder
-    name = f"words-{tables.fingerprint(shard['sha256'])}"
-    return str(cached_folder(name, lambda aside: storage.copy_files(folder, str(aside))))
 
 
 def _placed(manifest: dict) -> list[dict]:
@@ -237,18 +209,26 @@ class LocalIndex:
     """All shards of an index in this process, without Ray: starting Ray takes longer than answering a question.
 
     The results are those of `ShardedIndex`. FAISS has one thread: FAISS and PyTorch each bring an OpenMP runtime, and
-    with one thread that of FAISS starts none beside PyTorch's. Files are memory-mapped; their sha256 is not checked.
+    with one thread that of FAISS starts none beside PyTorch's. Files are memory-mapped.
 
     Args:
         index: folder of the index.
         manifest: its manifest.
         parameters: FAISS search parameters.
         candidates: hits that are scored again with the stored vectors, if the FAISS files are not exact.
+        cache_bytes: most bytes of files from object storage in the machine's cache.
     """
 
-    def __init__(self, index: str, manifest: dict, parameters: str | None = None, candidates: int = 100) -> None:
+    def __init__(
+        self,
+        index: str,
+        manifest: dict,
+        parameters: str | None = None,
+        candidates: int = 100,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
-        self.group = SearchActor(index, _placed(manifest), 1, self.exact, parameters)
+        self.group = SearchActor(index, _placed(manifest), 1, self.exact, parameters, cache_bytes)
         self.search_words, self.passages = self.group.search_words, self.group.passages
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
@@ -269,6 +249,10 @@ class ShardedIndex:
         threads: FAISS threads per actor.
         parameters: FAISS search parameters.
         candidates: hits that are scored again with the stored vectors, if the FAISS files are not exact.
+        cache_bytes: most bytes of files from object storage in each machine's cache.
+
+    Raises:
+        InputError: no node has the memory of an actor.
     """
 
     def __init__(
@@ -279,19 +263,18 @@ class ShardedIndex:
         threads: int = 1,
         parameters: str | None = None,
         candidates: int = 100,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         limits = {"max_restarts": worker_loss.MOST, "max_task_retries": worker_loss.MOST}
-        actor = ray.remote(SearchActor).options(num_cpus=cluster.SEARCH_CPUS, scheduling_strategy="SPREAD", **limits)
+        cluster.wait_for_cluster_room({"memory": SEARCH_MEMORY})
+        needs = {"num_cpus": cluster.SEARCH_CPUS, "memory": SEARCH_MEMORY, "scheduling_strategy": "SPREAD"}
+        actor = ray.remote(SearchActor).options(**needs, **limits)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
-        start, how = cast("Callable[..., ActorHandle]", actor.remote), (threads, self.exact, parameters)
+        start, how = cast("Callable[..., ActorHandle]", actor.remote), (threads, self.exact, parameters, cache_bytes)
         self.groups = [start(index, [placed[number] for number in part], *how) for part in parts]
-
-    def check(self) -> None:
-        """Raise `InputError` if the sha256 of an index file has changed since it was written."""
-        ray.get([group.check.remote() for group in self.groups])
 
     def close(self) -> None:
         """End the actors and give their CPUs back."""
@@ -342,9 +325,13 @@ class ShardedIndex:
         return np.searchsorted(self.firsts, rows, side="right") - 1
 
 
+@ray.remote(num_cpus=0)
+def _merge_groups(k: int, *hits: Hits) -> Hits:
+    return merge_hits(list(hits), k)
+
+
 def _merge_tree(parts: list[ray.ObjectRef], k: int) -> Hits:
     """Merge the hits of groups, `FAN_IN` at a time, so that no process receives the hits of all groups."""
-    merge = ray.remote(num_cpus=0)(lambda *hits: merge_hits(list(hits), k))
     while len(parts) > FAN_IN:
-        parts = [merge.remote(*parts[at : at + FAN_IN]) for at in range(0, len(parts), FAN_IN)]
+        parts = [_merge_groups.remote(k, *parts[at : at + FAN_IN]) for at in range(0, len(parts), FAN_IN)]
     return merge_hits(ray.get(parts), k)

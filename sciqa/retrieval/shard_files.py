@@ -1,0 +1,91 @@
+"""Open a shard's files on any storage: FAISS and BM25 indexes, vectors, passages."""
+
+import functools
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from sciqa.core import storage
+from sciqa.core.cache import cached_copy
+from sciqa.core.errors import InputError
+from sciqa.retrieval.index_shards import ROW_GROUP
+from sciqa.retrieval.vectors import StoredVectors
+
+if TYPE_CHECKING:
+    import faiss
+
+    from sciqa.retrieval.bm25 import Bm25Index
+
+
+class ShardFiles:
+    """The files of one shard of an index, each opened once and kept open.
+
+    FAISS and BM25 files are memory-mapped, those on object storage from the machine's cache.
+
+    Args:
+        folder: folder of the shard.
+        record: the shard's record in the manifest.
+        cache_bytes: most bytes of files from object storage in the machine's cache.
+
+    Raises:
+        InputError: when a file is opened that is not there, or holds another number of rows than the record says.
+    """
+
+    def __init__(self, folder: str, record: dict, cache_bytes: int) -> None:
+        self.folder, self.record, self.cache_bytes = folder, record, cache_bytes
+        self.kept: list[BinaryIO] = []
+
+    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    def faiss(self) -> "faiss.Index":
+        """Return the FAISS index."""
+        import faiss
+
+        opened = faiss.read_index(self._local_path("index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        self._check_rows("index.faiss", opened.ntotal)
+        return opened
+
+    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    def words(self) -> "Bm25Index":
+        """Return the BM25 index."""
+        from sciqa.retrieval.bm25 import Bm25Index
+
+        opened = Bm25Index(self._local_path("words.arrow"))
+        self._check_rows("words.arrow", opened.passages)
+        return opened
+
+    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    def passages(self) -> pq.ParquetFile:
+        """Return the table of passages."""
+        opened = storage.open_parquet(storage.join(self.folder, "passages.parquet"))
+        self._check_rows("passages.parquet", opened.metadata.num_rows)
+        return opened
+
+    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    def vectors(self) -> StoredVectors:
+        """Return the vectors."""
+        opened = StoredVectors(storage.join(self.folder, "vectors.npy"))
+        self._check_rows("vectors.npy", opened.shape[0])
+        return opened
+
+    def read_passages(self, rows: np.ndarray) -> list[dict]:
+        """Return passages by row number, in that order."""
+        groups, places = np.unique(rows // ROW_GROUP, return_inverse=True)
+        table = self.passages().read_row_groups(groups.tolist())
+        return table.take(places * ROW_GROUP + rows % ROW_GROUP).to_pylist()
+
+    def _check_rows(self, name: str, rows: int) -> None:
+        if rows != (expected := self.record["rows"]):
+            path = storage.join(self.folder, name)
+            raise InputError(f"{path}: {rows:,} rows, {expected:,} expected; run `sciqa index --verify`")
+
+    def _local_path(self, name: str) -> str:
+        """Return the path of a file on this machine; one on other storage is fetched into the cache."""
+        path = storage.join(self.folder, name)
+        filesystem, inner = storage.resolve(path)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return inner
+        file = cached_copy(path, self.record["sha256"][name], self.record["bytes"][name], self.cache_bytes)
+        self.kept.append(file)  # a file that is open is not removed from the cache
+        return file.name
