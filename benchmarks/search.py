@@ -1,9 +1,10 @@
-"""Approximate search beside exact search: recall, queries a second, memory of the index and of every process.
+"""Approximate search beside exact search, and BM25: recall, queries a second, memory of the index and of every process.
 
 Vectors are those of the demo corpus, each repeated with noise until there are enough (noise of length NOISE, then unit
-length again), and queries are made the same way. They stand in shards of 125,000, which are indexed and searched as by
-`sciqa index --factory` and `sciqa retrieve`, by two search actors of one thread each. Memory is the highest resident
-set of any worker, as the kernel keeps it.
+length again), and queries are made the same way. Texts are its passages, each the first half of one and the second half
+of another, and are asked by the prompts of the packaged exam. They stand in shards of 125,000, which are indexed and
+searched as by `sciqa index --factory` and `sciqa retrieve`, by two search actors of one thread each. Memory is the
+highest resident set of any worker, as the kernel keeps it.
 Usage: python benchmarks/search.py [VECTORS ...]
 """
 
@@ -24,6 +25,7 @@ from sciqa.core import cluster, storage
 from sciqa.core.options import RunOptions
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
+from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.index import index_shards, train_factory
 from sciqa.retrieval.search import ShardedIndex
@@ -46,8 +48,11 @@ def write_shard(row: dict, index: str, real: str) -> dict:
     folder = Path(index) / name
     folder.mkdir(parents=True)
     np.save(folder / "vectors.npy", noisy(np.load(real), number, SHARD).astype(np.float16))
-    ids = pa.array([f"{number}-{row}" for row in range(SHARD)])
-    table = pa.table({"passage_id": ids, "title": ids, "section": ids, "text": ids})
+    texts = storage.read_table(f"{real}.parquet")["text"].to_pylist()
+    pairs = np.random.default_rng(number).integers(len(texts), size=(SHARD, 2)).tolist()
+    halves = [texts[a][: len(texts[a]) // 2] + texts[b][len(texts[b]) // 2 :] for a, b in pairs]
+    ids, none = pa.array([f"{number}-{row}" for row in range(SHARD)]), pa.array([""] * SHARD)
+    table = pa.table({"passage_id": ids, "title": none, "section": none, "text": pa.array(halves)})
     storage.write_table(str(folder / "passages.parquet"), table, 128)
     dimension = np.load(folder / "vectors.npy", mmap_mode="r").shape[1]
     storage.write_json(
@@ -105,6 +110,16 @@ def search(index: ShardedIndex, queries: np.ndarray) -> tuple[np.ndarray, float]
     return np.concatenate(rows), len(queries) / (time.monotonic() - started)
 
 
+def search_words(index: ShardedIndex) -> str:
+    """Return queries a second of BM25, once its files are mapped, in words."""
+    asked = read_exam("direct-train")["prompt"].to_pylist()
+    index.search_words(asked[:BATCH], 10)
+    started = time.monotonic()
+    for at in range(0, len(asked), BATCH):
+        index.search_words(asked[at : at + BATCH], 10)
+    return f"BM25 {len(asked) / (time.monotonic() - started):.0f} queries/s"
+
+
 def measure(folder: str, real: str, vectors: int) -> None:
     """Print one line of the table."""
     index = f"{folder}/{vectors}"
@@ -122,6 +137,7 @@ def measure(folder: str, real: str, vectors: int) -> None:
         exact = factory == "Flat"
         groups = ShardedIndex(index, manifest, 2, parameters=None if exact else PARAMETERS, candidates=CANDIDATES)
         search(groups, queries[:BATCH])
+        words = search_words(groups) if exact else ""
         peak = Peak()
         runs = [search(groups, queries) for _ in range(1 if exact else ROUNDS)]
         made[factory] = runs[0][0], sorted(run[1] for run in runs)[len(runs) // 2]
@@ -130,7 +146,7 @@ def measure(folder: str, real: str, vectors: int) -> None:
             f"{vectors:>9,} {factory:<14} recall@10 {found:.3f}  {made[factory][1]:7.0f} queries/s "
             f"({made[factory][1] / made['Flat'][1]:5.1f} x Flat)  index {size / 1e6:6.0f} MB "
             f"(1/{flat_bytes / size:.1f})  peak of a process: building {building:.0f} MB, "
-            f"searching {peak.stop():.0f} MB  built in {seconds:.0f} s",
+            f"searching {peak.stop():.0f} MB  built in {seconds:.0f} s  {words}",
             flush=True,
         )
         for group in groups.groups:
@@ -147,6 +163,7 @@ def main() -> None:
         build_index(options)
         names = sorted(Path(options.index).glob("*/vectors.npy"))
         np.save(f"{folder}/real.npy", np.concatenate([np.load(name) for name in names]))
+        storage.write_table(f"{folder}/real.npy.parquet", storage.read_table(options.passages, ["text"]))
         for size in sizes:
             measure(folder, f"{folder}/real.npy", size)
     ray.shutdown()

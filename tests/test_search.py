@@ -244,7 +244,7 @@ def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(t
 def test_a_search_actor_waits_for_a_node_with_its_memory(tmp_path, cluster, vectors, monkeypatch):
     monkeypatch.setattr(search, "SEARCH_MEMORY", 1 << 60)
     monkeypatch.setattr(core_cluster, "LONGEST_WAIT", 0)
-    with pytest.raises(InputError, match="too few resources: a worker needs a node with memory"):
+    with pytest.raises(InputError, match=r"too few resources: a worker needs a node with CPU 0\.05, memory"):
         ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, 1), groups=1)
 
 

@@ -250,6 +250,12 @@ def cluster_cpus() -> int:
     return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
 
 
+def num_search_actors(memory: int) -> int:
+    """Return how many actors of a number of bytes to start: at most one per CPU, in half of every node's memory."""
+    room = sum(int(each.get("memory", 0) // (2 * memory)) for each in _resources())
+    return max(1, min(cluster_cpus(), room))
+
+
 def threads_per_worker(workers: int) -> int:
     """Return the CPU threads per worker: together, workers fill the CPUs, and none needs more than a node has."""
     largest = max(each.get("CPU", 0) for each in _resources())

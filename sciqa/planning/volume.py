@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: passage has twice the text of one in the demo corpus (480 characters, 107 tokens).
 PASSAGES_PER_ARTICLE, ARTICLE_CHARACTERS, ARTICLE_TOKENS = 40 / 6.9, 960, 214
 #: Bytes stored per character of a passage, measured on the demo corpus (docs/wikipedia.md). Per 480 characters, BM25's
-#: files take 590 bytes and the passages 280 bytes, which are stored twice.
-WORD_BYTES, PASSAGE_BYTES = 590 / 480, 2 * 280 / 480
+#: file takes 520 bytes and the passages 280 bytes, which are stored twice.
+WORD_BYTES, PASSAGE_BYTES = 520 / 480, 2 * 280 / 480
 #: Speeds of one AMD EPYC core with AVX512-BF16 (docs/wikipedia.md). `corpus` reads 1.8 MB per second of the 105 GB of
 #: XML that become 40 million passages. `index` embeds 44 passages of 107 tokens per second (all-MiniLM-L6-v2).
 #: SmolLM2-135M trains on 110 tokens per second and answers 1.8 questions of 170 tokens per second. `CORE_FLOPS` has

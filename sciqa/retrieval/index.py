@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 def build_index(options: IndexOptions) -> Summary:
     """Embed every passage and write the index: a folder per shard, and `manifest.json` last.
 
-    A shard holds `passages.parquet`, `vectors.npy` (one unit vector per passage), `index.faiss`, `words/` and the
+    A shard holds `passages.parquet`, `vectors.npy` (one unit vector per passage), `index.faiss`, `words.arrow` and the
     records `embedded.json` and `shard.json`, each written after the files that it describes. A shard is kept if its
     records match the passages and options and its files match the records (see `IndexFiles`). If some of its passages
     changed, the vectors of the others are kept.

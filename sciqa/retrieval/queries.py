@@ -13,7 +13,7 @@ from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.index import check_index_files
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
-from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex
+from sciqa.retrieval.search import SEARCH_MEMORY, Hits, LocalIndex, ShardedIndex
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
@@ -141,7 +141,7 @@ def run_query_workers(
     groups = ShardedIndex(
         options.index,
         index,
-        min(len(index["shards"]), cluster.cluster_cpus()),
+        min(len(index["shards"]), cluster.num_search_actors(SEARCH_MEMORY)),
         parameters=options.search_parameters,
         candidates=options.candidates,
         cache_bytes=options.cache_bytes,

@@ -268,7 +268,7 @@ class ShardedIndex:
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         limits = {"max_restarts": worker_loss.MOST, "max_task_retries": worker_loss.MOST}
-        cluster.wait_for_cluster_room({"memory": SEARCH_MEMORY})
+        cluster.wait_for_cluster_room({"CPU": cluster.SEARCH_CPUS, "memory": SEARCH_MEMORY})
         needs = {"num_cpus": cluster.SEARCH_CPUS, "memory": SEARCH_MEMORY, "scheduling_strategy": "SPREAD"}
         actor = ray.remote(SearchActor).options(**needs, **limits)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
