@@ -176,8 +176,9 @@ def test_half_precision_on_disk_is_read_row_by_row(tmp_path, cluster, unit_vecto
 
 def test_hits_of_many_groups_are_merged_in_a_tree(tmp_path, cluster, vectors, queries, monkeypatch):
     monkeypatch.setattr(search, "FAN_IN", 2)
-    index = ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, 12), groups=5)
-    np.testing.assert_array_equal(index.search(queries, 7).rows, flat_search(vectors, queries, 7)[1])
+    manifest, expected = make_index(tmp_path, vectors, 12), flat_search(vectors, queries, 7)[1]
+    for index in (ShardedIndex(str(tmp_path), manifest, groups=5), LocalIndex(str(tmp_path), manifest)):
+        np.testing.assert_array_equal(index.search(queries, 7).rows, expected)
 
 
 def test_words_of_shards_rank_like_one_bm25_index_each(small_index):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Bytes of memory that a search actor requests from Ray: what its process takes, and a batch of questions. The pages of
 #: mapped files are not counted, since the system takes them back when it needs memory.
 SEARCH_MEMORY = 500_000_000
-#: Maximum number of groups whose hits one task merges.
+#: Maximum number of groups, or of shards of a group, whose hits are merged at once.
 FAN_IN = 8
 #: Upper bound of the rounding error of the product or distance of two unit vectors in float32.
 ROUNDING = 1e-5
@@ -151,8 +151,12 @@ class SearchActor:
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Return the best hits in this group's shards."""
         search = search_flat if self.exact else search_any
-        pairs = zip(self.indexes, self.offsets, strict=True)
-        return merge_hits([search(index, queries, k, offset) for index, offset in pairs], k)
+        hits: list[Hits] = []
+        for index, offset in zip(self.indexes, self.offsets, strict=True):
+            hits.append(search(index, queries, k, offset))
+            if len(hits) > FAN_IN:
+                hits = [merge_hits(hits, k)]
+        return merge_hits(hits, k)
 
     def search_words(self, queries: list[str], k: int) -> Hits:
         """Return the best hits of each query by BM25 in this group's shards."""
@@ -163,32 +167,30 @@ class SearchActor:
     def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the inner product of each pair of a query (by number) and the stored vector of a row of this group."""
         scores = np.empty(len(rows), np.float32)
-        which, inner = self._places(rows)
-        chosen = [which == number for number in np.unique(which)]
 
-        def score(mask: np.ndarray) -> None:
-            vectors = self.shards[which[mask][0]].vectors().read(inner[mask])
-            scores[mask] = np.einsum("qd,qd->q", vectors, queries[questions[mask]])
+        def score(shard: ShardFiles, places: np.ndarray, inner: np.ndarray) -> None:
+            scores[places] = np.einsum("qd,qd->q", shard.vectors().read(inner), queries[questions[places]])
 
-        storage.map_concurrently(score, chosen)
+        storage.map_concurrently(lambda part: score(*part), self._by_shard(rows))
         return scores
 
     def passages(self, rows: np.ndarray) -> list[dict]:
         """Return the passages with the given row numbers of this group, in that order."""
-        which, inner = self._places(rows)
-        named = np.unique(which).tolist()
-        read = storage.map_concurrently(lambda number: self.shards[number].read_passages(inner[which == number]), named)
-        found = dict(zip(named, map(iter, read), strict=True))
-        return [next(found[number]) for number in which.tolist()]
+        parts = self._by_shard(rows)
+        read = storage.map_concurrently(lambda part: part[0].read_passages(part[2]), parts)
+        found = [passage for some in read for passage in some]
+        return [found[at] for at in np.argsort([place for _, places, _ in parts for place in places.tolist()])]
 
     @functools.cache  # noqa: B019 (an actor lives as long as its process)
     def _words(self) -> "list[tuple[Bm25Index, int]]":
         return list(zip(storage.map_concurrently(ShardFiles.words, self.shards), self.offsets, strict=True))
 
-    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return, for each row, its shard in the group and its row number within that shard."""
+    def _by_shard(self, rows: np.ndarray) -> list[tuple[ShardFiles, np.ndarray, np.ndarray]]:
+        """Return each shard that has some of the rows, their places among all, and their numbers within the shard."""
         which = np.searchsorted(self.offsets, rows, side="right") - 1
-        return which, rows - np.array(self.offsets)[which]
+        inner, order = rows - np.array(self.offsets)[which], np.argsort(which, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+        return [(self.shards[which[places[0]]], places, inner[places]) for places in parts if len(places)]
 
 
 def _placed(manifest: dict) -> list[dict]:
