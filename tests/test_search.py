@@ -242,6 +242,35 @@ def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(t
             action()
 
 
+def test_shards_on_object_storage_are_searched_from_the_cache(tmp_path, s3, monkeypatch, unit_vectors):
+    manifest = make_index(tmp_path / "index", unit_vectors[:300], 2, factory="HNSW4")
+    folder = f"s3://bucket/{tmp_path.name}"
+    storage.copy_files(str(tmp_path / "index"), folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    here, there = LocalIndex(str(tmp_path / "index"), manifest), LocalIndex(folder, manifest)
+    for found, expected in (
+        (there.search(unit_vectors[:9], 20), here.search(unit_vectors[:9], 20)),
+        (there.search_words(["title 17", "text 299"], 5), here.search_words(["title 17", "text 299"], 5)),
+    ):
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    rows = np.array([299, 0, 128, 129, 0])
+    assert there.passages(rows) == here.passages(rows)
+    copies = [path for path in (tmp_path / "cache/sciqa/copies").iterdir() if path.stat().st_size]
+    assert sorted(path.name for path in copies) == sorted(
+        shard["sha256"][name] for shard in manifest["shards"] for name in ("index.faiss", "words.arrow")
+    )
+    path = f"{folder}/00001/index.faiss"
+    data = storage.read_bytes(path)
+    storage.write_bytes(path, data[:-1] + bytes([data[-1] ^ 1]))
+    LocalIndex(folder, manifest)  # what is in the cache is what was written
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    with pytest.raises(InputError, match=f"{path}: not the file that was written"):
+        LocalIndex(folder, manifest)
+    with pytest.raises(InputError, match=r"with what is in use .* --cache-bytes is 10"):
+        LocalIndex(folder, manifest, cache_bytes=10)
+
+
 def test_a_search_actor_waits_for_a_node_with_its_memory(tmp_path, cluster, vectors, monkeypatch):
     monkeypatch.setattr(search, "SEARCH_MEMORY", 1 << 60)
     monkeypatch.setattr(core_cluster, "LONGEST_WAIT", 0)
