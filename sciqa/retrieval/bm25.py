@@ -87,10 +87,7 @@ class Bm25Index:
         places = np.minimum(np.searchsorted(self.terms, terms), len(self.terms) - 1)
         known = self.terms[places] == terms
         starts = np.append(0, np.cumsum(known))[starts].astype(np.int32)
-        ones = np.ones(starts[-1], np.float32)
-        asked = sparse.csr_array(
-            (ones, places[known].astype(np.int32), starts), shape=(len(starts) - 1, len(self.terms))
-        )
+        asked = np.ones(starts[-1], np.float32), places[known].astype(np.int32), starts
         return sparse.csr_array(asked, shape=(len(starts) - 1, len(self.terms))) @ self.postings
 
 
