@@ -200,8 +200,8 @@ def test_words_of_shards_rank_like_one_bm25_index_each(small_index):
     assert hits.rows[1].tolist() == [-1] * 6
 
 
-@pytest.mark.parametrize("scored", [1 << 22, 900])
-def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, scored):
+@pytest.mark.parametrize(("scored", "k"), [(1 << 22, 20), (900, 20), (1 << 22, 2)])
+def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, scored, k):
     """Scores of all queries together, in parts, and of the best kept from shard to shard, are those of bm25s alone."""
     monkeypatch.setattr(bm25, "SCORED", scored)
     texts = [article["text"] for article, _ in zip(read_articles("demo"), range(700), strict=False)] + ["the", "of a"]
@@ -218,8 +218,8 @@ def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, scored)
             for query, terms in enumerate(split_bm25_terms(asked)):
                 if known := [term for term in terms if term in reference.vocab_dict]:
                     expected[query, first : first + len(own)] = reference.get_scores(known)
-    scores, rows = bm25.search_bm25(shards, asked, 20)
-    order = np.lexsort((np.broadcast_to(np.arange(len(texts)), expected.shape), -expected))[:, :20]
+    scores, rows = bm25.search_bm25(shards, asked, k)
+    order = np.lexsort((np.broadcast_to(np.arange(len(texts)), expected.shape), -expected))[:, :k]
     best = np.take_along_axis(expected, order, axis=1)
     np.testing.assert_array_equal(rows, np.where(best > 0, order, -1))
     np.testing.assert_array_equal(scores, np.where(best > 0, best, -np.inf))

@@ -127,6 +127,10 @@ class _BestPassages:
         self.kept = 0
 
     def add(self, found: sparse.csr_array, offset: int) -> None:
+        if found.nnz > 4 * self.k * len(self.least):  # the k-th best of this shard is a bound for the k-th best of all
+            for query in np.flatnonzero(np.diff(found.indptr) > self.k):
+                own = found.data[found.indptr[query] : found.indptr[query + 1]]
+                self.least[query] = max(self.least[query], np.partition(own, -self.k)[-self.k])
         queries = np.repeat(np.arange(len(self.least)), np.diff(found.indptr))
         (chosen,) = np.nonzero(found.data >= self.least[queries])
         self.parts.append((queries[chosen], found.data[chosen], found.indices[chosen].astype(np.int64) + offset))
