@@ -19,9 +19,10 @@ from sciqa.generate.candidates import PASSAGE, Part, judge_question, write_candi
 from sciqa.generate.filters import key_words
 from sciqa.generate.options import GenerateOptions
 from sciqa.retrieval.contexts import FindContexts
-from sciqa.retrieval.index import check_embedder, check_index_files, index_identity, read_index_manifest
+from sciqa.retrieval.index import check_embedder, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, SearchOptions
-from sciqa.retrieval.search import SEARCH_MEMORY, ShardedIndex
+from sciqa.retrieval.queries import search_actors
+from sciqa.retrieval.search import ShardedIndex
 
 #: Passages per question whose entities and sentences are taken.
 PASSAGES = 20
@@ -139,7 +140,8 @@ def _in_case_of(answer: str, name: str) -> str:
 
 def distractor_search(options: GenerateOptions) -> SearchOptions:
     """Return how passages are searched for wrong options."""
-    return SearchOptions(output=options.output, index=options.index, embedder=options.embedder, top_k=PASSAGES)
+    names = ("output", "index", "embedder", "verify", "cache_bytes")
+    return SearchOptions(**{name: getattr(options, name) for name in names}, top_k=PASSAGES)
 
 
 def distractor_inputs(options: GenerateOptions) -> dict:
@@ -149,7 +151,6 @@ def distractor_inputs(options: GenerateOptions) -> dict:
         InputError: there is no finished index of the embedding model.
     """
     index = read_index_manifest(options.index)
-    check_index_files(options, index)
     check_embedder(distractor_search(options))
     return {"index": index_identity(index), "prefix": options.prefix("query")}
 
@@ -158,15 +159,10 @@ def distractor_inputs(options: GenerateOptions) -> dict:
 def distractor_workers(options: GenerateOptions, parts: int) -> Iterator[dict]:
     """Start the index's search actors, and yield the arguments of `Dataset.map` for workers that use them."""
     workers = cluster.num_workers(options, parts)
-    manifest = read_index_manifest(options.index)
-    groups = min(len(manifest["shards"]), cluster.num_search_actors(SEARCH_MEMORY))
-    index = ShardedIndex(options.index, manifest, groups, cache_bytes=options.cache_bytes)
-    try:
+    with search_actors(distractor_search(options), read_index_manifest(options.index)) as index:
         pool = model_workers.model_pool(options, workers, parts, weight_bytes(options.embedder))
         arguments = {"options": options, "index": index, "embed": options.embed_arguments(workers)}
         yield model_workers.map_arguments(WriteDistractors, arguments, pool)
-    finally:
-        index.close()
 
 
 def read_open_questions(path: str) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Build the queries of questions, dense and BM25, and rank passages by them, here or in workers on a cluster."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -122,37 +123,45 @@ class QueryRanker:
         return self.index.search_words([texts[number] or "" for number in asking], k)
 
 
+@contextmanager
+def search_actors(options: SearchOptions, manifest: dict) -> Iterator[ShardedIndex]:
+    """Check the files of an index, and start its search actors on the connected cluster.
+
+    They end with the context: Python may keep its last reference to them for long, and a later stage could wait for
+    their CPUs for ever.
+    """
+    check_index_files(options, manifest)
+    index = ShardedIndex(
+        options.index,
+        manifest,
+        min(len(manifest["shards"]), cluster.num_search_actors(SEARCH_MEMORY)),
+        parameters=options.search_parameters,
+        candidates=options.candidates,
+        cache_bytes=options.cache_bytes,
+    )
+    try:
+        yield index
+    finally:
+        index.close()
+
+
 def run_query_workers(
     worker: type, exam: Exam, options: FindOptions, index: dict, parts: list[int], **more: object
 ) -> Iterator[dict]:
     """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions.
 
     `more` are further arguments of the workers.
-
-    The search actors end with the stage: Python may keep its last reference to them for long, and a later stage could
-    wait for their CPUs for ever.
     """
     if not parts:
         return
-    check_index_files(options, index)
     cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_workers(options, most)
-    groups = ShardedIndex(
-        options.index,
-        index,
-        min(len(index["shards"]), cluster.num_search_actors(SEARCH_MEMORY)),
-        parameters=options.search_parameters,
-        candidates=options.candidates,
-        cache_bytes=options.cache_bytes,
-    )
-    try:
+    with search_actors(options, index) as actors:
         embed = options.embed_arguments(workers)
-        arguments = {"exam": exam, "options": options, "index": groups, "embed": embed} | more
+        arguments = {"exam": exam, "options": options, "index": actors, "embed": embed} | more
         pool = model_workers.model_pool(options, workers, most, weight_bytes(options.embedder))
         rows = cluster.dataset_of_parts(parts).map(**map_arguments(worker, arguments, pool))
         yield from progress.rows_with_progress(
             rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
         )
-    finally:
-        groups.close()
