@@ -27,6 +27,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam import read_exam
 from sciqa.exam.questions import options_of
+from sciqa.models.letters import read_letter, scores_by_letter_votes
 from sciqa.models.load import loadable_folder
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, api_letters, predict
@@ -46,7 +47,6 @@ from sciqa.predict.api_records import (
     sum_usage,
     usage_summary,
 )
-from sciqa.predict.letters import read_letter, scores_by_letter_votes
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from tiny import tiny_folder
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.exam.instructions import read_instructions
 from sciqa.exam.metrics import bootstrap_interval
 from sciqa.generate import EvaluateTextOptions, evaluate_text
-from sciqa.generate.evaluate import read_instructions
 from sciqa.generate.text_answers import AnswerInstructions
 from sciqa.generate.text_metrics import FIGURES, figure_rows, normalised_tokens, rouge_scores, text_scores, token_f1
 
@@ -59,8 +59,8 @@ def test_instructions_are_read_and_checked(tmp_path):
     row = {"id": "1", "instruction": "Name a gas.", "input": "", "output": "Helium"}
     assert read_instructions(str(path)) == [row]
     for rows, said in (
-        ([row, row | {"output": " "}], "held.jsonl, row 2, column 'output': ' ' found, a text expected"),
-        ([{"prompt": "?", "A": "a"}], "row 1, column 'instruction': None found, a text expected"),
+        ([row, row | {"output": " "}], "held.jsonl, row 2, column 'output': empty, text expected"),
+        ([{"prompt": "?", "A": "a"}], "row 1, column 'instruction': nothing given, text expected"),
         ([row | {"input": ["x"]}], "row 1, column 'input'"),
     ):
         write_jsonl(path, rows)

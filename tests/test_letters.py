@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sciqa.predict.letters import (
+from sciqa.models.letters import (
     ends_with_letter,
     find_letter,
     read_letter,

@@ -21,6 +21,7 @@ from sciqa.core import storage, tables
 from sciqa.core.adapter_files import describe_adapter_base, read_trained_record
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
+from sciqa.exam.instructions import read_instruction_examples
 from sciqa.models import adapter
 from sciqa.models.load import load_base, load_scorer, make_scorer
 from sciqa.models.prompt_format import Format
@@ -29,7 +30,6 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.instruct import read_instructions
 from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
 from sciqa.training.objectives import check_objective
@@ -342,13 +342,12 @@ def test_the_reader_takes_the_adapter_with_its_chat_format(tmp_path, options, mo
     examples = [datasets.Dataset.from_list(rows) for rows in check_objective(asked).values()]
     given = trainer_arguments(asked, str(tmp_path / "trainer"), 1, torch.float32, "cpu")
     trainer = make_trainer(asked, given, examples, torch.float32, "cpu")
+    answer = instruction(1)["output"].strip()
     decoded = trainer.processing_class.decode(trainer.train_dataset[1]["input_ids"])
-    assert (
-        decoded == f"<|user|>\nName gas number 1.<|end|>\n<|assistant|>\n{instruction(1)['output']}<|end|>\n<|im_end|>"
-    )
+    assert decoded == f"<|user|>\nName gas number 1.<|end|>\n<|assistant|>\n{answer}<|end|>\n<|im_end|>"
     labels = trainer.train_dataset[1]["labels"]
     learned = trainer.processing_class.decode([label for label in labels if label != -100])
-    assert learned == f"{instruction(1)['output']}<|end|>\n<|im_end|>"
+    assert learned == f"{answer}<|end|>\n<|im_end|>"
     trainer.save_model(str(tmp_path / "adapter"))
     scorer = load_scorer(model, precision="float32", adapter=str(tmp_path / "adapter"))
     assert scorer.tokenizer.chat_template == (FOLDER / "chat_formats" / "phi3.jinja").read_text(encoding="utf-8")
@@ -358,13 +357,15 @@ def test_conversations_give_an_example_for_each_answer(tmp_path):
     path = tmp_path / "chats.jsonl"
     chat = messages(*CHAT, ("assistant", "So."))
     write_jsonl(path, [{"messages": chat}])
-    assert read_instructions(str(path)) == [
+    assert read_instruction_examples(str(path)) == [
         {"prompt": chat[:2], "completion": chat[2:3]},
         {"prompt": chat[:4], "completion": chat[4:]},
     ]
     write_jsonl(path, [{"instruction": "Add.", "input": "1 and 2", "output": "3"}])
     prompt = [{"role": "user", "content": "Add.\n\n1 and 2"}]
-    assert read_instructions(str(path)) == [{"prompt": prompt, "completion": [{"role": "assistant", "content": "3"}]}]
+    assert read_instruction_examples(str(path)) == [
+        {"prompt": prompt, "completion": [{"role": "assistant", "content": "3"}]}
+    ]
 
 
 GOOD = {"instruction": "Add.", "input": "", "output": "3"}

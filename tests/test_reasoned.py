@@ -28,7 +28,6 @@ from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_letters import letter_prompt
-from sciqa.predict.letters import ends_with_letter, read_letter, scores_by_letter_votes
 from sciqa.predict.prompt import PromptOptions, show_prompts
 from sciqa.report import ReportOptions, report
 from sciqa.report.questions import chains_of_questions

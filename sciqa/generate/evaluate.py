@@ -19,7 +19,7 @@ from sciqa.core.model_files import (
     weight_bytes,
 )
 from sciqa.core.options import RunOptions, Summary
-from sciqa.exam.files import read_exam_files
+from sciqa.exam.instructions import read_instructions
 from sciqa.generate.options import ReplyOptions
 from sciqa.generate.text_metrics import FIGURES, figure_rows
 from sciqa.retrieval.options import EmbedOptions
@@ -77,28 +77,6 @@ def evaluate_text(options: EvaluateTextOptions) -> Summary:
     made = f"{len(rows):,} instructions answered by {', '.join(models)}; answers in {', '.join(folders)}"
     details = {"Free answers, 95 % bootstrap intervals": _shown(figures)}
     return Summary("evaluate", path, made, time.monotonic() - started, details)
-
-
-def read_instructions(path: str) -> list[dict[str, str]]:
-    """Return the instructions of a file or folder, with `id`, `instruction`, `input` and `output`.
-
-    Raises:
-        InputError: names file, row and column of the problem.
-    """
-    rows: list[dict[str, str]] = []
-    for row in read_exam_files(path):
-        found = {"id": row.cells.get("id") or str(len(rows) + 1)}
-        for name in ("instruction", "input", "output"):
-            value = row.cells.get(name)
-            if value is None and name == "input":
-                value = ""
-            if not isinstance(value, str) or not (value.strip() or name == "input"):
-                raise InputError(f"{row.place}, column {name!r}: {value!r} found, a text expected")
-            found[name] = value.strip()
-        rows.append({name: str(value) for name, value in found.items()})
-    if not rows:
-        raise InputError(f"{path}: no instructions; rows with instruction and output expected")
-    return rows
 
 
 def _models(options: EvaluateTextOptions) -> dict[str, tuple[str, str | None]]:

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from sciqa.core import storage, tables
+from sciqa.exam.instructions import instruction_prompt
 from sciqa.generate.local_writer import LocalWriter
 from sciqa.generate.text_metrics import FIGURES, rouge_scores, text_scores
 from sciqa.models.prompt_template import Prompt
@@ -38,7 +39,7 @@ class AnswerInstructions:
         """Write the answers to the instructions `rows` of `row["part"]`."""
         part = row["part"]
         rows = part["rows"]
-        prompts = [Prompt("", [], f"{each['instruction']}\n\n{each['input']}".strip()) for each in rows]
+        prompts = [Prompt("", [], instruction_prompt(each)) for each in rows]
         replies = self.writer.write(prompts, [each["id"] for each in rows])
         answers = [reply.text.strip() for reply in replies]
         references = [each["output"] for each in rows]

@@ -14,6 +14,7 @@ from sciqa.core import cluster, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.tables import fingerprint
 from sciqa.exam.questions import Exam, options_of, rotate_options
+from sciqa.models.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
 from sciqa.models.prompt_format import Completion, Format
 from sciqa.models.prompt_template import check_template, template_style
 from sciqa.predict.answers import ScoredAnswer
@@ -21,7 +22,6 @@ from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, C
 from sciqa.predict.api_letters import letter_prompt, letter_scores_by_tokens
 from sciqa.predict.api_records import RequestRecords, request_key
 from sciqa.predict.chain_options import chain_inputs
-from sciqa.predict.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from sciqa.exam.probabilities import NOISE, settle_ties, softmax
 from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_chain_letters, write_chains
+from sciqa.models.letters import ends_with_letter, find_letter, scores_by_letter_votes
 from sciqa.models.scorer import Encoded, Scorer, score_options
 from sciqa.predict.answers import ScoredAnswer
-from sciqa.predict.letters import ends_with_letter, find_letter, scores_by_letter_votes
 from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
 from sciqa.predict.sources import join_sources

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import Family, model_family, read_about
+from sciqa.models.letters import LETTERS_FORMAT
 from sciqa.predict.chain_options import chain_inputs
-from sciqa.predict.letters import LETTERS_FORMAT
 
 if TYPE_CHECKING:
     from sciqa.predict.options import PredictOptions

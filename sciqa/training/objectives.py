@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from sciqa.core import storage, tables
-from sciqa.core.adapter_files import adapter_hash, describe_adapter_base, read_trained_record
+from sciqa.core.adapter_files import adapter_hash, check_adapter_base, describe_adapter_base, read_trained_record
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require
 from sciqa.core.model_files import (
@@ -18,9 +18,8 @@ from sciqa.core.model_files import (
     model_family,
 )
 from sciqa.core.options import Summary
-from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import template_style
-from sciqa.training.instruct import read_instructions
+from sciqa.exam.instructions import read_instruction_examples
+from sciqa.models.prompt_format import Format, Prompt
 from sciqa.training.loggers import history_row, measure_of
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
 from sciqa.training.preferences import read_preferences
@@ -35,7 +34,7 @@ TRAINER_STATE = "trainer_state.json"
 
 
 READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
-    "instruct": lambda path, _: read_instructions(path),
+    "instruct": lambda path, _: read_instruction_examples(path),
     "dpo": read_preferences,
     "reward": read_preferences,
     "grpo": read_exam_prompts,
@@ -71,20 +70,17 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
             cannot train, or a folder of that name begun with other options.
     """
     require("align", f"--objective {options.objective}")
-    if options.prompt == "plain":
-        raise InputError("--prompt plain: belongs to --objective rank; others use a chat template (--chat-format)")
     examples = read_examples(options)
+    _check_prompts(options, examples)
     family = model_family(options.model)
     if family != "causal":
         raise InputError(f"--objective {options.objective}: {options.model} is {family}; a causal model expected")
-    from sciqa.models.load import load_encoder
     from sciqa.training.model_check import check_finetune_model
 
     check_finetune_model(options)
-    if options.chat_format == "auto" and not load_encoder(options.model, {}).tokenizer.chat_template:
-        raise InputError(f"{options.model}: its tokenizer has no chat template; pass --chat-format")
+    _check_chat_template(options, examples)
     if options.objective == "grpo":
-        _check_rewards(options)
+        _check_rewards(options, examples)
     if options.packing and not options.max_length:
         raise InputError("--packing: fills rows of --max-length tokens; pass that too")
     if options.num_workers != "auto":
@@ -119,14 +115,52 @@ def read_examples(options: FinetuneOptions) -> dict[str, list[dict]]:
     return examples
 
 
-def _check_rewards(options: FinetuneOptions) -> None:
+def _has_chats(examples: dict[str, list[dict]]) -> bool:
+    """Whether prompts are messages of a chat, and not plain text."""
+    return not isinstance(examples["train"][0]["prompt"], str)
+
+
+def _check_prompts(options: FinetuneOptions, examples: dict[str, list[dict]]) -> None:
+    chats = _has_chats(examples)
+    if options.prompt == "plain" and (chats or options.objective == "reward"):
+        raise InputError(
+            "--prompt plain: is for exam questions of --objective rank and grpo, and for a run's own answers of dpo; "
+            "others are read as chats, so leave it out"
+        )
+    if isinstance(examples["validation"][0]["prompt"], str) == chats:
+        raise InputError(
+            f"--validation: {options.validation} and {options.train}: one has chats, the other exam questions in the "
+            "plain form; pass --prompt chat, or files of one kind"
+        )
+    if options.chat_format != "auto" and not chats:
+        raise InputError(
+            "--chat-format: this model was fine-tuned with plain prompts; leave it out, or pass --prompt chat"
+        )
+
+
+def _check_chat_template(options: FinetuneOptions, examples: dict[str, list[dict]]) -> None:
+    from sciqa.models.load import load_encoder
+
+    if options.chat_format != "auto" or not _has_chats(examples):
+        return
+    if not load_encoder(options.model, {}).tokenizer.chat_template:
+        raise InputError(f"{options.model}: its tokenizer has no chat template; pass --chat-format")
+
+
+def _check_rewards(options: FinetuneOptions, examples: dict[str, list[dict]]) -> None:
     if options.batch_size % options.generations:
         raise InputError(f"--batch-size: {options.batch_size} given, a multiple of --generations expected")
     for name in options.rewards:
-        if name not in REWARDS and read_trained_record(name).get("objective") != "reward":
+        if name in REWARDS:
+            continue
+        if (about := read_trained_record(name)).get("objective") != "reward":
             raise InputError(
                 f"--rewards: {name} given; {', '.join(REWARDS)}, or the folder of what --objective reward made expected"
             )
+        if not _has_chats(examples):
+            raise InputError(f"--rewards: {name} scores chats, and prompts are plain; pass --prompt chat")
+        if storage.exists(storage.join(name, ADAPTER_CONFIG)):
+            check_adapter_base(name, about["base"])
 
 
 def _inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) -> dict:
@@ -152,7 +186,7 @@ def _fit(options: FinetuneOptions, examples: dict[str, list[dict]], workers: int
     paths = {split: _examples_path(options, split) for split in SPLITS}
     result = run_workers(options, paths, steps, workers)
     best, last, metrics = best_checkpoint(result, options.folder)
-    _keep_model(options, storage.join(best, "checkpoint"))
+    _keep_model(options, storage.join(best, "checkpoint"), "chat" if _has_chats(examples) else "plain")
     state = storage.read_json(storage.join(last, "checkpoint", TRAINER_STATE))
     history = [row for logged in state["log_history"] if (row := history_row(logged))]
     names = list(dict.fromkeys(name for row in history for name in row))
@@ -170,7 +204,7 @@ def _fit(options: FinetuneOptions, examples: dict[str, list[dict]], workers: int
     }
 
 
-def _keep_model(options: FinetuneOptions, checkpoint: str) -> None:
+def _keep_model(options: FinetuneOptions, checkpoint: str, prompt: Prompt) -> None:
     """Copy a model or adapter, its tokenizer and chat template from a checkpoint of TRL, and describe it."""
     for name in storage.list_names(checkpoint):
         if name.endswith(KEPT) and name != TRAINER_STATE:
@@ -182,9 +216,8 @@ def _keep_model(options: FinetuneOptions, checkpoint: str) -> None:
     about |= {"objective": options.objective}
     if options.objective != "reward":  # which ranks no options
         completion = "letter" if options.objective == "grpo" else options.completion
-        given = {"completion": completion} | template_style(options.template, completion)
-        style = Format(prompt="chat", normalise=options.normalise, max_length=options.max_length, **given)
-        about |= {"style": asdict(style)}
+        given = {"prompt": prompt, "completion": completion} | options.template_style(completion)
+        about |= {"style": asdict(Format(normalise=options.normalise, max_length=options.max_length, **given))}
     storage.write_json(storage.join(options.folder, ABOUT_TRAINED), about)
 
 

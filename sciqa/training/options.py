@@ -156,7 +156,8 @@ class FinetuneOptions(
     name: str = "reader"
     """Name of the result, which is kept in OUTPUT/trained/NAME."""
     prompt: Literal["auto", Prompt] = "auto"
-    """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`."""
+    """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`. For exam
+    questions of --objective dpo and grpo it is the form that the model was fine-tuned with before, if it was."""
     completion: TrainedCompletion = "text"
     """What a generative model predicts: the option's text, its letter, or a yes to the proposed option."""
     normalise: Normalise = "tokens"
@@ -218,13 +219,16 @@ class FinetuneOptions(
         if self.hide_gold and not self.max_passages:
             raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
 
-    def template_style(self) -> dict:
+    def template_style(self, completion: str | None = None) -> dict:
         """Return the fields of `Format` that `--template` sets, for which its file is read.
+
+        Args:
+            completion: what is scored after it; by default as `--completion` says.
 
         Raises:
             InputError: the template is missing, has an error, or is for another completion.
         """
-        return template_style(self.template, self.completion)
+        return template_style(self.template, completion or self.completion)
 
     @property
     def folder(self) -> str:

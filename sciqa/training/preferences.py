@@ -2,18 +2,13 @@
 
 import numpy as np
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.files import read_exam_files
-from sciqa.exam.metrics import scores_of
-from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import open_questions, options_of
+from sciqa.exam.instructions import Message, messages_of, text_of
+from sciqa.exam.questions import options_of
 from sciqa.exam.row import Row
-from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import render_prompt
-from sciqa.retrieval.contexts import open_contexts
-from sciqa.training.examples import check_example_answers
-from sciqa.training.instruct import Message, messages_of, text_of
+from sciqa.training.exam_prompts import exam_answer, exam_prompt, exam_prompt_style, read_answered_questions
 from sciqa.training.options import FinetuneOptions
 
 #: Columns of a pair, and who says what stands there as text.
@@ -29,13 +24,13 @@ def read_preferences(path: str, options: FinetuneOptions) -> list[dict]:
         options: form of the prompt, for an answers table.
 
     Returns:
-        By pair the messages `prompt`, `chosen` and `rejected`.
+        By pair `prompt`, `chosen` and `rejected`, as messages or, of answers in the plain form, as text.
 
     Raises:
         InputError: names file, row and column of what is missing, empty or no text.
     """
     if tables.is_finished_table(path):
-        return _pairs_of_answers(storage.absolute(path), options)
+        return _pairs_of_answers(path, options)
     return [_pair(row) for row in read_exam_files(path)]
 
 
@@ -70,38 +65,16 @@ def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
         raise InputError(
             "--completion yes: the same answer for every option, so none is preferred; pass text or letter"
         )
-    run, manifest = folder.rsplit("/", 2)[0], tables.read_manifest(folder, "predict")
-    path = storage.join(run, "exam.parquet")
-    exam = open_questions(options, path, path, write=False)
-    questions = storage.read_table(path)
-    check_example_answers(questions, path)
-    if manifest["inputs"]["exam"] != exam.sha256:
-        raise InputError(f"{folder}: answers to another exam than {path}; run `sciqa predict` on this one first")
-    answers = QuestionTable(folder, manifest["rows"]).read_all(exam, ["scores", "probabilities"]).to_pylist()
-    for question, answer in zip(questions.to_pylist(), answers, strict=True):
-        scores_of(answer, question, folder)
-    found: list[dict] = [{}] * len(answers)
-    if "contexts" in manifest["inputs"]:
-        contexts, made_from = open_contexts(storage.join(run, "contexts"), exam)
-        if made_from != manifest["inputs"]["contexts"]:
-            raise InputError(
-                f"{folder}: answered from other contexts than those in {run}/contexts, which the pairs would have; run "
-                "`sciqa predict` with these, or name a run that still has its contexts"
-            )
-        found = contexts.read_all(exam, ["context", "passages"]).to_pylist()
-    style = Format(**{"prompt": "chat", "completion": options.completion} | options.template_style())
+    style = exam_prompt_style(options, options.completion)
     pairs = []
-    for question, answer, texts in zip(questions.to_pylist(), answers, found, strict=True):
+    for question, context, probabilities in read_answered_questions(folder, options):
         by_letter = options_of(question)
         given = list(by_letter if options.completion == "letter" else by_letter.values())
         gold = list(by_letter).index(question["answer"])
-        wrong = most_believed_wrong(answer["probabilities"], gold)
-        read = question | {"passages": texts.get("passages") or []}
+        wrong = most_believed_wrong(probabilities, gold)
+        prompt = exam_prompt(question, context, style)
         pairs.append(
-            {"prompt": render_prompt(read, texts.get("context") or "", style).messages()}
-            | {
-                name: [{"role": "assistant", "content": given[at]}]
-                for name, at in (("chosen", gold), ("rejected", wrong))
-            }
+            {"prompt": prompt}
+            | {"chosen": exam_answer(given[gold], style), "rejected": exam_answer(given[wrong], style)}
         )
     return pairs

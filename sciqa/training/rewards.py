@@ -1,61 +1,66 @@
 """Examples and rewards of `--objective grpo`: exam questions, and what sampled answers to them earn.
 
-Rewards are functions as TRL's GRPOTrainer calls them: with the messages of each answer, and the columns of its example.
+Rewards are functions as TRL's GRPOTrainer calls them: with the answers, and the columns of their examples.
 """
 
-import re
-
+from sciqa.core import tables
 from sciqa.exam.questions import options_of
-from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import render_prompt, template_style
+from sciqa.models.letters import read_letter
+from sciqa.training.exam_prompts import Text, exam_prompt, exam_prompt_style, read_answered_questions
 from sciqa.training.examples import check_example_answers
 from sciqa.training.options import FinetuneOptions
-
-Completion = list[dict[str, str]]
 
 
 def read_exam_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
     """Return the examples of an exam.
 
     Args:
-        exam: packaged splits or files, as `sciqa exam --exam` takes them; a question's own `context` is read with it.
+        exam: packaged splits or files, as `sciqa exam --exam` takes them, where a question's own `context` is read with
+            it; or the folder of a run's answers, RUN/answers/NAME, whose questions are read with the contexts there.
         options: how the exam is read, and the form of the prompt.
 
     Returns:
-        By question the messages `prompt`, the `answer` (a letter), and the `letters` of its options.
+        By question the `prompt`, as messages or as text, the `answer` (a letter), and the `letters` and texts of its
+        `options`.
 
     Raises:
         InputError: a bad exam, or a question without an answer.
     """
-    table = options.read(exam).table
-    check_example_answers(table, exam)
-    style = Format(**{"prompt": "chat", "completion": "letter"} | template_style(options.template, "letter"))
+    style = exam_prompt_style(options, "letter")
+    if tables.is_finished_table(exam):
+        asked = [(question, context) for question, context, _ in read_answered_questions(exam, options)]
+    else:
+        table = options.read(exam).table
+        check_example_answers(table, exam)
+        asked = [(row | {"passages": []}, row.get("context") or "") for row in table.to_pylist()]
     return [
         {
-            "prompt": render_prompt(question | {"passages": []}, question.get("context") or "", style).messages(),
+            "prompt": exam_prompt(question, context, style),
             "answer": question["answer"],
             "letters": "".join(options_of(question)),
+            "options": list(options_of(question).values()),
         }
-        for question in table.to_pylist()
+        for question, context in asked
     ]
 
 
-def right_answer(completions: list[Completion], answer: list[str], letters: list[str], **_: object) -> list[float]:
-    """Return 1 for each answer whose first letter of an option is the right one, else 0."""
-    found = [first_letter(each[-1]["content"], known) for each, known in zip(completions, letters, strict=True)]
+def right_answer(
+    completions: list[Text], answer: list[str], letters: list[str], options: list[list[str]], **_: object
+) -> list[float]:
+    """Return 1 for each answer that names the letter of the right option, as `read_letter` finds it, else 0."""
+    given = [dict(zip(known, texts, strict=True)) for known, texts in zip(letters, options, strict=True)]
+    found = [read_letter(_text(each), known) for each, known in zip(completions, given, strict=True)]
     return [float(letter == right) for letter, right in zip(found, answer, strict=True)]
 
 
-def letter_alone(completions: list[Completion], letters: list[str], **_: object) -> list[float]:
+def letter_alone(completions: list[Text], letters: list[str], **_: object) -> list[float]:
     """Return 1 for each answer that is the letter of an option and nothing else, else 0."""
-    texts = [each[-1]["content"].strip() for each in completions]
+    texts = [_text(each).strip() for each in completions]
     return [float(len(text) == 1 and text in known) for text, known in zip(texts, letters, strict=True)]
 
 
-def first_letter(text: str, letters: str) -> str | None:
-    """Return the first of some letters that stands in a text as a word of its own."""
-    found = re.search(rf"\b[{letters}]\b", text)
-    return found[0] if found else None
+def _text(completion: Text) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 #: Rewards by the names that `--rewards` takes.

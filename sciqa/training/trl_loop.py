@@ -33,6 +33,12 @@ from sciqa.training.trl_trainers import make_trainer, trainer_arguments
 #: Part of a Ray Train checkpoint with what the trainer resumes from, by the name that Ray Train itself gives it.
 CHECKPOINT = RayTrainReportCallback.CHECKPOINT_NAME
 
+#: Figures that end the run if they are not finite, each with what to do; a cause stands before what follows from it.
+MUST_BE_FINITE = {
+    **dict.fromkeys(("validation_reward", "reward"), "look at what the models of --rewards give, or leave them out"),
+    **dict.fromkeys(("loss", "grad_norm", "validation_loss"), "try a lower --learning-rate or --precision float32"),
+}
+
 
 def train(config: dict) -> dict:
     """Train on one worker and report checkpoints; Ray Train calls it on every worker.
@@ -100,11 +106,10 @@ class Report(transformers.TrainerCallback):
     ) -> None:
         """Show the figures; raise `InputError`, on all workers alike, if one is not finite."""
         row = history_row(state.log_history[-1])
-        for name in {"loss", "grad_norm", "validation_loss"} & row.keys():
-            if not math.isfinite(row[name]):
+        for name, remedy in MUST_BE_FINITE.items():
+            if not math.isfinite(row.get(name, 0.0)):
                 raise InputError(
-                    f"step {row['step']}: {name} is not a finite number; nothing of this run is kept; try a lower "
-                    "--learning-rate or --precision float32"
+                    f"step {row['step']}: {name} is not a finite number; nothing of this run is kept; {remedy}"
                 )
         if row:
             self.writers.write(row)

@@ -136,10 +136,17 @@ def _grpo(
     readers: list[Any] = []
     for name in options.rewards:
         reward, reader = (REWARDS[name], None) if name in REWARDS else load_reward_model(name, dtype, device)
+        if reader:
+            reward.register_forward_hook(_show_nan)
         rewards.append(reward)
         readers.append(reader)
     arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
     return trl.GRPOTrainer(args=arguments, reward_funcs=rewards, reward_processing_classes=readers, **common)
+
+
+def _show_nan(_: nn.Module, __: object, output: transformers.modeling_outputs.ModelOutput) -> None:
+    """Make scores infinite that are not numbers: TRL takes NaN for a reward that was not given, and leaves it out."""
+    output.logits.masked_fill_(output.logits.isnan(), torch.inf)
 
 
 MAKERS: dict[Objective, Callable[..., transformers.Trainer]] = {

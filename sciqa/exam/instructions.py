@@ -1,4 +1,4 @@
-"""Examples of `--objective instruct`: instructions with their answers, as messages of a chat."""
+"""Instructions with their answers: rows as they are, and examples of `--objective instruct` as messages of a chat."""
 
 from sciqa.core.errors import InputError
 from sciqa.exam.files import read_exam_files
@@ -8,8 +8,21 @@ Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
 
 
-def read_instructions(path: str) -> list[dict]:
-    """Return the examples in a file of instructions.
+def read_instructions(path: str) -> list[dict[str, str]]:
+    """Return the rows of a file or folder of instructions.
+
+    Returns:
+        By row the texts `id` (by default the row's number), `instruction`, `input` (it may be empty) and `output`.
+
+    Raises:
+        InputError: names file, row and column of what is missing, empty or no text.
+    """
+    rows = enumerate(read_exam_files(path), 1)
+    return [{"id": str(row.cells.get("id") or number)} | _texts(row) for number, row in rows]
+
+
+def read_instruction_examples(path: str) -> list[dict]:
+    """Return the training examples in a file of instructions.
 
     Args:
         path: JSONL, JSON, CSV, Parquet or Arrow. Its columns are `instruction`, `input` (may be empty) and `output`, as
@@ -61,12 +74,21 @@ def messages_of(row: Row, column: str) -> list[Message]:
     return found
 
 
+def instruction_prompt(texts: dict[str, str]) -> str:
+    """Return what a model is asked for the texts `instruction` and `input`."""
+    return "\n\n".join(filter(None, [texts["instruction"], texts["input"]]))
+
+
+def _texts(row: Row) -> dict[str, str]:
+    """Return the texts of a row of instructions, without white space around them."""
+    return {name: text_of(row, name, optional=name == "input").strip() for name in ("instruction", "input", "output")}
+
+
 def _examples(row: Row) -> list[dict]:
     if "messages" not in row.cells:
-        instruction, given = text_of(row, "instruction"), text_of(row, "input", optional=True)
-        prompt = "\n\n".join(filter(None, [instruction, given]))
-        answer = {"role": "assistant", "content": text_of(row, "output")}
-        return [{"prompt": [{"role": "user", "content": prompt}], "completion": [answer]}]
+        texts = _texts(row)
+        answer = {"role": "assistant", "content": texts["output"]}
+        return [{"prompt": [{"role": "user", "content": instruction_prompt(texts)}], "completion": [answer]}]
     messages = messages_of(row, "messages")
     examples = [
         {"prompt": messages[:at], "completion": [message]}

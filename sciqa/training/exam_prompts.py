@@ -1,0 +1,100 @@
+"""Prompts of exam questions and answers to them, for objectives besides `rank`: of an exam, or of a run's answers."""
+
+from typing import NamedTuple
+
+from sciqa.core import storage, tables
+from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import find_model
+from sciqa.exam.instructions import Message
+from sciqa.exam.metrics import scores_of
+from sciqa.exam.question_table import QuestionTable
+from sciqa.exam.questions import open_questions
+from sciqa.models.prompt_format import Completion, Format
+from sciqa.models.prompt_template import render_prompt
+from sciqa.retrieval.contexts import open_contexts
+from sciqa.training.examples import check_example_answers
+from sciqa.training.options import FinetuneOptions
+
+#: What TRL takes as a prompt or an answer: messages of a chat, or plain text.
+Text = list[Message] | str
+
+
+class AnsweredQuestion(NamedTuple):
+    """A question of a run's answers table.
+
+    Attributes:
+        question: row of the exam, with `passages`, those that the context may be made of.
+        context: what the reader read with it.
+        probabilities: by option, as the reader gave them.
+    """
+
+    question: dict
+    context: str
+    probabilities: list[float]
+
+
+def read_answered_questions(folder: str, options: FinetuneOptions) -> list[AnsweredQuestion]:
+    """Return the questions of an answers table, each with the context that its reader had.
+
+    Args:
+        folder: folder of the table, RUN/answers/NAME; exam and contexts are those in RUN.
+        options: how the exam is read.
+
+    Raises:
+        InputError: a question without an answer, probabilities that are no numbers, or answers to another exam, or from
+            other contexts, than those in the run.
+    """
+    folder = storage.absolute(folder)
+    run, manifest = folder.rsplit("/", 2)[0], tables.read_manifest(folder, "predict")
+    path = storage.join(run, "exam.parquet")
+    exam = open_questions(options, path, path, write=False)
+    table = storage.read_table(path)
+    check_example_answers(table, path)
+    if manifest["inputs"]["exam"] != exam.sha256:
+        raise InputError(f"{folder}: answers to another exam than {path}; run `sciqa predict` on this one first")
+    questions = table.to_pylist()
+    answers = QuestionTable(folder, manifest["rows"]).read_all(exam, ["scores", "probabilities"]).to_pylist()
+    for question, answer in zip(questions, answers, strict=True):
+        scores_of(answer, question, folder)
+    found: list[dict] = [{}] * len(answers)
+    if "contexts" in manifest["inputs"]:
+        contexts, made_from = open_contexts(storage.join(run, "contexts"), exam)
+        if made_from != manifest["inputs"]["contexts"]:
+            raise InputError(
+                f"{folder}: answered from other contexts than those in {run}/contexts, which examples would have; run "
+                "`sciqa predict` with these, or name a run that still has its contexts"
+            )
+        found = contexts.read_all(exam, ["context", "passages"]).to_pylist()
+    return [
+        AnsweredQuestion(
+            question | {"passages": texts.get("passages") or []}, texts.get("context") or "", answer["probabilities"]
+        )
+        for question, answer, texts in zip(questions, answers, found, strict=True)
+    ]
+
+
+def exam_prompt_style(options: FinetuneOptions, completion: Completion) -> Format:
+    """Return the form of exam questions' prompts.
+
+    `--prompt auto` is the form that the model was fine-tuned with before, if it was, else a chat.
+
+    Raises:
+        InputError: `--template` is missing, has an error, or is for another completion.
+    """
+    prompt = options.prompt
+    if prompt == "auto":
+        trained = read_trained_record(find_model(options.model).folder).get("style") or {}
+        prompt = trained.get("prompt", "chat") if options.objective != "reward" else "chat"
+    return Format(**{"prompt": prompt, "completion": completion} | options.template_style(completion))
+
+
+def exam_prompt(question: dict, context: str, style: Format) -> Text:
+    """Return the prompt for a question; see `sciqa.models.prompt_template.render_prompt`."""
+    prompt = render_prompt(question, context, style)
+    return prompt.plain if style.prompt == "plain" else prompt.messages()
+
+
+def exam_answer(text: str, style: Format) -> Text:
+    """Return what follows the prompt for a question: an option's text or its letter."""
+    return f" {text}" if style.prompt == "plain" else [{"role": "assistant", "content": text}]
