@@ -2,7 +2,12 @@
 
 import json
 import math
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +19,8 @@ import torch
 import transformers
 import trl
 from conftest import write_jsonl
-from test_training import history, kill_a_worker, losses
+from safetensors.torch import load_file, save_file
+from test_training import history, kill_a_worker, losses, wait_for_checkpoint
 from tiny import mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core import storage, tables
@@ -34,7 +40,7 @@ from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
 from sciqa.training.objectives import check_objective
 from sciqa.training.preferences import most_believed_wrong, read_preferences
-from sciqa.training.rewards import letter_alone, right_answer
+from sciqa.training.rewards import letter_alone, read_exam_prompts, right_answer
 from sciqa.training.sharding import gather_trained
 from sciqa.training.trl_loop import Report
 from sciqa.training.trl_trainers import load_reward_model, make_trainer, trainer_arguments
@@ -281,10 +287,23 @@ def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
 
 
 def test_rewards_of_sampled_answers():
-    texts = ["B", "(B) Helium", "Answer: B.", " B ", "A", "Because", "", "It is C, not B"]
-    given = {"completions": [messages(("assistant", text)) for text in texts], "letters": ["ABC"] * len(texts)}
-    assert right_answer(answer=["B"] * len(texts), **given) == [1, 1, 1, 1, 0, 0, 0, 0]
-    assert letter_alone(**given) == [1, 0, 0, 1, 1, 0, 0, 0]
+    texts = [
+        "B",
+        "(B) Helium",
+        "Answer: B.",
+        " B ",
+        "helium",
+        "So the answer is B",
+        "A",
+        "Because",
+        "",
+        "Not C, I think",
+    ]
+    count = len(texts)
+    given = {"letters": ["ABC"] * count, "options": [["Iron", "Helium", "Argon"]] * count, "answer": ["B"] * count}
+    for completions in (texts, [messages(("assistant", text)) for text in texts]):
+        assert right_answer(completions, **given) == [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+        assert letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]
 
 
 def test_grpo_reads_an_exam_and_begins_at_the_reference(tmp_path, options, exam):
@@ -304,6 +323,45 @@ def test_grpo_reads_an_exam_and_begins_at_the_reference(tmp_path, options, exam)
         check_objective(options("grpo", **common | {"generations": 4}))
     with pytest.raises(InputError, match=r"--rewards: .*no-such given; answer, format, or the folder"):
         check_objective(options("grpo", **common, rewards=("no-such",)))
+
+
+@pytest.fixture(scope="module")
+def broken_judge(tmp_path_factory, model, files):
+    """A reward model whose scores are not numbers."""
+    folder = tmp_path_factory.mktemp("judge")
+    asked = FinetuneOptions(**files["reward"], model=model, precision="float32", batch_size=2, micro_batch=2)
+    in_process(asked, folder / "trainer", 1).save_model(str(folder / "model"))
+    about = describe_base_model(model) | {"objective": "reward"}
+    storage.write_json(str(folder / "model/sciqa.json"), about)
+    path = folder / "model/adapter_model.safetensors"
+    weights = load_file(path)
+    assert weights["base_model.model.score.weight"].any()
+    save_file(weights | {"base_model.model.score.weight": weights["base_model.model.score.weight"] * math.nan}, path)
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize("rewards", [(), ("answer",)])
+def test_a_reward_that_is_not_a_number_ends_the_run(tmp_path, options, exam, broken_judge, rewards):
+    """TRL alone would leave it out of the sum, and train on the rest."""
+    asked = options("grpo", **exam, rewards=(*rewards, broken_judge), generations=2, batch_size=2, completion_tokens=2)
+    trainer = in_process(asked, tmp_path, 1)
+    trainer.add_callback(Report(SimpleNamespace(write=lambda row: None), None, "validation_reward"))
+    with pytest.raises(InputError, match=r"step 1: reward is not a finite number; nothing .* models of --rewards"):
+        trainer.train()
+
+
+def test_reward_models_that_do_not_fit_are_refused(tmp_path, options, exam, broken_judge):
+    grpo = exam | {"generations": 2, "batch_size": 2}
+    with pytest.raises(InputError, match="--rewards: all-MiniLM-L6-v2 given; answer, format, or the folder"):
+        check_objective(options("grpo", **grpo, rewards=("all-MiniLM-L6-v2",)))
+    with pytest.raises(InputError, match="scores chats, and prompts are plain; pass --prompt chat"):
+        check_objective(options("grpo", **grpo, rewards=(broken_judge,), prompt="plain"))
+    other = shutil.copytree(broken_judge, tmp_path / "other")
+    about = describe_base_model(tiny_folder(tmp_path / "mistral", "mistral"))
+    record = read_trained_record(broken_judge)
+    storage.write_json(str(other / "sciqa.json"), record | {"base": about["base"]})
+    with pytest.raises(InputError, match=r"an adapter for the base model .*mistral, not for"):
+        check_objective(options("grpo", **grpo, rewards=(str(other),)))
 
 
 @pytest.mark.slow
@@ -404,7 +462,7 @@ def test_bad_rows_are_refused_by_file_row_and_column(tmp_path, options, objectiv
         ({"train": "train"}, ["--train", "a file of examples"]),
         ({"model": "all-MiniLM-L6-v2"}, ["all-MiniLM-L6-v2 is multiple-choice", "causal"]),
         ({"batch_size": 64}, ["--batch-size: 64", "32 examples"]),
-        ({"prompt": "plain"}, ["--prompt plain", "--objective rank"]),
+        ({"prompt": "plain"}, ["--prompt plain", "read as chats"]),
         ({"packing": True, "max_length": None}, ["--packing", "--max-length"]),
         ({"peft": "{target_modules: [no_such]}"}, ["--peft", "no_such"]),
         ({"beta": 0.5}, ["--beta", "--objective dpo"]),
@@ -451,6 +509,12 @@ def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, ex
     assert letters[0]["chosen"] == messages(("assistant", questions[0]["answer"]))
     with pytest.raises(InputError, match="--completion yes"):
         read_preferences(made.path, options("dpo", completion="yes"))
+    plain = read_preferences(made.path, options("dpo", prompt="plain"))
+    assert plain[0]["prompt"] == f"Question: {questions[0]['prompt']}\nAnswer:"
+    assert plain[0]["chosen"] == f" {questions[0][questions[0]['answer']]}"
+    asked = read_exam_prompts(made.path, options("grpo"))
+    assert [row["answer"] for row in asked] == [row["answer"] for row in questions]
+    assert asked == read_exam_prompts(exam_file, options("grpo"))
     retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=exam_file))
     path = tables.records_path(made.path, tables.MANIFEST)
     record = storage.read_json(path)
@@ -480,6 +544,61 @@ def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, cluster, options, 
     assert len(losses(made.path)) == 60
     np.testing.assert_allclose(losses(made.path), losses(expected.path), atol=1e-3)
     assert [row["step"] for row in history(made.path)] == [row["step"] for row in history(expected.path)]
+
+
+@pytest.mark.parametrize("objective", ["instruct", "dpo", "reward", "grpo"])
+def test_what_a_checkpoint_resumes_has_the_losses_of_an_undisturbed_run(tmp_path, options, exam, objective):
+    changes = exam | {"generations": 2, "completion_tokens": 4} if objective == "grpo" else {}
+    asked = options(objective, **changes, batch_size=4, peft="{lora_dropout: 0.1}")
+    saved = {"save_strategy": "steps", "save_steps": 2}
+    found = []
+    for name, resumed in (("whole", None), ("rest", str(tmp_path / "whole/checkpoint-2"))):
+        trainer = in_process(asked, tmp_path / name, 4, **saved)
+        trainer.train(resume_from_checkpoint=resumed)
+        weights = {key: weight for key, weight in trainer.model.named_parameters() if weight.requires_grad}
+        found.append(([row["loss"] for row in trainer.state.log_history if "loss" in row], weights))
+    (whole, expected), (rest, weights) = found
+    assert len(rest) == 4
+    np.testing.assert_allclose(rest, whole, atol=1e-6)
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, expected[key], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["instruct", "dpo", "reward", "grpo"])
+def test_a_killed_driver_and_a_killed_worker_leave_the_weights_of_an_undisturbed_run(
+    tmp_path, cluster, options, exam, capsys, objective
+):
+    common = {"num_workers": 1, "steps": 40, "eval_every": 2, "peft": "{lora_dropout: 0.1}"}
+    if objective == "grpo":
+        common |= exam | {"generations": 2, "completion_tokens": 4, "batch_size": 4}
+    expected = finetune(options(objective, **common, name="undisturbed"))
+    asked = options(objective, **common, name="killed")
+    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
+    given = {name: value for name, value in vars(asked).items() if name != "address"} | {"num_cpus": 2}
+    with subprocess.Popen([sys.executable, "-c", code, json.dumps(given)], stderr=subprocess.DEVNULL) as driver:
+        wait_for_checkpoint(asked.folder, driver)
+        driver.send_signal(signal.SIGKILL)
+    assert not tables.is_finished_table(asked.folder)
+    snapshot = Path(asked.folder, "checkpoints", "checkpoint_manager_snapshot.json")
+    before = snapshot.read_text()
+
+    def kill_later():
+        while snapshot.read_text() in ("", before):
+            time.sleep(0.02)
+        kill_a_worker(asked.folder, 1)
+
+    killer = threading.Thread(target=kill_later)
+    killer.start()
+    made = finetune(asked)
+    killer.join()
+    assert capsys.readouterr().err.count("finetune: a worker on ") == 1
+    assert [row["step"] for row in history(made.path)] == [row["step"] for row in history(expected.path)]
+    np.testing.assert_allclose(losses(made.path), losses(expected.path), atol=1e-5)
+    assert made.details["best_step"] == expected.details["best_step"]
+    files = [load_file(Path(each.path, "adapter_model.safetensors")) for each in (made, expected)]
+    for key, weight in files[0].items():
+        torch.testing.assert_close(weight, files[1][key], atol=1e-5, rtol=1e-4)
 
 
 #: Fields without which peft refuses an adapter of that kind, or its defaults are too large for the tiny model.

@@ -160,6 +160,55 @@ def test_the_reader_asked_for_is_shown_and_others_can_be(output):
         page_of(output, show="none")
 
 
+@pytest.mark.parametrize(
+    ("objective", "rows", "titles"),
+    [
+        (
+            "dpo",
+            [
+                {"step": 0, "validation_loss": 0.7, "validation_rewards/margins": 0.0},
+                {"step": 1, "loss": 0.7, "rewards/margins": -0.5},
+                {"step": 2, "loss": 0.5, "rewards/margins": 0.25},
+                {"step": 2, "validation_loss": 0.6, "validation_rewards/margins": 0.5},
+            ],
+            {"Loss of x by step": ("0.7", "0"), "Reward of chosen less rejected answers of x by step": ("0.5", "-0.5")},
+        ),
+        (
+            "grpo",
+            [
+                {"step": 0, "validation_loss": 0.0, "validation_reward": 0.5},
+                {"step": 1, "loss": -0.01, "reward": 1.5, "kl": 0.0},
+                {"step": 2, "loss": 0.02, "reward": 2.0, "kl": 0.125},
+                {"step": 2, "validation_loss": 0.0, "validation_reward": 1.0},
+            ],
+            {
+                "Loss of x by step": ("0.02", "-0.01"),
+                "Reward of sampled answers of x by step": ("2", "0"),
+                "KL divergence from the reference, per token of x by step": ("0.12", "0"),
+            },
+        ),
+    ],
+)
+def test_rewards_and_divergence_of_objectives_are_drawn(output, objective, rows, titles):
+    folder = f"{output}/trained/x"
+    storage.write_table(f"{folder}/metrics.parquet", pa.Table.from_pylist(rows, schema=schema_of(rows)))
+    measure = "validation_reward" if objective == "grpo" else "validation_loss"
+    figures = {"measure": measure, measure: 0.6, f"{measure}_untrained": 0.7, "best_step": 2}
+    tables.finish_table(folder, figures | {"inputs": {"objective": objective}})
+    charts = re.findall(r'aria-label="([^"]+ by step)">(.*?)</svg>', page_of(output), re.DOTALL)
+    assert {title: tuple(re.findall(r'"end">([^<]+)<', chart)) for title, chart in charts} == titles
+    for _, chart in charts:
+        points = [float(y) for line in re.findall(r'points="([^"]+)"', chart) for y in re.findall(r",(\S+)", line)]
+        assert points
+        assert all(10 <= y <= 160 for y in points)
+
+
+def schema_of(rows):
+    """The schema of a history: whole steps, and figures that some rows lack."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.schema([(name, pa.int64() if name == "step" else pa.float64()) for name in names])
+
+
 def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
     seen = []
     for step in ("check_model", "_prepare_index", "retrieve", "predict"):

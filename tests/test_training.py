@@ -342,7 +342,7 @@ def kill_a_worker(folder, count=2):
     """SIGKILL one of the two training workers of this machine in the middle of a run, after some checkpoints."""
     wait_for_checkpoint(folder, count=count)
     workers = []
-    for process in psutil.Process(os.getpid()).children(recursive=True) + list(psutil.process_iter()):
+    for process in psutil.Process(os.getpid()).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # others end meanwhile
             if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()]):
                 workers.append(process)

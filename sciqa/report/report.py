@@ -18,6 +18,16 @@ from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.page import render_page
 from sciqa.report.questions import chains_of_questions, report_questions
 
+#: Figures of objectives besides `rank` that are drawn, as the history names them.
+TRAINER_FIGURES = {
+    "loss": "Loss",
+    "reward": "Reward of sampled answers",
+    "kl": "KL divergence from the reference, per token",
+    "rewards/margins": "Reward of chosen less rejected answers",
+    "rewards/accuracies": "Share of pairs whose chosen answer has the higher reward",
+    "margin": "Score of chosen less rejected answers",
+    "accuracy": "Share of pairs whose chosen answer has the higher score",
+}
 #: Keys of a question that the page's script reads.
 ASKED = ("id", "prompt", "answer", "slices", "contamination")
 
@@ -189,13 +199,36 @@ def _training_curves(output: str) -> list[dict]:
             continue
         rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
         last = max(1, rows[-1]["step"])
+        curve = {"name": name, "steps": last, "figures": tables.read_manifest(folder, "finetune"), "charts": []}
+        if "map_at_3" not in rows[0]:  # of an objective besides `rank`
+            curves.append(curve | {"charts": _trainer_charts(rows, last), "map_at_3": []})
+            continue
         highest = max(max(row["loss"] or 0, row["validation_loss"] or 0) for row in rows) or 1
         curves.append(
-            {"name": name, "steps": last, "highest": highest, "figures": tables.read_manifest(folder, "finetune")}
-            | {"loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None]}
+            curve
+            | {
+                "highest": highest,
+                "loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None],
+            }
             | {
                 key: [(row["step"] / last, row[key] / scale) for row in rows if row.get(key) is not None]
                 for key, scale in (("validation_loss", highest), ("map_at_3", 1))
             }
         )
     return curves
+
+
+def _trainer_charts(rows: list[dict], last: int) -> list[dict]:
+    """Return the figures of one of TRL's trainers by step, each scaled to 0…1: of batches, and of validation."""
+    charts = []
+    for name, title in TRAINER_FIGURES.items():
+        names = (name, f"validation_{name}")
+        lines = [[(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in names]
+        values = [value for line in lines for _, value in line]
+        if not values:
+            continue
+        low, high = min(0.0, *values), max(0.0, *values)
+        width = high - low or 1.0
+        lines = [[(step / last, (value - low) / width) for step, value in line] for line in lines]
+        charts.append({"title": title, "low": low, "high": low + width, "lines": lines})
+    return charts
