@@ -136,17 +136,10 @@ def _grpo(
     readers: list[Any] = []
     for name in options.rewards:
         reward, reader = (REWARDS[name], None) if name in REWARDS else load_reward_model(name, dtype, device)
-        if reader:
-            reward.register_forward_hook(_show_nan)
         rewards.append(reward)
         readers.append(reader)
     arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
     return trl.GRPOTrainer(args=arguments, reward_funcs=rewards, reward_processing_classes=readers, **common)
-
-
-def _show_nan(_: nn.Module, __: object, output: transformers.modeling_outputs.ModelOutput) -> None:
-    """Make scores infinite that are not numbers: TRL takes NaN for a reward that was not given, and leaves it out."""
-    output.logits.masked_fill_(output.logits.isnan(), torch.inf)
 
 
 MAKERS: dict[Objective, Callable[..., transformers.Trainer]] = {
@@ -178,18 +171,26 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
 def load_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
+    Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
+
     Args:
         name: folder of the adapter or the model.
         dtype: type of the weights.
         device: device that computes.
     """
     folder = str(local_copy(name))
-    if not Path(folder, ADAPTER_CONFIG).exists():
+    if Path(folder, ADAPTER_CONFIG).exists():
+        model, _ = _load_scoring(loadable_folder(find_model(read_trained_record(folder)["base"])), dtype, device)
+        model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    else:
         model, tokenizer = _load_scoring(folder, dtype, device)
-        return model.eval(), tokenizer
-    model, _ = _load_scoring(loadable_folder(find_model(read_trained_record(folder)["base"])), dtype, device)
-    merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    def show_nan(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401 (of any model)
+        output.logits.masked_fill_(output.logits.isnan(), torch.inf)
+
+    model.register_forward_hook(show_nan)
+    return model.eval(), tokenizer
 
 
 def _optimizer(options: FinetuneOptions, device: Device) -> str:
