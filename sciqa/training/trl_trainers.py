@@ -179,18 +179,17 @@ def load_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
         device: device that computes.
     """
     folder = str(local_copy(name))
-    if Path(folder, ADAPTER_CONFIG).exists():
-        model, _ = _load_scoring(loadable_folder(find_model(read_trained_record(folder)["base"])), dtype, device)
+    adapted = Path(folder, ADAPTER_CONFIG).exists()
+    base = loadable_folder(find_model(read_trained_record(folder)["base"])) if adapted else folder
+    model, _ = _load_scoring(base, dtype, device)
+    if adapted:
         model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    else:
-        model, tokenizer = _load_scoring(folder, dtype, device)
 
     def show_nan(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401 (of any model)
         output.logits.masked_fill_(output.logits.isnan(), torch.inf)
 
     model.register_forward_hook(show_nan)
-    return model.eval(), tokenizer
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _optimizer(options: FinetuneOptions, device: Device) -> str:
