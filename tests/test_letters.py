@@ -22,6 +22,9 @@ OPTIONS = {"A": "iron", "B": "helium", "C": "A noble gas"}
         ("B.", "B"),
         ("B. Helium", "B"),
         ("B) helium, since it is a noble gas", "B"),
+        ("B. Hel", "B"),  # cut off
+        ("Let me see.\nB: heli", "B"),
+        ("A ir", None),  # without a mark it may be the article
         ("[C]", "C"),
         ("The answer is B.", "B"),
         ("Answer: (B)", "B"),

@@ -287,23 +287,13 @@ def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
 
 
 def test_rewards_of_sampled_answers():
-    texts = [
-        "B",
-        "(B) Helium",
-        "Answer: B.",
-        " B ",
-        "helium",
-        "So the answer is B",
-        "A",
-        "Because",
-        "",
-        "Not C, I think",
-    ]
+    right = ["B", "(B) Helium", "Answer: B.", " B ", "helium", "So the answer is B", "B. Hel"]
+    texts = [*right, "A", "Because", "", "A gas", "B. Iron"]
     count = len(texts)
     given = {"letters": ["ABC"] * count, "options": [["Iron", "Helium", "Argon"]] * count, "answer": ["B"] * count}
     for completions in (texts, [messages(("assistant", text)) for text in texts]):
-        assert right_answer(completions, **given) == [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
-        assert letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]
+        assert right_answer(completions, **given) == [1] * len(right) + [0] * 5
+        assert letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_grpo_reads_an_exam_and_begins_at_the_reference(tmp_path, options, exam):
@@ -357,7 +347,7 @@ def test_reward_models_that_do_not_fit_are_refused(tmp_path, options, exam, brok
     with pytest.raises(InputError, match="scores chats, and prompts are plain; pass --prompt chat"):
         check_objective(options("grpo", **grpo, rewards=(broken_judge,), prompt="plain"))
     other = shutil.copytree(broken_judge, tmp_path / "other")
-    about = describe_base_model(tiny_folder(tmp_path / "mistral", "mistral"))
+    about = describe_base_model(tiny_folder(tmp_path / "mistral", "mistral", hidden_size=128))
     record = read_trained_record(broken_judge)
     storage.write_json(str(other / "sciqa.json"), record | {"base": about["base"]})
     with pytest.raises(InputError, match=r"an adapter for the base model .*mistral, not for"):

@@ -8,9 +8,9 @@ import numpy as np
 from sciqa.models.thoughts import end_of_thoughts, thoughts_start_mark
 
 #: Version of `find_letter`. Raise it with every change of its rules, so that older answers are not reused.
-LETTERS_FORMAT = 2
+LETTERS_FORMAT = 3
 #: An answer that is a letter, or begins with one that its option's text follows: "B", "(B)", "B. helium".
-ALONE = re.compile(r"[(\[]?([A-Z])[)\].:]*(?:\s+(.*))?", re.DOTALL)
+ALONE = re.compile(r"[(\[]?([A-Z])([)\].:]*)(?:\s+(.*))?", re.DOTALL)
 #: Marks around an answer: those of Markdown, and quotes.
 MARKS = "*_`\"' \t\r\n"
 #: A letter that a statement names: "The answer is B.", "**Answer:** (B)", "\\boxed{B}"; not the article in "is A gas".
@@ -50,7 +50,8 @@ def find_letter(answer: str, options: Mapping[str, str]) -> tuple[str, int] | No
     What is read, in this order, of the text after the last thoughts (up to `</think>`); thoughts that do not end are
     no answer:
 
-    1. the whole text, if it is a letter, a letter with its option's text, or an option's text alone;
+    1. the whole text, if it is a letter, a letter with its option's text, a letter and a mark with the beginning of
+       that (a limit of tokens cuts answers off), or an option's text alone;
     2. the last statement that names a letter: after the word "answer" ("The answer is B.", "**Answer:** (B)"), or in
        LaTeX's box ("\boxed{B}");
     3. the last line, if it is what 1 says of the whole text.
@@ -93,8 +94,10 @@ def _find_alone(answer: str, start: int, options: Mapping[str, str]) -> tuple[st
     at = answer.find(part, start)
     texts = {letter: _plain(text) for letter, text in options.items()}
     found = ALONE.fullmatch(part)
-    if found and found[1] in texts and (not found[2] or _plain(found[2]).startswith(texts[found[1]])):
-        return found[1], at + found.start(1)
+    if found and found[1] in texts:
+        follows, option = _plain(found[3] or ""), texts[found[1]]
+        if not follows or follows.startswith(option) or (found[2] and option.startswith(follows)):
+            return found[1], at + found.start(1)
     same = [letter for letter, text in texts.items() if text == _plain(part)]
     return (same[0], at) if len(same) == 1 else None
 
