@@ -321,7 +321,7 @@ def broken_judge(tmp_path_factory, model, files):
     folder = tmp_path_factory.mktemp("judge")
     asked = FinetuneOptions(**files["reward"], model=model, precision="float32", batch_size=2, micro_batch=2)
     in_process(asked, folder / "trainer", 1).save_model(str(folder / "model"))
-    about = describe_base_model(model) | {"objective": "reward"}
+    about = describe_adapter_base(model) | {"objective": "reward"}
     storage.write_json(str(folder / "model/sciqa.json"), about)
     path = folder / "model/adapter_model.safetensors"
     weights = load_file(path)
@@ -347,7 +347,7 @@ def test_reward_models_that_do_not_fit_are_refused(tmp_path, options, exam, brok
     with pytest.raises(InputError, match="scores chats, and prompts are plain; pass --prompt chat"):
         check_objective(options("grpo", **grpo, rewards=(broken_judge,), prompt="plain"))
     other = shutil.copytree(broken_judge, tmp_path / "other")
-    about = describe_base_model(tiny_folder(tmp_path / "mistral", "mistral", hidden_size=128))
+    about = describe_adapter_base(tiny_folder(tmp_path / "mistral", "mistral", hidden_size=128))
     record = read_trained_record(broken_judge)
     storage.write_json(str(other / "sciqa.json"), record | {"base": about["base"]})
     with pytest.raises(InputError, match=r"an adapter for the base model .*mistral, not for"):
