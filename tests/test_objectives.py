@@ -331,7 +331,7 @@ def broken_judge(tmp_path_factory, model, files):
     return str(folder / "model")
 
 
-@pytest.mark.parametrize("rewards", [(), ("answer",)])
+@pytest.mark.parametrize("rewards", [pytest.param((), marks=pytest.mark.slow), ("answer",)])
 def test_a_reward_that_is_not_a_number_ends_the_run(tmp_path, options, exam, broken_judge, rewards):
     """TRL alone would leave it out of the sum, and train on the rest."""
     asked = options("grpo", **exam, rewards=(*rewards, broken_judge), generations=2, batch_size=2, completion_tokens=2)
@@ -537,7 +537,7 @@ def test_a_killed_worker_ends_as_an_undisturbed_run(tmp_path, cluster, options, 
     assert [row["step"] for row in history(made.path)] == [row["step"] for row in history(expected.path)]
 
 
-@pytest.mark.parametrize("objective", ["instruct", "dpo", "reward", "grpo"])
+@pytest.mark.parametrize("objective", mostly_slow(["instruct", "dpo", "reward", "grpo"], "reward", "grpo"))
 def test_what_a_checkpoint_resumes_has_the_losses_of_an_undisturbed_run(tmp_path, options, exam, objective):
     changes = exam | {"generations": 2, "completion_tokens": 4} if objective == "grpo" else {}
     asked = options(objective, **changes, batch_size=4, peft="{lora_dropout: 0.1}")
