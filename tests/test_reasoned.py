@@ -23,6 +23,7 @@ from sciqa.models import decoding
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import Chain, ChainSettings, StopChainAtEnd, encode_chain_letters, write_chains
 from sciqa.models.decoding import SeededTokenDraws, decode_tokens
+from sciqa.models.letters import ends_with_letter, read_letter, scores_by_letter_votes
 from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
