@@ -1,6 +1,7 @@
 """Questions and instructions from passages: faults counted by hand, nothing asked twice, tables that steps take."""
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -15,7 +16,7 @@ import peft
 import pytest
 import torch
 import transformers
-from api_server import KEY, KEY_NAME, ApiServer, prompt_of, weights
+from api_server import KEY, KEY_NAME, ApiServer, chat_answer, prompt_of, weights
 from conftest import write_jsonl
 from tiny import tiny_folder
 
@@ -356,6 +357,41 @@ def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_pa
     assert sum('{"type": "object"}' in key for key in server.answered) == 1
     assert writer.write(prompts, names, folder, schemas) == written
     assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"choices": {"0": "x"}}, "has no choices, 3 times in a row"),
+        ({"choices": [None]}, "has no text"),
+        ({"choices": [{"message": {"content": ["x"]}}]}, "has no text"),
+        ("half JSON", "is not JSON, or only half of it"),
+        ("a page", "has no choices"),
+    ],
+)
+def test_an_endpoint_that_lies_ends_with_one_line(changes, said, server, indexed, here, monkeypatch):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    monkeypatch.setattr("sciqa.predict.api_client.FIRST_WAIT", 0.01)
+    if isinstance(changes, str):
+        server.fail = lambda *_: changes
+    else:
+        monkeypatch.setattr("api_server.chat_answer", lambda *about: chat_answer(*about) | changes)
+    flags = ["--engine", "openai", "--base-url", server.url, "--model", "small", "--api-key-env", KEY_NAME]
+    ended = here("generate", "--kind", "instructions", *flags, "--output", indexed["output"])
+    assert ended.returncode == 2
+    assert f"a first question: an answer of {server.url} " in " ".join(ended.stderr.split())
+    assert said in " ".join(ended.stderr.split())
+    assert not Path(indexed["output"], "generated").exists()
+
+
+def test_tokens_that_are_no_numbers_are_not_counted(server, indexed, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    usage = {"usage": {"prompt_tokens": math.nan, "completion_tokens": "many"}}
+    monkeypatch.setattr("api_server.chat_answer", lambda *about: chat_answer(*about) | usage)
+    options = asked_of(server, indexed)
+    writer = ServerWriter(find_json_server(options)[0], {}, 1, options)
+    (written,) = writer.write([Prompt("", [], 'Passage from "Helium"')], ["a-0"], str(tmp_path / "replies"))
+    assert (written.text, written.tokens_in, written.tokens_out) == (REPLIES["Helium"][0][0], 0, 0)
 
 
 def tiny_options(indexed, tmp_path, **more):

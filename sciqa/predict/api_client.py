@@ -142,8 +142,9 @@ class Client:
             try:
                 answered = self._send(request, what)
                 usage = getattr(answered, "usage", None)
-                spent[0] += getattr(usage, "prompt_tokens", None) or 0
-                spent[1] += getattr(usage, "completion_tokens", None) or 0
+                for at, name in enumerate(("prompt_tokens", "completion_tokens")):
+                    count = getattr(usage, name, None)
+                    spent[at] += count if type(count) is int else 0  # some servers send other things
                 reply = read_reply(answered, self.server)
             except (ApiIncompleteReplyError, ValueError) as error:  # ValueError: not JSON
                 lacks = str(error) if isinstance(error, ApiIncompleteReplyError) else "is not JSON, or only half of it"
@@ -264,7 +265,7 @@ def read_key(server: FoundServer) -> str:
 def read_reply(answered: Any, server: FoundServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
     """Return the answer in a response, or raise `ApiIncompleteReplyError` if it lacks a part that was asked for."""
     choices = getattr(answered, "choices", None)
-    if not choices:
+    if not choices or not isinstance(choices, list):
         raise ApiIncompleteReplyError("has no choices")
     first = choices[0]
     if server.chat:

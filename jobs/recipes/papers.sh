@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# From PDFs to a tuned model, and ROUGE of its answers beside those of its base (docs/generating.md).
+#
+#   bash jobs/recipes/papers.sh                                  # three PDFs, made of the demo corpus
+#   bash jobs/recipes/papers.sh PAPERS RUN --licence "CC BY 4.0" # a folder of PDFs, and the output folder
+#   MODEL=HuggingFaceTB/SmolLM2-1.7B-Instruct bash jobs/recipes/papers.sh PAPERS RUN \
+#       --engine openai --base-url http://localhost:8000/v1 --model NAME
+#
+# MODEL is tuned, and also writes the instructions unless the options after RUN, which `sciqa generate` is given, name
+# another model. A recipe that was stopped goes on with the same command.
+set -euo pipefail
+
+here=$(dirname "$0")
+papers=${1:-papers-run/papers} run=${2:-papers-run} model=${MODEL:-SmolLM2-135M-Instruct}
+if [ $# = 0 ]; then
+    [ -d "$papers" ] || python "$here/make_papers.py" "$papers"
+    set -- "$papers" "$run" --licence "passages CC BY-SA 4.0, by the authors of English Wikipedia"
+fi
+shift $(($# < 2 ? $# : 2))
+
+sciqa corpus --corpus "$papers" --passage-tokens 160 --passage-overlap 0 --output "$run"
+sciqa generate --kind instructions --reply-tokens 200 --model "$model" --output "$run" "$@"
+python "$here/split_triples.py" "$run/generated/instructions" "$run/triples"
+sciqa finetune --objective instruct --train "$run/triples/train.jsonl" --validation "$run/triples/validation.jsonl" \
+    --model "$model" --peft '{r: 16, lora_alpha: 32}' --epochs 3 --learning-rate 5e-4 --max-length 512 \
+    --name papers --output "$run"
+sciqa evaluate --text "$run/triples/held-out.jsonl" --model "$model" --tuned "$run/trained/papers" \
+    --reply-tokens 128 --output "$run"
