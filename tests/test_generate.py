@@ -389,8 +389,8 @@ def test_tokens_that_are_no_numbers_are_not_counted(server, indexed, tmp_path, m
     usage = {"usage": {"prompt_tokens": math.nan, "completion_tokens": "many"}}
     monkeypatch.setattr("api_server.chat_answer", lambda *about: chat_answer(*about) | usage)
     options = asked_of(server, indexed)
-    writer = ServerWriter(find_json_server(options)[0], {}, 1, options)
-    (written,) = writer.write([Prompt("", [], 'Passage from "Helium"')], ["a-0"], str(tmp_path / "replies"))
+    writer = ServerWriter(find_json_server(options)[0], 1, options)
+    (written,) = writer.write([Prompt("", [], 'Passage from "Helium"')], ["a-0"], str(tmp_path / "replies"), [None])
     assert (written.text, written.tokens_in, written.tokens_out) == (REPLIES["Helium"][0][0], 0, 0)
 
 
