@@ -6,8 +6,9 @@
 #   MODEL=HuggingFaceTB/SmolLM2-1.7B-Instruct bash jobs/recipes/papers.sh PAPERS RUN \
 #       --engine openai --base-url http://localhost:8000/v1 --model NAME
 #
-# MODEL is tuned, and also writes the instructions unless the options after RUN, which `sciqa generate` is given, name
-# another model. A recipe that was stopped goes on with the same command.
+# MODEL is tuned on instructions that the model of --model writes from the papers; without that option MODEL writes them
+# itself, after it has learned to from the packaged exam. Options after RUN are those of `sciqa generate`. A recipe that
+# was stopped goes on with the same command.
 set -euo pipefail
 
 here=$(dirname "$0")
@@ -17,12 +18,19 @@ if [ $# = 0 ]; then
     set -- "$papers" "$run" --licence "passages CC BY-SA 4.0, by the authors of English Wikipedia"
 fi
 shift $(($# < 2 ? $# : 2))
+tune=(sciqa finetune --objective instruct --model "$model" --peft '{r: 16, lora_alpha: 32}' --learning-rate 5e-4
+    --max-length 512 --output "$run")
 
 sciqa corpus --corpus "$papers" --passage-tokens 160 --passage-overlap 0 --output "$run"
-sciqa generate --kind instructions --reply-tokens 200 --model "$model" --output "$run" "$@"
+if [[ " $* " != *" --model "* ]]; then
+    python "$here/instruction_writer.py" "$run/writer"
+    "${tune[@]}" --train "$run/writer/train.jsonl" --validation "$run/writer/validation.jsonl" --name writer \
+        --epochs 1 --batch-size 8 --eval-every 40
+    set -- --model "$model" --adapter "$run/trained/writer" "$@"
+fi
+sciqa generate --kind instructions --reply-tokens 200 --reply-batch 32 --output "$run" "$@"
 python "$here/split_triples.py" "$run/generated/instructions" "$run/triples"
-sciqa finetune --objective instruct --train "$run/triples/train.jsonl" --validation "$run/triples/validation.jsonl" \
-    --model "$model" --peft '{r: 16, lora_alpha: 32}' --epochs 3 --learning-rate 5e-4 --max-length 512 \
-    --name papers --output "$run"
+"${tune[@]}" --train "$run/triples/train.jsonl" --validation "$run/triples/validation.jsonl" --name papers \
+    --epochs 3
 sciqa evaluate --text "$run/triples/held-out.jsonl" --model "$model" --tuned "$run/trained/papers" \
-    --reply-tokens 128 --output "$run"
+    --reply-tokens 128 --reply-batch 32 --output "$run"
