@@ -105,7 +105,7 @@ def kill_and_run_again(arguments: list[str], begun: str, manifest: Path) -> dict
     command = [sys.executable, "-m", "sciqa", *arguments, "--num-cpus", "1"]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)
     folder = manifest.parent.parent
-    while not (found := {path: path.stat().st_mtime_ns for path in folder.glob(begun)}):
+    while not (found := {path: path.stat().st_mtime_ns for path in folder.glob(begun) if path.name[0] != "."}):
         assert killed.poll() is None, killed.stderr.read().decode()
         time.sleep(0.02)
     killed.kill()
@@ -125,16 +125,13 @@ def test_instructions_of_a_killed_run_are_those_of_another(indexed, tmp_path, cl
     flags += [part for name, value in about.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     folder = Path(indexed["output"], "generated/_instructions")
     kill_and_run_again(flags, "_instructions/candidates/*.parquet", folder / "manifest.json")
-    options = GenerateOptions(**indexed, kind="instructions", name="other", part_passages=1, **about)
-    generate(options)
+    generate(GenerateOptions(**indexed, kind="instructions", name="other", part_passages=1, **about))
+    folders = [f"{indexed['output']}/generated/{name}" for name in ("instructions", "other")]
     for part in range(3):
-        tables = [
-            storage.read_table(rejected_path(str(options.folder).replace("other", name), part))
-            for name in ("instructions", "other")
-        ]
-        assert tables[0].equals(tables[1])
-    tables = [storage.read_table(options.folder.replace("other", name)) for name in ("instructions", "other")]
-    assert tables[0].equals(tables[1])
+        killed, other = (storage.read_table(rejected_path(folder, part)) for folder in folders)
+        assert killed.equals(other)
+    killed, other = map(storage.read_table, folders)
+    assert killed.equals(other)
 
 
 @pytest.mark.slow
@@ -152,5 +149,5 @@ def test_free_answers_of_a_killed_run_are_those_of_another(tmp_path, embedder, c
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
     evaluate_text(EvaluateTextOptions(**about, output=str(tmp_path / "whole")))
     for name in ("text/llama", "text/tuned-other", "text_figures.parquet"):
-        tables = [storage.read_table(f"{tmp_path}/{run}/{name}") for run in ("run", "whole")]
-        assert tables[0].equals(tables[1])
+        killed, whole = (storage.read_table(f"{tmp_path}/{run}/{name}") for run in ("run", "whole"))
+        assert killed.equals(whole)

@@ -1,7 +1,7 @@
 """Write what an instruction writer is tuned on: train.jsonl and validation.jsonl in a folder, for `papers.sh`.
 
-An example is the prompt of `sciqa generate --kind instructions` about sentences of an article of the demo corpus, and the
-JSON of a question of the packaged exam with the sentence that decides it, as `instruction` and `output`.
+An example is the prompt of `sciqa generate --kind instructions` about sentences of an article of the demo corpus, and
+the JSON of a question of the packaged exam with the sentence that decides it, as `instruction` and `output`.
 """
 
 import hashlib
