@@ -16,7 +16,7 @@ from sciqa.generate.template import read_passage_template
 
 #: Questions that one sentence answers, by their column `kind`.
 KINDS = ("cause", "description", "number", "property", "role")
-TRAINED, VALIDATED = 320, 24
+TRAINED, VALIDATED = 192, 16
 #: Sentences of an example's passage.
 SENTENCES = 4
 

@@ -25,7 +25,7 @@ sciqa corpus --corpus "$papers" --passage-tokens 160 --passage-overlap 0 --outpu
 if [[ " $* " != *" --model "* ]]; then
     python "$here/instruction_writer.py" "$run/writer"
     "${tune[@]}" --train "$run/writer/train.jsonl" --validation "$run/writer/validation.jsonl" --name writer \
-        --epochs 1 --batch-size 8 --eval-every 40
+        --epochs 1 --batch-size 8 --eval-every 12
     set -- --model "$model" --adapter "$run/trained/writer" "$@"
 fi
 sciqa generate --kind instructions --reply-tokens 200 --reply-batch 32 --output "$run" "$@"
