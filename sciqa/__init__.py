@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sciqa.generate.generate import generate as generate_data
     from sciqa.generate.options import GenerateOptions
     from sciqa.models.merge import MergeOptions, merge
-    from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
+    from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, RunSweepOptions, run_exam, run_finetune, run_sweep
     from sciqa.planning.options import PlanOptions
     from sciqa.planning.plan import plan
     from sciqa.predict.options import PredictOptions
@@ -60,6 +60,7 @@ __all__ = [
     "RetrieveOptions",
     "RunExamOptions",
     "RunFinetuneOptions",
+    "RunSweepOptions",
     "ServeOptions",
     "Summary",
     "__version__",
@@ -80,6 +81,7 @@ __all__ = [
     "retrieve",
     "run_exam",
     "run_finetune",
+    "run_sweep",
     "serve_answers",
     "show_prompts",
     "write_report",
@@ -99,7 +101,14 @@ _MODULES = {
     "sciqa.exam": ("read_exam",),
     "sciqa.generate": ("EvaluateTextOptions", "GenerateOptions", "evaluate_text"),
     "sciqa.models.merge": ("MergeOptions", "merge"),
-    "sciqa.pipeline": ("RunExamOptions", "RunFinetuneOptions", "run_exam", "run_finetune"),
+    "sciqa.pipeline": (
+        "RunExamOptions",
+        "RunFinetuneOptions",
+        "RunSweepOptions",
+        "run_exam",
+        "run_finetune",
+        "run_sweep",
+    ),
     "sciqa.planning.options": ("PlanOptions",),
     "sciqa.planning.plan": ("plan",),
     "sciqa.predict": ("PredictOptions",),

@@ -71,6 +71,7 @@ STEPS = {
         "train an adapter, or a whole model, on questions with answers",
         *("sciqa.pipeline", "run_finetune", "RunFinetuneOptions"),
     ),
+    "sweep": Step("train with many options, side by side", "sciqa.pipeline", "run_sweep", "RunSweepOptions"),
     "merge": Step("add an adapter's weights into its base model", "sciqa.models.merge", "merge", "MergeOptions", False),
     "plan": Step(
         "say what a run will take, and what has room for it, before anything is started",
@@ -229,7 +230,7 @@ def read_config(path: str, kind: type) -> list[str]:
         if isinstance(value, bool):
             flags += [f"--{flag}"] if value else [f"--no-{flag}"] * (name != "verbose")
         elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
+            flags += [f"--{flag}", *(json.dumps(each) if isinstance(each, dict) else str(each) for each in value)]
         elif value is not None:
             flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return flags
@@ -250,7 +251,7 @@ def print_result_tables(summaries: "list[Summary]", seconds: float) -> None:
             console.print(_retrieval_table(summary.details["evaluation"]))
         if summary.stage == "report":
             _show_differences(summary.details, [row["reader"] for row in predicted], console)
-        tabled = ("plan", "audit", "compare", "generate", "evaluate")
+        tabled = ("plan", "audit", "compare", "generate", "evaluate", "sweep")
         for title, rows in summary.details.items() if summary.stage in tabled else []:
             console.print(_plain_table(title, rows))
     for summary in summaries:

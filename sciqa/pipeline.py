@@ -1,6 +1,6 @@
 """Pipelines of steps: an exam from corpus to report, an adapter from corpus to training; finished steps are kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +28,8 @@ from sciqa.retrieval.index import check_index, finished_index, options_of_index
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.finetune import check_before_finetune, open_finetune_split
 from sciqa.training.options import SPLITS
+from sciqa.training.sweep import sweep
+from sciqa.training.trials import SweepOptions, sweep_trials
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
@@ -147,10 +149,37 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
         InputError: bad input of any step.
     """
     check_before_finetune(options)
-    if options.objective != "rank":  # its examples bring their own texts
-        return [finetune(options)]
+    return [*_find_split_contexts(options, [options]), finetune(options)]
+
+
+def _find_split_contexts(options: RunFinetuneOptions, runs: Sequence[FinetuneOptions]) -> list[Summary]:
+    """Find the contexts of both splits of runs, each folder once; objectives besides `rank` bring their own texts."""
+    if options.objective != "rank":
+        return []
     summaries = _prepare_index(options)
-    for split in SPLITS:
-        exam = open_finetune_split(options, split, write=False)
-        summaries.append(find_contexts(options, exam, getattr(options, f"{split}_contexts"), evidence=False))
-    return [*summaries, finetune(options)]
+    folders = {getattr(run, f"{split}_contexts"): (run, split) for run in runs for split in SPLITS}
+    for folder, (run, split) in folders.items():
+        exam = open_finetune_split(run, split, write=False)
+        summaries.append(find_contexts(options, exam, folder, evidence=False))
+    return summaries
+
+
+@dataclass(kw_only=True)
+class RunSweepOptions(SweepOptions, RunFinetuneOptions):
+    """Options of all steps from corpus to the table of a sweep."""
+
+
+def run_sweep(options: RunSweepOptions) -> list[Summary]:
+    """Check every trial of a sweep, find the contexts of their questions, if they are missing, and train them.
+
+    Raises:
+        InputError: bad input of any step or trial.
+    """
+    trials = sweep_trials(options, RunFinetuneOptions)
+    for trial in trials:
+        try:
+            check_before_finetune(trial.options)
+        except InputError as error:
+            raise InputError(f"{trial.name}: {error}") from error
+    contexts = _find_split_contexts(options, [trial.options for trial in trials])
+    return [*contexts, sweep(options, trials)]

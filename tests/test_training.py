@@ -37,8 +37,9 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import ExampleOrder, Examples
-from sciqa.training.loop import _Run, keep_4bit_layout
+from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
+from sciqa.training.sharding import keep_4bit_layout
 
 STEPS = 20
 

@@ -245,6 +245,15 @@ def num_workers(options: ClusterOptions, parts: int, *, whole_nodes: bool = Fals
     return max(1, min(available, parts))
 
 
+def workers_that_fit(needs: dict[str, float]) -> int:
+    """Return how many workers the cluster's current nodes have room for at once, whatever runs on them now.
+
+    Args:
+        needs: resources of a worker, as `worker_needs` returns them.
+    """
+    return sum(min(int(each.get(name, 0) // amount) for name, amount in needs.items()) for each in _resources())
+
+
 def cluster_cpus() -> int:
     """Return the current number of CPUs of the cluster, at least 1."""
     return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))

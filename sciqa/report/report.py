@@ -17,6 +17,7 @@ from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_an
 from sciqa.exam.questions import ExamOptions, open_exam
 from sciqa.report.page import render_page
 from sciqa.report.questions import chains_of_questions, report_questions
+from sciqa.report.sweeps import read_sweeps, scatter_plot
 
 #: Figures of objectives besides `rank` that are drawn, as the history names them.
 TRAINER_FIGURES = {
@@ -66,13 +67,14 @@ def report(options: ReportOptions) -> Summary:
     for number, question in enumerate(questions):
         question |= _stands(audited, number)
         question["slices"] += [f"contamination: {question['contamination']}"] * bool(question["contamination"])
+    metrics = {name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]}
     page = render_page(
         "report.html.j2",
         exam=exam.name,
         total=exam.questions,
         shown=shown,
         readers={name: _figures(reader) for name, reader in readers.items()},
-        metrics={name: reader["metrics"][0] for name, reader in readers.items() if reader["metrics"]},
+        metrics=metrics,
         differences=report_gains(readers, shown),
         contamination=_contamination(audited, readers),
         questions=questions,
@@ -81,6 +83,8 @@ def report(options: ReportOptions) -> Summary:
         answers=answers,
         chains=chains,
         curves=_training_curves(options.output),
+        sweeps=read_sweeps(options.output),
+        cost=scatter_plot(list(metrics.values()), "MAP@3 against seconds", "map_at_3", "seconds"),
     )
     path = storage.join(options.output, "report.html")
     storage.write_bytes(path, page)

@@ -1,9 +1,12 @@
 """The `finetune` step: checks the input, runs Ray Train, and keeps the best model."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import pyarrow as pa
+from ray.train import Result, UserCallback
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
@@ -15,32 +18,47 @@ from sciqa.models.prompt_format import Format
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.training.examples import check_example_questions
-from sciqa.training.objectives import check_objective, finetune_objective
+from sciqa.training.objectives import check_objective, finetune_objective, keep_best_objective, objective_inputs
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
-from sciqa.training.ray_train import ELSEWHERE, best_checkpoint, check_batch, check_folder, run_workers, train_once
+from sciqa.training.ray_train import (
+    ELSEWHERE,
+    best_checkpoint,
+    check_batch,
+    check_folder,
+    finish_stopped,
+    num_workers,
+    reported_figures,
+    run_workers,
+    train_once,
+)
 
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
         *((name, pa.float64()) for name in ("loss", "learning_rate")),
         *((name, pa.int64()) for name in ("tokens", "padded_tokens")),
-        *((name, pa.float64()) for name in ("validation_loss", "map_at_3", "accuracy", "seconds")),
+        *((name, pa.float64()) for name in ("validation_loss", "map_at_3", "map_at_3_low", "map_at_3_high")),
+        *((name, pa.float64()) for name in ("accuracy", "seconds")),
     ]
 )
 
 
-def finetune(options: FinetuneOptions) -> Summary:
+def finetune(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -> Summary:
     """Train an adapter or a whole model, and keep the best step by validation MAP@3 in `OUTPUT/trained/NAME/`.
 
     The folder holds the adapter (in peft's format) or model (in that of transformers), `sciqa.json`, `metrics.parquet`
     and TensorBoard files. With the same options, an unfinished run resumes from its last checkpoint.
+
+    Args:
+        options: options of the step.
+        callbacks: told of every checkpoint by Ray Train.
 
     Raises:
         InputError: a bad exam, contexts of another exam, a base model that these options cannot train, or a folder of
             that name begun with other options.
     """
     if options.objective != "rank":
-        return finetune_objective(options)
+        return finetune_objective(options, callbacks)
     started = time.monotonic()
     check_before_finetune(options)
     exams = {split: open_finetune_split(options, split, write=False) for split in SPLITS}
@@ -50,7 +68,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     return train_once(
         options,
         lambda workers: _inputs(options, exams, workers),
-        lambda workers: _fit(options, exams, steps, workers),
+        lambda workers: _fit(options, exams, steps, workers, callbacks),
         _made,
         started,
     )
@@ -89,6 +107,18 @@ def open_finetune_split(options: FinetuneOptions, split: str, write: bool = True
     return open_questions(options, getattr(options, split), path, write=write)
 
 
+def training_inputs(options: FinetuneOptions) -> dict:
+    """Return all inputs on which the result of a training depends, on the cluster that this process is connected to.
+
+    Raises:
+        InputError: as `finetune`, before training.
+    """
+    workers = num_workers(options)
+    if options.objective != "rank":
+        return objective_inputs(options, check_objective(options)) | {"num_workers": workers}
+    return _inputs(options, {split: open_finetune_split(options, split, write=False) for split in SPLITS}, workers)
+
+
 def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> dict:
     """Return all inputs on which the result depends."""
     inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
@@ -101,18 +131,34 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> d
     return inputs | {"format": TRAINED_FORMAT, "num_workers": workers}
 
 
-def _fit(options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int) -> dict:
+def _fit(
+    options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int, callbacks: Sequence[UserCallback]
+) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split in SPLITS:
         open_finetune_split(options, split)
     config = exams | {"steps": steps, "template": options.template_style()}
-    result = run_workers(options, config, steps, workers)
+    return _keep_best(options, run_workers(options, config, steps, workers, callbacks))
+
+
+def keep_stopped(options: FinetuneOptions) -> dict:
+    """Keep the best step of a run that was stopped before its last one, as `finetune` does; return its manifest.
+
+    Args:
+        options: options of the run, which has reported a checkpoint, and none of whose processes is left.
+    """
+    keep = _keep_best if options.objective == "rank" else keep_best_objective
+    return finish_stopped(options, partial(keep, options))
+
+
+def _keep_best(options: FinetuneOptions, result: Result) -> dict:
+    """Write the best model and the history of a run, and return figures for the manifest."""
     best, last, metrics = best_checkpoint(result, options.folder)
     storage.copy_files(storage.join(best, "model"), options.folder)
     history = cast("list[dict]", storage.read_json(storage.join(last, HISTORY)))
     table = pa.Table.from_pylist(history, schema=METRICS)
     storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
-    return result.return_value | _figures(history, metrics)
+    return reported_figures(result) | _figures(history, metrics)
 
 
 def _figures(history: list[dict], best: dict) -> dict:
@@ -122,10 +168,13 @@ def _figures(history: list[dict], best: dict) -> dict:
     return {
         "best_step": best["step"],
         "map_at_3": best["map_at_3"],
+        "map_at_3_low": best.get("map_at_3_low"),  # none in checkpoints of earlier versions
+        "map_at_3_high": best.get("map_at_3_high"),
         "map_at_3_untrained": evaluations[0]["map_at_3"],
         "steps": evaluations[-1]["step"],
         "loss": steps[-1]["loss"] if steps else None,
         "padding": 1 - sum(row["tokens"] for row in steps) / padded if padded else 0.0,
+        "working_seconds": sum(row["seconds"] for row in history),
         "tokens_per_second": sum(row["tokens"] for row in steps) / max(1e-9, sum(row["seconds"] for row in steps)),
     }
 

@@ -17,14 +17,13 @@ import torch.distributed as dist
 import transformers
 from peft.helpers import disable_input_dtype_casting
 from ray.util.queue import Queue
-from torch import nn
 
 from sciqa.core.adapter_files import describe_adapter_base
 from sciqa.core.console import quiet
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
-from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first
+from sciqa.exam.metrics import average_precision_at_3, bootstrap_interval, rank_range, right_at_first
 from sciqa.exam.probabilities import NOISE, settle_ties
 from sciqa.exam.questions import Exam
 from sciqa.models import adapter
@@ -37,7 +36,7 @@ from sciqa.training.loss import mean_loss
 from sciqa.training.memory_check import minimum_memory
 from sciqa.training.optimizer import gradient_norm, learning_rate_schedule
 from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
-from sciqa.training.sharding import deepspeed_config, gather_trained, parameter_bytes
+from sciqa.training.sharding import deepspeed_config, gather_trained, keep_4bit_layout, model_figures
 
 #: Padded tokens per evaluation batch of a worker.
 EVALUATION_TOKENS = 2048
@@ -56,12 +55,13 @@ def train(config: dict) -> dict:
             `Format`.
 
     Returns:
-        Figures of the run, or `input_error` if the input is bad.
+        Nothing, or `input_error` if the input is bad.
     """
     try:
-        return _Run(**config).train()
+        _Run(**config).train()
     except InputError as error:  # every worker raises the same, and a retry would not help
         return {"input_error": str(error)}
+    return {}
 
 
 class _Run:
@@ -109,8 +109,8 @@ class _Run:
         )
         self.history: list[dict] = []
 
-    def train(self) -> dict:
-        """Train from the last checkpoint, or the start, to the last step; return figures of the run."""
+    def train(self) -> None:
+        """Train from the last checkpoint, or the start, to the last step."""
         first = self._restore()
         every = self.options.eval_every or max(1, self.steps // 10)
         # Autocast already casts the input of adapters; peft's own cast to float32 and back would only take time.
@@ -127,8 +127,6 @@ class _Run:
                     self._evaluate(step, writers)
                     if self.options.patience and _evaluations_since_best(self.history) >= self.options.patience:
                         break
-        held, whole = parameter_bytes(self.engine.module)
-        return {"rank_bytes": held, "model_bytes": whole, "optimizer": type(self.optimizer).__name__}
 
     def _build(self) -> Scorer:
         options = self.options
@@ -231,10 +229,12 @@ class _Run:
         golds = [gold for _, gold in self.validation]
         pairs = zip(scores, golds, strict=True)
         ranks, tied = np.array([rank_range(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
+        precision = average_precision_at_3(ranks, tied)
         row = {
             "step": step,
             "validation_loss": mean_loss([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
-            "map_at_3": float(average_precision_at_3(ranks, tied).mean()),
+            "map_at_3": float(precision.mean()),
+            **dict(zip(("map_at_3_low", "map_at_3_high"), bootstrap_interval(precision), strict=True)),
             "accuracy": float(right_at_first(ranks, tied).mean()),
             "seconds": time.monotonic() - started,
         }
@@ -269,7 +269,8 @@ class _Run:
                 Path(folder, HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
                 self._save_model(Path(folder, "model"), state)
             # At equal MAP@3 the lower loss is better. Ray Train keeps the best and the last checkpoint.
-            metrics = row | {"quality": _quality(row)}
+            metrics = row | model_figures(self.engine.module, type(self.optimizer).__name__)
+            metrics |= {"quality": _quality(row), "percent": 100 * row["step"] / self.steps}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _save_model(self, folder: Path, state: dict) -> None:
@@ -328,17 +329,6 @@ def selected_training_style(
         max_length=options.max_length,
         **{"completion": options.completion} | (template or {}),
     )
-
-
-def keep_4bit_layout(model: nn.Module) -> None:
-    """Stop bitsandbytes from re-packing 4-bit weights in evaluation mode.
-
-    On CPUs with AVX512-BF16, a bitsandbytes layer that runs in evaluation mode re-packs its weight in place. ZeRO-3
-    loses the packed bytes with the gathered copy, and the next step reads the old ones as if they were packed.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no attribute of every module)
 
 
 def _quality(row: dict) -> float:

@@ -2,10 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
+from ray.train import Result, UserCallback
 
 from sciqa.core import storage, tables
 from sciqa.core.adapter_files import adapter_hash, check_adapter_base, describe_adapter_base, read_trained_record
@@ -23,7 +24,15 @@ from sciqa.models.prompt_format import Format, Prompt
 from sciqa.training.loggers import history_row, measure_of
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
 from sciqa.training.preferences import read_preferences
-from sciqa.training.ray_train import ELSEWHERE, best_checkpoint, check_batch, check_folder, run_workers, train_once
+from sciqa.training.ray_train import (
+    ELSEWHERE,
+    best_checkpoint,
+    check_batch,
+    check_folder,
+    reported_figures,
+    run_workers,
+    train_once,
+)
 from sciqa.training.rewards import REWARDS, read_exam_prompts
 
 #: Version of what is computed from the same examples; raise it when that changes.
@@ -41,7 +50,7 @@ READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
 }
 
 
-def finetune_objective(options: FinetuneOptions) -> Summary:
+def finetune_objective(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -> Summary:
     """Train for an objective, and keep the step with the lowest validation loss, or for `grpo` the highest reward.
 
     The folder `OUTPUT/trained/NAME/` holds the same files as that of `finetune`, and `OUTPUT/trained/_NAME/` what was
@@ -52,11 +61,11 @@ def finetune_objective(options: FinetuneOptions) -> Summary:
     """
     started = time.monotonic()
     examples = check_objective(options)
-    inputs = _inputs(options, examples)
+    inputs = objective_inputs(options, examples)
     return train_once(
         options,
         lambda workers: inputs | {"num_workers": workers},
-        lambda workers: _fit(options, examples, workers),
+        lambda workers: _fit(options, examples, workers, callbacks),
         _made,
         started,
     )
@@ -85,7 +94,7 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
         raise InputError("--packing: fills rows of --max-length tokens; pass that too")
     if options.num_workers != "auto":
         check_batch(options, options.num_workers)
-    check_folder(options, _inputs(options, examples), early=True)
+    check_folder(options, objective_inputs(options, examples), early=True)
     return examples
 
 
@@ -163,7 +172,7 @@ def _check_rewards(options: FinetuneOptions, examples: dict[str, list[dict]]) ->
             check_adapter_base(name, about["base"])
 
 
-def _inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) -> dict:
+def objective_inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) -> dict:
     """Return all inputs on which the result depends."""
     ignored = (*ELSEWHERE, "num_workers")
     inputs = {name: value for name, value in vars(options).items() if name not in ignored}
@@ -178,13 +187,19 @@ def _examples_path(options: FinetuneOptions, split: str) -> str:
     return tables.records_path(options.folder, f"{split}.parquet")
 
 
-def _fit(options: FinetuneOptions, examples: dict[str, list[dict]], workers: int) -> dict:
+def _fit(
+    options: FinetuneOptions, examples: dict[str, list[dict]], workers: int, callbacks: Sequence[UserCallback]
+) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split, rows in examples.items():
         storage.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
     steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / examples_per_step(options)))
     paths = {split: _examples_path(options, split) for split in SPLITS}
-    result = run_workers(options, paths, steps, workers)
+    return keep_best_objective(options, run_workers(options, paths, steps, workers, callbacks))
+
+
+def keep_best_objective(options: FinetuneOptions, result: Result) -> dict:
+    """Write the best model and the history of a run, and return figures for the manifest."""
     best, last, metrics = best_checkpoint(result, options.folder)
     _keep_model(options, storage.join(best, "checkpoint"), "chat" if _has_chats(examples) else "plain")
     state = storage.read_json(storage.join(last, "checkpoint", TRAINER_STATE))
@@ -194,7 +209,7 @@ def _fit(options: FinetuneOptions, examples: dict[str, list[dict]], workers: int
     storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
     measure = f"validation_{measure_of(options)}"
     validated = [row[measure] for row in history if measure in row]
-    return result.return_value | {
+    return reported_figures(result) | {
         "best_step": metrics["step"],
         "steps": state["global_step"],
         "measure": measure,

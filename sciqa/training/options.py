@@ -24,6 +24,8 @@ SPLITS = ("train", "validation")
 TRAINED_FORMAT = 2
 #: File of a checkpoint that holds the history: a row per step and per evaluation.
 HISTORY = "history.json"
+#: Figures of a checkpoint's metrics that say what the model takes on rank 0; see `sharding.model_figures`.
+MODEL_FIGURES = ("rank_bytes", "model_bytes", "trained_parameters", "peak_memory", "optimizer")
 #: ZeRO-3 keeps parameters with fewer elements whole on every rank. DeepSpeed's default of 100,000 would keep most 4-bit
 #: layers of small models whole, because four or eight of their weights count as one element.
 PERSISTENCE_THRESHOLD = 10_000

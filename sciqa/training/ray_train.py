@@ -4,10 +4,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.util.queue import Queue
 
 from sciqa.core import cluster, progress, storage, tables
@@ -17,8 +17,10 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import weight_bytes
 from sciqa.core.options import Summary
 from sciqa.retrieval.options import FindOptions, IndexOptions
-from sciqa.training.options import SPLITS, FinetuneOptions
+from sciqa.training.options import MODEL_FIGURES, SPLITS, FinetuneOptions
 
+#: Folder of Ray Train's checkpoints within that of the result.
+CHECKPOINTS = "checkpoints"
 #: Options that affect where and how a run executes, but not its result.
 ELSEWHERE = (
     *("output", "address", "num_cpus", "accelerator", "name", "max_failures", "mlflow", "overwrite"),
@@ -94,7 +96,9 @@ def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) ->
     return True
 
 
-def run_workers(options: FinetuneOptions, config: dict, steps: int, workers: int) -> Result:
+def run_workers(
+    options: FinetuneOptions, config: dict, steps: int, workers: int, callbacks: Sequence[UserCallback] = ()
+) -> Result:
     """Run the loop of the objective on Ray Train's workers to its end.
 
     Args:
@@ -102,6 +106,7 @@ def run_workers(options: FinetuneOptions, config: dict, steps: int, workers: int
         config: arguments of the loop, besides `options`, `threads`, `device` and `progress`.
         steps: number of optimizer steps, for progress lines.
         workers: number of workers.
+        callbacks: told of every checkpoint.
 
     Raises:
         InputError: a worker found bad input; the folder of the result is emptied.
@@ -130,13 +135,14 @@ def run_workers(options: FinetuneOptions, config: dict, steps: int, workers: int
             accelerator_type=cluster.named_accelerator(options),
         ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=options.folder,
             failure_config=FailureConfig(
                 max_failures=options.max_failures, max_preemption_failures=options.max_failures
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="quality"),
             worker_runtime_env={"env_vars": environment},
+            callbacks=list(callbacks),
         ),
     )
     with _Watcher(rows, steps):
@@ -180,15 +186,38 @@ def train_once(
         if not begun:
             tables.begin_table(folder, inputs)
         manifest = fit(workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-        tables.finish_table(folder, manifest)
-        storage.delete(storage.join(folder, "checkpoints"))
+        _finish(folder, manifest)
     return Summary("finetune", folder, made(manifest), time.monotonic() - started, manifest)
+
+
+def finish_stopped(options: FinetuneOptions, keep_best: Callable[[Result], dict]) -> dict:
+    """Make the result of a run that was stopped before its last step from its checkpoints; return its manifest.
+
+    Args:
+        options: options of the run, none of whose processes works any more.
+        keep_best: writes the best model, and returns the figures of the manifest.
+    """
+    folder = options.folder
+    figures = keep_best(Result.from_path(storage.join(folder, CHECKPOINTS)))
+    inputs = storage.read_json(tables.records_path(folder, tables.INPUTS))["inputs"]
+    _finish(folder, manifest := figures | {"inputs": inputs, "stopped": True})
+    return manifest
+
+
+def _finish(folder: str, manifest: dict) -> None:
+    tables.finish_table(folder, manifest)
+    storage.delete(storage.join(folder, CHECKPOINTS))
+
+
+def reported_figures(result: Result) -> dict:
+    """Return `MODEL_FIGURES` as last reported."""
+    return {name: result.metrics.get(name) for name in MODEL_FIGURES}
 
 
 def best_checkpoint(result: Result, folder: str) -> tuple[str, str, dict]:
     """Return the paths of the best and of the last checkpoint of a run, and the metrics of the best one."""
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
-    paths = [storage.join(folder, "checkpoints", each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)]
+    paths = [storage.join(folder, CHECKPOINTS, each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)]
     return paths[0], paths[1], metrics
 
 

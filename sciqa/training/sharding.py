@@ -1,11 +1,13 @@
 """DeepSpeed: its configuration from the options, and the parameters on each rank."""
 
+import resource
+
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
+from sciqa.training.options import MODEL_FIGURES, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 if get_accelerator().device_name() == "cpu":  # by DS_ACCELERATOR, which the driver sets for its workers
     # On a CPU DeepSpeed would compile a kernel for all-reduces in inference, which training never calls. Without a C++
@@ -53,6 +55,20 @@ def parameter_bytes(model: nn.Module) -> tuple[int, int]:
     return held, whole
 
 
+def model_figures(model: nn.Module, optimizer: str) -> dict:
+    """Return what a model takes on this rank, with the names of `MODEL_FIGURES`.
+
+    The peak of memory is that of this process so far, in bytes: on a GPU of its tensors there, else of all that is
+    resident, libraries too.
+    """
+    held, whole = parameter_bytes(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)
+    return dict(zip(MODEL_FIGURES, (held, whole, count, peak, optimizer), strict=True))
+
+
 def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
     """Return the trained weights, an adapter's fixed ones and stored buffers by name on rank 0, and {} on other ranks.
 
@@ -75,3 +91,14 @@ def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
         stored = model.state_dict().keys()
         state |= {name: buffer.cpu() for name, buffer in model.named_buffers(remove_duplicate=False) if name in stored}
     return state
+
+
+def keep_4bit_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from re-packing 4-bit weights in evaluation mode.
+
+    On CPUs with AVX512-BF16, a bitsandbytes layer that runs in evaluation mode re-packs its weight in place. ZeRO-3
+    loses the packed bytes with the gathered copy, and the next step reads the old ones as if they were packed.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no attribute of every module)

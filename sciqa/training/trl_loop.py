@@ -27,7 +27,7 @@ from sciqa.models import adapter
 from sciqa.models.load import torch_dtype
 from sciqa.training.loggers import MetricLoggers, history_row, measure_of
 from sciqa.training.options import NO_SCALER, FinetuneOptions, examples_per_step
-from sciqa.training.sharding import parameter_bytes
+from sciqa.training.sharding import model_figures
 from sciqa.training.trl_trainers import make_trainer, trainer_arguments
 
 #: Part of a Ray Train checkpoint with what the trainer resumes from, by the name that Ray Train itself gives it.
@@ -48,7 +48,7 @@ def train(config: dict) -> dict:
             worker, and `progress`, a queue that takes the rows of the history.
 
     Returns:
-        Figures of the run, or `input_error` if the input is bad.
+        Nothing, or `input_error` if the input is bad.
     """
     try:
         return _train(**config)
@@ -87,8 +87,7 @@ def _train(
         trainer.args.warmup_steps = round(options.warmup * steps)
         state = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
         trainer.train(resume_from_checkpoint=state and str(Path(state, CHECKPOINT)))
-    held, whole = parameter_bytes(cast("nn.Module", trainer.model))
-    return {"rank_bytes": held, "model_bytes": whole, "optimizer": given["optim"]}
+    return {}
 
 
 class Report(transformers.TrainerCallback):
@@ -131,7 +130,7 @@ class Report(transformers.TrainerCallback):
         args: transformers.TrainingArguments,
         state: transformers.TrainerState,
         control: transformers.TrainerControl,
-        **_: object,
+        **given: object,
     ) -> None:
         """Report what this worker has saved; Ray Train puts the parts of all workers into one folder."""
         row = next(row for row in map(history_row, reversed(state.log_history)) if "validation_loss" in row)
@@ -139,4 +138,7 @@ class Report(transformers.TrainerCallback):
             shutil.move(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), Path(folder, CHECKPOINT))
             saved = ray.train.Checkpoint.from_directory(folder)
             quality = -row[self.measure] if self.measure == "validation_loss" else row[self.measure]
-            ray.train.report(row | {"quality": quality}, checkpoint=saved)
+            optimizer = str(getattr(args.optim, "value", args.optim))
+            about = model_figures(cast("nn.Module", given["model"]), optimizer)
+            about |= {"quality": quality, "percent": 100 * state.global_step / state.max_steps}
+            ray.train.report(row | about, checkpoint=saved)

@@ -20,10 +20,9 @@ from sciqa.models import adapter
 from sciqa.models.load import load_base, loadable_folder, nf4_config
 from sciqa.models.prompt_template import FOLDER
 from sciqa.training.loggers import measure_of
-from sciqa.training.loop import keep_4bit_layout
 from sciqa.training.options import FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
-from sciqa.training.sharding import deepspeed_config
+from sciqa.training.sharding import deepspeed_config, keep_4bit_layout
 
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
