@@ -201,7 +201,8 @@ def _fit(
 def keep_best_objective(options: FinetuneOptions, result: Result) -> dict:
     """Write the best model and the history of a run, and return figures for the manifest."""
     best, last, metrics = best_checkpoint(result, options.folder)
-    _keep_model(options, storage.join(best, "checkpoint"), "chat" if _has_chats(examples) else "plain")
+    prompts = storage.open_parquet(_examples_path(options, "train")).schema_arrow.field("prompt").type
+    _keep_model(options, storage.join(best, "checkpoint"), "plain" if pa.types.is_string(prompts) else "chat")
     state = storage.read_json(storage.join(last, "checkpoint", TRAINER_STATE))
     history = [row for logged in state["log_history"] if (row := history_row(logged))]
     names = list(dict.fromkeys(name for row in history for name in row))
