@@ -3,7 +3,6 @@
 import math
 
 from sciqa.core import storage, tables
-from sciqa.training.sweep import ENDS, FIGURES
 
 #: Columns against which quality is plotted, in words.
 PLOTTED = {
@@ -21,13 +20,13 @@ def read_sweeps(output: str) -> list[dict]:
         if not tables.is_finished_table(folder):
             continue
         rows, measure = storage.read_table(folder).to_pylist(), tables.read_manifest(folder, "sweep")["measure"]
-        known = ("trial", "error", *FIGURES, *(f"{measure}{end}" for end in ENDS))
         said = measure.replace("map_at_3", "MAP@3").replace("_", " ")
         plots = [
             scatter_plot(rows, f"{said} against {words}", measure, takes, log=takes == "trained_parameters")
             for takes, words in PLOTTED.items()
         ]
-        varied = [column for column in rows[0] if column not in known]
+        columns = list(rows[0])
+        varied = columns[1 : columns.index(measure)]  # they stand between the trial and its figures
         about = {"name": name, "measure": measure, "said": f"Validation {said.removeprefix('validation ')}"}
         sweeps.append(about | {"varied": varied, "rows": rows, "plots": plots})
     return sweeps
