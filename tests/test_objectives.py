@@ -574,7 +574,8 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_weights_of_an_undisturbed
     snapshot = Path(asked.folder, "checkpoints", "checkpoint_manager_snapshot.json")
 
     def last_checkpoint():
-        return max(re.findall(r"checkpoint_\d[\w.-]+", snapshot.read_text()), default="")
+        names = re.findall(r"checkpoint_\d[\w.-]+", snapshot.read_text() if snapshot.exists() else "")
+        return max(names, default="")
 
     before = last_checkpoint()
 
