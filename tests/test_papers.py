@@ -138,7 +138,7 @@ def test_instructions_of_a_killed_run_are_those_of_another(indexed, tmp_path, cl
 def test_free_answers_of_a_killed_run_are_those_of_another(tmp_path, embedder, cluster):
     rows = [{"id": f"i{n}", "instruction": f"Name gas {n}.", "output": "Helium is a gas."} for n in range(70)]
     write_jsonl(tmp_path / "held.jsonl", rows)
-    about = {"model": tiny_folder(tmp_path / "llama", "llama"), "precision": "float32", "reply_tokens": 250}
+    about = {"model": tiny_folder(tmp_path / "llama", "llama"), "precision": "float32", "reply_tokens": 60}
     about |= {"text": str(tmp_path / "held.jsonl"), "embedder": str(embedder)}
     about |= {"tuned": tiny_folder(tmp_path / "other", "llama", hidden_size=128)}
     flags = [part for name, value in about.items() for part in (f"--{name.replace('_', '-')}", str(value))]
