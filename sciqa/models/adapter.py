@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -64,6 +65,21 @@ def update_adapter_ranks(model: nn.Module, step: int) -> None:
     """Let an adapter choose its ranks by the gradients of an optimizer step that was taken, counted from 1."""
     if adapts_ranks(model):
         cast("peft.AdaLoraModel", model.base_model).update_and_allocate(step)
+
+
+def without_input_casts(model: nn.Module, active: bool) -> AbstractContextManager:
+    """Leave out the casts of adapters' inputs to float32 and back, which autocast makes a waste of time.
+
+    Args:
+        model: model, perhaps with an adapter; some kinds of adapters cannot leave them out, and keep them.
+        active: whether to do so.
+    """
+    from peft.helpers import disable_input_dtype_casting
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    able = all(hasattr(layer, "cast_input_dtype_enabled") for layer in layers)
+    return disable_input_dtype_casting(model, active=active and able)
 
 
 def as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:

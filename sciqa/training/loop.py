@@ -15,7 +15,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 import transformers
-from peft.helpers import disable_input_dtype_casting
 from ray.util.queue import Queue
 
 from sciqa.core.adapter_files import describe_adapter_base
@@ -113,8 +112,7 @@ class _Run:
         """Train from the last checkpoint, or the start, to the last step."""
         first = self._restore()
         every = self.options.eval_every or max(1, self.steps // 10)
-        # Autocast already casts the input of adapters; peft's own cast to float32 and back would only take time.
-        uncast = disable_input_dtype_casting(self.scorer, active=self.dtype != torch.float32)
+        uncast = adapter.without_input_casts(self.scorer, self.dtype != torch.float32)
         with contextlib.closing(MetricLoggers(self.options, self.rank)) as writers, uncast:
             if not self.history:
                 self._evaluate(0, writers)
