@@ -48,7 +48,8 @@ def sweep(options: SweepOptions, trials: list[Trial]) -> Summary:
     """Train every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
     A trial is an ordinary run of `finetune` with its result in `OUTPUT/trained/`. A sweep that was ended goes on: what
-    is finished is kept, what had begun resumes from its last checkpoint. A trial that fails is a row with its error.
+    is finished is kept, what had begun resumes from its last checkpoint. A trial that fails is a row with its error, and
+    the next run of the same sweep tries it again.
 
     Args:
         options: options of the step.
@@ -64,7 +65,8 @@ def sweep(options: SweepOptions, trials: list[Trial]) -> Summary:
     inputs |= {"trials": {trial.name: training_inputs(trial.options) for trial in trials}}
     defaults = tables.defaults_of(SweepOptions, IndexOptions, FindOptions)
     with lock(folder):
-        kept = tables.begin_table(folder, inputs, defaults, overwrite=options.overwrite).whole
+        begun = tables.begin_table(folder, inputs, defaults, overwrite=options.overwrite)
+        kept = begun.whole and not any(storage.read_table(folder, ["error"])["error"].to_pylist())
         if not kept:
             errors = run_trials(options, trials, tables.records_path(folder))
             table = trials_table(options, trials, errors)
