@@ -48,8 +48,8 @@ def sweep(options: SweepOptions, trials: list[Trial]) -> Summary:
     """Train every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
     A trial is an ordinary run of `finetune` with its result in `OUTPUT/trained/`. A sweep that was ended goes on: what
-    is finished is kept, what had begun resumes from its last checkpoint. A trial that fails is a row with its error, and
-    the next run of the same sweep tries it again.
+    is finished is kept, what had begun resumes from its last checkpoint. A trial that fails is a row with its error,
+    and the next run of the same sweep tries it again.
 
     Args:
         options: options of the step.
