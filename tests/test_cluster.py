@@ -172,6 +172,7 @@ def check_same(output: Path, other: str) -> None:
         np.testing.assert_allclose(row["probabilities"], expected["probabilities"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_submitted_exam_brings_nodes_and_lets_them_go(head, local_run, tmp_path):
     assert head.nodes() == 0
     arguments = command("exam", "jobs/", **given(local_run, tmp_path / "run")).split()

@@ -160,7 +160,8 @@ def test_chat_formats_are_those_of_the_models(name):
     assert answered.rstrip().endswith(("</s>", "<|eot_id|>"))
 
 
-@pytest.mark.parametrize("objective", ["instruct", pytest.param("dpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["instruct", "dpo"])
 def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam, objective):
     asked = options(objective)
     made = finetune(asked)

@@ -271,6 +271,7 @@ def run_plan(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_is_planned_for_a_cluster(tmp_path, cluster_file):
     folder = config_folder(tmp_path / "model", LLAMA_7B)
     result = run_plan("--model", folder, "--method", "qlora", "--articles", 6900000, "--cluster", cluster_file)

@@ -218,6 +218,7 @@ def smollm2():
     return load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision="float32", threads=2)
 
 
+@pytest.mark.slow
 def test_scores_agree_with_lm_evaluation_harness(smollm2):
     articles = {article["title"]: article["text"] for article in read_articles("demo")}
     asked = []
