@@ -8,8 +8,10 @@ from sciqa.core import storage
 from sciqa.exam import open_exam
 from sciqa.exam.questions import ExamOptions, options_of
 from sciqa.generate import GenerateOptions, generate
-from sciqa.generate.distractors import find_distractors
+from sciqa.generate.distractors import WriteDistractors, find_distractors
 from sciqa.generate.results import rejected_path
+from sciqa.retrieval.index import read_index_manifest
+from sciqa.retrieval.search import LocalIndex
 
 PASSAGES = [
     {
@@ -75,6 +77,18 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
     assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")
     assert open_exam(ExamOptions(output=str(tmp_path / "other"), exam=made.path), write=False).questions == 2
     assert generate(options).made.endswith("kept as it was")
+
+
+def test_the_sentence_that_decides_is_no_wrong_option(indexed, tmp_path):
+    (tmp_path / "open.jsonl").touch()
+    options = GenerateOptions(**indexed, distractors=str(tmp_path / "open.jsonl"))
+    index = LocalIndex(options.index, read_index_manifest(options.index))
+    writer = WriteDistractors(options, index, options.embed_on("cpu", 1))
+    asked = {"prompt": "What is it?", "answer": "A gas that takes part in few reactions"}
+    sentences = ["Helium is a noble gas.", "Iron is a metal.", "A whale is a mammal."]
+    passages = [{"title": "", "section": "", "text": sentence} for sentence in sentences]
+    assert set(writer._nearest(asked, passages, sentences[0])) == set(sentences[1:])
+    assert set(writer._nearest(asked, passages, "Another one.")) == set(sentences)
 
 
 @pytest.mark.parametrize(

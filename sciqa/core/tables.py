@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -150,6 +150,13 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 def finish_table(folder: str, manifest: dict) -> None:
     """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
     storage.write_json(records_path(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
+
+
+def finished_tables(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the path of each finished table in a folder, in the order of their names."""
+    for name in storage.list_folders(folder):
+        if is_finished_table(path := storage.join(folder, name)):
+            yield name, path
 
 
 def is_finished_table(folder: str) -> bool:

@@ -201,9 +201,9 @@ def _find_unclosed(wikitext: str) -> list[tuple[int, int]]:
             kind = ENDS.get(end) or (open_[-1][0] if end == "/>" and open_ else end.lower().replace("/", ""))
             places = [place for place, (opening, _) in enumerate(open_) if opening == kind]
             if places:
-                unclosed += [cell_span for _, cell_span in open_[places[-1] + 1 :]]
+                unclosed += [span for _, span in open_[places[-1] + 1 :]]
                 del open_[places[-1] :]
-    return sorted(unclosed + [cell_span for _, cell_span in open_])
+    return sorted(unclosed + [span for _, span in open_])
 
 
 def _text(code: Wikicode | None) -> str:

@@ -8,11 +8,8 @@ from sciqa.exam.questions import Exam
 
 def finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """Return the manifests of all finished answers tables for this exam, by reader."""
-    manifests = {}
-    for name in storage.list_folders(storage.join(output, "answers")):
-        folder = storage.join(output, "answers", name)
-        if tables.is_finished_table(folder):
-            manifests[name] = tables.read_manifest(folder, "predict")
+    found = tables.finished_tables(storage.join(output, "answers"))
+    manifests = {name: tables.read_manifest(folder, "predict") for name, folder in found}
     return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
 
 

@@ -64,17 +64,22 @@ class WriteDistractors:
     def _candidate(self, asked: dict, passages: list[dict]) -> dict:
         row = {name: passages[0].get(name) or "" for name in PASSAGE}
         row |= {"id": asked["id"], "reply": asked["answer"], "fault": None, "tokens_in": 0, "tokens_out": 0}
-        wrong = self._nearest(asked, passages)
+        sentence = self._sentence(asked, row)
+        wrong = self._nearest(asked, passages, sentence)
         if len(wrong) < self.options.choices - 1:
             return row | {"fault": "few-distractors"}
-        fields = {"prompt": asked["prompt"], "answer": "A", "sentence": self._sentence(asked, row)}
+        fields = {"prompt": asked["prompt"], "answer": "A", "sentence": sentence}
         fields |= dict(zip(string.ascii_uppercase, [asked["answer"], *wrong], strict=False))
         return judge_question(row, fields, self.options)
 
-    def _nearest(self, asked: dict, passages: list[dict]) -> list[str]:
-        """Return the wrong options, nearest to the right one first, no two of which say the same."""
+    def _nearest(self, asked: dict, passages: list[dict], sentence: str) -> list[str]:
+        """Return the wrong options, nearest to the right one first, no two of which say the same.
+
+        The sentence that decides is none of them, since it says what the right one says.
+        """
         answer = asked["answer"]
-        taken, texts = [key_words(answer)], [*dict.fromkeys(find_distractors(asked["prompt"], answer, passages))]
+        found = dict.fromkeys(find_distractors(asked["prompt"], answer, passages))
+        taken, texts = [key_words(answer)], [text for text in found if text != " ".join(sentence.split())]
         if not texts:
             return []
         vectors = self.finder.embed([answer, *texts], "passage")
@@ -105,8 +110,9 @@ def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator
     texts = [embedded_text(each["title"], each["section"], each["text"]) for each in passages]
     names = [each["title"] for each in passages] + [name for text in texts for name in _names(text)]
     if numbers := NUMBER.findall(answer):
+        named = {*numbers, *NUMBER.findall(prompt)}
         others = (other for text in texts for other in NUMBER.findall(text) if _same_form(other, numbers[0]))
-        yield from (answer.replace(numbers[0], other, 1) for other in others if other not in (*numbers, prompt))
+        yield from (answer.replace(numbers[0], other, 1) for other in others if other not in named)
     elif len(answer.split()) < STATEMENT:
         held = next((name for name in _names(answer) if name != answer), None)
         others = (name for name in names if key_words(name) and not key_words(name) <= key_words(prompt))

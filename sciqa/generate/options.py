@@ -108,8 +108,12 @@ class GenerateOptions(
             raise InputError(f"--choices: {self.choices} given, 2 to 26 expected")
         if self.distractors:
             self.distractors = storage.absolute(self.distractors)
-            if self.kind != "questions" or self.template or self.adapter or self.engine == "openai":
-                raise InputError("--distractors: asks no model; leave --kind, --template, --adapter and --engine out")
+            asks = self.template or self.adapter or self.engine == "openai" or self.per_passage > 1
+            if asks or self.kind != "questions" or self.first_passages:
+                raise InputError(
+                    "--distractors: asks no model and takes all questions; leave --kind, --template, --adapter, "
+                    "--engine, --per-passage and --first-passages out"
+                )
         if self.checker and self.kind != "questions":
             raise InputError(f"--checker: answers the options of questions, and --kind {self.kind} has none")
         self._check_engine()

@@ -197,10 +197,7 @@ def confusion(scored: list[dict]) -> dict[str, list[float]]:
 def _training_curves(output: str) -> list[dict]:
     """Return losses and validation metrics by step, scaled to 0…1, of every model trained in this folder."""
     curves = []
-    for name in storage.list_folders(storage.join(output, "trained")):
-        folder = storage.join(output, "trained", name)
-        if not tables.is_finished_table(folder):
-            continue
+    for name, folder in tables.finished_tables(storage.join(output, "trained")):
         rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
         last = max(1, rows[-1]["step"])
         curve = {"name": name, "steps": last, "figures": tables.read_manifest(folder, "finetune"), "charts": []}

@@ -15,10 +15,7 @@ PLOTTED = {
 def read_sweeps(output: str) -> list[dict]:
     """Return the finished sweeps of a run: `name`, `measure`, names of options that vary, rows and plots."""
     sweeps = []
-    for name in storage.list_folders(storage.join(output, "sweeps")):
-        folder = storage.join(output, "sweeps", name)
-        if not tables.is_finished_table(folder):
-            continue
+    for name, folder in tables.finished_tables(storage.join(output, "sweeps")):
         rows, measure = storage.read_table(folder).to_pylist(), tables.read_manifest(folder, "sweep")["measure"]
         said = measure.replace("map_at_3", "MAP@3").replace("_", " ")
         plots = [
