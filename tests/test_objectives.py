@@ -20,6 +20,7 @@ import torch
 import transformers
 import trl
 from conftest import write_jsonl
+from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 from test_training import history, kill_a_worker, losses, wait_for_checkpoint
 from tiny import mostly_slow, tiny_folder, tiny_tokenizer
@@ -37,6 +38,7 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
 from sciqa.training.objectives import check_objective
@@ -296,6 +298,16 @@ def test_rewards_of_sampled_answers():
     for completions in (texts, [messages(("assistant", text)) for text in texts]):
         assert right_answer(completions, **given) == [1] * len(right) + [0] * 5
         assert letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_every_step_is_told_of(cluster, options):
+    progress = Queue()
+    report = Report(MetricLoggers(options(), rank=1), progress, "loss")
+    for step in (1, 2):
+        state = SimpleNamespace(log_history=[{"loss": 0.5, "step": step}])
+        report.on_log(None, state, None)
+    assert [progress.get(timeout=30)["step"] for _ in range(2)] == [1, 2]
+    progress.shutdown()
 
 
 def test_grpo_reads_an_exam_and_begins_at_the_reference(tmp_path, options, exam):

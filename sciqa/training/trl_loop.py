@@ -112,7 +112,7 @@ class Report(transformers.TrainerCallback):
                 )
         if row:
             self.writers.write(row)
-            if self.progress:
+            if self.progress is not None:  # a queue is false while it is empty
                 self.progress.put(row)
 
     def on_optimizer_step(
