@@ -39,6 +39,7 @@ from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
+from sciqa.training.ray_train import check_folder
 from sciqa.training.sharding import keep_4bit_layout
 
 STEPS = 20
@@ -325,6 +326,35 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
     made = finetune(options)
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_only_a_run_without_sharded_checkpoints_goes_on_with_other_workers(tmp_path, zero):
+    options = FinetuneOptions(output=str(tmp_path), zero=zero)
+    tables.begin_table(options.folder, {"zero": zero, "num_workers": 2})
+    refused = pytest.raises(InputError, match="num_workers: 2 there, 1 now") if zero else contextlib.nullcontext()
+    with refused:
+        assert check_folder(options, {"zero": zero, "num_workers": 1})
+    assert check_folder(options, {"zero": zero, "num_workers": 2})
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_with_another_number_of_workers(tmp_path, cluster, data, models):
+    common = {"model": models("llama"), "eval_every": 5, "steps": 25, "peft": "{r: 4, lora_dropout: 0.0}"}
+    expected = losses(finetune(tiny_run(data, tmp_path / "one", **common, num_workers=1)).path)
+    options = tiny_run(data, tmp_path / "other", **common, num_workers=2)
+    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
+    given = {name: value for name, value in vars(options).items() if name != "address"} | {"num_cpus": 2}
+    command = [sys.executable, "-c", code, json.dumps(given)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        wait_for_checkpoint(options.folder, driver)
+        driver.send_signal(signal.SIGKILL)
+    assert not tables.is_finished_table(options.folder)
+    begun = json.loads(next(Path(options.folder, "checkpoints").glob("*/history.json")).read_text())
+    made = finetune(replace(options, num_workers=1))
+    assert history(made.path)[0]["seconds"] == begun[0]["seconds"], "it began anew"
+    assert len(losses(made.path)) == 25
+    np.testing.assert_allclose(losses(made.path), expected, rtol=1e-4)
 
 
 def wait_for_checkpoint(folder, driver=None, count=2):

@@ -74,6 +74,8 @@ def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) ->
         return False
     begun = storage.read_json(path)["inputs"]
     passed = set(ELSEWHERE)
+    if options.objective == "rank" and not options.zero:  # every worker count reads a checkpoint that is not sharded
+        passed.add("num_workers")
     if early:
         passed |= begun.keys() - inputs.keys()
     elif "format" not in begun:
