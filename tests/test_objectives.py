@@ -4,9 +4,6 @@ import json
 import math
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,7 +19,7 @@ import trl
 from conftest import write_jsonl
 from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
-from test_training import history, kill_a_worker, losses, wait_for_checkpoint
+from test_training import history, kill_a_worker, kill_driver, losses
 from tiny import mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core import storage, tables
@@ -578,12 +575,7 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_weights_of_an_undisturbed
         common |= exam | {"generations": 2, "completion_tokens": 4, "batch_size": 4}
     expected = finetune(options(objective, **common, name="undisturbed"))
     asked = options(objective, **common, name="killed")
-    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
-    given = {name: value for name, value in vars(asked).items() if name != "address"} | {"num_cpus": 2}
-    with subprocess.Popen([sys.executable, "-c", code, json.dumps(given)], stderr=subprocess.DEVNULL) as driver:
-        wait_for_checkpoint(asked.folder, driver)
-        driver.send_signal(signal.SIGKILL)
-    assert not tables.is_finished_table(asked.folder)
+    kill_driver(asked)
     snapshot = Path(asked.folder, "checkpoints", "checkpoint_manager_snapshot.json")
 
     def last_checkpoint():

@@ -316,13 +316,7 @@ def test_a_run_that_loses_too_many_workers_says_so_in_one_line(tmp_path, data, u
 def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, undisturbed):
     common, expected = undisturbed
     options = tiny_run(data, tmp_path, **common)
-    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
-    given = {name: value for name, value in vars(options).items() if name != "address"} | {"num_cpus": 2}
-    command = [sys.executable, "-c", code, json.dumps(given)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        wait_for_checkpoint(options.folder, driver)
-        driver.send_signal(signal.SIGKILL)
-    assert not tables.is_finished_table(options.folder)
+    kill_driver(options)
     made = finetune(options)
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
@@ -339,19 +333,14 @@ def test_only_a_run_without_sharded_checkpoints_goes_on_with_other_workers(tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_with_another_number_of_workers(tmp_path, cluster, data, models):
+@pytest.mark.parametrize(("begun_with", "workers"), [(2, 1), (1, 2)])
+def test_a_killed_driver_goes_on_with_another_number_of_workers(tmp_path, cluster, data, models, begun_with, workers):
     common = {"model": models("llama"), "eval_every": 5, "steps": 25, "peft": "{r: 4, lora_dropout: 0.0}"}
     expected = losses(finetune(tiny_run(data, tmp_path / "one", **common, num_workers=1)).path)
-    options = tiny_run(data, tmp_path / "other", **common, num_workers=2)
-    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
-    given = {name: value for name, value in vars(options).items() if name != "address"} | {"num_cpus": 2}
-    command = [sys.executable, "-c", code, json.dumps(given)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        wait_for_checkpoint(options.folder, driver)
-        driver.send_signal(signal.SIGKILL)
-    assert not tables.is_finished_table(options.folder)
+    options = tiny_run(data, tmp_path / "other", **common, num_workers=begun_with)
+    kill_driver(options)
     begun = json.loads(next(Path(options.folder, "checkpoints").glob("*/history.json")).read_text())
-    made = finetune(replace(options, num_workers=1))
+    made = finetune(replace(options, num_workers=workers))
     assert history(made.path)[0]["seconds"] == begun[0]["seconds"], "it began anew"
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path), expected, rtol=1e-4)
@@ -367,6 +356,17 @@ def wait_for_checkpoint(folder, driver=None, count=2):
         assert driver is None or driver.poll() is None
         time.sleep(0.02)
     raise AssertionError("no checkpoint")
+
+
+def kill_driver(options):
+    """Run `finetune` in a process of its own, and SIGKILL it in the middle, after some checkpoints."""
+    code = "import sys, json; from sciqa.training import *; finetune(FinetuneOptions(**json.loads(sys.argv[1])))"
+    given = {name: value for name, value in vars(options).items() if name != "address"} | {"num_cpus": 2}
+    command = [sys.executable, "-c", code, json.dumps(given)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        wait_for_checkpoint(options.folder, driver)
+        driver.send_signal(signal.SIGKILL)
+    assert not tables.is_finished_table(options.folder)
 
 
 def kill_a_worker(folder, count=2):

@@ -295,10 +295,8 @@ def _sum_counts(options: GenerateOptions, parts: list[Part]) -> dict:
 def _made(options: GenerateOptions, manifest: dict) -> str:
     names = [*REPLY_FAULTS, *FILTER_FAULTS]
     faults = [f"{manifest['faults'][name]:,} {name}" for name in names if name in manifest["faults"]]
-    asked = f"{manifest['replies']:,} replies to {manifest['passages']:,} passages"
-    if options.distractors:
-        asked = f"{manifest['replies']:,} open questions"
-    made = f"{manifest['kept']:,} {options.kind} of {asked}"
+    asked = "open questions" if options.distractors else f"replies to {manifest['passages']:,} passages"
+    made = f"{manifest['kept']:,} {options.kind} of {manifest['replies']:,} {asked}"
     made += f"; rejected: {', '.join(faults)}" * bool(faults)
     return made + (usage_summary(options.price, manifest) if options.engine == "openai" else "")
 
