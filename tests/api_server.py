@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from sciqa.predict.api_client import TRIAL
+from sciqa.predict.api_client import TRIAL, try_client_forms
 
 #: Environment variable that the workers of the tests have, and the key in it.
 KEY_NAME, KEY = "SCIQA_TESTS_KEY", "sk-4f1d0c8be2a97"
@@ -51,6 +51,7 @@ class ApiServer(ThreadingHTTPServer):
 
     def __init__(self, model="small", key=None, logprobs=True, fail=lambda key, attempt: None, answers_as=None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        try_client_forms.cache_clear()  # an ended server may have had this port, and have been tried
         self.model, self.key, self.logprobs, self.fail, self.answers_as = model, key, logprobs, fail, answers_as
         self.reply = None
         self.attempts, self.answered, self.failed, self.early = Counter(), Counter(), Counter(), 0

@@ -344,6 +344,7 @@ def test_examples_end_with_the_line_that_is_asked_for():
     assert [turn["content"] for turn in prompt.messages()][1] == "Answer: B"
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # those of the reference, `generate`
 @pytest.mark.parametrize(
     "config",
     [
