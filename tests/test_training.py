@@ -348,10 +348,13 @@ def test_a_killed_driver_goes_on_with_another_number_of_workers(tmp_path, cluste
 
 def wait_for_checkpoint(folder, driver=None, count=2):
     """Wait until some checkpoints are whole; by default one later than that of the untrained model."""
-    end = time.monotonic() + 200
+    end, seen = time.monotonic() + 200, set()
     snapshot = Path(folder, "checkpoints", "checkpoint_manager_snapshot.json")
     while time.monotonic() < end:
-        if snapshot.exists() and len(json.loads(snapshot.read_text() or "{}").get("checkpoint_results", [])) >= count:
+        if snapshot.exists():  # only the best and the last are kept, which may be the same one
+            kept = json.loads(snapshot.read_text() or "{}").get("checkpoint_results", [])
+            seen |= {each["checkpoint_dir_name"] for each in kept}
+        if len(seen) >= count:
             return
         assert driver is None or driver.poll() is None
         time.sleep(0.02)
