@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.exam import read_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
@@ -34,7 +34,7 @@ def write_exam(path, most):
 def measure(options):
     """Answer, and return the seconds, and MAP@3 of both splits that were not trained on and of the test split."""
     seconds = predict(options).details["seconds"]
-    rows = storage.read_table(f"{options.output}/answers/{options.name}").to_pylist()
+    rows = tables.read_table(f"{options.output}/answers/{options.name}").to_pylist()
     unseen = [row for row in rows if not row["id"].startswith("train-")]
     test = [row for row in unseen if row["id"].startswith("test-")]
     return seconds, *(np.mean([row["average_precision"] for row in each]) for each in (unseen, test))

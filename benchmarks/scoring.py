@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from sciqa.corpus.articles import read_articles
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import score_options
 
 ROUNDS = 3
@@ -95,14 +95,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 16
     for precision, shared in (("auto", 1), ("auto", 8), ("float32", 8)):
-        scorer = load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision=precision)
+        scorer = load_scorer("SmolLM2-135M-Instruct", style=PromptFormat(normalise="none"), precision=precision)
         with contextlib.redirect_stderr(io.StringIO()):
             harness = HFLM(pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=8)
         questions = build(scorer.tokenizer, number, shared)
         say(scorer, questions, f"{shared} to a context")
         measure(scorer, harness, questions)
     for precision in ("auto", "float32"):
-        scorer = load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision=precision)
+        scorer = load_scorer("SmolLM2-135M-Instruct", style=PromptFormat(normalise="none"), precision=precision)
         questions = build(scorer.tokenizer, number, 1, 4, SHOTS)
         for batch_size in BATCH_SIZES:
             with contextlib.redirect_stderr(io.StringIO()):

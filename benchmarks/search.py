@@ -21,14 +21,14 @@ import psutil
 import pyarrow as pa
 import ray
 
-from sciqa.core import cluster, storage
+from sciqa.core import cluster, storage, tables
 from sciqa.core.options import RunOptions
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, build_index
-from sciqa.retrieval.index import index_shards, train_factory
-from sciqa.retrieval.search import ShardedIndex
+from sciqa.retrieval.index import build_faiss_and_bm25, train_index_factory
+from sciqa.retrieval.search import ShardedSearch
 
 SHARD, NOISE, QUERIES, BATCH, ROUNDS = 125_000, 0.7, 1024, 256, 3
 FACTORY, PARAMETERS, CANDIDATES = "IVF1024,PQ48", "nprobe=16", 100
@@ -48,12 +48,12 @@ def write_shard(row: dict, index: str, real: str) -> dict:
     folder = Path(index) / name
     folder.mkdir(parents=True)
     np.save(folder / "vectors.npy", noisy(np.load(real), number, SHARD).astype(np.float16))
-    texts = storage.read_table(f"{real}.parquet")["text"].to_pylist()
+    texts = tables.read_table(f"{real}.parquet")["text"].to_pylist()
     pairs = np.random.default_rng(number).integers(len(texts), size=(SHARD, 2)).tolist()
     halves = [texts[a][: len(texts[a]) // 2] + texts[b][len(texts[b]) // 2 :] for a, b in pairs]
     ids, none = pa.array([f"{number}-{row}" for row in range(SHARD)]), pa.array([""] * SHARD)
     table = pa.table({"passage_id": ids, "title": none, "section": none, "text": pa.array(halves)})
-    storage.write_table(str(folder / "passages.parquet"), table, 128)
+    tables.write_table(str(folder / "passages.parquet"), table, 128)
     dimension = np.load(folder / "vectors.npy", mmap_mode="r").shape[1]
     storage.write_json(
         str(folder / "embedded.json"), {"name": name, "rows": SHARD, "dimension": dimension, "sha256": {}}
@@ -98,19 +98,21 @@ def build(index: str, shards: list[dict], factory: str) -> tuple[dict, float, fl
     """Index all shards by a factory; return the manifest, seconds, and the peak memory of a process."""
     options = IndexOptions(index=index, factory=factory, vector_type="float16")
     peak, started = Peak(), time.monotonic()
-    records = index_shards(shards, options, train_factory(options, shards, options.building(options.embedding())))
+    records = build_faiss_and_bm25(
+        shards, options, train_index_factory(options, shards, options.building(options.embedding()))
+    )
     records.sort(key=lambda record: record["name"])
     return {"shards": records, "factory": factory}, time.monotonic() - started, peak.stop()
 
 
-def search(index: ShardedIndex, queries: np.ndarray) -> tuple[np.ndarray, float]:
+def search(index: ShardedSearch, queries: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the ten best rows of every query, and queries a second."""
     started = time.monotonic()
     rows = [index.search(queries[at : at + BATCH], 10).rows for at in range(0, len(queries), BATCH)]
     return np.concatenate(rows), len(queries) / (time.monotonic() - started)
 
 
-def search_words(index: ShardedIndex) -> str:
+def search_words(index: ShardedSearch) -> str:
     """Return queries a second of BM25, once its files are mapped, in words."""
     asked = read_exam("direct-train")["prompt"].to_pylist()
     index.search_words(asked[:BATCH], 10)
@@ -126,7 +128,7 @@ def measure(folder: str, real: str, vectors: int) -> None:
     names = [f"{number:05d}" for number in range(vectors // SHARD)]
     about = {"rows": SHARD, "sha256": ""}
     shards = [about | {"name": name, "number": number, "content": name} for number, name in enumerate(names)]
-    rows = cluster.dataset_of_parts(shards).map(write_shard, fn_kwargs={"index": index, "real": real}, num_cpus=1)
+    rows = cluster.cluster_dataset(shards).map(write_shard, fn_kwargs={"index": index, "real": real}, num_cpus=1)
     assert sum(row["rows"] for row in rows.take_all()) == vectors
     queries = noisy(np.load(real), 1_000_000, QUERIES)
     made, flat_bytes = {}, 0
@@ -135,7 +137,7 @@ def measure(folder: str, real: str, vectors: int) -> None:
         size = sum(Path(index, shard["name"], "index.faiss").stat().st_size for shard in shards)
         flat_bytes = flat_bytes or size
         exact = factory == "Flat"
-        groups = ShardedIndex(index, manifest, 2, parameters=None if exact else PARAMETERS, candidates=CANDIDATES)
+        groups = ShardedSearch(index, manifest, 2, parameters=None if exact else PARAMETERS, candidates=CANDIDATES)
         search(groups, queries[:BATCH])
         words = search_words(groups) if exact else ""
         peak = Peak()
@@ -163,7 +165,7 @@ def main() -> None:
         build_index(options)
         names = sorted(Path(options.index).glob("*/vectors.npy"))
         np.save(f"{folder}/real.npy", np.concatenate([np.load(name) for name in names]))
-        storage.write_table(f"{folder}/real.npy.parquet", storage.read_table(options.passages, ["text"]))
+        tables.write_table(f"{folder}/real.npy.parquet", tables.read_table(options.passages, ["text"]))
         for size in sizes:
             measure(folder, f"{folder}/real.npy", size)
     ray.shutdown()

@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.serve import ServeOptions
-from sciqa.serve.serve import start, stop
+from sciqa.serve.serve import start_serve, stop_serve
 
 KINDS = ["rank", "ask", "rank", "page", "rank", "chat", "rank", "stream", "rank", "invalid"]
 ALONE = 20
@@ -30,7 +30,7 @@ def request_of(kind, row):
     """Return the method, path and body of a request of a kind on a question of the exam."""
     chat = {"messages": [{"role": "user", "content": row["prompt"]}], "stream": True}
     return {
-        "rank": ("POST", "/v1/rank", {"question": row["prompt"], "options": list(options_of(row).values())}),
+        "rank": ("POST", "/v1/rank", {"question": row["prompt"], "options": list(answer_options_of(row).values())}),
         "ask": ("POST", "/v1/ask", {"question": row["prompt"], "max_new_tokens": 32}),
         "stream": ("POST", "/v1/ask", {"question": row["prompt"], "stream": True, "max_new_tokens": 32}),
         "chat": ("POST", "/v1/chat/completions", chat | {"max_tokens": 32}),
@@ -89,11 +89,11 @@ def main():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     scaled = {"min_replicas": int(replicas), "max_replicas": int(replicas)}
-    url = start(ServeOptions(output=run, port=port, **scaled))
+    url = start_serve(ServeOptions(output=run, port=port, **scaled))
     before = memory()
     alone, made = asyncio.run(load(url, rows, float(rate), float(seconds)))
     after = memory()
-    stop()
+    stop_serve()
     firsts = [first for *_, first in alone if first is not None]
     print(
         f"first words, alone and warm: median {np.median(firsts):.2f} s, longest {max(firsts):.2f} s of {len(firsts)}"

@@ -17,17 +17,18 @@ import time
 import numpy as np
 import ray
 
-from sciqa.core import cluster, storage
+from sciqa.core import cluster, tables
 from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.evaluate import question_metrics
+from sciqa.retrieval.evaluate import evaluate_question
 from sciqa.retrieval.load_embedder import load_embedder
-from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
+from sciqa.retrieval.options import EmbedderOptions
+from sciqa.retrieval.static_training import make_embedder
 
 MODEL = "all-MiniLM-L6-v2"
 ROUNDS = 5
@@ -82,9 +83,9 @@ def recall(output: str, embedders: dict[str, str]) -> None:
             finding = {"dense": ("mean",), "words": (), "depth": 100, "top_k": 100, "exam": "validation"} | more
             found = retrieve(RetrieveOptions(**options, **finding, contexts=f"{output}/{name}/{stage}"))
             figures = []
-            for row in storage.read_table(found.path).to_pylist():
+            for row in tables.read_table(found.path).to_pylist():
                 titles = list(dict.fromkeys(passage["title"] for passage in row["passages"]))
-                figures.append(question_metrics(titles.index(gold[row["id"]]) + 1 if gold[row["id"]] in titles else 0))
+                figures.append(evaluate_question(titles.index(gold[row["id"]]) + 1 if gold[row["id"]] in titles else 0))
             means = "  ".join(f"{key} {np.mean([each[key] for each in figures]):.3f}" for key in FIGURES)
             print(
                 f"{name:<10} {stage:<14} {means}  index {seconds:5.1f} s, retrieve {found.seconds:5.1f} s", flush=True
@@ -106,8 +107,8 @@ def main() -> None:
         if "recall" in wanted:
             recall(output, embedders)
         if "speed" in wanted:
-            rows = storage.read_table(made.path, ["title", "section", "text"]).to_pylist()
-            speed([embedded_text(**row) for row in rows], embedders["distil"], threads)
+            rows = tables.read_table(made.path, ["title", "section", "text"]).to_pylist()
+            speed([embedded_chunk(**row) for row in rows], embedders["distil"], threads)
     ray.shutdown()
 
 

@@ -26,7 +26,7 @@ def questions(vocabulary, count=QUESTIONS):
     """Return random questions in tokens, the same in every process."""
     import numpy as np
 
-    from sciqa.models.scorer import Encoded
+    from sciqa.models.scorer import EncodedForScorer
 
     rng = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ def questions(vocabulary, count=QUESTIONS):
         return rng.integers(3, vocabulary, rng.integers(least, most + 1)).tolist()
 
     return [
-        Encoded(tokens(*PROMPT_TOKENS), [tokens(*OPTION_TOKENS) for _ in range(OPTIONS)], [1.0] * OPTIONS)
+        EncodedForScorer(tokens(*PROMPT_TOKENS), [tokens(*OPTION_TOKENS) for _ in range(OPTIONS)], [1.0] * OPTIONS)
         for _ in range(count)
     ]
 
@@ -46,12 +46,12 @@ def make(folder, layers, kind="bfloat16", **sizes):
     from safetensors.torch import save_file
 
     from sciqa.core.model_files import find_model
-    from sciqa.models.load import loadable_folder
+    from sciqa.models.load import load_safetensors_folder
 
     config = transformers.LlamaConfig(**LLAMA | sizes, num_hidden_layers=layers, vocab_size=32000, dtype=kind)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(loadable_folder(find_model("SmolLM2-135M-Instruct")))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(load_safetensors_folder(find_model("SmolLM2-135M-Instruct")))
     tokenizer.save_pretrained(folder)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
@@ -124,12 +124,12 @@ def ours(folder, streams, precision="bfloat16"):
 
     from sciqa.models.load import load_scorer
     from sciqa.models.scorer import score_options
-    from sciqa.models.streamed_weights import StreamingSettings
+    from sciqa.models.streamed_weights import StreamedWeightsSettings
 
     asked = questions(32000)
     before = read_bytes()
     scorer = load_scorer(
-        folder, precision=precision, threads=os.cpu_count(), streaming=StreamingSettings() if streams else None
+        folder, precision=precision, threads=os.cpu_count(), streaming=StreamedWeightsSettings() if streams else None
     )
     started = time.perf_counter()
     scores = np.concatenate(score_options(scorer, asked))
@@ -220,10 +220,10 @@ def accelerate_64(folder):
 def accelerate_shared(folder):
     """With this project's rows and batches."""
     from sciqa.models.causal import CausalScorer
-    from sciqa.models.prompt_format import Format
+    from sciqa.models.prompt_format import PromptFormat
     from sciqa.models.scorer import score_options
 
-    scorer = CausalScorer(offloaded(folder), None, Format())
+    scorer = CausalScorer(offloaded(folder), None, PromptFormat())
     drop_cache(folder)
     before, started = read_bytes(), time.perf_counter()
     score_options(scorer, questions(32000), 1 << 20)

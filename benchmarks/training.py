@@ -18,11 +18,12 @@ import transformers
 
 from sciqa.core import storage, tables
 from sciqa.exam import read_exam
-from sciqa.exam.questions import ExamOptions, open_exam
+from sciqa.exam.open_exam import open_exam
+from sciqa.exam.options import ExamOptions
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_base
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.retrieval.contexts import CONTEXTS_FORMAT
 from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import ExampleOrder, Examples
@@ -45,13 +46,13 @@ def ours(folder: str, steps: int) -> dict:
         rows = read_exam("direct-validation").slice(0, 1).to_pylist()
         storage.write_bytes(f"{output}/one.jsonl", json.dumps(rows[0]).encode())
         options = options_for(folder, output, steps)
-        exam = storage.read_table(f"{folder}/validation/contexts").slice(0, 1)
-        storage.write_table(f"{output}/validation/contexts/00000.parquet", exam)
+        exam = tables.read_table(f"{folder}/validation/contexts").slice(0, 1)
+        tables.write_table(f"{output}/validation/contexts/00000.parquet", exam)
         digest = open_exam(ExamOptions(output=f"{output}/validation", exam=options.validation)).sha256
         about = {"format": CONTEXTS_FORMAT, "inputs": {"exam": digest}, "rows": 1}
         tables.finish_table(f"{output}/validation/contexts", about)
         made = finetune(options)
-        history = storage.read_table(f"{made.path}/metrics.parquet").to_pylist()
+        history = tables.read_table(f"{made.path}/metrics.parquet").to_pylist()
         seconds = [row["seconds"] for row in history if row["loss"] is not None]
         return {"seconds": seconds[SKIPPED:], "padding": made.details["padding"]}
 
@@ -63,7 +64,7 @@ def theirs(folder: str, steps: int) -> dict:
         model, tokenizer = load_base(MODEL, "causal", torch.bfloat16)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         model = adapter.add_trainable_adapter(model, "causal", "lora", {"r": 16})
-        scorer = CausalScorer(model, tokenizer, Format())
+        scorer = CausalScorer(model, tokenizer, PromptFormat())
         exam = open_exam(ExamOptions(output=f"{output}/train", exam=options.train))
         examples = Examples(exam, options.train_contexts)
 

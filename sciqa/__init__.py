@@ -16,25 +16,27 @@ if TYPE_CHECKING:
     from sciqa.audit.options import AuditOptions
     from sciqa.core.errors import InputError, LostWorkersError
     from sciqa.core.options import Summary
-    from sciqa.core.storage import read_table
+    from sciqa.core.tables import read_table
     from sciqa.corpus.options import CorpusOptions
     from sciqa.corpus.passages import build_passages
     from sciqa.exam import read_exam
-    from sciqa.generate.evaluate import EvaluateTextOptions, evaluate_text
+    from sciqa.generate.evaluate_text import evaluate_text
     from sciqa.generate.generate import generate as generate_data
-    from sciqa.generate.options import GenerateOptions
-    from sciqa.models.merge import MergeOptions, merge
+    from sciqa.generate.options import EvaluateTextOptions, GenerateOptions
+    from sciqa.models.merge import merge
+    from sciqa.models.options import MergeOptions
     from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, RunSweepOptions, run_exam, run_finetune, run_sweep
     from sciqa.planning.options import PlanOptions
     from sciqa.planning.plan import plan
-    from sciqa.predict.options import PredictOptions
+    from sciqa.predict.options import PredictOptions, PromptOptions
     from sciqa.predict.predict import predict as predict_answers
-    from sciqa.predict.prompt import PromptOptions, show_prompts
-    from sciqa.report.compare import CompareOptions, compare_readers
+    from sciqa.predict.show_prompts import show_prompts
+    from sciqa.report.compare_readers import CompareOptions, compare_readers
     from sciqa.report.report import ReportOptions
     from sciqa.report.report import report as write_report
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
-    from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
+    from sciqa.retrieval.options import EmbedderOptions
+    from sciqa.retrieval.static_training import make_embedder
     from sciqa.serve import ServeOptions
     from sciqa.serve.serve import serve as serve_answers
     from sciqa.training.finetune import finetune
@@ -95,7 +97,7 @@ _MODULES = {
     "sciqa.audit.options": ("AuditOptions",),
     "sciqa.core.errors": ("InputError", "LostWorkersError"),
     "sciqa.core.options": ("Summary",),
-    "sciqa.core.storage": ("read_table",),
+    "sciqa.core.tables": ("read_table",),
     "sciqa.corpus.options": ("CorpusOptions",),
     "sciqa.corpus.passages": ("build_passages",),
     "sciqa.exam": ("read_exam",),
@@ -112,9 +114,9 @@ _MODULES = {
     "sciqa.planning.options": ("PlanOptions",),
     "sciqa.planning.plan": ("plan",),
     "sciqa.predict": ("PredictOptions",),
-    "sciqa.predict.prompt": ("PromptOptions", "show_prompts"),
+    "sciqa.predict.show_prompts": ("PromptOptions", "show_prompts"),
     "sciqa.report": ("ReportOptions",),
-    "sciqa.report.compare": ("CompareOptions", "compare_readers"),
+    "sciqa.report.compare_readers": ("CompareOptions", "compare_readers"),
     "sciqa.retrieval": ("IndexOptions", "RetrieveOptions", "build_index", "retrieve"),
     "sciqa.retrieval.static_training": ("EmbedderOptions", "make_embedder"),
     "sciqa.serve": ("ServeOptions",),

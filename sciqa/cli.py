@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sciqa import __version__
-from sciqa.core.console import VERBOSE, console, quiet, verbose
+from sciqa.core.console import VERBOSE, console, is_console_verbose, quiet_console
 from sciqa.core.errors import InputError, find_input_error
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ STEPS = {
         *("sciqa.retrieval", "retrieve_or_evaluate", "EvaluateOptions"),
     ),
     "predict": Step("rank the options of every question", "sciqa.predict", "predict", "PredictOptions"),
-    "prompt": Step("print what the model reads", "sciqa.predict.prompt", "show_prompts", "PromptOptions", False),
+    "prompt": Step("print what the model reads", "sciqa.predict.show_prompts", "show_prompts", "PromptOptions", False),
     "ask": Step(
         "answer one question: rank its options, or reply in words with citations",
         *("sciqa.ask", "ask", "AskOptions", False),
@@ -84,7 +84,7 @@ STEPS = {
     "generate": Step("write questions by a model from passages", "sciqa.generate", "generate", "GenerateOptions"),
     "evaluate": Step("score free answers to instructions", "sciqa.generate", "evaluate_text", "EvaluateTextOptions"),
     "report": Step("render a run as one HTML page", "sciqa.report", "report", "ReportOptions", False),
-    "compare": Step("compare readers of runs", "sciqa.report.compare", "compare_readers", "CompareOptions", False),
+    "compare": Step("compare readers", "sciqa.report.compare_readers", "compare_readers", "CompareOptions", False),
 }
 #: Help on the flags that every step takes besides its options.
 COMMON = (
@@ -108,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(f"{name}: {FIRST_WORDS}", highlight=False)
     try:
         function, kind = step.load()
-        options = parse_options(kind, name, step.about, arguments[1:])
-        quiet("ray", "bitsandbytes", "transformers", "DeepSpeed")
+        options = parse_cli_options(kind, name, step.about, arguments[1:])
+        quiet_console("ray", "bitsandbytes", "transformers", "DeepSpeed")
         made = function(options)
     except KeyboardInterrupt:
         _stop(name, step)
@@ -118,10 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
             _end(name, bad_input, 2)
         from sciqa.core import worker_loss
 
-        if verbose() or not (by_loss := worker_loss.loss_error(error)):
+        if is_console_verbose() or not (by_loss := worker_loss.worker_loss_error(error)):
             raise
         _end(name, by_loss, 1)
-    print_result_tables(made if isinstance(made, list) else [made], time.monotonic() - started)
+    print_cli_results(made if isinstance(made, list) else [made], time.monotonic() - started)
 
 
 def _answer_without_step(arguments: list[str]) -> None:
@@ -169,7 +169,7 @@ def _end(step: str, error: Exception, code: int) -> None:
     sys.exit(code)
 
 
-def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> object:
+def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -> object:
     """Return a step's options from flags, which override those of a YAML file (`--config FILE` or `--config=FILE`).
 
     `--verbose`, which every step takes, becomes an environment variable, so that workers have it too.
@@ -181,7 +181,7 @@ def parse_options(kind: type, step: str, about: str, arguments: list[str]) -> ob
 
     path, arguments = _take_config(arguments)
     if path is not None:
-        given = read_config(path, kind)
+        given = read_cli_config(path, kind)
         first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
         # Options of the file go after the question of `ask`: before it, a list option would absorb it.
         arguments = arguments[:first] + given + arguments[first:]
@@ -208,7 +208,7 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def read_config(path: str, kind: type) -> list[str]:
+def read_cli_config(path: str, kind: type) -> list[str]:
     """Return the options of a YAML file as flags; their names may have hyphens or underscores."""
     import yaml
 
@@ -236,7 +236,7 @@ def read_config(path: str, kind: type) -> list[str]:
     return flags
 
 
-def print_result_tables(summaries: "list[Summary]", seconds: float) -> None:
+def print_cli_results(summaries: "list[Summary]", seconds: float) -> None:
     """Print the results: figures as tables, then a line per step with its path."""
     from rich.console import Console
 

@@ -7,19 +7,19 @@ from functools import partial
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_cluster_accelerator
 from sciqa.core.errors import InputError
-from sciqa.core.options import Summary
-from sciqa.core.packaged import is_installed
+from sciqa.core.options import Summary, defaults_of
+from sciqa.core.packaged import is_packaged_installed
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
-from sciqa.corpus.passages import build_passages, check_corpus, finished_passages
+from sciqa.corpus.passages import build_passages, check_passage_sources, finished_passages
 from sciqa.exam import open_exam
-from sciqa.exam.answers import finished_answers
 from sciqa.exam.baselines import BASELINES, OVERLAPS, Baseline
 from sciqa.exam.check import check_exam
-from sciqa.exam.questions import Exam
+from sciqa.exam.finished_answers import finished_answers
+from sciqa.exam.open_exam import Exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
-from sciqa.predict.predict import check_model
+from sciqa.predict.predict import check_predict_model
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
@@ -29,7 +29,7 @@ from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.finetune import check_before_finetune, open_finetune_split
 from sciqa.training.options import SPLITS
 from sciqa.training.sweep import sweep
-from sciqa.training.trials import SweepOptions, sweep_trials
+from sciqa.training.sweep_options import SweepOptions, sweep_trials
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
@@ -60,7 +60,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
     check_report_reader(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if readers != ["retrieval"]:
-        check_model(options, exam.sample)
+        check_predict_model(options, exam.sample)
     summaries = []
     if readers != ["closed-book"]:
         summaries += [*_prepare_index(options), retrieve(options)]
@@ -81,9 +81,9 @@ def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:
     if tables.is_finished_table(options.passages):
         shards = storage.list_files(options.passages, "parquet")
         articles: Iterator[dict] = (
-            row for path in shards for row in storage.read_table(path, ["title", "text"]).to_pylist()
+            row for path in shards for row in tables.read_table(path, ["title", "text"]).to_pylist()
         )
-    elif options.corpus in (None, ("demo",)) and is_installed("demo"):
+    elif options.corpus in (None, ("demo",)) and is_packaged_installed("demo"):
         articles = read_articles("demo")
     else:
         return {}
@@ -106,29 +106,29 @@ def _prepare_index(options: "RunExamOptions | RunFinetuneOptions") -> list[Summa
     """Build passages and index after all checks, unless only the exams' own contexts are used."""
     if options.context == "given":
         return []
-    check_passages(options)
+    check_pipeline_passages(options)
     check_find_contexts(options, options.overwrite and options.corpus is not None)
     check_cluster_accelerator(options)
-    storage.check_writable(options.output)
-    return find_passages(options)
+    storage.check_storage_writable(options.output)
+    return find_pipeline_passages(options)
 
 
-def check_passages(options: "RunExamOptions | RunFinetuneOptions") -> None:
+def check_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions") -> None:
     """Raise `InputError` if there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
         asked = options.cut() | {"remove": options.remove}
-        given = [name for name, value in asked.items() if value != tables.defaults_of(CorpusOptions)[name]]
+        given = [name for name, value in asked.items() if value != defaults_of(CorpusOptions)[name]]
         if index and not passages and given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")
         if index or passages:
             return
-    check_corpus(options)
+    check_passage_sources(options)
     check_index(options, options.overwrite)
 
 
-def find_passages(options: "RunExamOptions | RunFinetuneOptions") -> list[Summary]:
+def find_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions") -> list[Summary]:
     """Build passages and index; if no corpus is named, finished ones are used as they are."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"

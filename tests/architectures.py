@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sciqa.models.packing import SHARED_AT_LEAST
-from sciqa.models.scorer import Encoded
+from sciqa.models.scorer import EncodedForScorer
 
 Kind = Literal["causal", "seq2seq", "multiple-choice"]
 CLASSES = {
@@ -120,7 +120,7 @@ def _special(name: str, value: object) -> bool:
 
 
 @torch.inference_mode()
-def plain_scores(model: PreTrainedModel, kind: Kind, question: Encoded) -> list[float]:
+def plain_scores(model: PreTrainedModel, kind: Kind, question: EncodedForScorer) -> list[float]:
     """Return the score of each option by itself: one sequence, nothing shared, packed, cached or padded.
 
     A causal or encoder-decoder model scores an option by the sum of the log-likelihoods of its tokens, a
@@ -201,7 +201,7 @@ def texts(count: int, seed: int = 0, longest: int = 120) -> list[tuple[dict, str
     return found
 
 
-def questions(count: int, seed: int = 0, longest: int = 120) -> list[Encoded]:
+def questions(count: int, seed: int = 0, longest: int = 120) -> list[EncodedForScorer]:
     """Return random questions in tokens: prompts of unlike lengths, 2 to 5 options of 1 to 8 tokens.
 
     Every third begins with the same tokens as the others of its kind, which are more than packing shares.
@@ -215,5 +215,5 @@ def questions(count: int, seed: int = 0, longest: int = 120) -> list[Encoded]:
     for number in range(count):
         options = [tokens(rng.integers(1, 9)) for _ in range(rng.integers(2, 6))]
         prompt = (shared if number % 3 == 0 else []) + tokens(rng.integers(1, longest))
-        found.append(Encoded(prompt, options, [1.0] * len(options)))
+        found.append(EncodedForScorer(prompt, options, [1.0] * len(options)))
     return found

@@ -91,10 +91,10 @@ def ray_folder() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage in this process starts one worker where the number is not given, since each takes seconds to start."""
-    given = core_cluster.num_workers
+    given = core_cluster.num_cluster_workers
     monkeypatch.setattr(
         core_cluster,
-        "num_workers",
+        "num_cluster_workers",
         lambda options, parts, **kind: (
             1 if (options.num_workers, options.accelerator) == ("auto", "auto") else given(options, parts, **kind)
         ),

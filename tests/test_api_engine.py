@@ -22,13 +22,13 @@ from tiny import mostly_slow
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sciqa import cli
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.letters import read_letter, scores_by_letter_votes
-from sciqa.models.load import loadable_folder
+from sciqa.models.load import load_safetensors_folder
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
@@ -36,16 +36,16 @@ from sciqa.predict.api_client import (
     ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
-    FoundServer,
+    ClientServer,
     find_client_server,
-    read_key,
+    read_client_key,
 )
 from sciqa.predict.api_records import (
     collect_records,
-    request_files_folder,
-    request_table_path,
-    sum_usage,
-    usage_summary,
+    record_files_folder,
+    record_table_path,
+    record_usage_summary,
+    sum_record_usage,
 )
 
 
@@ -73,12 +73,12 @@ def asked_of(server, folder, exam, **more):
 
 
 def answers(folder):
-    return storage.read_table(f"{folder}/answers/api")
+    return tables.read_table(f"{folder}/answers/api")
 
 
 def metrics(folder):
     """Metrics without what an undisturbed run may have otherwise: seconds, and tokens of answers that lacked a part."""
-    table = storage.read_table(f"{folder}/metrics/api.parquet")
+    table = tables.read_table(f"{folder}/metrics/api.parquet")
     return table.drop_columns(["seconds", "tokens_in", "tokens_out", "cost"])
 
 
@@ -98,10 +98,10 @@ def test_a_failing_server_gives_the_table_of_a_healthy_one(serve, tmp_path, clus
     assert metrics(disturbed.output).equals(metrics(options.output))
 
     exam = read_exam(exam_file).to_pylist()
-    prompts = [api_letters.letter_prompt(question, "", prompt == "chat") for question in exam]
+    prompts = [api_letters.api_letter_prompt(question, "", prompt == "chat") for question in exam]
     for row, asked in zip(answers(options.output).to_pylist(), prompts, strict=True):
         np.testing.assert_allclose(row["probabilities"], list(weights(asked).values()), atol=1e-9)
-    whole = storage.read_table(f"{options.output}/metrics/api.parquet").to_pylist()[0]
+    whole = tables.read_table(f"{options.output}/metrics/api.parquet").to_pylist()[0]
     tokens = sum(len(asked.split()) for asked in prompts)
     assert (whole["tokens_in"], whole["tokens_out"], whole["no_letter"]) == (tokens, QUESTIONS, 0)
     cost = (2 * tokens + 10 * QUESTIONS) / 1e6
@@ -110,7 +110,7 @@ def test_a_failing_server_gives_the_table_of_a_healthy_one(serve, tmp_path, clus
     # Answers that lacked a part were paid for as well.
     assert not any(KEY.encode() in data for _, data in written(tmp_path))
     lacking = sum(failing.failed[name] for name in LACKING[2:])
-    paid = storage.read_table(f"{disturbed.output}/metrics/api.parquet")["tokens_out"][0].as_py()
+    paid = tables.read_table(f"{disturbed.output}/metrics/api.parquet")["tokens_out"][0].as_py()
     assert QUESTIONS < paid <= QUESTIONS + lacking
 
 
@@ -120,12 +120,12 @@ def test_a_stopped_run_asks_nothing_twice(serve, tmp_path, cluster, exam_file):
     options = asked_of(server, tmp_path / "run", exam_file, concurrency=3)
     with pytest.raises(InputError, match=rf"{server.url}: the server refuses the key \(status 401\); set {KEY_NAME}"):
         predict(options)
-    assert len(list(Path(request_files_folder(f"{options.output}/answers/api")).iterdir())) == len(server.answered) >= 5
+    assert len(list(Path(record_files_folder(f"{options.output}/answers/api")).iterdir())) == len(server.answered) >= 5
     server.revoke = 1e9
     predict(asked_of(server, tmp_path / "run", exam_file, shard_questions=4))  # with other shards
     assert set(server.answered.values()) == {1}
     assert len(server.answered) == QUESTIONS
-    assert not Path(request_files_folder(f"{options.output}/answers/api")).exists()
+    assert not Path(record_files_folder(f"{options.output}/answers/api")).exists()
     first = answers(options.output)
     Path(options.output, "answers/api/00001.parquet").unlink()  # also what is in the table of records already
     predict(options)
@@ -142,15 +142,15 @@ def test_votes_where_a_server_gives_no_log_probabilities(serve, tmp_path, exam_f
     reader = ApiReader(**api_arguments(options, folder, workers=1))
     none = 0
     for scored, question in zip(reader.score(questions, [()] * QUESTIONS), questions, strict=True):
-        asked, letters = api_letters.letter_prompt(question, "", True), options_of(question)
+        asked, letters = api_letters.api_letter_prompt(question, "", True), answer_options_of(question)
         votes = [read_letter(said({"seed": seed}, asked), letters) for seed in range(3)]
         none += votes.count(None)
         np.testing.assert_allclose(scored.scores, scores_by_letter_votes(votes, list(letters)))
     assert len(server.answered) == 3 * QUESTIONS
-    usage = sum_usage(list(collect_records(folder).values()))
+    usage = sum_record_usage(list(collect_records(folder).values()))
     assert usage["no_letter"] == none > 0
     assert usage["tokens_out"] > 3 * QUESTIONS
-    assert usage_summary((1.0, 1.0), usage).endswith(f"; {none} of its answers without a letter")
+    assert record_usage_summary((1.0, 1.0), usage).endswith(f"; {none} of its answers without a letter")
 
 
 def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, exam_file, monkeypatch):
@@ -166,7 +166,7 @@ def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, exa
         assert set(server.answered.values()) == {1}
         assert len(server.answered) == 2 * 2 * QUESTIONS
         collect_records(folder)
-        records = storage.read_table(request_table_path(folder)).to_pylist()
+        records = tables.read_table(record_table_path(folder)).to_pylist()
         assert {(row["rotation"], row["sample"]) for row in records} == {(0, 0), (0, 1), (2, 0), (2, 1)}
     assert scores[0] == scores[1]
 
@@ -181,7 +181,7 @@ def test_an_exam_with_contexts_of_its_own(serve, tmp_path, cluster):
     run_exam(RunExamOptions(**common, exam=str(exam), context="given", baselines=False))
     assert len(server.answered) == 4
     assert all(re.search(r"Context: Iron rusts, for the \dth time\.", key) for key in server.answered)
-    assert storage.read_table(f"{tmp_path}/run/answers/open-book-small")["id"].to_pylist() == list("0123")
+    assert tables.read_table(f"{tmp_path}/run/answers/open-book-small")["id"].to_pylist() == list("0123")
 
 
 def written(folder):
@@ -280,7 +280,7 @@ def short_waits(monkeypatch):
 
 def client_of(server, **about):
     named = {"url": server.url, "model": "small", "key_name": "NO_SUCH_KEY", "has_key": False, "chat": True}
-    return Client(FoundServer(**named | {"timeout": 0.5, "tokens": 8, "listed": 20} | about), retries=1)
+    return Client(ClientServer(**named | {"timeout": 0.5, "tokens": 8, "listed": 20} | about), retries=1)
 
 
 @pytest.mark.parametrize("failure", [*FAILURES, "late"])
@@ -315,10 +315,10 @@ def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, me
 def test_a_worker_without_the_key_says_so(monkeypatch):
     about = {"url": "u", "model": "m", "chat": True, "timeout": 1.0, "tokens": 8}
     with pytest.raises(InputError, match="NO_SUCH_KEY: set where the command was given, but not in a worker"):
-        read_key(FoundServer(**about, key_name="NO_SUCH_KEY", has_key=True))
+        read_client_key(ClientServer(**about, key_name="NO_SUCH_KEY", has_key=True))
     monkeypatch.setenv("BAD_KEY", "sk-sécret")
     with pytest.raises(InputError, match="BAD_KEY: holds characters") as error:
-        read_key(FoundServer(**about, key_name="BAD_KEY", has_key=True))
+        read_client_key(ClientServer(**about, key_name="BAD_KEY", has_key=True))
     assert "cret" not in str(error.value).replace("the value is not shown", "")
 
 
@@ -348,7 +348,7 @@ def test_two_hundred_questions_from_a_failing_server(serve, tmp_path, cluster):
 def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, prompt):
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package)
-    folder = loadable_folder(find_model("SmolLM2-135M-Instruct"))
+    folder = load_safetensors_folder(find_model("SmolLM2-135M-Instruct"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -369,12 +369,12 @@ def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, pr
     finally:
         server.terminate()
         server.wait()
-    records = storage.read_table(request_table_path(f"{tmp_path}/run/answers/api")).to_pylist()
+    records = tables.read_table(record_table_path(f"{tmp_path}/run/answers/api")).to_pylist()
     records = {record["id"]: record for record in records}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for question in read_exam(exam_file).to_pylist():
-        asked = api_letters.letter_prompt(question, "", prompt == "chat")
+        asked = api_letters.api_letter_prompt(question, "", prompt == "chat")
         if prompt == "chat":
             messages = [{"role": "user", "content": asked}]
             inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
@@ -384,7 +384,7 @@ def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, pr
         record = records[question["id"]]
         text = tokenizer.decode(output, skip_special_tokens=True)
         assert record["text"] == text
-        assert record["letter"] == read_letter(text, options_of(question))
+        assert record["letter"] == read_letter(text, answer_options_of(question))
         assert record["tokens_in"] == inputs["input_ids"].shape[1]
 
 
@@ -398,7 +398,7 @@ def test_a_killed_run_asks_nothing_twice(serve, tmp_path, exam_file, cluster):
     flags += ["--name", "api", "--concurrency", "2", "--num-cpus", "1"]
     command = [sys.executable, "-m", "sciqa", "predict", *flags]
     killed = subprocess.Popen(command, env=os.environ | {KEY_NAME: KEY}, stderr=subprocess.PIPE)
-    folder = Path(request_files_folder(f"{options.output}/answers/api"))
+    folder = Path(record_files_folder(f"{options.output}/answers/api"))
     while len([path for path in folder.glob("*.json") if path.name[0] != "."]) < len(server.answered) or server.now < 2:
         assert killed.poll() is None, killed.stderr.read().decode()
         time.sleep(0.1)
@@ -418,8 +418,8 @@ def test_a_killed_run_asks_nothing_twice(serve, tmp_path, exam_file, cluster):
 
 def test_a_prompt_is_the_same_for_both_endpoints_but_for_its_end():
     question = {"prompt": "Which rusts?", "is_question": True, "A": "iron", "B": "helium"}
-    asked = api_letters.letter_prompt(question, "Iron rusts.", True)
+    asked = api_letters.api_letter_prompt(question, "Iron rusts.", True)
     assert asked.startswith("Context: Iron rusts.\n\nQuestion: Which rusts?\nA. iron\nB. helium\n")
     assert asked.endswith("letter of the right option alone.")
-    assert api_letters.letter_prompt(question, "Iron rusts.", False).endswith("\nB. helium\nAnswer:")
+    assert api_letters.api_letter_prompt(question, "Iron rusts.", False).endswith("\nB. helium\nAnswer:")
     assert prompt_of({"messages": [{"content": asked}]}) == asked

@@ -19,8 +19,8 @@ from architectures import CLASSES, CannotBuild, build, every, plain_scores, ques
 from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import SCORERS
-from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded, Scorer, score_options
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 #: Tokens of a batch: some hold one question, some several.
@@ -104,7 +104,7 @@ def judge(kind: str, model: transformers.PreTrainedModel) -> Outcome:
     """Return how a model is computed, or why it is refused."""
     words = tokenizer(model)
     try:
-        scorer = SCORERS[kind](copy.deepcopy(model), words, Format(normalise="none"))
+        scorer = SCORERS[kind](copy.deepcopy(model), words, PromptFormat(normalise="none"))
         batch = ask(scorer)
         scores = score_options(scorer, batch, BUDGET)
     except InputError as error:
@@ -118,14 +118,14 @@ def judge(kind: str, model: transformers.PreTrainedModel) -> Outcome:
     return Outcome(SAID[scorer.layout] + beyond * (scorer.layout == "packed"), scorer.note or "")
 
 
-def ask(scorer: Scorer) -> list[Encoded]:
+def ask(scorer: Scorer) -> list[EncodedForScorer]:
     """Return questions of unlike lengths in tokens, some of them with a shared beginning."""
     if isinstance(scorer, CausalScorer):
         return questions(8)
     return [scorer.encode(*each) for each in texts(8)]
 
 
-def together(scorer: Scorer, batch: list[Encoded]) -> Iterator[np.ndarray]:
+def together(scorer: Scorer, batch: list[EncodedForScorer]) -> Iterator[np.ndarray]:
     """Yield the scores of questions that are all in one batch, as training computes them."""
     with torch.enable_grad():
         return [scores.detach().numpy() for scores in scorer(batch)]

@@ -13,20 +13,20 @@ from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.ask.generate import NEAR, GeneratedTextStream, find_cited_passage
-from sciqa.cli import FIRST_WORDS, main, parse_options
-from sciqa.core import storage
+from sciqa.ask.generate_answer import NEAR, GeneratedAnswerStream, generated_answer_citation
+from sciqa.cli import FIRST_WORDS, main, parse_cli_options
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
-from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.corpus.chunking import embedded_chunk, split_sentences
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
-from sciqa.models.load import loadable_folder
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.models.load import load_safetensors_folder
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.index import read_index_manifest
-from sciqa.retrieval.search import LocalIndex
+from sciqa.retrieval.search import LocalSearch
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 QUESTION = "Which planet is the largest?"
@@ -46,10 +46,10 @@ def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings
     common = {"output": str(tmp_path / "run"), "exam": str(tmp_path / "exam.jsonl"), "shard_questions": 1}
     retrieve(RetrieveOptions(**common, index=f"{small_index}/index", **settings))
     predict(PredictOptions(**common))
-    contexts = storage.read_table(f"{tmp_path}/run/contexts").to_pylist()
-    answers = storage.read_table(f"{tmp_path}/run/answers/open-book").to_pylist()
+    contexts = tables.read_table(f"{tmp_path}/run/contexts").to_pylist()
+    answers = tables.read_table(f"{tmp_path}/run/answers/open-book").to_pylist()
     for question, context, answer in zip(questions, contexts, answers, strict=True):
-        options = options_of(question)
+        options = answer_options_of(question)
         details = asked(question["prompt"], options=tuple(options.values()), **settings).details
         assert [p["passage_id"] for p in details["passages"]] == [p["passage_id"] for p in context["passages"]]
         np.testing.assert_allclose(
@@ -61,13 +61,13 @@ def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings
         best = details["passages"][0]
         if not settings:
             assert details["read"] == [1]
-            assert context["context"] == embedded_text(best["title"], best["section"], best["text"])
+            assert context["context"] == embedded_chunk(best["title"], best["section"], best["text"])
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of models that write: the packaged one, one that has no chat template, and a T5 without one."""
-    folders = {"chat": loadable_folder(find_model(SMOLLM2))}
+    folders = {"chat": load_safetensors_folder(find_model(SMOLLM2))}
     for family in ("llama", "t5"):
         folders[family] = tiny_folder(tmp_path_factory.mktemp(family), family)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
@@ -116,7 +116,7 @@ def test_words_are_those_of_transformers(asked, models, capsys, name, given, set
     folder = models[name]
     details = asked(QUESTION, model=folder, precision="float32", max_new_tokens=24, context_passages=2, **given).details
     said = capsys.readouterr().out
-    texts = [embedded_text(p["title"], p["section"], p["text"]) for p in details["passages"]]
+    texts = [embedded_chunk(p["title"], p["section"], p["text"]) for p in details["passages"]]
     expected = written_by_transformers(name, folder, "\n".join(texts[:2]), **settings)
     assert re.sub(r" \[[1-5]\]", "", said).strip() == expected.strip()
     assert said[0] == said.strip()[0]
@@ -128,7 +128,7 @@ def test_words_are_those_of_transformers(asked, models, capsys, name, given, set
 def found(small_index):
     """A finder in this process, and what it finds for an open question."""
     options = AskOptions(question="How do plants differ from animals?", output=small_index)
-    index = LocalIndex(options.index, read_index_manifest(options.index))
+    index = LocalSearch(options.index, read_index_manifest(options.index))
     finder = FindContexts(None, options, index, EMBED, options.context_form(ranks=False))
     return finder, finder.find([options.as_row()])[0]["passages"]
 
@@ -136,11 +136,11 @@ def found(small_index):
 def test_a_sentence_of_a_passage_is_marked_with_it(found):
     finder, passages = found
     assert len(passages) == 5
-    cite = find_cited_passage(passages, finder)
+    cite = generated_answer_citation(passages, finder)
     for number, passage in enumerate(passages, 1):
-        assert cite(embedded_text(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
+        assert cite(embedded_chunk(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
     assert cite("The stock market fell on Tuesday.") is None
-    assert find_cited_passage([], finder)("Anything.") is None
+    assert generated_answer_citation([], finder)("Anything.") is None
 
 
 def test_marks_of_an_answer_are_the_nearest_passages(found, small_index, capsys):
@@ -150,7 +150,7 @@ def test_marks_of_an_answer_are_the_nearest_passages(found, small_index, capsys)
     said = capsys.readouterr().out
     pieces = re.split(r" \[(\d)\](?=\s)", said)
     texts = [
-        (number, embedded_text(p["title"], p["section"], sentence.strip()))
+        (number, embedded_chunk(p["title"], p["section"], sentence.strip()))
         for number, p in enumerate(passages, 1)
         for sentence in split_sentences(p["text"])
     ]
@@ -167,7 +167,7 @@ def test_marks_come_behind_whole_sentences_however_the_text_comes(capsys):
     marks = {"It is 3.5 m, as Dr. Low says.": 2, "No!": 1, "Two and": 2}
     expected = "It is 3.5 m, as Dr. Low says. [2] Is it?\n\nNo! [1] Two and [2]\n"
     for chunks in ([text], re.findall(r"\S+\s*", text)):
-        stream = GeneratedTextStream(None, marks.get)
+        stream = GeneratedAnswerStream(None, marks.get)
         for chunk in chunks:
             stream.on_finalized_text(chunk)
             shown = capsys.readouterr().out
@@ -253,7 +253,7 @@ def test_a_question_stays_apart_from_lists_of_a_config_file(tmp_path):
     (tmp_path / "ask.yaml").write_text("options: [a, b]\ndense: [prompt]\n")
     for arguments in (["Which?", "--config", "ask.yaml"], ["--config", "ask.yaml", "Which?", "--top-k", "3"]):
         given = [str(tmp_path / "ask.yaml") if argument == "ask.yaml" else argument for argument in arguments]
-        options = parse_options(AskOptions, "ask", "answer", given)
+        options = parse_cli_options(AskOptions, "ask", "answer", given)
         assert (options.question, options.options, options.dense) == ("Which?", ("a", "b"), ("prompt",))
 
 

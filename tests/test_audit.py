@@ -12,13 +12,13 @@ from test_report import READERS, SURE, make_run, write_audit
 from sciqa import cli
 from sciqa.audit import audit as step
 from sciqa.audit import sources
-from sciqa.audit.compare import compare_vectors, cosines
+from sciqa.audit.compare_questions import compare_question_cosines, compare_question_vectors
 from sciqa.audit.contamination import (
     ContaminationFindings,
     contamination_rows,
     contamination_slice_scores,
     contamination_summary,
-    read_audit,
+    read_contamination,
 )
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import read_other_sources
@@ -113,11 +113,11 @@ def test_the_nearest_vector_does_not_depend_on_what_else_is_compared():
     vectors[200] = vectors[7]
     asked = vectors[[7, 40]] + 0.05 * vectors[[1, 2]]
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    first, second = compare_vectors(asked, vectors)
+    first, second = compare_question_vectors(asked, vectors)
     assert [at for at, _ in first] == [7, 200]
-    assert second == [(40, cosines(asked[1], vectors[[40]])[0])]
+    assert second == [(40, compare_question_cosines(asked[1], vectors[[40]])[0])]
     alone = [
-        max(next(compare_vectors(asked[1:], vectors[at : at + 7])), key=lambda pair: pair[1])[1]
+        max(next(compare_question_vectors(asked[1:], vectors[at : at + 7])), key=lambda pair: pair[1])[1]
         for at in range(0, 300, 7)
     ]
     assert max(alone) == second[0][1]
@@ -139,7 +139,7 @@ def base(tmp_path, cluster):
 
 def test_copies_paraphrases_articles_and_words_are_found(tmp_path, base, monkeypatch, capsys):
     made = step.audit(AuditOptions(output=str(tmp_path / "run"), **base))
-    rows = storage.read_table(made.path).to_pylist()
+    rows = tables.read_table(made.path).to_pylist()
     assert [row["id"] for row in rows] == ["q1", "q2", "q3", "q4"]
     assert [row["kind"] for row in rows] == ["exact", "near", "same article", "clean"]
     assert [(row["nearest_source"], row["nearest"]) for row in rows[:2]] == [
@@ -162,14 +162,14 @@ def test_copies_paraphrases_articles_and_words_are_found(tmp_path, base, monkeyp
     assert [row["passage_run"] for row in rows] == [0, 10, 0, 0]
     counts = "2 of 4 questions stand in first.jsonl, second.jsonl (1 exact, 1 near); with only their article there: 1"
     assert made.made == f"{counts}; 1 of 4 questions have an n-gram of 8 words in texts.jsonl, more.jsonl"
-    cli.print_result_tables([made], 0.0)
+    cli.print_cli_results([made], 0.0)
     assert re.search(r"q1 +│ exact +│ t1", capsys.readouterr().out)
     # Another order of files, other shards and parts change nothing.
     monkeypatch.setattr(step, "QUESTIONS", 1)
     monkeypatch.setattr(sources, "PART_BYTES", 20)
     turned = {name: base[name][::-1] for name in ("against", "corpus")}
     again = step.audit(AuditOptions(output=str(tmp_path / "again"), shard_questions=3, **base | turned))
-    assert storage.read_table(again.path).to_pylist() == rows
+    assert tables.read_table(again.path).to_pylist() == rows
     assert len(storage.list_files(again.path, "parquet")) == 2
 
 
@@ -195,10 +195,10 @@ def test_passages_and_an_index_are_looked_up_alike(tmp_path, cluster, small_inde
     rows = []
     for number, given in enumerate(({"passages": f"{small_index}/passages"}, {"index": f"{small_index}/index"})):
         made = step.audit(AuditOptions(output=str(tmp_path / str(number)), exam=exam_file, **given))
-        rows.append(storage.read_table(made.path).to_pylist())
+        rows.append(tables.read_table(made.path).to_pylist())
         assert made.made.endswith("in passages")
     assert rows[0] == rows[1]
-    texts = {row["passage_id"]: row["text"] for row in storage.read_table(f"{small_index}/passages").to_pylist()}
+    texts = {row["passage_id"]: row["text"] for row in tables.read_table(f"{small_index}/passages").to_pylist()}
     found = [row for row in rows[0] if row["passage_run"]]
     assert found
     questions = {row["id"]: row for row in open_exam(ExamOptions(output=str(tmp_path / "0"))).read_shard(0)}
@@ -267,7 +267,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     rows = contamination_rows(questions, findings, inputs, 2)
     assert [row["kind"] for row in rows] == ["exact", "clean", "near", "same article", "clean", "clean"]
     assert (rows[0]["nearest"], rows[0]["cosine"]) == ("t1", 1.0)
-    answers = storage.read_table(f"{output}/answers/sure").to_pylist()
+    answers = tables.read_table(f"{output}/answers/sure").to_pylist()
     readers = {"sure": {"answers": answers}}
     scored = {row["slice"]: row for row in contamination_slice_scores(rows, inputs, readers)}
     wanted = {"all": range(6), "clean": (1, 4, 5), "contaminated": (0, 2), "same article": (3,)}
@@ -280,7 +280,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     assert "Contamination" not in Path(report(ReportOptions(output=output)).path).read_text()
     write_audit(output, rows, inputs)
     page = Path(report(ReportOptions(output=output)).path).read_text()
-    assert contamination_summary(*read_audit(output, exam)) in page
+    assert contamination_summary(*read_contamination(output, exam)) in page
     clean = f'<td dir="auto">clean</td><td>sure</td><td>2</td><td>{scored["clean"]["map_at_3"]:.3f} '
     assert clean in page
     marks = re.findall(r'class="stands" dir="auto">([^<]*)<', page)
@@ -297,5 +297,5 @@ def test_an_audit_of_another_exam_is_not_shown(tmp_path):
     output = make_run(tmp_path, {"sure": (SURE, {})})
     exam = open_exam(ExamOptions(output=output))
     write_audit(output, [{"id": row["id"], "kind": "exact"} for row in EXAM], INPUTS | {"exam": "other"})
-    assert read_audit(output, exam) is None
+    assert read_contamination(output, exam) is None
     assert "Contamination" not in Path(report(ReportOptions(output=output)).path).read_text()

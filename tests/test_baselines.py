@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
-from sciqa.exam.baselines import BASELINES, baseline_scores, content_words, overlap_scores
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.baselines import BASELINES, baseline_scores, baseline_words, overlap_baseline_scores
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
@@ -18,8 +18,12 @@ QUESTION = {"prompt": "Which?", "A": "Iron rusts", "B": "The iron, a metal", "C"
 
 
 def test_overlap_is_the_share_of_different_content_words():
-    assert content_words("The iron, an Iron-56 nucleus") == {"iron", "56", "nucleus"}
-    assert overlap_scores(["Iron rusts", "iron IRON metal", "of the"], "A metal is iron.").tolist() == [0.5, 1.0, 0.0]
+    assert baseline_words("The iron, an Iron-56 nucleus") == {"iron", "56", "nucleus"}
+    assert overlap_baseline_scores(["Iron rusts", "iron IRON metal", "of the"], "A metal is iron.").tolist() == [
+        0.5,
+        1.0,
+        0.0,
+    ]
 
 
 def test_longest_counts_characters_and_majority_letters():
@@ -36,13 +40,13 @@ def write(path, rows):
 def test_baselines_are_readers_of_a_run(tmp_path, cluster, exam_file, small_index):
     common = {"output": str(tmp_path), "exam": exam_file, "shard_questions": 5}
     retrieve(RetrieveOptions(index=f"{small_index}/index", **common))
-    contexts = storage.read_table(str(tmp_path / "contexts" / "00000.parquet")).to_pylist()
+    contexts = tables.read_table(str(tmp_path / "contexts" / "00000.parquet")).to_pylist()
     questions = [json.loads(line) for line in Path(exam_file).read_text().splitlines()][:5]
     for name in BASELINES:
         made = predict(PredictOptions(reader=name, **common))
         assert made.details["model"] is None
         assert made.details["contexts"] == (str(tmp_path / "contexts") if "overlap" in name else None)
-        rows = storage.read_table(f"{made.path}/00000.parquet").to_pylist()
+        rows = tables.read_table(f"{made.path}/00000.parquet").to_pylist()
         for question, found, row in zip(questions, contexts, rows, strict=True):
             gold = " ".join(p["text"] for p in found["passages"] if p["title"] == question["title"])
             text = {"overlap": found["context"], "overlap-gold": gold}.get(name, "")
@@ -50,7 +54,7 @@ def test_baselines_are_readers_of_a_run(tmp_path, cluster, exam_file, small_inde
                 assert np.allclose(row["scores"], baseline_scores(name, {})(question, text))
                 best = [
                     letter
-                    for letter, score in zip(options_of(question), row["scores"], strict=True)
+                    for letter, score in zip(answer_options_of(question), row["scores"], strict=True)
                     if score == max(row["scores"])
                 ]
                 assert row["ranking"][0] in best
@@ -61,7 +65,7 @@ def test_a_gold_article_that_was_not_found_ties_all_options(tmp_path, cluster, e
     rows[1]["title"] = "Another article"
     common = {"output": str(tmp_path), "exam": write(tmp_path / "exam.jsonl", rows)}
     retrieve(RetrieveOptions(index=f"{small_index}/index", **common))
-    found = storage.read_table(f"{predict(PredictOptions(reader='overlap-gold', **common)).path}/00000.parquet")
+    found = tables.read_table(f"{predict(PredictOptions(reader='overlap-gold', **common)).path}/00000.parquet")
     assert [len(set(scores)) == 1 for scores in found["scores"].to_pylist()] == [False, True]
 
 

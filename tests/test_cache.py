@@ -63,7 +63,7 @@ def test_a_partial_or_wrong_copy_is_never_used(tmp_path, copies, monkeypatch):
     assert cached(tmp_path) == []
     (tmp_path / "a").write_bytes(b"a" * SIZE)
     with monkeypatch.context() as killed:
-        killed.setattr(cache, "read_pieces", lambda path: os.kill(os.getpid(), 9))
+        killed.setattr(cache, "read_storage_pieces", lambda path: os.kill(os.getpid(), 9))
         if (child := os.fork()) == 0:
             copies("a")
         os.waitpid(child, 0)

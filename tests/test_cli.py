@@ -17,9 +17,9 @@ import ray
 from tiny import tiny_folder
 
 from sciqa import cli
-from sciqa.cli import parse_options
+from sciqa.cli import parse_cli_options
 from sciqa.core import cluster as sciqa_cluster
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.pipeline import RunExamOptions, RunFinetuneOptions
 from sciqa.retrieval import IndexOptions
@@ -136,22 +136,22 @@ def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
     path = tmp_path / "options.yaml"
     path.write_text("top-k: 7\nreader: retrieval\nshard_questions: 9\ncompare: true\nnf4: false\nblend: [a, b]\n")
     given = ["--config", str(path), "--top-k", "8", "--output", str(tmp_path / "run")]
-    options = parse_options(RunExamOptions, "exam", "answer", given)
+    options = parse_cli_options(RunExamOptions, "exam", "answer", given)
     assert (options.top_k, options.reader, options.shard_questions, options.compare) == (8, "retrieval", 9, True)
     assert (options.blend, options.nf4) == (("a", "b"), False)
     assert options.index == f"{tmp_path}/run/index", "folders follow from the output that a flag gives"
     path.write_text("peft: {r: 8, target_modules: [q_proj]}\nlearning_rate: 1.0e-3\n")
-    options = parse_options(RunFinetuneOptions, "finetune", "train", ["--config", str(path)])
+    options = parse_cli_options(RunFinetuneOptions, "finetune", "train", ["--config", str(path)])
     assert (options.peft_fields(), options.learning_rate) == ({"r": 8, "target_modules": ["q_proj"]}, 1e-3)
     path.write_text("topk: 7\n")
     with pytest.raises(InputError, match="no option 'topk'"):
-        parse_options(IndexOptions, "index", "embed", ["--config", str(path)])
+        parse_cli_options(IndexOptions, "index", "embed", ["--config", str(path)])
 
 
-def tables(output):
+def read_run(output):
     """All that a run's tables hold, the figures of time left out."""
     names = ("passages", "contexts", "answers/open-book-llama", "metrics/open-book-llama.parquet")
-    found = {name: storage.read_table(storage.join(str(output), name)).to_pylist() for name in names}
+    found = {name: tables.read_table(storage.join_paths(str(output), name)).to_pylist() for name in names}
     for row in found["metrics/open-book-llama.parquet"]:
         del row["seconds"], row["contexts"]
     folder = Path(output) / "index"
@@ -175,7 +175,7 @@ def undisturbed(tmp_path_factory, exam_command):
     assert "MAP@3" in result.stdout
     assert "Traceback" not in result.stderr
     assert (output / "report.html").exists()
-    return tables(output)
+    return read_run(output)
 
 
 @pytest.mark.parametrize("record", [pytest.param("embedded.json", marks=pytest.mark.slow), "shard.json"])
@@ -192,7 +192,7 @@ def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, e
     result = sciqa(*exam_command, "--num-cpus", 2, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
-    assert tables(tmp_path) == undisturbed
+    assert read_run(tmp_path) == undisturbed
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_cluster_that_is_running_gives_the_same_tables(tmp_path, cluster, exam
     address = ray.get_runtime_context().gcs_address
     result = sciqa(*exam_command, "--address", address, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert tables(tmp_path) == undisturbed
+    assert read_run(tmp_path) == undisturbed
     again = sciqa(*exam_command, "--address", address, "--output", tmp_path)
     assert "0 shards built" in again.stdout
     assert again.stdout.count("kept") == 4
@@ -253,8 +253,8 @@ def test_a_file_of_options_in_either_form(tmp_path, form):
     path = tmp_path / "options.yaml"
     path.write_text("top_k: 3\n")
     given = [each.format(path) for each in form]
-    assert parse_options(RunExamOptions, "exam", "answer", [*given, "--shard-questions", "9"]).top_k == 3
-    assert parse_options(RunExamOptions, "exam", "answer", ["--top-k", "4", *given]).top_k == 4
+    assert parse_cli_options(RunExamOptions, "exam", "answer", [*given, "--shard-questions", "9"]).top_k == 3
+    assert parse_cli_options(RunExamOptions, "exam", "answer", ["--top-k", "4", *given]).top_k == 4
 
 
 @pytest.mark.slow

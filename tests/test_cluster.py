@@ -22,7 +22,7 @@ import ray
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.pipeline import RunExamOptions, run_exam
@@ -166,7 +166,7 @@ def given(options: RunExamOptions, output: Path) -> dict:
 
 
 def check_same(output: Path, other: str) -> None:
-    one, two = (storage.read_table(f"{folder}/answers/open-book").to_pylist() for folder in (output, other))
+    one, two = (tables.read_table(f"{folder}/answers/open-book").to_pylist() for folder in (output, other))
     for row, expected in zip(one, two, strict=True):
         assert (row["id"], row["ranking"]) == (expected["id"], expected["ranking"])
         np.testing.assert_allclose(row["probabilities"], expected["probabilities"], atol=1e-5)

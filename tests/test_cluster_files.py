@@ -23,7 +23,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 
-from sciqa.cli import parse_options
+from sciqa.cli import parse_cli_options
 from sciqa.core import cluster, model_workers
 from sciqa.core.options import RunOptions
 from sciqa.pipeline import RunExamOptions
@@ -121,14 +121,14 @@ def test_the_autoscaler_brings_the_node_that_model_workers_ask_for(name, acceler
         of_kind = sum(
             each.get("GPU", 0) for each in workers(name).values() if f"accelerator_type:{accelerator}" in each
         )
-        assert cluster.num_workers(options, 100) == of_kind
-    pool = model_workers.model_pool(options, count, count, WEIGHTS)
+        assert cluster.num_cluster_workers(options, 100) == of_kind
+    pool = model_workers.model_worker_pool(options, count, count, WEIGHTS)
     # Ray asks for a trace of a named accelerator.
     asked = {"CPU": pool["num_cpus"], "GPU": pool["num_gpus"], "memory": pool["memory"]}
     asked |= {f"accelerator_type:{pool['accelerator_type']}": 0.001} if pool["accelerator_type"] else {}
     asked = {resource: amount for resource, amount in asked.items() if amount}
     assert started(name, [asked] * count) == expected
-    trained = cluster.worker_needs(options, count, WEIGHTS) | {key: asked[key] for key in asked if ":" in key}
+    trained = cluster.cluster_worker_needs(options, count, WEIGHTS) | {key: asked[key] for key in asked if ":" in key}
     assert started(name, [trained] * count) == expected
 
 
@@ -205,7 +205,7 @@ def test_the_manifest_says_what_kuberay_relies_on():
     assert ray_job["spec"]["clusterSelector"] == {"ray.io/cluster": ray_cluster["metadata"]["name"]}
     program, step, *arguments = shlex.split(ray_job["spec"]["entrypoint"])
     assert (program, step) == ("sciqa", "exam")
-    assert parse_options(RunExamOptions, step, "answer", arguments).output == "s3://YOUR-BUCKET/run"
+    assert parse_cli_options(RunExamOptions, step, "answer", arguments).output == "s3://YOUR-BUCKET/run"
 
 
 @pytest.mark.parametrize("follow_gitignore", [True, False])

@@ -13,11 +13,18 @@ from scipy import stats
 from test_report import HOSTILE, make_run
 
 from sciqa import cli
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.exam.metrics import average_precision_at_3, holm, sign_flip_p_value
+from sciqa.exam.metrics import average_precision_at_3
 from sciqa.predict.results import METRICS
-from sciqa.report.compare import CompareOptions, compare_readers, comparison_rows, read_compared_readers
+from sciqa.report.compare_readers import (
+    CompareOptions,
+    compare_readers,
+    comparison_rows,
+    holm,
+    read_compared_readers,
+    sign_flip_p_value,
+)
 
 QUESTIONS = 60
 ROWS = [
@@ -69,7 +76,7 @@ def output(tmp_path):
 
 def compared(output, *runs, **options):
     path = compare_readers(CompareOptions(runs=tuple(map(str, runs)), output=output, **options)).path
-    return storage.read_table(path).to_pylist()
+    return tables.read_table(path).to_pylist()
 
 
 def precisions(scores):
@@ -85,7 +92,7 @@ def test_figures_are_those_of_the_metrics_table_and_the_best_is_first(made_once,
     for row in rows:
         (metrics,) = [
             r
-            for r in storage.read_table(f"{row['run']}/metrics/{row['name']}.parquet").to_pylist()
+            for r in tables.read_table(f"{row['run']}/metrics/{row['name']}.parquet").to_pylist()
             if r["slice"] == "all"
         ]
         shared = (
@@ -208,7 +215,7 @@ def test_options_of_contexts_count_among_readers_that_have_contexts(tmp_path):
     given = {
         "model": "m",
         "contexts": {"k": 3, "prefix": "a"},
-        "template": tables.fingerprint(built_in_template("arc").text),
+        "template": hashes.fingerprint(built_in_template("arc").text),
     }
     readers = {"one": (DRAWN[0], given), "two": (DRAWN[1], given | {"shots": 2}), "three": (DRAWN[2], {"model": "m"})}
     rows, same = comparison_rows(read_compared_readers((write_run(tmp_path, readers),), ()))
@@ -224,10 +231,10 @@ def test_what_answers_took_is_copied_from_the_metrics(tmp_path, output, capsys):
     run = write_run(tmp_path, {name: READERS[name] for name in ("good", "weak")})
     path = f"{run}/metrics/weak.parquet"
     figures = {"tokens_in": 12_345, "tokens_out": 150, "no_letter": 3, "cost": 0.25, "seconds": 7.5}
-    rows = [row | figures for row in storage.read_table(path).to_pylist()]
-    storage.write_table(path, pa.Table.from_pylist(rows, schema=METRICS))
+    rows = [row | figures for row in tables.read_table(path).to_pylist()]
+    tables.write_table(path, pa.Table.from_pylist(rows, schema=METRICS))
     cli.main(["compare", run, "--output", output])
-    written = {row["reader"]: row for row in storage.read_table(f"{output}/comparison").to_pylist()}
+    written = {row["reader"]: row for row in tables.read_table(f"{output}/comparison").to_pylist()}
     assert {name: written["weak"][name] for name in figures} == figures
     assert written["good"]["tokens_in"] is None
     shown = capsys.readouterr().out
@@ -248,14 +255,14 @@ def test_a_page_shows_names_as_text(tmp_path, output):
 
 def change_exam(run):
     """Record another exam for the answers of a reader."""
-    path = tables.records_path(f"{run}/answers/fair", tables.MANIFEST)
+    path = tables.table_records_path(f"{run}/answers/fair", tables.MANIFEST)
     manifest = storage.read_json(path)
     storage.write_json(path, manifest | {"inputs": manifest["inputs"] | {"exam": "0" * 64}})
 
 
 def drop_row(run):
     path = sorted(Path(run, "answers/fair").glob("*.parquet"))[0]
-    storage.write_table(str(path), storage.read_table(str(path)).slice(1))
+    tables.write_table(str(path), tables.read_table(str(path)).slice(1))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 import transformers
 from sentence_transformers import CrossEncoder
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, load_tokenizer
-from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.core.model_files import find_model, tokenizer_of_model_files
+from sciqa.corpus.chunking import embedded_chunk, split_sentences
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
-from sciqa.retrieval.evaluate import question_metrics
+from sciqa.retrieval.evaluate import evaluate_question
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -25,7 +25,7 @@ MINILM = "all-MiniLM-L6-v2"
 def find(tmp_path, small_index, exam, **options):
     options = RetrieveOptions(output=str(tmp_path), index=f"{small_index}/index", exam=exam, **options)
     retrieve(options)
-    return storage.read_table(options.contexts).to_pylist()
+    return tables.read_table(options.contexts).to_pylist()
 
 
 def test_sentences_nearest_to_the_question_within_a_budget(tmp_path, small_index, exam_file):
@@ -33,7 +33,7 @@ def test_sentences_nearest_to_the_question_within_a_budget(tmp_path, small_index
     text = find(tmp_path / "text", small_index, exam_file, **settings)
     nearest = find(tmp_path / "nearest", small_index, exam_file, context_order="nearest", **settings)
     fewer = find(tmp_path / "fewer", small_index, exam_file, context_passages=3, context_sentences=1)
-    tokenizer = load_tokenizer(MINILM)
+    tokenizer = tokenizer_of_model_files(MINILM)
     moved = 0
     for row, other, single in zip(text, nearest, fewer, strict=True):
         known = [s.strip() for passage in row["passages"][:3] for s in split_sentences(passage["text"])]
@@ -60,11 +60,11 @@ def test_a_cross_encoder_puts_the_passages_in_its_order(tmp_path, small_index, e
     plain = find(tmp_path / "plain", small_index, exam_file, top_k=8)
     judged = find(tmp_path / "run", small_index, exam_file, rerank=str(folder), rerank_passages=8, top_k=3)
     judge = CrossEncoder(str(folder))
-    questions = storage.read_table(f"{tmp_path}/run/exam.parquet").to_pylist()
+    questions = tables.read_table(f"{tmp_path}/run/exam.parquet").to_pylist()
     changed = 0
     for question, before, after in zip(questions, plain, judged, strict=True):
         ((asked,),) = query_texts([question], "whole")
-        texts = [embedded_text(p["title"], p["section"], p["text"]) for p in before["passages"]]
+        texts = [embedded_chunk(p["title"], p["section"], p["text"]) for p in before["passages"]]
         scores = judge.predict([(asked, text) for text in texts])
         best = np.argsort(-scores, kind="stable")[:3]
         assert [p["passage_id"] for p in after["passages"]] == [before["passages"][n]["passage_id"] for n in best]
@@ -74,12 +74,12 @@ def test_a_cross_encoder_puts_the_passages_in_its_order(tmp_path, small_index, e
 
 
 def test_figures_of_a_rank():
-    assert question_metrics(1) == {"recall_at_1": 1, "recall_at_5": 1, "recall_at_10": 1, "mrr": 1, "ndcg_at_10": 1}
-    assert question_metrics(3)["mrr"] == pytest.approx(1 / 3)
-    assert question_metrics(3)["ndcg_at_10"] == pytest.approx(1 / math.log2(4))
-    assert (question_metrics(3)["recall_at_1"], question_metrics(3)["recall_at_5"]) == (0, 1)
-    assert set(question_metrics(0).values()) == {0}
-    assert question_metrics(11) == {
+    assert evaluate_question(1) == {"recall_at_1": 1, "recall_at_5": 1, "recall_at_10": 1, "mrr": 1, "ndcg_at_10": 1}
+    assert evaluate_question(3)["mrr"] == pytest.approx(1 / 3)
+    assert evaluate_question(3)["ndcg_at_10"] == pytest.approx(1 / math.log2(4))
+    assert (evaluate_question(3)["recall_at_1"], evaluate_question(3)["recall_at_5"]) == (0, 1)
+    assert set(evaluate_question(0).values()) == {0}
+    assert evaluate_question(11) == {
         "recall_at_1": 0,
         "recall_at_5": 0,
         "recall_at_10": 0,
@@ -91,8 +91,8 @@ def test_figures_of_a_rank():
 def test_evaluation_agrees_with_the_contexts_that_the_same_queries_find(tmp_path, small_index, exam_file):
     options = {"index": f"{small_index}/index", "exam": exam_file}
     made = retrieve_or_evaluate(EvaluateOptions(output=str(tmp_path / "all"), evaluate=True, **options))
-    rows = storage.read_table(made.path).to_pylist()
-    gold = storage.read_table(f"{tmp_path}/all/exam.parquet")["title"].to_pylist()
+    rows = tables.read_table(made.path).to_pylist()
+    gold = tables.read_table(f"{tmp_path}/all/exam.parquet")["title"].to_pylist()
     for dense, words in ((("mean",), ()), ((), ("prompt",)), (("mean",), ("options",))):
         (row,) = [row for row in rows if (row["dense"], row["words"]) == (list(dense), list(words))]
         found = find(tmp_path / "-".join(dense + words), small_index, exam_file, dense=dense, words=words, top_k=20)
@@ -122,8 +122,8 @@ def test_prefixes_come_from_the_model_or_the_options(tmp_path, cluster, corpus_f
     build_passages(CorpusOptions(output=options.output, corpus=(corpus_file,), shard_passages=400))
     build_index(options)
     (shard,) = storage.read_json(f"{options.output}/index/manifest.json")["shards"]
-    row = storage.read_table(f"{options.output}/index/{shard['name']}/passages.parquet").slice(0, 1).to_pylist()[0]
-    text = "d: " + embedded_text(row["title"], row["section"], row["text"])
+    row = tables.read_table(f"{options.output}/index/{shard['name']}/passages.parquet").slice(0, 1).to_pylist()[0]
+    text = "d: " + embedded_chunk(row["title"], row["section"], row["text"])
     vector = np.load(f"{options.output}/index/{shard['name']}/vectors.npy")[0]
     assert vector @ load_embedder(MINILM, threads=1).encode([text])[0] > 0.9999
 
@@ -135,7 +135,7 @@ def test_a_changed_shard_keeps_the_vectors_of_what_it_still_holds(tmp_path, clus
     path = tmp_path / "index" / "00000-00000"
     before, names = (
         np.load(path / "vectors.npy"),
-        storage.read_table(str(path / "passages.parquet"))["title"].to_pylist(),
+        tables.read_table(str(path / "passages.parquet"))["title"].to_pylist(),
     )
     (tmp_path / "gone.txt").write_text(names[4])
     build_passages(CorpusOptions(corpus=(corpus_file,), remove=str(tmp_path / "gone.txt"), **settings))

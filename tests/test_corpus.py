@@ -14,10 +14,10 @@ from test_sources import write_pdf
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError, find_input_error
-from sciqa.core.model_files import load_tokenizer
+from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_article_files, read_articles
-from sciqa.corpus.chunking import ChunkSplitter, embedded_text, split_sentences
+from sciqa.corpus.chunking import ChunkSplitter, embedded_chunk, split_sentences
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 
@@ -31,7 +31,7 @@ ARTICLES = [
 
 
 def passages_of(output):
-    return storage.read_table(storage.join(output, "passages")).to_pylist()
+    return tables.read_table(storage.join_paths(output, "passages")).to_pylist()
 
 
 def build(tmp_path, corpus, name="run", **options):
@@ -47,22 +47,22 @@ def test_long_articles_are_cut_between_sentences_and_empty_ones_counted(tmp_path
     assert len(water) > 5
     assert all(text.startswith("Sentence") and text.endswith(".") for text in water)
     assert " ".join(water) == LONG
-    tokenizer = load_tokenizer("all-MiniLM-L6-v2")
-    assert max(len(tokenizer.encode(embedded_text("Water", "", text)).ids) for text in water) <= 64
+    tokenizer = tokenizer_of_model_files("all-MiniLM-L6-v2")
+    assert max(len(tokenizer.encode(embedded_chunk("Water", "", text)).ids) for text in water) <= 64
     assert {row["title"] for row in rows} == {"Water", "Ice", "Steam"}
     assert (summary.details["articles"], summary.details["skipped"]) == (3, {"no text": 1})
     assert rows[0]["url"] == "https://example.org/water"
 
 
 def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
-    splitter = ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 2)
+    splitter = ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 64, 2)
     windows = [split_sentences(text) for text in splitter.split("Water", "Boiling", LONG)]
     assert [sentence.strip() for sentence in windows[0][-2:]] == [sentence.strip() for sentence in windows[1][:2]]
     assert all(len(set(after) - set(before)) > 0 for before, after in itertools.pairwise(windows))
     said = dict.fromkeys(sentence.strip() for window in windows for sentence in window)
     assert " ".join(said) == LONG
     lengths = [
-        len(splitter.tokenizer.encode(embedded_text("Water", "Boiling", "".join(window))).ids) for window in windows
+        len(splitter.tokenizer.encode(embedded_chunk("Water", "Boiling", "".join(window))).ids) for window in windows
     ]
     assert max(lengths) <= 64
 
@@ -74,19 +74,21 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
 )
 def test_passages_hold_every_word_of_a_text_by_itself_and_in_order(words, between):
     text = "".join(word + space for word, space in zip(words, itertools.cycle(between), strict=False))
-    passages = list(ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
+    passages = list(ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
     assert " ".join(passages).split() == text.split()
 
 
 def test_tables_longer_than_a_passage_are_cut_between_lines():
     lines = [f"Metal {number}: melting point {number} degrees; mass {number} grams" for number in range(40)]
-    passages = list(ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines)))
+    passages = list(
+        ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines))
+    )
     assert len(passages) > 5
     assert [line for passage in passages for line in passage.split("\n")] == lines
 
 
 def test_a_sentence_longer_than_a_passage_is_cut_between_words():
-    splitter = ChunkSplitter(load_tokenizer("all-MiniLM-L6-v2"), 48, 1)
+    splitter = ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 48, 1)
     text = " ".join(f"oxidoreductase{number}" for number in range(60))
     parts = list(splitter.split("Enzymes", "", text))
     assert len(parts) > 5
@@ -120,7 +122,7 @@ def test_a_rerun_writes_nothing_and_a_changed_corpus_replaces_the_table(tmp_path
 def test_manifest_has_the_checksum_of_every_shard(tmp_path, cluster):
     write_jsonl(tmp_path / "a.jsonl", ARTICLES)
     output, _ = build(tmp_path, tmp_path / "a.jsonl", shard_passages=1)
-    for shard in tables.read_manifest(storage.join(output, "passages"), "corpus")["shards"]:
+    for shard in tables.read_table_manifest(storage.join_paths(output, "passages"), "corpus")["shards"]:
         data = (tmp_path / "run" / "passages" / f"{shard['name']}.parquet").read_bytes()
         assert hashlib.sha256(data).hexdigest() == shard["sha256"]
 
@@ -195,7 +197,7 @@ def test_exact_repeats_are_dropped_wherever_they_stand_however_the_corpus_is_spl
     assert "".join(row["text"] for row in rows if row["title"] == "Wine").count("number 8 says") > 1
     assert not any("\n\n" in row["text"] for row in rows)
     ids = {row["passage_id"]: row for row in rows}
-    repeats = [storage.read_table(f"{output}/_passages/repeats").to_pylist() for output in (first, second)]
+    repeats = [tables.read_table(f"{output}/_passages/repeats").to_pylist() for output in (first, second)]
     assert repeats[0] == repeats[1]
     # Passages of "Wine" repeat each other where they do not differ, none of "Water".
     assert {row["title"] for row in repeats[0]} == {"Wine"} | {row["title"] for row in others[:5]}
@@ -219,7 +221,7 @@ def test_near_duplicates_are_dropped_only_where_asked_and_where_numbers_signs_an
     near, made = build(tmp_path, tmp_path / "a.jsonl", "near", near_duplicates=True, **settings)
     kept = passages_of(near)
     assert [row["text"] for row in kept] == [row["text"] for number, row in enumerate(rows) if number != 1]
-    (repeat,) = storage.read_table(f"{near}/_passages/repeats").to_pylist()
+    (repeat,) = tables.read_table(f"{near}/_passages/repeats").to_pylist()
     assert (repeat["text"], repeat["repeats"], repeat["kind"]) == (changes[1], kept[0]["passage_id"], "near")
     assert "1 passages said before: _passages/repeats/" in made.made
     # The option belongs to what the table is made from.

@@ -11,11 +11,11 @@ from tiny import tiny_folder
 
 from sciqa.ask import AskOptions
 from sciqa.core import cluster, model_workers
-from sciqa.core.device import half_precision, this_device
+from sciqa.core.device import device_half_precision, this_device
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.models.load import load_base, load_scorer
-from sciqa.models.streamed_weights import StreamingSettings
+from sciqa.models.streamed_weights import StreamedWeightsSettings
 from sciqa.predict import PredictOptions
 from sciqa.predict.vllm import check_vllm
 from sciqa.retrieval import IndexOptions, checkpoints
@@ -47,7 +47,7 @@ def llama(tmp_path_factory):
 def test_models_stay_on_the_cpu_where_a_worker_sees_a_gpu(gpu_in_sight, llama):
     gpu_in_sight()
     assert load_scorer(llama).device.type == "cpu"
-    assert load_scorer(llama, streaming=StreamingSettings()).device.type == "cpu"
+    assert load_scorer(llama, streaming=StreamedWeightsSettings()).device.type == "cpu"
     assert load_base(llama, "causal", torch.float32)[0].device.type == "cpu"
     assert load_base(llama, "causal", torch.float32, nf4=True)[0].device.type == "cpu"
     embedder = load_embedder("all-MiniLM-L6-v2", threads=1, backend="torch")
@@ -81,7 +81,7 @@ def test_the_driver_tells_workers_what_to_compute_on(monkeypatch, tmp_path, acce
     assert (embed["device"], embed["backend"]) == (expected, {"cpu": "openvino", "cuda": "torch"}[expected])
     assert PredictOptions(**given).reader_arguments(expected, 1)["device"] == expected
     # A pool of GPU workers takes no CPUs, of which the tasks that feed it may need the only one.
-    pool = model_workers.model_pool(RunOptions(**given), 1, 1, 0)
+    pool = model_workers.model_worker_pool(RunOptions(**given), 1, 1, 0)
     assert (pool["num_cpus"], pool["num_gpus"]) == {"cpu": (0.9 * 4, None), "cuda": (0, 1)}[expected]
 
 
@@ -108,14 +108,14 @@ def test_a_gpu_that_pytorch_cannot_use_is_one_clear_error(llama):
 def test_types_are_those_that_the_hardware_computes_in(monkeypatch, gpu_in_sight):
     for major, expected in ((7, torch.float16), (8, torch.bfloat16), (9, torch.bfloat16)):
         gpu_in_sight(major)
-        assert half_precision("cuda") == expected
+        assert device_half_precision("cuda") == expected
     for able, expected in (
         ({"avx512_f": True, "avx512_bw": True, "avx512_vl": True, "avx512_dq": True}, torch.float32),
         ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
         ({"architecture": "arm64", "bf16": True}, torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert half_precision("cpu") == expected
+        assert device_half_precision("cpu") == expected
 
 
 def test_a_vllm_for_cpus_is_not_given_gpus(monkeypatch, tmp_path, cluster, llama):

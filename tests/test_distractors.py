@@ -4,14 +4,14 @@ import pytest
 from conftest import write_jsonl
 
 from sciqa import cli
-from sciqa.core import storage
 from sciqa.exam import open_exam
-from sciqa.exam.questions import ExamOptions, options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.options import ExamOptions
 from sciqa.generate import GenerateOptions, generate
 from sciqa.generate.distractors import WriteDistractors, find_distractors
-from sciqa.generate.results import rejected_path
+from sciqa.generate.filter_results import filter_result_rejects_path
 from sciqa.retrieval.index import read_index_manifest
-from sciqa.retrieval.search import LocalIndex
+from sciqa.retrieval.search import LocalSearch
 
 PASSAGES = [
     {
@@ -68,12 +68,12 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
             **indexed, distractors=str(path), choices=2, name=name, part_passages=parts, skip_filters=("word-overlap",)
         )
         made = generate(options)
-        tables.append(storage.read_table(made.path).to_pylist())
+        tables.append(tables.read_table(made.path).to_pylist())
     assert tables[0] == tables[1]
     assert [(row["id"], row[row["answer"]]) for row in tables[0]] == [("light", "Helium"), ("rust", "Iron")]
-    assert all(set(options_of(row).values()) == {"Helium", "Iron"} for row in tables[0])
+    assert all(set(answer_options_of(row).values()) == {"Helium", "Iron"} for row in tables[0])
     assert all(row["sentence"] in row["context"] for row in tables[0])
-    (rejected,) = storage.read_table(rejected_path(options.folder, 2)).to_pylist()
+    (rejected,) = tables.read_table(filter_result_rejects_path(options.folder, 2)).to_pylist()
     assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")
     assert open_exam(ExamOptions(output=str(tmp_path / "other"), exam=made.path), write=False).questions == 2
     assert generate(options).made.endswith("kept as it was")
@@ -82,7 +82,7 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
 def test_the_sentence_that_decides_is_no_wrong_option(indexed, tmp_path):
     (tmp_path / "open.jsonl").touch()
     options = GenerateOptions(**indexed, distractors=str(tmp_path / "open.jsonl"))
-    index = LocalIndex(options.index, read_index_manifest(options.index))
+    index = LocalSearch(options.index, read_index_manifest(options.index))
     writer = WriteDistractors(options, index, options.embed_on("cpu", 1))
     asked = {"prompt": "What is it?", "answer": "A gas that takes part in few reactions"}
     sentences = ["Helium is a noble gas.", "Iron is a metal.", "A whale is a mammal."]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dump import write_dump
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import wikimedia as reader
 from sciqa.corpus import wikitext
@@ -41,7 +41,7 @@ def write_pages(path, *pages, head=HEAD, tail=b"</mediawiki>"):
 
 def build(output, corpus, **options):
     made = build_passages(CorpusOptions(output=str(output), corpus=(str(corpus),), **options)).details
-    return storage.read_table(f"{output}/passages").to_pylist(), made
+    return tables.read_table(f"{output}/passages").to_pylist(), made
 
 
 def read_all(path, part_bytes):

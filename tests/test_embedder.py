@@ -18,16 +18,16 @@ from tiny import mostly_slow
 from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
 from tokenizers import Tokenizer
 
-from sciqa.core import cache, storage, tables
+from sciqa.core import cache, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.predict.readers import RetrievalReader
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
-from sciqa.retrieval.index_shards import EmbedShard
+from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import QueryRanker
 
@@ -317,16 +317,16 @@ def of(folder, backend):
 def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_index, backend):
     folder = tiny_embedder(tmp_path, edit=spoil(float("inf")))
     options = IndexOptions(output=str(tmp_path / "run"), passages=f"{small_index}/passages", embedder=folder)
-    for shard in tables.read_manifest(options.passages, "corpus")["shards"]:
+    for shard in tables.read_table_manifest(options.passages, "corpus")["shards"]:
         wet = [
             row["passage_id"]
-            for row in storage.read_table(f"{options.passages}/{shard['name']}.parquet").to_pylist()
-            if "water" in re.findall(r"\w+", embedded_text(row["title"], row["section"], row["text"]).lower())
+            for row in tables.read_table(f"{options.passages}/{shard['name']}.parquet").to_pylist()
+            if "water" in re.findall(r"\w+", embedded_chunk(row["title"], row["section"], row["text"]).lower())
         ]
         if wet:
             break
     with pytest.raises(InputError, match=rf"{folder}: its vector of passage '{wet[0]}' of .* is not finite"):
-        EmbedShard(options, of(folder, backend), options.embedding())({"part": shard})
+        EmbedIndexShard(options, of(folder, backend), options.embedding())({"part": shard})
     assert not Path(options.index, shard["name"], "embedded.json").exists()
 
     questions = [{"id": name, "prompt": f"What is {name}?", "A": "air", "B": "rain"} for name in ("iron", "water")]
@@ -352,6 +352,6 @@ def test_an_index_says_what_computes_its_vectors(tmp_path, cluster, capsys):
     build_passages(CorpusOptions(output=output, corpus=(str(tmp_path / "articles.jsonl"),)))
     build_index(IndexOptions(output=output, embedder=folder))
     assert "is computed by PyTorch" in " ".join(capsys.readouterr().err.split())
-    (row,) = storage.read_table(f"{output}/passages/00000-00000.parquet").to_pylist()
-    text = embedded_text(row["title"], row["section"], row["text"])
+    (row,) = tables.read_table(f"{output}/passages/00000-00000.parquet").to_pylist()
+    text = embedded_chunk(row["title"], row["section"], row["text"])
     assert least_cosine(np.load(f"{output}/index/00000-00000/vectors.npy"), own_vectors(folder, [text])) > 0.99

@@ -11,16 +11,16 @@ import pytest
 import torch
 from tiny import tiny_folder, tiny_model, tiny_tokenizer
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.models.causal import CausalScorer
-from sciqa.models.load import load_encoder, loadable_folder
-from sciqa.models.prompt_format import Format
+from sciqa.models.load import load_safetensors_folder, load_without_weights
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
-from sciqa.predict.readers import encode_rotations
+from sciqa.predict.readers import encode_for_reader
 from sciqa.predict.rotations import mean_over_rotations
 from sciqa.predict.vllm import VllmShards, add_vllm_option_scores, scored_vllm_rotations, vllm_requests
 from sciqa.retrieval import RetrieveOptions, retrieve
@@ -40,10 +40,10 @@ def answered(model, request):
 @pytest.mark.parametrize(
     ("style", "rotations"),
     [
-        (Format(), 1),
-        (Format(normalise="characters", max_length=120), 1),
-        (Format(prompt="chat", completion="letter"), 3),
-        (Format(completion="yes", normalise="none"), 1),
+        (PromptFormat(), 1),
+        (PromptFormat(normalise="characters", max_length=120), 1),
+        (PromptFormat(prompt="chat", completion="letter"), 3),
+        (PromptFormat(completion="yes", normalise="none"), 1),
     ],
     ids=["text", "cut contexts", "letters", "yes"],
 )
@@ -54,7 +54,7 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
     questions[1] |= {"C": None, "D": None}
     questions[2] |= {"B": f"{questions[2]['A']} and more", "E": "A fifth option"}
     found = [({"context": "Some context. " * times},) for times in (1, 30, 0, 90)]
-    turns, encoded = encode_rotations(scorer, questions, found, rotations)
+    turns, encoded = encode_for_reader(scorer, questions, found, rotations)
     rows = []
     for turn, each in zip(turns, encoded, strict=True):
         requests = vllm_requests(each)
@@ -88,7 +88,7 @@ def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, 
         ).iter_rows()
     )
     assert written == [{"part": 0, "questions": 6}]
-    answers = storage.read_table(str(tmp_path / "answers")).to_pylist()
+    answers = tables.read_table(str(tmp_path / "answers")).to_pylist()
     assert [row["ranking"] for row in answers] == [["B", "A", "C", "D"]] * 6
     missing = SimpleNamespace(iter_rows=lambda: iter([*rows[:11], rows[0]]))
     with pytest.raises(RuntimeError, match=r"shards \[0\]"):
@@ -96,7 +96,9 @@ def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, 
 
 
 def test_options_that_begin_alike_share_their_requests():
-    encoded = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), Format()).encode_text("Q", [" a b", " a c"])
+    encoded = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), PromptFormat()).encode_text(
+        "Q", [" a b", " a c"]
+    )
     assert [request["wanted"] for request in vllm_requests(encoded)] == [
         [encoded.options[0][0]] * 2,
         [encoded.options[0][1], encoded.options[1][1]],
@@ -110,8 +112,10 @@ def llama(tmp_path_factory):
 
 def test_an_encoder_without_weights_gives_the_scorers_tokens(llama):
     question = read_exam("direct-validation").to_pylist()[0]
-    scorer = CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), Format(completion="letter"))
-    encoder = load_encoder(llama, {"completion": "letter"})
+    scorer = CausalScorer(
+        tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), PromptFormat(completion="letter")
+    )
+    encoder = load_without_weights(llama, {"completion": "letter"})
     assert encoder.encode(question, "Word. " * 3000) == scorer.encode(question, "Word. " * 3000)
     assert encoder.limit == scorer.limit
     assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
@@ -163,11 +167,11 @@ def run(tmp_path_factory, small_index, exam_file):
     output = str(tmp_path_factory.mktemp("run"))
     options = {"output": output, "exam": exam_file, "shard_questions": 5}
     retrieve(RetrieveOptions(**options, index=f"{small_index}/index"))
-    return options | {"model": loadable_folder(find_model(PACKAGED)), "precision": "float32"}
+    return options | {"model": load_safetensors_folder(find_model(PACKAGED)), "precision": "float32"}
 
 
 def answers(run, name):
-    return storage.read_table(f"{run['output']}/answers/{name}").to_pylist()
+    return tables.read_table(f"{run['output']}/answers/{name}").to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_vllm_answers_only_the_shards_that_are_missing(run):
     folder = Path(run["output"], "answers", "resumed")
     first, times = answers(run, "resumed"), {path: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
     assert len(times) == 3
-    Path(tables.records_path(str(folder), tables.MANIFEST)).unlink()
+    Path(tables.table_records_path(str(folder), tables.MANIFEST)).unlink()
     (folder / "00001.parquet").unlink()
     assert "2 of 3 shards kept" in predict(options).made
     changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]

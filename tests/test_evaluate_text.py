@@ -8,13 +8,20 @@ import pytest
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.instructions import read_instructions
 from sciqa.exam.metrics import bootstrap_interval
 from sciqa.generate import EvaluateTextOptions, evaluate_text
-from sciqa.generate.text_answers import AnswerInstructions
-from sciqa.generate.text_metrics import FIGURES, figure_rows, normalised_tokens, rouge_scores, text_scores, token_f1
+from sciqa.generate.text_answers import WriteTextAnswers
+from sciqa.generate.text_metrics import (
+    FIGURES,
+    normalised_tokens,
+    rouge_scores,
+    text_metric_rows,
+    text_scores,
+    token_f1,
+)
 
 
 def test_token_f1_and_exact_match_are_those_of_squad():
@@ -43,7 +50,7 @@ def test_gains_are_paired():
     drawn = np.random.default_rng(0).random(40)
     base = [dict.fromkeys(FIGURES, value) for value in drawn]
     tuned = [dict.fromkeys(FIGURES, value + 0.1) for value in drawn]
-    rows = figure_rows({"base": base, "tuned": tuned})
+    rows = text_metric_rows({"base": base, "tuned": tuned})
     assert [row["figure"] for row in rows] == [name for name in FIGURES for _ in range(2)]
     first, second = rows[:2]
     assert (first["low"], first["high"]) == bootstrap_interval(drawn)
@@ -81,16 +88,16 @@ def tiny_run(tmp_path, embedder):
 def test_an_answer_that_is_the_reference_has_full_marks(tiny_run, tmp_path):
     options = EvaluateTextOptions(**tiny_run)
     writer = options.writer_arguments("cpu", 1) | {"adapter": None}
-    worker = AnswerInstructions(str(tmp_path / "answers"), writer, options.embed_on("cpu", 1), "")
+    worker = WriteTextAnswers(str(tmp_path / "answers"), writer, options.embed_on("cpu", 1), "")
     rows = read_instructions(options.text)
-    tables = []
+    read = []
     for number in (0, 1):
         assert worker({"part": {"number": number, "rows": rows}})["answers"] == 3
-        tables.append(storage.read_table(f"{tmp_path}/answers/{number:05d}.parquet").to_pylist())
-        rows = [row | {"output": made["answer"] or "."} for row, made in zip(rows, tables[-1], strict=True)]
-    assert [row["answer"] for row in tables[0]] == [row["answer"] for row in tables[1]]
-    assert all(0 < row["tokens"] <= 6 for row in tables[0])
-    for before, after in zip(*tables, strict=True):
+        read.append(tables.read_table(f"{tmp_path}/answers/{number:05d}.parquet").to_pylist())
+        rows = [row | {"output": made["answer"] or "."} for row, made in zip(rows, read[-1], strict=True)]
+    assert [row["answer"] for row in read[0]] == [row["answer"] for row in read[1]]
+    assert all(0 < row["tokens"] <= 6 for row in read[0])
+    for before, after in zip(*read, strict=True):
         assert after["answer"]
         assert after["similarity"] == pytest.approx(1.0, abs=1e-3)
         assert (after["exact_match"], after["token_f1"]) == (1.0, 1.0)
@@ -103,14 +110,14 @@ def test_a_base_model_and_what_was_made_of_it(tiny_run, tmp_path, cluster):
     options = EvaluateTextOptions(**tiny_run, tuned=tuned)
     summary = evaluate_text(options)
     assert "3 instructions answered by llama, tuned-other" in summary.made
-    figures = storage.read_table(summary.path).to_pylist()
+    figures = tables.read_table(summary.path).to_pylist()
     assert {(row["model"], row["figure"]) for row in figures} == {
         (model, figure) for model in ("llama", "tuned-other") for figure in FIGURES
     }
     answers = {
-        name: storage.read_table(f"{options.output}/text/{name}").to_pylist() for name in ("llama", "tuned-other")
+        name: tables.read_table(f"{options.output}/text/{name}").to_pylist() for name in ("llama", "tuned-other")
     }
-    assert figures == figure_rows(answers)
+    assert figures == text_metric_rows(answers)
     json.dumps(summary.details)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/text").rglob("*.parquet")}
     evaluate_text(options)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.embedder import embed_one_by_one
@@ -61,17 +61,17 @@ def test_no_other_question_and_no_order_changes_it(embed):
 def test_answers_hold_the_evidence_of_the_option_ranked_first(tmp_path, cluster, exam_file, small_index):
     common = {"output": str(tmp_path), "exam": exam_file}
     retrieve(RetrieveOptions(index=f"{small_index}/index", **common))
-    contexts = storage.read_table(str(tmp_path / "contexts")).to_pylist()
-    answers = storage.read_table(predict(PredictOptions(reader="overlap", **common)).path).to_pylist()
+    contexts = tables.read_table(str(tmp_path / "contexts")).to_pylist()
+    answers = tables.read_table(predict(PredictOptions(reader="overlap", **common)).path).to_pylist()
     for context, answer in zip(contexts, answers, strict=True):
         assert answer["evidence"] == context["evidence"]["ABCD".index(answer["ranking"][0])]
         assert answer["evidence"]["sentence"] in context["context"]
     assert all(
         row["evidence"] is None
-        for row in storage.read_table(predict(PredictOptions(reader="longest", **common)).path).to_pylist()
+        for row in tables.read_table(predict(PredictOptions(reader="longest", **common)).path).to_pylist()
     )
     retrieve(RetrieveOptions(index=f"{small_index}/index", evidence=False, overwrite=True, **common))
-    assert storage.read_table(str(tmp_path / "contexts"))["evidence"].null_count == len(contexts)
+    assert tables.read_table(str(tmp_path / "contexts"))["evidence"].null_count == len(contexts)
 
 
 def test_right_options_have_their_evidence_in_the_gold_article_more_often(embed):
@@ -84,7 +84,7 @@ def test_right_options_have_their_evidence_in_the_gold_article_more_often(embed)
     read = [[{"passage_id": t, "title": t, "text": texts[t]} for t in pair] for pair in titles]
     right, wrong, annotated = [], [], []
     for row, found in zip(rows, find_evidence(rows, read, embed), strict=True):
-        for letter, each in zip(options_of(row), found, strict=True):
+        for letter, each in zip(answer_options_of(row), found, strict=True):
             (right if letter == row["answer"] else wrong).append(each["title"] == row["title"])
             if letter == row["answer"]:
                 gold = row["evidence"].split(" … ")

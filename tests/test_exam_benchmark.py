@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import write_jsonl
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 
@@ -156,7 +156,7 @@ def test_a_gain_is_paired(tmp_path):
     rows = {"untrained": [1.0, 0.0, 0.5, 0.0], "trained": [1.0, 0.5, 1.0, 0.5]}
     for name, precisions in rows.items():
         answers = [{"average_precision": each, "answer": "A"} for each in precisions]
-        storage.write_table(str(tmp_path / f"answers/{name}/part.parquet"), pa.Table.from_pylist(answers))
+        tables.write_table(str(tmp_path / f"answers/{name}/part.parquet"), pa.Table.from_pylist(answers))
     assert exams.gain_cell(str(tmp_path), "trained", "untrained").startswith("+0.375 [+0.125, ")
     assert exams.gain_cell(str(tmp_path), "untrained", "trained").startswith("-0.375 [")
 

@@ -9,7 +9,7 @@ from tiny import tiny_folder
 
 from sciqa import cli
 from sciqa import pipeline as run
-from sciqa.core import cluster, storage
+from sciqa.core import cluster, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
@@ -32,11 +32,11 @@ def test_an_exam_with_contexts_is_answered_without_corpus_and_index(tmp_path, cl
     made = run_exam(RunExamOptions(**given, corpus=("absent.jsonl",), compare=True, baselines=False, shard_questions=3))
     assert [summary.stage for summary in made] == ["retrieve", "predict", "predict", "report"]
     assert not {"passages", "index"} & set(storage.list_folders(str(tmp_path)))
-    contexts = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    contexts = tables.read_table(f"{tmp_path}/contexts").to_pylist()
     assert [row["context"] for row in contexts] == CONTEXTS
     assert [row["passages"] for row in contexts] == [[]] * 4
     folders = storage.list_folders(f"{tmp_path}/answers")
-    answers = [storage.read_table(f"{tmp_path}/answers/{name}")["probabilities"].to_pylist() for name in folders]
+    answers = [tables.read_table(f"{tmp_path}/answers/{name}")["probabilities"].to_pylist() for name in folders]
     assert len(answers) == 2
     assert answers[0] != answers[1], "the context does not reach the reader"
     assert predict(PredictOptions(**given, shard_questions=3)).made.endswith("kept")
@@ -47,19 +47,19 @@ def test_an_exam_with_contexts_is_answered_without_corpus_and_index(tmp_path, cl
 def test_contexts_that_were_looked_up_are_not_taken_for_given_ones(tmp_path, race, small_index, model):
     both = {"exam": race, "output": str(tmp_path)}
     retrieve(RetrieveOptions(**both, index=f"{small_index}/index"))
-    found = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    found = tables.read_table(f"{tmp_path}/contexts").to_pylist()
     alone = RetrieveOptions(**both, context="found", index=f"{small_index}/index")
     assert all(row["context"].startswith(f"{context}\n") for row, context in zip(found, CONTEXTS, strict=True))
     for step in (lambda: predict(PredictOptions(**both, context="given", model=model)), lambda: retrieve(alone)):
         with pytest.raises(InputError, match=r"another exam|made without --context given|made from other inputs"):
             step()
     retrieve(replace(alone, overwrite=True))
-    rows = storage.read_table(f"{tmp_path}/contexts").to_pylist()
+    rows = tables.read_table(f"{tmp_path}/contexts").to_pylist()
     assert [f"{own}\n{row['context']}" for own, row in zip(CONTEXTS, rows, strict=True)] == [
         row["context"] for row in found
     ]
     retrieve(RetrieveOptions(**both, context="given", overwrite=True))
-    assert [row["passages"] for row in storage.read_table(f"{tmp_path}/contexts").to_pylist()] == [[]] * 4
+    assert [row["passages"] for row in tables.read_table(f"{tmp_path}/contexts").to_pylist()] == [[]] * 4
 
 
 def test_given_contexts_must_be_there(tmp_path, race):
@@ -95,7 +95,7 @@ def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatc
     given = {"train": path, "validation": path, "columns": columns, "context": "given", "output": str(tmp_path / "run")}
     run_finetune(RunFinetuneOptions(**given, corpus=("absent.jsonl",)))
     for split in ("train", "validation"):
-        assert storage.read_table(f"{tmp_path}/run/{split}/contexts")["context"].to_pylist() == CONTEXTS
+        assert tables.read_table(f"{tmp_path}/run/{split}/contexts")["context"].to_pylist() == CONTEXTS
 
 
 def test_an_exam_is_shown_and_nothing_is_run(tmp_path, monkeypatch, capsys):

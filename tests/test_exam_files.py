@@ -16,7 +16,7 @@ import pytest
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.read_exam import read_exam_questions
 
 GOOD = [
@@ -49,7 +49,7 @@ def zstd(data):
 
 
 def reads(path, **options):
-    return [list(options_of(row).values()) for row in read_exam(path, **options).to_pylist()]
+    return [list(answer_options_of(row).values()) for row in read_exam(path, **options).to_pylist()]
 
 
 GIVEN = [["Carbon dioxide", "Helium"], ["Lead", "Hydrogen"]]
@@ -167,8 +167,8 @@ REFUSED = {
     "context in other case": ("id,prompt,A,B,Context\n1,p,a,b,c\n", "no column 'context'; did you mean 'Context'?"),
     "id in other case": ("ID,prompt,A,B,answer\n1,p,a,b,A\n", "no column 'id'; did you mean 'ID'?"),
     "all that is missing": (
-        "ID,Prompt,A,C,answer \n1,p,a,b,A\n",
-        "no column 'prompt'; did you mean 'Prompt'?, no column 'B'",
+        "ID,TemplatePrompt,A,C,answer \n1,p,a,b,A\n",
+        "no column 'prompt'; did you mean 'TemplatePrompt'?, no column 'B'",
     ),
     "letters in lower case": ("id,prompt,a,b,answer\n1,p,a,b,A\n", "no column 'A'; did you mean 'a'?"),
     "twice": ("id,prompt,A,B,B \n1,p,a,b,A\n", "column 'B' stands twice"),
@@ -221,7 +221,7 @@ def test_texts_that_look_like_other_values_stay_as_they_are(tmp_path, kind):
         "parquet": parquet([row]),
     }
     read = read_exam(write(tmp_path, f"exam.{kind}", content[kind])).to_pylist()[0]
-    assert list(options_of(read).values()) == TEXTS
+    assert list(answer_options_of(read).values()) == TEXTS
     assert (read["id"], read["prompt"], read["note"]) == ("007", "NA", "null")
 
 
@@ -230,7 +230,7 @@ def test_numbers_of_json_are_the_text_that_stands_there(tmp_path):
     cells = ", ".join(f'"{letter}": {number}' for letter, number in zip("ABCDEFG", numbers, strict=True))
     path = write(tmp_path, "exam.jsonl", f'{{"id": 1.50, "prompt": "p", {cells}, "answer": "C"}}\n')
     row = read_exam(path).to_pylist()[0]
-    assert (list(options_of(row).values()), row["id"]) == (numbers, "1.50")
+    assert (list(answer_options_of(row).values()), row["id"]) == (numbers, "1.50")
 
 
 def test_values_of_parquet(tmp_path):
@@ -242,7 +242,7 @@ def test_values_of_parquet(tmp_path):
     ]  # fmt: skip
     path = write(tmp_path, "exam.parquet", parquet(rows, B=pa.float32(), C=pa.decimal128(5, 2)))
     row = read_exam(path).to_pylist()[0]
-    assert list(options_of(row).values()) == ["6.02e+23", "0.1", "1.50", "2020-02-29", "True", "1.0"]
+    assert list(answer_options_of(row).values()) == ["6.02e+23", "0.1", "1.50", "2020-02-29", "True", "1.0"]
     assert (row["id"], row["prompt"], row["answer"]) == (str(10**18 + 1), "café", "C")
 
 
@@ -386,5 +386,5 @@ def test_ids_are_row_numbers_where_there_are_none(tmp_path):
 def test_other_columns_are_kept_but_for_those_that_would_be_taken_for_options(tmp_path):
     row = {"question": "p", "choices": ["a", "b"], "answer": 1, "E": "energy", "tags": ["x", 1], "level": 2.0}
     read = read_exam(write(tmp_path, "exam.jsonl", json.dumps(row))).to_pylist()[0]
-    assert options_of(read) == {"A": "a", "B": "b"}
+    assert answer_options_of(read) == {"A": "a", "B": "b"}
     assert (read["tags"], read["level"]) == ('["x", "1"]', "2.0")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 
 ODD = [
     "", " ", "NA", "nan", "None", "null", "1.0", "007", "6.02e23", "A", "4", "true", "[1, 2]", '{"a": 1}', "(A)",
@@ -122,10 +122,10 @@ def test_texts_are_read_back_or_refused(tmp_path, writer, data):
         while not options[-1]:
             options.pop()
         assert found["prompt"] == row["prompt"].strip()
-        given_options = list(options_of(found).values())
+        given_options = list(answer_options_of(found).values())
         assert given_options == options or (shape == "apart" and sorted(given_options) == sorted(options))
         expected = None if row["right"] is None else options[row["right"]]
-        assert (found["answer"] and options_of(found)[found["answer"]]) == expected
+        assert (found["answer"] and answer_options_of(found)[found["answer"]]) == expected
 
 
 FEW = ["0", "1", "2", "3", "4", "A", "B", "C", "Tin", "Iron"]

@@ -11,7 +11,7 @@ import pytest
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.read_exam import read_exam_questions
 
 #: What every shape below asks: prompt, options, and the place of the right one.
@@ -381,7 +381,7 @@ def test_public_shapes_are_read_as_they_stand(tmp_path, name):
     read = read_exam(path).to_pylist()
     assert [row["prompt"] for row in read] == [prompt for prompt, _, _ in ASKED]
     for at, (row, (_, options, right)) in enumerate(zip(read, ASKED, strict=True)):
-        given = options_of(row)
+        given = answer_options_of(row)
         options = {"QASC": EIGHT[at], "MMLU-Pro": EIGHT[at]}.get(name, options[: FEWER.get(name, 4)])
         options = [*options, "None of them"] if name.startswith("Kaggle") else options
         right = right % FEWER.get(name, 4)
@@ -460,8 +460,8 @@ def test_columns_read_all_else(tmp_path, name):
     questions = read_exam_questions(path, said)
     for row, (prompt, options, right) in zip(questions.table.to_pylist(), ASKED, strict=True):
         assert row["prompt"] == prompt
-        assert options_of(row)[row["answer"]] == options[right]
-        assert len(options_of(row)) == 4
+        assert answer_options_of(row)[row["answer"]] == options[right]
+        assert len(answer_options_of(row)) == 4
     assert all(part.partition("=")[2] in questions.columns.said() for part in said)
 
 
@@ -535,7 +535,7 @@ def test_more_shapes(tmp_path, name):
     lines = [json.dumps(content)] if kind == "json" else list(map(json.dumps, content))
     (tmp_path / f"exam.{kind}").write_text("\n".join(lines))
     row = read_exam(str(tmp_path / f"exam.{kind}")).to_pylist()[0]
-    assert (row["prompt"], row["context"], list(options_of(row).values()), row["answer"]) == (
+    assert (row["prompt"], row["context"], list(answer_options_of(row).values()), row["answer"]) == (
         *(prompt, context, options, answer),
     )
 
@@ -544,8 +544,8 @@ def test_options_that_are_marked_each(tmp_path):
     cells = [{"question": p, "answers": [{"text": text, "correct": at == r} for at, text in enumerate(o)]}
              for p, o, r in ASKED]  # fmt: skip
     for row, (_, options, right) in zip(read_exam(save(tmp_path, "jsonl", cells)).to_pylist(), ASKED, strict=True):
-        assert options_of(row)[row["answer"]] == options[right]
-        assert set(options_of(row).values()) == set(options)
+        assert answer_options_of(row)[row["answer"]] == options[right]
+        assert set(answer_options_of(row).values()) == set(options)
 
 
 def test_what_datasets_saves(tmp_path):

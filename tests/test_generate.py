@@ -21,27 +21,28 @@ from conftest import write_jsonl
 from tiny import tiny_folder
 
 from sciqa import cli
-from sciqa.core import storage, tables
-from sciqa.core.adapter_files import adapter_hash, describe_adapter_base
+from sciqa.core import hashes, storage, tables
+from sciqa.core.adapter_files import adapter_hash, describe_adapter_files
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.corpus import dedup
 from sciqa.exam import open_exam, read_exam
-from sciqa.exam.questions import ExamOptions, options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.options import ExamOptions
 from sciqa.generate import GenerateOptions, generate
-from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, candidates_path
+from sciqa.generate.candidates import CandidatePart, CandidateSettings, WriteCandidates, candidates_path
 from sciqa.generate.checks import QuestionChecker, checker_options
-from sciqa.generate.filters import arrange_options, key_words, question_fault, repeat_text
-from sciqa.generate.generate import _find_writer, passage_parts
+from sciqa.generate.filter_results import filter_result_rejects_path, filter_result_schema
+from sciqa.generate.filters import filter_key_words, filter_option_order, filter_question, filter_repeat_text
+from sciqa.generate.generate import _find_writer, generate_parts
 from sciqa.generate.local_writer import LocalWriter
-from sciqa.generate.parse import ReplyError, parse_reply, passage_sentences, reply_schema
-from sciqa.generate.results import rejected_path, result_schema
-from sciqa.generate.server_writer import ServerWriter, find_json_server
-from sciqa.generate.template import read_passage_template
-from sciqa.models.prompt_template import Prompt
-from sciqa.predict.answers import ScoredAnswer
-from sciqa.predict.api import letter_prompt
+from sciqa.generate.passage_template import read_passage_template
+from sciqa.generate.replies import ReplyError, parse_reply, reply_schema, reply_sentences
+from sciqa.generate.server_writer import ServerWriter, find_writer_server
+from sciqa.models.prompt_template import TemplatePrompt
+from sciqa.predict.api import api_letter_prompt
 from sciqa.predict.readers import READERS
+from sciqa.predict.scored_answers import ScoredAnswer
 
 GOOD = {
     "prompt": "What kind of gas is helium?",
@@ -138,7 +139,11 @@ def test_every_reply_is_kept_or_counted_and_none_is_asked_for_twice(server, inde
     assert "tokens read and" in summary.made
     outcomes = {row["outcome"]: row["replies"] for row in summary.details["Replies"]}
     assert outcomes == {name or "kept": number for name, number in EXPECTED.items()}
-    rejected = [row for part in range(3) for row in storage.read_table(rejected_path(options.folder, part)).to_pylist()]
+    rejected = [
+        row
+        for part in range(3)
+        for row in tables.read_table(filter_result_rejects_path(options.folder, part)).to_pylist()
+    ]
     for row in rejected:
         passage_title, draw = row["title"], int(row["id"].rpartition("-")[2])
         assert (row["reply"], row["fault"]) == REPLIES[passage_title][draw]
@@ -150,11 +155,11 @@ def test_every_reply_is_kept_or_counted_and_none_is_asked_for_twice(server, inde
     right = [row[row["answer"]] for row in exam_rows]
     assert right == ["A noble one", "A light one", "It swims"]
     assert [row["context"] for row in exam_rows[:2]] == ["Helium is a noble gas. It is light."] * 2
-    passages = {row["title"]: row for row in storage.read_table(options.passages).to_pylist()}
+    passages = {row["title"]: row for row in tables.read_table(options.passages).to_pylist()}
     for row in exam_rows:
         assert row["passage_id"] == passages[row["title"]]["passage_id"]
         assert (row["generator"], row["generator_revision"], row["licence"]) == ("small", server.url, "CC0")
-        assert row["template"] == tables.fingerprint(read_passage_template(None, "questions").text)
+        assert row["template"] == hashes.fingerprint(read_passage_template(None, "questions").text)
     shapes = {"trl": [], "alpaca": []}
     for shape, lines in shapes.items():
         for path in sorted(Path(options.output, "jsonl/questions", shape).glob("*.jsonl")):
@@ -226,25 +231,25 @@ def test_a_good_reply_is_taken_as_it_is():
     ],
 )
 def test_paraphrases_are_told_by_their_words(one, other, same):
-    assert (key_words(one) == key_words(other)) is same
+    assert (filter_key_words(one) == filter_key_words(other)) is same
     question = {"prompt": "?", "A": one, "B": other, "C": "zinc", "answer": "C", "sentence": "x"}
-    assert (question_fault(question, "X.", ()) == "paraphrased-options") is same
-    assert question_fault(question, "X.", ("paraphrased-options",)) is None
+    assert (filter_question(question, "X.", ()) == "paraphrased-options") is same
+    assert filter_question(question, "X.", ("paraphrased-options",)) is None
 
 
 def test_word_overlap_is_the_baseline_of_that_name():
     question = {"prompt": "?", "A": "rusts", "B": "melts", "answer": "A", "sentence": "Iron rusts"}
-    assert question_fault(question, "Iron rusts.", ()) == "word-overlap"
-    assert question_fault(question | {"answer": "B"}, "Iron rusts.", ()) is None
-    assert question_fault(question | {"B": "iron"}, "Iron rusts.", ()) is None  # a tie
-    assert question_fault(question, "Iron rusts.", ("word-overlap",)) is None
+    assert filter_question(question, "Iron rusts.", ()) == "word-overlap"
+    assert filter_question(question | {"answer": "B"}, "Iron rusts.", ()) is None
+    assert filter_question(question | {"B": "iron"}, "Iron rusts.", ()) is None  # a tie
+    assert filter_question(question, "Iron rusts.", ("word-overlap",)) is None
 
 
 def test_the_right_option_has_no_letter_of_its_own():
     question = parse_reply(changed(GOOD), "questions", 3)
-    arranged = [arrange_options(question, f"passage-{number}") for number in range(60)]
+    arranged = [filter_option_order(question, f"passage-{number}") for number in range(60)]
     assert {row[row["answer"]] for row in arranged} == {"A noble one"}
-    assert all(sorted(options_of(row).values()) == sorted(GOOD["options"].values()) for row in arranged)
+    assert all(sorted(answer_options_of(row).values()) == sorted(GOOD["options"].values()) for row in arranged)
     assert min(Counter(row["answer"] for row in arranged).values()) >= 10  # of 20 by chance
 
 
@@ -252,7 +257,7 @@ def test_near_duplicates_are_those_with_the_same_words(tmp_path):
     prompts = ["What gas do plants take in?", "Which gas is it that a plant takes in?", "What gas do plants give off?"]
     prompts += ["What gas do plants not take in?", "What metal do plants take in?"]
     rows = [{"id": str(n), "prompt": prompt, "A": "x", "answer": "A"} for n, prompt in enumerate(prompts)]
-    texts = [repeat_text(row, "questions") for row in rows]
+    texts = [filter_repeat_text(row, "questions") for row in rows]
     assert [texts.count(text) for text in texts] == [2, 2, 1, 1, 1]
     passages = [{"passage_id": f"{n:x}", "title": "", "section": "", "text": text} for n, text in enumerate(texts)]
     path, none = str(tmp_path / "entries.arrow"), np.zeros(0, np.uint64)
@@ -267,7 +272,7 @@ class KnowingReader:
     def score(self, questions, found):
         scored = []
         for question, rows in zip(questions, found, strict=True):
-            letters = options_of(question)
+            letters = answer_options_of(question)
             known = {"fact"} | ({"yes"} if rows else set())
             scores = [float(text in known) for text in letters.values()]
             if "position" in letters.values():
@@ -336,20 +341,20 @@ def test_bad_options_end_with_one_line(flags, said, tmp_path, monkeypatch, capsy
 def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_path, monkeypatch):
     monkeypatch.setenv(KEY_NAME, KEY)
     options = asked_of(server, indexed)
-    asked, form = find_json_server(options)
+    asked, form = find_writer_server(options)
     assert form == "sentences"
     assert asked.tokens == options.reply_tokens
     server.fail = lambda key, attempt: "refused" if "response_format" in key else None
-    assert find_json_server(options)[1] == "free"
+    assert find_writer_server(options)[1] == "free"
     server.fail = lambda key, attempt: "refused" if r"d\u00e9j\u00e0" in key else None
-    assert find_json_server(options)[1] == "fields"
+    assert find_writer_server(options)[1] == "fields"
     server.answers_as = "another"
     with pytest.raises(InputError, match="answers by another model, another"):
-        find_json_server(asked_of(server, indexed, timeout=7.0))
+        find_writer_server(asked_of(server, indexed, timeout=7.0))
     server.answers_as, server.fail = None, lambda key, attempt: "refused" if "Iron" in key else "500"
     server.fail = lambda key, attempt: "refused" if '\\"Iron\\"' in key else None
     writer = ServerWriter(asked, 3, options)
-    prompts = [Prompt("", [], f'Passage from "{title}"') for title in REPLIES]
+    prompts = [TemplatePrompt("", [], f'Passage from "{title}"') for title in REPLIES]
     names, folder, schemas = ["a-0", "b-0", "c-0"], str(tmp_path / "replies"), [{"type": "object"}, None, None]
     written = writer.write(prompts, names, folder, schemas)
     assert [each.fault for each in written] == [None, "refused", None]
@@ -389,8 +394,10 @@ def test_tokens_that_are_no_numbers_are_not_counted(server, indexed, tmp_path, m
     usage = {"usage": {"prompt_tokens": math.nan, "completion_tokens": "many"}}
     monkeypatch.setattr("api_server.chat_answer", lambda *about: chat_answer(*about) | usage)
     options = asked_of(server, indexed)
-    writer = ServerWriter(find_json_server(options)[0], 1, options)
-    (written,) = writer.write([Prompt("", [], 'Passage from "Helium"')], ["a-0"], str(tmp_path / "replies"), [None])
+    writer = ServerWriter(find_writer_server(options)[0], 1, options)
+    (written,) = writer.write(
+        [TemplatePrompt("", [], 'Passage from "Helium"')], ["a-0"], str(tmp_path / "replies"), [None]
+    )
     assert (written.text, written.tokens_in, written.tokens_out) == (REPLIES["Helium"][0][0], 0, 0)
 
 
@@ -401,21 +408,21 @@ def tiny_options(indexed, tmp_path, **more):
 
 def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     options = tiny_options(indexed, tmp_path, kind="instructions")
-    (part, _), _ = passage_parts(options)
+    (part, _), _ = generate_parts(options)
     texts = []
     for batch in (1, 3):
         options.reply_batch = batch
         template = read_passage_template(None, options.kind)
-        worker = WriteCandidates(WriterSettings(options, (template.text, template.name)))
+        worker = WriteCandidates(CandidateSettings(options, (template.text, template.name)))
         assert worker({"part": part._asdict()}) == {"passages": 2, "notes": []}
-        rows = storage.read_table(candidates_path(options.folder, 0)).to_pylist()
+        rows = tables.read_table(candidates_path(options.folder, 0)).to_pylist()
         assert [row["fault"] for row in rows] == ["not-json"] * 2
         assert all(0 < row["tokens_out"] <= 5 < row["tokens_in"] for row in rows)
         texts.append([row["reply"] for row in rows])
     assert texts[0] == texts[1]
-    drawn = [worker.writer.write([Prompt("", [], "Why?")] * 2, ["a-0", "a-1"], "") for _ in range(2)]
+    drawn = [worker.writer.write([TemplatePrompt("", [], "Why?")] * 2, ["a-0", "a-1"], "") for _ in range(2)]
     assert drawn[0] == drawn[1]
-    long = worker.writer.write([Prompt("", [], "Why? " * 400)], ["a-0"], "")
+    long = worker.writer.write([TemplatePrompt("", [], "Why? " * 400)], ["a-0"], "")
     assert [each.fault for each in long] == ["too-long"]
 
 
@@ -425,14 +432,14 @@ def lora_folder(folder, model, **record):
     base = transformers.AutoModelForCausalLM.from_pretrained(model)
     config = peft.LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft.get_peft_model(base, config).save_pretrained(folder)
-    storage.write_json(f"{folder}/{ABOUT_TRAINED}", describe_adapter_base(model) | record)
+    storage.write_json(f"{folder}/{ABOUT_TRAINED}", describe_adapter_files(model) | record)
     return str(folder)
 
 
 def test_an_adapter_writes_and_another_one_checks(indexed, tmp_path):
     options = tiny_options(indexed, tmp_path, kind="instructions", reply_tokens=8)
     adapter = lora_folder(tmp_path / "writer", options.model)
-    prompts = [Prompt("", [], "Why does iron rust?")]
+    prompts = [TemplatePrompt("", [], "Why does iron rust?")]
     written = {}
     for name in (None, adapter):
         arguments = GenerateOptions(**vars(options) | {"adapter": name}).writer_arguments("cpu", 1)
@@ -469,9 +476,9 @@ def test_examples_of_the_question_writer_are_replies_without_a_fault():
         assert asked == read_passage_template(None, "questions").render_passage(passage, 4).messages()
         fields = parse_reply(answer["content"], "questions", 4, "bounded")
         assert list(json.loads(answer["content"])) == reply_schema("questions", 4, "bounded", "")["required"]
-        assert fields["sentence"] in passage_sentences(question["evidence"])
+        assert fields["sentence"] in reply_sentences(question["evidence"])
         assert (fields["prompt"], fields[fields["answer"]]) == (question["prompt"], question[question["answer"]])
-        assert question_fault(fields, passage["text"], ("word-overlap", "paraphrased-options")) is None
+        assert filter_question(fields, passage["text"], ("word-overlap", "paraphrased-options")) is None
         letters[fields["answer"]] += 1
     assert min(letters[letter] for letter in "ABCD") >= 5  # of 15 by chance
 
@@ -482,11 +489,11 @@ def test_a_tiny_model_gives_only_rejects_and_ends(indexed, tmp_path, cluster):
     options.adapter = lora_folder(tmp_path / "writer", options.model)
     summary = generate(options)
     assert summary.made == "0 questions of 6 replies to 3 passages; rejected: 6 not-json"
-    assert storage.read_table(options.folder).schema == result_schema(options)
+    assert tables.read_table(options.folder).schema == filter_result_schema(options)
     with pytest.raises(InputError, match=r"made from other inputs \(adapter: "):
         generate(GenerateOptions(**vars(options) | {"adapter": None}))
-    assert [part.first for part in passage_parts(options)[0]] == [0, 0]
-    assert Part(0, "", 0, 2) not in passage_parts(options)[0]
+    assert [part.first for part in generate_parts(options)[0]] == [0, 0]
+    assert CandidatePart(0, "", 0, 2) not in generate_parts(options)[0]
 
 
 @pytest.mark.slow
@@ -497,10 +504,10 @@ def test_a_server_checks_the_questions_of_another(server, indexed, cluster):
     for title, replies in REPLIES.items():
         for draw, (text, fault) in enumerate(replies):
             if fault in (None, "exam-copy"):
-                expected[title, draw] = _checked(title, draw, text, storage.read_table(options.passages).to_pylist())
-    kept = {(row["title"], int(row["id"][-1])): None for row in storage.read_table(options.folder).to_pylist()}
+                expected[title, draw] = _checked(title, draw, text, tables.read_table(options.passages).to_pylist())
+    kept = {(row["title"], int(row["id"][-1])): None for row in tables.read_table(options.folder).to_pylist()}
     for part in range(3):
-        for row in storage.read_table(rejected_path(options.folder, part)).to_pylist():
+        for row in tables.read_table(filter_result_rejects_path(options.folder, part)).to_pylist():
             if (row["title"], int(row["id"][-1])) in expected:
                 kept[row["title"], int(row["id"][-1])] = row["fault"]
     assert kept == expected
@@ -511,10 +518,10 @@ def _checked(title, draw, text, passages):
     """Return the fault by what the server's log-probabilities say: they are the same for all orders of the options."""
     passage = next(row for row in passages if row["title"] == title)
     text = text.removeprefix("```json\n").removesuffix("\n```")
-    question = arrange_options(parse_reply(text, "questions", 3), f"{passage['passage_id']}-{draw}")
+    question = filter_option_order(parse_reply(text, "questions", 3), f"{passage['passage_id']}-{draw}")
     right = []
     for context in (passage["text"], ""):
-        shares = weights(letter_prompt(question | {"is_question": True}, context, True))
+        shares = weights(api_letter_prompt(question | {"is_question": True}, context, True))
         right.append(max(shares, key=shares.get) == question["answer"])
     return "unanswerable" if not right[0] else "known-without" if right[1] else None
 

@@ -12,9 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.models.load import load_base, load_scorer
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import score_options
-from sciqa.models.streamed_weights import StreamingSettings
+from sciqa.models.streamed_weights import StreamedWeightsSettings
 
 #: Of bytes alone, so that files are small.
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120t", "<|endoftext|>"]
@@ -34,7 +34,7 @@ def small_tokenizer():
 
 def score(folder, **arguments):
     """Of two questions, all options, without context."""
-    scorer = load_scorer(str(folder), precision="float32", style=Format(), **arguments)
+    scorer = load_scorer(str(folder), precision="float32", style=PromptFormat(), **arguments)
     encoded = [scorer.encode(question, "") for question in read_exam("direct-validation").to_pylist()[:2]]
     return np.concatenate(score_options(scorer, encoded))
 
@@ -166,7 +166,9 @@ def test_a_gguf_file_scores_as_the_model_that_it_was_made_of(tmp_path, case):
     about = load_base(path, "causal", torch.float32)[0].config
     assert getattr(about, "sliding_window", None) == config.get("sliding_window")
     if case == "llama3":
-        np.testing.assert_allclose(score(path, streaming=StreamingSettings()), score(tmp_path / "model"), atol=1e-4)
+        np.testing.assert_allclose(
+            score(path, streaming=StreamedWeightsSettings()), score(tmp_path / "model"), atol=1e-4
+        )
         plain = write_gguf(tmp_path / "plain.gguf", model)
         assert np.abs(score(plain) - score(tmp_path / "model")).max() > 0.01
 

@@ -134,7 +134,7 @@ def test_a_file_that_has_just_been_written_is_read_again(tmp_path, reads):
     """Within a tick of the file system's clock it could be written twice and look the same."""
     for text in ("one", "two"):
         (tmp_path / "file").write_text(text)
-        assert cache.cached_file_hash(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
+        assert cache.cache_file_hash(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(model, tmp_path, reads):
@@ -176,18 +176,18 @@ def test_an_adapter_goes_with_its_base_however_it_was_described(model, tmp_path)
         formerly.update(hashlib.sha256(path.read_bytes()).digest())
     for about in (
         {"base": "it", "revision": formerly.hexdigest()[:16], "style": {}},
-        adapter_files.describe_adapter_base(str(model)),
+        adapter_files.describe_adapter_files(str(model)),
     ):
         (adapter / "sciqa.json").write_text(json.dumps(about))
-        assert adapter_files.check_adapter_base(str(adapter), str(model)) is None
+        assert adapter_files.check_adapter_files(str(adapter), str(model)) is None
     (model / "README.md").write_text("changed")
     (model / "tokenizer.json").write_text("{}")
-    said = adapter_files.check_adapter_base(str(adapter), str(model))
+    said = adapter_files.check_adapter_files(str(adapter), str(model))
     assert "tokenizer.json" in said
     assert "changed since this adapter was trained" in said
     (model / "model.safetensors").write_text("of another model")
     with pytest.raises(InputError, match="an adapter for the base model"):
-        adapter_files.check_adapter_base(str(adapter), str(model))
+        adapter_files.check_adapter_files(str(adapter), str(model))
 
 
 QUESTIONS = [
@@ -242,7 +242,7 @@ def llama(tmp_path_factory):
 
 
 def scores(path):
-    return storage.read_table(path, ["id", "probabilities"]).to_pylist()
+    return tables.read_table(path, ["id", "probabilities"]).to_pylist()
 
 
 def change_template(folder):
@@ -311,7 +311,7 @@ def found(tmp_path, small_index, exam_file):
 
 
 def test_tables_of_any_shard_size_are_kept_and_read_right(tmp_path, found, small_index):
-    exam = storage.read_table(f"{found['output']}/exam.parquet")
+    exam = tables.read_table(f"{found['output']}/exam.parquet")
     pq.write_table(exam, f"{found['output']}/exam.parquet", compression="gzip", row_group_size=3)
     again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=32, **found))
     assert again.made.endswith("kept")
@@ -334,13 +334,13 @@ def test_tables_of_any_shard_size_are_kept_and_read_right(tmp_path, found, small
 
 def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
     path = Path(found["output"], "contexts")
-    whole = storage.read_table(str(path)).to_pylist()
-    Path(tables.records_path(str(path), tables.MANIFEST)).unlink()
+    whole = tables.read_table(str(path)).to_pylist()
+    Path(tables.table_records_path(str(path), tables.MANIFEST)).unlink()
     (path / "00001.parquet").unlink()
     written = (path / "00002.parquet").stat().st_mtime_ns
     again = retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=2, **found))
     assert "kept" not in again.made
-    rows = storage.read_table(str(path)).to_pylist()
+    rows = tables.read_table(str(path)).to_pylist()
     assert [row["id"] for row in rows] == [row["id"] for row in whole]
     assert [row["context"] for row in rows] == [row["context"] for row in whole]
     assert (path / "00002.parquet").stat().st_mtime_ns == written
@@ -349,7 +349,7 @@ def test_a_half_finished_table_goes_on_with_its_own_shards(found, small_index):
 
 def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_index):
     path = Path(found["output"], "contexts")
-    Path(tables.records_path(str(path), tables.MANIFEST)).unlink()
+    Path(tables.table_records_path(str(path), tables.MANIFEST)).unlink()
     for file in ("00000.parquet", "00001.parquet", "00002.parquet"):
         (path / file).unlink()
     retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=6, **found))
@@ -358,10 +358,10 @@ def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_ind
 
 def test_shards_of_another_exam_are_refused(found):
     path = f"{found['output']}/contexts/00001.parquet"
-    storage.write_table(path, storage.read_table(f"{found['output']}/contexts/00000.parquet"))
+    tables.write_table(path, tables.read_table(f"{found['output']}/contexts/00000.parquet"))
     with pytest.raises(InputError, match=r"contexts, row 6: the row of question '.*' where that of question '.*' is"):
         predict(PredictOptions(reader="retrieval", **found))
-    storage.write_table(path, storage.read_table(path).slice(0, 3))
+    tables.write_table(path, tables.read_table(path).slice(0, 3))
     with pytest.raises(InputError, match=r"contexts, row \d+: "):
         predict(PredictOptions(reader="retrieval", **found))
 
@@ -432,18 +432,18 @@ def test_an_index_is_kept_when_the_same_passages_are_written_anew(tmp_path, inde
     build_passages(corpus)
     for path in Path(corpus.passages).glob("*.parquet"):  # as another version of pyarrow would write it
         pq.write_table(pq.read_table(path), path, compression="snappy")
-    about = storage.read_json(tables.records_path(corpus.passages, tables.MANIFEST))
+    about = storage.read_json(tables.table_records_path(corpus.passages, tables.MANIFEST))
     for shard in about["shards"]:
         shard["sha256"] = hashlib.sha256(Path(corpus.passages, f"{shard['name']}.parquet").read_bytes()).hexdigest()
-    storage.write_json(tables.records_path(corpus.passages, tables.MANIFEST), about)
+    storage.write_json(tables.table_records_path(corpus.passages, tables.MANIFEST), about)
     assert build_index(IndexOptions(**indexed)).details == {"built": 0, "kept": 2}
 
 
 def test_a_shard_of_another_factory_is_not_taken_for_a_finished_one(indexed):
     """A run that was killed after its factory was set, and before any shard was built by it."""
     options = IndexOptions(factory="HNSW4", **indexed)
-    passages = tables.read_manifest(options.passages, "corpus")
-    index.train_factory(options, passages["shards"], options.building(options.embedding()))
+    passages = tables.read_table_manifest(options.passages, "corpus")
+    index.train_index_factory(options, passages["shards"], options.building(options.embedding()))
     assert build_index(options).details == {"built": 2, "kept": 0}
     assert build_index(options).details == {"built": 0, "kept": 2}
 

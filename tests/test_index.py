@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.corpus.articles import read_articles
-from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_files, retrieve
-from sciqa.retrieval.index import check_index_files, read_index_manifest
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_listing, retrieve
+from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
 from sciqa.retrieval.load_embedder import load_embedder
 
 MINILM = "all-MiniLM-L6-v2"
@@ -32,14 +32,14 @@ def test_vectors_are_those_of_sentence_transformers(backend):
 
 
 def test_manifest_tells_the_model_and_the_checksum_of_every_file(small_index):
-    folder = storage.join(small_index, "index")
+    folder = storage.join_paths(small_index, "index")
     manifest = read_index_manifest(folder)
     assert (manifest["model"], manifest["dimension"], manifest["normalised"]) == (MINILM, 384, True)
     assert manifest["revision"] == find_model(MINILM).revision
     assert manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"]) > 50
     for shard in manifest["shards"]:
         for name, digest in shard["sha256"].items():
-            data = storage.read_bytes(storage.join(folder, shard["name"], name))
+            data = storage.read_bytes(storage.join_paths(folder, shard["name"], name))
             assert hashlib.sha256(data).hexdigest() == digest
 
 
@@ -54,7 +54,7 @@ def test_only_missing_shards_are_built_again(tmp_path, small_index):
     summary = build_index(IndexOptions(output=str(run)))
     assert summary.details == {"built": 3, "kept": 2}
     assert storage.read_bytes(str(run / "index" / "00000-00002" / "vectors.npy")) == kept
-    again, before = (read_index_manifest(storage.join(path, "index")) for path in (str(run), small_index))
+    again, before = (read_index_manifest(storage.join_paths(path, "index")) for path in (str(run), small_index))
     assert again | {"passages": None} == before | {"passages": None}
     assert build_index(IndexOptions(output=str(run))).details == {"built": 0, "kept": 5}
 
@@ -75,23 +75,23 @@ def spoil(path, kind):
 def test_a_file_that_is_not_the_one_written_is_found_before_a_search(indexed, name, kind):
     options = IndexOptions(**indexed)
     manifest = read_index_manifest(options.index)
-    check_index_files(replace(options, verify=True), manifest)
+    check_index_unchanged(replace(options, verify=True), manifest)
     path = Path(options.index, "00000-00001", name)
     spoil(path, kind)
     wrong = {"missing": "no such file", "cut": r"not the file that was written \([\d,]+ bytes, "}
     with pytest.raises(InputError, match=f"^{path}: {wrong.get(kind, '.*its sha256 differs')}.*`sciqa index --verify`"):
-        check_index_files(replace(options, verify=True), manifest)
+        check_index_unchanged(replace(options, verify=True), manifest)
     if kind == "same size and time":  # as documented: nothing but reading it can tell
-        check_index_files(options, manifest)
+        check_index_unchanged(options, manifest)
     else:
         with pytest.raises(InputError, match=f"^{path}: .*run `sciqa index`, which builds its shard again"):
-            check_index_files(options, manifest)
+            check_index_unchanged(options, manifest)
 
 
 def test_an_unchanged_index_is_listed_and_only_its_manifest_read(indexed, monkeypatch):
     options, hashed, read = IndexOptions(**indexed), [], []
-    given = index_files.cached_file_hash, storage.read_json
-    monkeypatch.setattr(index_files, "cached_file_hash", lambda path: hashed.append(path) or given[0](path))
+    given = index_listing.cache_file_hash, storage.read_json
+    monkeypatch.setattr(index_listing, "cache_file_hash", lambda path: hashed.append(path) or given[0](path))
     monkeypatch.setattr(storage, "read_json", lambda path: read.append(path) or given[1](path))
     assert build_index(options).details == {"built": 0, "kept": 2}
     assert f"{options.index}/manifest.json" in read
@@ -99,7 +99,7 @@ def test_an_unchanged_index_is_listed_and_only_its_manifest_read(indexed, monkey
     assert not hashed
     path = Path(options.index, "00000-00000", "vectors.npy")
     os.utime(path)  # as a copy made without times
-    check_index_files(options, read_index_manifest(options.index))
+    check_index_unchanged(options, read_index_manifest(options.index))
     assert hashed == [path]
 
 
@@ -131,8 +131,8 @@ def test_contexts_hold_the_passages_nearest_to_question_and_options(tmp_path, sm
     options = RetrieveOptions(output=str(tmp_path), index=f"{small_index}/index", exam=exam_file, context_passages=2)
     summary = retrieve(options)
     assert summary.details["recall"] >= 0.9
-    contexts = storage.read_table(options.contexts).to_pylist()
-    exam = storage.read_table(f"{tmp_path}/exam.parquet").to_pylist()
+    contexts = tables.read_table(options.contexts).to_pylist()
+    exam = tables.read_table(f"{tmp_path}/exam.parquet").to_pylist()
     assert [row["id"] for row in contexts] == [row["id"] for row in exam]
     for row in contexts:
         scores = [passage["score"] for passage in row["passages"]]
@@ -147,5 +147,5 @@ def test_a_context_given_by_the_exam_comes_first(tmp_path, small_index):
     exam = tmp_path / "exam.jsonl"
     exam.write_text('{"id": "1", "prompt": "Which?", "A": "x", "B": "y", "context": "Given by the exam."}\n')
     retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=str(exam)))
-    row = storage.read_table(str(tmp_path / "run" / "contexts")).to_pylist()[0]
+    row = tables.read_table(str(tmp_path / "run" / "contexts")).to_pylist()[0]
     assert row["context"].startswith("Given by the exam.\n")

@@ -9,17 +9,17 @@ from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of, rotate_options
+from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.predict import PredictOptions, predict
-from sciqa.predict.answers import answer_row
 from sciqa.predict.readers import READERS
+from sciqa.predict.scored_answers import scored_answer_row
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.options import FindOptions
-from sciqa.retrieval.search import LocalIndex
+from sciqa.retrieval.search import LocalSearch
 
 EMBED = {"model": "all-MiniLM-L6-v2", "threads": 2, "backend": "openvino"}
 #: Arguments of `ModelReader` beside its model.
@@ -66,7 +66,7 @@ def finder(small_index):
 
     def find(**settings):
         options = FindOptions(output=small_index, **settings)
-        index = LocalIndex(options.index, read_index_manifest(options.index))
+        index = LocalSearch(options.index, read_index_manifest(options.index))
         worker = FindContexts(None, options, index, EMBED, options)
         return lambda these: [(row,) for row in worker.find(these)]
 
@@ -82,7 +82,7 @@ def reader_of(models):
         return common | {"name": models[name.split()[0]]} | STYLES[name]
 
     def rows(read, questions, found):
-        return [answer_row(*pair, "it") for pair in zip(questions, read(questions, found), strict=True)]
+        return [scored_answer_row(*pair, "it") for pair in zip(questions, read(questions, found), strict=True)]
 
     def make(name):
         if name in STYLES:
@@ -113,7 +113,7 @@ def reader_of(models):
 
 def texts_of(question, row):
     """What was answered without letters: the options in their ranking, and the probability of each."""
-    options = options_of(question)
+    options = answer_options_of(question)
     return [options[letter] for letter in row["ranking"]], dict(
         zip(options.values(), row["probabilities"], strict=True)
     )
@@ -147,7 +147,7 @@ def test_orders_change_nothing(finder, reader_of, name, settings):
     together = answers(questions, [10])
     shuffled = random.Random(0).sample(questions, 10)
     for by in (1, 2):
-        turned = [rotate_options(q, by % len(options_of(q))) for q in questions]
+        turned = [rotate_answer_options(q, by % len(answer_options_of(q))) for q in questions]
         assert_same(together, answers(turned, [10]))
     assert_same(together, answers(shuffled, [10]))
     assert_same(together, answers(questions, [3, 3, 3, 1]))
@@ -171,7 +171,7 @@ def run(tmp_path, small_index, name, questions, settings, **how):
     common = {"output": str(tmp_path / name), "exam": str(tmp_path / f"{name}.jsonl")} | how
     retrieve(RetrieveOptions(**common, index=f"{small_index}/index"))
     predict(PredictOptions(**common, **settings, name="it"))
-    rows = storage.read_table(f"{common['output']}/answers/it").to_pylist()
+    rows = tables.read_table(f"{common['output']}/answers/it").to_pylist()
     return {q["id"]: texts_of(q, row) for q, row in zip(questions, rows, strict=True)}
 
 
@@ -183,7 +183,7 @@ def test_one_worker_or_two_and_one_question_asked(tmp_path, small_index, models,
     two = run(tmp_path, small_index, "two", questions, settings, num_workers=2, shard_questions=1)
     assert_same(one, two)
     for question in questions[:2] if reader == "open-book" else []:
-        options = tuple(options_of(question).values())
+        options = tuple(answer_options_of(question).values())
         asked = AskOptions(
             question=question["prompt"],
             options=options[1:] + options[:1],
@@ -204,11 +204,13 @@ def test_the_packaged_validation_split(tmp_path, small_index, models, reader):
     settings = {"reader": reader, "model": models["llama"], "precision": "float32"}
     questions = [row | {"context": None} for row in read_exam("direct-validation").to_pylist()]
     plain = run(tmp_path, small_index, "plain", questions, settings, shard_questions=32)
-    shuffled = [rotate_options(q, n % 4) for n, q in enumerate(random.Random(1).sample(questions, len(questions)))]
+    shuffled = [
+        rotate_answer_options(q, n % 4) for n, q in enumerate(random.Random(1).sample(questions, len(questions)))
+    ]
     assert_same(plain, run(tmp_path, small_index, "other", shuffled, settings, num_workers=2, shard_questions=7))
     if reader == "retrieval":
         figures = [
-            storage.read_table(f"{tmp_path}/{name}/metrics/it.parquet").to_pylist()[0] for name in ("plain", "other")
+            tables.read_table(f"{tmp_path}/{name}/metrics/it.parquet").to_pylist()[0] for name in ("plain", "other")
         ]
         for name in ("questions", "ties", "map_at_3", "map_at_3_low", "map_at_3_high", "accuracy", "log_loss"):
             assert figures[0][name] == pytest.approx(figures[1][name], abs=1e-12), name

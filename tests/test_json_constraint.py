@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import tiny_folder
 
-from sciqa.generate import parse
+from sciqa.generate import replies
 from sciqa.generate.local_writer import LocalWriter
-from sciqa.generate.parse import ReplyError, parse_reply, passage_sentences, reply_schema
-from sciqa.models.decoding import end_of_text_tokens
+from sciqa.generate.replies import ReplyError, parse_reply, reply_schema, reply_sentences
+from sciqa.models.decoding import decoding_end_tokens
 from sciqa.models.json_constraint import JsonConstraint, constraint_tokenizer
-from sciqa.models.prompt_template import Prompt
+from sciqa.models.prompt_template import TemplatePrompt
 
 PASSAGE = 'Iron “rusts”.\nIt is called "Fe" – or C:\\iron. It melts at 1538 °C.'
 SHORT = {"prompt": 40, "options": 12, "sentence": 600, "instruction": 40, "input": 20, "output": 40}
@@ -34,47 +34,47 @@ def writer(folder):
 
 def ask(writer, kind, names, choices=3):
     schemas = [reply_schema(kind, choices, "bounded", PASSAGE)] * len(names)
-    return writer.write([Prompt("", [], f"Of {name}: {PASSAGE}") for name in names], names, "", schemas)
+    return writer.write([TemplatePrompt("", [], f"Of {name}: {PASSAGE}") for name in names], names, "", schemas)
 
 
 @pytest.mark.parametrize("kind", ["questions", "instructions"])
 def test_every_drawn_reply_parses(writer, monkeypatch, kind):
-    monkeypatch.setattr(parse, "LONGEST", SHORT)
+    monkeypatch.setattr(replies, "LONGEST", SHORT)
     names = [f"{number}-0" for number in range(12)]
-    replies = ask(writer, kind, names)
-    fields = [parse_reply(reply.text, kind, 3) for reply in replies]
-    assert len({reply.text for reply in replies}) == len(names)
-    for reply, each in zip(replies, fields, strict=True):
+    written = ask(writer, kind, names)
+    fields = [parse_reply(reply.text, kind, 3) for reply in written]
+    assert len({reply.text for reply in written}) == len(names)
+    for reply, each in zip(written, fields, strict=True):
         assert reply.fault is None
         assert reply.tokens_out < 400
         assert all(len(value) <= SHORT.get(name, 12) for name, value in each.items() if name != "sentence")
     if kind == "questions":
-        assert {each["sentence"] for each in fields} == set(passage_sentences(PASSAGE))
+        assert {each["sentence"] for each in fields} == set(reply_sentences(PASSAGE))
         assert {each["answer"] for each in fields} == set("ABC")
     alone = [ask(writer, kind, [name])[0] for name in names[:3]]
-    assert alone == replies[:3]
+    assert alone == written[:3]
     monkeypatch.setattr(writer, "seed", 1)
-    assert not {reply.text for reply in ask(writer, kind, names)} & {reply.text for reply in replies}
+    assert not {reply.text for reply in ask(writer, kind, names)} & {reply.text for reply in written}
 
 
 def test_the_likeliest_reply_is_one_too_and_a_cut_one_is_counted(folder, writer, monkeypatch):
-    monkeypatch.setattr(parse, "LONGEST", SHORT)
+    monkeypatch.setattr(replies, "LONGEST", SHORT)
     monkeypatch.setattr(writer, "draws", False)
     (reply,) = ask(writer, "questions", ["1-0"])
-    assert parse_reply(reply.text, "questions", 3)["sentence"] in passage_sentences(PASSAGE)
+    assert parse_reply(reply.text, "questions", 3)["sentence"] in reply_sentences(PASSAGE)
     assert ask(writer, "questions", ["2-0", "1-0"])[1].text == ask(writer, "questions", ["1-0", "3-0"])[0].text
     monkeypatch.setattr(writer, "tokens", reply.tokens_out - 5)
     (cut,) = ask(writer, "questions", ["1-0"])
     assert reply.text.startswith(cut.text)
     with pytest.raises(ReplyError, match="not-json"):
         parse_reply(cut.text, "questions", 3, "bounded")
-    (free,) = writer.write([Prompt("", [], "Of it")], ["1-0"], "")
+    (free,) = writer.write([TemplatePrompt("", [], "Of it")], ["1-0"], "")
     with pytest.raises(ReplyError, match="not-json"):
         parse_reply(free.text, "questions", 3)
 
 
 def test_texts_of_full_length_count_as_cut(monkeypatch):
-    monkeypatch.setattr(parse, "LONGEST", SHORT)
+    monkeypatch.setattr(replies, "LONGEST", SHORT)
     question = {"prompt": "Why?", "options": {"A": "x" * 11, "B": "y"}, "answer": "A", "sentence": "z" * 700}
     assert parse_reply(json.dumps(question), "questions", 2, "bounded")["A"] == "x" * 11
     longer = json.dumps(question | {"options": {"A": "x" * 12, "B": "y"}})
@@ -96,7 +96,7 @@ def test_the_constraint_allows_exactly_what_the_schema_does(writer):
         allowed.append([set(row.isfinite().nonzero().flatten().tolist()) for row in scores])
         assert allowed[-1][0] == allowed[-1][1]
     assert all(token in allowed[step][0] for step, token in enumerate(tokens))
-    assert allowed[-1][0] == set(end_of_text_tokens(writer.scorer))
+    assert allowed[-1][0] == set(decoding_end_tokens(writer.scorer))
     assert max(max(each[0]) for each in allowed) < width - 7
     with pytest.raises(ValueError):
         JsonConstraint(tokenizer, [{"type": "nonsense"}])

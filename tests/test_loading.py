@@ -11,17 +11,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
-from sciqa.core.adapter_files import describe_adapter_base
+from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
 from sciqa.exam import read_exam
 from sciqa.models import adapter
-from sciqa.models.load import SCORERS, load_base, load_on_meta_device, load_scorer, make_scorer
-from sciqa.models.merge import MergeOptions, merge
-from sciqa.models.prompt_format import Format
+from sciqa.models.load import SCORERS, load_base, load_on_meta_device, load_scorer, scorer_of_loaded
+from sciqa.models.merge import merge
+from sciqa.models.options import MergeOptions
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import score_options
-from sciqa.models.streamed_weights import StreamingSettings
-from sciqa.training.sharding import gather_trained
+from sciqa.models.streamed_weights import StreamedWeightsSettings
+from sciqa.training.sharding import gather_sharded
 
 WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter_model.safetensors"
 
@@ -42,7 +43,7 @@ def scores(scorer):
 
 
 def score(folder, **arguments):
-    return scores(load_scorer(str(folder), precision="float32", style=Format(), **arguments))
+    return scores(load_scorer(str(folder), precision="float32", style=PromptFormat(), **arguments))
 
 
 def changed(folder, to, change, file=WEIGHTS):
@@ -71,7 +72,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("streaming", [None, StreamingSettings()], ids=["whole", "streamed"])
+@pytest.mark.parametrize("streaming", [None, StreamedWeightsSettings()], ids=["whole", "streamed"])
 @pytest.mark.parametrize("fault", BROKEN)
 def test_weights_that_are_not_those_of_the_model_are_refused_by_name(tmp_path, folders, fault, streaming):
     change, message = BROKEN[fault]
@@ -90,13 +91,13 @@ def test_what_checkpoints_hold_besides_is_let_be(tmp_path, folders):
     """Constants that older versions stored; and a folder without them scores alike."""
     more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     folder = changed(folders["llama"], tmp_path / "model", lambda weights: weights | more)
-    for streaming in (None, StreamingSettings()):
+    for streaming in (None, StreamedWeightsSettings()):
         np.testing.assert_allclose(score(folder, streaming=streaming), score(folders["llama"]), atol=1e-5)
 
 
 def test_a_configuration_that_ties_what_its_file_holds_apart_follows_the_file(tmp_path, folders):
     folder = configured(folders["llama"], tmp_path / "model", tie_word_embeddings=True)
-    for streaming in (None, StreamingSettings()):
+    for streaming in (None, StreamedWeightsSettings()):
         np.testing.assert_allclose(score(folder, streaming=streaming), score(folders["llama"]), atol=1e-5)
     assert not load_base(folder, "causal", torch.float32)[0].config.tie_word_embeddings
 
@@ -104,7 +105,7 @@ def test_a_configuration_that_ties_what_its_file_holds_apart_follows_the_file(tm
 def test_an_adapter_beside_a_model_is_refused(tmp_path, folders):
     shutil.copytree(folders["llama"], tmp_path / "model")
     (tmp_path / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": folders["tied"]}))
-    for streaming in (None, StreamingSettings()):
+    for streaming in (None, StreamedWeightsSettings()):
         with pytest.raises(InputError, match="holds an adapter"):
             score(tmp_path / "model", streaming=streaming)
 
@@ -114,7 +115,7 @@ def test_weights_stored_in_four_bits_are_whole_and_nothing_is_added_to_them(tmp_
     for each in (model, tokenizer):
         each.save_pretrained(tmp_path / "stored")
     stored = str(tmp_path / "stored")
-    expected = scores(SCORERS["causal"](model, tokenizer, Format()))
+    expected = scores(SCORERS["causal"](model, tokenizer, PromptFormat()))
     np.testing.assert_allclose(score(stored), expected, atol=1e-5)
     outlined = load_on_meta_device(stored, "causal", torch.float32)
     assert outlined.device.type == "meta"
@@ -148,7 +149,7 @@ def test_all_that_is_new_in_an_encoder_is_trained_saved_and_needed(tmp_path, kin
     folder = encoder(tmp_path / "base", kind, config, **arguments)
     model, tokenizer, trained = made(folder, {"r": 2}, tmp_path / "adapter")
     assert (pooler or "sequence_summary") in model.peft_config["default"].modules_to_save
-    expected = scores(SCORERS["multiple-choice"](model, tokenizer, Format()))
+    expected = scores(SCORERS["multiple-choice"](model, tokenizer, PromptFormat()))
     for _ in range(2):  # in every process alike
         np.testing.assert_allclose(score(folder, adapter=trained), expected, atol=1e-5)
     merged = merge(MergeOptions(model=folder, adapter=trained, output=str(tmp_path / "merged"))).path
@@ -184,7 +185,7 @@ def made(folder, fields, to, precision="float32", method="lora"):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
-    adapter.save_model(model, to, gather_trained(model, 0), describe_adapter_base(folder) | {"style": {}})
+    adapter.save_adapter_or_model(model, to, gather_sharded(model, 0), describe_adapter_files(folder) | {"style": {}})
     return model, tokenizer, str(to)
 
 
@@ -203,15 +204,15 @@ TIED = {
 @pytest.mark.parametrize("fields", mostly_slow(TIED, "head", "DoRA"))
 def test_training_predicting_and_merging_agree_where_weights_are_tied(tmp_path, folders, fields):
     model, tokenizer, trained = made(folders["tied"], {"r": 2} | TIED[fields], tmp_path / "adapter")
-    expected = scores(SCORERS["causal"](model, tokenizer, Format()))
+    expected = scores(SCORERS["causal"](model, tokenizer, PromptFormat()))
     assert np.abs(expected - score(folders["tied"])).max() > 0.01
     np.testing.assert_allclose(score(folders["tied"], adapter=trained), expected, atol=1e-5)
     merged = merge(MergeOptions(model=folders["tied"], adapter=trained, output=str(tmp_path / "merged"))).path
     plain = transformers.AutoModelForCausalLM.from_pretrained(merged)
     ends = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
     assert plain.config.tie_word_embeddings == torch.equal(*ends)
-    np.testing.assert_allclose(scores(SCORERS["causal"](plain, tokenizer, Format())), expected, atol=1e-5)
-    np.testing.assert_allclose(score(merged, streaming=StreamingSettings()), expected, atol=1e-4)
+    np.testing.assert_allclose(scores(SCORERS["causal"](plain, tokenizer, PromptFormat())), expected, atol=1e-5)
+    np.testing.assert_allclose(score(merged, streaming=StreamedWeightsSettings()), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +231,10 @@ def test_what_cannot_be_trained_and_merged_alike_is_refused_at_once(folders, fam
 
 def test_in_16_bits_an_adapter_computes_as_it_was_validated(tmp_path, folders):
     model, tokenizer, trained = made(folders["llama"], {"r": 2}, tmp_path / "adapter", "bfloat16")
-    validated = make_scorer(folders["llama"], "causal", model, tokenizer, Format())
+    validated = scorer_of_loaded(folders["llama"], "causal", model, tokenizer, PromptFormat())
     with torch.autocast("cpu", torch.bfloat16):
         expected = scores(validated)
-    found = scores(load_scorer(folders["llama"], precision="bfloat16", adapter=trained, style=Format()))
+    found = scores(load_scorer(folders["llama"], precision="bfloat16", adapter=trained, style=PromptFormat()))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -261,7 +262,7 @@ def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):
     model, tokenizer, trained = made(
         folders["llama"], {"num_virtual_tokens": 3}, tmp_path / "adapter", method="prompt-tuning"
     )
-    expected = scores(SCORERS["causal"](model, tokenizer, Format()))
+    expected = scores(SCORERS["causal"](model, tokenizer, PromptFormat()))
     np.testing.assert_allclose(score(folders["llama"], adapter=trained), expected, atol=1e-5)
     odd = changed(trained, tmp_path / "odd", lambda w: {f"x{k}": t for k, t in w.items()}, ADAPTER)
     with pytest.raises(InputError, match="prompt_embeddings"):

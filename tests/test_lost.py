@@ -19,10 +19,10 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo, WorkerTableData
 
 from sciqa import cli
 from sciqa import predict as predicting
-from sciqa.core import cluster, model_workers, progress, storage, worker_loss
+from sciqa.core import cluster, model_workers, progress, tables, worker_loss
 from sciqa.core.console import VERBOSE
 from sciqa.core.errors import InputError, LostWorkersError
-from sciqa.core.model_workers import LARGEST, map_arguments
+from sciqa.core.model_workers import LARGEST, model_worker_arguments
 from sciqa.core.options import RunOptions
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
@@ -39,8 +39,8 @@ def run(folder: Path, parts: int, how: str, always: bool = False, weights: int =
                 os.kill(os.getpid(), signal.SIGKILL) if how == "signal" else os._exit(7)
             return {"part": row["part"]}
 
-    pool = model_workers.model_pool(RunOptions(output=str(folder)), 1, 1, weights)
-    rows = cluster.dataset_of_parts(list(range(parts))).map(**map_arguments(Dying, {}, pool))
+    pool = model_workers.model_worker_pool(RunOptions(output=str(folder)), 1, 1, weights)
+    rows = cluster.cluster_dataset(list(range(parts))).map(**model_worker_arguments(Dying, {}, pool))
     return sorted(row["part"] for row in progress.rows_with_progress(rows, "try", parts, "parts", lambda _: 1))
 
 
@@ -75,12 +75,12 @@ def test_a_killed_worker_is_told_of_and_the_answers_are_the_same(tmp_path, clust
     common = {"exam": exam_file, "shard_questions": 3}
     contexts = retrieve(RetrieveOptions(output=str(tmp_path), index=f"{small_index}/index", **common)).path
     common |= {"contexts": contexts, "reader": "retrieval", "num_workers": 1}
-    expected = storage.read_table(predict(PredictOptions(output=str(tmp_path / "one"), **common)).path)
+    expected = tables.read_table(predict(PredictOptions(output=str(tmp_path / "one"), **common)).path)
     capfd.readouterr()
-    killer = kill_when_there("AnswerShard")
+    killer = kill_when_there("PredictShard")
     made = predict(PredictOptions(output=str(tmp_path / "two"), **common))
     killer.join()
-    assert storage.read_table(made.path).equals(expected)
+    assert tables.read_table(made.path).equals(expected)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "a worker on" in line]
     assert re.fullmatch(r"predict: a worker on [\d.]+ \(process \d+\) was killed by a signal.*; .* is done again", line)
 
@@ -232,5 +232,5 @@ def test_every_step_takes_verbose(step, tmp_path, monkeypatch):
     question = ["Why?"] * (step == "ask")
     for given in (["--verbose"], ["--config", str(tmp_path / "options.yaml")]):
         os.environ[VERBOSE] = "0"
-        cli.parse_options(kind, step, cli.STEPS[step].about, question + given)
+        cli.parse_cli_options(kind, step, cli.STEPS[step].about, question + given)
         assert os.environ[VERBOSE] == "1"

@@ -14,7 +14,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.models.merge import MergeOptions, merge
+from sciqa.models.merge import merge
+from sciqa.models.options import MergeOptions
 from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report

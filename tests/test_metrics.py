@@ -11,9 +11,9 @@ from sciqa.cli import _score_table
 from sciqa.exam.metrics import (
     average_precision_at_3,
     bootstrap_interval,
-    chance,
     expected_calibration_error,
     log_loss,
+    metrics_by_chance,
     position_bias,
     score_metrics,
 )
@@ -74,7 +74,7 @@ def test_chance_is_the_mean_over_all_orders_of_the_options():
     for options in range(2, 7):
         ranks = np.array([order.index(0) + 1 for order in permutations(range(options))])
         expected = (np.mean(ranks == 1), average_precision_at_3(ranks).mean())
-        assert chance([options] * 3) == pytest.approx(expected)
+        assert metrics_by_chance([options] * 3) == pytest.approx(expected)
     rows = [answer([0.25] * 4, "A"), answer([0.9, 0.1], "B"), answer([0.5, 0.5], None)]
     figures = score_metrics(rows)
     assert figures["questions"] == 2

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from test_training import losses, tiny_run
 from tiny import tiny_folder
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.cluster import connect_cluster
 from sciqa.core.options import RunOptions
 from sciqa.corpus.options import CorpusOptions
@@ -93,7 +93,7 @@ def test_a_node_lost_while_searching(tmp_path, cluster, small_index):
     given = {"index": f"{small_index}/index", "exam": "direct-validation", "shard_questions": 2}
     finished = run_losing_a_node("retrieve", **given, output=tmp_path / "lost", num_workers=3)
     retrieve(RetrieveOptions(**given, output=str(tmp_path / "whole")))
-    lost, whole = (storage.read_table(str(tmp_path / name / "contexts")) for name in ("lost", "whole"))
+    lost, whole = (tables.read_table(str(tmp_path / name / "contexts")) for name in ("lost", "whole"))
     assert finished < len(read_exam("direct-validation")) / 2
     assert lost == whole
 
@@ -105,7 +105,7 @@ def test_a_node_lost_while_an_exam_is_answered(tmp_path, cluster, corpus_file):
     run_exam(RunExamOptions(**given, output=str(tmp_path / "whole")))
     assert finished < 21
     for name in ("passages", "contexts", "answers/open-book"):
-        lost, whole = (storage.read_table(str(tmp_path / run / name)) for run in ("lost", "whole"))
+        lost, whole = (tables.read_table(str(tmp_path / run / name)) for run in ("lost", "whole"))
         assert lost == whole
 
 

@@ -23,13 +23,13 @@ from test_training import history, kill_a_worker, kill_driver, losses
 from tiny import mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core import storage, tables
-from sciqa.core.adapter_files import describe_adapter_base, read_trained_record
+from sciqa.core.adapter_files import describe_adapter_files, read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.instructions import read_instruction_examples
 from sciqa.models import adapter
-from sciqa.models.load import load_base, load_scorer, make_scorer
-from sciqa.models.prompt_format import Format
+from sciqa.models.load import load_base, load_scorer, scorer_of_loaded
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import FOLDER
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
@@ -39,11 +39,11 @@ from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
 from sciqa.training.objectives import check_objective
-from sciqa.training.preferences import most_believed_wrong, read_preferences
-from sciqa.training.rewards import letter_alone, read_exam_prompts, right_answer
-from sciqa.training.sharding import gather_trained
-from sciqa.training.trl_loop import Report
-from sciqa.training.trl_trainers import load_reward_model, make_trainer, trainer_arguments
+from sciqa.training.preferences import preference_rejected, read_preferences
+from sciqa.training.rewards import read_reward_prompts, reward_letter_alone, reward_right_answer
+from sciqa.training.sharding import gather_sharded
+from sciqa.training.trl_loop import TrlReport
+from sciqa.training.trl_trainers import load_trl_reward_model, make_trl_trainer, trl_trainer_arguments
 
 STEPS, BATCH, MICRO = 6, 8, 2
 #: How Meta's and Microsoft's model cards write a system message, a question, an answer and another question.
@@ -132,7 +132,9 @@ def trl_losses(options, folder):
         args=config(**given),
         train_dataset=datasets.Dataset.from_list(check_objective(options)["train"]),
         processing_class=tokenizer,
-        peft_config=None if full else adapter.peft_config(model, "causal", "lora", kind | options.peft_fields()),
+        peft_config=None
+        if full
+        else adapter.adapter_peft_config(model, "causal", "lora", kind | options.peft_fields()),
     )
     made.train()
     return np.array([row["loss"] for row in made.state.log_history if "loss" in row])
@@ -174,7 +176,7 @@ def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam
     assert not [path for path in Path(made.path).rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".py")]
     assert not Path(made.path, "checkpoints").exists()
     assert json.loads(Path(made.path, "adapter_config.json").read_text())["base_model_name_or_path"] == asked.model
-    kept = storage.read_table(tables.records_path(made.path, "train.parquet")).to_pylist()
+    kept = tables.read_table(tables.table_records_path(made.path, "train.parquet")).to_pylist()
     assert kept == check_objective(asked)["train"]
     assert finetune(asked).made.endswith("kept")
     predict(PredictOptions(output=asked.output, exam=exam["train"], reader="longest"))
@@ -222,9 +224,9 @@ def log_probability(model, tokenizer, prompt, answer):
 def test_dpo_begins_at_ln_2_and_then_is_the_formula(tmp_path, options):
     asked = options("dpo", beta=0.3, batch_size=2, peft="{lora_dropout: 0.0}")
     pairs = check_objective(asked)["train"]
-    given = trainer_arguments(asked, str(tmp_path), 1, torch.float32, "cpu")
+    given = trl_trainer_arguments(asked, str(tmp_path), 1, torch.float32, "cpu")
     given |= {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
-    trainer = make_trainer(asked, given, [datasets.Dataset.from_list(pairs)] * 2, torch.float32, "cpu")
+    trainer = make_trl_trainer(asked, given, [datasets.Dataset.from_list(pairs)] * 2, torch.float32, "cpu")
     assert trainer.ref_model is None
     trainer.train()
     first = trainer.state.log_history[0]
@@ -254,9 +256,9 @@ def exam(tmp_path_factory):
 def in_process(options, folder, steps, **changes):
     """The objective's trainer in this process, with training examples for both splits."""
     rows = [datasets.Dataset.from_list(check_objective(options)["train"])] * 2
-    given = trainer_arguments(options, str(folder), 1, torch.float32, "cpu")
+    given = trl_trainer_arguments(options, str(folder), 1, torch.float32, "cpu")
     given |= {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no"} | changes
-    return make_trainer(options, given, rows, torch.float32, "cpu")
+    return make_trl_trainer(options, given, rows, torch.float32, "cpu")
 
 
 def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
@@ -280,8 +282,10 @@ def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
     trainer.train()
     assert margins().mean() > before.mean() + 0.01
     trainer.save_model(str(tmp_path / "model"))
-    storage.write_json(str(tmp_path / "model/sciqa.json"), describe_adapter_base(asked.model) | {"objective": "reward"})
-    loaded, _ = load_reward_model(str(tmp_path / "model"), torch.float32, "cpu")
+    storage.write_json(
+        str(tmp_path / "model/sciqa.json"), describe_adapter_files(asked.model) | {"objective": "reward"}
+    )
+    loaded, _ = load_trl_reward_model(str(tmp_path / "model"), torch.float32, "cpu")
     row = torch.tensor([tokenizer.apply_chat_template(messages(*CHAT), return_dict=False)])
     with torch.no_grad():
         assert loaded(row).logits.item() == pytest.approx(trainer.model.eval()(row).logits.item(), abs=1e-5)
@@ -293,13 +297,13 @@ def test_rewards_of_sampled_answers():
     count = len(texts)
     given = {"letters": ["ABC"] * count, "options": [["Iron", "Helium", "Argon"]] * count, "answer": ["B"] * count}
     for completions in (texts, [messages(("assistant", text)) for text in texts]):
-        assert right_answer(completions, **given) == [1] * len(right) + [0] * 5
-        assert letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+        assert reward_right_answer(completions, **given) == [1] * len(right) + [0] * 5
+        assert reward_letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_every_step_is_told_of(cluster, options):
     progress = Queue()
-    report = Report(MetricLoggers(options(), rank=1), progress, "loss")
+    report = TrlReport(MetricLoggers(options(), rank=1), progress, "loss")
     for step in (1, 2):
         state = SimpleNamespace(log_history=[{"loss": 0.5, "step": step}])
         report.on_log(None, state, None)
@@ -332,7 +336,7 @@ def broken_judge(tmp_path_factory, model, files):
     folder = tmp_path_factory.mktemp("judge")
     asked = FinetuneOptions(**files["reward"], model=model, precision="float32", batch_size=2, micro_batch=2)
     in_process(asked, folder / "trainer", 1).save_model(str(folder / "model"))
-    about = describe_adapter_base(model) | {"objective": "reward"}
+    about = describe_adapter_files(model) | {"objective": "reward"}
     storage.write_json(str(folder / "model/sciqa.json"), about)
     path = folder / "model/adapter_model.safetensors"
     weights = load_file(path)
@@ -346,7 +350,7 @@ def test_a_reward_that_is_not_a_number_ends_the_run(tmp_path, options, exam, bro
     """TRL alone would leave it out of the sum, and train on the rest."""
     asked = options("grpo", **exam, rewards=(*rewards, broken_judge), generations=2, batch_size=2, completion_tokens=2)
     trainer = in_process(asked, tmp_path, 1)
-    trainer.add_callback(Report(SimpleNamespace(write=lambda row: None), None, "validation_reward"))
+    trainer.add_callback(TrlReport(SimpleNamespace(write=lambda row: None), None, "validation_reward"))
     with pytest.raises(InputError, match=r"step 1: reward is not a finite number; nothing .* models of --rewards"):
         trainer.train()
 
@@ -358,8 +362,8 @@ def test_reward_models_that_do_not_fit_are_refused(tmp_path, options, exam, brok
     with pytest.raises(InputError, match="scores chats, and prompts are plain; pass --prompt chat"):
         check_objective(options("grpo", **grpo, rewards=(broken_judge,), prompt="plain"))
     other = shutil.copytree(broken_judge, tmp_path / "other")
-    about = describe_adapter_base(tiny_folder(tmp_path / "mistral", "mistral", hidden_size=128))
-    record = read_trained_record(broken_judge)
+    about = describe_adapter_files(tiny_folder(tmp_path / "mistral", "mistral", hidden_size=128))
+    record = read_adapter_record(broken_judge)
     storage.write_json(str(other / "sciqa.json"), record | {"base": about["base"]})
     with pytest.raises(InputError, match=r"an adapter for the base model .*mistral, not for"):
         check_objective(options("grpo", **grpo, rewards=(str(other),)))
@@ -375,7 +379,7 @@ def test_grpo_is_rewarded_by_a_reward_model(tmp_path, cluster, options, exam, ze
     earned = [row["validation_reward"] for row in history(made.path) if row["validation_reward"] is not None]
     assert len(earned) == 3
     assert made.details["validation_reward"] == max(earned[1:])
-    assert read_trained_record(made.path)["style"]["completion"] == "letter"
+    assert read_adapter_record(made.path)["style"]["completion"] == "letter"
     assert load_scorer(options().model, adapter=made.path).style.prompt == "chat"
 
 
@@ -385,8 +389,8 @@ def test_packed_examples_do_not_see_each_other(tmp_path, options):
     both = [datasets.Dataset.from_list(check_objective(asked)["train"][:8])] * 2
     found = []
     for number, each in enumerate((asked, options(batch_size=2))):
-        given = trainer_arguments(each, str(tmp_path / str(number)), 1, torch.float32, "cpu") | {"seed": 0}
-        trainer = make_trainer(each, given, both, torch.float32, "cpu")
+        given = trl_trainer_arguments(each, str(tmp_path / str(number)), 1, torch.float32, "cpu") | {"seed": 0}
+        trainer = make_trl_trainer(each, given, both, torch.float32, "cpu")
         rows = len(trainer.train_dataset)
         batch = trainer.data_collator([trainer.train_dataset[at] for at in range(rows)])
         with torch.no_grad():
@@ -399,8 +403,8 @@ def test_packed_examples_do_not_see_each_other(tmp_path, options):
 def test_the_reader_takes_the_adapter_with_its_chat_format(tmp_path, options, model):
     asked = options(chat_format="phi3", batch_size=2)
     examples = [datasets.Dataset.from_list(rows) for rows in check_objective(asked).values()]
-    given = trainer_arguments(asked, str(tmp_path / "trainer"), 1, torch.float32, "cpu")
-    trainer = make_trainer(asked, given, examples, torch.float32, "cpu")
+    given = trl_trainer_arguments(asked, str(tmp_path / "trainer"), 1, torch.float32, "cpu")
+    trainer = make_trl_trainer(asked, given, examples, torch.float32, "cpu")
     answer = instruction(1)["output"].strip()
     decoded = trainer.processing_class.decode(trainer.train_dataset[1]["input_ids"])
     assert decoded == f"<|user|>\nName gas number 1.<|end|>\n<|assistant|>\n{answer}<|end|>\n<|im_end|>"
@@ -491,14 +495,14 @@ def test_other_bad_input_is_refused(tmp_path, options, files):
 
 
 def test_the_most_believed_wrong_option():
-    assert most_believed_wrong([0.5, 0.2, 0.3], 0) == 2
-    assert most_believed_wrong([0.1, 0.2, 0.7], 0) == 2
-    assert most_believed_wrong([0.4, 0.2, 0.2], 0) == 1
+    assert preference_rejected([0.5, 0.2, 0.3], 0) == 2
+    assert preference_rejected([0.1, 0.2, 0.7], 0) == 2
+    assert preference_rejected([0.4, 0.2, 0.2], 0) == 1
 
 
 def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, exam_file, options):
     made = predict(PredictOptions(output=str(tmp_path / "run"), exam=exam_file, reader="longest"))
-    questions = storage.read_table(str(tmp_path / "run/exam.parquet")).to_pylist()
+    questions = tables.read_table(str(tmp_path / "run/exam.parquet")).to_pylist()
     pairs = read_preferences(made.path, options("dpo"))
     assert len(pairs) == len(questions)
     for question, pair in zip(questions, pairs, strict=True):
@@ -513,11 +517,11 @@ def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, ex
     plain = read_preferences(made.path, options("dpo", prompt="plain"))
     assert plain[0]["prompt"] == f"Question: {questions[0]['prompt']}\nAnswer:"
     assert plain[0]["chosen"] == f" {questions[0][questions[0]['answer']]}"
-    asked = read_exam_prompts(made.path, options("grpo"))
+    asked = read_reward_prompts(made.path, options("grpo"))
     assert [row["answer"] for row in asked] == [row["answer"] for row in questions]
-    assert asked == read_exam_prompts(exam_file, options("grpo"))
+    assert asked == read_reward_prompts(exam_file, options("grpo"))
     retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=exam_file))
-    path = tables.records_path(made.path, tables.MANIFEST)
+    path = tables.table_records_path(made.path, tables.MANIFEST)
     record = storage.read_json(path)
     for changed, said in (({"contexts": {"index": "other"}}, "other contexts than"), ({"exam": "x"}, "another exam")):
         storage.write_json(path, record | {"inputs": record["inputs"] | changed})
@@ -632,20 +636,20 @@ def test_any_adapter_of_peft_is_trained_kept_and_read(tmp_path, options, model, 
     base, tokenizer = load_base(model, "causal", torch.float32)
     torch.manual_seed(0)
     trained = adapter.add_trainable_adapter(base, "causal", "lora", fields)
-    scorer = make_scorer(model, "causal", trained, tokenizer, Format(prompt="chat")).train()
+    scorer = scorer_of_loaded(model, "causal", trained, tokenizer, PromptFormat(prompt="chat")).train()
     encoded = [scorer.encode(QUESTION, context) for context in ("", "Helium is noble.")]
     weights = [weight for weight in scorer.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.5)
     before = [weight.detach().clone() for weight in weights]
     for step in range(3):
         optimizer.zero_grad()
-        with adapter.without_input_casts(scorer, active=True):
+        with adapter.adapter_without_input_casts(scorer, active=True):
             mean_loss(scorer(encoded), [0, 0], "ranking").backward()
         optimizer.step()
         adapter.update_adapter_ranks(trained, step + 1)
     assert any((weight != then).any() for weight, then in zip(weights, before, strict=True))
-    about = describe_adapter_base(model) | {"style": {"prompt": "chat"}}
-    adapter.save_model(trained, tmp_path / "adapter", gather_trained(trained, 0), about)
+    about = describe_adapter_files(model) | {"style": {"prompt": "chat"}}
+    adapter.save_adapter_or_model(trained, tmp_path / "adapter", gather_sharded(trained, 0), about)
     found = load_scorer(model, adapter=str(tmp_path / "adapter"), precision="float32")
     with torch.no_grad():
         expected = [each.numpy() for each in scorer.eval()(encoded)]
@@ -668,7 +672,7 @@ def test_bad_adapters_are_refused(options):
 def test_trl_trains_adapters_of_all_sorts(tmp_path, options, model, objective, kind):
     fields = {"peft_type": kind} | FIELDS.get(kind, {}) | ({"use_dora": True} if kind == "LORA" else {})
     trainer = in_process(options(objective, peft=json.dumps(fields), batch_size=2), tmp_path / "trainer", 3)
-    trainer.add_callback(Report(SimpleNamespace(write=lambda row: None), None, "validation_loss"))
+    trainer.add_callback(TrlReport(SimpleNamespace(write=lambda row: None), None, "validation_loss"))
     before = trainer.evaluate(trainer.train_dataset.select(range(4)))["eval_loss"]
     trainer.train()
     after = trainer.evaluate(trainer.train_dataset.select(range(4)))["eval_loss"]

@@ -11,8 +11,8 @@ import pytest
 from sciqa.core import packaged
 from sciqa.core.cache import cache_root
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, local_path
-from sciqa.core.packaged import PACKAGED, Packaged, is_installed, packaged_path
+from sciqa.core.model_files import find_model, local_model_path
+from sciqa.core.packaged import PACKAGED, Packaged, is_packaged_installed, packaged_path
 
 NAME = "split-model"
 FILES = {
@@ -50,14 +50,14 @@ def unpacked():
 
 
 def test_a_split_model_is_unpacked_once_and_found_by_its_name(site):
-    assert is_installed(NAME)
+    assert is_packaged_installed(NAME)
     folder = packaged_path(NAME)
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
     assert [path.name for path in folder.parent.iterdir()] == [NAME]  # no joined zip is left
     (site / PARTS[1][0] / PARTS[1][1]).unlink()
     assert packaged_path(NAME) == folder  # what is unpacked needs no parts
     assert find_model(NAME).weights == (folder / "model.safetensors",)
-    assert local_path(NAME) == NAME
+    assert local_model_path(NAME) == NAME
 
 
 def test_other_parts_are_refused_and_leave_nothing(site):

@@ -10,9 +10,10 @@ from tiny import mostly_slow
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
-from sciqa.exam.baselines import longest_scores, overlap_scores
-from sciqa.exam.metrics import rank_range, right_at_first
-from sciqa.exam.questions import SPLITS, options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.baselines import longest_baseline_scores, overlap_baseline_scores
+from sciqa.exam.metrics import metric_rank_range, right_at_first
+from sciqa.exam.open_exam import SPLITS
 from sciqa.retrieval.load_embedder import load_embedder
 
 TOPICS = {"Biology and health sciences", "Physical sciences", "Mathematics", "Technology"}
@@ -38,7 +39,7 @@ def questions(splits, names=SPLITS):
 def accuracy(rows, score):
     """Return the accuracy of ranking by a function from a question and its options to scores."""
     places = [
-        rank_range(np.asarray(score(row, list(options_of(row).values()))), ord(row["answer"]) - ord("A"))
+        metric_rank_range(np.asarray(score(row, list(answer_options_of(row).values()))), ord(row["answer"]) - ord("A"))
         for row in rows
     ]
     return float(right_at_first(*np.array(places).T).mean())
@@ -75,7 +76,7 @@ def test_gold_articles_are_science_articles_of_the_demo_corpus(splits, articles)
 
 def test_four_different_options_and_balanced_letters(splits):
     for rows in splits.values():
-        assert all(len(set(options_of(question).values())) == 4 for question in rows)
+        assert all(len(set(answer_options_of(question).values())) == 4 for question in rows)
         letters = Counter(question["answer"] for question in rows)
         assert all(0.2 <= letters[letter] / len(rows) <= 0.3 for letter in "ABCD")
 
@@ -93,11 +94,11 @@ def test_every_question_has_its_kind_and_its_evidence_in_the_article(splits, art
 def test_words_length_and_similarity_give_nothing_away(splits, articles, split):
     rows = splits[split]
     embedder = load_embedder("all-MiniLM-L6-v2", 2)
-    texts = list({text for row in rows for text in (articles[row["title"]], *options_of(row).values())})
+    texts = list({text for row in rows for text in (articles[row["title"]], *answer_options_of(row).values())})
     vectors = dict(zip(texts, embedder.encode(texts), strict=True))
 
     def overlap(row, options):
-        return overlap_scores(options, articles[row["title"]])
+        return overlap_baseline_scores(options, articles[row["title"]])
 
     def similarity(row, options):
         return np.array([vectors[option] for option in options]) @ vectors[articles[row["title"]]]
@@ -106,12 +107,14 @@ def test_words_length_and_similarity_give_nothing_away(splits, articles, split):
         assert low <= accuracy(rows, score) <= high
         assert accuracy(rows, lambda row, options, score=score: -score(row, options)) <= high
     for sign in (1, -1):
-        assert 0.2 <= accuracy(rows, lambda _, options, sign=sign: sign * longest_scores(options)) <= 0.32
+        assert 0.2 <= accuracy(rows, lambda _, options, sign=sign: sign * longest_baseline_scores(options)) <= 0.32
 
 
 def test_the_direct_questions_can_be_answered_by_counting_words(splits, articles):
     """What their figures must be read beside."""
-    scored = accuracy(splits["direct-test"], lambda row, options: overlap_scores(options, articles[row["title"]]))
+    scored = accuracy(
+        splits["direct-test"], lambda row, options: overlap_baseline_scores(options, articles[row["title"]])
+    )
     assert scored > 0.9
 
 

@@ -14,11 +14,11 @@ from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.load import SCORERS
 from sciqa.models.multiple_choice import MultipleChoiceScorer
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import score_options
 from sciqa.models.seq2seq import Seq2SeqScorer
 
-PLAIN = Format(normalise="none")
+PLAIN = PromptFormat(normalise="none")
 
 
 def scorer_of(kind, model_type, words=None, style=PLAIN):

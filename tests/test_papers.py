@@ -15,10 +15,10 @@ from api_server import ApiServer, prompt_of
 from conftest import write_jsonl
 from tiny import tiny_folder
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.corpus.pdf import read_pdf
 from sciqa.generate import EvaluateTextOptions, GenerateOptions, evaluate_text, generate
-from sciqa.generate.results import rejected_path
+from sciqa.generate.filter_results import filter_result_rejects_path
 
 RECIPES = Path(__file__).parent.parent / "jobs/recipes"
 make_papers, split_triples = (
@@ -50,7 +50,7 @@ def test_splits_share_no_passage_and_stay_as_they_are(tmp_path, monkeypatch, cap
     (tmp_path / "table").mkdir()
     found = {}
     for taken in (rows, rows[::-1][:900]):
-        storage.write_table(f"{tmp_path}/table/00000.parquet", pa.Table.from_pylist(taken))
+        tables.write_table(f"{tmp_path}/table/00000.parquet", pa.Table.from_pylist(taken))
         monkeypatch.setattr(sys, "argv", ["split", str(tmp_path / "table"), str(tmp_path)])
         split_triples.main()
         for name in ("train", "validation", "held-out"):
@@ -89,9 +89,9 @@ def test_papers_of_a_user_and_a_server_that_writes(tmp_path):
     assert set(server.answered.values()) == {1}
     kept = [path for path in states[0] if path.name != "text_figures.parquet"]
     assert {path: states[0][path] for path in kept} == {path: states[1][path] for path in kept}
-    rows = storage.read_table(str(run / "generated/instructions")).to_pylist()
+    rows = tables.read_table(str(run / "generated/instructions")).to_pylist()
     assert {(row["generator"], row["licence"]) for row in rows} == {("small", "CC0")}
-    figures = storage.read_table(str(run / "text_figures.parquet")).to_pylist()
+    figures = tables.read_table(str(run / "text_figures.parquet")).to_pylist()
     held_out = (run / "triples/held-out.jsonl").read_text().splitlines()
     assert {(row["model"], row["answers"]) for row in figures} == {
         (name, len(held_out)) for name in ("llama", "tuned-papers")
@@ -128,9 +128,9 @@ def test_instructions_of_a_killed_run_are_those_of_another(indexed, tmp_path, cl
     generate(GenerateOptions(**indexed, kind="instructions", name="other", part_passages=1, **about))
     folders = [f"{indexed['output']}/generated/{name}" for name in ("instructions", "other")]
     for part in range(3):
-        killed, other = (storage.read_table(rejected_path(folder, part)) for folder in folders)
+        killed, other = (tables.read_table(filter_result_rejects_path(folder, part)) for folder in folders)
         assert killed.equals(other)
-    killed, other = map(storage.read_table, folders)
+    killed, other = map(tables.read_table, folders)
     assert killed.equals(other)
 
 
@@ -149,5 +149,5 @@ def test_free_answers_of_a_killed_run_are_those_of_another(tmp_path, embedder, c
     assert {path: path.stat().st_mtime_ns for path in begun} == begun
     evaluate_text(EvaluateTextOptions(**about, output=str(tmp_path / "whole")))
     for name in ("text/llama", "text/tuned-other", "text_figures.parquet"):
-        killed, whole = (storage.read_table(f"{tmp_path}/{run}/{name}") for run in ("run", "whole"))
+        killed, whole = (tables.read_table(f"{tmp_path}/{run}/{name}") for run in ("run", "whole"))
         assert killed.equals(whole)

@@ -21,12 +21,12 @@ from sciqa.core.model_files import model_family
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import SCORERS, load_base
-from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.scorer import EncodedForScorer
 from sciqa.planning import memory as estimate
 from sciqa.planning.flops import question_flops
-from sciqa.planning.hardware import Need, missing_resources, read_node_types
-from sciqa.planning.memory import build_model_sketch, peak_activation_memory, rank_bytes, training_memory
+from sciqa.planning.hardware import HardwareNeed, missing_hardware, read_node_types
+from sciqa.planning.memory import build_memory_sketch, peak_activation_memory, rank_memory, training_memory
 from sciqa.planning.volume import faiss_volume_bytes
 from sciqa.training import FinetuneOptions, finetune
 
@@ -52,7 +52,7 @@ available_node_types:
 
 def encoded(prompt, *options):
     """A question of so many tokens."""
-    return Encoded([0] * prompt, [[0] * length for length in options], [1.0] * len(options))
+    return EncodedForScorer([0] * prompt, [[0] * length for length in options], [1.0] * len(options))
 
 
 def resident(name):
@@ -106,7 +106,7 @@ def config_folder(path, config):
 def test_weights_have_the_bytes_that_are_planned(kind):
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     model, _ = load_base(SMOLLM2, "causal", dtype, nf4=kind == "nf4")
-    assert build_model_sketch(SMOLLM2, "lora", {}).weight_bytes(kind) == pytest.approx(tensor_bytes(model), rel=0.02)
+    assert build_memory_sketch(SMOLLM2, "lora", {}).weight_bytes(kind) == pytest.approx(tensor_bytes(model), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_weights_have_the_bytes_that_are_planned(kind):
 def test_trained_parameters_are_those_that_peft_reports(fields):
     base, _ = load_base(SMOLLM2, "causal", torch.bfloat16)
     model = adapter.add_trainable_adapter(base, "causal", "lora", fields)
-    assert build_model_sketch(SMOLLM2, "lora", fields).trained == model.get_nb_trainable_parameters()[0]
+    assert build_memory_sketch(SMOLLM2, "lora", fields).trained == model.get_nb_trainable_parameters()[0]
 
 
 def test_the_reuse_distance_is_that_of_deepspeed():
@@ -164,7 +164,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", mostly_slow(PUBLISHED, "7B QLoRA, Answer.AI", "7B LoRA, Lit-GPT"))
 def test_plans_agree_with_published_figures(tmp_path, monkeypatch, name):
     gigabytes, config, method, fields, lengths, changes = PUBLISHED[name]
-    model = build_model_sketch(config_folder(tmp_path / "model", config), method, fields)
+    model = build_memory_sketch(config_folder(tmp_path / "model", config), method, fields)
     assert model.parameters == {"7B": 6_738_415_616, "70B": 68_976_648_192}[name.split()[0]]
     options = FinetuneOptions(method=method, **{"num_workers": 1} | changes)
     batch = [encoded(1, length - 1) for length in lengths]
@@ -179,7 +179,7 @@ def test_plans_agree_with_published_figures(tmp_path, monkeypatch, name):
 
 def test_llama_2_70b_in_nf4_has_the_published_size(tmp_path):
     """Lit-GPT's table again: 37.21 GB in inference, with bnb.nf4-dq."""
-    model = build_model_sketch(config_folder(tmp_path / "model", LLAMA_70B), "qlora", {})
+    model = build_memory_sketch(config_folder(tmp_path / "model", LLAMA_70B), "qlora", {})
     assert model.weight_bytes("nf4") / 1e9 == pytest.approx(37.21, rel=0.05)
 
 
@@ -190,9 +190,9 @@ def test_operations_are_those_that_pytorch_counts(tmp_path, family, method):
     base, tokenizer = load_base(folder, model_family(folder), torch.float32)
     base.set_attn_implementation("eager")  # PyTorch does not count its fused attention on a CPU
     scorer = SCORERS[model_family(folder)](
-        adapter.add_trainable_adapter(base, model_family(folder), method, {}), tokenizer, Format()
+        adapter.add_trainable_adapter(base, model_family(folder), method, {}), tokenizer, PromptFormat()
     )
-    question, planned = encoded(200, 10, 10, 10), build_model_sketch(folder, method, {})
+    question, planned = encoded(200, 10, 10, 10), build_memory_sketch(folder, method, {})
     assert scorer.layout in ("packed", "padded")  # proved here, so that the proof's own operations are not counted
     with FlopCounterMode(display=False) as forward:
         scores = scorer.train()([question])
@@ -237,14 +237,14 @@ def test_node_types_and_what_they_lack(cluster_file):
         "gpu": (1, "A10G", 2),
         "four": (4, "L40S", 1),
     }
-    need = Need("finetune", 4, 10**10, 20 * 10**9)
-    lacking = {name: missing_resources(node, need, has_gpus=True) for name, node in nodes.items()}
+    need = HardwareNeed("finetune", 4, 10**10, 20 * 10**9)
+    lacking = {name: missing_hardware(node, need, has_gpus=True) for name, node in nodes.items()}
     assert lacking["four"] is None
     for name, said in (("head", "no CPU"), ("cpu", "no GPU"), ("gpu", "2 workers in all, 4 needed")):
         assert said in lacking[name]
-    assert "21.6 GB" in missing_resources(nodes["gpu"], Need("finetune", 1, 0, 22 * 10**9), has_gpus=True)
-    assert "of memory" in missing_resources(nodes["gpu"], Need("finetune", 1, 10**11, 10**9), has_gpus=True)
-    assert missing_resources(nodes["cpu"], Need("index", 1, 10**8), has_gpus=True) is None
+    assert "21.6 GB" in missing_hardware(nodes["gpu"], HardwareNeed("finetune", 1, 0, 22 * 10**9), has_gpus=True)
+    assert "of memory" in missing_hardware(nodes["gpu"], HardwareNeed("finetune", 1, 10**11, 10**9), has_gpus=True)
+    assert missing_hardware(nodes["cpu"], HardwareNeed("index", 1, 10**8), has_gpus=True) is None
 
 
 @pytest.mark.parametrize(
@@ -313,11 +313,11 @@ def test_ranks_of_zero_3_hold_the_bytes_that_are_planned(tmp_path, cluster, data
         micro_batch=2, eval_every=100, max_length=128,
     )  # fmt: skip
     made = finetune(options).details
-    stored = build_model_sketch(SMOLLM2, method, {}).stored
-    print(f"{method}: {rank_bytes(stored, 2)} of {rank_bytes(stored, 1)} planned, {made['rank_bytes']} of "
+    stored = build_memory_sketch(SMOLLM2, method, {}).stored
+    print(f"{method}: {rank_memory(stored, 2)} of {rank_memory(stored, 1)} planned, {made['rank_bytes']} of "
           f"{made['model_bytes']} measured")  # fmt: skip
-    assert rank_bytes(stored, 2) == pytest.approx(made["rank_bytes"], rel=0.1)
-    assert rank_bytes(stored, 1) == pytest.approx(made["model_bytes"], rel=0.02)
+    assert rank_memory(stored, 2) == pytest.approx(made["rank_bytes"], rel=0.1)
+    assert rank_memory(stored, 1) == pytest.approx(made["model_bytes"], rel=0.02)
 
 
 @pytest.mark.slow
@@ -326,12 +326,12 @@ def test_training_takes_the_memory_that_is_planned(tmp_path, cluster, data, monk
     import sciqa.training.loop
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(sciqa.training.loop, "train", measured)
+    monkeypatch.setattr(sciqa.training.loop, "train_loop", measured)
     options = FinetuneOptions(
         **data, output=str(tmp_path), model=SMOLLM2, method=method, num_workers=1, steps=3, batch_size=4, eval_every=100
     )
     made = finetune(options).details
-    model = build_model_sketch(SMOLLM2, method, {})
+    model = build_memory_sketch(SMOLLM2, method, {})
     batch = [encoded(*lengths) for lengths in made["lengths"]]
     planned = training_memory(model, options, 1, peak_activation_memory(model, batch, nf4=method == "qlora"))
     print(f"{method}: {planned.total} planned, {made['allocated']} allocated, {made['grown']} grown; {made['lengths']}")

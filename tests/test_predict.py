@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import QUESTIONS
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3
 from sciqa.predict import PredictOptions, predict
@@ -26,8 +26,8 @@ def run(tmp_path_factory, small_index, exam_file):
 
 @pytest.mark.parametrize("reader", ["open-book", "closed-book", "retrieval"])
 def test_answers_are_whole_and_agree_with_the_metrics(run, reader):
-    answers = storage.read_table(f"{run}/answers/{reader}").to_pylist()
-    exam = storage.read_table(f"{run}/exam.parquet").to_pylist()
+    answers = tables.read_table(f"{run}/answers/{reader}").to_pylist()
+    exam = tables.read_table(f"{run}/exam.parquet").to_pylist()
     assert [row["id"] for row in answers] == [row["id"] for row in exam]
     for row, question in zip(answers, exam, strict=True):
         assert sorted(row["ranking"]) == list("ABCD")
@@ -38,7 +38,7 @@ def test_answers_are_whole_and_agree_with_the_metrics(run, reader):
         assert row["answer"] == question["answer"]
         place = row["ranking"].index(row["answer"]) + 1
         assert row["average_precision"] == average_precision_at_3(np.array(place))
-    metrics = storage.read_table(f"{run}/metrics/{reader}.parquet").to_pylist()
+    metrics = tables.read_table(f"{run}/metrics/{reader}.parquet").to_pylist()
     whole = metrics[0]
     assert (whole["slice"], whole["questions"]) == ("all", QUESTIONS)
     assert whole["map_at_3"] == pytest.approx(np.mean([row["average_precision"] for row in answers]))
@@ -48,7 +48,7 @@ def test_answers_are_whole_and_agree_with_the_metrics(run, reader):
 
 def test_context_helps_the_reader(run):
     figures = {
-        reader: storage.read_table(f"{run}/metrics/{reader}.parquet")["map_at_3"][0].as_py()
+        reader: tables.read_table(f"{run}/metrics/{reader}.parquet")["map_at_3"][0].as_py()
         for reader in ("open-book", "closed-book")
     }
     assert figures["open-book"] > figures["closed-book"]

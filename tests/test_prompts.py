@@ -17,19 +17,20 @@ from tiny import tiny_folder, tiny_model, tiny_tokenizer
 from sciqa.cli import main
 from sciqa.core import cluster as ray_cluster
 from sciqa.core.errors import InputError
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.adapter import read_adapter_style
 from sciqa.models.causal import CausalScorer
-from sciqa.models.load import load_encoder
-from sciqa.models.prompt_format import Format
+from sciqa.models.load import load_without_weights
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import PromptTemplate, read_template, render_prompt, shipped_template_names
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
-from sciqa.predict.prompt import PromptOptions, show_prompts
+from sciqa.predict.options import PromptOptions
+from sciqa.predict.show_prompts import show_prompts
 from sciqa.training import FinetuneOptions
-from sciqa.training.loop import selected_training_style
+from sciqa.training.loop import training_loop_style
 
 QUESTION = {"id": "1", "prompt": "Which gas?", "is_question": True, "context": None, "A": "helium", "B": "neon"}
 #: By prompt and completion: the prompts of the versions before there were templates.
@@ -65,7 +66,7 @@ def tokenizer():
 
 def scorer_of(tokenizer, **style):
     model = tiny_model("llama", vocab_size=len(tokenizer), initializer_range=0.2)
-    return CausalScorer(model, tokenizer, Format(**style))
+    return CausalScorer(model, tokenizer, PromptFormat(**style))
 
 
 @pytest.mark.parametrize(("prompt", "completion"), BUILT_IN)
@@ -129,7 +130,7 @@ def test_what_templates_do_not_go_with(tmp_path):
 
 
 def test_a_template_is_a_system_message_and_a_question(tokenizer):
-    style = Format(template=LISTED, template_name="listed.jinja", completion="letter")
+    style = PromptFormat(template=LISTED, template_name="listed.jinja", completion="letter")
     question = QUESTION | {"subject": "gases", "passages": [{"title": "Neon", "section": "", "text": "Neon glows."}]}
     prompt = render_prompt(question, "Neon glows.", style)
     asked = "[Neon] Neon glows.\nWhich gas? (A) helium (B) neon =>"
@@ -172,7 +173,7 @@ def test_only_context_and_passages_are_cut(tokenizer):
     scorer = scorer_of(tokenizer, template=template, max_length=90)
     passages = [{"title": f"P{n}", "section": "", "text": f"Fact {n} is that. It is so. "} for n in range(20)]
     question = QUESTION | {"passages": passages, "prompt": "Which gas is it that glows?"}
-    context = "\n".join(embedded_text(p["title"], p["section"], p["text"]) for p in passages)
+    context = "\n".join(embedded_chunk(p["title"], p["section"], p["text"]) for p in passages)
     encoded = scorer.encode(question, context)
     text = tokenizer.decode(encoded.prompt)
     assert encoded.cut
@@ -200,11 +201,11 @@ def test_options_share_the_prompt_of_a_template(tokenizer):
 def test_a_template_is_kept_with_what_was_trained(tmp_path, llama, tokenizer):
     (tmp_path / "mine.jinja").write_text("Q: {{ question }}\nA:", encoding="utf-8")
     options = FinetuneOptions(template=str(tmp_path / "mine.jinja"), prompt="plain", output=str(tmp_path))
-    style = selected_training_style(options, tokenizer, options.template_style())
+    style = training_loop_style(options, tokenizer, options.template_style())
     (tmp_path / "sciqa.json").write_text(json.dumps({"style": asdict(style)}))
     (tmp_path / "mine.jinja").unlink()
     assert read_adapter_style(str(tmp_path)) == style
-    encoder = load_encoder(llama, {}, str(tmp_path))
+    encoder = load_without_weights(llama, {}, str(tmp_path))
     assert tokenizer.decode(encoder.encode(QUESTION, "").prompt) == "Q: Which gas?\nA:"
 
 
@@ -312,7 +313,7 @@ def test_shipped_templates_are_those_of_lm_evaluation_harness(name, shots, tmp_p
     questions = read_exam(str(tmp_path / "exam.jsonl")).to_pylist()
     prompt, options = harness_prompt(harness_task(name), DOCUMENTS[name][2], DOCUMENTS[name][:shots])
     question = questions[2] | {"examples": questions[:shots]}
-    style = Format(**PredictOptions(template=name).style())
+    style = PromptFormat(**PredictOptions(template=name).style())
     assert render_prompt(question, question["context"] or "", style).plain == prompt
     encoded = scorer_of(tokenizer, **asdict(style)).encode(question, question["context"] or "")
     assert {tokenizer.decode(option) for option in encoded.options} == set(options)
@@ -334,7 +335,7 @@ def test_prompt_shows_what_the_model_reads(llama, tokenizer, tmp_path, monkeypat
     given = {"model": llama, "exam": str(tmp_path / "exam.jsonl"), "output": str(tmp_path / "run"), "context": "given"}
     options = PromptOptions(show=2, prompt="chat", completion="letter", **given)
     lines = show_prompts(options).details["lines"]
-    scorer = load_encoder(llama, options.style())
+    scorer = load_without_weights(llama, options.style())
     questions = read_exam(given["exam"]).to_pylist()
     first = scorer.encode(questions[0], questions[0]["context"])
     assert lines[0].startswith("built-in template, --prompt chat, --completion letter; at most 2,048 tokens")
@@ -365,13 +366,13 @@ def test_prompt_shows_the_rows_of_an_encoder(tmp_path, exam_file):
 def test_examples_stand_before_the_question(tokenizer):
     examples = [QUESTION | {"answer": "B"}, QUESTION | {"prompt": "Which metal?", "A": "iron", "answer": "A"}]
     question = QUESTION | {"prompt": "Which?", "examples": examples}
-    prompt = render_prompt(question, "", Format(prompt="chat", completion="letter"))
+    prompt = render_prompt(question, "", PromptFormat(prompt="chat", completion="letter"))
     assert [message["role"] for message in prompt.messages()] == ["user", "assistant"] * 2 + ["user"]
     assert [answer for _, answer in prompt.turns] == ["B", "A"]
-    yes = render_prompt(question, "", Format(completion="yes"), "neon")
+    yes = render_prompt(question, "", PromptFormat(completion="yes"), "neon")
     assert [answer for _, answer in yes.turns] == ["Yes", "No"]
     assert "Proposed answer: neon\nIs the proposed answer right? Yes\n\n" in yes.plain
     own = "{% for e in examples %}{{ e.question }}={{ e.answer }};{% endfor %}{{ question }}="
-    text = render_prompt(question, "", Format(template=own, template_name="own.jinja"))
+    text = render_prompt(question, "", PromptFormat(template=own, template_name="own.jinja"))
     assert text.plain == "Which gas?=neon;Which metal?=iron;Which?="
-    assert options_of(question) == options_of(QUESTION)
+    assert answer_options_of(question) == answer_options_of(QUESTION)

@@ -11,8 +11,8 @@ from sciqa.core.errors import InputError
 from sciqa.models.attention_limits import attention_window
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
-from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded, score_options
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.scorer import EncodedForScorer, score_options
 
 SIZES = DECODER | {"vocab_size": 200, "initializer_range": 0.2}
 LONGROPE = {
@@ -65,17 +65,17 @@ def long_and_short():
     shared = rng.integers(10, 200, 70).tolist()
     questions = random_questions(6)
     questions += [
-        Encoded(shared + question.prompt[:20], question.options, question.divisors)
+        EncodedForScorer(shared + question.prompt[:20], question.options, question.divisors)
         for question in random_questions(3, 1)
     ]
     prompt = rng.integers(10, 200, 62).tolist()
-    return [*questions, Encoded(prompt, [[11], [12, 13, 14, 15], [16, 17]], [1.0] * 3)]
+    return [*questions, EncodedForScorer(prompt, [[11], [12, 13, 14, 15], [16, 17]], [1.0] * 3)]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_options_score_as_their_sequences_alone(name):
     kind, sizes, attention, layout = MODELS[name]
-    scorer = CausalScorer(random_model(kind, sizes, attention), None, Format())
+    scorer = CausalScorer(random_model(kind, sizes, attention), None, PromptFormat())
     questions = long_and_short()
     expected = [  # by a new model each, since a dynamic rotary embedding keeps what a long sequence made of it
         [one_by_one(random_model(kind, sizes, attention), question.only(n))[0] for n in range(len(question.options))]
@@ -93,7 +93,7 @@ def test_options_score_as_their_sequences_alone(name):
 
 def test_models_that_see_later_tokens_are_refused():
     sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    scorer = CausalScorer(random_model("Bert", sizes | {"initializer_range": 0.2}), None, Format())
+    scorer = CausalScorer(random_model("Bert", sizes | {"initializer_range": 0.2}), None, PromptFormat())
     with pytest.raises(InputError, match="no causal language model"):
         score_options(scorer, random_questions(2))
 
@@ -102,18 +102,18 @@ def test_scores_that_are_not_numbers_are_refused():
     model = tiny_model("llama")
     model.model.norm.weight.data.fill_(float("inf"))
     with pytest.raises(InputError, match="not numbers"):
-        score_options(CausalScorer(model, None, Format()), random_questions(2))
+        score_options(CausalScorer(model, None, PromptFormat()), random_questions(2))
 
 
 def test_a_model_in_16_bits_is_proved_in_32(monkeypatch):
     model = random_model("Lfm2", SIZES | {"layer_types": ["conv", "full_attention"]}).bfloat16()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scorer = CausalScorer(model, None, Format())
+    scorer = CausalScorer(model, None, PromptFormat())
     assert scorer.layout != "packed"
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name])
-    assert CausalScorer(tiny_model("llama").bfloat16(), None, Format()).layout == "packed"
+    assert CausalScorer(tiny_model("llama").bfloat16(), None, PromptFormat()).layout == "packed"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 
 GOOD = [
     {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium", "answer": "A"},
@@ -51,14 +51,14 @@ def test_two_to_twenty_six_options_and_fewer_in_some_rows(tmp_path):
     letters = [chr(65 + number) for number in range(26)]
     many = {"id": "many", "prompt": "Which letter?"} | {letter: letter.lower() for letter in letters}
     rows = read_exam(save(tmp_path, [many, GOOD[0]], "csv")).to_pylist()
-    assert list(options_of(rows[0])) == letters
-    assert options_of(rows[1]) == {"A": "Carbon dioxide", "B": "Helium"}
+    assert list(answer_options_of(rows[0])) == letters
+    assert answer_options_of(rows[1]) == {"A": "Carbon dioxide", "B": "Helium"}
 
 
 def test_words_that_look_like_missing_values_stay_options(tmp_path):
     path = tmp_path / "exam.csv"
     path.write_text("id,prompt,A,B,answer\n1,Symbol of sodium?,NA,nan,A\n")
-    assert options_of(read_exam(str(path)).to_pylist()[0]) == {"A": "NA", "B": "nan"}
+    assert answer_options_of(read_exam(str(path)).to_pylist()[0]) == {"A": "NA", "B": "nan"}
 
 
 def test_is_question_and_context_are_read_and_other_columns_kept(tmp_path):

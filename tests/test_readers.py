@@ -19,7 +19,7 @@ from tiny import tiny_folder
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import rotate_options
+from sciqa.exam.answer_options import rotate_answer_options
 from sciqa.predict import PredictOptions, predict, uncertainty
 from sciqa.predict.blend import blend_weights
 from sciqa.predict.readers import ModelReader
@@ -42,7 +42,7 @@ def run(tmp_path_factory, small_index, exam_file):
 
 
 def answers(run, name):
-    return storage.read_table(f"{run['output']}/answers/{name}").to_pylist()
+    return tables.read_table(f"{run['output']}/answers/{name}").to_pylist()
 
 
 def test_a_submission_in_the_competitions_form(run):
@@ -60,13 +60,13 @@ def test_rotations_average_over_the_orders_of_the_options(run, llama):
     found = [({"context": "Some context."},)]
     each = []
     for by in range(4):
-        scores = plain.score([rotate_options(question, by)], found)[0].scores
+        scores = plain.score([rotate_answer_options(question, by)], found)[0].scores
         each.append(np.roll(np.exp(scores) / np.exp(scores).sum(), -by))
     assert np.ptp(np.array(each), axis=0).max() > 0.01, "this reader does favour some letters"
     once = turned.score([question], found)[0].scores
     np.testing.assert_allclose(np.exp(once) / np.exp(once).sum(), np.mean(each, axis=0), atol=1e-5)
     # So the order in which the options are given changes nothing any more.
-    again = turned.score([rotate_options(question, 1)], found)[0].scores
+    again = turned.score([rotate_answer_options(question, 1)], found)[0].scores
     np.testing.assert_allclose(np.roll(again, -1), once, atol=1e-4)
     with pytest.raises(InputError, match=r"--rotations 4: .* order changes nothing"):
         predict(PredictOptions(**run, model=llama, rotations=4))
@@ -75,9 +75,9 @@ def test_rotations_average_over_the_orders_of_the_options(run, llama):
 def test_rotated_questions_keep_their_right_option():
     question = read_exam("direct-validation").to_pylist()[0]
     for by in range(4):
-        turned = rotate_options(question, by)
+        turned = rotate_answer_options(question, by)
         assert turned[turned["answer"]] == question[question["answer"]]
-    assert rotate_options(question | {"answer": None}, 1)["answer"] is None
+    assert rotate_answer_options(question | {"answer": None}, 1)["answer"] is None
 
 
 def test_doubt_is_the_second_option_beside_the_first_or_entropy():
@@ -101,7 +101,7 @@ def test_a_cascade_reads_what_is_least_certain(run, llama, by):
         expected = strong if number in order[:3] else first
         assert row["ranking"] == expected[number]["ranking"]
         np.testing.assert_allclose(row["probabilities"], expected[number]["probabilities"], atol=1e-5)
-    seconds = [tables.read_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", by)]
+    seconds = [tables.read_table_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", by)]
     assert summary.details["seconds"] == seconds[1] > seconds[0]
     with pytest.raises(InputError, match="absent"):
         predict(PredictOptions(**run, model=llama, cascade="absent"))
@@ -194,7 +194,7 @@ def test_a_killed_worker_is_replaced(tmp_path, cluster, undisturbed):
         while not finished(tmp_path):
             time.sleep(0.02)
         for process in psutil.Process(os.getpid()).children(recursive=True):
-            if "AnswerShard" in " ".join(process.cmdline()):
+            if "PredictShard" in " ".join(process.cmdline()):
                 killed.append((len(finished(tmp_path)), process.kill()))
                 return
 

@@ -14,24 +14,25 @@ from tiny import mostly_slow, tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa import cli
 from sciqa.ask import AskOptions
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import read_chains, write_chain_rows
-from sciqa.exam.questions import options_of
 from sciqa.models import decoding
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import Chain, ChainSettings, StopChainAtEnd, encode_chain_letters, write_chains
 from sciqa.models.decoding import SeededTokenDraws, decode_tokens
 from sciqa.models.letters import ends_with_letter, read_letter, scores_by_letter_votes
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
-from sciqa.predict.api_letters import letter_prompt
-from sciqa.predict.prompt import PromptOptions, show_prompts
+from sciqa.predict.api_letters import api_letter_prompt
+from sciqa.predict.options import PromptOptions
+from sciqa.predict.show_prompts import show_prompts
 from sciqa.report import ReportOptions, report
-from sciqa.report.questions import chains_of_questions
+from sciqa.report.report_questions import report_question_chains
 
 GREEDY = ChainSettings(samples=1, max_tokens=16, temperature=None, seed=0)
 DRAWN = ChainSettings(samples=3, max_tokens=12, temperature=0.9, seed=7)
@@ -47,7 +48,7 @@ THINKING = (
 def make_scorer(family="llama", **style):
     tokenizer = tiny_tokenizer(family)
     model = tiny_model(family, vocab_size=len(tokenizer), initializer_range=0.2)
-    return CausalScorer(model, tokenizer, Format(**{"prompt": "chat", "completion": "reasoned"} | style))
+    return CausalScorer(model, tokenizer, PromptFormat(**{"prompt": "chat", "completion": "reasoned"} | style))
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +217,12 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
     common |= {"model": folder, "precision": "float32", "completion": "reasoned", "max_tokens": 6, "samples": 2}
     made = predict(PredictOptions(**common)).made
     answers = f"{tmp_path}/answers/it"
-    chains, table = read_chains(answers), storage.read_table(answers)
+    chains, table = read_chains(answers), tables.read_table(answers)
     ids = [question["id"] for question in read_exam(exam_file).to_pylist()]
     assert list(chains) == ids == table["id"].to_pylist()
     assert all([row["sample"] for row in rows] == [0, 1] for rows in chains.values())
     every = [row for rows in chains.values() for row in rows]
-    whole = storage.read_table(f"{tmp_path}/metrics/it.parquet").to_pylist()[0]
+    whole = tables.read_table(f"{tmp_path}/metrics/it.parquet").to_pylist()[0]
     assert whole["unfinished"] == sum(not row["finished"] for row in every) > 0
     assert whole["no_letter"] == sum(row["letter"] is None for row in every)
     assert whole["tokens_out"] == sum(row["tokens"] for row in every) <= 2 * QUESTIONS * 6
@@ -237,13 +238,13 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
     Path(answers, "00001.parquet").unlink()
     Path(tmp_path, "answers/_it/chains/00001.parquet").unlink()
     assert "2 of 3 shards kept" in predict(PredictOptions(**common)).made
-    assert storage.read_table(answers).equals(table)
+    assert tables.read_table(answers).equals(table)
     assert read_chains(answers) == chains
     for other in ({"samples": 3}, {"max_tokens": 7}, {"temperature": 0.5}, {"seed": 1}, {"completion": "letter"}):
         with pytest.raises(InputError, match=rf"made from other inputs \({next(iter(other))}"):
             predict(PredictOptions(**common | other))
 
-    row = storage.read_table(f"{tmp_path}/answers/_it/chains/00000.parquet").to_pylist()[0]
+    row = tables.read_table(f"{tmp_path}/answers/_it/chains/00000.parquet").to_pylist()[0]
     write_chain_rows(
         answers, 0, [row | {"text": "<script>alert(1)</script>\nAnswer: B"}, *chains[ids[0]][1:], *every[2:10]]
     )
@@ -259,7 +260,7 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
 def test_a_long_chain_is_shortened_on_the_page(tmp_path):
     rows = [{"id": "1", "sample": 0, "text": "<script>" + 9000 * "x", "letter": "B", "tokens": 3, "finished": True}]
     write_chain_rows(f"{tmp_path}/answers/it", 0, rows)
-    ((name, (chain,)),) = chains_of_questions(str(tmp_path), ["it", "other"], 1)["1"].items()
+    ((name, (chain,)),) = report_question_chains(str(tmp_path), ["it", "other"], 1)["1"].items()
     assert name == "it"
     assert chain["text"].startswith("<script>xx")
     assert chain["text"].endswith("xx")
@@ -280,13 +281,15 @@ def test_a_server_is_asked_for_its_reasons(tmp_path, exam_file):
         questions = read_exam(exam_file).to_pylist()
         reader = ApiReader(**api_arguments(options, f"{tmp_path}/answers/api", workers=1))
         for question, scored in zip(questions, reader.score(questions, [()] * QUESTIONS), strict=True):
-            asked = letter_prompt(question, "", True, None, "reasoned")
+            asked = api_letter_prompt(question, "", True, None, "reasoned")
             assert asked.endswith('End with a line "Answer: <letter>" that names the right option.')
             texts = [said({"seed": seed}, asked) for seed in (4, 5, 6)]
-            letters = [read_letter(text, options_of(question)) for text in texts]
+            letters = [read_letter(text, answer_options_of(question)) for text in texts]
             assert [row["text"] for row in scored.chains] == texts
             assert [row["letter"] for row in scored.chains] == letters
-            np.testing.assert_allclose(scored.scores, scores_by_letter_votes(letters, list(options_of(question))))
+            np.testing.assert_allclose(
+                scored.scores, scores_by_letter_votes(letters, list(answer_options_of(question)))
+            )
     finally:
         server.shutdown()
         server.server_close()
@@ -340,7 +343,7 @@ def test_ask_refuses_it_and_prompt_shows_it(tmp_path):
 
 def test_examples_end_with_the_line_that_is_asked_for():
     example = {name: text for name, text in QUESTION.items() if name != "context"}
-    prompt = render_prompt(QUESTION | {"examples": [example]}, "", Format(prompt="chat", completion="reasoned"))
+    prompt = render_prompt(QUESTION | {"examples": [example]}, "", PromptFormat(prompt="chat", completion="reasoned"))
     assert [turn["content"] for turn in prompt.messages()][1] == "Answer: B"
 
 

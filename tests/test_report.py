@@ -15,18 +15,18 @@ from conftest import write_jsonl
 
 from sciqa import pipeline as run
 from sciqa.audit import contamination as audited
-from sciqa.core import storage, tables
+from sciqa.core import hashes, tables
 from sciqa.core.errors import InputError
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.metrics import bootstrap_interval, score_metrics
 from sciqa.pipeline import RunExamOptions, run_exam
-from sciqa.predict.answers import ANSWERS_FORMAT, ScoredAnswer, write_answers
-from sciqa.predict.predict import answers_path
-from sciqa.predict.results import METRICS, metrics_path
+from sciqa.predict.predict import predict_path
+from sciqa.predict.results import METRICS, result_metrics_path
+from sciqa.predict.scored_answers import ANSWERS_FORMAT, ScoredAnswer, write_scored_answers
 from sciqa.report import ReportOptions, report
-from sciqa.report.report import confusion
+from sciqa.report.report import report_confusion
 from sciqa.report.texts import report_formulas_as_html
 from sciqa.retrieval import contexts as finding
 
@@ -80,19 +80,21 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             at = exam.first(part)
             each = [{"id": q["id"], **c} for q, c in zip(questions, contexts[at:], strict=False)]
             table = pa.Table.from_pylist(each, schema=finding.SCHEMA)
-            storage.write_table(tables.table_part_path(f"{output}/contexts", part), table)
+            tables.write_table(tables.table_part_path(f"{output}/contexts", part), table)
         tables.finish_table(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
     for name, (scores, inputs) in readers.items():
-        path = answers_path(output, name)
+        path = predict_path(output, name)
         if "contexts" in inputs:
             inputs = inputs | {"contexts": found}
         for part, questions in enumerate(shards):
             scored = [ScoredAnswer(np.array(each, float)) for each in scores[exam.first(part) :][: len(questions)]]
             found_rows = contexts and [(c,) for c in contexts[exam.first(part) :]]
-            write_answers(path, part, questions, scored, "the test", found_rows if "contexts" in inputs else None)
+            write_scored_answers(
+                path, part, questions, scored, "the test", found_rows if "contexts" in inputs else None
+            )
         inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": name} | inputs
         tables.finish_table(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
-        answers = storage.read_table(path).to_pylist()
+        answers = tables.read_table(path).to_pylist()
         slices = {"all": answers} | {
             f"topic: {topic}": [row for row, own in zip(answers, topics, strict=True) if own == topic]
             for topic in dict.fromkeys(topics)
@@ -100,7 +102,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
         about = {"reader": name, "model": "some/model", "seconds": 2.0}
         figures = [(slice_, score_metrics(several)) for slice_, several in slices.items()]
         metrics = [{"slice": slice_} | about | each for slice_, each in figures if each]
-        storage.write_table(metrics_path(output, name), pa.Table.from_pylist(metrics, schema=METRICS))
+        tables.write_table(result_metrics_path(output, name), pa.Table.from_pylist(metrics, schema=METRICS))
     return output
 
 
@@ -118,7 +120,7 @@ def write_audit(output, rows, inputs):
     """Write the table of an audit of the run's exam, and what it follows from."""
     exam = open_exam(ExamOptions(output=output))
     table = pa.Table.from_pylist(rows, schema=audited.SCHEMA)
-    storage.write_table(tables.table_part_path(f"{output}/audit", 0), table)
+    tables.write_table(tables.table_part_path(f"{output}/audit", 0), table)
     about = {"format": audited.AUDIT_FORMAT, "inputs": {"exam": exam.sha256} | inputs, "rows": len(rows)}
     tables.finish_table(f"{output}/audit", about)
 
@@ -130,7 +132,7 @@ def page_of(output, **options):
 def context(*texts, given=None):
     """Return contexts of which the first passage's texts were read."""
     lines = [given] if given else []
-    lines += [embedded_text("Helium", "", " ".join(texts))] if texts else []
+    lines += [embedded_chunk("Helium", "", " ".join(texts))] if texts else []
     return {"passages": PASSAGES, "context": "\n".join(lines)}
 
 
@@ -151,7 +153,7 @@ def test_the_reader_asked_for_is_shown_and_others_can_be(output):
     assert '<section data-reader="unsure" aria' in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     for name in ("sure", "unsure"):
-        answers = storage.read_table(f"{output}/answers/{name}").to_pylist()
+        answers = tables.read_table(f"{output}/answers/{name}").to_pylist()
         for row, (ranking, given, *_) in zip(answers, data["readers"][name]["rows"], strict=True):
             assert list(ranking) == row["ranking"]
             assert given == pytest.approx(sorted(row["probabilities"], reverse=True), abs=1e-6)
@@ -191,7 +193,7 @@ def test_the_reader_asked_for_is_shown_and_others_can_be(output):
 )
 def test_rewards_and_divergence_of_objectives_are_drawn(output, objective, rows, titles):
     folder = f"{output}/trained/x"
-    storage.write_table(f"{folder}/metrics.parquet", pa.Table.from_pylist(rows, schema=schema_of(rows)))
+    tables.write_table(f"{folder}/metrics.parquet", pa.Table.from_pylist(rows, schema=schema_of(rows)))
     measure = "validation_reward" if objective == "grpo" else "validation_loss"
     figures = {"measure": measure, measure: 0.6, f"{measure}_untrained": 0.7, "best_step": 2}
     tables.finish_table(folder, figures | {"inputs": {"objective": objective}})
@@ -230,8 +232,8 @@ def test_confusion_counts_letters_that_are_first_and_ties_in_part():
         {"answer": "C", "scores": [0, 3]},
     ]
     third = pytest.approx(1 / 3)
-    assert confusion(rows) == {"A": [1, 0.5, 0.5], "C": [third, pytest.approx(4 / 3), third]}
-    assert confusion([]) == {}
+    assert report_confusion(rows) == {"A": [1, 0.5, 0.5], "C": [third, pytest.approx(4 / 3), third]}
+    assert report_confusion([]) == {}
 
 
 def marked(parts):
@@ -287,17 +289,17 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
         "pool": (SURE, {"answers": {"sure": "1", "nearest": "2"}}),
     }
     output = make_run(tmp_path, kinds, contexts=[context("It is rare.")] * 6)
-    before = tables.read_manifest(f"{output}/answers/nearest", "predict")["inputs"]
+    before = tables.read_table_manifest(f"{output}/answers/nearest", "predict")["inputs"]
     cascades = {
-        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": tables.fingerprint(before)}}),
+        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": hashes.fingerprint(before)}}),
         "lost": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": "of other answers"}}),
     }
     make_run(tmp_path, cascades, contexts=[context("It is rare.")] * 6)
-    other = tables.read_manifest(f"{output}/answers/lost", "predict")
+    other = tables.read_table_manifest(f"{output}/answers/lost", "predict")
     other["inputs"] = other["inputs"] | {"contexts": {"other": True}, "reader": "away"}
     del other["inputs"]["cascade"]
     shutil.copytree(f"{output}/answers/lost", f"{output}/answers/away")
-    shutil.copy(metrics_path(output, "lost"), metrics_path(output, "away"))
+    shutil.copy(result_metrics_path(output, "lost"), result_metrics_path(output, "away"))
     tables.finish_table(f"{output}/answers/away", other)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page_of(output), re.DOTALL)[1])["readers"]
     said = {
@@ -419,7 +421,7 @@ def test_the_page_works_in_a_browser(output, browser_page):
     assert page.locator(".map:visible").inner_text() == "0.806"
 
     page.select_option("#reader", "unsure")
-    answers = storage.read_table(f"{output}/answers/unsure").to_pylist()
+    answers = tables.read_table(f"{output}/answers/unsure").to_pylist()
     assert page.locator(".q:visible .mark").all_inner_texts() == ["=", "✓", "2", "✓", "·", "✓"]
     assert page.locator(".map:visible").inner_text() == f"{score_metrics(answers)['map_at_3']:.3f}"
     assert page.locator(".marks blockquote mark").count() == 0
@@ -465,7 +467,7 @@ def test_the_list_downloads_as_csv(output, browser_page, tmp_path):
     assert (tmp_path / "list.csv").read_bytes().startswith(b"\xef\xbb\xbf")
     with (tmp_path / "list.csv").open(encoding="utf-8-sig", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    answers = storage.read_table(f"{output}/answers/sure").to_pylist()
+    answers = tables.read_table(f"{output}/answers/sure").to_pylist()
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in EXAM]
     assert [row["id"] for row in rows] == ["q1", "'=2+3", "q3", "q4", "q5", "q6"]
     assert [row["topic"] for row in rows] == [f"{chr(39) * (topic == '-1')}{topic}" for topic in TOPICS]

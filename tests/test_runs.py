@@ -13,13 +13,19 @@ import pytest
 from conftest import write_jsonl
 from pyarrow import fs
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
-from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, check_passages, find_passages, run_finetune
+from sciqa.pipeline import (
+    RunExamOptions,
+    RunFinetuneOptions,
+    check_pipeline_passages,
+    find_pipeline_passages,
+    run_finetune,
+)
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
@@ -52,15 +58,17 @@ def test_finished_tables_are_used_as_they_are(tmp_path, indexed, given):
     before = files(run)
     mine = {name: f"{run}/{name}" for name in given}
     options = RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine)
-    check_passages(options)
-    find_passages(options)
+    check_pipeline_passages(options)
+    find_pipeline_passages(options)
     assert files(run) == before
     rows = storage.read_json(f"{options.index}/manifest.json")["rows"]
     assert rows == storage.read_json(f"{run}/index/manifest.json")["rows"] == 3
     if "index" in given:
         for wrong in ({"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"passage_tokens": 64}):
             with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
-                check_passages(RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong))
+                check_pipeline_passages(
+                    RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong)
+                )
     assert files(run) == before
 
 
@@ -70,7 +78,7 @@ def test_passages_that_have_changed_are_indexed_by_the_same_factory(tmp_path, in
     write_jsonl(more, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
     corpus = (str(tmp_path / "articles.jsonl"), str(more))
     build_passages(CorpusOptions(corpus=corpus, shard_passages=2, **indexed))
-    find_passages(RunExamOptions(**indexed))
+    find_pipeline_passages(RunExamOptions(**indexed))
     manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
     assert (manifest["rows"], manifest["factory"]) == (4, "HNSW4")
 
@@ -97,7 +105,7 @@ def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, ind
     build_index(IndexOptions(overwrite=True, **index))
     assert storage.read_json(f"{indexed['output']}/index/manifest.json")["rows"] == 1
     build_passages(CorpusOptions(overwrite=True, **options))
-    assert storage.read_table(f"{indexed['output']}/passages")["title"].to_pylist() == ["Lead"]
+    assert tables.read_table(f"{indexed['output']}/passages")["title"].to_pylist() == ["Lead"]
     assert build_passages(CorpusOptions(**options)).made.endswith("kept")
 
 
@@ -130,7 +138,7 @@ def test_a_run_keeps_its_exam(tmp_path, indexed, exam):
         report(ReportOptions(output=run))
     assert files(run) == before
     made = predict(PredictOptions(reader="retrieval", **indexed))
-    assert [row["id"] for row in storage.read_table(made.path).to_pylist()] == ["1", "2", "3"]
+    assert [row["id"] for row in tables.read_table(made.path).to_pylist()] == ["1", "2", "3"]
     report(ReportOptions(output=run))
     assert retrieve(RetrieveOptions(**indexed)).made.endswith("kept")
     other = tmp_path / "other.jsonl"
@@ -145,9 +153,9 @@ def test_a_run_keeps_its_exam(tmp_path, indexed, exam):
 def test_a_packaged_exam_reads_back_as_itself(tmp_path):
     for split in ("train", "validation", "test"):
         table = read_exam(split)
-        storage.write_table(str(tmp_path / "exam.parquet"), table)
+        tables.write_table(str(tmp_path / "exam.parquet"), table)
         again = read_exam(str(tmp_path / "exam.parquet"))
-        assert tables.rows_hash(again.to_pylist()) == tables.rows_hash(table.to_pylist())
+        assert hashes.rows_hash(again.to_pylist()) == hashes.rows_hash(table.to_pylist())
 
 
 def test_submissions_stand_beside_the_answers(indexed, exam):
@@ -179,7 +187,7 @@ def test_the_same_questions_are_not_trained_on_and_validated_by(tmp_path, exam):
 def test_options_of_training_are_checked_before_anything_is_built(tmp_path, monkeypatch, wrong, part):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else find(name))
-    monkeypatch.setattr("sciqa.pipeline.find_passages", lambda options: pytest.fail("built something"))
+    monkeypatch.setattr("sciqa.pipeline.find_pipeline_passages", lambda options: pytest.fail("built something"))
     with pytest.raises(InputError, match=part):
         run_finetune(RunFinetuneOptions(output=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()
@@ -227,7 +235,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, when)
         def move(self, *given):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "resolve", lambda path: (Full(), str(path)))
+    monkeypatch.setattr(storage, "resolve_storage", lambda path: (Full(), str(path)))
     with pytest.raises(InputError, match=r"table\.parquet: cannot be written \(.*No space left on device\)"):
         storage.write_bytes(str(tmp_path / "run" / "table.parquet"), b"rows")
     assert not list((tmp_path / "run").iterdir())
@@ -240,7 +248,7 @@ def test_tables_open_as_they_are_in_other_programs(tmp_path, indexed, exam, monk
     predict(PredictOptions(reader="retrieval", **indexed))
     for table in ("passages", "contexts", "answers/retrieval"):
         folder = f"{indexed['output']}/{table}"
-        expected = storage.read_table(folder).to_pylist()
+        expected = tables.read_table(folder).to_pylist()
         assert pd.read_parquet(folder).iloc[:, 0].tolist() == [next(iter(row.values())) for row in expected]
         assert pyarrow.dataset.dataset(folder).to_table().to_pylist() == expected
         assert polars.read_parquet(folder).to_dicts() == expected
@@ -280,6 +288,6 @@ def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):
     folder = str(tmp_path / "answers")
     tables.begin_table(folder, {"format": 1, "k": 1})
     assert not tables.begin_table(folder, {"format": 1, "k": 2}).names  # nothing was made yet
-    storage.write_table(f"{folder}/00000.parquet", pyarrow.table({"id": ["1"]}))
+    tables.write_table(f"{folder}/00000.parquet", pyarrow.table({"id": ["1"]}))
     with pytest.raises(InputError, match=r"made from other inputs \(k: 2 there, 3 now"):
         tables.begin_table(folder, {"format": 1, "k": 3})

@@ -13,15 +13,15 @@ from tiny import CAUSAL, tiny_model, tiny_tokenizer
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.packing import pack_rows
-from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import prompt_text
-from sciqa.models.scorer import Encoded, score_divisors, score_options
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.prompt_template import template_prompt_text
+from sciqa.models.scorer import EncodedForScorer, score_options, scorer_divisors
 from sciqa.models.seq2seq import Seq2SeqScorer
 
 
@@ -29,7 +29,7 @@ def random_questions(count, seed=0):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 9, (count, 5))
     return [
-        Encoded(
+        EncodedForScorer(
             rng.integers(1, 200, rng.integers(1, 60)).tolist(),
             [rng.integers(1, 200, n).tolist() for n in row],
             [1.0] * len(row),
@@ -52,7 +52,7 @@ def one_by_one(model, question):
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("budget", [1, 300, 100_000])
 def test_shared_prompts_score_as_separate_sequences(family, budget):
-    scorer = CausalScorer(tiny_model(family), None, Format())
+    scorer = CausalScorer(tiny_model(family), None, PromptFormat())
     questions = random_questions(12)
     for question, scores in zip(questions, score_options(scorer, questions, budget), strict=True):
         np.testing.assert_allclose(scores, one_by_one(scorer.model, question), atol=1e-4)
@@ -61,7 +61,7 @@ def test_shared_prompts_score_as_separate_sequences(family, budget):
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("budget", [1, 400, 100_000])
 def test_shared_contexts_score_as_separate_sequences(family, budget):
-    scorer = CausalScorer(tiny_model(family), None, Format())
+    scorer = CausalScorer(tiny_model(family), None, PromptFormat())
     rng = np.random.default_rng(3)
     contexts = [rng.integers(1, 200, length).tolist() for length in (90, 140)]
     questions = [
@@ -79,7 +79,7 @@ def test_shared_contexts_score_as_separate_sequences(family, budget):
 
 
 def test_batches_with_shared_contexts_keep_to_the_budget():
-    scorer = CausalScorer(tiny_model("llama"), None, Format())
+    scorer = CausalScorer(tiny_model("llama"), None, PromptFormat())
     questions = [replace(question, prompt=[5] * 100 + question.prompt) for question in random_questions(40)]
     batches = scorer.batches(questions, 512)
     assert sorted(number for batch in batches for number in batch) == list(range(40))
@@ -91,7 +91,7 @@ def test_batches_with_shared_contexts_keep_to_the_budget():
 @pytest.mark.parametrize("prompt", ["plain", "chat"])
 def test_the_likelihood_of_a_yes_is_that_of_separate_sequences(prompt):
     question = read_exam("direct-validation").to_pylist()[0]
-    style = Format(prompt=prompt, completion="yes")
+    style = PromptFormat(prompt=prompt, completion="yes")
     scorer = CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), style)
     encoded = scorer.encode(question, "Some context.")
     for option, tokens, score in zip("ABCD", encoded.options, score_options(scorer, [encoded])[0], strict=True):
@@ -106,16 +106,16 @@ def test_the_likelihood_of_a_yes_is_that_of_separate_sequences(prompt):
 
 def test_options_without_tokens_are_refused():
     question = {"id": "q7", "prompt": "Which?", "is_question": True, "A": "helium", "B": "\u200b"}
-    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format())
+    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), PromptFormat())
     with pytest.raises(InputError, match=r"question 'q7', option B: .* no tokens"):
         scorer.encode(question, "")
 
 
 def test_scores_do_not_depend_on_the_other_options():
-    scorer = CausalScorer(tiny_model("llama"), None, Format())
+    scorer = CausalScorer(tiny_model("llama"), None, PromptFormat())
     whole = random_questions(1)[0]
     together = score_options(scorer, [whole])[0]
-    turned = score_options(scorer, [Encoded(whole.prompt, whole.options[::-1], whole.divisors)])[0]
+    turned = score_options(scorer, [EncodedForScorer(whole.prompt, whole.options[::-1], whole.divisors)])[0]
     np.testing.assert_allclose(together, turned[::-1], atol=1e-5)
 
 
@@ -123,7 +123,9 @@ def test_soft_prompts_come_before_every_option():
     model = adapter.add_trainable_adapter(tiny_model("llama"), "causal", "prompt-tuning", {"num_virtual_tokens": 3})
     questions = random_questions(4)
     soft = model.get_prompt(1).detach()[0]
-    for question, scores in zip(questions, score_options(CausalScorer(model, None, Format()), questions), strict=True):
+    for question, scores in zip(
+        questions, score_options(CausalScorer(model, None, PromptFormat()), questions), strict=True
+    ):
         for option, score in zip(question.options, scores, strict=True):
             ids = torch.tensor(question.prompt + option)
             embedded = torch.cat([soft, model.get_base_model().get_input_embeddings()(ids)])
@@ -139,15 +141,15 @@ def test_a_batch_of_unlike_questions_scores_as_each_alone():
     questions[2] |= {"E": "A fifth option"}
     contexts = ["Some context. " * length for length in (1, 30, 0, 90)]
     scorers = [
-        MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format()),
-        Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), Format(completion="letter")),
-        CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), Format(prompt="chat")),
+        MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), PromptFormat()),
+        Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), PromptFormat(completion="letter")),
+        CausalScorer(tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), PromptFormat(prompt="chat")),
     ]
     for scorer in scorers:
         encoded = [scorer.encode(*pair) for pair in zip(questions, contexts, strict=True)]
         together = score_options(scorer, encoded, 1 << 20)
         for question, scores, alone in zip(questions, together, score_options(scorer, encoded, 1), strict=True):
-            assert len(scores) == len(options_of(question))
+            assert len(scores) == len(answer_options_of(question))
             np.testing.assert_allclose(scores, alone, atol=1e-4)
 
 
@@ -159,7 +161,7 @@ def choice_model():
 
 
 def test_encoders_read_context_then_question_and_option_and_cut_the_context_alone():
-    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), Format(max_length=64))
+    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), PromptFormat(max_length=64))
     question = {"id": "1", "prompt": "Which gas do plants take in?", "A": "Carbon dioxide", "B": "Helium"}
     first, second = scorer.encode(question, "Plants breathe. " * 100).options
     assert len(first) == 64
@@ -174,11 +176,11 @@ def test_encoders_read_context_then_question_and_option_and_cut_the_context_alon
     assert len(segments) == len(second)
     assert segments[-5:] == reference["token_type_ids"][-5:] == [1] * 5
     with pytest.raises(InputError, match=r"question .1.: \d+ tokens .* limit is 8"):
-        MultipleChoiceScorer(scorer.model, scorer.tokenizer, Format(max_length=8)).encode(question, "Plants.")
+        MultipleChoiceScorer(scorer.model, scorer.tokenizer, PromptFormat(max_length=8)).encode(question, "Plants.")
 
 
 def test_encoder_decoders_score_as_their_own_loss():
-    scorer = Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), Format())
+    scorer = Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), PromptFormat())
     question = read_exam("direct-validation").to_pylist()[0]
     encoded = scorer.encode(question, "Some context.")
     for option, score in zip(encoded.options, score_options(scorer, [encoded])[0], strict=True):
@@ -188,7 +190,9 @@ def test_encoder_decoders_score_as_their_own_loss():
 
 def test_chat_templates_and_letters():
     question = read_exam("direct-validation").to_pylist()[0]
-    scorer = CausalScorer(tiny_model("llama"), tiny_tokenizer("llama"), Format(prompt="chat", completion="letter"))
+    scorer = CausalScorer(
+        tiny_model("llama"), tiny_tokenizer("llama"), PromptFormat(prompt="chat", completion="letter")
+    )
     encoded = scorer.encode(question, "Some context.")
     asked = scorer.tokenizer.decode(encoded.prompt)
     assert asked.endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -197,7 +201,7 @@ def test_chat_templates_and_letters():
 
 
 def test_batches_hold_every_question_once_within_the_budget():
-    scorer = CausalScorer(tiny_model("llama"), None, Format())
+    scorer = CausalScorer(tiny_model("llama"), None, PromptFormat())
     questions = random_questions(50)
     batches = scorer.batches(questions, 256)
     assert sorted(number for batch in batches for number in batch) == list(range(50))
@@ -208,14 +212,14 @@ def test_batches_hold_every_question_once_within_the_budget():
 
 def test_normalisation_by_tokens_and_characters():
     options, tokens = [" ab", " abcde"], [[1, 2], [3]]
-    assert score_divisors(options, tokens, "none") == [1, 1]
-    assert score_divisors(options, tokens, "tokens") == [2, 1]
-    assert score_divisors(options, tokens, "characters") == [3, 6]
+    assert scorer_divisors(options, tokens, "none") == [1, 1]
+    assert scorer_divisors(options, tokens, "tokens") == [2, 1]
+    assert scorer_divisors(options, tokens, "characters") == [3, 6]
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-    return load_scorer("SmolLM2-135M-Instruct", style=Format(normalise="none"), precision="float32", threads=2)
+    return load_scorer("SmolLM2-135M-Instruct", style=PromptFormat(normalise="none"), precision="float32", threads=2)
 
 
 @pytest.mark.slow
@@ -223,14 +227,14 @@ def test_scores_agree_with_lm_evaluation_harness(smollm2):
     articles = {article["title"]: article["text"] for article in read_articles("demo")}
     asked = []
     for question in read_exam("direct-validation").to_pylist()[:6]:
-        prompt = prompt_text(question, articles[question["title"]])
-        asked.append((prompt, [f" {option}" for option in options_of(question).values()]))
+        prompt = template_prompt_text(question, articles[question["title"]])
+        asked.append((prompt, [f" {option}" for option in answer_options_of(question).values()]))
     encoded = [smollm2.encode_text(*pair) for pair in asked]
     ours = score_options(smollm2, encoded)
     harness = HFLM(pretrained=smollm2.model, tokenizer=smollm2.tokenizer, batch_size=4)
     requests = [Instance("loglikelihood", {}, (p, option), 0) for p, options in asked for option in options]
     theirs = iter(score for score, _ in harness.loglikelihood(requests, disable_tqdm=True))
-    by_length = CausalScorer(smollm2.model, smollm2.tokenizer, Format(normalise="characters"))
+    by_length = CausalScorer(smollm2.model, smollm2.tokenizer, PromptFormat(normalise="characters"))
     normalised = score_options(by_length, [by_length.encode_text(*pair) for pair in asked])
     for scores, divided, (_, options) in zip(ours, normalised, asked, strict=True):
         reference = np.array([next(theirs) for _ in options])
@@ -273,10 +277,12 @@ def test_tokens_and_padding_are_those_that_the_model_computes(kind):
     if kind == "soft prompt":
         model = adapter.add_trainable_adapter(model, "causal", "prompt-tuning", {"num_virtual_tokens": 4}).eval()
     classes = {"bert": MultipleChoiceScorer, "t5": Seq2SeqScorer}
-    scorer = classes.get(kind, CausalScorer)(model, tiny_tokenizer(family), Format())
+    scorer = classes.get(kind, CausalScorer)(model, tiny_tokenizer(family), PromptFormat())
     questions = [replace(question, prompt=[7] * 70 + question.prompt) for question in random_questions(4)]
     if kind == "bert":
-        questions = [Encoded([], question.options[: 2 + number], []) for number, question in enumerate(questions)]
+        questions = [
+            EncodedForScorer([], question.options[: 2 + number], []) for number, question in enumerate(questions)
+        ]
     batch = questions + questions[:2] * (kind != "bert")
     scorer.padded_tokens(batch)  # a model is proved first, which is not counted
     computed = []

@@ -8,15 +8,15 @@ import pytest
 import ray
 
 from sciqa.core import cluster as core_cluster
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.retrieval import IndexOptions, bm25, search
 from sciqa.retrieval.bm25 import split_bm25_terms
-from sciqa.retrieval.index import read_index_manifest, train_factory
-from sciqa.retrieval.index_shards import ROW_GROUP, write_index
-from sciqa.retrieval.search import Hits, LocalIndex, ShardedIndex, fuse_hits, merge_hits, search_flat
+from sciqa.retrieval.index import read_index_manifest, train_index_factory
+from sciqa.retrieval.index_shards import ROW_GROUP, write_index_shard
+from sciqa.retrieval.search import LocalSearch, SearchHits, ShardedSearch, fuse_hits, merge_hits, search_flat
 from sciqa.retrieval.vectors import StoredVectors
 
 DIMENSION = 32
@@ -32,7 +32,7 @@ def flat_search(vectors, queries, k):
 
 
 def make_index(folder, vectors, shards, **options):
-    """Write an index of the vectors in shards, as the embedding workers leave them for `write_index`."""
+    """Write an index of the vectors in shards, as the embedding workers leave them for `write_index_shard`."""
     options = IndexOptions(index=str(folder), **options)
     named = []
     for number, rows in enumerate(np.array_split(np.arange(len(vectors)), shards)):
@@ -40,12 +40,12 @@ def make_index(folder, vectors, shards, **options):
         np.save(_made(folder / name) / "vectors.npy", vectors[rows].astype(options.vector_type))
         columns = {name: [f"{name} {row}" for row in rows] for name in ("title", "section", "text")}
         table = pa.table({"passage_id": [str(row) for row in rows], **columns})
-        storage.write_table(str(folder / name / "passages.parquet"), table, ROW_GROUP)
+        tables.write_table(str(folder / name / "passages.parquet"), table, ROW_GROUP)
         record = {"name": name, "rows": len(rows), "dimension": DIMENSION, "sha256": {}}
         storage.write_json(str(folder / name / "embedded.json"), record)
         named.append({"name": name, "rows": len(rows), "sha256": "", "content": name})
-    trained = train_factory(options, named, options.building(options.embedding()))
-    records = [write_index({"part": shard}, options, trained)["record"] for shard in named]
+    trained = train_index_factory(options, named, options.building(options.embedding()))
+    records = [write_index_shard({"part": shard}, options, trained)["record"] for shard in named]
     return {"shards": records, "factory": options.factory}
 
 
@@ -77,7 +77,7 @@ def queries():
     ],
 )
 def test_any_number_of_shards_equals_one_flat_index_with_its_ties(tmp_path, cluster, vectors, queries, shards, k):
-    index = ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, shards), groups=min(shards, 2))
+    index = ShardedSearch(str(tmp_path), make_index(tmp_path, vectors, shards), groups=min(shards, 2))
     hits = index.search(queries, k)
     scores, rows = flat_search(vectors, queries, k)
     assert (scores[:, :-1] == scores[:, 1:]).any() or k == 1  # there are ties to get right
@@ -88,21 +88,21 @@ def test_any_number_of_shards_equals_one_flat_index_with_its_ties(tmp_path, clus
 
 
 def test_real_embeddings_in_shards_equal_one_flat_index(small_index):
-    index_folder = storage.join(small_index, "index")
+    index_folder = storage.join_paths(small_index, "index")
     manifest = read_index_manifest(index_folder)
     vectors = np.concatenate(
-        [np.load(storage.join(index_folder, shard["name"], "vectors.npy")) for shard in manifest["shards"]]
+        [np.load(storage.join_paths(index_folder, shard["name"], "vectors.npy")) for shard in manifest["shards"]]
     )
     assert len(manifest["shards"]) == 5
     queries = vectors[::17] + 0.01
-    hits = ShardedIndex(index_folder, manifest, groups=2).search(queries, 10)
+    hits = ShardedSearch(index_folder, manifest, groups=2).search(queries, 10)
     scores, rows = flat_search(vectors, queries, 10)
     np.testing.assert_array_equal(hits.rows, rows)
     np.testing.assert_allclose(hits.scores, scores, atol=1e-5)
 
 
 def test_a_search_actor_that_dies_is_replaced(tmp_path, cluster, vectors, queries):
-    index = ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, 3), groups=2)
+    index = ShardedSearch(str(tmp_path), make_index(tmp_path, vectors, 3), groups=2)
     before = index.search(queries, 5)
     for group in index.groups:
         ray.kill(group, no_restart=False)
@@ -139,7 +139,7 @@ def unit_vectors():
 )
 def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_vectors, factory, parameters, metric):
     manifest = make_index(tmp_path, unit_vectors, 3, factory=factory, metric=metric)
-    index = ShardedIndex(str(tmp_path), manifest, groups=2, parameters=parameters, candidates=200)
+    index = ShardedSearch(str(tmp_path), manifest, groups=2, parameters=parameters, candidates=200)
     queries = unit_vectors[::60]
     hits = index.search(queries, 10)
     _, rows = flat_search(unit_vectors, queries, 10)
@@ -153,7 +153,10 @@ def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_
 def test_one_process_finds_what_the_actors_find(tmp_path, cluster, unit_vectors, factory):
     manifest = make_index(tmp_path, unit_vectors, 3, factory=factory)
     settings = {"parameters": "nprobe=12" if "IVF" in factory else None, "candidates": 50}
-    here, spread = LocalIndex(str(tmp_path), manifest, **settings), ShardedIndex(str(tmp_path), manifest, 2, **settings)
+    here, spread = (
+        LocalSearch(str(tmp_path), manifest, **settings),
+        ShardedSearch(str(tmp_path), manifest, 2, **settings),
+    )
     for k in (1, 10, 60):
         found, expected = here.search(unit_vectors[::300], k), spread.search(unit_vectors[::300], k)
         np.testing.assert_array_equal(found.rows, expected.rows)
@@ -177,19 +180,19 @@ def test_half_precision_on_disk_is_read_row_by_row(tmp_path, cluster, unit_vecto
 def test_hits_of_many_groups_are_merged_in_a_tree(tmp_path, cluster, vectors, queries, monkeypatch):
     monkeypatch.setattr(search, "FAN_IN", 2)
     manifest, expected = make_index(tmp_path, vectors, 12), flat_search(vectors, queries, 7)[1]
-    for index in (ShardedIndex(str(tmp_path), manifest, groups=5), LocalIndex(str(tmp_path), manifest)):
+    for index in (ShardedSearch(str(tmp_path), manifest, groups=5), LocalSearch(str(tmp_path), manifest)):
         np.testing.assert_array_equal(index.search(queries, 7).rows, expected)
 
 
 def test_words_of_shards_rank_like_one_bm25_index_each(small_index):
-    folder = storage.join(small_index, "index")
+    folder = storage.join_paths(small_index, "index")
     manifest = read_index_manifest(folder)
     asked = ["Which planet is the largest?", "zzzz unknown zzzz"]
-    hits = ShardedIndex(folder, manifest, groups=2).search_words(asked, 6)
+    hits = ShardedSearch(folder, manifest, groups=2).search_words(asked, 6)
     expected, first = [], 0
     for shard in manifest["shards"]:
-        rows = storage.read_table(storage.join(folder, shard["name"], "passages.parquet")).to_pylist()
-        texts = [embedded_text(row["title"], row["section"], row["text"]) for row in rows]
+        rows = tables.read_table(storage.join_paths(folder, shard["name"], "passages.parquet")).to_pylist()
+        texts = [embedded_chunk(row["title"], row["section"], row["text"]) for row in rows]
         reference = bm25s.BM25()
         reference.index(split_bm25_terms(texts), show_progress=False)
         known = [term for term in split_bm25_terms(asked)[0] if term in reference.vocab_dict]
@@ -229,7 +232,7 @@ def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, scored,
 
 def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(tmp_path, unit_vectors):
     manifest = make_index(tmp_path, unit_vectors[:90], 2, factory="HNSW4")
-    index = LocalIndex(str(tmp_path), manifest)
+    index = LocalSearch(str(tmp_path), manifest)
     index.group.shards[1].record["rows"] += 1
     ask = {
         "index.faiss": lambda: index.group.shards[1].faiss.__wrapped__(index.group.shards[1]),
@@ -247,7 +250,7 @@ def test_shards_on_object_storage_are_searched_from_the_cache(tmp_path, s3, monk
     folder = f"s3://bucket/{tmp_path.name}"
     storage.copy_files(str(tmp_path / "index"), folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    here, there = LocalIndex(str(tmp_path / "index"), manifest), LocalIndex(folder, manifest)
+    here, there = LocalSearch(str(tmp_path / "index"), manifest), LocalSearch(folder, manifest)
     for found, expected in (
         (there.search(unit_vectors[:9], 20), here.search(unit_vectors[:9], 20)),
         (there.search_words(["title 17", "text 299"], 5), here.search_words(["title 17", "text 299"], 5)),
@@ -263,24 +266,24 @@ def test_shards_on_object_storage_are_searched_from_the_cache(tmp_path, s3, monk
     path = f"{folder}/00001/index.faiss"
     data = storage.read_bytes(path)
     storage.write_bytes(path, data[:-1] + bytes([data[-1] ^ 1]))
-    LocalIndex(folder, manifest)  # what is in the cache is what was written
+    LocalSearch(folder, manifest)  # what is in the cache is what was written
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     with pytest.raises(InputError, match=f"{path}: not the file that was written"):
-        LocalIndex(folder, manifest)
+        LocalSearch(folder, manifest)
     with pytest.raises(InputError, match=r"with what is in use .* --cache-bytes is 10"):
-        LocalIndex(folder, manifest, cache_bytes=10)
+        LocalSearch(folder, manifest, cache_bytes=10)
 
 
 def test_a_search_actor_waits_for_a_node_with_its_memory(tmp_path, cluster, vectors, monkeypatch):
     monkeypatch.setattr(search, "SEARCH_MEMORY", 1 << 60)
     monkeypatch.setattr(core_cluster, "LONGEST_WAIT", 0)
     with pytest.raises(InputError, match=r"too few resources: a worker needs a node with CPU 0\.05, memory"):
-        ShardedIndex(str(tmp_path), make_index(tmp_path, vectors, 1), groups=1)
+        ShardedSearch(str(tmp_path), make_index(tmp_path, vectors, 1), groups=1)
 
 
 def test_fusion_sums_reciprocal_ranks():
-    first = Hits(np.array([[3.0, 2.0]]), np.array([[7, 5]]))
-    second = Hits(np.array([[9.0, -np.inf]]), np.array([[5, -1]]))
+    first = SearchHits(np.array([[3.0, 2.0]]), np.array([[7, 5]]))
+    second = SearchHits(np.array([[9.0, -np.inf]]), np.array([[5, -1]]))
     fused = fuse_hits([first, second], 3)
     assert fused.rows.tolist() == [[5, 7, -1]]
     np.testing.assert_allclose(fused.scores[0, :2], [1 / 61 + 1 / 62, 1 / 61])

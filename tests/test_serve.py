@@ -28,21 +28,21 @@ from fastapi.testclient import TestClient
 from tiny import tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.ask.answerer import check_answering
+from sciqa.ask.answerer import check_answerer
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.serve import ServeOptions
 from sciqa.serve.app import create_app
 from sciqa.serve.options import TOKEN, is_loopback, read_serve_token
 from sciqa.serve.replica import Replica
-from sciqa.serve.serve import scaling, start, stop
-from sciqa.serve.served_models import APPLICATION, MODELS, BusyError, LostReplicaError
+from sciqa.serve.serve import serve_scaling, start_serve, stop_serve
+from sciqa.serve.served_models import APPLICATION, MODELS, BusyServedModelsError, LostServedModelsError
 
 SECRET = "a-token-that-nobody-guesses"
 QUESTION = "How do plants differ from animals?"
 ASKED = read_exam("direct-validation").slice(0, 1).to_pylist()[0]
-OPTIONS = list(options_of(ASKED).values())
+OPTIONS = list(answer_options_of(ASKED).values())
 RANK = {"question": ASKED["prompt"], "options": OPTIONS}
 CHAT = {"messages": [{"role": "user", "content": QUESTION}]}
 
@@ -68,7 +68,7 @@ def options(settings):
 
 @pytest.fixture(scope="module")
 def replica(options):
-    return OneReplica(options, check_answering(options, options.for_question("?", ("a", "b")).as_row()), "cpu", 2)
+    return OneReplica(options, check_answerer(options, options.for_question("?", ("a", "b")).as_row()), "cpu", 2)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_an_encoder_ranks_and_writes_nothing(small_index, tmp_path):
     options = ServeOptions(output=small_index, model=model)
     with TestClient(
         create_app(
-            OneReplica(options, check_answering(options, options.for_question("?", ("a", "b")).as_row()), "cpu", 2),
+            OneReplica(options, check_answerer(options, options.for_question("?", ("a", "b")).as_row()), "cpu", 2),
             options,
             None,
         )
@@ -304,7 +304,7 @@ class BrokenModels:
         return 0
 
 
-@pytest.mark.parametrize("error", [BusyError, LostReplicaError, ValueError])
+@pytest.mark.parametrize("error", [BusyServedModelsError, LostServedModelsError, ValueError])
 def test_a_refusal_or_a_loss_has_a_status_and_a_loss_amid_words_an_event(options, error):
     status = 500 if error is ValueError else 503
     app = create_app(BrokenModels(error(SECRET), []), options, None)
@@ -379,7 +379,7 @@ def test_options_of_the_server_hold_for_every_question():
     assert (greedy.do_sample, greedy.top_p) == (False, None)
     drawn = options.for_question("Why?", **options.answer_settings(5, 0.3, None, 7))
     assert (drawn.temperature, drawn.top_p, drawn.seed, drawn.max_new_tokens) == (0.3, 0.5, 7, 5)
-    assert scaling(options)["max_replicas"] == 4
+    assert serve_scaling(options)["max_replicas"] == 4
 
 
 @pytest.fixture(scope="module")
@@ -473,8 +473,8 @@ def deployed(settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, SECRET)
         scaled = {"max_replicas": 2, "scale_up_seconds": 1.0, "max_queued_requests": 8}
-        yield start(ServeOptions(**settings, **scaled, port=free_port()))
-    stop()
+        yield start_serve(ServeOptions(**settings, **scaled, port=free_port()))
+    stop_serve()
 
 
 ALLOWED = {"Authorization": f"Bearer {SECRET}"}

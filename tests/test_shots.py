@@ -9,13 +9,14 @@ from tiny import CAUSAL, tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.causal import CausalScorer
-from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded, score_options
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.scorer import EncodedForScorer, score_options
 from sciqa.predict import PredictOptions, predict, shots
-from sciqa.predict.prompt import PromptOptions, show_prompts
-from sciqa.predict.shots import ShotChooser, balanced_order
+from sciqa.predict.options import PromptOptions
+from sciqa.predict.shots import ShotChooser, balanced_shots
+from sciqa.predict.show_prompts import show_prompts
 
 WORDS = [f"word{number}" for number in range(40)]
 
@@ -55,11 +56,11 @@ def chooser(monkeypatch, tmp_path):
 
 def test_fixed_examples_are_drawn_by_the_seed_and_balanced_over_letters():
     pool = [asked(number, "AAABBCD"[number % 7]) for number in range(35)]
-    order = balanced_order(pool, 0)
+    order = balanced_shots(pool, 0)
     assert sorted(order) == list(range(35))
     for start in range(0, 20, 4):
         assert sorted(pool[at]["answer"] for at in order[start : start + 4]) == list("ABCD")
-    assert balanced_order(pool, 0) == order != balanced_order(pool, 1)
+    assert balanced_shots(pool, 0) == order != balanced_shots(pool, 1)
 
 
 def test_fixed_examples_are_the_same_but_for_copies_of_a_question(chooser):
@@ -93,7 +94,7 @@ def test_similar_examples_are_balanced_over_letters(chooser):
 def test_what_all_prompts_begin_with_is_computed_once(family, completion, monkeypatch):
     tokenizer = tiny_tokenizer("llama")
     model = tiny_model(family, vocab_size=len(tokenizer), initializer_range=0.2)
-    scorer = CausalScorer(model, tokenizer, Format(completion=completion, normalise="none"))
+    scorer = CausalScorer(model, tokenizer, PromptFormat(completion=completion, normalise="none"))
     examples = [asked(number, "ABCD"[number % 4]) for number in range(8)]
     questions = [asked(10 + number, None, prompt="What? " + "So? " * number, examples=examples) for number in range(9)]
     encoded = [scorer.encode(each, "Some context. " * number) for number, each in enumerate(questions)]
@@ -117,11 +118,11 @@ def test_what_all_prompts_begin_with_is_computed_once(family, completion, monkey
 
 
 def test_a_model_that_scores_otherwise_after_a_prefix_is_left_alone(monkeypatch):
-    scorer = CausalScorer(tiny_model("llama", initializer_range=0.2), None, Format())
-    questions = [Encoded([7] * 100 + [number], [[1, 2], [3]], [1.0, 1.0]) for number in range(12)]
+    scorer = CausalScorer(tiny_model("llama", initializer_range=0.2), None, PromptFormat())
+    questions = [EncodedForScorer([7] * 100 + [number], [[1, 2], [3]], [1.0, 1.0]) for number in range(12)]
     exact = score_options(scorer, questions, 60)
     assert scorer._kept_prefix
-    other = CausalScorer(scorer.model, None, Format())
+    other = CausalScorer(scorer.model, None, PromptFormat())
     calls = other.call
     monkeypatch.setattr(
         other,
@@ -156,7 +157,7 @@ def test_answers_after_examples(cluster, exam_file, tmp_path, by):
     for prompt, question in zip(prompts, questions, strict=True):
         assert prompt.count("\nAnswer:") == 4
         assert prompt.count(question["prompt"]) == 1
-        assert not any(f"Answer: {option}\n\n" in prompt for option in options_of(question).values())
+        assert not any(f"Answer: {option}\n\n" in prompt for option in answer_options_of(question).values())
     options = PredictOptions(num_workers=1, reader="closed-book", **given)
     assert predict(options).details["questions"] == 12
     with pytest.raises(InputError, match="made from other inputs"):

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import pdf
 from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_article_files
-from sciqa.corpus.files import MARKS, decode_corpus_file
+from sciqa.corpus.corpus_files import MARKS, decode_corpus_file
 from sciqa.corpus.html_files import read_html
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
@@ -165,7 +165,7 @@ def test_what_is_left_out_is_in_the_summary_and_in_a_table(tmp_path, cluster):
         assert "notes.doc (no kind that is read)" in made.made
         assert "2 titles to remove are of no article here: Steam, never there" in made.made
     assert made.details["skipped"] == {"no text": 2, "unreadable PDF": 2}
-    table = storage.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist()
+    table = tables.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist()
     reasons = {(row["path"].rpartition("/")[2], row["title"]): row["reason"] for row in table}
     assert set(reasons) == {
         ("notes.doc", ""), ("a.jsonl", "Nothing"), ("broken.pdf", ""), ("secret.PDF", ""), ("scan.pdf", "scan")
@@ -173,7 +173,7 @@ def test_what_is_left_out_is_in_the_summary_and_in_a_table(tmp_path, cluster):
     assert "FileNotDecryptedError" in reasons["secret.PDF", ""]
     (folder / "notes.doc").unlink()
     assert "files left out" not in build_passages(CorpusOptions(**options)).made
-    assert "notes" not in str(storage.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist())
+    assert "notes" not in str(tables.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist())
 
 
 def test_a_corpus_of_which_nothing_is_read_is_refused(tmp_path, cluster):

@@ -16,8 +16,8 @@ from tiny_embedders import tiny_embedder, tiny_tokenizer
 
 from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, load_tokenizer, model_sequence_length
-from sciqa.corpus.chunking import embedded_text
+from sciqa.core.model_files import find_model, model_file_sequence_length, tokenizer_of_model_files
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
@@ -25,12 +25,13 @@ from sciqa.retrieval import FindOptions, IndexOptions, static_training
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.embedder import TorchEmbedder, embed_one_by_one
 from sciqa.retrieval.index import read_index_manifest
-from sciqa.retrieval.index_shards import EmbedShard
+from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.options import EmbedderOptions
 from sciqa.retrieval.queries import query_texts
-from sciqa.retrieval.search import LocalIndex
+from sciqa.retrieval.search import LocalSearch
 from sciqa.retrieval.static_embedder import StaticEmbedder
-from sciqa.retrieval.static_training import EmbedderOptions, make_embedder
+from sciqa.retrieval.static_training import make_embedder
 
 TEXTS = [
     "Water",
@@ -98,8 +99,8 @@ def test_a_module_in_a_folder_of_its_own(tmp_path):
         shutil.move(folder / name, folder / "0_StaticEmbedding" / name)
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": "0_StaticEmbedding"}]))
-    assert load_tokenizer(str(folder)).encode("water").tokens == ["[CLS]", "water", "[SEP]"]
-    assert model_sequence_length(str(folder)) is None
+    assert tokenizer_of_model_files(str(folder)).encode("water").tokens == ["[CLS]", "water", "[SEP]"]
+    assert model_file_sequence_length(str(folder)) is None
     np.testing.assert_allclose(StaticEmbedder(str(folder), 2).encode(TEXTS), own_vectors(str(folder), TEXTS), atol=1e-5)
 
 
@@ -156,7 +157,7 @@ def passages(tmp_path, cluster):
 def test_trained_vectors_are_those_of_word2vec(passages, method):
     made = make_embedder(EmbedderOptions(output=passages, method=method, sif=1e-2, seed=3, **SMALL | {"epochs": 9}))
     tokenizer, rows = rows_of(made.path)
-    texts = [embedded_text(**row) for row in table_of(passages)]
+    texts = [embedded_chunk(**row) for row in table_of(passages)]
     sentences = [[word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text.lower())] for text in texts]
     settings = {"vector_size": 16, "epochs": 9, "min_count": 1, "seed": 3, "workers": 1}
     vectors = Word2Vec(sentences, sg=int(method == "skip-gram"), **settings).wv
@@ -175,7 +176,7 @@ def test_trained_vectors_are_those_of_word2vec(passages, method):
 
 
 def table_of(output):
-    return storage.read_table(f"{output}/passages", ["title", "section", "text"]).to_pylist()
+    return tables.read_table(f"{output}/passages", ["title", "section", "text"]).to_pylist()
 
 
 def contents(folder):
@@ -241,9 +242,9 @@ def test_passages_and_vectors_of_an_index_are_the_static_embedders(tmp_path, clu
     corpus = CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"),), passage_tokens=40, **options)
     (shard,) = build_passages(corpus).details["shards"]
     indexing = IndexOptions(**options)
-    EmbedShard(indexing, indexing.embed_on("cpu", 2), indexing.embedding())({"part": shard})
-    texts = [embedded_text(**row) for row in table_of(tmp_path / "run")]
-    tokenizer = load_tokenizer(folder)
+    EmbedIndexShard(indexing, indexing.embed_on("cpu", 2), indexing.embedding())({"part": shard})
+    texts = [embedded_chunk(**row) for row in table_of(tmp_path / "run")]
+    tokenizer = tokenizer_of_model_files(folder)
     assert 30 < max(len(each.ids) for each in tokenizer.encode_batch(texts)) <= 40
     (path,) = tmp_path.glob("run/index/*/vectors.npy")
     np.testing.assert_allclose(np.load(path), own_vectors(folder, texts), atol=1e-5)
@@ -252,14 +253,14 @@ def test_passages_and_vectors_of_an_index_are_the_static_embedders(tmp_path, clu
 def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_file):
     """Of all passages, two stages find what the second finds alone, by its own prompts."""
     folder = save(tmp_path / "static", prompts={"query": "metal: ", "document": "whale: "})
-    texts = [embedded_text(**row) for row in table_of(small_index)]
+    texts = [embedded_chunk(**row) for row in table_of(small_index)]
     questions = read_exam(exam_file).to_pylist()[:4]
     options = FindOptions(
         **{"output": str(tmp_path), "index": f"{small_index}/index", "dense": ("mean",), "words": ()},
         **{"query_prefix": "of the first stage alone", "rerank": folder, "rerank_passages": len(texts), "top_k": 9},
     )
     check_find_contexts(options)
-    index = LocalIndex(options.index, read_index_manifest(options.index))
+    index = LocalSearch(options.index, read_index_manifest(options.index))
     found = FindContexts(None, options, index, options.embed_on("cpu", 2), options).find(questions)
     vectors = own_vectors(folder, texts, "whale: ")
     asked = [own_vectors(folder, *query_texts(questions, query), "metal: ") for query in ("prompt", "whole")]
@@ -267,7 +268,7 @@ def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_fil
     for query, context in zip(queries, found, strict=True):
         scores = vectors @ query
         nearest = np.argsort(-scores)[:9]
-        assert [embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]] == [
+        assert [embedded_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]] == [
             texts[number] for number in nearest
         ]
         np.testing.assert_allclose([p["score"] for p in context["passages"]], scores[nearest], atol=1e-5)

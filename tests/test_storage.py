@@ -18,7 +18,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.models.merge import MergeOptions, merge
+from sciqa.models.merge import merge
+from sciqa.models.options import MergeOptions
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
@@ -43,31 +44,31 @@ def requests(log, start=0):
 
 
 def test_files_and_tables(place):
-    folder = storage.join(place, "run")
-    assert not storage.exists(folder)
-    path = storage.join(folder, "a b+#%.parquet")
-    storage.write_table(path, TABLE)
-    assert storage.read_table(folder) == storage.read_table(path) == TABLE
-    assert storage.read_rows(path, 1, 2) == [{"id": "2", "text": "two"}]
+    folder = storage.join_paths(place, "run")
+    assert not storage.path_exists(folder)
+    path = storage.join_paths(folder, "a b+#%.parquet")
+    tables.write_table(path, TABLE)
+    assert tables.read_table(folder) == tables.read_table(path) == TABLE
+    assert tables.read_table_rows(path, 1, 2) == [{"id": "2", "text": "two"}]
     assert storage.list_files(folder, "parquet") == [path]
     assert storage.list_folders(place) == ["run"]
     assert list(storage.list_names(folder)) == ["a b+#%.parquet"]
-    storage.write_json(storage.join(folder, "about.json"), {"n": 1})
-    storage.write_json(storage.join(folder, "about.json"), {"n": 2})
-    assert storage.read_json(storage.join(folder, "about.json")) == {"n": 2}
-    storage.copy_files(folder, storage.join(place, "copy", "deep"))
-    assert storage.read_table(storage.join(place, "copy", "deep")) == TABLE
-    storage.copy_files(path, storage.join(place, "one", "x.parquet"))
-    assert storage.read_table(storage.join(place, "one")) == TABLE
-    storage.delete(folder)
-    assert not storage.exists(path)
-    assert storage.exists(storage.join(place, "copy"))
+    storage.write_json(storage.join_paths(folder, "about.json"), {"n": 1})
+    storage.write_json(storage.join_paths(folder, "about.json"), {"n": 2})
+    assert storage.read_json(storage.join_paths(folder, "about.json")) == {"n": 2}
+    storage.copy_files(folder, storage.join_paths(place, "copy", "deep"))
+    assert tables.read_table(storage.join_paths(place, "copy", "deep")) == TABLE
+    storage.copy_files(path, storage.join_paths(place, "one", "x.parquet"))
+    assert tables.read_table(storage.join_paths(place, "one")) == TABLE
+    storage.delete_path(folder)
+    assert not storage.path_exists(path)
+    assert storage.path_exists(storage.join_paths(place, "copy"))
     with pytest.raises(InputError, match=f"{re.escape(path)}: no such file"):
         storage.read_bytes(path)
 
 
 def test_a_file_on_s3_is_one_request(s3):
-    storage.exists("s3://bucket/first")  # opens the bucket
+    storage.path_exists("s3://bucket/first")  # opens the bucket
     before = len(s3.read_text())
     storage.write_bytes("s3://bucket/one/file.bin", b"x" * 3_000_000)
     assert requests(s3, before) == [("PUT", "/bucket/one/file.bin")]
@@ -88,13 +89,13 @@ def test_near_vectors_are_read_by_one_request(s3):
 def test_filters_read_no_other_row_group(tmp_path):
     path = tmp_path / "table.parquet"
     columns = {"part": np.repeat(np.arange(4), 1000), "row": np.random.default_rng(0).integers(1 << 40, size=4000)}
-    storage.write_table(str(path), pa.table(columns), 1000)
+    tables.write_table(str(path), pa.table(columns), 1000)
     with path.open("r+b") as file:  # the first parts are spoilt
         file.seek(8)
         file.write(b"\xff" * 5000)
     with pytest.raises((InputError, OSError)):
-        storage.read_table(str(tmp_path))
-    found = storage.read_table(str(tmp_path), ["row"], [("part", "=", 3)])
+        tables.read_table(str(tmp_path))
+    found = tables.read_table(str(tmp_path), ["row"], [("part", "=", 3)])
     assert found["row"].to_pylist() == columns["row"][3000:].tolist()
 
 
@@ -106,11 +107,11 @@ def test_storage_that_refuses_is_one_line(s3):
         with pytest.raises(InputError, match=r"^s3://nobodys/_?run/\S+: cannot be written \(.*\)$"):
             action()
     with pytest.raises(InputError, match=r"s3://bucket/run\?region=x: options in a path's address .*AWS_ENDPOINT_URL"):
-        storage.exists("s3://bucket/run?region=x")
+        storage.path_exists("s3://bucket/run?region=x")
 
 
 def test_one_writer(place):
-    folder = storage.join(place, "run", "contexts")
+    folder = storage.join_paths(place, "run", "contexts")
     program = "import sys, time; from sciqa.core.lock import lock\n"
     program += "with lock(sys.argv[1]): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True) as holder:
@@ -118,7 +119,7 @@ def test_one_writer(place):
         refused = pytest.raises(InputError, match=rf"contexts: process {holder.pid} on .* is writing there")
         with refused, lock(folder):
             pass
-        with lock(storage.join(place, "run", "answers")):
+        with lock(storage.join_paths(place, "run", "answers")):
             pass
         holder.kill()
         holder.wait()
@@ -136,7 +137,7 @@ def test_a_holder_on_another_machine_is_gone_when_it_shows_no_life(s3, monkeypat
         pass
     monkeypatch.setattr(locks, "LOST", -1.0)  # as if it had been silent for long
     with lock(folder):
-        assert not storage.exists(other)
+        assert not storage.path_exists(other)
 
 
 def test_a_holder_on_s3_shows_that_it_lives(s3, monkeypatch):
@@ -157,34 +158,34 @@ def test_a_run_on_any_storage(tmp_path, place, cluster, embedder):
     for name, source in (("embedder", str(embedder)), ("llama", model), ("inputs", str(tmp_path))):
         if name == "inputs":
             for file in ("articles.jsonl", "exam.jsonl"):
-                storage.copy_files(f"{source}/{file}", storage.join(place, name, file))
+                storage.copy_files(f"{source}/{file}", storage.join_paths(place, name, file))
         else:
-            storage.copy_files(source, storage.join(place, name))
-    common = {"output": storage.join(place, "run"), "embedder": storage.join(place, "embedder")}
-    corpus = (storage.join(place, "inputs", "articles.jsonl"),)
-    exam = {"exam": storage.join(place, "inputs", "exam.jsonl"), "shard_questions": 4}
+            storage.copy_files(source, storage.join_paths(place, name))
+    common = {"output": storage.join_paths(place, "run"), "embedder": storage.join_paths(place, "embedder")}
+    corpus = (storage.join_paths(place, "inputs", "articles.jsonl"),)
+    exam = {"exam": storage.join_paths(place, "inputs", "exam.jsonl"), "shard_questions": 4}
     build_passages(CorpusOptions(corpus=corpus, shard_passages=2, **common))
     build_index(IndexOptions(**common))
     retrieve(RetrieveOptions(**exam, **common))
-    reader = PredictOptions(model=storage.join(place, "llama"), shard_questions=4, **common)
+    reader = PredictOptions(model=storage.join_paths(place, "llama"), shard_questions=4, **common)
     assert reader.name == "open-book-llama"
     made = predict(reader)
-    answers = storage.read_table(made.path)
+    answers = tables.read_table(made.path)
     assert answers["id"].to_pylist() == [row["id"] for row in ROWS]
     report(ReportOptions(output=common["output"]))
 
-    storage.delete(tables.table_part_path(made.path, 1))  # as a killed run would have left it
-    storage.delete(tables.records_path(made.path, tables.MANIFEST))
+    storage.delete_path(tables.table_part_path(made.path, 1))  # as a killed run would have left it
+    storage.delete_path(tables.table_records_path(made.path, tables.MANIFEST))
     assert "1 of 2 shards kept" in predict(reader).made
-    assert storage.read_table(made.path) == answers
+    assert tables.read_table(made.path) == answers
     assert predict(reader).made.count("kept") == 1
     assert retrieve(RetrieveOptions(**exam, **common)).made.endswith("kept")
 
     local = PredictOptions(model=model, name="local", **common | {"embedder": str(embedder)}, shard_questions=4)
-    here = storage.read_table(predict(local).path)
+    here = tables.read_table(predict(local).path)
     assert here.column("probabilities") == answers.column("probabilities")
     if place.startswith("s3"):
-        shared = storage.list_files(storage.join(place, "run"), "parquet")
+        shared = storage.list_files(storage.join_paths(place, "run"), "parquet")
         assert not [path for path in shared if "/." in path]
 
 
@@ -198,7 +199,7 @@ def test_training_on_s3(tmp_path, s3, data):
     local = FinetuneOptions(**data, model=str(tmp_path / "llama"), output=str(tmp_path / "run"), num_workers=1, **SHORT)
     finetune(local)
     exam = {"exam": data["validation"], "contexts": data["validation_contexts"], "precision": "float32"}
-    tables = []
+    read = []
     for reader in (
         {"model": model, "adapter": options.folder},
         {"model": "s3://bucket/training/merged"},
@@ -206,7 +207,7 @@ def test_training_on_s3(tmp_path, s3, data):
     ):
         predicting = PredictOptions(output=str(tmp_path / "answers"), **exam, **reader)
         assert predicting.name == f"open-book-{(predicting.adapter or predicting.model).rpartition('/')[2]}"
-        tables.append(storage.read_table(predict(predicting).path)["probabilities"].to_pylist())
-        storage.delete(predicting.output)
-    np.testing.assert_allclose(tables[0], tables[2], rtol=1e-5)
-    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-3)
+        read.append(tables.read_table(predict(predicting).path)["probabilities"].to_pylist())
+        storage.delete_path(predicting.output)
+    np.testing.assert_allclose(read[0], read[2], rtol=1e-5)
+    np.testing.assert_allclose(read[0], read[1], rtol=1e-3)

@@ -12,14 +12,13 @@ from conftest import QUESTIONS
 from test_scorers import random_questions
 from tiny import CAUSAL, DECODER, tiny_folder, tiny_model, tiny_tokenizer
 
-from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.models import streamed_weights, streaming
+from sciqa.models import streamed_scorer, streamed_weights
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_base, load_scorer
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import score_options
-from sciqa.models.streamed_weights import StreamingSettings, check_streamed, streamed_bytes
+from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights, streamed_weight_bytes
 from sciqa.predict import PredictOptions, predict
 
 
@@ -39,7 +38,7 @@ def check(folder, **arguments):
     """Streamed, a model scores as it does whole."""
     whole = score(folder, **arguments)
     assert np.ptp(whole) > 1
-    np.testing.assert_allclose(score(folder, StreamingSettings(), **arguments), whole, atol=1e-4)
+    np.testing.assert_allclose(score(folder, StreamedWeightsSettings(), **arguments), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -62,14 +61,14 @@ def test_tied_weights_and_those_of_other_kinds(tmp_path):
 
 
 def test_checkpoints_in_several_files_and_other_types(tmp_path, folders, monkeypatch):
-    monkeypatch.setattr(streaming, "HEAD_BLOCK", 64 * 4 * 10_000)  # the head in five blocks
+    monkeypatch.setattr(streamed_scorer, "HEAD_BLOCK", 64 * 4 * 10_000)  # the head in five blocks
     model = tiny_model("llama", vocab_size=49152, num_hidden_layers=3).to(torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="4MB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     tiny_tokenizer("llama").save_pretrained(tmp_path)
     check(tmp_path)
     check(folders["llama"], budget=1)
-    whole, streams = (score(tmp_path, each, precision="bfloat16") for each in (None, StreamingSettings()))
+    whole, streams = (score(tmp_path, each, precision="bfloat16") for each in (None, StreamedWeightsSettings()))
     np.testing.assert_allclose(streams, whole, atol=0.05)
 
 
@@ -77,26 +76,28 @@ def test_models_stored_in_four_bits(tmp_path, folders):
     model, tokenizer = load_base(folders["llama"], "causal", torch.float32, nf4=True)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert streamed_bytes(str(tmp_path)) < streamed_bytes(folders["llama"]) / 5
-    streams = score(tmp_path, StreamingSettings())
+    assert streamed_weight_bytes(str(tmp_path)) < streamed_weight_bytes(folders["llama"]) / 5
+    streams = score(tmp_path, StreamedWeightsSettings())
     unpacked = score_options(
-        CausalScorer(model.dequantize(torch.float32), tokenizer, Format()), random_questions(12), 300
+        CausalScorer(model.dequantize(torch.float32), tokenizer, PromptFormat()), random_questions(12), 300
     )
     np.testing.assert_allclose(streams, np.concatenate(unpacked), atol=1e-4)
     assert np.abs(streams - score(folders["llama"])).max() > 0.01
 
 
 def test_hidden_states_beyond_the_limit_go_to_a_file(folders, tmp_path, monkeypatch):
-    told, in_memory = [], score(folders["llama"], StreamingSettings())
-    monkeypatch.setattr(streaming.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(streaming, "SILENCE", 0)
-    np.testing.assert_array_equal(score(folders["llama"], StreamingSettings(memory=1000, say=told.append)), in_memory)
+    told, in_memory = [], score(folders["llama"], StreamedWeightsSettings())
+    monkeypatch.setattr(streamed_scorer.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(streamed_scorer, "SILENCE", 0)
+    np.testing.assert_array_equal(
+        score(folders["llama"], StreamedWeightsSettings(memory=1000, say=told.append)), in_memory
+    )
     assert [words.split(",")[0] for words in told] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
     assert all(words.endswith("of states in a file") for words in told)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(streaming.os, "posix_fallocate", no_room)
+    monkeypatch.setattr(streamed_scorer.os, "posix_fallocate", no_room)
     with pytest.raises(InputError, match=r"no room for .* set TMPDIR"):
-        score(folders["llama"], StreamingSettings(memory=1000))
+        score(folders["llama"], StreamedWeightsSettings(memory=1000))
 
 
 def no_room(*_):
@@ -106,7 +107,7 @@ def no_room(*_):
 def test_every_weight_is_read_once_and_the_embedding_in_part(folders, monkeypatch):
     read, preadv = [], streamed_weights.os.preadv
     monkeypatch.setattr(streamed_weights.os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1])
-    scorer = load_scorer(folders["llama"], precision="float32", streaming=StreamingSettings())
+    scorer = load_scorer(folders["llama"], precision="float32", streaming=StreamedWeightsSettings())
     score_options(scorer, random_questions(12), 300)
     weights = sum(
         parameter.nbytes for parameter in tiny_model("llama", vocab_size=49152, num_hidden_layers=3).parameters()
@@ -122,7 +123,7 @@ def test_predict_streams_to_the_same_answers(tmp_path, cluster, exam_file, folde
     for name, more in {"whole": {}, "streamed": {"stream": True, "stream_questions": 8}}.items():
         output = str(tmp_path / name)
         predict(PredictOptions(**common, **more, output=output, shard_questions=3, name="answers"))
-        tables[name] = storage.read_table(f"{output}/answers/answers").to_pylist()
+        tables[name] = tables.read_table(f"{output}/answers/answers").to_pylist()
     assert len(tables["streamed"]) == QUESTIONS
     for whole, streams in zip(tables["whole"], tables["streamed"], strict=True):
         for figures in ("probabilities", "scores"):
@@ -132,7 +133,7 @@ def test_predict_streams_to_the_same_answers(tmp_path, cluster, exam_file, folde
 
 def test_what_cannot_be_streamed_is_refused(tmp_path, folders):
     with pytest.raises(InputError, match=r"bert in its config\.json; --stream reads decoders of the kinds llama"):
-        check_streamed(tiny_folder(tmp_path / "bert", "bert"))
+        check_streamed_weights(tiny_folder(tmp_path / "bert", "bert"))
     with pytest.raises(InputError, match="sciqa merge"):
         PredictOptions(stream=True, adapter="some")
     with pytest.raises(InputError, match="leave --nf4 out"):
@@ -147,7 +148,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, folders):
     shutil.copy(Path(folders["llama"], "model.safetensors"), file)
     (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(InputError, match=r"no model.layers.3\..* in its safetensors files"):
-        score(broken, StreamingSettings())
+        score(broken, StreamedWeightsSettings())
     (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(InputError, match=r"has the shape \(128, 64\), by its config.json \(64, 64\)"):
-        score(broken, StreamingSettings())
+        score(broken, StreamedWeightsSettings())

@@ -21,8 +21,8 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.predict import PredictOptions, predict
 from sciqa.training import sweep as sweeping
-from sciqa.training.sweep import asha_scheduler, sweep, train_trial, trials_table
-from sciqa.training.trials import SweepOptions, sweep_trials
+from sciqa.training.sweep import sweep, sweep_asha_scheduler, sweep_table, train_sweep_trial
+from sciqa.training.sweep_options import SweepOptions, sweep_trials
 
 METHODS = ('{name: lora, peft: "{r: 4}"}', "{name: ia3, peft: {peft_type: IA3}}", "{name: full, method: full}")
 
@@ -121,26 +121,26 @@ def test_a_failed_trial_is_a_row_and_the_page_plots_the_others(tmp_path):
     options = SweepOptions(output=output, name="s", trials=METHODS, search="{seed: [7], max_length: [null]}")
     trials = sweep_trials(options)
     for trial, quality, trained in zip(trials, (0.5, 0.625), (4_000, 200), strict=False):
-        storage.write_bytes(storage.join(trial.options.folder, "adapter.json"), b"{}")
+        storage.write_bytes(storage.join_paths(trial.options.folder, "adapter.json"), b"{}")
         figures = {"map_at_3": quality, "map_at_3_low": quality - 0.1, "map_at_3_high": quality + 0.1, "steps": 20}
         figures |= {"map_at_3_untrained": 0.4, "trained_parameters": trained, "peak_memory": 3 * 10**9}
         tables.finish_table(
             trial.options.folder,
             figures | {"working_seconds": 30.0 if quality > 0.6 else 60.0, "stopped": quality < 0.6},
         )
-    table = trials_table(options, trials, {"s-full": "it took <all> memory"})
+    table = sweep_table(options, trials, {"s-full": "it took <all> memory"})
     rows = table.to_pylist()
     assert table.schema.field("seed").type == "int64"
     assert [(row["trial"], row["peft"], row["seed"], row["stopped"]) for row in rows] == [
         ("s-ia3", "{peft_type: IA3}", 7, False), ("s-lora", "{r: 4}", 7, True), ("s-full", "{}", 7, None),
     ]  # fmt: skip
     assert (rows[2]["error"], rows[2]["map_at_3"], rows[2]["max_length"]) == ("it took <all> memory", None, None)
-    storage.write_table(f"{output}/sweeps/s/00000.parquet", table)
+    tables.write_table(f"{output}/sweeps/s/00000.parquet", table)
     tables.finish_table(f"{output}/sweeps/s", {"measure": "map_at_3"})
     for trial in trials[:2]:  # the page draws the curve of every reader
         about = {"step": 20, "loss": 1.0, "validation_loss": 1.0, "map_at_3": 0.5}
-        storage.write_table(f"{trial.options.folder}/metrics.parquet", sweeping.pa.Table.from_pylist([about]))
-        record = tables.records_path(trial.options.folder, tables.MANIFEST)
+        tables.write_table(f"{trial.options.folder}/metrics.parquet", sweeping.pa.Table.from_pylist([about]))
+        record = tables.table_records_path(trial.options.folder, tables.MANIFEST)
         storage.write_json(record, storage.read_json(record) | {"best_step": 20, "files": 2})
     page = page_of(output)
     part = page[page.index("Sweep s</h2>") : page.index("<h2>Questions")]
@@ -154,7 +154,7 @@ def test_a_failed_trial_is_a_row_and_the_page_plots_the_others(tmp_path):
 
 
 def test_asha_stops_what_is_not_among_the_best_third_after_a_fifth_and_three_fifths():
-    scheduler = asha_scheduler(SweepOptions(asha=3))
+    scheduler = sweep_asha_scheduler(SweepOptions(asha=3))
     scheduler.set_search_properties("quality", "max")
 
     def decide(name, *reports):
@@ -166,7 +166,7 @@ def test_asha_stops_what_is_not_among_the_best_third_after_a_fifth_and_three_fif
     assert decide("b", (10, 0.0), (20, 0.2)) == ["CONTINUE", "STOP"]
     assert decide("c", (20, 0.4), (40, 0.0), (60, 0.7)) == ["CONTINUE", "CONTINUE", "STOP"]
     assert decide("d", (20, 0.5), (60, 0.9), (100, 0.0)) == ["CONTINUE"] * 3
-    assert asha_scheduler(SweepOptions()) is None
+    assert sweep_asha_scheduler(SweepOptions()) is None
 
 
 def test_what_ends_a_trial_is_told_in_one_line(monkeypatch):
@@ -175,7 +175,7 @@ def test_what_ends_a_trial_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(sweeping, "TuneReportCallback", object)
     monkeypatch.setattr(sweeping, "finetune", lambda *_: (_ for _ in ()).throw(MemoryError("no\nroom")))
     rows = [{"percent": 0.0, "quality": 0.5}, {"percent": 50.0, "quality": 0.6}]
-    last = train_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows})
+    last = train_sweep_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows})
     assert (last["error"], last["percent"], reported) == ("no room", 0.0, rows)
 
 
@@ -193,22 +193,22 @@ def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path, cluster, data, exam_
     trials = {name: sweep_trials(each) for name, each in options.items()}
     (first, second) = (trial.options.folder for trial in trials["killed"])
     code = "import sys, json; from sciqa.training.sweep import *; o = SweepOptions(**json.loads(sys.argv[1]));"
-    code += "from sciqa.training.trials import sweep_trials; sweep(o, sweep_trials(o))"
+    code += "from sciqa.training.sweep_options import sweep_trials; sweep(o, sweep_trials(o))"
     given = {name: value for name, value in vars(options["killed"]).items() if name != "address"} | {"num_cpus": 2}
     command = [sys.executable, "-c", code, json.dumps(given)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         wait_for_checkpoint(second, driver)
         driver.send_signal(signal.SIGKILL)
     assert not tables.is_finished_table(second)
-    before = Path(tables.records_path(first, tables.MANIFEST)).read_bytes()
+    before = Path(tables.table_records_path(first, tables.MANIFEST)).read_bytes()
     made = {name: sweep(options[name], trials[name]) for name in ("killed", "whole")}
-    assert Path(tables.records_path(first, tables.MANIFEST)).read_bytes() == before
-    rows = {name: storage.read_table(each.path).drop_columns(["seconds", "peak_memory"]) for name, each in made.items()}
+    assert Path(tables.table_records_path(first, tables.MANIFEST)).read_bytes() == before
+    rows = {name: tables.read_table(each.path).drop_columns(["seconds", "peak_memory"]) for name, each in made.items()}
     assert rows["killed"].to_pylist() == rows["whole"].to_pylist()
     assert [(row["steps_done"], row["stopped"], row["error"]) for row in rows["whole"].to_pylist()] == [
         (20, False, None)
     ] * 2
-    peaks = storage.read_table(made["whole"].path)["peak_memory"].to_pylist()
+    peaks = tables.read_table(made["whole"].path)["peak_memory"].to_pylist()
     assert all(10**8 < peak < 10**10 for peak in peaks)
     for trial in trials["whole"]:
         np.testing.assert_allclose(
@@ -227,13 +227,13 @@ def test_asha_stops_trials_whose_best_step_is_kept_and_a_failed_one_is_a_row(tmp
     model = tiny_folder(tmp_path / "llama", "llama")
     options = sweep_options(data, tmp_path / "run", model, "5e-3", "1e-12", "1e+30", "5e-4", asha=2, concurrent=1)
     trials = sweep_trials(options)
-    rows = {row["trial"]: row for row in storage.read_table(sweep(options, trials).path).to_pylist()}
+    rows = {row["trial"]: row for row in tables.read_table(sweep(options, trials).path).to_pylist()}
     failed = rows.pop("s-at-1e+30")
     assert "not a finite number" in failed["error"]
     assert (failed["stopped"], failed["map_at_3"]) == (None, None)
     seen = {20: [], 40: [], 80: []}  # percent of the steps after which trials are compared
     for name in (trial.name for trial in trials if trial.name in rows):
-        history = storage.read_table(f"{tmp_path}/run/trained/{name}/metrics.parquet").to_pylist()
+        history = tables.read_table(f"{tmp_path}/run/trained/{name}/metrics.parquet").to_pylist()
         evaluations = [row for row in history if row["map_at_3"] is not None]
         at = {5 * row["step"]: row["map_at_3"] - 1e-6 * row["validation_loss"] for row in evaluations}
         stopped = False

@@ -10,14 +10,14 @@ import transformers
 from conftest import write_jsonl
 from tiny import tiny_folder, tiny_tokenizer
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import probabilities, read_exam
-from sciqa.exam.metrics import average_precision_at_3, rank_range, right_at_first, score_metrics
-from sciqa.exam.questions import rotate_options
+from sciqa.exam.answer_options import rotate_answer_options
+from sciqa.exam.metrics import average_precision_at_3, metric_rank_range, right_at_first, score_metrics
 from sciqa.predict import PredictOptions, predict, rotations
-from sciqa.predict.answers import ScoredAnswer, answer_row
 from sciqa.predict.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
+from sciqa.predict.scored_answers import ScoredAnswer, scored_answer_row
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval.embedder import Embedder, embed_one_by_one
 
@@ -34,7 +34,7 @@ def test_ties_count_their_mean_over_all_orders(scores):
         for order in itertools.permutations(range(5)):
             ranking = sorted(order, key=lambda option: -scores[option])
             ranks.append(ranking.index(gold) + 1)
-        first, tied = rank_range(scores, gold)
+        first, tied = metric_rank_range(scores, gold)
         expected = average_precision_at_3(np.array(ranks)).mean()
         assert average_precision_at_3(np.array([first]), np.array([tied])) == pytest.approx(expected)
         assert right_at_first(np.array([first]), np.array([tied])) == pytest.approx(np.mean(np.array(ranks) == 1))
@@ -55,9 +55,9 @@ def test_tied_options_are_ranked_by_what_they_say():
         question = QUESTION | {"prompt": f"Which of {number}?"}
         rankings = []
         for by in range(4):
-            turned = rotate_options(question, by)
+            turned = rotate_answer_options(question, by)
             rankings.append(
-                [turned[letter] for letter in answer_row(turned, ScoredAnswer(np.zeros(4)), "it")["ranking"]]
+                [turned[letter] for letter in scored_answer_row(turned, ScoredAnswer(np.zeros(4)), "it")["ranking"]]
             )
         assert rankings == rankings[:1] * 4
         seen.add(rankings[0][0])
@@ -66,7 +66,7 @@ def test_tied_options_are_ranked_by_what_they_say():
 
 def test_the_same_text_twice_is_tied():
     question = QUESTION | {"B": "one"}
-    row = answer_row(question, ScoredAnswer(np.array([1.0, 1.5, 0.2, 0.1])), "it")
+    row = scored_answer_row(question, ScoredAnswer(np.array([1.0, 1.5, 0.2, 0.1])), "it")
     assert row["scores"][0] == row["scores"][1]
 
 
@@ -74,13 +74,13 @@ def test_the_same_text_twice_is_tied():
 def test_scores_that_are_no_numbers_are_refused(value):
     said = r"question 'q7', option B: some/model gives it the score .*; .* pass --precision float32"
     with pytest.raises(InputError, match=said):
-        answer_row(QUESTION, ScoredAnswer(np.array([1.0, value, 0.2, 0.1])), "some/model")
+        scored_answer_row(QUESTION, ScoredAnswer(np.array([1.0, value, 0.2, 0.1])), "some/model")
     # An average over rotations does not hide it either.
     turns = rotations.rotations_of([QUESTION], 4)
     scores = [np.zeros(4) for _ in turns]
     scores[2][1] = value
     with pytest.raises(InputError, match="question 'q7'"):
-        answer_row(QUESTION, rotations.mean_over_rotations(turns, scores, set())[0], "some/model")
+        scored_answer_row(QUESTION, rotations.mean_over_rotations(turns, scores, set())[0], "some/model")
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_model_that_knows_nothing_scores_by_chance_wherever_the_right_option_s
     model.save_pretrained(folder)
     rows = read_exam("direct-validation").slice(0, 12).to_pylist()
     for place_of_right in "AD":
-        turned = [rotate_options(row, (ord(place_of_right) - ord(row["answer"])) % 4) for row in rows]
+        turned = [rotate_answer_options(row, (ord(place_of_right) - ord(row["answer"])) % 4) for row in rows]
         assert {row["answer"] for row in turned} == {place_of_right}
         output = str(tmp_path / place_of_right)
         write_jsonl(tmp_path / f"{place_of_right}.jsonl", turned)
@@ -134,7 +134,7 @@ def test_a_model_that_knows_nothing_scores_by_chance_wherever_the_right_option_s
         assert (figures["ties"], figures["questions"]) == (12, 12)
         assert figures["calibration_error"] == pytest.approx(0)
         assert "12 questions with ties among their first three" in summary.made
-        answers = storage.read_table(f"{output}/answers/mute").to_pylist()
+        answers = tables.read_table(f"{output}/answers/mute").to_pylist()
         assert len({row["prediction"] for row in answers}) > 3
     page = storage.read_bytes(report(ReportOptions(output=output, exam=str(tmp_path / "D.jsonl"))).path).decode()
     assert page.count('<span class="mark">=</span>') == 12
@@ -171,7 +171,7 @@ def test_retrieval_keeps_the_option_of_a_question_that_is_longer_than_the_embedd
     (scored,) = nearness.score([huge], [({"passages": passages},)])
     assert scored.cut
     assert scored.scores[1] == scored.scores[2], "what was left of them is the same"
-    assert score_metrics([answer_row(huge | {"answer": "C"}, scored, "it")])["ties"] == 1
+    assert score_metrics([scored_answer_row(huge | {"answer": "C"}, scored, "it")])["ties"] == 1
 
 
 def test_a_question_without_passages_is_a_tie(nearness):
@@ -183,21 +183,21 @@ FAR = np.array([-3.0, -900.0, -1000.5, -1000.0])
 
 
 def test_a_cascade_keeps_an_answer_bit_for_bit_and_a_blend_of_one_its_ranking():
-    row = answer_row(QUESTION, ScoredAnswer(FAR, True), "it")
+    row = scored_answer_row(QUESTION, ScoredAnswer(FAR, True), "it")
     assert row["probabilities"][1:] == [0, 0, 0]
     assert row["ranking"] == list("ABDC")
     cascade = CascadeReader.__new__(CascadeReader)
     cascade.table, cascade.doubt, cascade.least, cascade.reader = "t", lambda _: 0.0, 0.5, None
-    assert answer_row(QUESTION, cascade.score([QUESTION], [(row,)])[0], "it") == row
+    assert scored_answer_row(QUESTION, cascade.score([QUESTION], [(row,)])[0], "it") == row
     (blended,) = BlendReader({"t": 1.0}).score([QUESTION], [(row,)])
-    again = answer_row(QUESTION, blended, "it")
+    again = scored_answer_row(QUESTION, blended, "it")
     assert (again["ranking"], again["probabilities"]) == (row["ranking"], row["probabilities"])
     for weight in (0.001, 0.3, 7.0):
         (blended,) = BlendReader({"t": weight}).score([QUESTION], [(row,)])
-        assert answer_row(QUESTION, blended, "it")["ranking"] == row["ranking"]
+        assert scored_answer_row(QUESTION, blended, "it")["ranking"] == row["ranking"]
 
 
-GOOD = answer_row(QUESTION, ScoredAnswer(np.array([0.3, 0.1, 1.0, -2.0])), "it")
+GOOD = scored_answer_row(QUESTION, ScoredAnswer(np.array([0.3, 0.1, 1.0, -2.0])), "it")
 BROKEN = {
     "a score is no number": ({"scores": [0.3, float("nan"), 1.0, -2.0]}, "column 'scores': .*nan"),
     "a probability is no number": ({"probabilities": [0.1, float("nan"), 0.1, 0.8]}, "column 'probabilities': .*nan"),
@@ -227,9 +227,9 @@ def test_tables_of_earlier_answers_are_checked_before_they_are_used(tmp_path, cl
     folder = tiny_folder(tmp_path / "llama", "llama", initializer_range=0.2)
     predict(PredictOptions(**options, model=folder, name="first"))
     path = str(tmp_path / "answers" / "first" / "00000.parquet")
-    rows = storage.read_table(path).to_pylist()
+    rows = tables.read_table(path).to_pylist()
     rows[3]["probabilities"][0] = rows[3]["scores"][0] = float("nan")
-    storage.write_table(path, pa.Table.from_pylist(rows, schema=storage.read_table(path).schema))
+    tables.write_table(path, pa.Table.from_pylist(rows, schema=tables.read_table(path).schema))
     said = rf"answers/first, question '{rows[3]['id']}', column 'scores'"
     for more in ({"cascade": "first"}, {"blend": ("first",)}, {"blend": ("first",), "blend_fit": str(tmp_path)}):
         with pytest.raises(InputError, match=said):

@@ -28,10 +28,11 @@ from tiny import CAUSAL, FAMILIES, tiny_folder
 from sciqa.core import storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models import adapter
 from sciqa.models.load import load_base, load_scorer
-from sciqa.models.merge import MergeOptions, merge
+from sciqa.models.merge import merge
+from sciqa.models.options import MergeOptions
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
@@ -39,8 +40,8 @@ from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
-from sciqa.training.ray_train import check_folder
-from sciqa.training.sharding import keep_4bit_layout
+from sciqa.training.ray_train import check_ray_train_folder
+from sciqa.training.sharding import keep_4bit_sharding
 
 STEPS = 20
 
@@ -66,7 +67,7 @@ def models(tmp_path_factory):
 
 
 def history(folder):
-    return storage.read_table(f"{folder}/metrics.parquet").to_pylist()
+    return tables.read_table(f"{folder}/metrics.parquet").to_pylist()
 
 
 def losses(folder):
@@ -84,13 +85,13 @@ def plain_losses(options, family):
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     model, tokenizer = load_base(options.model, family, torch.float32, nf4=options.method == "qlora")
-    keep_4bit_layout(model)
+    keep_4bit_sharding(model)
     model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
     from sciqa.models.load import SCORERS
     from sciqa.training.finetune import open_finetune_split
-    from sciqa.training.loop import selected_training_style
+    from sciqa.training.loop import training_loop_style
 
-    scorer = SCORERS[family](model, tokenizer, selected_training_style(options, tokenizer)).train()
+    scorer = SCORERS[family](model, tokenizer, training_loop_style(options, tokenizer)).train()
     examples = Examples(open_finetune_split(options, "train"), options.train_contexts)
 
     def encode(epoch, number):
@@ -148,7 +149,7 @@ def test_one_process_and_shards_give_the_same_losses(tmp_path, cluster, data, mo
 def test_evaluation_leaves_4_bit_weights_as_they_are(models):
     """On a CPU with AVX512-BF16 bitsandbytes would re-pack them in place."""
     model, _ = load_base(models("llama"), "causal", torch.float32, nf4=True)
-    keep_4bit_layout(model)
+    keep_4bit_sharding(model)
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "quant_state")}
     before = {name: layer.weight.data.view(torch.uint8).clone() for name, layer in layers.items()}
     assert len(before) == 14
@@ -227,7 +228,7 @@ def test_the_best_step_is_kept_and_what_is_trained_differs_from_the_base(
     asked = {"output": str(tmp_path), "exam": exam_file, "contexts": exam_contexts}
     ours = predict(PredictOptions(**asked, model=models("llama"), adapter=made.path, precision="float32"))
     theirs = predict(PredictOptions(**asked, model=merged.path, precision="float32", name="merged"))
-    for one, two in zip(*(storage.read_table(each.path).to_pylist() for each in (ours, theirs)), strict=True):
+    for one, two in zip(*(tables.read_table(each.path).to_pylist() for each in (ours, theirs)), strict=True):
         np.testing.assert_allclose(one["probabilities"], two["probabilities"], atol=1e-5)
 
 
@@ -306,7 +307,7 @@ def test_a_run_that_loses_too_many_workers_says_so_in_one_line(tmp_path, data, u
     with pytest.raises(TrainingFailedError) as error:
         finetune(options)
     killer.join()
-    said = str(worker_loss.loss_error(error.value))
+    said = str(worker_loss.worker_loss_error(error.value))
     assert said.startswith("finetune: a worker was lost again and again; the last one on ")
     assert "--micro-batch" in said
 
@@ -328,8 +329,8 @@ def test_only_a_run_without_sharded_checkpoints_goes_on_with_other_workers(tmp_p
     tables.begin_table(options.folder, {"zero": zero, "num_workers": 2})
     refused = pytest.raises(InputError, match="num_workers: 2 there, 1 now") if zero else contextlib.nullcontext()
     with refused:
-        assert check_folder(options, {"zero": zero, "num_workers": 1})
-    assert check_folder(options, {"zero": zero, "num_workers": 2})
+        assert check_ray_train_folder(options, {"zero": zero, "num_workers": 1})
+    assert check_ray_train_folder(options, {"zero": zero, "num_workers": 2})
 
 
 @pytest.mark.slow
@@ -475,8 +476,8 @@ def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passa
         question, _, gold = examples.plain(number)
         for epoch in range(3):
             varied, context, moved = examples.varied(number, epoch, options)
-            assert list(options_of(varied).values())[moved] == list(options_of(question).values())[gold]
-            assert sorted(options_of(varied).values()) == sorted(options_of(question).values())
+            assert list(answer_options_of(varied).values())[moved] == list(answer_options_of(question).values())[gold]
+            assert sorted(answer_options_of(varied).values()) == sorted(answer_options_of(question).values())
             letters.add(varied["answer"])
             passages = examples.contexts["passages"][number].as_py()
             gold_texts = [p["text"] for p in passages if p["title"] == question["title"]]
@@ -518,7 +519,7 @@ def test_other_bad_input_is_refused(tmp_path, cluster, data, models, trained, ex
     assert not list((tmp_path / "big").glob("trained/[!.]*"))  # nothing besides the file of its lock
 
     options, made = trained
-    path = tables.records_path(made.path, tables.INPUTS)
+    path = tables.table_records_path(made.path, tables.INPUTS)
     begun = storage.read_json(path)
     del begun["inputs"]["clip"]  # as a version without that option would have stored it
     storage.write_json(path, begun)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sciqa.core import cluster, model_workers
-from sciqa.core.model_workers import LARGEST, map_arguments
+from sciqa.core.model_workers import LARGEST, model_worker_arguments
 from sciqa.core.options import RunOptions
 
 
@@ -20,8 +20,8 @@ def processes(name: str, weights: int = 0) -> set[int]:
             self.parts.append(row["part"])
             return {"process": os.getpid(), "name": self.name, "parts": len(self.parts)}
 
-    pool = model_workers.model_pool(RunOptions(num_workers=1), 1, 3, weights)
-    rows = cluster.dataset_of_parts([0, 1, 2]).map(**map_arguments(Counting, {"name": name}, pool)).take_all()
+    pool = model_workers.model_worker_pool(RunOptions(num_workers=1), 1, 3, weights)
+    rows = cluster.cluster_dataset([0, 1, 2]).map(**model_worker_arguments(Counting, {"name": name}, pool)).take_all()
     assert {row["name"] for row in rows} == {name}
     ids = {row["process"] for row in rows}
     for each in ids:  # one worker a process and stage, whatever the order of its parts

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from sciqa.core.model_files import find_model
-from sciqa.models.load import loadable_folder
+from sciqa.models.load import load_safetensors_folder
 
 DECODER = {  # sizes that bitsandbytes' blocks of 64 weights divide
     "hidden_size": 64,
@@ -57,7 +57,7 @@ def tiny_model(family: str, **config: object) -> transformers.PreTrainedModel:
 def tiny_tokenizer(family: str) -> transformers.PreTrainedTokenizerBase:
     """Return the packaged tokenizer that a family is given."""
     name = "all-MiniLM-L6-v2" if family in ENCODERS else "SmolLM2-135M-Instruct"
-    return transformers.AutoTokenizer.from_pretrained(loadable_folder(find_model(name)))
+    return transformers.AutoTokenizer.from_pretrained(load_safetensors_folder(find_model(name)))
 
 
 def tiny_folder(folder: Path, family: str, **config: object) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sciqa.core.packaged import packaged_path
 from sciqa.exam import read_exam
-from sciqa.generate.parse import passage_sentences
-from sciqa.generate.template import read_passage_template
+from sciqa.generate.passage_template import read_passage_template
+from sciqa.generate.replies import reply_sentences
 
 #: Questions that one sentence answers, by their column `kind`.
 KINDS = ("cause", "description", "number", "property", "role")
@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
 
 def make_example(question: dict, article: str) -> list[dict[str, str]] | None:
     """Return the messages about an article's sentences, or None if none of them is the evidence of the question."""
-    sentences = passage_sentences(article)
+    sentences = reply_sentences(article)
     if question["evidence"] not in sentences:
         return None
     at = sentences.index(question["evidence"])

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.exam import read_exam
-from sciqa.exam.files import SPLITS
-from sciqa.exam.questions import options_of
-from sciqa.generate.filters import arrange_options, key_words
-from sciqa.generate.parse import FIELDS, passage_sentences
-from sciqa.generate.template import read_passage_template
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.exam_files import SPLITS
+from sciqa.generate.filters import filter_key_words, filter_option_order
+from sciqa.generate.passage_template import read_passage_template
+from sciqa.generate.replies import FIELDS, reply_sentences
 
 TRAINED = ("train", "direct-train")
 UNASKED = 500
@@ -41,11 +41,11 @@ def make_example(question: dict, passages: list[dict]) -> dict:
         question: row of the exam table.
         passages: rows of the passages table, those of the question's article.
     """
-    wanted = key_words(question.get("evidence") or f"{question['prompt']} {question[question['answer']]}")
-    sentences = [(sentence, passage) for passage in passages for sentence in passage_sentences(passage["text"])]
-    sentence, passage = max(sentences, key=lambda pair: len(key_words(pair[0]) & wanted))
-    options = options_of(question)
-    arranged = arrange_options({"answer": question["answer"]} | options, question["id"])
+    wanted = filter_key_words(question.get("evidence") or f"{question['prompt']} {question[question['answer']]}")
+    sentences = [(sentence, passage) for passage in passages for sentence in reply_sentences(passage["text"])]
+    sentence, passage = max(sentences, key=lambda pair: len(filter_key_words(pair[0]) & wanted))
+    options = answer_options_of(question)
+    arranged = filter_option_order({"answer": question["answer"]} | options, question["id"])
     fields = {"sentence": sentence, "prompt": question["prompt"], "answer": arranged["answer"]}
     fields |= {"options": {letter: arranged[letter] for letter in options}}
     reply = json.dumps({name: fields[name] for name in FIELDS["questions"]}, ensure_ascii=False)
@@ -62,7 +62,7 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 def main(output: Path) -> None:
     """Write the three files."""
     by_title: dict[str, list[dict]] = {}
-    for passage in storage.read_table(str(output / "passages")).to_pylist():
+    for passage in tables.read_table(str(output / "passages")).to_pylist():
         by_title.setdefault(passage["title"], []).append(passage)
     questions = [question for split in TRAINED for question in read_exam(split).to_pylist()]
     held_out = {question["title"] for question in questions if title_hash(question["title"]) % 100 == 0}

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from sciqa.core.storage import read_table
+from sciqa.core.tables import read_table
 
 #: Share of the passages (or documents) in each file; the rest is for training.
 HELD_OUT, VALIDATION = 0.3, 0.1

@@ -4,23 +4,23 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from sciqa.ask.options import AnswerOptions, AskOptions
+from sciqa.ask.options import AskAnswerOptions, AskOptions
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
-from sciqa.exam.questions import options_of
-from sciqa.predict.answers import answer_row, has_tied_answers
-from sciqa.predict.predict import check_reader
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.predict.predict import check_predict_reader
+from sciqa.predict.scored_answers import has_tied_scored_answers, scored_answer_row
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_index_files, read_index_manifest
-from sciqa.retrieval.search import LocalIndex
+from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
+from sciqa.retrieval.search import LocalSearch
 
 if TYPE_CHECKING:  # spares the command line the import of PyTorch
-    from sciqa.ask.generate import GeneratedAnswer
+    from sciqa.ask.generate_answer import GeneratedAnswer
 
 
-class RankedAnswer(NamedTuple):
+class AnswererRanking(NamedTuple):
     """The options of one question, ranked.
 
     Attributes:
@@ -36,7 +36,7 @@ class RankedAnswer(NamedTuple):
     cut: bool
 
 
-def check_answering(options: AnswerOptions, question: dict) -> dict:
+def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
     """Check index and reader without loading them; return the manifest of the index.
 
     Args:
@@ -47,13 +47,13 @@ def check_answering(options: AnswerOptions, question: dict) -> dict:
         InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
     """
     manifest = read_index_manifest(options.index)
-    check_index_files(options, manifest)
+    check_index_unchanged(options, manifest)
     check_find_contexts(options)
-    check_reader(options, question)
+    check_predict_reader(options, question)
     return manifest
 
 
-def check_answering_model(model: str) -> None:
+def check_answerer_model(model: str) -> None:
     """Raise `InputError` if a model is an encoder, which ranks options and writes no words."""
     if model_family(model) == "multiple-choice":
         raise InputError(
@@ -67,16 +67,16 @@ class Answerer:
 
     Args:
         options: where the index is, and the models.
-        manifest: result of `check_answering`.
+        manifest: result of `check_answerer`.
         device: device that computes.
         threads: CPU threads.
     """
 
-    def __init__(self, options: AnswerOptions, manifest: dict, device: Device, threads: int) -> None:
+    def __init__(self, options: AskAnswerOptions, manifest: dict, device: Device, threads: int) -> None:
         from sciqa.predict.readers import ModelReader
 
         search = options.search_parameters, options.candidates, options.cache_bytes
-        index = LocalIndex(options.index, manifest, *search)
+        index = LocalSearch(options.index, manifest, *search)
         embed = options.embed_on(device, threads)
         self.finder = FindContexts(None, options, index, embed, options.context_form(ranks=True))
         self.reader = ModelReader(**options.reader_arguments(device, threads))
@@ -93,7 +93,7 @@ class Answerer:
         (found,) = finder.find([options.as_row()])
         return found
 
-    def rank(self, options: AskOptions, found: dict) -> RankedAnswer:
+    def rank(self, options: AskOptions, found: dict) -> AnswererRanking:
         """Rank the options of a question, given what `find` returned for it.
 
         Raises:
@@ -101,10 +101,10 @@ class Answerer:
         """
         question = options.as_row()
         (scored,) = self.reader.score([question], [(found,)])
-        row = answer_row(question, scored, options.model)
-        probabilities = dict(zip(options_of(question), row["probabilities"], strict=True))
+        row = scored_answer_row(question, scored, options.model)
+        probabilities = dict(zip(answer_options_of(question), row["probabilities"], strict=True))
         ranking = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
-        return RankedAnswer(row["ranking"], ranking, has_tied_answers(row), row["context_cut"])
+        return AnswererRanking(row["ranking"], ranking, has_tied_scored_answers(row), row["context_cut"])
 
     def evidence(self, options: AskOptions, found: dict) -> list[dict] | None:
         """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`."""
@@ -117,14 +117,14 @@ class Answerer:
         earlier: Sequence[dict] = (),
         show: Callable[[str], None] | None = None,
     ) -> "GeneratedAnswer":
-        """Write an answer in words; see `sciqa.ask.generate.write_answer`."""
-        from sciqa.ask.generate import generate_answer
+        """Write an answer in words; see `sciqa.ask.generate_answer.write_answer`."""
+        from sciqa.ask.generate_answer import generate_answer
 
         scorer, question = self.reader.scorer, options.as_row()
         return generate_answer(options, question, found, scorer, self.finder, earlier=earlier, show=show)
 
 
-def passages_in_answer(found: dict) -> list[int]:
+def passages_answerer_read(found: dict) -> list[int]:
     """Return the numbers, from 1, of the passages found that the context consists of."""
     read = {passage["passage_id"] for passage in found["read"]}
     return [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]

@@ -3,7 +3,7 @@
 import os
 import time
 
-from sciqa.ask.answerer import Answerer, check_answering, check_answering_model, passages_in_answer
+from sciqa.ask.answerer import Answerer, check_answerer, check_answerer_model, passages_answerer_read
 from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
 from sciqa.core.device import this_device
@@ -25,9 +25,9 @@ def ask(options: AskOptions) -> Summary:
     started = time.monotonic()
     if options.shots and not options.options:
         raise InputError("--shots: examples of ranking; give --options too, or leave it out for an answer in words")
-    manifest = check_answering(options, options.as_row())
+    manifest = check_answerer(options, options.as_row())
     if not options.options:
-        check_answering_model(options.model)
+        check_answerer_model(options.model)
     with progress_lines("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
         device, threads = this_device(options.accelerator), len(os.sched_getaffinity(0))
         answerer = Answerer(options, manifest, device, threads)
@@ -35,7 +35,7 @@ def ask(options: AskOptions) -> Summary:
         for note in answerer.notes:
             console.print(f"ask: {note}", markup=False)
         ranked = answerer.rank(options, found) if options.options else None
-    details = {"passages": found["passages"], "read": passages_in_answer(found)}
+    details = {"passages": found["passages"], "read": passages_answerer_read(found)}
     if ranked:
         details["ranking"] = ranked.ranking
         made = f"{len(ranked.ranking)} options ranked by {options.model}" + "; some are tied" * ranked.tied

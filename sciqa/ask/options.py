@@ -20,7 +20,7 @@ SENTENCES = 4
 
 
 @dataclass(kw_only=True)
-class AnswerOptions(TemperatureOptions, SearchOptions, ReaderModelOptions):
+class AskAnswerOptions(TemperatureOptions, SearchOptions, ReaderModelOptions):
     """How one question is answered; the options of a question are ranked as by `retrieve` and `predict`."""
 
     context_passages: int | None = None
@@ -71,7 +71,7 @@ class AnswerOptions(TemperatureOptions, SearchOptions, ReaderModelOptions):
 
 
 @dataclass(kw_only=True)
-class AskOptions(AnswerOptions):
+class AskOptions(AskAnswerOptions):
     """Options of the `ask` step."""
 
     question: Positional[str]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from sciqa.audit.compare import EmbedComparedQuestions, compare_part
+from sciqa.audit.compare_questions import EmbedComparedQuestions, compare_part
 from sciqa.audit.contamination import (
     AUDIT_FORMAT,
     KINDS,
@@ -15,7 +15,7 @@ from sciqa.audit.contamination import (
     contamination_rows,
     contamination_slice_scores,
     contamination_summary,
-    read_audit,
+    read_contamination,
 )
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import OtherSource, TextSource, find_text_source, read_other_sources
@@ -23,11 +23,11 @@ from sciqa.audit.words import SEED
 from sciqa.core import cluster, model_workers, progress, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, weight_bytes
-from sciqa.core.model_workers import map_arguments
+from sciqa.core.model_files import find_model, model_file_bytes
+from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import Summary
-from sciqa.exam.answers import find_readers
-from sciqa.exam.questions import Exam, open_exam
+from sciqa.exam.finished_answers import readers_of_finished_answers
+from sciqa.exam.open_exam import Exam, open_exam
 
 __all__ = ["AuditOptions", "audit"]
 
@@ -45,7 +45,7 @@ def audit(options: AuditOptions) -> Summary:
     """
     started = time.monotonic()
     exam = open_exam(options, write=False)
-    readers = find_readers(options.output, exam)
+    readers = readers_of_finished_answers(options.output, exam)
     against, texts = read_other_sources(options, readers), find_text_source(options)
     if not against and not texts:
         raise InputError(
@@ -55,12 +55,12 @@ def audit(options: AuditOptions) -> Summary:
     inputs = _inputs(options, exam, against, texts)
     with lock(options.folder):
         kept = _fill(options, exam, inputs, against, texts)
-    found = read_audit(options.output, exam)
+    found = read_contamination(options.output, exam)
     assert found is not None  # it has just been written
     rows, inputs = found
     scored = contamination_slice_scores(rows, inputs, readers)
-    path = storage.join(options.output, "contamination.parquet")
-    storage.write_table(path, pa.Table.from_pylist(scored, schema=METRICS))
+    path = storage.join_paths(options.output, "contamination.parquet")
+    tables.write_table(path, pa.Table.from_pylist(scored, schema=METRICS))
     made = contamination_summary(rows, inputs) + ", kept" * kept
     return Summary("audit", options.folder, made, time.monotonic() - started, _shown(rows, scored))
 
@@ -99,10 +99,10 @@ def _fill(
     rows = contamination_rows(questions, findings, inputs, seed)
     for number in range(exam.shards):
         shard = rows[exam.first(number) : exam.first(number + 1)]
-        storage.write_table(tables.table_part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
+        tables.write_table(tables.table_part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
     tables.finish_table(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
     for name in ("questions", "vectors", "findings"):
-        storage.delete(tables.records_path(folder, name))
+        storage.delete_path(tables.table_records_path(folder, name))
     return False
 
 
@@ -113,15 +113,15 @@ def _parts(
     exam_parts = _cut("the exam", exam.path, exam.questions)
     parts = []
     for number, others in enumerate(against):
-        path = tables.records_path(folder, "questions", f"{number:05d}.parquet")
-        if not storage.exists(path):
-            storage.write_table(path, others.table.replace_schema_metadata(None), row_group_size=QUESTIONS)
+        path = tables.table_records_path(folder, "questions", f"{number:05d}.parquet")
+        if not storage.path_exists(path):
+            tables.write_table(path, others.table.replace_schema_metadata(None), row_group_size=QUESTIONS)
         parts += _cut(others.name, path, len(others.table))
     for number, part in enumerate([*exam_parts, *parts]):
-        part["vectors"] = tables.records_path(folder, "vectors", f"{number:05d}.npy")
+        part["vectors"] = tables.table_records_path(folder, "vectors", f"{number:05d}.npy")
     parts += texts.parts if texts else []
     for number, part in enumerate(parts):
-        part["findings"] = tables.records_path(folder, "findings", f"{number:05d}.parquet")
+        part["findings"] = tables.table_records_path(folder, "findings", f"{number:05d}.parquet")
     return exam_parts, parts
 
 
@@ -132,13 +132,13 @@ def _cut(source: str, table: str, rows: int) -> list[dict]:
 
 def _embed(options: AuditOptions, parts: list[dict]) -> None:
     """Write the vectors of all questions, except those that are there from an earlier run."""
-    parts = [part for part in parts if not storage.exists(part["vectors"])]
+    parts = [part for part in parts if not storage.path_exists(part["vectors"])]
     if not parts:
         return
-    workers = cluster.num_workers(options, len(parts))
+    workers = cluster.num_cluster_workers(options, len(parts))
     arguments = {"embed": options.embed_arguments(workers), "prefix": options.prefix("query")}
-    pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(options.embedder))
-    rows = cluster.dataset_of_parts(parts).map(**map_arguments(EmbedComparedQuestions, arguments, pool))
+    pool = model_workers.model_worker_pool(options, workers, len(parts), model_file_bytes(options.embedder))
+    rows = cluster.cluster_dataset(parts).map(**model_worker_arguments(EmbedComparedQuestions, arguments, pool))
     total = sum(part["last"] - part["first"] for part in parts)
     for _ in progress.rows_with_progress(rows, "audit", total, "questions embedded", lambda row: row["questions"]):
         pass
@@ -146,11 +146,11 @@ def _embed(options: AuditOptions, parts: list[dict]) -> None:
 
 def _compare(exam: Exam, seed: int, exam_parts: list[dict], parts: list[dict]) -> None:
     """Write the findings of all parts, except those that are there from an earlier run."""
-    parts = [part for part in parts if not storage.exists(part["findings"])]
+    parts = [part for part in parts if not storage.path_exists(part["findings"])]
     if not parts:
         return
     arguments = {"exam": exam, "seed": seed, "exam_parts": exam_parts}
-    rows = cluster.dataset_of_parts(parts).map(compare_part, fn_kwargs=arguments, num_cpus=1)
+    rows = cluster.cluster_dataset(parts).map(compare_part, fn_kwargs=arguments, num_cpus=1)
     for _ in progress.rows_with_progress(rows, "audit", len(parts), "parts compared", lambda row: row["done"]):
         pass
 

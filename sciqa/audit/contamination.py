@@ -8,8 +8,8 @@ import pyarrow as pa
 from sciqa.audit.words import question_words, share_of_words_found
 from sciqa.core import storage, tables
 from sciqa.exam.metrics import score_metrics
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam
 
 #: Version of what the audit computes. Raise it with every change, so that tables of earlier versions are not kept.
 AUDIT_FORMAT = 1
@@ -68,7 +68,7 @@ class ContaminationFindings:
 
     def read(self, path: str) -> None:
         """Add the findings of a file that `write` wrote."""
-        for row in storage.read_table(path).to_pylist():
+        for row in tables.read_table(path).to_pylist():
             place = (row["source"], row["name"], row["title"])
             self.add(row["what"], row["question"], row["value"], place, row["start"])
 
@@ -76,7 +76,7 @@ class ContaminationFindings:
         """Write all findings as a Parquet file."""
         rows = [(*key, -value, *place) for key, (value, *place) in sorted(self.best.items())]
         named = [dict(zip(FINDINGS.names, row, strict=True)) for row in rows]
-        storage.write_table(path, pa.Table.from_pylist(named, schema=FINDINGS))
+        tables.write_table(path, pa.Table.from_pylist(named, schema=FINDINGS))
 
 
 def contamination_rows(
@@ -155,7 +155,7 @@ def contamination_slice_scores(rows: list[dict], inputs: dict, readers: dict[str
     Args:
         rows: rows of the audit table.
         inputs: inputs of the table.
-        readers: result of `sciqa.exam.answers.find_readers`.
+        readers: result of `sciqa.exam.finished_answers.readers_of_finished_answers`.
 
     Returns:
         Rows with `reader`, `slice` and the figures of `sciqa.exam.metrics.score`.
@@ -205,12 +205,12 @@ def contamination_mark(row: dict, inputs: dict) -> str:
     return "; ".join(parts)
 
 
-def read_audit(output: str, exam: Exam) -> tuple[list[dict], dict] | None:
+def read_contamination(output: str, exam: Exam) -> tuple[list[dict], dict] | None:
     """Return the rows of a run's audit table and its inputs; None if there is none for this exam."""
-    folder = storage.join(output, "audit")
+    folder = storage.join_paths(output, "audit")
     if not tables.is_finished_table(folder):
         return None
-    manifest = tables.read_manifest(folder, "audit")
+    manifest = tables.read_table_manifest(folder, "audit")
     if manifest.get("format") != AUDIT_FORMAT or manifest["inputs"]["exam"] != exam.sha256:
         return None
     return QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist(), manifest["inputs"]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
-from sciqa.corpus.options import absolute_sources
-from sciqa.exam.files import packaged_splits
+from sciqa.corpus.options import absolute_corpus_sources
+from sciqa.exam.exam_files import exam_file_splits
+from sciqa.exam.options import ExamOptions, QuestionFileOptions
 from sciqa.exam.question_key import NEAR_COPY
-from sciqa.exam.questions import ExamOptions, QuestionFileOptions
 from sciqa.retrieval.options import EmbedOptions
 
 
@@ -31,7 +31,7 @@ class NearCopyOptions(EmbedOptions, QuestionFileOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute and check the numbers."""
         super().__post_init__()
-        self.against = tuple(name if packaged_splits(name) else storage.absolute(name) for name in self.against)
+        self.against = tuple(name if exam_file_splits(name) else storage.absolute_path(name) for name in self.against)
         self.at_least(2, "ngram")
         for name in ("similarity", "share"):
             if not 0 < getattr(self, name) <= 1:
@@ -53,13 +53,13 @@ class AuditOptions(NearCopyOptions, ExamOptions, RunOptions):
         """Make local paths absolute."""
         super().__post_init__()
         if self.corpus is not None:
-            self.corpus = absolute_sources(self.corpus)
+            self.corpus = absolute_corpus_sources(self.corpus)
             if self.passages or self.index:
                 raise InputError("--corpus: questions are looked up in it alone; leave --passages and --index out")
-        self.passages = self.passages and storage.absolute(self.passages)
-        self.index = self.index and storage.absolute(self.index)
+        self.passages = self.passages and storage.absolute_path(self.passages)
+        self.index = self.index and storage.absolute_path(self.index)
 
     @property
     def folder(self) -> str:
         """Folder of the audit table."""
-        return storage.join(self.output, "audit")
+        return storage.join_paths(self.output, "audit")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sciqa.audit.options import AuditOptions
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
@@ -81,8 +81,8 @@ def _sorted_others(found: dict[str, pa.Table]) -> list[OtherSource]:
     """Return questions under the last parts of their paths where these differ, sorted by name."""
     short = [path.rstrip("/").rpartition("/")[2] for path in found]
     names = [last if short.count(last) == 1 else path for path, last in zip(found, short, strict=True)]
-    hashes = [tables.rows_hash(table.to_pylist()) for table in found.values()]
-    return sorted(map(OtherSource, names, found.values(), hashes), key=lambda others: others.name)
+    digests = [hashes.rows_hash(table.to_pylist()) for table in found.values()]
+    return sorted(map(OtherSource, names, found.values(), digests), key=lambda others: others.name)
 
 
 def _of_readers(readers: dict[str, dict]) -> dict[str, pa.Table]:
@@ -99,24 +99,24 @@ def _of_readers(readers: dict[str, dict]) -> dict[str, pa.Table]:
 
 
 def _is_trained(name: str) -> bool:
-    return "*" not in name and storage.exists(storage.join(name, ABOUT_TRAINED))
+    return "*" not in name and storage.path_exists(storage.join_paths(name, ABOUT_TRAINED))
 
 
 def _trained_on(folder: str) -> dict[str, pa.Table]:
     """Return the questions that a model was trained on and chosen by, from the run that `sciqa finetune` made."""
-    record = tables.records_path(folder, tables.MANIFEST)
-    inputs = storage.read_json(record)["inputs"] if storage.exists(record) else {}
+    record = tables.table_records_path(folder, tables.MANIFEST)
+    inputs = storage.read_json(record)["inputs"] if storage.path_exists(record) else {}
     output = folder.rstrip("/").rpartition("/")[0].rpartition("/")[0]
     found = {}
     for split in ("train", "validation"):
-        path = storage.join(output, split, "exam.parquet")
-        table = storage.open_parquet(path).read() if storage.exists(path) else None
-        if table is None or tables.rows_hash(table.to_pylist()) != inputs.get(f"{split} questions"):
+        path = storage.join_paths(output, split, "exam.parquet")
+        table = tables.open_parquet(path).read() if storage.path_exists(path) else None
+        if table is None or hashes.rows_hash(table.to_pylist()) != inputs.get(f"{split} questions"):
             raise InputError(
                 f"{folder}: its {split} questions are not known (they are where it was trained, in {path}); pass the "
                 "file of them as --against"
             )
-        found[storage.join(output, split)] = table
+        found[storage.join_paths(output, split)] = table
     return found
 
 
@@ -130,16 +130,16 @@ def find_text_source(options: AuditOptions) -> TextSource | None:
         sources = sorted(find_article_files(options.corpus))
         names = [path.rstrip("/").rpartition("/")[2] for path in options.corpus]
         parts = [{"pieces": pieces} for pieces in split_article_files(sources, PART_BYTES)]
-        return TextSource(", ".join(names), tables.fingerprint(sources), parts)
-    passages = options.passages or storage.join(options.output, "passages")
+        return TextSource(", ".join(names), hashes.fingerprint(sources), parts)
+    passages = options.passages or storage.join_paths(options.output, "passages")
     if options.passages or (options.index is None and tables.is_finished_table(passages)):
-        manifest = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)
-        found = [{"path": storage.join(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
+        manifest = tables.read_table_manifest(passages, "corpus", PASSAGES_FORMAT)
+        found = [{"path": storage.join_paths(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
         contents = [shard["content"] for shard in manifest["shards"]]
-        return TextSource("passages", tables.fingerprint(sorted(contents)), found)
-    index = options.index or storage.join(options.output, "index")
-    if options.index is None and not storage.exists(storage.join(index, MANIFEST)):
+        return TextSource("passages", hashes.fingerprint(sorted(contents)), found)
+    index = options.index or storage.join_paths(options.output, "index")
+    if options.index is None and not storage.path_exists(storage.join_paths(index, MANIFEST)):
         return None
     manifest = read_index_manifest(index)
-    found = [{"path": storage.join(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
-    return TextSource("passages", tables.fingerprint(sorted(manifest["contents"])), found)
+    found = [{"path": storage.join_paths(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
+    return TextSource("passages", hashes.fingerprint(sorted(manifest["contents"])), found)

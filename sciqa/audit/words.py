@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sciqa.exam.question_key import folded_text
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.question_key import folded_question_text
 
 #: Fewest words of a run that is looked for, or those of an n-gram if they are fewer.
 SEED = 5
@@ -37,19 +37,19 @@ class WordRuns(NamedTuple):
 
 def split_words(text: str) -> list[str]:
     """Return the words and numbers of a text: without case, punctuation and differences of form (NFKC)."""
-    return WORD.findall(folded_text(text))
+    return WORD.findall(folded_question_text(text))
 
 
 def question_words(question: dict) -> tuple[list[str], int]:
     """Return the words of a prompt and then of the right option if it is known, and the number of the former."""
     prompt = split_words(question["prompt"])
-    right = options_of(question)[question["answer"]] if question["answer"] else ""
+    right = answer_options_of(question)[question["answer"]] if question["answer"] else ""
     return prompt + split_words(right), len(prompt)
 
 
-def question_texts(question: dict) -> list[str]:
+def texts_of_words(question: dict) -> list[str]:
     """Return the texts of a question that an exam is compared with: its prompt followed by each of its options."""
-    return [f"{question['prompt']} {option}" for option in options_of(question).values()]
+    return [f"{question['prompt']} {option}" for option in answer_options_of(question).values()]
 
 
 class ExamWords:

@@ -2,9 +2,17 @@
 
 from pathlib import Path
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, hash_files, local_copy
+from sciqa.core.hashes import hash_weights
+from sciqa.core.model_files import (
+    ABOUT_TRAINED,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ModelFiles,
+    find_model,
+    local_model_copy,
+)
 
 #: File of a chat template, as transformers names it; an adapter that was trained with one has it beside it.
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -13,28 +21,30 @@ CHAT_TEMPLATE = "chat_template.jinja"
 def adapter_hash(folder: str) -> str:
     """Return a hash of an adapter: its weights, configuration, chat template, and the record of the prompt's form."""
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED, CHAT_TEMPLATE)
-    paths = {name: storage.join(folder, name) for name in names}
-    return tables.fingerprint({name: storage.file_sha256(path) for name, path in paths.items() if storage.exists(path)})
+    paths = {name: storage.join_paths(folder, name) for name in names}
+    return hashes.fingerprint(
+        {name: hashes.file_sha256(path) for name, path in paths.items() if storage.path_exists(path)}
+    )
 
 
 def local_adapter(folder: str) -> str:
     """Return an adapter's folder on this machine; a folder on other storage is copied into the cache."""
-    return str(local_copy(folder))
+    return str(local_model_copy(folder))
 
 
-def read_adapter_chat_template(folder: str) -> str | None:
+def adapter_files_chat_template(folder: str) -> str | None:
     """Return the chat template that stands beside an adapter, which was trained with it; None if there is none."""
     file = Path(folder, CHAT_TEMPLATE)
     return file.read_text(encoding="utf-8") if file.exists() else None
 
 
-def read_trained_record(folder: str) -> dict:
+def read_adapter_record(folder: str) -> dict:
     """Return the record stored beside an adapter or fine-tuned model, {} if another program made it."""
-    path = storage.join(folder, ABOUT_TRAINED)
-    return storage.read_json(path) if storage.exists(path) else {}
+    path = storage.join_paths(folder, ABOUT_TRAINED)
+    return storage.read_json(path) if storage.path_exists(path) else {}
 
 
-def check_adapter_base(folder: str, model: str) -> str | None:
+def check_adapter_files(folder: str, model: str) -> str | None:
     """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
 
     Returns:
@@ -42,13 +52,13 @@ def check_adapter_base(folder: str, model: str) -> str | None:
         else None.
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not storage.exists(storage.join(folder, name)):
+        if not storage.path_exists(storage.join_paths(folder, name)):
             raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
-    made_for = read_trained_record(folder)
+    made_for = read_adapter_record(folder)
     if not made_for:
         return None
     files = find_model(model)
-    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != hash_files(files):
+    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != adapter_base_hash(files):
         raise InputError(
             f"{folder}: an adapter for the base model {made_for.get('base')}, not for {model}; "
             f"pass --model {made_for.get('base')}"
@@ -60,7 +70,12 @@ def check_adapter_base(folder: str, model: str) -> str | None:
     return f"{folder}: {', '.join(changed)} of {model} changed since this adapter was trained; its scores may be worse"
 
 
-def describe_adapter_base(name: str) -> dict:
-    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_adapter_base`."""
+def describe_adapter_files(name: str) -> dict:
+    """Return the record of its base model that an adapter or fine-tuned model stores, for `check_adapter_files`."""
     files = find_model(name)
     return {"base": name, "revision": files.weights_hash, "others": files.others}
+
+
+def adapter_base_hash(files: ModelFiles) -> str:
+    """Return the hash that earlier versions stored with an adapter: of all safetensors files in its base's folder."""
+    return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sciqa.core.errors import InputError
-from sciqa.core.storage import read_pieces, storage_errors
+from sciqa.core.storage import read_storage_pieces, storage_errors
 
 #: Files that changed less than this many seconds ago may change again in the same clock tick; their hash is not cached.
 TICK = 0.05
@@ -84,7 +84,7 @@ def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
             aside.truncate(size)  # takes its room now
         with aside:
             try:
-                for piece in read_pieces(path):
+                for piece in read_storage_pieces(path):
                     found.update(piece)
                     aside.write(piece)
                 aside.flush()
@@ -132,7 +132,7 @@ def _make_room(root: Path, size: int, limit: int) -> None:
         )
 
 
-def cached_file_hash(path: Path) -> str:
+def cache_file_hash(path: Path) -> str:
     """Return the sha256 of a file. An unchanged file is read only once per machine.
 
     The machine's cache stores the hash by absolute path, with the file's size and change times.

@@ -21,7 +21,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sciqa.core import worker_loss
-from sciqa.core.console import VERBOSE, verbose
+from sciqa.core.console import VERBOSE, is_console_verbose
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RayOptions, RunOptions
@@ -50,7 +50,7 @@ def connect_cluster(options: RayOptions) -> None:
     """
     if not ray.is_initialized():
         # At its default level, Ray's core warns about constructor arguments that Ray Data itself passes.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning" if verbose() else "fatal")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning" if is_console_verbose() else "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # By default, Ray ends a process that was idle for a second, before the next stage could take it.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
@@ -60,13 +60,13 @@ def connect_cluster(options: RayOptions) -> None:
         if address and ":" in address:
             _check_reachable(address)
         address = address or _last_started()
-        with contextlib.nullcontext() if verbose() else _no_core_messages():
+        with contextlib.nullcontext() if is_console_verbose() else _no_core_messages():
             ray.init(
                 address=address,
                 num_cpus=options.num_cpus,
                 include_dashboard=False if address == "local" else None,
-                logging_level=logging.WARNING if verbose() else logging.ERROR,
-                log_to_driver=verbose(),
+                logging_level=logging.WARNING if is_console_verbose() else logging.ERROR,
+                log_to_driver=is_console_verbose(),
                 runtime_env=_worker_environment(),
             )
         wait_for_cluster_room({"CPU": 1})
@@ -75,14 +75,14 @@ def connect_cluster(options: RayOptions) -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    if not verbose():
+    if not is_console_verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here too
     worker_loss.watch_workers()
 
 
 def _worker_environment() -> dict | None:
     """Return a runtime environment that makes workers verbose too; None if not needed or set by the submitted job."""
-    if not verbose() or VERBOSE in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+    if not is_console_verbose() or VERBOSE in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
         return None
     return {"env_vars": {VERBOSE: "1"}}
 
@@ -222,20 +222,20 @@ def _is_false(answer: ray.ObjectRef) -> bool:
         return False
 
 
-def queue_on_driver_node() -> Queue:
+def cluster_queue() -> Queue:
     """Return a queue on this node, where it lives as long as the driver; the loss of another node would end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def num_workers(options: ClusterOptions, parts: int, *, whole_nodes: bool = False) -> int:
+def num_cluster_workers(options: ClusterOptions, parts: int, *, whole_nodes: bool = False) -> int:
     """Return the number of model workers to start with, at most the number of parts.
 
     `auto` means one per GPU of the requested type; without GPUs, one per CPU, or one per node if `whole_nodes`.
     """
     if options.num_workers != "auto":
         available = options.num_workers
-    elif uses_gpu(options):
+    elif cluster_uses_gpu(options):
         kind = _accelerator_needs(options)
         available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))
     elif whole_nodes:
@@ -245,11 +245,11 @@ def num_workers(options: ClusterOptions, parts: int, *, whole_nodes: bool = Fals
     return max(1, min(available, parts))
 
 
-def workers_that_fit(needs: dict[str, float]) -> int:
+def cluster_workers_that_fit(needs: dict[str, float]) -> int:
     """Return how many workers the cluster's current nodes have room for at once, whatever runs on them now.
 
     Args:
-        needs: resources of a worker, as `worker_needs` returns them.
+        needs: resources of a worker, as `cluster_worker_needs` returns them.
     """
     return sum(min(int(each.get(name, 0) // amount) for name, amount in needs.items()) for each in _resources())
 
@@ -259,19 +259,19 @@ def cluster_cpus() -> int:
     return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
 
 
-def num_search_actors(memory: int) -> int:
+def num_cluster_actors(memory: int) -> int:
     """Return how many actors of a number of bytes to start: at most one per CPU, in half of every node's memory."""
     room = sum(int(each.get("memory", 0) // (2 * memory)) for each in _resources())
     return max(1, min(cluster_cpus(), room))
 
 
-def threads_per_worker(workers: int) -> int:
+def cluster_threads_per_worker(workers: int) -> int:
     """Return the CPU threads per worker: together, workers fill the CPUs, and none needs more than a node has."""
     largest = max(each.get("CPU", 0) for each in _resources())
     return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 
 
-def uses_gpu(options: DeviceOptions) -> bool:
+def cluster_uses_gpu(options: DeviceOptions) -> bool:
     """Whether model workers get a GPU each."""
     if options.accelerator == "auto":
         return ray.cluster_resources().get("GPU", 0) >= 1
@@ -280,10 +280,10 @@ def uses_gpu(options: DeviceOptions) -> bool:
 
 def cluster_device(options: DeviceOptions) -> Device:
     """Return the device of model workers. They are told it, since one without a GPU still sees those of its host."""
-    return "cuda" if uses_gpu(options) else "cpu"
+    return "cuda" if cluster_uses_gpu(options) else "cpu"
 
 
-def worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str, float]:
+def cluster_worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str, float]:
     """Return the resources that each model worker requests, by Ray's names; wait for a node that has them.
 
     Args:
@@ -291,7 +291,9 @@ def worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str
         workers: number of workers.
         weights: bytes of the weights that each worker loads.
     """
-    needs: dict[str, float] = {"GPU": 1} if uses_gpu(options) else {"CPU": MODEL_CPUS * threads_per_worker(workers)}
+    needs: dict[str, float] = (
+        {"GPU": 1} if cluster_uses_gpu(options) else {"CPU": MODEL_CPUS * cluster_threads_per_worker(workers)}
+    )
     if weights:
         needs["memory"] = int(LOADING * weights)
     wait_for_cluster_room(needs | _accelerator_needs(options))
@@ -310,15 +312,15 @@ def check_cluster_accelerator(options: RunOptions) -> None:
 
 
 def _accelerator_needs(options: DeviceOptions) -> dict[str, float]:
-    kind = named_accelerator(options)
+    kind = named_cluster_accelerator(options)
     return {f"accelerator_type:{kind}": 0.001} if kind else {}
 
 
-def named_accelerator(options: DeviceOptions) -> str | None:
+def named_cluster_accelerator(options: DeviceOptions) -> str | None:
     """Return the type of GPU that is requested by name, or None."""
     return None if options.accelerator in ACCELERATORS else options.accelerator
 
 
-def dataset_of_parts(parts: list) -> Dataset:
+def cluster_dataset(parts: list) -> Dataset:
     """Return a dataset with one block per part, so that each part is scheduled, and lost, on its own."""
     return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=max(1, len(parts)))

@@ -11,14 +11,14 @@ console = Console(stderr=True)
 VERBOSE = "SCIQA_VERBOSE"
 
 
-def verbose() -> bool:
+def is_console_verbose() -> bool:
     """Whether warnings and logs of Ray, its workers and libraries are shown."""
     return os.environ.get(VERBOSE, "0") not in ("", "0")
 
 
-def quiet(*loggers: str) -> None:
-    """Hide log messages of libraries below errors, and warnings for their developers, unless `verbose`."""
-    if verbose():
+def quiet_console(*loggers: str) -> None:
+    """Hide log messages of libraries below errors, and warnings for their developers, unless `is_console_verbose`."""
+    if is_console_verbose():
         return
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in loggers:

@@ -40,7 +40,7 @@ def this_device(accelerator: str) -> Device:
     return device
 
 
-def half_precision(device: Device) -> "torch.dtype":
+def device_half_precision(device: Device) -> "torch.dtype":
     """Return the fastest floating-point type that a device supports natively: 16 bits where the hardware has them.
 
     GPUs before compute capability 8.0 (V100, T4), and CPUs with AVX512 alone, have no bfloat16: they accept it, but

@@ -20,7 +20,7 @@ Extra = Literal[
     "rouge",
     "json",
 ]
-#: The modules that each extra installs; they are imported only after `require`.
+#: The modules that each extra installs; they are imported only after `require_extra`.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "train": ("peft", "deepspeed", "bitsandbytes", "tensorboardX"),
     "align": ("trl", "datasets"),
@@ -38,17 +38,17 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
 }
 
 
-def missing(extra: Extra) -> list[str]:
+def missing_of_extra(extra: Extra) -> list[str]:
     """Return the modules of an extra that are not installed, without importing any."""
     return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
 
 
-def require(extra: Extra, what: str) -> None:
+def require_extra(extra: Extra, what: str) -> None:
     """Raise `InputError` unless all modules of an extra are installed; steps call this before any work.
 
     Args:
         extra: name of the extra.
         what: the option or file that needs it, with which the message begins.
     """
-    if absent := missing(extra):
+    if absent := missing_of_extra(extra):
         raise InputError(f"{what}: {', '.join(absent)} not installed; run `pip install 'sciqa[{extra}]'`")

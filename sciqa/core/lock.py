@@ -32,7 +32,7 @@ def lock(folder: str) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock.
     """
-    filesystem, inner = storage.resolve(folder)
+    filesystem, inner = storage.resolve_storage(folder)
     parent, _, name = inner.rstrip("/").rpartition("/")
     if isinstance(filesystem, fs.LocalFileSystem):
         held = _lock_file(folder, Path(parent, f".{name}.lock"))
@@ -75,7 +75,7 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
             stream.write(json.dumps(_holder()).encode())
 
     try:
-        if not storage.is_object_store(filesystem):
+        if not storage.is_object_storage(filesystem):
             filesystem.create_dir(parent, recursive=True)
         beat()
     except OSError:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.core.model_hashes import find_weights, hash_others, hash_weights
+from sciqa.core.hashes import find_hashed_weights, hash_other_files, hash_weights
 from sciqa.core.packaged import PACKAGED, packaged_path
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ModelFiles:
 
         Weights are read once per machine; weights in the hub's cache are never read.
         """
-        return tables.fingerprint({"weights": self.weights_hash, "others": self.others})
+        return hashes.fingerprint({"weights": self.weights_hash, "others": self.others})
 
     @property
     def weights_hash(self) -> str:
@@ -54,22 +54,22 @@ class ModelFiles:
     @property
     def others(self) -> dict[str, str]:
         """Hashes of the files the model is loaded from besides its weights, by path in its folder."""
-        return hash_others(Path(self.folder), self.gguf_file is not None)
+        return hash_other_files(Path(self.folder), self.gguf_file is not None)
 
     @property
     def tokenizer(self) -> str:
-        """Hash of the files that `load_tokenizer` reads."""
+        """Hash of the files that `tokenizer_of_model_files` reads."""
         others = self.others
         return others.get("tokenizer.json") or self.revision
 
 
-def local_path(name: str) -> str:
+def local_model_path(name: str) -> str:
     """Return the absolute path of a local file or folder; any other name is returned unchanged.
 
     Workers do not share the driver's working folder.
     """
     if name.startswith("file://"):
-        return storage.resolve(name)[1]
+        return storage.resolve_storage(name)[1]
     return str(Path(name).absolute()) if name not in PACKAGED and Path(name).exists() else name
 
 
@@ -83,12 +83,12 @@ def find_model(name: str) -> ModelFiles:
     Raises:
         InputError: there is no such model, or it has no safetensors weights.
     """
-    path = local_copy(name)
+    path = local_model_copy(name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFiles(str(path.parent), path.name, (path,))
     if not path.is_dir():
         path = _fetch(name)
-    weights = find_weights(path)
+    weights = find_hashed_weights(path)
     if not weights:
         raise InputError(
             f"{name}: no weights in {path} (model.safetensors, or the files that model.safetensors.index.json names); "
@@ -105,7 +105,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
     Raises:
         InputError: there is no such model, or it has no configuration.
     """
-    path = local_copy(name, ("*/config.json", "*.gguf"))
+    path = local_model_copy(name, ("*/config.json", "*.gguf"))
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
     if not path.is_dir():
@@ -114,7 +114,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
     return path, None
 
 
-def weight_bytes(name: str) -> int:
+def model_file_bytes(name: str) -> int:
     """Return the bytes of a model's weight files; of a GGUF file, four times its size (4-bit weights in 16 bits)."""
     files = find_model(name)
     if files.gguf_file:
@@ -122,7 +122,7 @@ def weight_bytes(name: str) -> int:
     return sum(path.stat().st_size for path in files.weights if path.exists())
 
 
-def load_tokenizer(name: str) -> "Tokenizer":
+def tokenizer_of_model_files(name: str) -> "Tokenizer":
     """Return a model's fast tokenizer, without truncation or padding; it needs no PyTorch if tokenizer.json exists."""
     from tokenizers import Tokenizer
 
@@ -142,34 +142,34 @@ def load_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
-def read_about(name: str, file: str) -> dict:
+def read_model_file(name: str, file: str) -> dict:
     """Return the object in a JSON file of a model's folder, {} if there is no such file."""
     return _read_json(name, Path(find_model(name).folder) / file, dict)
 
 
-def read_embedder_modules(name: str) -> list[dict]:
+def read_model_file_modules(name: str) -> list[dict]:
     """Return the modules of a sentence-transformers model, [] if it does not list them."""
     return _read_json(name, Path(find_model(name).folder) / "modules.json", list)
 
 
 def _first_module(name: str) -> dict:
-    return next(iter(read_embedder_modules(name)), {})
+    return next(iter(read_model_file_modules(name)), {})
 
 
-def is_static_embedder(name: str) -> bool:
+def has_static_model_files(name: str) -> bool:
     """Whether a sentence-transformers model is static: it looks up a vector for each token, and has no network."""
     return _first_module(name).get("type", "").endswith(".StaticEmbedding")
 
 
-def model_sequence_length(name: str) -> int | None:
+def model_file_sequence_length(name: str) -> int | None:
     """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say."""
-    return read_about(name, "sentence_bert_config.json").get("max_seq_length")
+    return read_model_file(name, "sentence_bert_config.json").get("max_seq_length")
 
 
-def embedding_dimension(name: str) -> int | None:
+def model_file_dimension(name: str) -> int | None:
     """Return the dimension of a sentence-transformers model's vectors; None if its modules do not say."""
-    for module in reversed(read_embedder_modules(name)):
-        about = read_about(name, str(Path(module["path"], "config.json")))
+    for module in reversed(read_model_file_modules(name)):
+        about = read_model_file(name, str(Path(module["path"], "config.json")))
         for key in ("out_features", "word_embedding_dimension", "embedding_dimension"):
             if key in about:
                 return about[key]
@@ -183,10 +183,10 @@ def model_family(name: str) -> Family:
         InputError: there is no such model, or it is of a kind that cannot rank options.
     """
     files = find_model(name)
-    return folder_family(name, Path(files.folder), files.gguf_file)
+    return model_folder_family(name, Path(files.folder), files.gguf_file)
 
 
-def folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
+def model_folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
     """Return the family of a model, from the configuration in a folder; see `model_family`."""
     if gguf_file:
         return "causal"
@@ -205,7 +205,7 @@ def folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
     )
 
 
-def has_trained_head(name: str) -> bool:
+def model_files_have_head(name: str) -> bool:
     """Whether a multiple-choice model's checkpoint has the head that scores options; a plain encoder has none."""
     about = _read_config(name, Path(find_model(name).folder))
     return any(kind.endswith("ForMultipleChoice") for kind in about.get("architectures") or [])
@@ -227,18 +227,13 @@ def _read_json(name: str, path: Path, kind: type[Json]) -> Json:
     return read
 
 
-def hash_files(files: ModelFiles) -> str:
-    """Return the hash that earlier versions stored with an adapter: of all safetensors files in its base's folder."""
-    return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))
-
-
-def short_model_name(name: str) -> str:
+def model_files_name(name: str) -> str:
     """Return the name of a model or adapter for a table's name: the last part of a path, or the whole hub id."""
     on_storage = "://" in name or Path(name).is_absolute()
     return name.rstrip("/").rpartition("/")[2] if on_storage else name.replace("/", "--")
 
 
-def local_copy(name: str, only: tuple[str, ...] = ("*",)) -> Path:
+def local_model_copy(name: str, only: tuple[str, ...] = ("*",)) -> Path:
     """Return the path on this machine of a packaged model, a local path or a URI; a hub id leads to no file."""
     if name in PACKAGED:
         return packaged_path(name)
@@ -262,7 +257,7 @@ def _copy(address: str, only: tuple[str, ...]) -> Path:
         for path, _ in files:
             storage.copy_files(path, str(aside / path.removeprefix(parent + "/")))
 
-    folder = cached_folder(f"copy-{tables.fingerprint([address, files])}", build)
+    folder = cached_folder(f"copy-{hashes.fingerprint([address, files])}", build)
     return folder if parent == address else folder / address.removeprefix(parent + "/")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from sciqa.core import worker_loss
-from sciqa.core.cluster import named_accelerator, worker_needs
+from sciqa.core.cluster import cluster_worker_needs, named_cluster_accelerator
 from sciqa.core.options import ClusterOptions
 
 #: Most bytes that a worker may request for its model to share processes: a process keeps its last model for the next
@@ -16,7 +16,7 @@ LARGEST = 1_000_000_000
 _workers: dict[str, Callable[[dict], dict]] = {}
 
 
-def model_pool(options: ClusterOptions, workers: int, parts: int, weights: int) -> dict:
+def model_worker_pool(options: ClusterOptions, workers: int, parts: int, weights: int) -> dict:
     """Return the arguments of `Dataset.map` for a stage's pool of model workers, each an actor.
 
     With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
@@ -28,20 +28,20 @@ def model_pool(options: ClusterOptions, workers: int, parts: int, weights: int) 
         parts: number of parts of the stage.
         weights: bytes of the weights that each worker loads.
     """
-    needs = worker_needs(options, workers, weights)
+    needs = cluster_worker_needs(options, workers, weights)
     most = parts if options.num_workers == "auto" else workers
     return {
         "compute": ActorPoolStrategy(min_size=workers, max_size=most),
         "num_cpus": needs.get("CPU", 0),  # by default, Ray Data takes a whole CPU, which feeding a pool may need
         "num_gpus": needs.get("GPU"),
         "memory": needs.get("memory"),
-        "accelerator_type": named_accelerator(options),
+        "accelerator_type": named_cluster_accelerator(options),
         "max_restarts": worker_loss.MOST,
         "max_task_retries": worker_loss.MOST,
     }
 
 
-def map_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict, pool: dict) -> dict:
+def model_worker_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict, pool: dict) -> dict:
     """Return the arguments of `Dataset.map` for a stage whose workers hold a model.
 
     On a GPU, and with a large model, workers are actors whose processes end with the stage. Other stages run as tasks,
@@ -50,7 +50,7 @@ def map_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict
     Args:
         worker: class of the workers, whose instances map a row.
         arguments: arguments of the class.
-        pool: size and resources, from `model_pool`.
+        pool: size and resources, from `model_worker_pool`.
     """
     if pool["num_gpus"] or (pool["memory"] or 0) > LARGEST:
         return {"fn": worker, "fn_constructor_kwargs": arguments, **pool}

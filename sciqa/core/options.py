@@ -1,6 +1,6 @@
 """Groups of options that many steps have (where a run writes, what it runs on), and the summary of a step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from sciqa.core import storage
@@ -37,12 +37,12 @@ class OutputOptions(Options):
     def __post_init__(self) -> None:
         """Make a local path absolute."""
         super().__post_init__()
-        self.output = storage.absolute(self.output)
+        self.output = storage.absolute_path(self.output)
 
     def fill_folder(self, name: str, *default: str) -> None:
         """Make the path of a folder option absolute; an option that is not given gets a folder in the output folder."""
         given = getattr(self, name)
-        setattr(self, name, storage.absolute(given) if given else storage.join(self.output, *default))
+        setattr(self, name, storage.absolute_path(given) if given else storage.join_paths(self.output, *default))
 
 
 @dataclass(kw_only=True)
@@ -111,7 +111,7 @@ class SeedOptions(Options):
     """Random seed: of the order of questions, dropout and new weights in training, of sampled tokens and vectors."""
 
 
-def check_name(name: str) -> None:
+def check_name_option(name: str) -> None:
     """Raise `InputError` unless the option `--name` is a valid name for a table's folder."""
     if not name or "/" in name or name.startswith((".", "_")):
         raise InputError(f"--name: {name!r} given, the name of a folder expected")
@@ -144,3 +144,8 @@ def _check_kind(accelerator: str) -> None:
     if accelerator not in kinds:
         expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
         raise InputError(f"--accelerator: {accelerator!r} given, {expected} expected")
+
+
+def defaults_of(*kinds: type) -> dict:
+    """Return the defaults of all options of some dataclasses, by name."""
+    return {field.name: field.default for kind in kinds for field in fields(kind)}

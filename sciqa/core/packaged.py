@@ -42,7 +42,7 @@ PACKAGED = {
 }
 
 
-def is_installed(name: str) -> bool:
+def is_packaged_installed(name: str) -> bool:
     """Whether the Python packages of a packaged model or corpus are installed."""
     return all(importlib.util.find_spec(package) is not None for package, _ in PACKAGED[name].files)
 

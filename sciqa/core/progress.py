@@ -60,7 +60,7 @@ def _rows(dataset: Dataset) -> Iterator[dict]:
     except Exception as error:
         if bad_input := find_input_error(error):
             raise bad_input from error
-        if by_loss := worker_loss.loss_error(error):
+        if by_loss := worker_loss.worker_loss_error(error):
             raise by_loss from error
         raise
 
@@ -75,7 +75,7 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with worker_loss.report_losses(stage), Progress(*columns, console=console, transient=True) as progress:
+    with worker_loss.report_worker_losses(stage), Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(stage, total=total)
         yield lambda done, row: progress.update(task, completed=done)
 
@@ -132,7 +132,7 @@ def progress_lines(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        with worker_loss.report_losses(stage):
+        with worker_loss.report_worker_losses(stage):
             yield say
     finally:
         done.set()

@@ -1,9 +1,8 @@
-"""Files and tables on any storage that pyarrow's filesystems support, written completely or not at all."""
+"""Files on any storage that pyarrow's filesystems support, written completely or not at all."""
 
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import os
 import uuid
@@ -12,9 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from sciqa.core.errors import InputError
@@ -25,7 +22,7 @@ Result = TypeVar("Result")
 READERS = 32
 
 
-def resolve(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
+def resolve_storage(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
     """Return the filesystem of a path (local, or a URI such as `s3://bucket/run`) and the path within it."""
     text = os.fspath(path).removeprefix("file://")
     if "://" not in text:
@@ -50,7 +47,7 @@ def _open_bucket(bucket: str) -> fs.FileSystem:
     return fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")[0]
 
 
-def is_object_store(filesystem: fs.FileSystem) -> bool:
+def is_object_storage(filesystem: fs.FileSystem) -> bool:
     """Whether files on this storage appear only when complete, and folders need not be made."""
     return filesystem.type_name in ("s3", "gcs", "abfs")
 
@@ -70,42 +67,34 @@ def storage_errors(path: str, what: str) -> Iterator[None]:
         raise InputError(f"{path}: {'no such file' if missing else f'cannot be {what} ({error})'}") from error
 
 
-def join(folder: str, *list_names: str) -> str:
+def join_paths(folder: str, *list_names: str) -> str:
     """Join names onto a folder, local or URI."""
     return "/".join([folder.rstrip("/"), *list_names])
 
 
-def exists(path: str) -> bool:
+def path_exists(path: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "reached"):
         return filesystem.get_file_info(inner).type != fs.FileType.NotFound
 
 
 def read_bytes(path: str, compression: str | None = "detect") -> bytes:
     """Return a file's bytes; .gz, .bz2 and .zst files are decompressed, unless `compression` is None."""
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "read"), filesystem.open_input_stream(inner, compression=compression) as stream:
         return stream.read()
 
 
-def read_pieces(path: str) -> Iterator[bytes]:
+def read_storage_pieces(path: str) -> Iterator[bytes]:
     """Yield a file's bytes in pieces of 4 MB."""
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "read"), filesystem.open_input_stream(inner) as stream:
         while data := stream.read(1 << 22):
             yield data
 
 
-def file_sha256(path: str) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    for data in read_pieces(path):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def map_concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def map_storage(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return a function's results for all items, in order; its calls, which wait for storage, run in threads."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(function, items))
@@ -116,9 +105,9 @@ def write_bytes(path: str, data: bytes) -> str:
 
     The data goes to a temporary file that is moved into place. Object stores need none: a file appears when complete.
     """
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "written"):
-        if is_object_store(filesystem):
+        if is_object_storage(filesystem):
             with filesystem.open_output_stream(inner) as stream:
                 stream.write(data)
         else:
@@ -153,49 +142,6 @@ def write_json(path: str, value: dict) -> None:
     write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
-def write_table(path: str, table: pa.Table, row_group_size: int | None = None) -> str:
-    """Write a table as one zstd Parquet file, completely or not at all; return its sha256."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
-    return write_bytes(path, buffer.getvalue())
-
-
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file; raise `InputError` if it is missing or not valid."""
-    filesystem, inner = resolve(path)
-    try:
-        return pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
-
-
-def read_rows(path: str, first: int, last: int, columns: list[str] | None = None) -> list[dict]:
-    """Return the rows of a Parquet file from number `first` up to but not including `last`, across row groups."""
-    file = open_parquet(path)
-    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
-    groups = [n for n in range(file.num_row_groups) if starts[n] < last and first < starts[n + 1]]
-    if not groups:
-        return []
-    table = file.read_row_groups(groups, columns)
-    return table.slice(first - int(starts[groups[0]]), last - first).to_pylist()
-
-
-def read_table(path: str, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pa.Table:
-    """Read one Parquet file, or all Parquet files of a folder in the order of their names.
-
-    With filters, as `pyarrow.parquet.read_table` takes them, only row groups with rows that may match are read.
-    """
-    files = list_files(path, "parquet")
-    if filters is None:
-        return pa.concat_tables([open_parquet(file).read(columns) for file in files])
-    filesystem, _ = resolve(path)
-    with storage_errors(path, "read"):
-        how = {"columns": columns, "filters": filters, "filesystem": filesystem, "partitioning": None}
-        return pa.concat_tables([pq.read_table(resolve(file)[1], **how) for file in files])
-
-
 def list_files(path: str, *suffixes: str) -> list[str]:
     """Return the path itself if it is a file, else the folder's files with one of the suffixes, sorted.
 
@@ -209,7 +155,7 @@ def stat_files(path: str, *suffixes: str, missing_ok: bool = False) -> list[tupl
 
     Without suffixes, all files of a folder are returned. There may be none only if `missing_ok` is set.
     """
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "reached"):
         info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.NotFound and not missing_ok:
@@ -224,7 +170,7 @@ def stat_files(path: str, *suffixes: str, missing_ok: bool = False) -> list[tupl
         name = entry.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in name.split("/"))
         if entry.type == fs.FileType.File and name.endswith(endings) and not hidden:
-            found.append((join(path, name), [entry.size, entry.mtime_ns]))
+            found.append((join_paths(path, name), [entry.size, entry.mtime_ns]))
     found.sort()
     if not found and not missing_ok:
         ending = " ending in " + " or ".join("." + suffix for suffix in suffixes) if suffixes else ""
@@ -234,31 +180,31 @@ def stat_files(path: str, *suffixes: str, missing_ok: bool = False) -> list[tupl
 
 def list_folders(path: str) -> list[str]:
     """Return the sorted names of a folder's subfolders, except tables' `records`; none if the folder is missing."""
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     found = (entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
     return sorted(name for name in found if not name.startswith((".", "_")))
 
 
-def absolute(path: str) -> str:
+def absolute_path(path: str) -> str:
     """Return the absolute path, since workers may not share the driver's working folder; a URI is unchanged."""
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
 
 
 def copy_files(source: str, destination: str) -> None:
     """Copy a file, or all files of a folder, from any storage to any other."""
-    (from_fs, from_path), (to_fs, to_path) = resolve(source), resolve(destination)
+    (from_fs, from_path), (to_fs, to_path) = resolve_storage(source), resolve_storage(destination)
     with storage_errors(destination, "written"):
-        if not is_object_store(to_fs):
+        if not is_object_storage(to_fs):
             whole = from_fs.get_file_info(from_path).type == fs.FileType.Directory
             to_fs.create_dir(to_path if whole else to_path.rpartition("/")[0], recursive=True)
         fs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
 
 
-def delete(path: str) -> None:
+def delete_path(path: str) -> None:
     """Delete a file, or a folder with its content, if it exists."""
-    filesystem, inner = resolve(path)
+    filesystem, inner = resolve_storage(path)
     with storage_errors(path, "deleted"):
         kind = filesystem.get_file_info(inner).type
         if kind == fs.FileType.Directory:
@@ -267,19 +213,19 @@ def delete(path: str) -> None:
             filesystem.delete_file(inner)
 
 
-def check_writable(folder: str) -> None:
+def check_storage_writable(folder: str) -> None:
     """Raise `InputError` unless a file can be written in a folder, which is made if it is missing."""
-    probe = join(folder, f".probe-{uuid.uuid4().hex}")
+    probe = join_paths(folder, f".probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
-        delete(probe)
+        delete_path(probe)
     except InputError as error:
         raise InputError(f"{folder}: cannot be written ({error}); pass --output a folder that can") from error
 
 
 def list_names(folder: str) -> Iterator[str]:
     """Yield the names of a folder's entries, except unfinished files; none if the folder is missing."""
-    filesystem, inner = resolve(folder)
+    filesystem, inner = resolve_storage(folder)
     with storage_errors(folder, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     for entry in entries:

@@ -1,10 +1,13 @@
-"""Tables in shards: begin, resume and finish them, and recognise them by their inputs."""
+"""Tables of Parquet shards: read and write them, begin, resume and finish them, recognise them by their inputs."""
 
-import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
@@ -24,21 +27,7 @@ def table_part_name(part: int) -> str:
 
 def table_part_path(folder: str, part: int) -> str:
     """Return the path of a shard in a table with numbered shards."""
-    return storage.join(folder, table_part_name(part))
-
-
-def fingerprint(value: object) -> str:
-    """Return a short hash of any JSON value, the same in every run."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def rows_hash(rows: Iterable[dict]) -> str:
-    """Return a hash of rows in their order; column order and empty cells do not matter."""
-    digest = hashlib.sha256()
-    for row in rows:
-        given = {name: value for name, value in row.items() if value is not None}
-        digest.update(json.dumps(given, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()
+    return storage.join_paths(folder, table_part_name(part))
 
 
 class BegunTable(NamedTuple):
@@ -55,21 +44,16 @@ class BegunTable(NamedTuple):
     whole: bool
 
 
-def records_path(folder: str, *names: str) -> str:
+def table_records_path(folder: str, *names: str) -> str:
     """Return a path in the folder `_NAME` beside a table's folder `NAME`, which holds the table's metadata.
 
     The table's own folder holds only shards, so that any program that reads Parquet can open it.
     """
     parent, _, name = folder.rstrip("/").rpartition("/")
-    return storage.join(parent, f"_{name}", *names)
+    return storage.join_paths(parent, f"_{name}", *names)
 
 
-def defaults_of(*kinds: type) -> dict:
-    """Return the defaults of all options of some dataclasses, by name."""
-    return {field.name: field.default for kind in kinds for field in fields(kind)}
-
-
-def differing_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
+def differing_table_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
     """Return the differences between two tables' inputs: (there, now) by name, or by `outer: inner` if nested.
 
     A missing name counts as the option's default, so that options added later change nothing.
@@ -85,7 +69,9 @@ def differing_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[str, tup
     for name in sorted(begun.keys() | inputs.keys()):
         there, now = (each.get(name, defaults.get(name)) for each in (begun, inputs))
         if isinstance(there, dict) and isinstance(now, dict):
-            changed |= {f"{name}: {inner}": pair for inner, pair in differing_inputs(there, now, defaults).items()}
+            changed |= {
+                f"{name}: {inner}": pair for inner, pair in differing_table_inputs(there, now, defaults).items()
+            }
         elif there != now:
             changed[name] = there, now
     return changed
@@ -99,7 +85,7 @@ def begin_table(
     Args:
         folder: folder of the table's shards.
         inputs: everything that determines the table's content, and `format`, the version of the computation.
-        defaults: defaults of the options among the inputs, by name; see `differing_inputs`.
+        defaults: defaults of the options among the inputs, by name; see `differing_table_inputs`.
         rows: wanted rows per shard; a table that has shards keeps their number of rows.
         overwrite: empty a folder that was begun from other inputs, or by a version of the program that computes
             differently.
@@ -108,13 +94,13 @@ def begin_table(
         InputError: the folder has to be emptied and `overwrite` is off, or it holds files that no step has made.
     """
     held = set(storage.list_names(folder))
-    if storage.exists(records_path(folder, INPUTS)):
-        begun = storage.read_json(records_path(folder, INPUTS))
-        made = held or set(storage.list_names(records_path(folder))) - {INPUTS}
-        if not (changed := differing_inputs(begun["inputs"], inputs, defaults or {})):
+    if storage.path_exists(table_records_path(folder, INPUTS)):
+        begun = storage.read_json(table_records_path(folder, INPUTS))
+        made = held or set(storage.list_names(table_records_path(folder))) - {INPUTS}
+        if not (changed := differing_table_inputs(begun["inputs"], inputs, defaults or {})):
             if made or begun.get("rows") == rows:
-                path = records_path(folder, MANIFEST)
-                whole = storage.exists(path) and storage.read_json(path)["files"] == len(held)
+                path = table_records_path(folder, MANIFEST)
+                whole = storage.path_exists(path) and storage.read_json(path)["files"] == len(held)
                 return BegunTable(held, begun.get("rows"), whole)
         elif made and not overwrite:
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
@@ -125,21 +111,21 @@ def begin_table(
             raise InputError(f"{folder}: {OTHERWISE}; {REMEDY}")
         delete_table(folder)
     else:
-        for each in (folder, records_path(folder)):
+        for each in (folder, table_records_path(folder)):
             if any(True for _ in storage.list_names(each)):
                 raise InputError(f"{each}: holds files that no step of sciqa made; pass another folder")
-    storage.write_json(records_path(folder, INPUTS), {"inputs": inputs, "rows": rows})
+    storage.write_json(table_records_path(folder, INPUTS), {"inputs": inputs, "rows": rows})
     return BegunTable(set(), rows, False)
 
 
 def delete_table(folder: str) -> None:
     """Delete a table, then its records: without records, `begin_table` would take its files for foreign ones."""
-    storage.delete(folder)
-    storage.delete(records_path(folder))
+    storage.delete_path(folder)
+    storage.delete_path(table_records_path(folder))
 
 
 def _said_changes(changed: dict[str, tuple]) -> str:
-    """Return in words the differences between a table's inputs, as `differing_inputs` returns them."""
+    """Return in words the differences between a table's inputs, as `differing_table_inputs` returns them."""
     if (name := "format") not in changed:
         name = next(iter(changed))
     there, now = changed[name]
@@ -149,22 +135,22 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 
 def finish_table(folder: str, manifest: dict) -> None:
     """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
-    storage.write_json(records_path(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
+    storage.write_json(table_records_path(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
 
 
 def finished_tables(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the name and the path of each finished table in a folder, in the order of their names."""
     for name in storage.list_folders(folder):
-        if is_finished_table(path := storage.join(folder, name)):
+        if is_finished_table(path := storage.join_paths(folder, name)):
             yield name, path
 
 
 def is_finished_table(folder: str) -> bool:
     """Whether a table, or a trained model, exists and is complete."""
-    return storage.exists(records_path(folder, MANIFEST)) and any(True for _ in storage.list_names(folder))
+    return storage.path_exists(table_records_path(folder, MANIFEST)) and any(True for _ in storage.list_names(folder))
 
 
-def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
+def read_table_manifest(folder: str, step: str, version: int | None = None) -> dict:
     """Return the manifest of a complete table, or raise `InputError` that names the step to run.
 
     Args:
@@ -173,10 +159,53 @@ def read_manifest(folder: str, step: str, version: int | None = None) -> dict:
         version: the `format` that the table must have; by default any.
     """
     if not is_finished_table(folder):
-        if storage.exists(storage.join(folder, "_manifest.json")):
+        if storage.path_exists(storage.join_paths(folder, "_manifest.json")):
             raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
         raise InputError(f"{folder}: not there, or not finished; run `sciqa {step}` with the same --output first")
-    manifest = storage.read_json(records_path(folder, MANIFEST))
+    manifest = storage.read_json(table_records_path(folder, MANIFEST))
     if version is not None and manifest.get("format") != version:
         raise InputError(f"{folder}: {OTHERWISE}; run `sciqa {step} --overwrite`")
     return manifest
+
+
+def write_table(path: str, table: pa.Table, row_group_size: int | None = None) -> str:
+    """Write a table as one zstd Parquet file, completely or not at all; return its sha256."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
+    return storage.write_bytes(path, buffer.getvalue())
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """Open a Parquet file; raise `InputError` if it is missing or not valid."""
+    filesystem, inner = storage.resolve_storage(path)
+    try:
+        return pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
+
+
+def read_table_rows(path: str, first: int, last: int, columns: list[str] | None = None) -> list[dict]:
+    """Return the rows of a Parquet file from number `first` up to but not including `last`, across row groups."""
+    file = open_parquet(path)
+    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+    groups = [n for n in range(file.num_row_groups) if starts[n] < last and first < starts[n + 1]]
+    if not groups:
+        return []
+    table = file.read_row_groups(groups, columns)
+    return table.slice(first - int(starts[groups[0]]), last - first).to_pylist()
+
+
+def read_table(path: str, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pa.Table:
+    """Read one Parquet file, or all Parquet files of a folder in the order of their names.
+
+    With filters, as `pyarrow.parquet.read_table` takes them, only row groups with rows that may match are read.
+    """
+    files = storage.list_files(path, "parquet")
+    if filters is None:
+        return pa.concat_tables([open_parquet(file).read(columns) for file in files])
+    filesystem, _ = storage.resolve_storage(path)
+    with storage.storage_errors(path, "read"):
+        how = {"columns": columns, "filters": filters, "filesystem": filesystem, "partitioning": None}
+        return pa.concat_tables([pq.read_table(storage.resolve_storage(file)[1], **how) for file in files])

@@ -19,7 +19,7 @@ from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest, GetAllWork
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub, WorkerInfoGcsServiceStub
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from sciqa.core.console import console, verbose
+from sciqa.core.console import console, is_console_verbose
 from sciqa.core.errors import LostWorkersError
 
 #: Number of times that Ray restarts a worker, and repeats a part whose worker is lost; then the run ends.
@@ -107,7 +107,7 @@ class _Watch:
     def _tell(self, worker: WorkerTableData) -> None:
         self.last = f"on {worker.worker_address.ip_address} (process {worker.pid}) {_how(worker)}"
         self._say(f"a worker {self.last}; what it had begun is done again")
-        if verbose():
+        if is_console_verbose():
             console.print(worker.exit_detail, markup=False, highlight=False, soft_wrap=True)
 
     def _say(self, line: str) -> None:
@@ -158,7 +158,7 @@ def _session() -> tuple[str, bytes]:
 
 
 @contextlib.contextmanager
-def report_losses(stage: str) -> Iterator[None]:
+def report_worker_losses(stage: str) -> Iterator[None]:
     """Report workers that die meanwhile under the name of a stage."""
     if (watched := _watch) is None:
         yield
@@ -173,7 +173,7 @@ def report_losses(stage: str) -> Iterator[None]:
             watched.stages.remove(stage)
 
 
-def loss_error(error: BaseException | None) -> LostWorkersError | None:
+def worker_loss_error(error: BaseException | None) -> LostWorkersError | None:
     """Return the error of a run that ended because of a lost worker or node; None for any other error."""
     while error is not None:
         if isinstance(error, LostWorkersError):

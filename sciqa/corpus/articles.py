@@ -12,23 +12,23 @@ from urllib.parse import quote
 
 from pyarrow import fs
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.extras import Extra, require
+from sciqa.core.extras import Extra, require_extra
 from sciqa.core.packaged import packaged_path
 from sciqa.corpus import wikimedia as dump
-from sciqa.corpus.files import (
+from sciqa.corpus.corpus_files import (
     COMPRESSIONS,
     LARGEST,
     decode_corpus_file,
-    is_hidden_file,
+    is_hidden_corpus_file,
     kind_of_corpus_file,
-    list_folder,
+    list_corpus_files,
     open_corpus_file,
 )
 from sciqa.corpus.table_files import (
-    check_table_columns,
-    check_table_rows,
+    check_table_file_columns,
+    check_table_file_rows,
     read_csv_table_file,
     read_jsonl_table_file,
     read_parquet_table_file,
@@ -42,7 +42,7 @@ DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their aut
 DOCUMENT = re.compile(r'<doc id="[^"]*"(?: revid="[^"]*")? url="([^"]*)" title="(.*)">\s*')
 
 
-class ArticlePart(TypedDict):
+class ArticleRange(TypedDict):
     """A range of a file, in bytes or, for Parquet, in row groups; `end` None means the end of the file.
 
     A record belongs to the range in which it begins.
@@ -91,7 +91,7 @@ def find_article_files(corpus: tuple[str, ...], left_out: dict[str, str] | None 
 
 
 def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
-    filesystem, inner = storage.resolve(path)
+    filesystem, inner = storage.resolve_storage(path)
     info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{path}: no such file or folder")
@@ -99,13 +99,13 @@ def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
         kind_of_corpus_file(path)
         return [(path, [info.size, info.mtime_ns])]
     found = []
-    for file, about in list_folder(path):
+    for file, about in list_corpus_files(path):
         try:
             kind, _ = kind_of_corpus_file(file)
         except InputError as error:
             left_out[file] = str(error).removeprefix(f"{file}: ")
             continue
-        if is_hidden_file(file, path):
+        if is_hidden_corpus_file(file, path):
             left_out[file] = "its name, or that of its folder, begins with a dot or an underscore"
         elif kind == "dump" and not dump.is_wikimedia_dump(file):
             left_out[file] = NO_DUMP
@@ -120,9 +120,9 @@ def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
 def _check(path: str) -> None:
     kind, compression = kind_of_corpus_file(path)
     if extra := NEEDED.get(kind):
-        require(extra, path)
+        require_extra(extra, path)
     if kind in ("parquet", "csv", "tsv"):
-        check_table_columns(path)
+        check_table_file_columns(path)
     elif kind == "dump":
         if compression == ".bz2":
             dump.check_whole_wikimedia_dump(path)
@@ -130,9 +130,9 @@ def _check(path: str) -> None:
             raise InputError(f"{path}: {NO_DUMP}")
 
 
-def split_article_files(sources: list[tuple[str, list]], part_bytes: int) -> list[list[ArticlePart]]:
+def split_article_files(sources: list[tuple[str, list]], part_bytes: int) -> list[list[ArticleRange]]:
     """Split a corpus into parts of about `part_bytes`, one per task: pieces of large files, or several small files."""
-    parts: list[list[ArticlePart]] = []
+    parts: list[list[ArticleRange]] = []
     room = 0
     for path, (size, _) in sources:
         for piece, length in _pieces(path, size, part_bytes):
@@ -144,25 +144,25 @@ def split_article_files(sources: list[tuple[str, list]], part_bytes: int) -> lis
     return parts
 
 
-def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[ArticlePart, int]]:
+def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[ArticleRange, int]]:
     kind, compression = kind_of_corpus_file(path)
     if kind == "parquet":
-        about = storage.open_parquet(path).metadata
+        about = tables.open_parquet(path).metadata
         sizes = [about.row_group(number).total_byte_size for number in range(about.num_row_groups)]
         start = 0
         for end in range(1, len(sizes) + 1):
             if end == len(sizes) or sum(sizes[start : end + 1]) > part_bytes:
-                yield ArticlePart(path=path, start=start, end=end), sum(sizes[start:end])
+                yield ArticleRange(path=path, start=start, end=end), sum(sizes[start:end])
                 start = end
     elif (kind, compression) in (("dump", ".bz2"), ("jsonl", "")):
         for start in range(0, size, part_bytes):
             last = start + part_bytes >= size
             yield (
-                ArticlePart(path=path, start=start, end=None if last else start + part_bytes),
+                ArticleRange(path=path, start=start, end=None if last else start + part_bytes),
                 min(part_bytes, size - start),
             )
     else:
-        yield ArticlePart(path=path, start=0, end=None), size
+        yield ArticleRange(path=path, start=0, end=None), size
 
 
 def read_articles(
@@ -183,10 +183,10 @@ def read_articles(
     readers = {
         "demo": lambda: _read_demo(),
         "dump": lambda: _read_dump(path, start, end, tally),
-        "parquet": lambda: check_table_rows(path, read_parquet_table_file(path, start, end)),
-        "jsonl": lambda: check_table_rows(path, read_jsonl_table_file(path, start, end)),
-        "csv": lambda: check_table_rows(path, read_csv_table_file(path)),
-        "tsv": lambda: check_table_rows(path, read_csv_table_file(path)),
+        "parquet": lambda: check_table_file_rows(path, read_parquet_table_file(path, start, end)),
+        "jsonl": lambda: check_table_file_rows(path, read_jsonl_table_file(path, start, end)),
+        "csv": lambda: check_table_file_rows(path, read_csv_table_file(path)),
+        "tsv": lambda: check_table_file_rows(path, read_csv_table_file(path)),
         "extracted": lambda: _read_extracted(path),
         "text": lambda: _read_text(path, tally),
         "html": lambda: _read_html(path, tally),
@@ -292,7 +292,7 @@ def _read_extracted(path: str) -> Iterator[list[dict]]:
     with open_corpus_file(path) as file:
         marked = file.read(1) != b"{"
     if not marked:
-        yield from check_table_rows(path, read_jsonl_table_file(path))
+        yield from check_table_file_rows(path, read_jsonl_table_file(path))
         return
     article: dict | None = None
     with open_corpus_file(path) as file:

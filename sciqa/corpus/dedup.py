@@ -57,7 +57,7 @@ ENTRY = np.dtype(
 REPEATS = pa.schema([("part", pa.uint32()), ("row", pa.uint32()), ("repeats", pa.uint64()), ("kind", pa.string())])
 
 
-def title_hash(title: str) -> int:
+def dedup_title_hash(title: str) -> int:
     """Return a 64-bit hash of an article's title."""
     return int.from_bytes(_digest(title)[:8])
 
@@ -72,7 +72,7 @@ def make_dedup_entries(passages: list[dict[str, str]], first: int, near: bool) -
     """
     entries = np.zeros((len(passages), 1 + KEYS * near), ENTRY)
     entries["row"] = np.arange(first, first + len(passages))[:, None]
-    entries["title"] = np.array([title_hash(passage["title"]) for passage in passages], np.uint64)[:, None]
+    entries["title"] = np.array([dedup_title_hash(passage["title"]) for passage in passages], np.uint64)[:, None]
     entries["passage"] = np.array([int(passage["passage_id"], 16) for passage in passages], np.uint64)[:, None]
     whole = [_digest(*(passage[name] for name in ("title", "section", "text"))) for passage in passages]
     halves = np.frombuffer(b"".join(whole), np.uint64).reshape(len(passages), 2)
@@ -127,7 +127,7 @@ def find_duplicate_articles(paths: list[str], bucket: int, removed: np.ndarray) 
     """
     found, numbers = [], []
     for number, path in enumerate(paths):
-        filesystem, inner = storage.resolve(path)
+        filesystem, inner = storage.resolve_storage(path)
         with filesystem.open_input_file(inner) as file:
             data = pa.ipc.open_file(file).get_batch(bucket).column(0)
             entries = np.frombuffer(data.buffers()[1] or b"", ENTRY, len(data))

@@ -107,12 +107,12 @@ def format_chemical_equation(text: str) -> str:
     return BOND.sub("−", text).replace("*", "·")
 
 
-def format_fraction(parts: list[str]) -> str:
+def format_formula_fraction(parts: list[str]) -> str:
     """Format a fraction on one line, with parentheses where needed."""
     return "/".join(f"({part})" if OPERATOR.search(part) else part for part in parts)
 
 
-def format_root(degree: str, radicand: str) -> str:
+def format_formula_root(degree: str, radicand: str) -> str:
     """Format a root; a degree other than 2 is a superscript or in brackets, so that it is not read as a factor."""
     raised = degree.replace(" ", "").translate(RAISED)
     sign = "√" if degree in ("", "2") else f"{raised}√" if not raised.isascii() else f"√[{degree}]"
@@ -172,12 +172,12 @@ def _fraction(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
         return " ".join([f" {node.macroname}", *parts, ""])
     if "binom" in node.macroname:
         return f"({parts[0]} choose {parts[1]})"
-    return format_fraction(parts) + " "
+    return format_formula_fraction(parts) + " "
 
 
 def _root(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:
     degree, radicand = ["", *_parts(node, l2tobj)][-2:]
-    return format_root(degree, f"({radicand})")
+    return format_formula_root(degree, f"({radicand})")
 
 
 def _formed(node: LatexMacroNode, l2tobj: LatexNodes2Text) -> str:

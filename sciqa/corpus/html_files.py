@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from sciqa.core.errors import InputError
-from sciqa.corpus.files import decode_corpus_file
+from sciqa.corpus.corpus_files import decode_corpus_file
 from sciqa.corpus.formulas import math_formula, superscript
-from sciqa.corpus.table_text import TableCell, cell_span, table_lines
-from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_cell_lines, join_wikitext_lines
+from sciqa.corpus.table_text import TableCell, table_cell_span, table_lines
+from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_wikitext_cell_lines, join_wikitext_lines
 
 #: Declaration of the encoding in a web page.
 CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
@@ -73,7 +73,7 @@ def _pieces(node: LexborNode) -> Iterator[str | tuple[int, str]]:
         if tag == "-text":
             yield child.text_content or ""
         elif tag in HEADINGS:
-            yield HEADINGS[tag], join_cell_lines(_text(child))
+            yield HEADINGS[tag], join_wikitext_cell_lines(_text(child))
         elif tag is not None and tag not in DROPPED and not _is_note(child):
             yield from _element(child, tag)
 
@@ -114,12 +114,12 @@ def _rows(table: LexborNode) -> Iterator[list[TableCell]]:
         if part.tag == "tr":
             cells = [cell for cell in part.iter() if cell.tag in ("td", "th")]
             sizes = [(cell.attributes.get("colspan"), cell.attributes.get("rowspan")) for cell in cells]
-            texts = [join_cell_lines(_text(cell)) for cell in cells]
+            texts = [join_wikitext_cell_lines(_text(cell)) for cell in cells]
             yield [
-                TableCell(text, cell.tag == "th", cell_span(columns), cell_span(rows))
+                TableCell(text, cell.tag == "th", table_cell_span(columns), table_cell_span(rows))
                 for text, cell, (columns, rows) in zip(texts, cells, sizes, strict=True)
             ]
         elif part.tag == "caption":
-            yield [TableCell(join_cell_lines(_text(part)))]
+            yield [TableCell(join_wikitext_cell_lines(_text(part)))]
         else:
             yield from _rows(part)

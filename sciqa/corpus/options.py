@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sciqa.core import storage
-from sciqa.core.model_files import local_path
+from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, OutputOptions, RunOptions
 
 
@@ -18,7 +18,7 @@ class EmbeddingModelOptions(Options):
     def __post_init__(self) -> None:
         """Make the path of a local model absolute."""
         super().__post_init__()
-        self.embedder = local_path(self.embedder)
+        self.embedder = local_model_path(self.embedder)
 
 
 @dataclass(kw_only=True)
@@ -72,7 +72,7 @@ class CorpusOptions(SplitOptions, PassagesOptions, RunOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute and check the numbers."""
         super().__post_init__()
-        self.corpus = None if self.corpus is None else absolute_sources(self.corpus)
+        self.corpus = None if self.corpus is None else absolute_corpus_sources(self.corpus)
         self.at_least(1, "part_bytes")
 
     def cut(self) -> dict[str, int | bool]:
@@ -81,6 +81,6 @@ class CorpusOptions(SplitOptions, PassagesOptions, RunOptions):
         return {name: getattr(self, name) for name in names}
 
 
-def absolute_sources(corpus: tuple[str, ...]) -> tuple[str, ...]:
+def absolute_corpus_sources(corpus: tuple[str, ...]) -> tuple[str, ...]:
     """Return the sources of a corpus with absolute local paths."""
-    return tuple(path if path == "demo" else storage.absolute(path) for path in corpus)
+    return tuple(path if path == "demo" else storage.absolute_path(path) for path in corpus)

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sciqa.core import storage, tables
-from sciqa.core.model_files import load_tokenizer
+from sciqa.core import hashes, storage, tables
+from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import ArticleCounts, ArticlePart, read_articles
+from sciqa.corpus.articles import ArticleCounts, ArticleRange, read_articles
 from sciqa.corpus.chunking import ChunkSplitter
 from sciqa.corpus.options import CorpusOptions
 
@@ -27,37 +27,39 @@ REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.strin
 def write_part_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
     """Write rows as a table; without rows, delete an existing table."""
     if rows:
-        storage.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+        tables.write_table(path, pa.Table.from_pylist(rows, schema=schema))
     else:
-        storage.delete(path)
+        storage.delete_path(path)
 
 
 def part_path(folder: str, part: int, *names: str) -> str:
     """Return a path in the folder with the intermediate results of a part of the corpus."""
-    return tables.records_path(folder, "parts", f"{part:05d}", *names)
+    return tables.table_records_path(folder, "parts", f"{part:05d}", *names)
 
 
 def split_part(row: dict, options: CorpusOptions) -> dict:
     """Write one part's passages, including duplicates, and the entries to find these; write its record last."""
     part = row["part"]
     folder = part_path(options.passages, part["number"])
-    record = storage.join(folder, "part.json")
-    if storage.exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
+    record = storage.join_paths(folder, "part.json")
+    if storage.path_exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
         return {"done": done}
-    storage.delete(folder)
+    storage.delete_path(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    splitter = ChunkSplitter(load_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
+    splitter = ChunkSplitter(
+        tokenizer_of_model_files(options.embedder), options.passage_tokens, options.passage_overlap
+    )
     tally = ArticleCounts()
     passages = _split_all(part["pieces"], splitter, tally)
     entries = [duplicates.make_dedup_entries([], 0, options.near_duplicates)]
     chunks = rows = 0
     while chunk := list(islice(passages, options.shard_passages)):
         table = pa.Table.from_pylist(chunk, schema=SCHEMA)
-        storage.write_table(storage.join(folder, f"{chunks:05d}.parquet"), table)
+        tables.write_table(storage.join_paths(folder, f"{chunks:05d}.parquet"), table)
         entries.append(duplicates.make_dedup_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
-    duplicates.write_dedup_entries(storage.join(folder, "entries.arrow"), np.concatenate(entries))
-    beside = tables.table_part_path(tables.records_path(options.passages, LEFT_OUT), part["number"])
+    duplicates.write_dedup_entries(storage.join_paths(folder, "entries.arrow"), np.concatenate(entries))
+    beside = tables.table_part_path(tables.table_records_path(options.passages, LEFT_OUT), part["number"])
     write_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
     done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
@@ -65,7 +67,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     return {"done": done}
 
 
-def _split_all(pieces: list[ArticlePart], splitter: ChunkSplitter, tally: ArticleCounts) -> Iterator[dict[str, str]]:
+def _split_all(pieces: list[ArticleRange], splitter: ChunkSplitter, tally: ArticleCounts) -> Iterator[dict[str, str]]:
     for piece in pieces:
         for section in read_articles(**piece, tally=tally):
             for text in splitter.split(section["title"], section["section"], section["text"]):
@@ -78,29 +80,29 @@ def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.
     part = row["part"]
     found = [row for bucket in part["buckets"] for row in duplicates.find_duplicate_articles(paths, bucket, removed)]
     table = pa.Table.from_pylist(found, schema=duplicates.REPEATS).sort_by("part")
-    storage.write_table(tables.records_path(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
+    tables.write_table(tables.table_records_path(folder, "duplicates", f"{part['number']:05d}.parquet"), table, 10_000)
     return {"done": {"number": part["number"]}}
 
 
 def write_part_shards(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards: each chunk without repeats and removed articles; write its record last."""
     number = row["part"]["number"]
-    table = storage.read_table(tables.records_path(folder, "duplicates"), filters=[("part", "=", number)])
+    table = tables.read_table(tables.table_records_path(folder, "duplicates"), filters=[("part", "=", number)])
     table = table.sort_by([(name, "ascending") for name in ("row", "kind", "repeats")])
     repeats: dict[int, dict] = {}
     for about in table.to_pylist():
         repeats.setdefault(about["row"], about)
     dropped = np.array(list(repeats), np.int64)
     record = part_path(folder, number, "shards.json")
-    key = tables.fingerprint([row["part"]["key"], list(repeats.values()), removed])
-    if storage.exists(record) and (done := storage.read_json(record))["key"] == key:
+    key = hashes.fingerprint([row["part"]["key"], list(repeats.values()), removed])
+    if storage.path_exists(record) and (done := storage.read_json(record))["key"] == key:
         return {"done": done}
     done = {"number": number, "key": key, "passages": 0, "duplicates": len(dropped), "removed": 0, "shards": []}
     titles: set[str] = set()
     repeated: list[dict] = []
     first = 0
     for chunk in range(storage.read_json(part_path(folder, number, "part.json"))["chunks"]):
-        table = storage.read_table(part_path(folder, number, f"{chunk:05d}.parquet"))
+        table = tables.read_table(part_path(folder, number, f"{chunk:05d}.parquet"))
         keep = ~np.isin(np.arange(first, first + len(table)), dropped)
         for at in np.flatnonzero(~keep):
             about = repeats[first + int(at)]
@@ -113,11 +115,13 @@ def write_part_shards(row: dict, folder: str, removed: list[str]) -> dict:
         table = table.filter(pa.array(keep & ~named))
         if len(table):
             name = f"{number:05d}-{chunk:05d}"
-            digest = storage.write_table(storage.join(folder, f"{name}.parquet"), table)
-            content = tables.rows_hash(table.to_pylist())
+            digest = tables.write_table(storage.join_paths(folder, f"{name}.parquet"), table)
+            content = hashes.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
-    write_part_rows(tables.table_part_path(tables.records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA)
+    write_part_rows(
+        tables.table_part_path(tables.table_records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA
+    )
     done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}

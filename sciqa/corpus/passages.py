@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sciqa.core import cluster, progress, storage, tables, worker_loss
+from sciqa.core import cluster, hashes, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_sequence_length
-from sciqa.core.options import Summary
+from sciqa.core.model_files import find_model, model_file_sequence_length
+from sciqa.core.options import Summary, defaults_of
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_article_files, split_article_files
-from sciqa.corpus.files import decode_corpus_file
+from sciqa.corpus.corpus_files import decode_corpus_file
 from sciqa.corpus.options import CorpusOptions, SplitOptions
 from sciqa.corpus.parts import (
     LEFT_OUT,
@@ -51,7 +51,7 @@ def build_passages(options: CorpusOptions) -> Summary:
     if as_it_is := finished_passages(options):
         return Summary("corpus", options.passages, _made(as_it_is, kept=True), time.monotonic() - started, as_it_is)
     left_out: dict[str, str] = {}
-    sources = check_corpus(options, left_out)
+    sources = check_passage_sources(options, left_out)
     removed = _read_titles(options.remove) if options.remove else []
     with lock(options.passages):
         manifest, kept = _fill(options, sources, left_out, removed)
@@ -63,16 +63,16 @@ def _fill(
 ) -> tuple[dict, bool]:
     """Complete the passages table; return its manifest, and whether it was already complete."""
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
-    inputs = tables.fingerprint([sources, removed, options.part_bytes, left_out])
-    begun = tables.begin_table(options.passages, cut, tables.defaults_of(CorpusOptions), overwrite=options.overwrite)
-    manifest = tables.read_manifest(options.passages, "corpus") if begun.whole else {}
+    inputs = hashes.fingerprint([sources, removed, options.part_bytes, left_out])
+    begun = tables.begin_table(options.passages, cut, defaults_of(CorpusOptions), overwrite=options.overwrite)
+    manifest = tables.read_table_manifest(options.passages, "corpus") if begun.whole else {}
     if not (kept := manifest.get("inputs") == inputs):
         paths = [path for path, _ in sources]
         _check_sources(options, paths)
         storage.write_json(
-            tables.records_path(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
+            tables.table_records_path(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
         )
-        storage.delete(tables.records_path(options.passages, tables.MANIFEST))
+        storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
         cluster.connect_cluster(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
@@ -89,11 +89,11 @@ def finished_passages(options: CorpusOptions) -> dict | None:
     """
     if options.corpus is not None or not tables.is_finished_table(options.passages):
         return None
-    manifest = tables.read_manifest(options.passages, "corpus")
+    manifest = tables.read_table_manifest(options.passages, "corpus")
     if manifest.get("format") != PASSAGES_FORMAT:
         raise InputError(f"{options.passages}: {tables.OTHERWISE}; pass --corpus and --overwrite to make it anew")
-    made = storage.read_json(tables.records_path(options.passages, tables.INPUTS))["inputs"]
-    defaults = tables.defaults_of(CorpusOptions)
+    made = storage.read_json(tables.table_records_path(options.passages, tables.INPUTS))["inputs"]
+    defaults = defaults_of(CorpusOptions)
     for name, wanted in options.cut().items():
         if wanted != defaults[name] and wanted != made[name]:
             flag = f"--{name.replace('_', '-')}"
@@ -111,18 +111,18 @@ def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
 
     A manifest without a shard is that of passages that were deleted; there is nothing left to keep.
     """
-    begun = tables.records_path(options.passages, CORPUS)
-    made = set(storage.read_json(begun).get("sources", ())) if storage.exists(begun) else set()
-    deleted = storage.exists(tables.records_path(options.passages, tables.MANIFEST)) and not storage.exists(
-        options.passages
-    )
+    begun = tables.table_records_path(options.passages, CORPUS)
+    made = set(storage.read_json(begun).get("sources", ())) if storage.path_exists(begun) else set()
+    deleted = storage.path_exists(
+        tables.table_records_path(options.passages, tables.MANIFEST)
+    ) and not storage.path_exists(options.passages)
     if made and not deleted and not made & set(paths) and not options.overwrite:
         raise InputError(
             f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {tables.REMEDY}"
         )
 
 
-def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
+def check_passage_sources(options: CorpusOptions, left_out: dict[str, str] | None = None) -> list[tuple[str, list]]:
     """Check the corpus and return its files; see `find_article_files`.
 
     Raises:
@@ -134,7 +134,7 @@ def check_corpus(options: CorpusOptions, left_out: dict[str, str] | None = None)
 
 def check_passage_tokens(options: SplitOptions) -> None:
     """Raise `InputError` if passages would be longer than the embedder reads."""
-    longest = model_sequence_length(options.embedder)
+    longest = model_file_sequence_length(options.embedder)
     if longest and options.passage_tokens > longest:
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"
@@ -143,8 +143,8 @@ def check_passage_tokens(options: SplitOptions) -> None:
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
     """Return the requested corpus; by default that of passages already begun in the folder, else `demo`."""
-    begun = tables.records_path(options.passages, CORPUS)
-    if options.corpus is not None or not storage.exists(begun):
+    begun = tables.table_records_path(options.passages, CORPUS)
+    if options.corpus is not None or not storage.path_exists(begun):
         return options.corpus or ("demo",)
     return tuple(storage.read_json(begun)["corpus"])
 
@@ -181,21 +181,21 @@ def _build(
 ) -> dict:
     about = dict(sources)
     parts = [
-        {"number": number, "pieces": pieces, "key": tables.fingerprint([[p, about[p["path"]]] for p in pieces])}
+        {"number": number, "pieces": pieces, "key": hashes.fingerprint([[p, about[p["path"]]] for p in pieces])}
         for number, pieces in enumerate(split_article_files(sources, options.part_bytes))
     ]
     if not parts:
         raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
     split = _run(parts, split_part, "parts read", options=options)
     paths = [part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
-    hashes = np.array([duplicates.title_hash(title) for title in removed], np.uint64)
+    digests = np.array([duplicates.dedup_title_hash(title) for title in removed], np.uint64)
     tasks = min(duplicates.BUCKETS, 1 + sum(row["passages"] for row in split) // 100_000)
     ranges = [
         {"number": number, "buckets": buckets.tolist()}
         for number, buckets in enumerate(np.array_split(np.arange(duplicates.BUCKETS), tasks))
     ]
-    storage.delete(tables.records_path(options.passages, "duplicates"))
-    arguments = {"folder": options.passages, "paths": paths, "removed": hashes}
+    storage.delete_path(tables.table_records_path(options.passages, "duplicates"))
+    arguments = {"folder": options.passages, "paths": paths, "removed": digests}
     _run(ranges, write_part_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
     written = _run(parts, write_part_shards, "parts written", **arguments)
@@ -214,7 +214,7 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    write_part_rows(tables.records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    write_part_rows(tables.table_records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
     return manifest
 
 
@@ -223,15 +223,15 @@ def _tidy(folder: str, manifest: dict) -> None:
     current = {f"{shard['name']}.parquet" for shard in manifest["shards"]}
     for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
-            storage.delete(storage.join(folder, name))
-    parts = set(storage.list_folders(tables.records_path(folder, "parts")))
+            storage.delete_path(storage.join_paths(folder, name))
+    parts = set(storage.list_folders(tables.table_records_path(folder, "parts")))
     for beside in (LEFT_OUT, REPEATS):
-        for name in storage.list_names(tables.records_path(folder, beside)):
+        for name in storage.list_names(tables.table_records_path(folder, beside)):
             if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
-                storage.delete(tables.records_path(folder, beside, name))
+                storage.delete_path(tables.table_records_path(folder, beside, name))
 
 
 def _run(parts: list[dict], function: Callable[..., dict], unit: str, **arguments: object) -> list[dict]:
-    rows = cluster.dataset_of_parts(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
+    rows = cluster.cluster_dataset(parts).map(function, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST)
     done = progress.rows_with_progress(rows, "corpus", len(parts), unit, lambda row: 1)
     return sorted((row["done"] for row in done), key=lambda row: row["number"])

@@ -7,9 +7,9 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from io import BufferedReader, TextIOWrapper
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.corpus.files import LARGEST, Source, find_file_encoding, kind_of_corpus_file, open_corpus_file
+from sciqa.corpus.corpus_files import LARGEST, Source, find_corpus_file_encoding, kind_of_corpus_file, open_corpus_file
 
 FIELDS = ("title", "section", "text", "url")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -18,10 +18,10 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 CHUNK = 1 << 18
 
 
-def check_table_columns(path: str) -> None:
+def check_table_file_columns(path: str) -> None:
     """Raise `InputError` if a Parquet, CSV or TSV file lacks the column `title` or `text`."""
     if kind_of_corpus_file(path)[0] == "parquet":
-        names = storage.open_parquet(path).schema_arrow.names
+        names = tables.open_parquet(path).schema_arrow.names
     else:
         with open_corpus_file(path) as file:
             names = next(_csv_rows(file, path), [])
@@ -30,7 +30,7 @@ def check_table_columns(path: str) -> None:
             raise InputError(f"{path}: no column {column!r}; it has {', '.join(names) or 'none'}")
 
 
-def check_table_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[dict]]:
+def check_table_file_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[dict]]:
     """Yield rows as articles; raise `InputError` with the position of the first invalid one."""
     for at, row in rows:
         if not isinstance(row, dict):
@@ -59,7 +59,7 @@ def _place(path: str, at: int) -> str:
 
 def read_parquet_table_file(path: str, start: int, end: int | None) -> Iterator[tuple[int, dict]]:
     """Yield the rows in a range of row groups, with their numbers."""
-    file = storage.open_parquet(path)
+    file = tables.open_parquet(path)
     columns = [name for name in file.schema_arrow.names if name in FIELDS]
     groups = range(start, file.num_row_groups if end is None else end)
     first = sum(file.metadata.row_group(number).num_rows for number in range(start))
@@ -70,7 +70,7 @@ def read_parquet_table_file(path: str, start: int, end: int | None) -> Iterator[
 def read_jsonl_table_file(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, object]]:
     """Yield the lines that begin in a range of bytes, with the positions of their first bytes."""
     if start:
-        filesystem, inner = storage.resolve(path)
+        filesystem, inner = storage.resolve_storage(path)
         with BufferedReader(filesystem.open_input_file(inner)) as file:
             file.seek(start - 1)
             yield from _lines(file, path, start - 1 + len(file.readline()), end)
@@ -101,7 +101,7 @@ def read_csv_table_file(path: str) -> Iterator[tuple[int, dict]]:
 def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV or TSV file, column names first; blank lines are skipped."""
     csv.field_size_limit(LARGEST)
-    _, encoding = find_file_encoding(file.peek(4)[:4])
+    _, encoding = find_corpus_file_encoding(file.peek(4)[:4])
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]  # these codecs drop the byte order mark
     lines = TextIOWrapper(file, encoding, newline="")
     rows = csv.reader(lines, delimiter=DELIMITERS[kind_of_corpus_file(path)[0]], strict=True)

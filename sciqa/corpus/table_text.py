@@ -18,7 +18,7 @@ class TableCell:
     rows: int = 1
 
 
-def cell_span(text: object) -> int:
+def table_cell_span(text: object) -> int:
     """Return the value of a `colspan` or `rowspan` attribute; 1 if it is not a number."""
     text = str(text or "").strip(" \"'")
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 1

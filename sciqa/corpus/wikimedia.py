@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.corpus.files import kind_of_corpus_file, open_corpus_file
+from sciqa.corpus.corpus_files import kind_of_corpus_file, open_corpus_file
 
 #: The beginning of every bz2 stream: its header and that of its first block. A multistream dump consists of many
 #: streams of some hundred pages each; these ten bytes locate them without the index file.
@@ -107,7 +107,7 @@ def _head(path: str) -> bytes:
 
 def check_whole_wikimedia_dump(path: str) -> None:
     """Raise `InputError` if a dump is not a bz2 file, or its last stream is truncated."""
-    filesystem, inner = storage.resolve(path)
+    filesystem, inner = storage.resolve_storage(path)
     with filesystem.open_input_file(inner) as file:
         if not STREAM.match(file.read(MAGIC_BYTES)):
             raise InputError(f"{path}: not a bz2 file; a dump pages-articles*.xml.bz2 expected")
@@ -129,7 +129,7 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _streams(path: str, start: int, end: int | None) -> Iterator[bytes]:
     """Yield the decompressed data of the streams that begin in a range; each is read to its own end."""
-    filesystem, inner = storage.resolve(path)
+    filesystem, inner = storage.resolve_storage(path)
     with filesystem.open_input_file(inner) as file:
         yield from _streams_of(file, path, start, end or file.size())
 

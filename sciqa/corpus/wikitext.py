@@ -21,9 +21,9 @@ from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
 from sciqa.corpus.formulas import chemical_formula, math_formula, superscript
-from sciqa.corpus.table_text import TableCell, cell_span, table_lines
-from sciqa.corpus.templates import TemplateArguments, find_rule
-from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_cell_lines, join_wikitext_lines
+from sciqa.corpus.table_text import TableCell, table_cell_span, table_lines
+from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_wikitext_cell_lines, join_wikitext_lines
+from sciqa.corpus.wikitext_templates import WikitextTemplateArguments, find_template_rule
 
 # fmt: off
 #: Headings, in lower case, of sections that list citations; in these and their subsections, citations are left out.
@@ -264,7 +264,10 @@ def _rows(contents: Wikicode | None) -> Iterator[list[TableCell]]:
         if tag is not None and name in CELLS and not (tag.wiki_markup and text.startswith("+")):
             sizes = {_source(size.name).strip().lower(): size.value for size in tag.attributes}
             cell = TableCell(
-                join_cell_lines(text), name == "th", cell_span(sizes.get("colspan")), cell_span(sizes.get("rowspan"))
+                join_wikitext_cell_lines(text),
+                name == "th",
+                table_cell_span(sizes.get("colspan")),
+                table_cell_span(sizes.get("rowspan")),
             )
             loose.append(cell)
         elif name in ROWS or text.strip():
@@ -275,17 +278,17 @@ def _rows(contents: Wikicode | None) -> Iterator[list[TableCell]]:
             yield from (
                 _rows(tag.contents)
                 if tag is not None and name in ROWS
-                else [[TableCell(join_cell_lines(text.lstrip("+")))]]
+                else [[TableCell(join_wikitext_cell_lines(text.lstrip("+")))]]
             )
     if loose:
         yield loose
 
 
 def _template(node: Template) -> str:
-    rule, rest = find_rule(_source(node.name))
+    rule, rest = find_template_rule(_source(node.name))
     if rule is None:
         return ""
-    arguments = TemplateArguments({1: rest} if rest else {})
+    arguments = WikitextTemplateArguments({1: rest} if rest else {})
     for parameter in node.params:
         key = _source(parameter.name).strip()
         arguments[int(key) if key.isdecimal() and len(key) < 4 else key] = _text(parameter.value).strip()

@@ -43,7 +43,7 @@ def join_wikitext_lines(text: str) -> str:
     return "\n".join(lines)
 
 
-def join_cell_lines(text: str) -> str:
+def join_wikitext_cell_lines(text: str) -> str:
     """Put the content of a table cell, with its lines and list items, on one line."""
     if "\x02" in text:
         text = text.translate(NAMES)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.exam.answer_options import BEFORE, LETTERS, Options, is_number, text_of_option
-from sciqa.exam.columns import Columns, find_column_cell, structured
+from sciqa.exam.answer_options import BEFORE, LETTERS, LetteredOptions, answer_option_text, is_number_answer_option
+from sciqa.exam.columns import Columns, find_column_cell, structured_column_cell
 from sciqa.exam.row import Row
 
 #: Values of `--answers-from`.
@@ -40,13 +40,13 @@ class AnswerKeyReadings(NamedTuple):
         return self.letter is not None or self.place is not None
 
 
-def _read(cell: object, options: Options) -> AnswerKeyReadings:
-    cell = cell if isinstance(cell, str) and cell.strip() in options.texts else structured(cell)
+def _read(cell: object, options: LetteredOptions) -> AnswerKeyReadings:
+    cell = cell if isinstance(cell, str) and cell.strip() in options.texts else structured_column_cell(cell)
     if isinstance(cell, list):
         if len(cell) > 1:
             raise ValueError(f"{len(cell)} right options found, one expected")
         cell = cell[0] if cell else None
-    text = text_of_option(cell)
+    text = answer_option_text(cell)
     if text is None or (text in ("-1", "-1.0") and text not in options.texts):  # marks a missing answer
         return AnswerKeyReadings(None)
     number = NUMBER.fullmatch(text)
@@ -65,7 +65,7 @@ def _read(cell: object, options: Options) -> AnswerKeyReadings:
         text,
         letter,
         int(number[1]) if number and len(text) < 9 else None,
-        is_number(cell),
+        is_number_answer_option(cell),
         options.texts.index(text) if same else None,
         same > 1,
     )
@@ -87,7 +87,7 @@ class AnswerKeyColumn:
         self,
         name: str,
         rows: list[Row],
-        options: list[Options],
+        options: list[LetteredOptions],
         fail: Callable[[int, str, str], InputError],
         columns: Columns,
     ) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.exam.columns import MARKED, Columns, find_column_cell, structured
+from sciqa.exam.columns import MARKED, Columns, find_column_cell, structured_column_cell
 from sciqa.exam.row import Row, RowNumber
 
 LETTERS = string.ascii_uppercase
@@ -22,7 +22,7 @@ BEFORE = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.IGNORECASE)
 Fail = Callable[[str, str], InputError]
 
 
-class Options(NamedTuple):
+class LetteredOptions(NamedTuple):
     """The options of a question.
 
     Attributes:
@@ -38,12 +38,12 @@ class Options(NamedTuple):
     numbers: bool = False
 
 
-def is_number(cell: object) -> bool:
+def is_number_answer_option(cell: object) -> bool:
     """Whether a file stores a cell as a number, and not text."""
     return type(cell) is not str and isinstance(cell, RowNumber | int | float | Decimal) and not isinstance(cell, bool)
 
 
-def text_of_option(cell: object) -> str | None:
+def answer_option_text(cell: object) -> str | None:
     """Return a cell as text, without white space around it; None if it is empty.
 
     A number of JSON or CSV keeps its text from the file; a number of Parquet becomes the shortest text that means it.
@@ -70,7 +70,7 @@ def text_of_option(cell: object) -> str | None:
     return text.strip() or None
 
 
-def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
+def read_answer_options(row: Row, columns: Columns, fail: Fail) -> LetteredOptions:
     """Return a question's options, or raise `InputError` if they are not valid."""
     if columns.correct:
         return _apart(row, columns.correct, columns, fail)
@@ -78,7 +78,7 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
         cells = [find_column_cell(row.cells, name) for name in columns.options]
         return _checked(cells, [], list(columns.options), fail)
     path = columns.options[0]
-    cell = structured(find_column_cell(row.cells, path))
+    cell = structured_column_cell(find_column_cell(row.cells, path))
     labels: object = []
     marks: object = _field(cell, MARKS) if not columns.answer else None
     if isinstance(cell, dict) and not path.startswith(MARKED) and _are_marks(cell):
@@ -88,7 +88,7 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
     elif isinstance(cell, str):
         cell = split_lettered_options(cell)
     elif path not in row.cells:  # labels are in a field beside that of the texts
-        labels = _field(structured(find_column_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
+        labels = _field(structured_column_cell(find_column_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
         raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
@@ -102,7 +102,9 @@ def read_options(row: Row, columns: Columns, fail: Fail) -> Options:
 def _are_marks(cell: dict) -> bool:
     """Whether an object's keys are the texts of options, and its values only marks or scores."""
     marks = [mark for mark in cell.values() if mark is not None]
-    return all(isinstance(mark, bool) or is_number(mark) for mark in marks) and any(len(name) > 2 for name in cell)
+    return all(isinstance(mark, bool) or is_number_answer_option(mark) for mark in marks) and any(
+        len(name) > 2 for name in cell
+    )
 
 
 def _field(cell: object, names: Sequence[str]) -> object:
@@ -149,15 +151,15 @@ def split_lettered_options(text: str) -> list[str] | str:
     return text
 
 
-def _apart(row: Row, correct: str, columns: Columns, fail: Fail) -> Options:
+def _apart(row: Row, correct: str, columns: Columns, fail: Fail) -> LetteredOptions:
     names = [correct, *columns.incorrect]
     cells = [find_column_cell(row.cells, name) for name in names]
-    if columns.listed and isinstance(wrong := structured(cells[1]), list):
+    if columns.listed and isinstance(wrong := structured_column_cell(cells[1]), list):
         cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
     return _checked(cells, [], names, fail)._replace(right=0)
 
 
-def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
+def _marked(cell: list, marks: list, path: str, fail: Fail) -> LetteredOptions:
     """Return options of which one is marked as right: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
     if marks and {str(each) for each in cell} <= {"0", "1"}:  # the keys are the texts
         cell, marks = marks, cell
@@ -167,12 +169,12 @@ def _marked(cell: list, marks: list, path: str, fail: Fail) -> Options:
     return _checked(cell, [], [path] * len(cell), fail)._replace(right=marks.index("1"))
 
 
-def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options:
+def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> LetteredOptions:
     """Return options after checking that no text is missing; empty columns at the end are dropped."""
     read = []
     for cell, name in zip(cells, names, strict=True):
         try:
-            read.append(text_of_option(cell))
+            read.append(answer_option_text(cell))
         except ValueError as error:
             raise fail(name, str(error)) from error
     several = len(set(names)) > 1
@@ -187,23 +189,23 @@ def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Options
     if len(texts) > len(LETTERS):
         raise fail(names[0], f"{len(texts)} options found, at most {len(LETTERS)} can be read")
     return _in_order(texts, [str(label).strip() for label in labels], names[0], fail)._replace(
-        numbers=any(map(is_number, cells))
+        numbers=any(map(is_number_answer_option, cells))
     )
 
 
-def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> Options:
+def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> LetteredOptions:
     """Return options sorted by label, if the labels are the first letters in any order."""
     if not labels:
-        return Options(texts)
+        return LetteredOptions(texts)
     if len(set(labels)) < len(labels):
         raise fail(name, f"labels {', '.join(labels)[:60]} found; each must be another")
     order = list(range(len(texts)))
     if set(labels) == set(LETTERS[: len(texts)]):
         order = sorted(order, key=lambda at: labels[at])
-    return Options([texts[at] for at in order], [labels[at] for at in order])
+    return LetteredOptions([texts[at] for at in order], [labels[at] for at in order])
 
 
-def options_without_letters(options: list[Options]) -> list[Options]:
+def options_without_letters(options: list[LetteredOptions]) -> list[LetteredOptions]:
     """Return options without the letters before their texts, `(A)` or `A.`, if all options of an exam have them."""
     stripped = []
     for each in options:
@@ -213,3 +215,19 @@ def options_without_letters(options: list[Options]) -> list[Options]:
         texts = [text[match.end() :] for text, match in zip(each.texts, found, strict=True) if match]
         stripped.append(each._replace(texts=texts))
     return stripped
+
+
+def answer_options_of(question: dict) -> dict[str, str]:
+    """Return a question's options by letter, without empty ones."""
+    return {letter: question[letter] for letter in string.ascii_uppercase if question.get(letter)}
+
+
+def rotate_answer_options(question: dict, by: int) -> dict:
+    """Return a question with its options moved on by `by` places; those past the end move to the front."""
+    texts = list(answer_options_of(question).values())
+    moved = texts[-by:] + texts[:-by] if by else texts
+    rotated = question | dict(zip(string.ascii_uppercase, moved, strict=False))
+    if question.get("answer"):
+        place = string.ascii_uppercase.index(question["answer"]) + by
+        rotated["answer"] = string.ascii_uppercase[place % len(texts)]
+    return rotated

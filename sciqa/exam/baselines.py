@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 
 Baseline = Literal["overlap", "overlap-gold", "longest", "majority"]
 WORD = re.compile(r"\w+")
@@ -32,35 +32,35 @@ OVERLAPS: tuple[Baseline, ...] = ("overlap", "overlap-gold")
 BASELINES: tuple[Baseline, ...] = (*OVERLAPS, "longest", "majority")
 
 
-def content_words(text: str) -> set[str]:
+def baseline_words(text: str) -> set[str]:
     """Return the different words of a text in lower case, numbers included and function words left out."""
     return {word for word in WORD.findall(text.lower()) if word not in FUNCTION_WORDS}
 
 
-def overlap_scores(options: Sequence[str], text: str) -> np.ndarray:
+def overlap_baseline_scores(options: Sequence[str], text: str) -> np.ndarray:
     """Return the share of each option's content words that a text contains, from 0 to 1, shape (options,)."""
-    held = content_words(text)
-    words = list(map(content_words, options))
+    held = baseline_words(text)
+    words = list(map(baseline_words, options))
     return np.array([len(each & held) / len(each) if each else 0.0 for each in words])
 
 
-def longest_scores(options: Sequence[str]) -> np.ndarray:
+def longest_baseline_scores(options: Sequence[str]) -> np.ndarray:
     """Return the logarithm of each option's number of characters, shape (options,)."""
     return np.log([len(option) for option in options])
 
 
-def answer_counts(questions: Sequence[dict]) -> dict[str, int]:
+def baseline_answer_counts(questions: Sequence[dict]) -> dict[str, int]:
     """Return how often each letter is the right one."""
     return dict(Counter(question["answer"] for question in questions if question["answer"]))
 
 
-def majority_scores(letters: Sequence[str], counts: dict[str, int]) -> np.ndarray:
+def majority_baseline_scores(letters: Sequence[str], counts: dict[str, int]) -> np.ndarray:
     """Return the logarithm of each letter's share of the right options, with one added to each, shape (options,).
 
     Args:
         letters: letters of the question's options.
-        counts: result of `answer_counts`. From the exam itself, the baseline is an upper bound of what a guess of one
-            letter scores.
+        counts: result of `baseline_answer_counts`. From the exam itself, the baseline is an upper bound of what a guess
+            of one letter scores.
     """
     given = np.array([counts.get(letter, 0) + 1.0 for letter in letters])
     return np.log(given / given.sum())
@@ -71,9 +71,9 @@ def baseline_scores(name: str, counts: dict[str, int]) -> Callable[[dict, str], 
 
     Args:
         name: one of `BASELINES`.
-        counts: result of `answer_counts`, for `majority`.
+        counts: result of `baseline_answer_counts`, for `majority`.
     """
     return {
-        "longest": lambda question, _: longest_scores(list(options_of(question).values())),
-        "majority": lambda question, _: majority_scores(list(options_of(question)), counts),
-    }.get(name, lambda question, text: overlap_scores(list(options_of(question).values()), text))
+        "longest": lambda question, _: longest_baseline_scores(list(answer_options_of(question).values())),
+        "majority": lambda question, _: majority_baseline_scores(list(answer_options_of(question)), counts),
+    }.get(name, lambda question, text: overlap_baseline_scores(list(answer_options_of(question).values()), text))

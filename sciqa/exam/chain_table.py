@@ -20,9 +20,9 @@ SCHEMA = pa.schema(
 USAGE = ("no_letter", "unfinished", "tokens_in", "tokens_out")
 
 
-def chains_folder(answers: str) -> str:
+def chain_table_folder(answers: str) -> str:
     """Return the folder of the table of chains, by the folder of the answers table."""
-    return tables.records_path(answers, "chains")
+    return tables.table_records_path(answers, "chains")
 
 
 def write_chain_rows(answers: str, part: int, rows: Sequence[dict]) -> None:
@@ -34,7 +34,7 @@ def write_chain_rows(answers: str, part: int, rows: Sequence[dict]) -> None:
         rows: rows with the fields of `SCHEMA`.
     """
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    storage.write_table(tables.table_part_path(chains_folder(answers), part), table)
+    tables.write_table(tables.table_part_path(chain_table_folder(answers), part), table)
 
 
 def read_chains(
@@ -48,16 +48,16 @@ def read_chains(
         questions: read no further shard when there are this many questions.
     """
     found: dict[str, list[dict]] = {}
-    for name in sorted(storage.list_names(chains_folder(answers))):
+    for name in sorted(storage.list_names(chain_table_folder(answers))):
         if len(found) >= questions:
             break
-        path = storage.join(chains_folder(answers), name)
-        for row in storage.read_table(path, columns and ["id", *columns]).to_pylist():
+        path = storage.join_paths(chain_table_folder(answers), name)
+        for row in tables.read_table(path, columns and ["id", *columns]).to_pylist():
             found.setdefault(row["id"], []).append(row)
     return found
 
 
-def chain_usage(answers: str) -> dict[str, dict[str, int]]:
+def chain_table_usage(answers: str) -> dict[str, dict[str, int]]:
     """Return the sums of `USAGE` by the id of the question; empty without chains."""
     return {
         name: {

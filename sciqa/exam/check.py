@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 
 from sciqa.core.options import Summary
-from sciqa.exam.baselines import answer_counts, longest_scores, majority_scores, overlap_scores
-from sciqa.exam.metrics import average_precision_at_3, chance, rank_range, right_at_first
-from sciqa.exam.questions import ExamOptions, options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.baselines import (
+    baseline_answer_counts,
+    longest_baseline_scores,
+    majority_baseline_scores,
+    overlap_baseline_scores,
+)
+from sciqa.exam.metrics import average_precision_at_3, metric_rank_range, metrics_by_chance, right_at_first
+from sciqa.exam.options import ExamOptions
 
 #: Number of questions shown, and of characters shown of each text.
 SHOWN, WIDTH = 3, 300
@@ -36,7 +42,7 @@ def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, 
     lines = [f"columns: {questions.columns.said()}"]
     for row in rows[:SHOWN]:
         lines += ["", *_shown(row)]
-    given = [options_of(row) for row in rows]
+    given = [answer_options_of(row) for row in rows]
     lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given), *_shallow(rows, given, gold_texts)]
     made = f"{len(rows):,} questions of {exam}, only shown"
     return Summary("check", "", made, time.monotonic() - started, {"lines": lines})
@@ -48,7 +54,9 @@ def _shown(row: dict) -> list[str]:
     if row["context"]:
         lines.append(f"    context: {_cut(row['context'])}")
     marks = {row["answer"]: "*"}
-    return lines + [f"  {marks.get(letter, ' ')} {letter} {_cut(text)}" for letter, text in options_of(row).items()]
+    return lines + [
+        f"  {marks.get(letter, ' ')} {letter} {_cut(text)}" for letter, text in answer_options_of(row).items()
+    ]
 
 
 def _cut(text: str) -> str:
@@ -86,7 +94,7 @@ def _several(groups: Mapping[Any, list[str]]) -> str:
 def _chance(rows: list[dict], given: list[dict[str, str]]) -> str:
     """Return a line with the scores of random guesses, on the questions with answers, or on all if none has one."""
     numbers = [len(options) for row, options in zip(rows, given, strict=True) if row["answer"]]
-    accuracy, map_at_3 = chance(numbers or [len(options) for options in given])
+    accuracy, map_at_3 = metrics_by_chance(numbers or [len(options) for options in given])
     counts = Counter(map(len, given))
     said = ", ".join(f"{number:,} with {options}" for options, number in sorted(counts.items()))
     return f"by chance: accuracy {accuracy:.3f}, MAP@3 {map_at_3:.3f} (questions by number of options: {said})"
@@ -99,7 +107,7 @@ def _shallow(
     pairs = [(row, options) for row, options in zip(rows, given, strict=True) if row["answer"]]
     titles = {row["title"] for row, _ in pairs if row.get("title")}
     articles = gold_texts(titles) if titles else {}
-    counts = answer_counts([row for row, _ in pairs])
+    counts = baseline_answer_counts([row for row, _ in pairs])
     texts = {
         "overlap with the prompt": lambda row: row["prompt"],
         "overlap with the context": lambda row: row["context"],
@@ -107,14 +115,14 @@ def _shallow(
     }
     scores: dict[str, Scores] = {name: _overlap_with(text) for name, text in texts.items()}
     scores |= {
-        "longest option": lambda _, options: longest_scores(list(options.values())),
-        "shortest option": lambda _, options: -longest_scores(list(options.values())),
-        "most frequent letter": lambda _, options: majority_scores(list(options), counts),
+        "longest option": lambda _, options: longest_baseline_scores(list(options.values())),
+        "shortest option": lambda _, options: -longest_baseline_scores(list(options.values())),
+        "most frequent letter": lambda _, options: majority_baseline_scores(list(options), counts),
     }
     lines = []
     for name, score in scores.items():
         places = [
-            rank_range(scored, ord(row["answer"]) - ord("A"))
+            metric_rank_range(scored, ord(row["answer"]) - ord("A"))
             for row, options in pairs
             if (scored := score(row, options)) is not None
         ]
@@ -127,4 +135,4 @@ def _shallow(
 
 
 def _overlap_with(text: Callable[[dict], str | None]) -> Scores:
-    return lambda row, options: overlap_scores(list(options.values()), said) if (said := text(row)) else None
+    return lambda row, options: overlap_baseline_scores(list(options.values()), said) if (said := text(row)) else None

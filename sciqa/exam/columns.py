@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from sciqa.core.errors import InputError
-from sciqa.exam.files import parse_json
+from sciqa.exam.exam_files import parse_exam_file_json
 from sciqa.exam.row import Row
 
 LETTERS = string.ascii_uppercase
@@ -150,17 +150,17 @@ def find_column_cell(cells: dict[str, object], path: str) -> object:
     if path in cells or "." not in path:
         return cells.get(path)
     name, _, rest = path.partition(".")
-    cell = structured(cells.get(name))
+    cell = structured_column_cell(cells.get(name))
     if isinstance(cell, list):
         return [find_column_cell(each, rest) if isinstance(each, dict) else None for each in cell]
     return find_column_cell(cell, rest) if isinstance(cell, dict) else None
 
 
-def structured(cell: object) -> object:
+def structured_column_cell(cell: object) -> object:
     """Return a cell; text that holds a list or an object, in JSON or Python syntax, is parsed."""
     if not isinstance(cell, str) or cell.lstrip()[:1] not in ("[", "{"):
         return cell
-    for parse in (parse_json, ast.literal_eval):
+    for parse in (parse_exam_file_json, ast.literal_eval):
         try:
             parsed = parse(cell.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -197,7 +197,7 @@ def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Colu
         kept={name: given[name] for name in KEPT if given.get(name)},
         own=own,
         listed=len(incorrect) == 1
-        and all(isinstance(structured(find_column_cell(r.cells, incorrect[0])), list) for r in rows),
+        and all(isinstance(structured_column_cell(find_column_cell(r.cells, incorrect[0])), list) for r in rows),
     )
     _check_present(exam, columns, names, given)
     also = [name for name in names if name not in columns.used and "answer" not in given and _like_answer([name])]

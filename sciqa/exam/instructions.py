@@ -1,7 +1,7 @@
 """Instructions with their answers: rows as they are, and examples of `--objective instruct` as messages of a chat."""
 
 from sciqa.core.errors import InputError
-from sciqa.exam.files import read_exam_files
+from sciqa.exam.exam_files import read_exam_files
 from sciqa.exam.row import Row
 
 Message = dict[str, str]
@@ -38,7 +38,7 @@ def read_instruction_examples(path: str) -> list[dict]:
     return [example for row in read_exam_files(path) for example in _examples(row)]
 
 
-def text_of(row: Row, column: str, optional: bool = False) -> str:
+def instruction_text(row: Row, column: str, optional: bool = False) -> str:
     """Return the text of a cell.
 
     Args:
@@ -55,7 +55,7 @@ def text_of(row: Row, column: str, optional: bool = False) -> str:
     return _checked_text(value, f"{row.place}, column {column!r}")
 
 
-def messages_of(row: Row, column: str) -> list[Message]:
+def instruction_messages(row: Row, column: str) -> list[Message]:
     """Return the messages in a cell.
 
     Raises:
@@ -81,7 +81,10 @@ def instruction_prompt(texts: dict[str, str]) -> str:
 
 def _texts(row: Row) -> dict[str, str]:
     """Return the texts of a row of instructions, without white space around them."""
-    return {name: text_of(row, name, optional=name == "input").strip() for name in ("instruction", "input", "output")}
+    return {
+        name: instruction_text(row, name, optional=name == "input").strip()
+        for name in ("instruction", "input", "output")
+    }
 
 
 def _examples(row: Row) -> list[dict]:
@@ -89,7 +92,7 @@ def _examples(row: Row) -> list[dict]:
         texts = _texts(row)
         answer = {"role": "assistant", "content": texts["output"]}
         return [{"prompt": [{"role": "user", "content": instruction_prompt(texts)}], "completion": [answer]}]
-    messages = messages_of(row, "messages")
+    messages = instruction_messages(row, "messages")
     examples = [
         {"prompt": messages[:at], "completion": [message]}
         for at, message in enumerate(messages)

@@ -10,15 +10,15 @@ from functools import lru_cache
 import numpy as np
 
 from sciqa.core.errors import InputError
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.probabilities import softmax
-from sciqa.exam.questions import options_of
 
 RESAMPLES = 10_000
 #: Number of resampled counts held in memory at once.
 HELD = 1 << 22
 
 
-def rank_range(scores: np.ndarray, number: int) -> tuple[int, int]:
+def metric_rank_range(scores: np.ndarray, number: int) -> tuple[int, int]:
     """Return the best rank, from 1, that an option can have, and the number of options tied with it, itself included.
 
     Args:
@@ -50,7 +50,7 @@ def right_at_first(ranks: np.ndarray, tied: np.ndarray) -> np.ndarray:
     return np.where(ranks == 1, 1 / tied, 0.0)
 
 
-def chance(options: Sequence[int]) -> tuple[float, float]:
+def metrics_by_chance(options: Sequence[int]) -> tuple[float, float]:
     """Return the expected accuracy and MAP@3 of random guesses.
 
     With n options in random order, the right one is equally likely at each rank. So accuracy is 1/n, and MAP@3 is
@@ -92,38 +92,6 @@ def _interval_of(distinct: tuple[float, ...], counts: tuple[int, ...], seed: int
     ]
     low, high = np.percentile(np.concatenate(drawn) / questions, [2.5, 97.5])
     return float(low), float(high)
-
-
-def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
-    """Return the two-sided p-value of a paired randomization test of equal means (Smucker et al. 2007).
-
-    If two readers are equally good, each question's difference is as likely to have the other sign. So the p-value is
-    the share of random signs that give a mean at least as far from 0 as the observed one, which itself counts as one
-    of them (Phipson and Smyth 2010). Of the differences of one size, the number with a positive sign is
-    binomial, so the order of the questions does not matter.
-
-    Args:
-        differences: one reader's figure less the other's on each question, shape (questions,).
-        seed: seed of the signs, so that a rerun gives the same p-value.
-    """
-    rounded = np.abs(differences).round(12)  # differences of one size may be rounded differently
-    sizes, counts = np.unique(rounded[rounded > 0], return_counts=True)
-    positive = np.random.default_rng(seed).binomial(counts, 0.5, (RESAMPLES, len(counts)))
-    reached = np.abs((2 * positive - counts) @ sizes) >= abs(differences.sum()) - 1e-9
-    return float(1 + reached.sum()) / (1 + RESAMPLES)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values, shape (comparisons,), adjusted for their number by Holm's step-down method (Holm 1979).
-
-    In rising order, the first of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one
-    before it, or larger than 1. Calling those below 0.05 different makes any error with a probability below 0.05.
-    """
-    order = np.argsort(p_values, kind="stable")
-    raised = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
-    return adjusted
 
 
 def log_loss(probabilities: np.ndarray) -> float:
@@ -185,11 +153,11 @@ def score_metrics(answers: list[dict]) -> dict[str, float | int | None] | None:
     answers = [row for row in answers if row["answer"]]
     if not answers:
         return None
-    ranks, tied = np.array([place_of_answer(row) for row in answers]).T
+    ranks, tied = np.array([answer_rank_range(row) for row in answers]).T
     given = np.array([row["probabilities"][ord(row["answer"]) - ord("A")] for row in answers])
     confidence = np.array([max(row["probabilities"]) for row in answers])
     precision, correct = average_precision_at_3(ranks, tied), right_at_first(ranks, tied)
-    chance_accuracy, chance_map_at_3 = chance([len(row["probabilities"]) for row in answers])
+    chance_accuracy, chance_map_at_3 = metrics_by_chance([len(row["probabilities"]) for row in answers])
     map_low, map_high = bootstrap_interval(precision)
     accuracy_low, accuracy_high = bootstrap_interval(correct)
     return {
@@ -209,12 +177,12 @@ def score_metrics(answers: list[dict]) -> dict[str, float | int | None] | None:
     }
 
 
-def place_of_answer(row: dict) -> tuple[int, int]:
-    """Return the `rank_range` of the correct option in a row of the answers table that has an answer."""
-    return rank_range(np.array(row["scores"]), ord(row["answer"]) - ord("A"))
+def answer_rank_range(row: dict) -> tuple[int, int]:
+    """Return the `metric_rank_range` of the correct option in a row of the answers table that has an answer."""
+    return metric_rank_range(np.array(row["scores"]), ord(row["answer"]) - ord("A"))
 
 
-def scores_of(row: dict, question: dict | None, table: str) -> np.ndarray:
+def metric_scores(row: dict, question: dict | None, table: str) -> np.ndarray:
     """Return the scores, shape (options,), of a row of an existing answers table, after checking the row.
 
     Args:
@@ -232,7 +200,7 @@ def scores_of(row: dict, question: dict | None, table: str) -> np.ndarray:
     if not row.get("scores"):
         raise InputError(f"{where}, column 'scores': none found, as in tables that an earlier version wrote; {again}")
     scores, probabilities = (np.array(row[name] or [], float) for name in ("scores", "probabilities"))
-    options = len(options_of(question)) if question else len(scores)
+    options = len(answer_options_of(question)) if question else len(scores)
     for name, values in (("scores", scores), ("probabilities", probabilities)):
         if len(values) != options:
             raise InputError(

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 
 #: Words with decimals, and signs except those of punctuation: -5 is not 5.
 SIGN = re.compile(r"[^\W_]+(?:[.,]\d+)*|[^\w\s.,;:!?\"'“”‘’…()\[\]]")
@@ -13,10 +13,10 @@ NEAR_COPY = 0.9
 
 def question_key(question: dict) -> tuple:
     """Return what is equal for two questions with the same prompt and options: case, punctuation and order aside."""
-    options = sorted(tuple(SIGN.findall(folded_text(text))) for text in options_of(question).values())
-    return tuple(SIGN.findall(folded_text(question["prompt"]))), tuple(options)
+    options = sorted(tuple(SIGN.findall(folded_question_text(text))) for text in answer_options_of(question).values())
+    return tuple(SIGN.findall(folded_question_text(question["prompt"]))), tuple(options)
 
 
-def folded_text(text: str) -> str:
+def folded_question_text(text: str) -> str:
     """Return a text without differences of case and, of characters beyond ASCII, of form (NFKC)."""
     return (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()

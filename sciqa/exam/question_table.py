@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 
 if TYPE_CHECKING:
-    from sciqa.exam.questions import Exam
+    from sciqa.exam.open_exam import Exam
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,22 @@ class QuestionTable:
         for part in range(first // self.rows, -(-last // self.rows)):
             start = part * self.rows
             path = tables.table_part_path(self.folder, part)
-            found += storage.read_rows(path, max(first - start, 0), min(last - start, self.rows), columns)
-        check_ids(self.folder, [row["id"] for row in found], [question["id"] for question in questions], first)
+            found += tables.read_table_rows(path, max(first - start, 0), min(last - start, self.rows), columns)
+        check_question_table_ids(
+            self.folder, [row["id"] for row in found], [question["id"] for question in questions], first
+        )
         return found
 
     def read_all(self, exam: "Exam", columns: list[str] | None = None) -> pa.Table:
         """Return the rows of all questions of an exam, in its order; see `read`."""
         columns = columns and ["id", *columns]
         paths = [tables.table_part_path(self.folder, part) for part in range(-(-exam.questions // self.rows))]
-        table = pa.concat_tables([storage.open_parquet(path).read(columns) for path in paths])
-        check_ids(self.folder, table["id"].to_pylist(), exam.read_ids(), 0)
+        table = pa.concat_tables([tables.open_parquet(path).read(columns) for path in paths])
+        check_question_table_ids(self.folder, table["id"].to_pylist(), exam.read_ids(), 0)
         return table
 
 
-def check_ids(folder: str, found: list[str], expected: list[str], first: int) -> None:
+def check_question_table_ids(folder: str, found: list[str], expected: list[str], first: int) -> None:
     """Raise `InputError` unless the rows of a table belong to the questions that are read with it.
 
     Args:

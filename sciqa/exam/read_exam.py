@@ -12,9 +12,15 @@ import pyarrow as pa
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_keys import AnswerKeyColumn, AnswersFrom
-from sciqa.exam.answer_options import Fail, Options, options_without_letters, read_options, text_of_option
+from sciqa.exam.answer_options import (
+    Fail,
+    LetteredOptions,
+    answer_option_text,
+    options_without_letters,
+    read_answer_options,
+)
 from sciqa.exam.columns import KEPT, Columns, find_column_cell, parse_columns, recognise_columns, unwrap_columns
-from sciqa.exam.files import packaged_splits, read_exam_files
+from sciqa.exam.exam_files import exam_file_splits, read_exam_files
 from sciqa.exam.row import Row
 
 #: Accepted values of `is_question`.
@@ -52,7 +58,7 @@ def read_exam(exam: str, columns: Sequence[str] = (), answers_from: AnswersFrom 
     wrong ones, a hash of the question's id alone decides their order.
 
     Args:
-        exam: a packaged split, or a file, folder or pattern as in `sciqa.exam.files.read_exam_files`.
+        exam: a packaged split, or a file, folder or pattern as in `sciqa.exam.exam_files.read_exam_files`.
         columns: columns of the parts of a question, such as `prompt=question`; others are recognised by name.
         answers_from: how answers are given, if this is ambiguous: numbers from 0 or 1, letters or options' texts.
 
@@ -77,7 +83,7 @@ def read_exam_questions(
         context: `given`: some question must have a context of its own; `found`: such contexts are left out.
     """
     rows = unwrap_columns(read_exam_files(exam))
-    found = recognise_columns(exam, rows, {} if packaged_splits(exam) else parse_columns(columns))
+    found = recognise_columns(exam, rows, {} if exam_file_splits(exam) else parse_columns(columns))
 
     def fail(at: int, column: str, what: str) -> InputError:
         return InputError(f"{rows[at].place}, column {column!r}: {what}")
@@ -98,7 +104,7 @@ def read_exam_questions(
             f"{exam}: --context given, but no question has one (column {names}); name it by --columns context=…, or "
             "leave --context out"
         )
-    options = [read_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
+    options = [read_answer_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
     lettered = options
     if len(found.options) == 1:
         options = options_without_letters(options)
@@ -125,7 +131,7 @@ def _failing(fail: FailAt, at: int) -> Fail:
 
 def _text(row: Row, path: str, fail: Fail) -> str | None:
     try:
-        return text_of_option(find_column_cell(row.cells, path))
+        return answer_option_text(find_column_cell(row.cells, path))
     except ValueError as error:
         raise fail(path, str(error)) from error
 
@@ -165,7 +171,7 @@ def _context(row: Row, columns: Columns, fail: Fail) -> str | None:
 
 
 def _places(
-    columns: Columns, rows: list[Row], options: list[Options], fail: FailAt, meant: AnswersFrom | None
+    columns: Columns, rows: list[Row], options: list[LetteredOptions], fail: FailAt, meant: AnswersFrom | None
 ) -> list[int | None]:
     """Return the index of each question's right option; None for a question without an answer."""
     if not columns.answer:
@@ -177,7 +183,9 @@ def _places(
     return places
 
 
-def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fail: FailAt) -> Iterator[AnswerKeyColumn]:
+def _also_answers(
+    columns: Columns, rows: list[Row], options: list[LetteredOptions], fail: FailAt
+) -> Iterator[AnswerKeyColumn]:
     """Yield unread columns whose names and cells look like answers."""
     for name in columns.also:
         with suppress(InputError):
@@ -187,7 +195,7 @@ def _also_answers(columns: Columns, rows: list[Row], options: list[Options], fai
 
 
 def _arranged(
-    ids: list[str], options: list[Options], places: list[int | None]
+    ids: list[str], options: list[LetteredOptions], places: list[int | None]
 ) -> tuple[list[list[str]], list[int | None]]:
     """Return options and right indices; if the right one is marked or apart, a hash of the id decides the order."""
     texts, right = [], []

@@ -7,18 +7,18 @@ import pyarrow as pa
 from sciqa.core import storage, tables
 from sciqa.core.device import Device
 from sciqa.corpus import dedup
-from sciqa.corpus.chunking import embedded_text
-from sciqa.generate.filters import arrange_options, question_fault, repeat_text
+from sciqa.corpus.chunking import embedded_chunk
+from sciqa.generate.filters import filter_option_order, filter_question, filter_repeat_text
 from sciqa.generate.options import GenerateOptions
-from sciqa.generate.parse import ReplyError, SchemaForm, parse_reply, reply_schema
-from sciqa.generate.server_writer import ModelReply, ServerWriter
-from sciqa.generate.template import PassageTemplate
-from sciqa.predict.api_client import FoundServer
+from sciqa.generate.passage_template import PassageTemplate
+from sciqa.generate.replies import ReplyError, SchemaForm, parse_reply, reply_schema
+from sciqa.generate.server_writer import ServerWriter, ServerWriterReply
+from sciqa.predict.api_client import ClientServer
 
 PASSAGE = ("passage_id", "title", "section", "text", "url")
 
 
-class Part(NamedTuple):
+class CandidatePart(NamedTuple):
     """Passages that are one part of the work: rows `first` to `last` of a shard.
 
     Attributes:
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     last: int
 
 
-class WriterSettings(NamedTuple):
+class CandidateSettings(NamedTuple):
     """How workers write.
 
     Attributes:
@@ -52,24 +52,24 @@ class WriterSettings(NamedTuple):
     device: Device = "cpu"
     threads: int = 1
     form: SchemaForm = "bounded"
-    server: FoundServer | None = None
+    server: ClientServer | None = None
     concurrency: int = 1
 
 
 def candidates_path(folder: str, part: int) -> str:
     """Return the path of a part's candidates, by the folder of the generated table."""
-    return tables.table_part_path(tables.records_path(folder, "candidates"), part)
+    return tables.table_part_path(tables.table_records_path(folder, "candidates"), part)
 
 
-def entries_path(folder: str, part: int) -> str:
+def candidate_entries_path(folder: str, part: int) -> str:
     """Return the path of what near duplicates among a part's candidates are found by; see `sciqa.corpus.dedup`."""
-    return tables.records_path(folder, "entries", f"{part:05d}.arrow")
+    return tables.table_records_path(folder, "entries", f"{part:05d}.arrow")
 
 
 class WriteCandidates:
     """Ray Data worker that writes the candidates of one part of the passages at a time."""
 
-    def __init__(self, writing: WriterSettings) -> None:
+    def __init__(self, writing: CandidateSettings) -> None:
         self.options, self.template, self.form = writing.options, PassageTemplate(*writing.template), writing.form
         if writing.server:
             self.writer: Any = ServerWriter(writing.server, writing.concurrency, self.options)
@@ -78,22 +78,22 @@ class WriteCandidates:
 
     def __call__(self, row: dict) -> dict:
         """Write the candidates of the part `row["part"]`, and return their number."""
-        part, options = Part(**row["part"]), self.options
-        passages = storage.read_rows(part.path, part.first, part.last, list(PASSAGE))
+        part, options = CandidatePart(**row["part"]), self.options
+        passages = tables.read_table_rows(part.path, part.first, part.last, list(PASSAGE))
         numbered = [(passage, draw) for passage in passages for draw in range(options.per_passage)]
         names = [f"{passage['passage_id']}-{draw}" for passage, draw in numbered]
         prompts = [self.template.render_passage(passage, options.choices) for passage, _ in numbered]
-        kept = tables.records_path(options.folder, "replies", f"{part.number:05d}")
+        kept = tables.table_records_path(options.folder, "replies", f"{part.number:05d}")
         schemas = [reply_schema(options.kind, options.choices, self.form, passage["text"]) for passage, _ in numbered]
         replies = self.writer.write(prompts, names, kept, schemas)
         asked = zip(names, [passage for passage, _ in numbered], replies, strict=True)
         rows = [make_candidate(*each, options, self.form) for each in asked]
         write_candidates(options, part.number, rows)
-        storage.delete(tables.records_path(kept))
+        storage.delete_path(tables.table_records_path(kept))
         return {"passages": len(passages), "notes": self.writer.notes}
 
 
-def _local_writer(writing: WriterSettings) -> Any:  # noqa: ANN401 (imported only where a model runs)
+def _local_writer(writing: CandidateSettings) -> Any:  # noqa: ANN401 (imported only where a model runs)
     from sciqa.generate.local_writer import LocalWriter
 
     return LocalWriter(**writing.options.writer_arguments(writing.device, writing.threads))
@@ -103,28 +103,32 @@ def write_candidates(options: GenerateOptions, part: int, rows: list[dict]) -> N
     """Write the candidates of a part, and before them what their near duplicates are found by."""
     good = [row for row in rows if not row["fault"]]
     texts = [
-        {"passage_id": row["passage_id"], "title": "", "section": "", "text": repeat_text(row, options.kind)}
+        {"passage_id": row["passage_id"], "title": "", "section": "", "text": filter_repeat_text(row, options.kind)}
         for row in good
     ]
-    dedup.write_dedup_entries(entries_path(options.folder, part), dedup.make_dedup_entries(texts, 0, near=True))
+    dedup.write_dedup_entries(
+        candidate_entries_path(options.folder, part), dedup.make_dedup_entries(texts, 0, near=True)
+    )
     table = pa.Table.from_pylist(rows, schema=candidate_schema(options))
-    storage.write_table(candidates_path(options.folder, part), table)
+    tables.write_table(candidates_path(options.folder, part), table)
 
 
 def candidate_schema(options: GenerateOptions) -> pa.Schema:
     """Return the schema of candidates: id, passage, what was replied, its fault and its fields."""
-    texts = ["id", *PASSAGE, "reply", "fault", *written_fields(options)]
+    texts = ["id", *PASSAGE, "reply", "fault", *candidate_fields(options)]
     return pa.schema([*((name, pa.string()) for name in texts), ("tokens_in", pa.int64()), ("tokens_out", pa.int64())])
 
 
-def written_fields(options: GenerateOptions) -> list[str]:
+def candidate_fields(options: GenerateOptions) -> list[str]:
     """Return the names of the fields that a model writes."""
     if options.kind == "instructions":
         return ["instruction", "input", "output"]
     return ["prompt", *map(chr, range(ord("A"), ord("A") + options.choices)), "answer", "sentence"]
 
 
-def make_candidate(name: str, passage: dict, reply: ModelReply, options: GenerateOptions, form: SchemaForm) -> dict:
+def make_candidate(
+    name: str, passage: dict, reply: ServerWriterReply, options: GenerateOptions, form: SchemaForm
+) -> dict:
     """Return the row of a reply; `fault` is None if neither its form nor its passage shows one.
 
     Args:
@@ -144,11 +148,11 @@ def make_candidate(name: str, passage: dict, reply: ModelReply, options: Generat
         fields = parse_reply(reply.text, options.kind, options.choices, form)
     except ReplyError as error:
         return row | {"fault": str(error)}
-    return judge_question(row, fields, options) if options.kind == "questions" else row | fields
+    return judge_candidate(row, fields, options) if options.kind == "questions" else row | fields
 
 
-def judge_question(row: dict, fields: dict[str, str], options: GenerateOptions) -> dict:
+def judge_candidate(row: dict, fields: dict[str, str], options: GenerateOptions) -> dict:
     """Return the row of a question with its options arranged, and the fault that its passage alone shows."""
-    fields = arrange_options(fields, row["id"])
-    context = embedded_text(row["title"], row["section"], row["text"])
-    return row | fields | {"fault": question_fault(fields, context, options.skip_filters)}
+    fields = filter_option_order(fields, row["id"])
+    context = embedded_chunk(row["title"], row["section"], row["text"])
+    return row | fields | {"fault": filter_question(fields, context, options.skip_filters)}

@@ -5,9 +5,9 @@ import string
 import numpy as np
 
 from sciqa.core import storage
-from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model
-from sciqa.exam.questions import options_of, rotate_options
+from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.generate.options import GenerateOptions
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.readers import READERS, Reader
@@ -24,9 +24,9 @@ def checker_options(options: GenerateOptions) -> PredictOptions:
     """
     local = options.engine != "openai"
     assert options.checker is not None  # asked for
-    adapted = local and storage.exists(storage.join(options.checker, ADAPTER_CONFIG))
+    adapted = local and storage.path_exists(storage.join_paths(options.checker, ADAPTER_CONFIG))
     folder = options.checker if adapted or not local else find_model(options.checker).folder
-    trained = local and read_trained_record(folder).get("style")
+    trained = local and read_adapter_record(folder).get("style")
     names = ("output", "base_url", "api_key_env", "concurrency", "timeout", "engine", "precision", "accelerator")
     given = {name: getattr(options, name) for name in names}
     given |= {"model": options.model, "adapter": options.checker} if adapted else {"model": options.checker}
@@ -75,7 +75,7 @@ class QuestionChecker:
         if not questions:
             return []
         turns = [
-            (rotate_options(question, by), rows)
+            (rotate_answer_options(question, by), rows)
             for question, rows in zip(questions, found, strict=True)
             for by in self._rotations(question)
         ]
@@ -84,7 +84,7 @@ class QuestionChecker:
         return [[next(right) for _ in self._rotations(question)] for question in questions]
 
     def _rotations(self, question: dict) -> range:
-        return range(len(options_of(question)) if self.rotates else 1)
+        return range(len(answer_options_of(question)) if self.rotates else 1)
 
 
 def _ranked_first(scores: np.ndarray, answer: str) -> bool:

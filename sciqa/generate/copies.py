@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 
-from sciqa.audit.words import SEED, ExamWords, question_texts, question_words, share_of_words_found, split_words
-from sciqa.core import storage
+from sciqa.audit.words import SEED, ExamWords, question_words, share_of_words_found, split_words, texts_of_words
+from sciqa.core import storage, tables
 from sciqa.exam.question_key import question_key
 from sciqa.generate.options import GenerateOptions
 from sciqa.retrieval.embedder import embed_one_by_one
@@ -26,13 +26,13 @@ class ExamCopies:
         self.options, self.prefix = options, options.prefix("query")
         self.embedder = load_embedder(**embed)
         self.notes = self.embedder.notes
-        others = [row for path in storage.list_files(folder, "parquet") for row in storage.read_table(path).to_pylist()]
+        others = [row for path in storage.list_files(folder, "parquet") for row in tables.read_table(path).to_pylist()]
         self.keys = {question_key(question) for question in others}
-        self.texts = [split_words(text) for question in others for text in question_texts(question)]
-        self.vectors = self._stored_vectors(storage.join(folder, "vectors.npy"), others)
+        self.texts = [split_words(text) for question in others for text in texts_of_words(question)]
+        self.vectors = self._stored_vectors(storage.join_paths(folder, "vectors.npy"), others)
 
     def _stored_vectors(self, path: str, questions: list[dict]) -> np.ndarray:
-        if storage.exists(path):
+        if storage.path_exists(path):
             return np.load(io.BytesIO(storage.read_bytes(path)))
         buffer = io.BytesIO()
         np.save(buffer, vectors := self._embed(questions))

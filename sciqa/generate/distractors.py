@@ -9,20 +9,20 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import cluster, model_workers, storage, tables
+from sciqa.core import cluster, hashes, model_workers, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import weight_bytes
-from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.core.model_files import model_file_bytes
+from sciqa.corpus.chunking import embedded_chunk, split_sentences
 from sciqa.exam.baselines import FUNCTION_WORDS
-from sciqa.exam.files import read_exam_files
-from sciqa.generate.candidates import PASSAGE, Part, judge_question, write_candidates
-from sciqa.generate.filters import key_words
+from sciqa.exam.exam_files import read_exam_files
+from sciqa.generate.candidates import PASSAGE, CandidatePart, judge_candidate, write_candidates
+from sciqa.generate.filters import filter_key_words
 from sciqa.generate.options import GenerateOptions
 from sciqa.retrieval.contexts import FindContexts
-from sciqa.retrieval.index import check_embedder, index_identity, read_index_manifest
+from sciqa.retrieval.index import check_index_embedder, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, SearchOptions
-from sciqa.retrieval.queries import search_actors
-from sciqa.retrieval.search import ShardedIndex
+from sciqa.retrieval.queries import start_query_actors
+from sciqa.retrieval.search import ShardedSearch
 
 #: Passages per question whose entities and sentences are taken.
 PASSAGES = 20
@@ -46,15 +46,15 @@ class WriteDistractors:
         embed: arguments of `load_embedder`.
     """
 
-    def __init__(self, options: GenerateOptions, index: ShardedIndex, embed: dict) -> None:
+    def __init__(self, options: GenerateOptions, index: ShardedSearch, embed: dict) -> None:
         self.options = options
         self.finder = FindContexts(None, distractor_search(options), index, embed, ContextOptions())
         self.notes = self.finder.embedder.notes
 
     def __call__(self, row: dict) -> dict:
         """Write the candidates of the part `row["part"]`, and return their number."""
-        part, options = Part(**row["part"]), self.options
-        asked = storage.read_rows(part.path, part.first, part.last, ASKED.names)
+        part, options = CandidatePart(**row["part"]), self.options
+        asked = tables.read_table_rows(part.path, part.first, part.last, ASKED.names)
         questions = [{"id": e["id"], "prompt": e["prompt"], "A": e["answer"], "context": None} for e in asked]
         found = [each["passages"] for each in self.finder.find(questions)]
         rows = [self._candidate(*each) for each in zip(asked, found, strict=True)]
@@ -70,7 +70,7 @@ class WriteDistractors:
             return row | {"fault": "few-distractors"}
         fields = {"prompt": asked["prompt"], "answer": "A", "sentence": sentence}
         fields |= dict(zip(string.ascii_uppercase, [asked["answer"], *wrong], strict=False))
-        return judge_question(row, fields, self.options)
+        return judge_candidate(row, fields, self.options)
 
     def _nearest(self, asked: dict, passages: list[dict], sentence: str) -> list[str]:
         """Return the wrong options, nearest to the right one first, no two of which say the same.
@@ -79,14 +79,14 @@ class WriteDistractors:
         """
         answer = asked["answer"]
         found = dict.fromkeys(find_distractors(asked["prompt"], answer, passages))
-        taken, texts = [key_words(answer)], [text for text in found if text != " ".join(sentence.split())]
+        taken, texts = [filter_key_words(answer)], [text for text in found if text != " ".join(sentence.split())]
         if not texts:
             return []
         vectors = self.finder.embed([answer, *texts], "passage")
         nearness = (vectors[1:] * vectors[0]).sum(axis=1)
         wrong: list[str] = []
         for number in np.argsort(-nearness, kind="stable"):
-            words = key_words(texts[number])
+            words = filter_key_words(texts[number])
             if words and not any(words <= each or each <= words for each in taken):
                 wrong.append(texts[number])
                 taken.append(words)
@@ -107,7 +107,7 @@ def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator
         answer: the right answer.
         passages: rows of the passages table, nearest first.
     """
-    texts = [embedded_text(each["title"], each["section"], each["text"]) for each in passages]
+    texts = [embedded_chunk(each["title"], each["section"], each["text"]) for each in passages]
     names = [each["title"] for each in passages] + [name for text in texts for name in _names(text)]
     if numbers := NUMBER.findall(answer):
         named = {*numbers, *NUMBER.findall(prompt)}
@@ -115,7 +115,9 @@ def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator
         yield from (answer.replace(numbers[0], other, 1) for other in others if other not in named)
     elif len(answer.split()) < STATEMENT:
         held = next((name for name in _names(answer) if name != answer), None)
-        others = (name for name in names if key_words(name) and not key_words(name) <= key_words(prompt))
+        others = (
+            name for name in names if filter_key_words(name) and not filter_key_words(name) <= filter_key_words(prompt)
+        )
         yield from (answer.replace(held, name) if held else _in_case_of(answer, name) for name in others)
     if len(answer.split()) >= STATEMENT:
         least, most = (share * len(answer.split()) for share in (SHORTEST, LONGEST))
@@ -157,21 +159,21 @@ def distractor_inputs(options: GenerateOptions) -> dict:
         InputError: there is no finished index of the embedding model.
     """
     index = read_index_manifest(options.index)
-    check_embedder(distractor_search(options))
+    check_index_embedder(distractor_search(options))
     return {"index": index_identity(index), "prefix": options.prefix("query")}
 
 
 @contextmanager
 def distractor_workers(options: GenerateOptions, parts: int) -> Iterator[dict]:
     """Start the index's search actors, and yield the arguments of `Dataset.map` for workers that use them."""
-    workers = cluster.num_workers(options, parts)
-    with search_actors(distractor_search(options), read_index_manifest(options.index)) as index:
-        pool = model_workers.model_pool(options, workers, parts, weight_bytes(options.embedder))
+    workers = cluster.num_cluster_workers(options, parts)
+    with start_query_actors(distractor_search(options), read_index_manifest(options.index)) as index:
+        pool = model_workers.model_worker_pool(options, workers, parts, model_file_bytes(options.embedder))
         arguments = {"options": options, "index": index, "embed": options.embed_arguments(workers)}
-        yield model_workers.map_arguments(WriteDistractors, arguments, pool)
+        yield model_workers.model_worker_arguments(WriteDistractors, arguments, pool)
 
 
-def read_open_questions(path: str) -> list[dict[str, str]]:
+def read_distractor_questions(path: str) -> list[dict[str, str]]:
     """Return the open questions of a file or folder, with `id`, `prompt` and `answer`.
 
     Raises:
@@ -193,18 +195,18 @@ def read_open_questions(path: str) -> list[dict[str, str]]:
     return rows
 
 
-def asked_path(folder: str) -> str:
+def distractor_questions_path(folder: str) -> str:
     """Return the path of the open questions' table, by the folder of the generated table."""
-    return tables.records_path(folder, "asked", "questions.parquet")
+    return tables.table_records_path(folder, "asked", "questions.parquet")
 
 
-def write_open_questions(folder: str, questions: list[dict[str, str]]) -> None:
+def write_distractor_questions(folder: str, questions: list[dict[str, str]]) -> None:
     """Write the open questions where workers read them."""
-    storage.write_table(asked_path(folder), pa.Table.from_pylist(questions, schema=ASKED))
+    tables.write_table(distractor_questions_path(folder), pa.Table.from_pylist(questions, schema=ASKED))
 
 
-def question_parts(options: GenerateOptions, questions: list[dict[str, str]]) -> tuple[list[Part], str]:
+def distractor_parts(options: GenerateOptions, questions: list[dict[str, str]]) -> tuple[list[CandidatePart], str]:
     """Return the parts of the open questions, and a hash of these."""
-    step, path, most = options.part_passages, asked_path(options.folder), len(questions)
-    parts = [Part(at // step, path, at, min(at + step, most)) for at in range(0, most, step)]
-    return parts, tables.fingerprint(questions)
+    step, path, most = options.part_passages, distractor_questions_path(options.folder), len(questions)
+    parts = [CandidatePart(at // step, path, at, min(at + step, most)) for at in range(0, most, step)]
+    return parts, hashes.fingerprint(questions)

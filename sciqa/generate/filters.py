@@ -6,10 +6,10 @@ import string
 import Stemmer
 
 from sciqa.audit.words import split_words
-from sciqa.exam.baselines import FUNCTION_WORDS, WORD, overlap_scores
-from sciqa.exam.metrics import rank_range
-from sciqa.exam.question_key import SIGN, folded_text
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.baselines import FUNCTION_WORDS, WORD, overlap_baseline_scores
+from sciqa.exam.metrics import metric_rank_range
+from sciqa.exam.question_key import SIGN, folded_question_text
 from sciqa.generate.options import Kind
 
 #: Faults that filters find, each with what it means, in the order in which they are looked for.
@@ -36,26 +36,26 @@ LIGHT_WORDS = FUNCTION_WORDS - MEANINGFUL | {"s"}
 STEMMER = Stemmer.Stemmer("english")
 
 
-def key_words(text: str) -> frozenset[str]:
+def filter_key_words(text: str) -> frozenset[str]:
     """Return the stems of the words of a text, with numbers and signs, without `LIGHT_WORDS`."""
-    words = [word for word in SIGN.findall(folded_text(text)) if word not in LIGHT_WORDS]
+    words = [word for word in SIGN.findall(folded_question_text(text)) if word not in LIGHT_WORDS]
     return frozenset(STEMMER.stemWords(words))
 
 
-def arrange_options(question: dict[str, str], name: str) -> dict[str, str]:
+def filter_option_order(question: dict[str, str], name: str) -> dict[str, str]:
     """Return a question with its options in an order that only its id decides: models prefer some letters.
 
     Args:
-        question: fields of a question; see `sciqa.generate.parse.parse_reply`.
+        question: fields of a question; see `sciqa.generate.replies.parse_reply`.
         name: the question's id.
     """
-    options = options_of(question)
+    options = answer_options_of(question)
     order = sorted(options, key=lambda letter: hashlib.sha256(f"{letter} {name}".encode()).digest())
     arranged = {new: options[old] for new, old in zip(string.ascii_uppercase, order, strict=False)}
     return question | arranged | {"answer": string.ascii_uppercase[order.index(question["answer"])]}
 
 
-def question_fault(question: dict[str, str], passage: str, skipped: tuple[str, ...]) -> str | None:
+def filter_question(question: dict[str, str], passage: str, skipped: tuple[str, ...]) -> str | None:
     """Return the first fault of a question that its passage alone shows, or None.
 
     Args:
@@ -63,11 +63,13 @@ def question_fault(question: dict[str, str], passage: str, skipped: tuple[str, .
         passage: text of its passage, as a reader reads it.
         skipped: filters that are not applied.
     """
-    options = list(options_of(question).values())
+    options = list(answer_options_of(question).values())
     faults = {
-        "equal-options": lambda: _repeats([tuple(SIGN.findall(folded_text(option))) or option for option in options]),
+        "equal-options": lambda: _repeats(
+            [tuple(SIGN.findall(folded_question_text(option))) or option for option in options]
+        ),
         "sentence-not-found": lambda: not _stands_in(question["sentence"], passage),
-        "paraphrased-options": lambda: _repeats([key_words(option) or option for option in options]),
+        "paraphrased-options": lambda: _repeats([filter_key_words(option) or option for option in options]),
         "word-overlap": lambda: _overlap_passes(options, question["answer"], passage),
     }
     return next((name for name, found in faults.items() if name not in skipped and found()), None)
@@ -84,10 +86,10 @@ def _stands_in(sentence: str, passage: str) -> bool:
 
 def _overlap_passes(options: list[str], answer: str, passage: str) -> bool:
     """Whether the baseline `overlap` ranks the right option first, without a tie."""
-    return rank_range(overlap_scores(options, passage), string.ascii_uppercase.index(answer)) == (1, 1)
+    return metric_rank_range(overlap_baseline_scores(options, passage), string.ascii_uppercase.index(answer)) == (1, 1)
 
 
-def as_question(record: dict, kind: Kind) -> dict:
+def filterable_question(record: dict, kind: Kind) -> dict:
     """Return a record as a question; an instruction is one whose only option is the output."""
     if kind == "questions":
         return record
@@ -95,12 +97,12 @@ def as_question(record: dict, kind: Kind) -> dict:
     return {"id": record["id"], "prompt": prompt, "A": record["output"], "answer": "A"}
 
 
-def repeat_text(record: dict, kind: Kind) -> str:
+def filter_repeat_text(record: dict, kind: Kind) -> str:
     """Return the sorted key words of a prompt and its right option, by which near duplicates are found.
 
     Of instructions, the output is left out: one instruction with two outputs is a duplicate.
     """
-    question = as_question(record, kind)
+    question = filterable_question(record, kind)
     right = question[question["answer"]] if kind == "questions" else ""
     text = f"{question['prompt']} {right}"
-    return " ".join(sorted(key_words(text))) or text
+    return " ".join(sorted(filter_key_words(text))) or text

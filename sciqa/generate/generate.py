@@ -7,36 +7,42 @@ from dataclasses import replace
 import numpy as np
 
 from sciqa.audit.sources import OtherSource, read_named_sources
-from sciqa.core import cluster, model_workers, progress, storage, tables, worker_loss
-from sciqa.core.adapter_files import adapter_hash, check_adapter_base
+from sciqa.core import cluster, hashes, model_workers, progress, storage, tables, worker_loss
+from sciqa.core.adapter_files import adapter_hash, check_adapter_files
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_family, short_model_name, weight_bytes
-from sciqa.core.options import Summary
+from sciqa.core.model_files import find_model, model_family, model_file_bytes, model_files_name
+from sciqa.core.options import Summary, defaults_of
 from sciqa.corpus import dedup
 from sciqa.corpus.parts import write_part_duplicates
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.exam.read_exam import read_exam_questions
-from sciqa.generate.candidates import Part, WriteCandidates, WriterSettings, entries_path
+from sciqa.generate.candidates import CandidatePart, CandidateSettings, WriteCandidates, candidate_entries_path
 from sciqa.generate.distractors import (
     distractor_inputs,
+    distractor_parts,
     distractor_workers,
-    question_parts,
-    read_open_questions,
-    write_open_questions,
+    read_distractor_questions,
+    write_distractor_questions,
+)
+from sciqa.generate.filter_results import (
+    FilterResultSettings,
+    WriteFilterResults,
+    filter_result_counts_path,
+    filter_result_exams_folder,
+    filter_result_jsonl_folder,
 )
 from sciqa.generate.filters import FILTER_FAULTS
 from sciqa.generate.options import GenerateOptions
-from sciqa.generate.parse import REPLY_FAULTS
-from sciqa.generate.results import FilterPart, FilterSettings, against_folder, counts_path, jsonl_folder
-from sciqa.generate.server_writer import find_json_server
-from sciqa.generate.template import PassageTemplate, read_passage_template
+from sciqa.generate.passage_template import PassageTemplate, read_passage_template
+from sciqa.generate.replies import REPLY_FAULTS
+from sciqa.generate.server_writer import find_writer_server
 from sciqa.predict.api import api_arguments, api_server_pool
-from sciqa.predict.api_records import usage_summary
+from sciqa.predict.api_records import record_usage_summary
 from sciqa.predict.options import PredictOptions
-from sciqa.predict.predict import check_model
+from sciqa.predict.predict import check_predict_model
 
 #: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
 GENERATE_FORMAT = 2
@@ -61,9 +67,9 @@ def generate(options: GenerateOptions) -> Summary:
     """
     started = time.monotonic()
     if options.engine == "torch" and not options.distractors:
-        require("json", "--engine torch")
-    asked = read_open_questions(options.distractors) if options.distractors else []
-    parts, contents = question_parts(options, asked) if asked else passage_parts(options)
+        require_extra("json", "--engine torch")
+    asked = read_distractor_questions(options.distractors) if options.distractors else []
+    parts, contents = distractor_parts(options, asked) if asked else generate_parts(options)
     against = _read_against(options)
     if asked:
         writing, about = None, distractor_inputs(options)
@@ -75,41 +81,41 @@ def generate(options: GenerateOptions) -> Summary:
     inputs |= _filter_inputs(options, against, checker)
     with lock(options.folder):
         begun = tables.begin_table(
-            options.folder, inputs, tables.defaults_of(GenerateOptions), options.part_passages, options.overwrite
+            options.folder, inputs, defaults_of(GenerateOptions), options.part_passages, options.overwrite
         )
         if begun.whole:
-            manifest = tables.read_manifest(options.folder, "generate")
+            manifest = tables.read_table_manifest(options.folder, "generate")
         else:
             if begun.rows != options.part_passages:
                 parted = replace(options, part_passages=begun.rows or options.part_passages)
-                parts, _ = question_parts(parted, asked) if asked else passage_parts(parted)
+                parts, _ = distractor_parts(parted, asked) if asked else generate_parts(parted)
             if asked:
-                write_open_questions(options.folder, asked)
+                write_distractor_questions(options.folder, asked)
             counts = _fill(options, parts, writing, against, checker, inputs)
             manifest = {"format": GENERATE_FORMAT, "inputs": inputs, "rows": begun.rows} | counts
             tables.finish_table(options.folder, manifest)
             for name in ASIDE:
-                storage.delete(tables.records_path(options.folder, name))
+                storage.delete_path(tables.table_records_path(options.folder, name))
     made = _made(options, manifest) + ", kept as it was" * begun.whole
     return Summary("generate", options.folder, made, time.monotonic() - started, {"Replies": _outcomes(manifest)})
 
 
-def passage_parts(options: GenerateOptions) -> tuple[list[Part], str]:
+def generate_parts(options: GenerateOptions) -> tuple[list[CandidatePart], str]:
     """Return the parts of the passages that are asked for, and a hash of the whole table's content.
 
     Raises:
         InputError: there is no finished passages table.
     """
-    manifest = tables.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)
-    parts: list[Part] = []
+    manifest = tables.read_table_manifest(options.passages, "corpus", PASSAGES_FORMAT)
+    parts: list[CandidatePart] = []
     left = manifest["passages"] if options.first_passages is None else options.first_passages
     for shard in manifest["shards"]:
         rows = min(shard["rows"], left)
         left -= rows
         for first in range(0, rows, options.part_passages):
-            path = storage.join(options.passages, f"{shard['name']}.parquet")
-            parts.append(Part(len(parts), path, first, min(first + options.part_passages, rows)))
-    return parts, tables.fingerprint([shard["content"] for shard in manifest["shards"]])
+            path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
+            parts.append(CandidatePart(len(parts), path, first, min(first + options.part_passages, rows)))
+    return parts, hashes.fingerprint([shard["content"] for shard in manifest["shards"]])
 
 
 def _read_against(options: GenerateOptions) -> list[OtherSource]:
@@ -118,12 +124,12 @@ def _read_against(options: GenerateOptions) -> list[OtherSource]:
     )
 
 
-def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[WriterSettings, dict]:
+def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[CandidateSettings, dict]:
     """Return how workers write, so far as no cluster is needed for it, and what the replies follow from."""
-    writing = WriterSettings(options, (template.text, template.name))
-    asking = {"template": tables.fingerprint(template.text)}
+    writing = CandidateSettings(options, (template.text, template.name))
+    asking = {"template": hashes.fingerprint(template.text)}
     if options.engine == "openai":
-        server, form = find_json_server(options)
+        server, form = find_writer_server(options)
         about = asking | {"engine": options.engine, "model": options.model, "server": server.url, "schema": form}
         return writing._replace(server=server, form=form), about
     if (family := model_family(options.model)) != "causal":
@@ -138,8 +144,8 @@ def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[W
 
 def _check_adapter(folder: str, model: str, option: str) -> str:
     """Return the hash of an adapter for a model."""
-    require("train", option)
-    if said := check_adapter_base(folder, model):
+    require_extra("train", option)
+    if said := check_adapter_files(folder, model):
         console.print(said, markup=False, soft_wrap=True)
     return adapter_hash(folder)
 
@@ -150,7 +156,7 @@ def _find_checker(options: GenerateOptions) -> PredictOptions | None:
     from sciqa.generate.checks import checker_options
 
     reader = checker_options(options)
-    check_model(reader)
+    check_predict_model(reader)
     return reader
 
 
@@ -169,8 +175,8 @@ def _filter_inputs(options: GenerateOptions, against: list[OtherSource], checker
 
 def _fill(
     options: GenerateOptions,
-    parts: list[Part],
-    writing: WriterSettings | None,
+    parts: list[CandidatePart],
+    writing: CandidateSettings | None,
     against: list[OtherSource],
     checker: PredictOptions | None,
     inputs: dict,
@@ -178,18 +184,18 @@ def _fill(
     """Write what is missing of the table; return its counts."""
     cluster.connect_cluster(options)
     done = set(storage.list_names(options.folder))
-    written = done | set(storage.list_names(tables.records_path(options.folder, "candidates")))
+    written = done | set(storage.list_names(tables.table_records_path(options.folder, "candidates")))
     missing = [part for part in parts if tables.table_part_name(part.number) not in written]
     _write_candidates(options, writing, missing)
     if not done:
-        storage.delete(jsonl_folder(options))  # of a table that this one replaces
+        storage.delete_path(filter_result_jsonl_folder(options))  # of a table that this one replaces
         _find_duplicates(options.folder, parts)
         for number, others in enumerate(against):
-            path = tables.table_part_path(against_folder(options.folder), number)
-            storage.write_table(path, others.table.replace_schema_metadata(None))
+            path = tables.table_part_path(filter_result_exams_folder(options.folder), number)
+            tables.write_table(path, others.table.replace_schema_metadata(None))
     provenance = _provenance(options, inputs)
     left = [part.number for part in parts if tables.table_part_name(part.number) not in done]
-    _filter(options, FilterSettings(options, provenance), left, bool(against), checker)
+    _filter(options, FilterResultSettings(options, provenance), left, bool(against), checker)
     return _sum_counts(options, parts)
 
 
@@ -200,12 +206,12 @@ def _provenance(options: GenerateOptions, inputs: dict) -> dict[str, str]:
     elif options.engine == "openai":
         made = {"generator": options.model, "generator_revision": inputs["server"], "template": inputs["template"]}
     else:
-        made = {"generator": short_model_name(options.adapter or options.model), "template": inputs["template"]}
+        made = {"generator": model_files_name(options.adapter or options.model), "template": inputs["template"]}
         made |= {"generator_revision": inputs["adapter"] or inputs["model"]}
     return made | {"licence": options.licence}
 
 
-def _write_candidates(options: GenerateOptions, writing: WriterSettings | None, parts: list[Part]) -> None:
+def _write_candidates(options: GenerateOptions, writing: CandidateSettings | None, parts: list[CandidatePart]) -> None:
     if not parts:
         return
     if writing is None:
@@ -213,38 +219,38 @@ def _write_candidates(options: GenerateOptions, writing: WriterSettings | None, 
             _map_parts(mapped, parts, "questions")
         return
     if options.engine == "openai":
-        workers = 1 if options.num_workers == "auto" else cluster.num_workers(options, len(parts))
+        workers = 1 if options.num_workers == "auto" else cluster.num_cluster_workers(options, len(parts))
         concurrency = max(1, options.concurrency // workers)
         arguments = {"writing": writing._replace(concurrency=concurrency)}
         pool = api_server_pool(workers, 2 + concurrency // options.part_passages)
         mapped = {"fn": WriteCandidates, "fn_constructor_kwargs": arguments, **pool}
     else:
-        workers = cluster.num_workers(options, len(parts))
-        pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(options.model))
-        device, threads = cluster.cluster_device(options), cluster.threads_per_worker(workers)
+        workers = cluster.num_cluster_workers(options, len(parts))
+        pool = model_workers.model_worker_pool(options, workers, len(parts), model_file_bytes(options.model))
+        device, threads = cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers)
         arguments = {"writing": writing._replace(device=device, threads=threads)}
-        mapped = model_workers.map_arguments(WriteCandidates, arguments, pool)
+        mapped = model_workers.model_worker_arguments(WriteCandidates, arguments, pool)
     _map_parts(mapped, parts, "passages")
 
 
-def _map_parts(mapped: dict, parts: list[Part], unit: str) -> None:
-    rows = cluster.dataset_of_parts([part._asdict() for part in parts]).map(**mapped)
+def _map_parts(mapped: dict, parts: list[CandidatePart], unit: str) -> None:
+    rows = cluster.cluster_dataset([part._asdict() for part in parts]).map(**mapped)
     total = sum(part.last - part.first for part in parts)
     for _ in progress.rows_with_progress(rows, "generate", total, unit, lambda row: row["passages"]):
         pass
 
 
-def _find_duplicates(folder: str, parts: list[Part]) -> None:
+def _find_duplicates(folder: str, parts: list[CandidatePart]) -> None:
     """Write which candidates are near duplicates of earlier ones, by the method of the passages; see `dedup`."""
-    storage.delete(tables.records_path(folder, "duplicates"))
+    storage.delete_path(tables.table_records_path(folder, "duplicates"))
     tasks = min(dedup.BUCKETS, 1 + len(parts) // 1000)
     ranges = [
         {"number": number, "buckets": buckets.tolist()}
         for number, buckets in enumerate(np.array_split(np.arange(dedup.BUCKETS), tasks))
     ]
-    paths = [entries_path(folder, part.number) for part in parts]
+    paths = [candidate_entries_path(folder, part.number) for part in parts]
     arguments = {"folder": folder, "paths": paths, "removed": np.zeros(0, np.uint64)}
-    rows = cluster.dataset_of_parts(ranges)
+    rows = cluster.cluster_dataset(ranges)
     rows = rows.map(
         write_part_duplicates, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST
     )
@@ -254,39 +260,45 @@ def _find_duplicates(folder: str, parts: list[Part]) -> None:
 
 def _filter(
     options: GenerateOptions,
-    filtering: FilterSettings,
+    filtering: FilterResultSettings,
     parts: list[int],
     compares: bool,
     checker: PredictOptions | None,
 ) -> None:
     if not parts:
         return
-    weights = weight_bytes(options.embedder) if compares else 0
-    workers = cluster.num_workers(options, len(parts)) if compares or checker else 1
+    weights = model_file_bytes(options.embedder) if compares else 0
+    workers = cluster.num_cluster_workers(options, len(parts)) if compares or checker else 1
     if checker and checker.in_api:
         workers = 1
-        arguments = api_arguments(checker, tables.records_path(options.folder, "checks"), workers)
+        arguments = api_arguments(checker, tables.table_records_path(options.folder, "checks"), workers)
         filtering = filtering._replace(checker=("api", arguments))
     elif checker:
-        arguments = checker.reader_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
+        arguments = checker.reader_arguments(
+            cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers)
+        )
         filtering = filtering._replace(checker=("model", arguments))
-        weights += weight_bytes(checker.model)
+        weights += model_file_bytes(checker.model)
     if compares:
         filtering = filtering._replace(embed=options.embed_arguments(workers))
-    mapped: dict = {"fn": FilterPart, "fn_constructor_kwargs": {"filtering": filtering}, **api_server_pool(workers, 1)}
+    mapped: dict = {
+        "fn": WriteFilterResults,
+        "fn_constructor_kwargs": {"filtering": filtering},
+        **api_server_pool(workers, 1),
+    }
     if weights:
-        pool = model_workers.model_pool(options, workers, len(parts), weights)
-        mapped = model_workers.map_arguments(FilterPart, {"filtering": filtering}, pool)
-    rows = cluster.dataset_of_parts(parts).map(**mapped)
+        pool = model_workers.model_worker_pool(options, workers, len(parts), weights)
+        mapped = model_workers.model_worker_arguments(WriteFilterResults, {"filtering": filtering}, pool)
+    rows = cluster.cluster_dataset(parts).map(**mapped)
     for _ in progress.rows_with_progress(rows, "generate", len(parts), "parts filtered", lambda row: 1):
         pass
 
 
-def _sum_counts(options: GenerateOptions, parts: list[Part]) -> dict:
+def _sum_counts(options: GenerateOptions, parts: list[CandidatePart]) -> dict:
     sums: Counter = Counter(passages=sum(part.last - part.first for part in parts))
     faults: Counter = Counter()
     for part in parts:
-        counts = storage.read_json(counts_path(options.folder, part.number))
+        counts = storage.read_json(filter_result_counts_path(options.folder, part.number))
         faults.update(counts.pop("faults"))
         sums.update(counts)
     return {name: int(number) for name, number in sums.items()} | {"faults": dict(faults)}
@@ -298,7 +310,7 @@ def _made(options: GenerateOptions, manifest: dict) -> str:
     asked = "open questions" if options.distractors else f"replies to {manifest['passages']:,} passages"
     made = f"{manifest['kept']:,} {options.kind} of {manifest['replies']:,} {asked}"
     made += f"; rejected: {', '.join(faults)}" * bool(faults)
-    return made + (usage_summary(options.price, manifest) if options.engine == "openai" else "")
+    return made + (record_usage_summary(options.price, manifest) if options.engine == "openai" else "")
 
 
 def _outcomes(manifest: dict) -> list[dict]:

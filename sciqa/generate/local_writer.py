@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, cast
 from transformers import LogitsProcessor
 
 from sciqa.core.device import Device
-from sciqa.core.tables import fingerprint
-from sciqa.generate.server_writer import ModelReply
+from sciqa.core.hashes import fingerprint
+from sciqa.generate.server_writer import ServerWriterReply
 from sciqa.models.causal import CausalScorer
 from sciqa.models.decoding import TokenDraws, generate_tokens
 from sciqa.models.load import load_scorer
-from sciqa.models.prompt_format import Format, Precision
-from sciqa.models.prompt_template import Prompt
+from sciqa.models.prompt_format import Precision, PromptFormat
+from sciqa.models.prompt_template import TemplatePrompt
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -50,15 +50,15 @@ class LocalWriter:
         self.batch, self.tokens, self.seed = batch, tokens, seed
         self.draws, self.temperature = draws, temperature
         scorer = load_scorer(
-            model, style=Format(), precision=precision, adapter=adapter, threads=threads, device=device
+            model, style=PromptFormat(), precision=precision, adapter=adapter, threads=threads, device=device
         )
         self.scorer = cast("CausalScorer", scorer)
         self.notes = [scorer.note] if scorer.note else []
         self.constraint: LLTokenizer | None = None
 
     def write(
-        self, prompts: list[Prompt], names: list[str], folder: str = "", schemas: Sequence[dict | None] = ()
-    ) -> list[ModelReply]:
+        self, prompts: list[TemplatePrompt], names: list[str], folder: str = "", schemas: Sequence[dict | None] = ()
+    ) -> list[ServerWriterReply]:
         """Return a reply to each prompt; see `sciqa.generate.server_writer.ServerWriter.write`.
 
         Args:
@@ -68,7 +68,7 @@ class LocalWriter:
             schemas: JSON schema of each reply; without any, the model may write anything.
         """
         encoded = [self._encode(prompt) for prompt in prompts]
-        replies = [ModelReply("", "too-long")] * len(prompts)
+        replies = [ServerWriterReply("", "too-long")] * len(prompts)
         fitting = [number for number, ids in enumerate(encoded) if len(ids) + self.tokens <= self.scorer.limit]
         limits = [schema for number in fitting if schemas and (schema := schemas[number])]
         written = generate_tokens(
@@ -81,10 +81,10 @@ class LocalWriter:
         )
         for number, tokens in zip(fitting, written, strict=True):
             text = self.scorer.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            replies[number] = ModelReply(str(text), None, len(encoded[number]), len(tokens))
+            replies[number] = ServerWriterReply(str(text), None, len(encoded[number]), len(tokens))
         return replies
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: TemplatePrompt) -> list[int]:
         text = self.scorer.text
         chat = bool(self.scorer.tokenizer.chat_template)
         written = text.chat(prompt.messages(text.literal)) if chat else text.literal(prompt.plain)

@@ -7,12 +7,12 @@ from sciqa.audit.options import NearCopyOptions
 from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import local_path
-from sciqa.core.options import RunOptions, check_name
+from sciqa.core.model_files import local_model_path
+from sciqa.core.options import RunOptions, check_name_option
 from sciqa.corpus.options import PassagesOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemperatureOptions
 from sciqa.predict.api_options import ServerOptions
-from sciqa.retrieval.options import IndexFolderOptions
+from sciqa.retrieval.options import EmbedOptions, IndexFolderOptions
 
 Kind = Literal["questions", "instructions"]
 #: Filters that `--skip-filters` takes; `sciqa.generate.filters` says what they reject.
@@ -100,14 +100,14 @@ class GenerateOptions(
         """Fill in the name and check the values."""
         super().__post_init__()
         self.name = self.name or self.kind
-        check_name(self.name)
-        self.template = self.template and storage.absolute(self.template)
-        self.checker = local_path(self.checker) if self.checker and self.engine != "openai" else self.checker
+        check_name_option(self.name)
+        self.template = self.template and storage.absolute_path(self.template)
+        self.checker = local_model_path(self.checker) if self.checker and self.engine != "openai" else self.checker
         self.at_least(1, "per_passage", "first_passages", "part_passages")
         if not 2 <= self.choices <= 26:
             raise InputError(f"--choices: {self.choices} given, 2 to 26 expected")
         if self.distractors:
-            self.distractors = storage.absolute(self.distractors)
+            self.distractors = storage.absolute_path(self.distractors)
             asks = self.template or self.adapter or self.engine == "openai" or self.per_passage > 1
             if asks or self.kind != "questions" or self.first_passages:
                 raise InputError(
@@ -141,4 +141,25 @@ class GenerateOptions(
     @property
     def folder(self) -> str:
         """Folder of the generated table."""
-        return storage.join(self.output, "generated", self.name)
+        return storage.join_paths(self.output, "generated", self.name)
+
+
+@dataclass(kw_only=True)
+class EvaluateTextOptions(EmbedOptions, ReplyOptions, RunOptions):
+    """Options of the `evaluate` step."""
+
+    text: str = ""
+    """Held-out instructions: a file or a folder of files, .jsonl, .json, .csv or .parquet, with the columns instruction
+    and output, and optionally input and id; by default OUTPUT/generated/instructions."""
+    tuned: str | None = None
+    """What was made of --model, to compare with it: an adapter's folder (OUTPUT/trained/NAME), or a whole model."""
+
+    def __post_init__(self) -> None:
+        """Make local paths absolute."""
+        super().__post_init__()
+        self.text = (
+            storage.absolute_path(self.text)
+            if self.text
+            else storage.join_paths(self.output, "generated", "instructions")
+        )
+        self.tuned = self.tuned and local_model_path(self.tuned)

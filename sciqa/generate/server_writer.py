@@ -7,21 +7,21 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.generate.options import GenerateOptions
-from sciqa.generate.parse import SchemaForm, reply_schema
-from sciqa.models.prompt_template import Prompt
+from sciqa.generate.replies import SchemaForm, reply_schema
+from sciqa.models.prompt_template import TemplatePrompt
 from sciqa.predict.api_client import (
     FIRST_RETRIES,
     TRIAL,
     ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
-    FoundServer,
-    named_server,
+    ClientServer,
+    named_client_server,
     try_client_forms,
 )
-from sciqa.predict.api_records import RequestRecords, request_key
+from sciqa.predict.api_records import RequestRecords, record_key
 
 #: Most tokens of the trial replies.
 TRIAL_TOKENS = 16
@@ -31,12 +31,12 @@ SERVER_FORMS: tuple[SchemaForm, ...] = ("sentences", "fields")
 TRIAL_PASSAGE = 'It is called "déjà vu". A set is written as {1, 2}.'
 
 
-class ModelReply(NamedTuple):
+class ServerWriterReply(NamedTuple):
     """What a model replied.
 
     Attributes:
         text: the reply.
-        fault: one of `sciqa.generate.parse.REPLY_FAULTS` if there is no reply, else None.
+        fault: one of `sciqa.generate.replies.REPLY_FAULTS` if there is no reply, else None.
         tokens_in: tokens that the model read.
         tokens_out: tokens that it wrote.
     """
@@ -56,15 +56,15 @@ class ServerWriter:
         options: seed and temperature.
     """
 
-    def __init__(self, server: FoundServer, concurrency: int, options: GenerateOptions) -> None:
+    def __init__(self, server: ClientServer, concurrency: int, options: GenerateOptions) -> None:
         self.client, self.seed = Client(server), options.seed
         self.temperature = (options.temperature or 1.0) if options.draws else 0.0
         self.pool = ThreadPoolExecutor(concurrency)
         self.notes: list[str] = []
 
     def write(
-        self, prompts: list[Prompt], names: list[str], folder: str, schemas: Sequence[dict | None]
-    ) -> list[ModelReply]:
+        self, prompts: list[TemplatePrompt], names: list[str], folder: str, schemas: Sequence[dict | None]
+    ) -> list[ServerWriterReply]:
         """Return a reply to each prompt, asked now or before.
 
         Args:
@@ -88,11 +88,13 @@ class ServerWriter:
                 future.cancel()
             wait(asked)
 
-    def _reply(self, prompt: Prompt, name: str, schema: dict | None, records: RequestRecords) -> ModelReply:
+    def _reply(
+        self, prompt: TemplatePrompt, name: str, schema: dict | None, records: RequestRecords
+    ) -> ServerWriterReply:
         number = int(name.rpartition("-")[2])
         request = self.client.server.request(prompt.messages(), self.seed + number, self.temperature)
-        request |= schema_fields(schema)
-        key = request_key(name, 0, number, request)
+        request |= server_schema_fields(schema)
+        key = record_key(name, 0, number, request)
         if (kept := records.get(key)) is None:
             try:
                 reply = self.client.ask(request, f"passage {name.rpartition('-')[0]}")
@@ -100,10 +102,10 @@ class ServerWriter:
             except ApiRefusedError:
                 kept = {"text": "", "fault": "refused"}
             records.put(key, kept)
-        return ModelReply(**{field: kept[field] for field in ModelReply._fields if field in kept})
+        return ServerWriterReply(**{field: kept[field] for field in ServerWriterReply._fields if field in kept})
 
 
-def schema_fields(schema: dict | None) -> dict[str, Any]:
+def server_schema_fields(schema: dict | None) -> dict[str, Any]:
     """Return the fields of a request by which a server limits its reply to a schema."""
     if schema is None:
         return {}
@@ -111,7 +113,7 @@ def schema_fields(schema: dict | None) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
-def find_json_server(options: GenerateOptions) -> tuple[FoundServer, SchemaForm]:
+def find_writer_server(options: GenerateOptions) -> tuple[ClientServer, SchemaForm]:
     """Return the server of the options, and what it takes of the schema of a reply.
 
     It is tried with a few requests of a few tokens.
@@ -119,12 +121,12 @@ def find_json_server(options: GenerateOptions) -> tuple[FoundServer, SchemaForm]
     Raises:
         InputError: as in `sciqa.predict.api_client.find_client_server`.
     """
-    require("openai", "--engine openai")
-    server = try_client_forms(named_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
+    require_extra("openai", "--engine openai")
+    server = try_client_forms(named_client_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
     client, found = Client(server, FIRST_RETRIES), replace(server, tokens=options.reply_tokens)
     for form in SERVER_FORMS:
         schema = reply_schema(options.kind, options.choices, form, TRIAL_PASSAGE)
         with suppress(ApiRefusedError, ApiIncompleteReplyError):
-            client.ask(server.request(TRIAL, 0, 0.0) | schema_fields(schema), "a first question")
+            client.ask(server.request(TRIAL, 0, 0.0) | server_schema_fields(schema), "a first question")
             return found, form
     return found, "free"

@@ -2,11 +2,11 @@
 
 import pyarrow as pa
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.exam.instructions import instruction_prompt
 from sciqa.generate.local_writer import LocalWriter
 from sciqa.generate.text_metrics import FIGURES, rouge_scores, text_scores
-from sciqa.models.prompt_template import Prompt
+from sciqa.models.prompt_template import TemplatePrompt
 from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
 )
 
 
-class AnswerInstructions:
+class WriteTextAnswers:
     """Ray Data worker that answers one part of the instructions at a time.
 
     Args:
@@ -39,7 +39,7 @@ class AnswerInstructions:
         """Write the answers to the instructions `rows` of `row["part"]`."""
         part = row["part"]
         rows = part["rows"]
-        prompts = [Prompt("", [], instruction_prompt(each)) for each in rows]
+        prompts = [TemplatePrompt("", [], instruction_prompt(each)) for each in rows]
         replies = self.writer.write(prompts, [each["id"] for each in rows])
         answers = [reply.text.strip() for reply in replies]
         references = [each["output"] for each in rows]
@@ -51,7 +51,7 @@ class AnswerInstructions:
         ]
         for each, answer, rouge in zip(scored, answers, rouge_scores(answers, references), strict=True):
             each.update(rouge | text_scores(answer, each["output"]))
-        storage.write_table(
+        tables.write_table(
             tables.table_part_path(self.folder, part["number"]), pa.Table.from_pylist(scored, schema=SCHEMA)
         )
         return {"answers": len(rows), "notes": self.embedder.notes}

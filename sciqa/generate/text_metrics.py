@@ -65,7 +65,7 @@ def text_scores(answer: str, reference: str) -> dict[str, float]:
     }
 
 
-def figure_rows(answers: dict[str, list[dict]]) -> list[dict]:
+def text_metric_rows(answers: dict[str, list[dict]]) -> list[dict]:
     """Return the mean of each figure for each model, with 95 % bootstrap intervals, and the gain over the first model.
 
     Args:

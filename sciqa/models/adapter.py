@@ -11,11 +11,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
-from sciqa.models.prompt_format import Format, Method
-from sciqa.models.weight_checks import list_weight_names, new_weights, settle_tied_weights, shared_weights
+from sciqa.models.prompt_format import Method, PromptFormat
+from sciqa.models.weight_checks import list_weight_names, newly_initialised_weights, settle_tied_weights, shared_weights
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft
@@ -45,7 +45,7 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
     if method == "full":
         return model.float().requires_grad_()
     try:
-        wrapped = peft.get_peft_model(model, peft_config(model, family, method, fields))
+        wrapped = peft.get_peft_model(model, adapter_peft_config(model, family, method, fields))
     except (ValueError, TypeError, NotImplementedError) as error:  # the last one without the values of weights
         raise InputError(f"--peft: {error}") from error
     _check_shared(wrapped, "--peft")
@@ -53,7 +53,7 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return as_model(wrapped)
+    return adapter_as_model(wrapped)
 
 
 def adapts_ranks(model: nn.Module) -> bool:
@@ -67,7 +67,7 @@ def update_adapter_ranks(model: nn.Module, step: int) -> None:
         cast("peft.AdaLoraModel", model.base_model).update_and_allocate(step)
 
 
-def without_input_casts(model: nn.Module, active: bool) -> AbstractContextManager:
+def adapter_without_input_casts(model: nn.Module, active: bool) -> AbstractContextManager:
     """Leave out the casts of adapters' inputs to float32 and back, which autocast makes a waste of time.
 
     Args:
@@ -82,12 +82,12 @@ def without_input_casts(model: nn.Module, active: bool) -> AbstractContextManage
     return disable_input_dtype_casting(model, active=active and able)
 
 
-def as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:
+def adapter_as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:
     """Return a model with an adapter unchanged; it hands on to its base model what it does not have itself."""
     return cast("PreTrainedModel", wrapped)
 
 
-def peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
+def adapter_peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
     """Return the configuration of an adapter of any kind that peft has.
 
     Args:
@@ -138,7 +138,7 @@ def adapter_head_modules(model: PreTrainedModel) -> list[str]:
 def _new_modules(model: PreTrainedModel, heads: list[str]) -> set[str]:
     """Return the modules outside the heads that have newly initialised weights, such as a pooler."""
     modules = set()
-    for name in new_weights(model):
+    for name in newly_initialised_weights(model):
         module = name.rpartition(".")[0]
         if not module:
             raise InputError(f"{name}: new in this model, and an adapter cannot hold it; use --method full")
@@ -155,7 +155,7 @@ def attach_adapter(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
     """
     import peft
 
-    new = new_weights(model)
+    new = newly_initialised_weights(model)
     try:
         attached = peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except KeyError as error:
@@ -238,7 +238,7 @@ def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     training changed only the adapted layer.
     """
     if attached.active_peft_config.is_prompt_learning:
-        return as_model(attached)
+        return adapter_as_model(attached)
     for _, layer, own in _adapted_shared(attached):
         setattr(layer, own, nn.Parameter(getattr(layer, own).detach().clone(), requires_grad=False))
     said = attached.config.tie_word_embeddings
@@ -257,13 +257,13 @@ def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
     return model
 
 
-def read_adapter_style(folder: str) -> Format | None:
+def read_adapter_style(folder: str) -> PromptFormat | None:
     """Return the question format that an adapter or fine-tuned model was trained with, if known."""
-    style = read_trained_record(folder).get("style")
-    return Format(**style) if style else None
+    style = read_adapter_record(folder).get("style")
+    return PromptFormat(**style) if style else None
 
 
-def save_model(
+def save_adapter_or_model(
     model: "PreTrainedModel | peft.PeftModel", folder: Path, state: dict[str, torch.Tensor], description: dict
 ) -> None:
     """Write an adapter or a fully fine-tuned model, in the format of peft or transformers.

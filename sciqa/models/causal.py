@@ -9,15 +9,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.attention_limits import SELECTIONS, RopeLengthLimit, attention_window
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
 from sciqa.models.packing import PackedRows, pack_by_shared_prefix, pack_rows, packed_row_tokens, unpacked_rows
-from sciqa.models.packing_check import fastest_packed_layout
+from sciqa.models.packing_check import packing_check_layout
 from sciqa.models.prefix_cache import PrefixScorer
-from sciqa.models.prompt_format import Format
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import render_prompt
-from sciqa.models.scorer import Encoded, check_option_tokens, common_tokens, score_divisors
+from sciqa.models.scorer import EncodedForScorer, check_scorer_option, scorer_common_tokens, scorer_divisors
 from sciqa.models.text_encoder import TextEncoder
 
 
@@ -29,7 +29,7 @@ class CausalScorer(PrefixScorer):
 
     auto_class = "AutoModelForCausalLM"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: PromptFormat) -> None:
         super().__init__(model, tokenizer, style)
         self.text = TextEncoder(tokenizer)
         config = model.config.get_text_config()
@@ -39,17 +39,17 @@ class CausalScorer(PrefixScorer):
         scaled = getattr(config, "attn_temperature_tuning", False)
         self.longest_row = config.floor_scale - 1 if scaled else 1 << 62
 
-    def encode(self, question: dict, context: str) -> Encoded:
+    def encode(self, question: dict, context: str) -> EncodedForScorer:
         """See `Scorer.encode`."""
         if self.style.completion == "reasoned":
             raise InputError("--completion reasoned: this step scores options as they are; leave it out")
-        options = options_of(question)
-        check_option_tokens(question, options, self.text.encode(list(options.values()), start=False))
+        options = answer_options_of(question)
+        check_scorer_option(question, options, self.text.encode(list(options.values()), start=False))
         encoded = self._cut(question, context, lambda given: self._encode(question, given))
-        check_option_tokens(question, options, encoded.options)  # one may have no tokens beyond the prompt's
+        check_scorer_option(question, options, encoded.options)  # one may have no tokens beyond the prompt's
         return encoded
 
-    def encode_to_write(self, question: dict, context: str, tokens: int) -> Encoded:
+    def encode_to_write(self, question: dict, context: str, tokens: int) -> EncodedForScorer:
         """Tokenise a question up to where the model begins to write; it has no options.
 
         Args:
@@ -61,29 +61,29 @@ class CausalScorer(PrefixScorer):
             InputError: the question is too long without any context, or its template cannot be rendered.
         """
 
-        def encode(given: str) -> Encoded:
+        def encode(given: str) -> EncodedForScorer:
             (prompt,) = self.text.encode([self._prompt(question, given)], start=bool(self._space))
-            return Encoded(prompt, [[0] * tokens], [1.0])
+            return EncodedForScorer(prompt, [[0] * tokens], [1.0])
 
         return replace(self._cut(question, context, encode), options=[], divisors=[], counted=[])
 
-    def _encode(self, question: dict, context: str) -> Encoded:
+    def _encode(self, question: dict, context: str) -> EncodedForScorer:
         if self.style.completion == "yes":
             return self._encode_yes(question, context)
-        by_letter, space = options_of(question), self._space
+        by_letter, space = answer_options_of(question), self._space
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         prompt = self._prompt(question, context)
         return self._continue(prompt, [space + option for option in options])
 
-    def _encode_yes(self, question: dict, context: str) -> Encoded:
+    def _encode_yes(self, question: dict, context: str) -> EncodedForScorer:
         """Encode one prompt per proposed option: the parts that differ are options; only the final yes is scored."""
         yes = f"{self._space}Yes"
-        prompts = [self._prompt(question, context, option) for option in options_of(question).values()]
+        prompts = [self._prompt(question, context, option) for option in answer_options_of(question).values()]
         pairs = [self.text.continued(prompt, [yes], bool(self._space)) for prompt in prompts]
         rows = [before + tokens for before, (tokens,) in pairs]
-        shared = min(common_tokens(rows), *(len(before) - 1 for before, _ in pairs))
+        shared = min(scorer_common_tokens(rows), *(len(before) - 1 for before, _ in pairs))
         counted = [len(tokens) for _, (tokens,) in pairs]
-        return Encoded(rows[0][:shared], [row[shared:] for row in rows], [1.0] * len(rows), counted)
+        return EncodedForScorer(rows[0][:shared], [row[shared:] for row in rows], [1.0] * len(rows), counted)
 
     @property
     def _space(self) -> str:
@@ -97,12 +97,12 @@ class CausalScorer(PrefixScorer):
             return self.text.chat(prompt.messages(self.text.literal), thinks=self.style.completion == "reasoned")
         return self.text.literal(prompt.plain)
 
-    def _continue(self, prompt: str, options: list[str]) -> Encoded:
+    def _continue(self, prompt: str, options: list[str]) -> EncodedForScorer:
         literal = [self.text.literal(option) for option in options]
         first, tokens = self.text.continued(prompt, literal, start=bool(self._space))
-        return Encoded(first, tokens, score_divisors(options, tokens, self.style.normalise))
+        return EncodedForScorer(first, tokens, scorer_divisors(options, tokens, self.style.normalise))
 
-    def encode_text(self, prompt: str, options: list[str]) -> Encoded:
+    def encode_text(self, prompt: str, options: list[str]) -> EncodedForScorer:
         """Tokenise a prompt and its continuations; each of these should begin with the space before it, if any."""
         return self._continue(self.text.literal(prompt), options)
 
@@ -119,7 +119,7 @@ class CausalScorer(PrefixScorer):
 
     def prove(self) -> BatchLayout:
         """See `Scorer.prove`."""
-        return fastest_packed_layout(self)
+        return packing_check_layout(self)
 
     @property
     def layout(self) -> str:
@@ -131,7 +131,7 @@ class CausalScorer(PrefixScorer):
         """See `Scorer.calls_vary`."""
         return self.layout == "single rows" or self.alone_beyond < self.limit or self.rope.length is not None
 
-    def packs(self, question: Encoded) -> bool:
+    def packs(self, question: EncodedForScorer) -> bool:
         """See `PrefixScorer.packs`.
 
         Packing would change its scores if a sequence exceeds the attention window of a layer, the row is too long, or
@@ -144,7 +144,7 @@ class CausalScorer(PrefixScorer):
         fits = max(lengths) <= self.exact_within and question.length <= self.longest_row
         return fits and not self.rope.splits(lengths)
 
-    def _packed(self, batch: Sequence[Encoded]) -> list[list[int]] | None:
+    def _packed(self, batch: Sequence[EncodedForScorer]) -> list[list[int]] | None:
         """Return the question indices of each packed row, or None if the batch needs plain rows."""
         if not all(map(self.packs, batch)) or self.rope.splits(
             [n for question in batch for n in causal_path_lengths(question)]
@@ -154,11 +154,11 @@ class CausalScorer(PrefixScorer):
         longest = max(packed_row_tokens([batch[number] for number in row]) for row in rows)
         return rows if longest <= self.longest_row else None
 
-    def _kind(self, question: Encoded) -> tuple:
+    def _kind(self, question: EncodedForScorer) -> tuple:
         """Return a key that all questions of a batch must share."""
         return self.packs(question), self.rope.key(max(causal_path_lengths(question)))
 
-    def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
+    def batches(self, questions: Sequence[EncodedForScorer], budget: int) -> list[list[int]]:
         """See `Scorer.batches`; questions with a common prompt prefix, such as the same context, share a row."""
         kinds: dict[tuple, list[int]] = {}
         for number, question in enumerate(questions):
@@ -175,30 +175,30 @@ class CausalScorer(PrefixScorer):
             found += [[numbers[at] for at in batch] for batch in batch_by_tokens(rows, lengths, budget)]
         return found
 
-    def tokens(self, batch: Sequence[Encoded]) -> int:
+    def tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """See `Scorer.tokens`."""
         if rows := self._packed(batch):
             return sum(packed_row_tokens([batch[number] for number in row]) for row in rows)
         return sum(map(sum, self._plain_lengths(batch)))
 
-    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+    def padded_tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """See `Scorer.padded_tokens`."""
         if rows := self._packed(batch):
             return len(rows) * max(packed_row_tokens([batch[number] for number in row]) for row in rows)
         return sum(len(lengths) * max(lengths) for lengths in self._plain_lengths(batch))
 
-    def _plain_lengths(self, batch: Sequence[Encoded]) -> list[list[int]]:
+    def _plain_lengths(self, batch: Sequence[EncodedForScorer]) -> list[list[int]]:
         """Return the lengths of plain rows in tokens, including a soft prompt, for each batch of them."""
         before = self._soft_prompt
         return [[before + causal_path_lengths(batch[q])[o] for q, o in group] for group in self._plain_groups(batch)]
 
-    def rows(self, batch: Sequence[Encoded]) -> list[PackedRows]:
+    def rows(self, batch: Sequence[EncodedForScorer]) -> list[PackedRows]:
         """Return the rows of a batch, for one or several calls of the model."""
         if self._packed(batch):
             return [pack_rows(batch)]
         return [unpacked_rows(batch, group) for group in self._plain_groups(batch)]
 
-    def _plain_groups(self, batch: Sequence[Encoded]) -> list[list[tuple[int, int]]]:
+    def _plain_groups(self, batch: Sequence[EncodedForScorer]) -> list[list[tuple[int, int]]]:
         """Group pairs (question, option) into batches of plain rows."""
         groups: dict[object, list[tuple[int, int]]] = {}
         for number, question in enumerate(batch):
@@ -208,17 +208,17 @@ class CausalScorer(PrefixScorer):
                 groups.setdefault(key, []).append((number, option))
         return list(groups.values())
 
-    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
         if self.layout == "cached prompt" and not torch.is_grad_enabled():
             return [self._score_cached(q) if self._caches(q) else self._score_rows([q])[0] for q in batch]
         return self._score_rows(batch)
 
-    def _score_rows(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+    def _score_rows(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         sums: dict[tuple[int, int], torch.Tensor] = {}
         for rows in self.rows(batch):
-            sums |= option_sums(self._logits(rows), rows, batch)
-        return [normalise_scores(sums, number, question) for number, question in enumerate(batch)]
+            sums |= causal_option_sums(self._logits(rows), rows, batch)
+        return [normalise_causal_scores(sums, number, question) for number, question in enumerate(batch)]
 
     def _logits(self, rows: PackedRows) -> torch.Tensor:
         """Return logits from the first needed column on, shape (rows, columns, vocabulary)."""
@@ -258,11 +258,11 @@ class CausalScorer(PrefixScorer):
         """See `PrefixScorer.takes_prefix`."""
         return self.layout == "packed" and self.rope.length is None and self.longest_row == 1 << 62
 
-    def _caches(self, question: Encoded) -> bool:
+    def _caches(self, question: EncodedForScorer) -> bool:
         """Whether a question's prompt gives the same result alone as before each option."""
         return len(question.prompt) > 1 and not self.rope.splits([len(question.prompt), *causal_path_lengths(question)])
 
-    def _score_cached(self, question: Encoded) -> torch.Tensor:
+    def _score_cached(self, question: EncodedForScorer) -> torch.Tensor:
         """Score a question with its prompt, except the last token, computed once and kept in the model's cache."""
         start = torch.tensor([question.prompt[:-1]], device=self.device)
         kept = self.model(input_ids=start, use_cache=True).past_key_values
@@ -274,16 +274,16 @@ class CausalScorer(PrefixScorer):
         logits = self.model(
             input_ids=rows.ids.to(self.device), attention_mask=mask, past_key_values=kept, use_cache=True
         ).logits
-        return normalise_scores(option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
+        return normalise_causal_scores(causal_option_sums(logits[:, rows.first :], rows, [rest]), 0, rest)
 
 
-def causal_path_lengths(question: Encoded) -> list[int]:
+def causal_path_lengths(question: EncodedForScorer) -> list[int]:
     """Return the number of tokens of the prompt with each option."""
     return [len(question.prompt) + len(option) for option in question.options]
 
 
-def option_sums(
-    logits: torch.Tensor, rows: PackedRows, batch: Sequence[Encoded]
+def causal_option_sums(
+    logits: torch.Tensor, rows: PackedRows, batch: Sequence[EncodedForScorer]
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Return the log-likelihood, a scalar, of each option in some rows, by (question index, option index).
 
@@ -307,13 +307,15 @@ def option_sums(
     return sums
 
 
-def causal_scored_tokens(question: Encoded, option: int) -> list[int]:
+def causal_scored_tokens(question: EncodedForScorer, option: int) -> list[int]:
     """Return the tokens of an option that are scored."""
     tokens = question.options[option]
     return tokens[len(tokens) - question.counted[option] :]
 
 
-def normalise_scores(sums: dict[tuple[int, int], torch.Tensor], number: int, question: Encoded) -> torch.Tensor:
+def normalise_causal_scores(
+    sums: dict[tuple[int, int], torch.Tensor], number: int, question: EncodedForScorer
+) -> torch.Tensor:
     """Return the log-likelihoods of a question's options divided by their divisors, shape (options,)."""
     each = torch.stack([sums[number, option] for option in range(len(question.options))])
     return each / torch.tensor(question.divisors, device=each.device)

@@ -11,10 +11,10 @@ from typing import NamedTuple, cast
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
-from sciqa.core.tables import fingerprint
+from sciqa.core.hashes import fingerprint
 from sciqa.models.causal import CausalScorer
-from sciqa.models.decoding import TokenDraws, decode_tokens, end_of_text_tokens, generate_tokens
-from sciqa.models.scorer import Encoded
+from sciqa.models.decoding import TokenDraws, decode_tokens, decoding_end_tokens, generate_tokens
+from sciqa.models.scorer import EncodedForScorer
 from sciqa.models.text_encoder import OPENED
 from sciqa.models.thoughts import thoughts_end_mark, thoughts_start_mark
 
@@ -120,7 +120,7 @@ def write_chains(
         draws=TokenDraws(seeds, settings.temperature) if samples > 1 else None,
         stop=lambda rows, start: StopChainAtEnd(tokenizer, start, ends, [opened[row] for row in rows]),
     )
-    stops = end_of_text_tokens(scorer)
+    stops = decoding_end_tokens(scorer)
     chains = [_chain(tokenizer, tokens, stops, ends, mark) for tokens, mark in zip(made, opened, strict=True)]
     return [chains[first : first + samples] for first in range(0, len(chains), samples)]
 
@@ -135,7 +135,7 @@ def _chain(
 
 def encode_chain_letters(
     scorer: CausalScorer, prompt: list[int], chain: Chain, at: int | None, letters: Sequence[str]
-) -> Encoded:
+) -> EncodedForScorer:
     """Return the letters of a question as options that follow a chain, to be scored.
 
     They stand where the chain names its letter. Where it names none, they follow a cue: the thoughts that are open are
@@ -158,4 +158,4 @@ def encode_chain_letters(
         kept = chain.tokens[:number]
         space = chain.text[len(decode_tokens(scorer.tokenizer, kept)) : at]
     cue, options = scorer.text.continued(before or ":", [space + letter for letter in letters], start=False)
-    return Encoded([*prompt, *kept, *(cue if before else [])], options, [1.0] * len(options))
+    return EncodedForScorer([*prompt, *kept, *(cue if before else [])], options, [1.0] * len(options))

@@ -80,7 +80,7 @@ def generate_tokens(
         constrain: returns what limits the tokens of a batch, by the numbers of its prompts.
         stop: returns what ends rows besides the model's own tokens, by these numbers and the length of padded prompts.
     """
-    stops = end_of_text_tokens(scorer)
+    stops = decoding_end_tokens(scorer)
     lengths = [len(prompt) + max_tokens for prompt in prompts]
     made: dict[int, list[int]] = {}
     for batch in _batches(scorer, lengths, tokens_per_batch):
@@ -122,7 +122,7 @@ def _batches(scorer: CausalScorer, lengths: list[int], budget: int) -> Iterator[
             yield [found[at] for at in batch]
 
 
-def end_of_text_tokens(scorer: CausalScorer) -> list[int]:
+def decoding_end_tokens(scorer: CausalScorer) -> list[int]:
     """Return the tokens that end a text of a model: those of its files, and its tokenizer's."""
     own = cast("Any", scorer.model).generation_config.eos_token_id
     found = own if isinstance(own, list) else [own]

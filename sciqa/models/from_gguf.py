@@ -28,7 +28,7 @@ PARTIAL = ("phi3", "stablelm", "nemotron")
 LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
-class Metadata:
+class GgufMetadata:
     """Architecture metadata of a GGUF file; values are removed as they are handled, so that unknown ones remain.
 
     Args:
@@ -67,7 +67,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
     Raises:
         InputError: the file is not a GGUF model, or its metadata cannot be expressed in the configuration.
     """
-    about = Metadata(path)
+    about = GgufMetadata(path)
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -86,7 +86,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
     return config
 
 
-def _settle_heads(about: Metadata, config: PreTrainedConfig) -> None:
+def _settle_heads(about: GgufMetadata, config: PreTrainedConfig) -> None:
     """Set the head size, and the share of it that the rotary embedding covers."""
     usual = config.hidden_size // config.num_attention_heads
     size = about.take("attention.key_length", getattr(config, "head_dim", None) or usual)
@@ -102,7 +102,7 @@ def _settle_heads(about: Metadata, config: PreTrainedConfig) -> None:
     config.rope_parameters["partial_rotary_factor"] = rotated / size
 
 
-def _settle_attention(about: Metadata, config: PreTrainedConfig) -> None:
+def _settle_attention(about: GgufMetadata, config: PreTrainedConfig) -> None:
     """Set the sliding window, the layers that have one, and the scale of attention scores."""
     if about.take("attention.causal", True) is not True:
         raise about.refuse("its attention is not causal")
@@ -125,7 +125,7 @@ def _settle_attention(about: Metadata, config: PreTrainedConfig) -> None:
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else config.head_dim
 
 
-def _settle_caps(about: Metadata, config: PreTrainedConfig) -> None:
+def _settle_caps(about: GgufMetadata, config: PreTrainedConfig) -> None:
     """Set the soft caps of attention scores and logits."""
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if (value := about.take(name)) is not None:
@@ -134,7 +134,7 @@ def _settle_caps(about: Metadata, config: PreTrainedConfig) -> None:
             setattr(config, name, value)
 
 
-def _settle_rotations(about: Metadata, config: PreTrainedConfig) -> None:
+def _settle_rotations(about: GgufMetadata, config: PreTrainedConfig) -> None:
     """Set the scaling of the rotary embedding."""
     kind, factor = about.take("rope.scaling.type"), about.take("rope.scaling.factor", 1.0)
     original = about.take("rope.scaling.original_context_length", config.max_position_embeddings)
@@ -160,7 +160,7 @@ def _settle_rotations(about: Metadata, config: PreTrainedConfig) -> None:
     _set_rotations(about, config, scaling)
 
 
-def _set_rotations(about: Metadata, config: PreTrainedConfig, scaling: dict) -> None:
+def _set_rotations(about: GgufMetadata, config: PreTrainedConfig, scaling: dict) -> None:
     base = about.take("rope.freq_base_swa")
     rotations = config.rope_parameters
     if "full_attention" in (rotations or {}):  # each kind of layer has its own
@@ -196,7 +196,7 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     )
     loaded, found = cast("tuple[PreTrainedModel, dict]", pair)
     check_all_weights_read(str(path), loaded, found)
-    _check_tensors(Metadata(path), loaded)
+    _check_tensors(GgufMetadata(path), loaded)
     # transformers does not save a model that counts as GGUF-quantised, so its weights are copied to a plain one.
     config = AutoConfig.for_model(**loaded.config.to_dict() | {"quantization_config": None})
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -205,7 +205,7 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     plain.save_pretrained(folder)
 
 
-def _check_tensors(about: Metadata, loaded: PreTrainedModel) -> None:
+def _check_tensors(about: GgufMetadata, loaded: PreTrainedModel) -> None:
     """Raise `InputError` for tensors that transformers ignored because the model has no such weight."""
     if about.kind in GGUF_CONFIG_ARCHS:  # the loading report covers these
         return

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 
 from sciqa.core.errors import InputError
 from sciqa.models.causal import CausalScorer
-from sciqa.models.decoding import end_of_text_tokens
+from sciqa.models.decoding import decoding_end_tokens
 
 
 def constraint_tokenizer(scorer: CausalScorer) -> LLTokenizer:
@@ -22,7 +22,7 @@ def constraint_tokenizer(scorer: CausalScorer) -> LLTokenizer:
         InputError: it is none of the library `tokenizers`.
     """
     try:
-        return llguidance.hf.from_tokenizer(scorer.tokenizer, eos_token=end_of_text_tokens(scorer))  # type: ignore[arg-type]
+        return llguidance.hf.from_tokenizer(scorer.tokenizer, eos_token=decoding_end_tokens(scorer))  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(
             f"{scorer.tokenizer.name_or_path}: its tokenizer cannot be limited to JSON ({error}); serve the model, and "

@@ -9,10 +9,10 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sciqa.core.adapter_files import check_adapter_base, local_adapter, read_adapter_chat_template
+from sciqa.core.adapter_files import adapter_files_chat_template, check_adapter_files, local_adapter
 from sciqa.core.cache import cached_folder
-from sciqa.core.console import quiet
-from sciqa.core.device import Device, check_device, half_precision
+from sciqa.core.console import quiet_console
+from sciqa.core.device import Device, check_device, device_half_precision
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import (
     ADAPTER_CONFIG,
@@ -20,23 +20,23 @@ from sciqa.core.model_files import (
     ModelFiles,
     find_model,
     model_family,
-    read_about,
+    read_model_file,
 )
 from sciqa.models import adapter as adapters
 from sciqa.models.causal import CausalScorer
 from sciqa.models.from_gguf import convert_gguf, gguf_config
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.packing_check import stored_packing_check
-from sciqa.models.prompt_format import Format, Precision
+from sciqa.models.prompt_format import Precision, PromptFormat
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
-from sciqa.models.streamed_weights import StreamingSettings, check_streamed
-from sciqa.models.streaming import StreamedScorer
+from sciqa.models.streamed_scorer import StreamedScorer
+from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights
 from sciqa.models.weight_checks import (
     check_all_weights_read,
     has_quantised_weights,
     list_weight_names,
-    new_weights,
+    newly_initialised_weights,
     settle_tied_weights,
 )
 
@@ -52,12 +52,12 @@ SCORERS: dict[Family, type[Scorer]] = {
 def load_scorer(
     name: str,
     *,
-    style: Format | None = None,
+    style: PromptFormat | None = None,
     precision: Precision = "auto",
     nf4: bool = False,
     adapter: str | None = None,
     threads: int | None = None,
-    streaming: StreamingSettings | None = None,
+    streaming: StreamedWeightsSettings | None = None,
     device: Device = "cpu",
 ) -> Scorer:
     """Return a model as a scorer in evaluation mode.
@@ -80,7 +80,7 @@ def load_scorer(
     if threads:
         torch.set_num_threads(threads)
     check_device(device)
-    dtype = torch_dtype(precision, device)
+    dtype = load_dtype(precision, device)
     if streaming:
         return _load_streamed(name, style, dtype, streaming, device).eval()
     family = model_family(name)
@@ -88,8 +88,8 @@ def load_scorer(
     folder = find_model(name).folder
     if adapter:
         folder = local_adapter(adapter)
-        check_adapter_base(folder, name)
-        tokenizer.chat_template = read_adapter_chat_template(folder) or tokenizer.chat_template
+        check_adapter_files(folder, name)
+        tokenizer.chat_template = adapter_files_chat_template(folder) or tokenizer.chat_template
         attached = adapters.attach_adapter(model, folder)
         # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
         exact = (
@@ -97,22 +97,22 @@ def load_scorer(
             and not has_quantised_weights(attached)
             and adapters.is_lora_adapter(attached)
         )
-        model = adapters.merge_adapter(attached) if exact else adapters.as_model(attached)
-    elif new := new_weights(model):
+        model = adapters.merge_adapter(attached) if exact else adapters.adapter_as_model(attached)
+    elif new := newly_initialised_weights(model):
         raise InputError(
             f"{name}: its files hold no head that scores options ({list_weight_names(new)}); run `sciqa finetune` on "
             "it and pass what that makes as --adapter, or as --model"
         )
-    style = style or adapters.read_adapter_style(folder) or Format()
-    return make_scorer(name, family, model, tokenizer, style).eval()
+    style = style or adapters.read_adapter_style(folder) or PromptFormat()
+    return scorer_of_loaded(name, family, model, tokenizer, style).eval()
 
 
-def make_scorer(
+def scorer_of_loaded(
     name: str,
     family: Family,
     model: PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    style: Format,
+    style: PromptFormat,
 ) -> Scorer:
     """Return a loaded model as a scorer, with the batch layout that a test once per machine has found.
 
@@ -125,25 +125,25 @@ def make_scorer(
 
 
 def _load_streamed(
-    name: str, style: Format | None, dtype: torch.dtype, streaming: StreamingSettings, device: Device
+    name: str, style: PromptFormat | None, dtype: torch.dtype, streaming: StreamedWeightsSettings, device: Device
 ) -> StreamedScorer:
     _silence()
-    folder = loadable_folder(find_model(name))
-    check_streamed(folder)
+    folder = load_safetensors_folder(find_model(name))
+    check_streamed_weights(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        style = style or adapters.read_adapter_style(find_model(name).folder) or Format()
+        style = style or adapters.read_adapter_style(find_model(name).folder) or PromptFormat()
         return StreamedScorer(folder, tokenizer, style, dtype, streaming, device)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
 
 
-def load_encoder(name: str, style: dict, adapter: str | None = None) -> Scorer:
+def load_without_weights(name: str, style: dict, adapter: str | None = None) -> Scorer:
     """Return the scorer of a model without its weights: it can encode questions but not score them.
 
     Args:
         name: name of a model, as for `sciqa.core.model_files.find_model`.
-        style: fields of `Format` that override those the model or adapter was trained with.
+        style: fields of `PromptFormat` that override those the model or adapter was trained with.
         adapter: folder of an adapter, of which only the format is read.
 
     Raises:
@@ -152,19 +152,19 @@ def load_encoder(name: str, style: dict, adapter: str | None = None) -> Scorer:
     _silence()
     files, family = find_model(name), model_family(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(loadable_folder(files), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(load_safetensors_folder(files), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
     model = load_on_meta_device(name, family, torch.bfloat16)
     if adapter:
-        tokenizer.chat_template = read_adapter_chat_template(local_adapter(adapter)) or tokenizer.chat_template
+        tokenizer.chat_template = adapter_files_chat_template(local_adapter(adapter)) or tokenizer.chat_template
     trained = adapters.read_adapter_style(local_adapter(adapter) if adapter else files.folder)
-    return SCORERS[family](model, tokenizer, replace(trained or Format(), **style))
+    return SCORERS[family](model, tokenizer, replace(trained or PromptFormat(), **style))
 
 
-def torch_dtype(precision: Precision, device: Device) -> torch.dtype:
+def load_dtype(precision: Precision, device: Device) -> torch.dtype:
     """Return the torch type of a precision on a device."""
-    return half_precision(device) if precision == "auto" else getattr(torch, precision)
+    return device_half_precision(device) if precision == "auto" else getattr(torch, precision)
 
 
 def load_base(
@@ -177,9 +177,9 @@ def load_base(
     """
     _silence()
     files = find_model(name)
-    how = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if nf4 else {}
+    how = {"quantization_config": nf4_load_config(dtype), "device_map": {"": device}} if nf4 else {}
     try:
-        folder = loadable_folder(files)
+        folder = load_safetensors_folder(files)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
@@ -210,18 +210,18 @@ def load_on_meta_device(name: str, family: Family, dtype: torch.dtype) -> PreTra
     """
     _silence()
     files = find_model(name)
-    if files.gguf_file or "quantization_config" in read_about(name, "config.json"):
-        return empty_model(files.folder, files.gguf_file, family, dtype)
-    return _load(name, loadable_folder(files), family, dtype, device_map="meta")
+    if files.gguf_file or "quantization_config" in read_model_file(name, "config.json"):
+        return load_empty_model(files.folder, files.gguf_file, family, dtype)
+    return _load(name, load_safetensors_folder(files), family, dtype, device_map="meta")
 
 
 def _silence() -> None:
-    quiet("transformers", "bitsandbytes")
+    quiet_console("transformers", "bitsandbytes")
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # handled or refused here
 
 
-def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype: torch.dtype) -> PreTrainedModel:
+def load_empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model without weights, on PyTorch's meta device, from its configuration alone.
 
     Raises:
@@ -238,7 +238,7 @@ def empty_model(folder: str | Path, gguf_file: str | None, family: Family, dtype
         raise InputError(f"{folder}: not the configuration of a {family} model ({error})") from error
 
 
-def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+def nf4_load_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """Return QLoRA's quantisation: NF4, double quantisation, stored in the compute type so that ZeRO-3 can shard it."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -249,7 +249,7 @@ def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def loadable_folder(files: ModelFiles) -> str:
+def load_safetensors_folder(files: ModelFiles) -> str:
     """Return a folder with a model's weights as safetensors; a GGUF file is converted into the cache first.
 
     Raises:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.padding import PaddedScorer, padded
-from sciqa.models.scorer import Encoded, check_option_tokens, too_long_for_scorer
+from sciqa.models.scorer import EncodedForScorer, check_scorer_option, too_long_for_scorer
 
 #: The length of padded rows is a multiple of this many tokens, which suits tensor cores.
 PAD_TO_MULTIPLE_OF = 8
@@ -18,10 +18,10 @@ class MultipleChoiceScorer(PaddedScorer):
 
     auto_class = "AutoModelForMultipleChoice"
 
-    def encode(self, question: dict, context: str) -> Encoded:
+    def encode(self, question: dict, context: str) -> EncodedForScorer:
         """See `Scorer.encode`."""
-        options = options_of(question)
-        check_option_tokens(
+        options = answer_options_of(question)
+        check_scorer_option(
             question, options, self._tokens(list(options.values()), add_special_tokens=False)["input_ids"]
         )
         asked = [f"{question['prompt']} {option}" for option in options.values()]
@@ -38,20 +38,20 @@ class MultipleChoiceScorer(PaddedScorer):
             return replace(alone, cut=True)
         return replace(self._pairs(context, asked, truncation="only_first", max_length=limit), cut=True)
 
-    def _rows(self, context: str, asked: list[str]) -> Encoded:
+    def _rows(self, context: str, asked: list[str]) -> EncodedForScorer:
         # Longformer's head needs the separators of two texts in every row.
         if context or self.model.config.model_type == "longformer":
             return self._pairs(context, asked)
         return _encoded(self._tokens(asked))
 
-    def _pairs(self, context: str, asked: list[str], **how: object) -> Encoded:
+    def _pairs(self, context: str, asked: list[str], **how: object) -> EncodedForScorer:
         return _encoded(self._tokens([context] * len(asked), asked, **how))
 
     def _tokens(self, *texts: list[str], **how: object) -> dict[str, list[list[int]]]:
         """Tokenise texts; a `[SEP]` in them is read as text, not as a separator."""
         return self.tokenizer(*texts, split_special_tokens=True, **how)
 
-    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+    def padded_tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """See `Scorer.padded_tokens`."""
         lengths = [len(row) for question in batch for row in question.options]
         return sum(len(group) * self._width([lengths[number] for number in group]) for group in self.groups(lengths))
@@ -60,7 +60,7 @@ class MultipleChoiceScorer(PaddedScorer):
         """Return the row length of a batch in tokens, padding included."""
         return max(lengths) if self.layout != "padded" else -(-max(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
-    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
         rows = [row for question in batch for row in question.options]
         types = [row for question in batch for row in question.segments or []]
@@ -88,10 +88,10 @@ class MultipleChoiceScorer(PaddedScorer):
         return {name: value[:, None].to(self.device) for name, value in given.items() if name in self.takes}
 
 
-def _encoded(found: dict[str, list[list[int]]]) -> Encoded:
+def _encoded(found: dict[str, list[list[int]]]) -> EncodedForScorer:
     """Convert the tokenizer's output for the options of a question."""
-    return Encoded([], found["input_ids"], [], segments=found.get("token_type_ids"))
+    return EncodedForScorer([], found["input_ids"], [], segments=found.get("token_type_ids"))
 
 
-def _longest(encoded: Encoded) -> int:
+def _longest(encoded: EncodedForScorer) -> int:
     return max(map(len, encoded.options))

@@ -1,12 +1,13 @@
 """Options of a language model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import local_path
+from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, SeedOptions
 from sciqa.models.prompt_format import Engine, Precision
-from sciqa.models.prompt_template import template_path
+from sciqa.models.prompt_template import prompt_template_path
 
 
 @dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class ModelOptions(Options):
     def __post_init__(self) -> None:
         """Make a local path absolute."""
         super().__post_init__()
-        self.model = local_path(self.model)
+        self.model = local_model_path(self.model)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +48,7 @@ class AdapterOptions(ModelOptions):
     def __post_init__(self) -> None:
         """Make a local path absolute."""
         super().__post_init__()
-        self.adapter = self.adapter and local_path(self.adapter)
+        self.adapter = self.adapter and local_model_path(self.adapter)
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ class TemplateOptions(Options):
     def __post_init__(self) -> None:
         """Make a local path absolute."""
         super().__post_init__()
-        self.template = self.template and template_path(self.template)
+        self.template = self.template and prompt_template_path(self.template)
 
 
 @dataclass(kw_only=True)
@@ -86,3 +87,20 @@ class TemperatureOptions(SeedOptions):
         super().__post_init__()
         if self.temperature is not None and self.temperature <= 0:
             raise InputError(f"--temperature: {self.temperature} given, more than 0 expected")
+
+
+@dataclass(kw_only=True)
+class MergeOptions(ModelOptions):
+    """Options of the `merge` step."""
+
+    adapter: str = "sciqa-run/trained/reader"
+    """Folder of the adapter."""
+    output: str = "sciqa-run/merged"
+    """Folder (or URI) for the merged model; it must not exist yet."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the written weights; they are added in float32."""
+
+    def __post_init__(self) -> None:
+        """Make local paths absolute."""
+        super().__post_init__()
+        self.adapter = local_model_path(self.adapter)

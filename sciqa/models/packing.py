@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sciqa.models.scorer import Encoded, common_tokens
+from sciqa.models.scorer import EncodedForScorer, scorer_common_tokens
 
 #: Prompts share a row if at least this many tokens at their start are equal.
 SHARED_AT_LEAST = 64
@@ -58,7 +58,7 @@ class PackedRows:
         return min(place.columns[0] for place in self.places)
 
 
-def pack_by_shared_prefix(questions: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
+def pack_by_shared_prefix(questions: Sequence[EncodedForScorer], most: int | None = None) -> list[list[int]]:
     """Group questions into rows by prompt prefix, as indices; rows of several questions have at most `most` tokens."""
     groups: dict[tuple, list[int]] = {}
     for number, question in enumerate(questions):
@@ -77,20 +77,20 @@ def pack_by_shared_prefix(questions: Sequence[Encoded], most: int | None = None)
     return rows
 
 
-def packed_prefix_tokens(questions: Sequence[Encoded]) -> int:
+def packed_prefix_tokens(questions: Sequence[EncodedForScorer]) -> int:
     """Return the length of the common prompt prefix, shorter than every prompt; 0 for one question."""
     if len(questions) == 1:
         return 0
     prompts = [question.prompt for question in questions]
-    return min(common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
+    return min(scorer_common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
 
 
-def packed_row_tokens(questions: Sequence[Encoded]) -> int:
+def packed_row_tokens(questions: Sequence[EncodedForScorer]) -> int:
     """Return the length in tokens of a packed row of these questions."""
     return sum(question.length for question in questions) - (len(questions) - 1) * packed_prefix_tokens(questions)
 
 
-def pack_rows(questions: Sequence[Encoded]) -> PackedRows:
+def pack_rows(questions: Sequence[EncodedForScorer]) -> PackedRows:
     """Return questions as packed rows; questions with a common prefix share a row."""
     rows = pack_by_shared_prefix(questions)
     width = max(packed_row_tokens([questions[number] for number in row]) for row in rows)
@@ -112,7 +112,7 @@ def pack_rows(questions: Sequence[Encoded]) -> PackedRows:
     return PackedRows(ids, sees[:, None], positions, places)
 
 
-def unpacked_rows(questions: Sequence[Encoded], options: Sequence[tuple[int, int]]) -> PackedRows:
+def unpacked_rows(questions: Sequence[EncodedForScorer], options: Sequence[tuple[int, int]]) -> PackedRows:
     """Return plain rows: one for each given option, with the prompt before it.
 
     Args:

@@ -21,9 +21,9 @@ import transformers
 
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
-from sciqa.core.tables import fingerprint
+from sciqa.core.hashes import fingerprint
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.scorer import EncodedForScorer, Scorer
 
 Result = TypeVar("Result")
 #: Ways to lay out sequences, fastest first: shared tokens computed once; the prompt computed once and kept in the
@@ -56,7 +56,7 @@ class PackingCheckedScorer(Scorer):
         raise NotImplementedError
 
 
-def fastest_packed_layout(scorer: PackingCheckedScorer) -> BatchLayout:
+def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
@@ -74,7 +74,7 @@ def fastest_packed_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     scorer.model.eval()
     try:
         with torch.no_grad():
-            probe, weights = _probe(scorer), float32_copies(scorer)
+            probe, weights = _probe(scorer), packing_check_copies(scorer)
             with clear_packing_errors(scorer):
                 exact, rounding = _alone(scorer, probe, weights)
             if not np.isfinite(exact).all():
@@ -114,13 +114,13 @@ def stored_packing_check(scorer: Scorer, revision: str) -> BatchLayout:
 
 
 def _quickest(
-    scorer: Scorer, probe: list[Encoded], weights: dict | None, exact: np.ndarray, allowed: np.ndarray
+    scorer: Scorer, probe: list[EncodedForScorer], weights: dict | None, exact: np.ndarray, allowed: np.ndarray
 ) -> BatchLayout:
     said = ""
     for layout in get_args(Layout):
         scorer.batch_layout = BatchLayout(layout)
         try:
-            scores = run_with_packing(scorer, weights, lambda: scorer(probe))
+            scores = run_packing_check(scorer, weights, lambda: scorer(probe))
             difference = np.abs(np.concatenate([score.double().cpu().numpy() for score in scores]) - exact)
         except Exception as error:  # any error means that the model does not support this layout
             said = said or f"{type(error).__name__} in packed rows"
@@ -149,7 +149,7 @@ def clear_packing_errors(scorer: Scorer) -> Iterator[None]:
         ) from error
 
 
-def run_with_packing(scorer: Scorer, weights: dict | None, function: Callable[[], Result]) -> Result:
+def run_packing_check(scorer: Scorer, weights: dict | None, function: Callable[[], Result]) -> Result:
     """Call a function while other weights, if any, replace the scorer's own."""
     if not weights:
         return function()
@@ -167,7 +167,7 @@ class _Call(torch.nn.Module):
         return self.function()
 
 
-def _probe(scorer: PackingCheckedScorer) -> list[Encoded]:
+def _probe(scorer: PackingCheckedScorer) -> list[EncodedForScorer]:
     """Return three questions of random tokens that fit the model; two of them share a prefix."""
     config, rng = scorer.model.config.get_text_config(), np.random.default_rng(0)
     marks = set()
@@ -184,10 +184,10 @@ def _probe(scorer: PackingCheckedScorer) -> list[Encoded]:
     prompts = [draw(min(length, max(1, longest))) for length in PROMPTS]
     prompts[1:] = [shared + prompt[len(shared) :] for prompt in prompts[1:]]
     options = [[draw(length) for length in lengths] for lengths in OPTIONS]
-    return [Encoded(*pair, [1.0] * len(pair[1])) for pair in zip(prompts, options, strict=True)]
+    return [EncodedForScorer(*pair, [1.0] * len(pair[1])) for pair in zip(prompts, options, strict=True)]
 
 
-def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
+def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     """Return float32 copies of weights and buffers: {} if not needed, None if quantised or too large for memory."""
     named = {f"scorer.{name}": tensor for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]}
     if getattr(scorer.model, "is_quantized", False):
@@ -202,7 +202,9 @@ def float32_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
 
 
-def _alone(scorer: PackingCheckedScorer, probe: list[Encoded], weights: dict | None) -> tuple[np.ndarray, np.ndarray]:
+def _alone(
+    scorer: PackingCheckedScorer, probe: list[EncodedForScorer], weights: dict | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return each option's log-likelihood in its own sequence, and the change when other tokens follow.
 
     Both have shape (options of all questions,). The change is measured on the first option of each question; a causal
@@ -219,11 +221,11 @@ def _alone(scorer: PackingCheckedScorer, probe: list[Encoded], weights: dict | N
 
 
 def _sequence_score(
-    scorer: PackingCheckedScorer, weights: dict | None, question: Encoded, option: list[int], behind: list[int]
+    scorer: PackingCheckedScorer, weights: dict | None, question: EncodedForScorer, option: list[int], behind: list[int]
 ) -> float:
     """Return an option's log-likelihood in one sequence that ends with the tokens `behind`."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)
-    logits = run_with_packing(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
+    logits = run_packing_check(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
     first = len(question.prompt) - 1
     return logits[first : first + len(option)].log_softmax(-1)[range(len(option)), option].sum().item()
 

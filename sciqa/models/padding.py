@@ -14,8 +14,8 @@ import torch
 
 from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.packing_check import clear_packing_errors, float32_copies, run_with_packing
-from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.packing_check import clear_packing_errors, packing_check_copies, run_packing_check
+from sciqa.models.scorer import EncodedForScorer, Scorer
 
 #: Ways to batch rows, fastest first.
 Layout = Literal["padded", "equal lengths", "single rows"]
@@ -32,7 +32,7 @@ class PaddedScorer(Scorer):
 
     def prove(self) -> BatchLayout:
         """See `Scorer.prove`."""
-        return fastest_padded_layout(self)
+        return fastest_padding(self)
 
     @property
     def calls_vary(self) -> bool:
@@ -47,7 +47,7 @@ class PaddedScorer(Scorer):
             found.setdefault(key, []).append(number)
         return list(found.values())
 
-    def check_causal(self, question: Encoded) -> None:
+    def check_causal(self, question: EncodedForScorer) -> None:
         """Raise `InputError` if a decoder's predictions depend on later tokens; encoders need no check."""
 
 
@@ -58,7 +58,7 @@ def padded(rows: Sequence[list[int]], fill: int, width: int, side: str = "right"
     return torch.tensor([row + empty if side == "right" else empty + row for row, empty in pairs])
 
 
-def fastest_padded_layout(scorer: PaddedScorer) -> BatchLayout:
+def fastest_padding(scorer: PaddedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each row alone.
 
     Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
@@ -71,13 +71,13 @@ def fastest_padded_layout(scorer: PaddedScorer) -> BatchLayout:
     scorer.model.eval()
     try:
         with torch.no_grad():
-            return _quickest(scorer, _probe(scorer), float32_copies(scorer))
+            return _quickest(scorer, _probe(scorer), packing_check_copies(scorer))
     finally:
         scorer.batch_layout = None
         scorer.model.train(training)
 
 
-def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> BatchLayout:
+def _quickest(scorer: PaddedScorer, probe: list[EncodedForScorer], weights: dict | None) -> BatchLayout:
     name, exact = type(scorer.model).__name__, _alone(scorer, probe, weights)
     relative, absolute = (2e-5, 1e-4) if weights is not None else (0.02, 0.05)
     # Some models attend differently to long rows. Padding could make a short row long, so it is not tried for them.
@@ -94,12 +94,12 @@ def _quickest(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) 
     raise InputError(f"{name}: scores the same rows otherwise every time; use another model")
 
 
-def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> np.ndarray:
+def _alone(scorer: PaddedScorer, probe: list[EncodedForScorer], weights: dict | None) -> np.ndarray:
     """Return the scores of rows computed alone, the reference for all layouts."""
     name = type(scorer.model).__name__
     with clear_packing_errors(scorer):
         exact = _scores(scorer, probe, weights, "single rows")
-        run_with_packing(scorer, weights, lambda: scorer.check_causal(probe[1]))
+        run_packing_check(scorer, weights, lambda: scorer.check_causal(probe[1]))
     if not np.isfinite(exact).all():
         raise InputError(f"{name}: its scores are not numbers; pass --precision float32, or weights that are whole")
     if np.ptp(exact) < 1e-6:  # MRA's attention gives only zeros without its CUDA kernel
@@ -107,13 +107,15 @@ def _alone(scorer: PaddedScorer, probe: list[Encoded], weights: dict | None) -> 
     return exact
 
 
-def _scores(scorer: PaddedScorer, questions: list[Encoded], weights: dict | None, layout: Layout) -> np.ndarray:
+def _scores(
+    scorer: PaddedScorer, questions: list[EncodedForScorer], weights: dict | None, layout: Layout
+) -> np.ndarray:
     """Return the scores of all options in a layout, question by question."""
     scorer.batch_layout = BatchLayout(layout)
-    return torch.cat(run_with_packing(scorer, weights, lambda: scorer(questions))).double().cpu().numpy()
+    return torch.cat(run_packing_check(scorer, weights, lambda: scorer(questions))).double().cpu().numpy()
 
 
-def _probe(scorer: PaddedScorer) -> list[Encoded]:
+def _probe(scorer: PaddedScorer) -> list[EncodedForScorer]:
     """Return test questions of different lengths, with random tokens except the tokenizer's special ones."""
     rng = np.random.default_rng(0)
     special = set(scorer.tokenizer.all_special_ids) - {scorer.tokenizer.unk_token_id}

@@ -14,7 +14,7 @@ from transformers import Cache
 
 from sciqa.models.packing import SHARED_AT_LEAST, PackedRows
 from sciqa.models.packing_check import PackingCheckedScorer
-from sciqa.models.scorer import Encoded, common_tokens
+from sciqa.models.scorer import EncodedForScorer, scorer_common_tokens
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class PrefixCache:
             states.batch_repeat_interleave(rows)
         return states
 
-    def begins(self, questions: Sequence[Encoded]) -> bool:
+    def begins(self, questions: Sequence[EncodedForScorer]) -> bool:
         """Whether all prompts begin with the prefix, and go on."""
         length = len(self.tokens)
         return all(len(each.prompt) > length and each.prompt[:length] == self.tokens for each in questions)
 
-    def remove(self, questions: Sequence[Encoded]) -> list[Encoded]:
+    def remove(self, questions: Sequence[EncodedForScorer]) -> list[EncodedForScorer]:
         """Return questions whose prompts begin after the prefix."""
         return [replace(each, prompt=each.prompt[len(self.tokens) :]) for each in questions]
 
@@ -68,12 +68,14 @@ class PrefixScorer(PackingCheckedScorer):
         """Whether packed rows can follow a prefix without a change of their scores by its length."""
         raise NotImplementedError
 
-    def packs(self, question: Encoded) -> bool:
+    def packs(self, question: EncodedForScorer) -> bool:
         """Whether a question is scored in a packed row."""
         raise NotImplementedError
 
     @contextmanager
-    def use_common_prefix(self, questions: Sequence[Encoded], budget: int) -> Iterator[Sequence[Encoded]]:
+    def use_common_prefix(
+        self, questions: Sequence[EncodedForScorer], budget: int
+    ) -> Iterator[Sequence[EncodedForScorer]]:
         """Score questions after what all their prompts begin with; yield the questions without it, or as they are.
 
         The keys and values are kept, and computed anew only if later questions begin otherwise, or share
@@ -90,11 +92,11 @@ class PrefixScorer(PackingCheckedScorer):
         finally:
             self.prefix = None
 
-    def _find_prefix(self, questions: Sequence[Encoded], budget: int) -> PrefixCache | None:
+    def _find_prefix(self, questions: Sequence[EncodedForScorer], budget: int) -> PrefixCache | None:
         if len(questions) < 2 or self._prefix_differs:
             return None
         prompts = [question.prompt for question in questions]
-        shared = min(common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
+        shared = min(scorer_common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
         if shared < SHARED_AT_LEAST or not self.takes_prefix or not all(map(self.packs, questions)):
             return None
         kept = self._kept_prefix
@@ -106,7 +108,7 @@ class PrefixScorer(PackingCheckedScorer):
         self._kept_prefix, self._prefix_differs = prefix, prefix is None
         return prefix
 
-    def _compute_prefix(self, tokens: list[int], question: Encoded) -> PrefixCache | None:
+    def _compute_prefix(self, tokens: list[int], question: EncodedForScorer) -> PrefixCache | None:
         """Return the keys and values of some tokens; None if a question scores otherwise with them."""
         exact = self([question])[0].double()
         whole = next(self.model.parameters()).dtype == torch.float32

@@ -5,7 +5,7 @@ from typing import Literal
 
 Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Prompt = Literal["plain", "chat"]
+TemplatePrompt = Literal["plain", "chat"]
 TrainedCompletion = Literal["text", "letter", "yes"]
 Completion = Literal[TrainedCompletion, "reasoned"]
 Normalise = Literal["none", "tokens", "characters"]
@@ -13,7 +13,7 @@ Engine = Literal["torch", "vllm", "openai"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
+class PromptFormat:
     """How questions are formatted for a model; stored with each adapter, which works only with its own format.
 
     Attributes:
@@ -27,7 +27,7 @@ class Format:
         template_name: name of its file, for messages.
     """
 
-    prompt: Prompt = "plain"
+    prompt: TemplatePrompt = "plain"
     completion: Completion = "text"
     normalise: Normalise = "tokens"
     max_length: int | None = None

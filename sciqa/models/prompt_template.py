@@ -19,8 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.corpus.read_parts import split_read_parts
-from sciqa.exam.questions import options_of
-from sciqa.models.prompt_format import Completion, Format
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.models.prompt_format import Completion, PromptFormat
 
 #: The built-in forms `PROMPT-COMPLETION.jinja`, and templates that `--template` takes by name.
 FOLDER = Path(__file__).with_name("templates")
@@ -36,7 +36,7 @@ BETWEEN = "\n\n"
 PASSAGE = {"title": "Title", "section": "Section", "text": "A sentence of a passage."}
 
 
-class Prompt(NamedTuple):
+class TemplatePrompt(NamedTuple):
     """A prompt, up to the option that is scored.
 
     Attributes:
@@ -103,7 +103,9 @@ class PromptTemplate:
         ]
         return found[-1] if found else None
 
-    def render(self, question: dict, context: str, completion: Completion, proposed: str | None = None) -> Prompt:
+    def render(
+        self, question: dict, context: str, completion: Completion, proposed: str | None = None
+    ) -> TemplatePrompt:
         """Return the prompt for a question.
 
         Args:
@@ -120,14 +122,14 @@ class PromptTemplate:
         variables = self._variables(question, context, proposed)
         system, user = self._parts(variables | {"examples": [variables for variables, _ in examples]})
         if "examples" in self._names:
-            return Prompt(system, [], user)
+            return TemplatePrompt(system, [], user)
         turns = [(self._parts(each | {"examples": []})[1], answer) for each, answer in examples]
-        return Prompt(system, turns, user)
+        return TemplatePrompt(system, turns, user)
 
     def _examples(self, rows: list[dict], completion: Completion) -> Iterator[tuple[dict, str]]:
         """Yield the variables and the answer of each example; every second proposal is a wrong one."""
         for number, row in enumerate(rows):
-            letters, right = list(options_of(row)), row["answer"]
+            letters, right = list(answer_options_of(row)), row["answer"]
             proposed = letters[(letters.index(right) + number % 2) % len(letters)]
             answers = {"text": row[right], "letter": right, "yes": "Yes" if proposed == right else "No"}
             answers["reasoned"] = f"Answer: {right}"
@@ -135,7 +137,7 @@ class PromptTemplate:
             yield variables | {"answer": answers[completion]}, answers[completion]
 
     def _variables(self, question: dict, context: str, proposed: str | None) -> dict:
-        options = options_of(question)
+        options = answer_options_of(question)
         found = {
             "question": question["prompt"],
             "is_question": question["is_question"],
@@ -221,9 +223,9 @@ def shipped_template_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.jinja") if not BUILT_IN.match(path.stem))
 
 
-def template_path(name: str) -> str:
+def prompt_template_path(name: str) -> str:
     """Return the value of `--template` with an absolute path, unless it is the name of a template of the package."""
-    return name if name in shipped_template_names() else storage.absolute(name)
+    return name if name in shipped_template_names() else storage.absolute_path(name)
 
 
 def read_template(path: str) -> PromptTemplate:
@@ -234,7 +236,7 @@ def read_template(path: str) -> PromptTemplate:
     """
     if path in shipped_template_names():
         return built_in_template(path)
-    if not storage.exists(path):
+    if not storage.path_exists(path):
         raise InputError(
             f"--template {path}: no such file, and none of the package's names: {', '.join(shipped_template_names())}"
         )
@@ -246,7 +248,7 @@ def read_template(path: str) -> PromptTemplate:
 
 
 def template_style(path: str | None, completion: str = "auto") -> dict:
-    """Return the fields of `Format` that a template sets.
+    """Return the fields of `PromptFormat` that a template sets.
 
     Args:
         path: file or name of a template; None sets nothing.
@@ -269,7 +271,7 @@ def template_style(path: str | None, completion: str = "auto") -> dict:
     return style | {"completion": template.completion}
 
 
-def render_prompt(question: dict, context: str, style: Format, proposed: str | None = None) -> Prompt:
+def render_prompt(question: dict, context: str, style: PromptFormat, proposed: str | None = None) -> TemplatePrompt:
     """Return the prompt for a question in the template of a format, or in the built-in form; see `render`."""
     template = built_in_template(f"{style.prompt}-{style.completion}")
     if style.template is not None:
@@ -277,15 +279,15 @@ def render_prompt(question: dict, context: str, style: Format, proposed: str | N
     return template.render(question, context, style.completion, proposed)
 
 
-def prompt_text(question: dict, context: str, style: Format | None = None) -> str:
+def template_prompt_text(question: dict, context: str, style: PromptFormat | None = None) -> str:
     """Return the prompt for a question as one text, as for a model without a chat template."""
-    return render_prompt(question, context, replace(style or Format(), prompt="plain")).plain
+    return render_prompt(question, context, replace(style or PromptFormat(), prompt="plain")).plain
 
 
-def check_template(style: Format, question: dict) -> None:
+def check_template(style: PromptFormat, question: dict) -> None:
     """Raise `InputError` unless the template of a format, if it has one, renders a question."""
     if style.template is None:
         return
-    proposed = next(iter(options_of(question).values()), None) if style.completion == "yes" else None
+    proposed = next(iter(answer_options_of(question).values()), None) if style.completion == "yes" else None
     for context, passages in (("", []), ("Title. Section. A sentence of a passage.", [PASSAGE])):
         render_prompt(question | {"context": None, "passages": passages}, context, style, proposed)

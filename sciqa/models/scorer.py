@@ -22,14 +22,14 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import split_sentences
 from sciqa.models.attention_limits import position_limit
 from sciqa.models.batch_layout import batch_by_tokens
-from sciqa.models.prompt_format import Format, Normalise
+from sciqa.models.prompt_format import Normalise, PromptFormat
 
 if TYPE_CHECKING:
     from sciqa.models.batch_layout import BatchLayout
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedForScorer:
     """A tokenised question.
 
     Attributes:
@@ -60,7 +60,7 @@ class Encoded:
         """Number of tokens that this question adds to a batch."""
         return len(self.prompt) + sum(map(len, self.options))
 
-    def only(self, number: int) -> "Encoded":
+    def only(self, number: int) -> "EncodedForScorer":
         """Return the question with only one of its options."""
         one = slice(number, number + 1)
         return replace(
@@ -86,7 +86,7 @@ class Scorer(nn.Module):
     #: Result of the layout test; None before it.
     batch_layout: "BatchLayout | None" = None
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: PromptFormat) -> None:
         super().__init__()
         self.model, self.tokenizer, self.style = model, tokenizer, style
         own = position_limit(model, model.config.get_text_config())
@@ -141,7 +141,7 @@ class Scorer(nn.Module):
         """Device on which batches must be."""
         return next(self.model.parameters()).device
 
-    def encode(self, question: dict, context: str) -> Encoded:
+    def encode(self, question: dict, context: str) -> EncodedForScorer:
         """Tokenise a row of the exam table; if it is too long, only its context is cut.
 
         For templates, the row may also have `passages` and `examples`; see `PromptTemplate.render`.
@@ -151,35 +151,37 @@ class Scorer(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """Return scores of shape (options,) per question: higher is likelier, softmax gives probabilities."""
         raise NotImplementedError
 
     @contextmanager
-    def use_common_prefix(self, questions: Sequence[Encoded], budget: int) -> Iterator[Sequence[Encoded]]:
+    def use_common_prefix(
+        self, questions: Sequence[EncodedForScorer], budget: int
+    ) -> Iterator[Sequence[EncodedForScorer]]:
         """Yield the questions as `batches` and `forward` take them within this context; see `PrefixScorer`."""
         yield questions
 
-    def score_batches(self, batches: Sequence[Sequence[Encoded]]) -> Iterable[list[torch.Tensor]]:
+    def score_batches(self, batches: Sequence[Sequence[EncodedForScorer]]) -> Iterable[list[torch.Tensor]]:
         """Return the scores of each batch, as `forward` gives them."""
         return map(self, batches)
 
-    def tokens(self, batch: Sequence[Encoded]) -> int:
+    def tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """Return the number of tokens computed for a batch; shared tokens count once."""
         return sum(question.length for question in batch)
 
-    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+    def padded_tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """Return `tokens` plus padding."""
         raise NotImplementedError
 
-    def batches(self, questions: Sequence[Encoded], budget: int) -> list[list[int]]:
+    def batches(self, questions: Sequence[EncodedForScorer], budget: int) -> list[list[int]]:
         """Group questions of similar length, as indices, into batches of at most `budget` padded tokens."""
         return batch_by_tokens([[number] for number in range(len(questions))], [q.length for q in questions], budget)
 
-    def _cut(self, question: dict, context: str, encode: Callable[[str], Encoded]) -> Encoded:
+    def _cut(self, question: dict, context: str, encode: Callable[[str], EncodedForScorer]) -> EncodedForScorer:
         """Encode with as much context as fits, cut at its end, where the least similar passages are."""
 
-        def over(encoded: Encoded) -> int:
+        def over(encoded: EncodedForScorer) -> int:
             return len(encoded.prompt) + max(map(len, encoded.options)) - self.limit
 
         encoded = encode(context)
@@ -217,7 +219,7 @@ def too_long_for_scorer(question: dict, tokens: int, limit: int) -> InputError:
     )
 
 
-def check_option_tokens(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
+def check_scorer_option(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
     """Raise `InputError` for an option without tokens.
 
     Args:
@@ -233,7 +235,7 @@ def check_option_tokens(question: dict, options: dict[str, str], tokens: list[li
             )
 
 
-def common_tokens(rows: list[list[int]]) -> int:
+def scorer_common_tokens(rows: list[list[int]]) -> int:
     """Return the length of the common prefix of all rows, in tokens."""
     first, last = min(rows), max(rows)
     return next(
@@ -241,14 +243,16 @@ def common_tokens(rows: list[list[int]]) -> int:
     )
 
 
-def score_divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
+def scorer_divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
     """Return the divisor of each option's log-likelihood: its length in tokens or characters, or 1."""
     lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]
     return [float(max(1, length)) for length in lengths]
 
 
 @torch.inference_mode()
-def score_options(scorer: Scorer, questions: Sequence[Encoded], tokens_per_batch: int = 2048) -> list[np.ndarray]:
+def score_options(
+    scorer: Scorer, questions: Sequence[EncodedForScorer], tokens_per_batch: int = 2048
+) -> list[np.ndarray]:
     """Return the scores of all options, one array of shape (options,) per question, in the given order."""
     scores: list[np.ndarray] = [np.empty(0)] * len(questions)
     with scorer.use_common_prefix(questions, tokens_per_batch) as rest:

@@ -8,12 +8,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.attention_limits import position_limit
 from sciqa.models.padding import PaddedScorer, padded
-from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import prompt_text
-from sciqa.models.scorer import Encoded, check_option_tokens, score_divisors
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.prompt_template import template_prompt_text
+from sciqa.models.scorer import EncodedForScorer, check_scorer_option, scorer_divisors
 
 #: Label that the loss ignores.
 IGNORED = -100
@@ -24,7 +24,7 @@ class Seq2SeqScorer(PaddedScorer):
 
     auto_class = "AutoModelForSeq2SeqLM"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: Format) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: PromptFormat) -> None:
         super().__init__(model, tokenizer, style)
         if not model.config.is_encoder_decoder:
             raise InputError(
@@ -33,15 +33,15 @@ class Seq2SeqScorer(PaddedScorer):
         self.limit = min(self.limit, position_limit(model.get_encoder(), model.config))
         self.longest_option = position_limit(model.get_decoder(), model.config)
 
-    def encode(self, question: dict, context: str) -> Encoded:
+    def encode(self, question: dict, context: str) -> EncodedForScorer:
         """See `Scorer.encode`."""
         if self.style.completion == "yes":
             raise InputError("--completion yes: for causal models only; use text or letter")
-        by_letter = options_of(question)
+        by_letter = answer_options_of(question)
         options = list(by_letter if self.style.completion == "letter" else by_letter.values())
         # Marian tokenises the decoder's text differently from the encoder's.
         tokens = self._tokens(text_target=options)
-        check_option_tokens(
+        check_scorer_option(
             question, by_letter, self._tokens(text_target=list(by_letter.values()), add_special_tokens=False)
         )
         if (longest := max(map(len, tokens))) > self.longest_option:
@@ -50,9 +50,9 @@ class Seq2SeqScorer(PaddedScorer):
                 f"{self.longest_option}; shorten it or use another model"
             )
 
-        def encode(given: str) -> Encoded:
-            prompt = self._tokens(prompt_text(question, given, self.style))
-            return Encoded(prompt, tokens, score_divisors(options, tokens, self.style.normalise))
+        def encode(given: str) -> EncodedForScorer:
+            prompt = self._tokens(template_prompt_text(question, given, self.style))
+            return EncodedForScorer(prompt, tokens, scorer_divisors(options, tokens, self.style.normalise))
 
         return self._cut(question, context, encode)
 
@@ -60,7 +60,7 @@ class Seq2SeqScorer(PaddedScorer):
         """Tokenise texts; a `</s>` in them is read as text, not as the end."""
         return self.tokenizer(*texts, split_special_tokens=True, **how)["input_ids"]
 
-    def padded_tokens(self, batch: Sequence[Encoded]) -> int:
+    def padded_tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """See `Scorer.padded_tokens`."""
         total = 0
         for questions in self.groups([len(question.prompt) for question in batch]):
@@ -70,14 +70,14 @@ class Seq2SeqScorer(PaddedScorer):
             total += sum(len(group) * max(lengths[number] for number in group) for group in self.groups(lengths))
         return total
 
-    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""
         return [
             torch.stack([each.sum() for each in chosen]) / torch.tensor(question.divisors, device=self.device)
             for chosen, question in zip(self._likelihoods(batch), batch, strict=True)
         ]
 
-    def _likelihoods(self, batch: Sequence[Encoded]) -> list[list[torch.Tensor]]:
+    def _likelihoods(self, batch: Sequence[EncodedForScorer]) -> list[list[torch.Tensor]]:
         """Return the log-likelihoods of the tokens of each option of each question."""
         found: dict[tuple[int, int], torch.Tensor] = {}
         for questions in self.groups([len(question.prompt) for question in batch]):
@@ -122,12 +122,12 @@ class Seq2SeqScorer(PaddedScorer):
         start = torch.full_like(labels[:, :1], self.model.config.decoder_start_token_id)
         return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
 
-    def check_causal(self, question: Encoded) -> None:
+    def check_causal(self, question: EncodedForScorer) -> None:
         """See `PaddedScorer.check_causal`."""
         option, other = (question.options[0] * 4)[:4], question.prompt[len(question.prompt) // 2]
         # mBART starts with the last token, so the last token stays and the one before it changes.
         changed = [*option[:2], other, option[3]]
-        first, second = self._likelihoods([Encoded(question.prompt, [option, changed], [1.0, 1.0])])[0]
+        first, second = self._likelihoods([EncodedForScorer(question.prompt, [option, changed], [1.0, 1.0])])[0]
         if (first[:2] - second[:2]).abs().max() > 1e-3:
             raise InputError(
                 f"{type(self.model).__name__}: what its decoder predicts depends on the tokens that follow, so it "

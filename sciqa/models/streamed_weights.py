@@ -12,8 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, read_about, weight_bytes
-from sciqa.core.model_hashes import find_weights
+from sciqa.core.hashes import find_hashed_weights
+from sciqa.core.model_files import find_model, model_file_bytes, read_model_file
 
 #: Decoders (`model_type` of config.json) that can be streamed: only their layers change the hidden states, and their
 #: logits are the normalised last hidden states times the head.
@@ -27,7 +27,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class StreamingSettings:
+class StreamedWeightsSettings:
     """Settings for reading a streamed model.
 
     Attributes:
@@ -73,14 +73,14 @@ class StreamedTensor:
 Piece = dict[str, StreamedTensor]
 
 
-def check_streamed(name: str) -> None:
+def check_streamed_weights(name: str) -> None:
     """Raise `InputError` unless a model can be streamed, without reading its weights.
 
     A GGUF file is checked after its conversion.
     """
     if find_model(name).gguf_file:
         return
-    kind = read_about(name, "config.json").get("model_type")
+    kind = read_model_file(name, "config.json").get("model_type")
     if kind not in STREAMED:
         raise InputError(
             f"{name}: {kind} in its config.json; --stream reads decoders of the kinds {', '.join(STREAMED)}; "
@@ -96,7 +96,7 @@ def find_streamed_tensors(folder: str) -> dict[str, StreamedTensor]:
         InputError: a file is missing, cut short or not safetensors.
     """
     found = {}
-    for path in find_weights(Path(folder)):
+    for path in find_hashed_weights(Path(folder)):
         try:
             with safe_open(path, "np"):  # checks the header, and that the file holds all tensors
                 pass
@@ -112,13 +112,13 @@ def find_streamed_tensors(folder: str) -> dict[str, StreamedTensor]:
     return found
 
 
-def streamed_bytes(name: str) -> int:
+def streamed_weight_bytes(name: str) -> int:
     """Return the bytes of the two layers that are in memory at once; for a GGUF file, of the whole model.
 
     A GGUF file is converted as a whole before streaming.
     """
     if find_model(name).gguf_file:
-        return weight_bytes(name)
+        return model_file_bytes(name)
     layers: dict[str, int] = {}
     for tensor_name, tensor in find_streamed_tensors(find_model(name).folder).items():
         if tensor_name.startswith("model.layers."):
@@ -127,7 +127,7 @@ def streamed_bytes(name: str) -> int:
     return 2 * max(layers.values(), default=0)
 
 
-def stream_buffer_offsets(piece: Piece) -> tuple[list[int], int]:
+def streamed_weight_offsets(piece: Piece) -> tuple[list[int], int]:
     """Return the offset of each tensor of a piece in its buffer, and the buffer size, in bytes."""
     starts, end = [], 0
     for tensor in piece.values():
@@ -136,7 +136,7 @@ def stream_buffer_offsets(piece: Piece) -> tuple[list[int], int]:
     return starts, end
 
 
-def stream_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterator[int]:
+def stream_weights_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iterator[int]:
     """Read pieces alternately into two buffers, one piece ahead of use, and yield the buffer index of each piece.
 
     The content of a buffer is valid until the next piece is requested.
@@ -151,7 +151,7 @@ def stream_ahead(pieces: Sequence[Piece], buffers: Sequence[memoryview]) -> Iter
 
         def begin(number: int) -> list[Future]:
             coming = []
-            for start, tensor in zip(stream_buffer_offsets(pieces[number])[0], pieces[number].values(), strict=True):
+            for start, tensor in zip(streamed_weight_offsets(pieces[number])[0], pieces[number].values(), strict=True):
                 whole = buffers[number % 2][start : start + tensor.nbytes]
                 for at in range(0, len(whole), CHUNK):
                     coming.append(pool.submit(_read, files[tensor.path], tensor, at, whole[at : at + CHUNK]))

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import has_trained_head
+from sciqa.core.model_files import model_files_have_head
 
 #: Causal masks and rotary frequencies, which follow from the configuration; older decoders stored them as weights.
 CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$")
@@ -35,7 +35,7 @@ def check_all_weights_read(name: str, model: PreTrainedModel, found: dict) -> fr
     unexpected = {key for key in found["unexpected_keys"] if not CONSTANTS.search(key)}
     other = {key: f"{key} ({_by(held)}, {_by(own)} expected)" for key, held, own in found["mismatched_keys"]}
     new: set[str] = set()
-    if type(model).__name__.endswith("ForMultipleChoice") and not has_trained_head(name):
+    if type(model).__name__.endswith("ForMultipleChoice") and not model_files_have_head(name):
         new = (missing | other.keys()) - _needed(model)
         unexpected = {key for key in unexpected if _in_backbone(key, model)}
     found_wrong = {
@@ -49,7 +49,7 @@ def check_all_weights_read(name: str, model: PreTrainedModel, found: dict) -> fr
     return frozenset(new)
 
 
-def new_weights(model: nn.Module) -> frozenset[str]:
+def newly_initialised_weights(model: nn.Module) -> frozenset[str]:
     """Return the names of the weights that were newly initialised when a model was loaded."""
     return getattr(model, "new_weights", frozenset())
 

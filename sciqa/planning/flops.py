@@ -7,11 +7,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sciqa.core.model_files import Family
-from sciqa.models.scorer import Encoded
-from sciqa.planning.memory import CROSS, ModelSketch
+from sciqa.models.scorer import EncodedForScorer
+from sciqa.planning.memory import CROSS, MemorySketch
 
 
-def question_flops(model: ModelSketch, question: Encoded, *, training: bool, checkpointing: bool = False) -> int:
+def question_flops(
+    model: MemorySketch, question: EncodedForScorer, *, training: bool, checkpointing: bool = False
+) -> int:
     """Return the FLOPs of one question.
 
     A matrix multiplication takes 2 FLOPs per weight and token (Kaplan et al. 2020, Scaling Laws, table 1). Attention
@@ -40,7 +42,7 @@ def text_flops(model: PreTrainedModel, tokens: int) -> int:
     return 2 * linear * tokens + _pairs_flops(model.config, model.config.num_hidden_layers, tokens * tokens)
 
 
-def _tokens(model: ModelSketch, question: Encoded) -> Any:  # noqa: ANN401
+def _tokens(model: MemorySketch, question: EncodedForScorer) -> Any:  # noqa: ANN401
     """Return a function from the name of a linear layer to the number of tokens that pass through it."""
     output = model.model.get_output_embeddings()
     head = next((name for name, module in model.model.named_modules() if module is output), None)
@@ -60,7 +62,7 @@ def _tokens(model: ModelSketch, question: Encoded) -> Any:  # noqa: ANN401
     return tokens_of
 
 
-def _attention_flops(config: Any, family: Family, question: Encoded) -> int:  # noqa: ANN401
+def _attention_flops(config: Any, family: Family, question: EncodedForScorer) -> int:  # noqa: ANN401
     layers, prompt = config.num_hidden_layers, len(question.prompt)
     lengths = [len(option) for option in question.options]
     if family == "causal":

@@ -66,7 +66,7 @@ class NodeType:
 
 
 @dataclass(frozen=True)
-class Need:
+class HardwareNeed:
     """Resource requirements of a stage.
 
     Attributes:
@@ -128,12 +128,12 @@ def _gpu_kind(path: str, name: str, about: dict, resources: dict) -> str:
     return kind
 
 
-def fits_accelerator(kind: str, size: int) -> bool:
+def hardware_fits(kind: str, size: int) -> bool:
     """Return whether `size` bytes fit in an accelerator's memory."""
     return size <= ROOM * ACCELERATORS[kind].gigabytes * 1e9
 
 
-def missing_resources(node: NodeType, need: Need, has_gpus: bool) -> str | None:
+def missing_hardware(node: NodeType, need: HardwareNeed, has_gpus: bool) -> str | None:
     """Return a text on what a node type lacks for a stage, or None where the stage can run on it.
 
     Args:
@@ -147,7 +147,7 @@ def missing_resources(node: NodeType, need: Need, has_gpus: bool) -> str | None:
         slots, size = (1 if need.device else int(node.cpus)), max(need.memory, int(PROCESS * need.device))
     elif not node.gpus or node.kind is None:
         return "has no GPU"
-    elif not fits_accelerator(node.kind, need.device):
+    elif not hardware_fits(node.kind, need.device):
         memory = ROOM * ACCELERATORS[node.kind].gigabytes
         return f"has {memory:.1f} GB for a worker on its {node.kind}, {need.device / 1e9:.1f} GB needed"
     else:

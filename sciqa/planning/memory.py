@@ -20,12 +20,12 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import Family, config_files, folder_family
+from sciqa.core.model_files import Family, config_files, model_folder_family
 from sciqa.models.adapter import add_trainable_adapter
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.load import SCORERS, empty_model
-from sciqa.models.prompt_format import Format, Method
-from sciqa.models.scorer import Encoded
+from sciqa.models.load import SCORERS, load_empty_model
+from sciqa.models.prompt_format import Method, PromptFormat
+from sciqa.models.scorer import EncodedForScorer
 from sciqa.training.options import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, TrainOptions
 
 #: NF4 block sizes: weights per 8-bit constant, and constants per 32-bit constant (Dettmers et al. 2023, QLoRA).
@@ -43,7 +43,7 @@ CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
 
 @dataclass(frozen=True)
-class StoredParameter:
+class MemoryParameter:
     """A parameter as a worker stores it.
 
     Attributes:
@@ -58,7 +58,7 @@ class StoredParameter:
 
 
 @dataclass(frozen=True)
-class ModelSketch:
+class MemorySketch:
     """A model as `finetune` would train it, without its weights.
 
     Attributes:
@@ -74,7 +74,7 @@ class ModelSketch:
     family: Family
     parameters: int
     quantised: list[int]
-    stored: list[StoredParameter]
+    stored: list[MemoryParameter]
     constants: int
 
     @property
@@ -89,7 +89,7 @@ class ModelSketch:
         """
         if kind != "nf4":
             return self.parameters * {"float32": 4, "bfloat16": 2}[kind]
-        return 2 * (self.parameters - sum(self.quantised)) + sum(sum(nf4_bytes(each)) for each in self.quantised)
+        return 2 * (self.parameters - sum(self.quantised)) + sum(sum(nf4_memory(each)) for each in self.quantised)
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,15 @@ class Memory:
     @property
     def total(self) -> int:
         """All bytes of the worker's own memory, including the allocator's overhead."""
-        return reserved_bytes(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
+        return reserved_memory(self.parameters + self.gradients + self.optimizer + self.buffers + self.activations)
 
 
-def reserved_bytes(tensors: int) -> int:
+def reserved_memory(tensors: int) -> int:
     """Return the bytes that an allocator reserves for `tensors` bytes of tensors."""
     return round(RESERVED * tensors)
 
 
-def nf4_bytes(weights: int) -> tuple[int, int]:
+def nf4_memory(weights: int) -> tuple[int, int]:
     """Return the bytes of a layer's weights in NF4 with double quantisation, and those of its constants.
 
     Dettmers et al. 2023, QLoRA, section 3: 4 bits per weight, an 8-bit constant per 64 weights, and a 32-bit constant
@@ -124,7 +124,7 @@ def nf4_bytes(weights: int) -> tuple[int, int]:
     return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
 
 
-def build_model_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> ModelSketch:
+def build_memory_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> MemorySketch:
     """Return a model without weights, prepared as for training.
 
     Args:
@@ -137,8 +137,8 @@ def build_model_sketch(name: str, method: Method, fields: dict, dtype: torch.dty
         InputError: the model does not exist, or peft rejects the fields.
     """
     folder, gguf_file = config_files(name)
-    family = folder_family(name, folder, gguf_file)
-    base = empty_model(folder, gguf_file, family, dtype)
+    family = model_folder_family(name, folder, gguf_file)
+    base = load_empty_model(folder, gguf_file, family, dtype)
     parameters = sum(each.numel() for each in base.parameters())
     kept = Bnb4BitHfQuantizer.get_modules_to_not_convert(base, None, list(base._keep_in_fp32_modules or ()))
     quantised = {
@@ -149,18 +149,18 @@ def build_model_sketch(name: str, method: Method, fields: dict, dtype: torch.dty
     model = add_trainable_adapter(base, family, method, fields)
     in_4_bits = quantised if method == "qlora" else {}
     stored = [
-        StoredParameter(
-            math.ceil(nf4_bytes(each.numel())[0] / each.itemsize) if id(each) in in_4_bits else each.numel(),
+        MemoryParameter(
+            math.ceil(nf4_memory(each.numel())[0] / each.itemsize) if id(each) in in_4_bits else each.numel(),
             each.itemsize,
             each.requires_grad,
         )
         for each in model.parameters()
     ]
-    constants = sum(nf4_bytes(each)[1] for each in in_4_bits.values())
-    return ModelSketch(model, family, parameters, list(quantised.values()), stored, constants)
+    constants = sum(nf4_memory(each)[1] for each in in_4_bits.values())
+    return MemorySketch(model, family, parameters, list(quantised.values()), stored, constants)
 
 
-def rank_bytes(stored: list[StoredParameter], workers: int) -> int:
+def rank_memory(stored: list[MemoryParameter], workers: int) -> int:
     """Return the bytes of parameters per ZeRO-3 rank between steps: small parameters whole, a share of the others."""
     return sum(
         each.width * (each.elements if each.elements <= PERSISTENCE_THRESHOLD else math.ceil(each.elements / workers))
@@ -168,7 +168,7 @@ def rank_bytes(stored: list[StoredParameter], workers: int) -> int:
     )
 
 
-def training_memory(model: ModelSketch, options: TrainOptions, workers: int, activations: int) -> Memory:
+def training_memory(model: MemorySketch, options: TrainOptions, workers: int, activations: int) -> Memory:
     """Return the peak memory of a worker in a training step, without the CUDA context.
 
     The count follows Rajbhandari et al. 2020, ZeRO, section 5, with this program's types: trained weights, their
@@ -194,7 +194,7 @@ def training_memory(model: ModelSketch, options: TrainOptions, workers: int, act
         if options.offload:
             return Memory(frozen + trained, 0, 0, buckets, activations, host=4 * share)
         return Memory(frozen + trained, share, 3 * share, buckets, activations)
-    held = rank_bytes(model.stored, workers) + model.constants
+    held = rank_memory(model.stored, workers) + model.constants
     large = [each for each in model.stored if each.elements > PERSISTENCE_THRESHOLD]
     elements = sum(each.elements for each in large)
     gathered = sum(each.elements * each.width for each in large) * min(1.0, REUSE_DISTANCE / 2 / max(1, elements))
@@ -206,7 +206,12 @@ def training_memory(model: ModelSketch, options: TrainOptions, workers: int, act
 
 
 def peak_activation_memory(
-    model: ModelSketch, batch: list[Encoded], *, training: bool = True, checkpointing: bool = False, nf4: bool = False
+    model: MemorySketch,
+    batch: list[EncodedForScorer],
+    *,
+    training: bool = True,
+    checkpointing: bool = False,
+    nf4: bool = False,
 ) -> int:
     """Return the peak bytes of a step's tensors besides parameters, gradients and optimizer state.
 
@@ -231,7 +236,7 @@ def peak_activation_memory(
     )
     # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
     batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
-    scorer = SCORERS[model.family](model.model, padding, Format()).train(training)
+    scorer = SCORERS[model.family](model.model, padding, PromptFormat()).train(training)
     scorer.batch_layout = BatchLayout("packed")  # the proof of the layout needs weights
     step = _Step(scorer, training)
     if checkpointing:
@@ -268,7 +273,7 @@ class _Step(nn.Module):
         super().__init__()
         self.scorer, self.with_backward = scorer, training
 
-    def forward(self, batch: list[Encoded]) -> None:
+    def forward(self, batch: list[EncodedForScorer]) -> None:
         """Run the step and accumulate its gradients into those of the parameters."""
         with torch.set_grad_enabled(self.with_backward):
             with torch.autocast("cpu", torch.bfloat16):

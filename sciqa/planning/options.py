@@ -4,15 +4,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sciqa.core.errors import InputError
-from sciqa.exam.questions import QuestionFileOptions
+from sciqa.corpus.options import SplitOptions, absolute_corpus_sources
+from sciqa.exam.options import QuestionFileOptions
 from sciqa.planning.hardware import ACCELERATORS
-from sciqa.planning.volume import VolumeOptions
-from sciqa.retrieval.options import ContextSizeOptions
+from sciqa.retrieval.options import ContextSizeOptions, StoredVectorsOptions
 from sciqa.training.options import TrainOptions
 
 #: Tokens per batch in `predict` and in evaluations.
 TOKENS_PER_BATCH = 2048
 Stage = Literal["corpus", "index", "finetune", "predict"]
+
+
+@dataclass(kw_only=True)
+class VolumeOptions(StoredVectorsOptions, SplitOptions):
+    """The corpus whose size is estimated."""
+
+    corpus: tuple[str, ...] = ("demo",)
+    """Articles: `demo`, files or folders; only a sample is read."""
+    articles: int | None = None
+    """Plan for this many articles of English Wikipedia instead; it has 6.9 million."""
+
+    def __post_init__(self) -> None:
+        """Make local paths absolute and check the number."""
+        super().__post_init__()
+        self.corpus = absolute_corpus_sources(self.corpus)
+        self.at_least(1, "articles")
 
 
 @dataclass(kw_only=True)

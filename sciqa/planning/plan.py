@@ -10,17 +10,18 @@ import numpy as np
 
 from sciqa.core import cluster, progress
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
-from sciqa.core.model_files import load_tokenizer
+from sciqa.core.extras import require_extra
+from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.core.options import Summary
-from sciqa.exam.questions import options_of, read_exam
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.open_exam import read_exam
 from sciqa.planning.hardware import (
     ACCELERATORS,
     ROOM,
-    Need,
+    HardwareNeed,
     NodeType,
-    fits_accelerator,
-    missing_resources,
+    hardware_fits,
+    missing_hardware,
     read_node_types,
 )
 from sciqa.planning.options import TOKENS_PER_BATCH, PlanOptions
@@ -29,17 +30,17 @@ from sciqa.planning.volume import (
     PASSAGES_PER_CORE_SECOND,
     Volume,
     corpus_volume,
-    embedder_model,
     index_volume_row,
+    volume_embedder,
 )
 
 if TYPE_CHECKING:
-    from sciqa.models.scorer import Encoded
-    from sciqa.planning.memory import Memory, ModelSketch
+    from sciqa.models.scorer import EncodedForScorer
+    from sciqa.planning.memory import Memory, MemorySketch
 
 
 @dataclass(frozen=True)
-class PlannedQuestions:
+class PlanQuestions:
     """The size of an exam in tokens.
 
     Attributes:
@@ -49,8 +50,8 @@ class PlannedQuestions:
     """
 
     count: int
-    mean: "Encoded"
-    longest: "Encoded"
+    mean: "EncodedForScorer"
+    longest: "EncodedForScorer"
 
 
 def plan(options: PlanOptions) -> Summary:
@@ -63,13 +64,13 @@ def plan(options: PlanOptions) -> Summary:
         InputError: the input of a step is invalid, or a stage fits nowhere; the message then says what would fit.
     """
     started = time.monotonic()
-    require("train", "sciqa plan")
+    require_extra("train", "sciqa plan")
     nodes = read_node_types(options.cluster) if options.cluster else []
     with progress.progress_lines("plan", f"counting what {options.model} and the corpus take"):
-        from sciqa.planning.memory import build_model_sketch
+        from sciqa.planning.memory import build_memory_sketch
 
         volume = corpus_volume(options)
-        model = build_model_sketch(options.model, options.method, options.peft_fields())
+        model = build_memory_sketch(options.model, options.method, options.peft_fields())
         exams = {name: _read_questions(options, model, volume, name) for name in ("train", "validation", "exam")}
         rows = list(_memory_rows(options, model, exams["train"].longest))
         memory = next(memory for about, memory in rows if about["chosen"])
@@ -94,27 +95,29 @@ def plan(options: PlanOptions) -> Summary:
     return Summary("plan", "", f"{made} on a worker", time.monotonic() - started, details)
 
 
-def _read_questions(options: PlanOptions, model: "ModelSketch", volume: Volume, name: str) -> PlannedQuestions:
+def _read_questions(options: PlanOptions, model: "MemorySketch", volume: Volume, name: str) -> PlanQuestions:
     """Return the size of an exam in the embedder's tokens, for contexts of average and of longest passages."""
-    from sciqa.models.prompt_template import prompt_text
+    from sciqa.models.prompt_template import template_prompt_text
 
     questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
-    tokenizer = load_tokenizer(options.embedder)
-    prompts = [len(each.ids) for each in tokenizer.encode_batch([prompt_text(question, "") for question in questions])]
-    texts = [list(options_of(question).values()) for question in questions]
+    tokenizer = tokenizer_of_model_files(options.embedder)
+    prompts = [
+        len(each.ids) for each in tokenizer.encode_batch([template_prompt_text(question, "") for question in questions])
+    ]
+    texts = [list(answer_options_of(question).values()) for question in questions]
     lengths = [[len(each.ids) for each in tokenizer.encode_batch(each, add_special_tokens=False)] for each in texts]
     number = round(np.mean([len(each) for each in lengths]))
     mean = round(np.mean([length for each in lengths for length in each]))
     longest = max(range(len(questions)), key=lambda at: prompts[at] + sum(lengths[at]))
     average, most = options.context_passages * volume.tokens, options.context_passages * options.passage_tokens
-    return PlannedQuestions(
+    return PlanQuestions(
         len(questions),
         _shape(options, model, round(np.mean(prompts) + average), [mean] * number),
         _shape(options, model, prompts[longest] + most, lengths[longest]),
     )
 
 
-def _shape(options: PlanOptions, model: "ModelSketch", prompt: int, lengths: list[int]) -> "Encoded":
+def _shape(options: PlanOptions, model: "MemorySketch", prompt: int, lengths: list[int]) -> "EncodedForScorer":
     """Return a dummy question with these numbers of tokens, truncated to the model's limit.
 
     Args:
@@ -123,17 +126,19 @@ def _shape(options: PlanOptions, model: "ModelSketch", prompt: int, lengths: lis
         prompt: tokens of the prompt.
         lengths: tokens of each option.
     """
-    from sciqa.models.scorer import Encoded
+    from sciqa.models.scorer import EncodedForScorer
 
     own = getattr(model.model.config, "max_position_embeddings", None) or 1 << 20
     limit = min(own, options.max_length or own)
     prompt = max(1, min(prompt, limit - max(lengths)))
     if model.family == "multiple-choice":
-        return Encoded([], [[0] * min(limit, prompt + length) for length in lengths], [])
-    return Encoded([0] * prompt, [[0] * length for length in lengths], [1.0] * len(lengths))
+        return EncodedForScorer([], [[0] * min(limit, prompt + length) for length in lengths], [])
+    return EncodedForScorer([0] * prompt, [[0] * length for length in lengths], [1.0] * len(lengths))
 
 
-def _memory_rows(options: PlanOptions, model: "ModelSketch", longest: "Encoded") -> Iterator[tuple[dict, "Memory"]]:
+def _memory_rows(
+    options: PlanOptions, model: "MemorySketch", longest: "EncodedForScorer"
+) -> Iterator[tuple[dict, "Memory"]]:
     """Yield the memory of a training worker for each ZeRO stage, with and without checkpointing."""
     from sciqa.planning.memory import training_memory
 
@@ -147,16 +152,18 @@ def _memory_rows(options: PlanOptions, model: "ModelSketch", longest: "Encoded")
             yield about, training_memory(model, changed, changed.num_workers, activations)
 
 
-def _activations(options: PlanOptions, model: "ModelSketch", longest: "Encoded", checkpointing: bool) -> int:
+def _activations(options: PlanOptions, model: "MemorySketch", longest: "EncodedForScorer", checkpointing: bool) -> int:
     from sciqa.planning.memory import peak_activation_memory
 
     batch = [longest] * options.micro_batch
     return peak_activation_memory(model, batch, checkpointing=checkpointing, nf4=options.method == "qlora")
 
 
-def _needs(options: PlanOptions, model: "ModelSketch", memory: "Memory", longest: "Encoded") -> list[Need]:
+def _needs(
+    options: PlanOptions, model: "MemorySketch", memory: "Memory", longest: "EncodedForScorer"
+) -> list[HardwareNeed]:
     """Return the resource requirements of each planned stage."""
-    from sciqa.planning.memory import peak_activation_memory, reserved_bytes
+    from sciqa.planning.memory import peak_activation_memory, reserved_memory
 
     nf4 = options.method == "qlora"
     batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
@@ -165,17 +172,17 @@ def _needs(options: PlanOptions, model: "ModelSketch", memory: "Memory", longest
     # Paged AdamW moves its state to the host when the GPU is full.
     training = replace(memory, optimizer=0).total if nf4 else memory.total
     loading = int(cluster.LOADING * model.weight_bytes("bfloat16"))
-    embedder = int(cluster.LOADING * sum(2 * each.numel() for each in embedder_model(options).parameters()))
+    embedder = int(cluster.LOADING * sum(2 * each.numel() for each in volume_embedder(options).parameters()))
     needs = [
-        Need("corpus", 1, 0),
-        Need("index", 1, embedder),
-        Need("finetune", options.num_workers, loading + memory.host, training),
-        Need("predict", 1, loading, reserved_bytes(answering)),
+        HardwareNeed("corpus", 1, 0),
+        HardwareNeed("index", 1, embedder),
+        HardwareNeed("finetune", options.num_workers, loading + memory.host, training),
+        HardwareNeed("predict", 1, loading, reserved_memory(answering)),
     ]
     return [need for need in needs if need.stage in options.stages]
 
 
-def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[Need]) -> list[dict]:
+def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[HardwareNeed]) -> list[dict]:
     """Return one row per node type that says for each stage what the type lacks.
 
     Raises:
@@ -186,13 +193,13 @@ def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[Need]) -
     has_gpus = any(node.gpus for node in nodes)
     return [
         {"node type": node.name, "most": node.most, "CPUs": node.cpus, "GPUs": f"{node.gpus} {node.kind or ''}".strip()}
-        | {need.stage: missing_resources(node, need, has_gpus) or "fits" for need in needs}
+        | {need.stage: missing_hardware(node, need, has_gpus) or "fits" for need in needs}
         for node in nodes
     ]
 
 
 def _check_room(
-    options: PlanOptions, kinds: list[str], room: list[dict], needs: list[Need], longest: "Encoded"
+    options: PlanOptions, kinds: list[str], room: list[dict], needs: list[HardwareNeed], longest: "EncodedForScorer"
 ) -> None:
     """Raise `InputError` where a stage fits no node type or, without a cluster file, no accelerator."""
     for need in needs:
@@ -203,7 +210,7 @@ def _check_room(
             about = f"{options.cluster}: no node type has room for `{need.stage}`: "
             about += "; ".join(f"{name} {what}" for name, what in lacking.items())
         else:
-            if not need.device or any(fits_accelerator(kind, need.device) for kind in kinds):
+            if not need.device or any(hardware_fits(kind, need.device) for kind in kinds):
                 continue
             most = ROOM * max(ACCELERATORS[kind].gigabytes for kind in kinds)
             about = f"`{need.stage}` needs {need.device / 1e9:.1f} GB on a GPU, and none of {', '.join(kinds)} "
@@ -211,12 +218,12 @@ def _check_room(
         raise InputError(f"{about}; what would fit: {'; '.join(_remedies(options, kinds, need, longest))}")
 
 
-def _remedies(options: PlanOptions, kinds: list[str], need: Need, longest: "Encoded") -> Iterator[str]:
+def _remedies(options: PlanOptions, kinds: list[str], need: HardwareNeed, longest: "EncodedForScorer") -> Iterator[str]:
     """Yield other options, and GPUs, with which the stage would fit."""
     if not need.device:
         yield "a node type with more CPUs and memory"
         return
-    if any(fits_accelerator(kind, need.device) for kind in kinds):
+    if any(hardware_fits(kind, need.device) for kind in kinds):
         host = need.memory / 1e9
         yield f"nodes with GPUs for {need.workers} workers, and {host:.1f} GB of the host's memory for each"
         return
@@ -226,10 +233,10 @@ def _remedies(options: PlanOptions, kinds: list[str], need: Need, longest: "Enco
             size = _device_bytes(changed, need.stage, longest)
         except InputError:  # options that do not go together
             continue
-        if any(fits_accelerator(kind, size) for kind in kinds):
+        if any(hardware_fits(kind, size) for kind in kinds):
             given = {name.replace("_", "-"): value for name, value in change.items()}
             yield " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())
-    larger = [kind for kind in ACCELERATORS if fits_accelerator(kind, need.device)]
+    larger = [kind for kind in ACCELERATORS if hardware_fits(kind, need.device)]
     yield f"a GPU of {math.ceil(need.device / ROOM / 1e9)} GB" + (f" ({', '.join(larger)})" if larger else "")
 
 
@@ -248,18 +255,18 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
             yield smaller | {"zero": 3, "num_workers": workers}
 
 
-def _device_bytes(options: PlanOptions, stage: str, longest: "Encoded") -> int:
+def _device_bytes(options: PlanOptions, stage: str, longest: "EncodedForScorer") -> int:
     """Return the bytes of GPU memory that a stage needs with the given options."""
-    from sciqa.planning.memory import build_model_sketch, training_memory
+    from sciqa.planning.memory import build_memory_sketch, training_memory
 
-    model = build_model_sketch(options.model, options.method, options.peft_fields())
+    model = build_memory_sketch(options.model, options.method, options.peft_fields())
     activations = _activations(options, model, longest, options.gradient_checkpointing)
     memory = training_memory(model, options, options.num_workers, activations)
     return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)
 
 
 def _stage_flops(
-    options: PlanOptions, model: "ModelSketch", volume: Volume, exams: dict[str, PlannedQuestions]
+    options: PlanOptions, model: "MemorySketch", volume: Volume, exams: dict[str, PlanQuestions]
 ) -> dict[str, int]:
     """Return the FLOPs of every planned stage that runs a model."""
     from sciqa.planning.flops import question_flops, text_flops
@@ -270,20 +277,20 @@ def _stage_flops(
     trained = question_flops(model, exams["train"].mean, training=True, checkpointing=checkpointing)
     evaluated = question_flops(model, exams["validation"].mean, training=False)
     flops = {
-        "index": volume.passages * text_flops(embedder_model(options), round(volume.tokens)),
+        "index": volume.passages * text_flops(volume_embedder(options), round(volume.tokens)),
         "finetune": steps * options.batch_size * trained + evaluations * exams["validation"].count * evaluated,
         "predict": exams["exam"].count * question_flops(model, exams["exam"].mean, training=False),
     }
     return {stage: count for stage, count in flops.items() if stage in options.stages}
 
 
-def _model_row(options: PlanOptions, model: "ModelSketch") -> dict:
+def _model_row(options: PlanOptions, model: "MemorySketch") -> dict:
     sizes = {f"{name} GB": model.weight_bytes(name) / 1e9 for name in ("float32", "bfloat16", "nf4")}
     return {"parameters": model.parameters, **sizes, f"trained ({options.method})": model.trained}
 
 
 def _hour_rows(
-    options: PlanOptions, kinds: list[str], flops: dict[str, int], volume: Volume, needs: list[Need]
+    options: PlanOptions, kinds: list[str], flops: dict[str, int], volume: Volume, needs: list[HardwareNeed]
 ) -> Iterator[dict]:
     """Yield a row of FLOPs by stage, then rows of hours, and cost if known, on each accelerator and a CPU core."""
     reading = {"corpus": "–"} if "corpus" in options.stages else {}
@@ -293,7 +300,7 @@ def _hour_rows(
         speed = ACCELERATORS[kind].teraflops * 1e12 * options.utilisation * options.num_workers
         hours = {stage: count / speed / 3600 for stage, count in flops.items()}
         row = {"on": f"{options.num_workers} {kind}"} | reading | hours
-        if lacking := [need.stage for need in needs if need.device and not fits_accelerator(kind, need.device)]:
+        if lacking := [need.stage for need in needs if need.device and not hardware_fits(kind, need.device)]:
             row["no room for"] = ", ".join(lacking)
         if kind in prices:
             row["cost"] = sum(hours.values()) * options.num_workers * prices[kind]

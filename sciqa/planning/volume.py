@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import config_files, embedding_dimension, load_tokenizer, read_about
+from sciqa.core.model_files import config_files, model_file_dimension, read_model_file, tokenizer_of_model_files
 from sciqa.corpus.articles import find_article_files, read_articles, split_article_files
-from sciqa.corpus.chunking import ChunkSplitter, embedded_text
-from sciqa.corpus.options import SplitOptions, absolute_sources
+from sciqa.corpus.chunking import ChunkSplitter, embedded_chunk
 from sciqa.corpus.passages import check_passage_tokens
-from sciqa.retrieval.index_shards import empty_index
-from sciqa.retrieval.options import StoredVectorsOptions
+from sciqa.planning.options import VolumeOptions
+from sciqa.retrieval.index_shards import empty_shards_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,22 +35,6 @@ CORE_FLOPS = {"index": 1.1e11, "finetune": 6e10, "predict": 7e10}
 SAMPLED_BYTES, SAMPLED_PARTS, SAMPLED_SECTIONS = 500_000, 6, 600
 #: Number of lists in a FAISS factory string.
 LISTS = re.compile(r"IVF(\d+)([kM]?)")
-
-
-@dataclass(kw_only=True)
-class VolumeOptions(StoredVectorsOptions, SplitOptions):
-    """The corpus whose size is estimated."""
-
-    corpus: tuple[str, ...] = ("demo",)
-    """Articles: `demo`, files or folders; only a sample is read."""
-    articles: int | None = None
-    """Plan for this many articles of English Wikipedia instead; it has 6.9 million."""
-
-    def __post_init__(self) -> None:
-        """Make local paths absolute and check the number."""
-        super().__post_init__()
-        self.corpus = absolute_sources(self.corpus)
-        self.at_least(1, "articles")
 
 
 @dataclass(frozen=True)
@@ -84,7 +67,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     if not sections:
         raise InputError(f"{', '.join(options.corpus)}: no article in the parts that were tried; pass --articles")
     cut = sections[:: math.ceil(len(sections) / SAMPLED_SECTIONS)]
-    tokenizer = load_tokenizer(options.embedder)
+    tokenizer = tokenizer_of_model_files(options.embedder)
     splitter = ChunkSplitter(tokenizer, options.passage_tokens, options.passage_overlap)
     passages = [
         (section["title"], section["section"], text)
@@ -95,13 +78,17 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     return Volume(
         round(len(passages) * len(parts) / len(chosen) / share),
         float(np.mean([len(text) for *_, text in passages])),
-        float(np.mean([len(each.ids) for each in tokenizer.encode_batch([embedded_text(*each) for each in passages])])),
+        float(
+            np.mean([len(each.ids) for each in tokenizer.encode_batch([embedded_chunk(*each) for each in passages])])
+        ),
     )
 
 
 def index_volume_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     """Return a row with the number of passages and the size of each stored part in gigabytes (10^9 bytes)."""
-    dimension = embedding_dimension(options.embedder) or read_about(options.embedder, "config.json")["hidden_size"]
+    dimension = (
+        model_file_dimension(options.embedder) or read_model_file(options.embedder, "config.json")["hidden_size"]
+    )
     fixed, each = faiss_volume_bytes(options.factory, dimension)
     sizes = {
         "passages": PASSAGE_BYTES * volume.characters * volume.passages,
@@ -126,11 +113,11 @@ def faiss_volume_bytes(factory: str, dimension: int) -> tuple[int, float]:
     import faiss
 
     faiss.omp_set_num_threads(1)
-    empty_index(factory, dimension)
+    empty_shards_index(factory, dimension)
     lists = [int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] for number, unit in LISTS.findall(factory)]
     # A random rotation has the size of a learnt one and needs no training.
     factory = LISTS.sub("IVF1", re.sub(r"OPQ\d+(?:_(\d+))?", lambda found: f"RR{found[1] or ''}", factory))
-    index = inner = empty_index(factory, dimension)
+    index = inner = empty_shards_index(factory, dimension)
     vectors = np.random.default_rng(0).standard_normal((1024, dimension)).astype(np.float32)
     if isinstance(index, faiss.IndexPreTransform):
         inner, turned = faiss.downcast_index(index.index), vectors
@@ -153,7 +140,7 @@ def faiss_volume_bytes(factory: str, dimension: int) -> tuple[int, float]:
     return fixed + 4 * inner.d * sum(number - 1 for number in lists), each
 
 
-def embedder_model(options: VolumeOptions) -> "PreTrainedModel":
+def volume_embedder(options: VolumeOptions) -> "PreTrainedModel":
     """Return the embedder without weights, on PyTorch's meta device."""
     import torch
     from transformers import AutoConfig, AutoModel

@@ -12,17 +12,18 @@ from ray.data import ActorPoolStrategy
 
 from sciqa.core import cluster, worker_loss
 from sciqa.core.errors import InputError
-from sciqa.core.tables import fingerprint
-from sciqa.exam.questions import Exam, options_of, rotate_options
+from sciqa.core.hashes import fingerprint
+from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
+from sciqa.exam.open_exam import Exam
 from sciqa.models.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
-from sciqa.models.prompt_format import Completion, Format
+from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import check_template, template_style
-from sciqa.predict.answers import ScoredAnswer
-from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, Client, FoundServer, find_client_server
-from sciqa.predict.api_letters import letter_prompt, letter_scores_by_tokens
-from sciqa.predict.api_records import RequestRecords, request_key
-from sciqa.predict.chain_options import chain_inputs
+from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, Client, ClientServer, find_client_server
+from sciqa.predict.api_letters import api_letter_prompt, api_letter_scores
+from sciqa.predict.api_records import RequestRecords, record_key
+from sciqa.predict.chain_options import chain_option_inputs
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
+from sciqa.predict.scored_answers import ScoredAnswer
 
 if TYPE_CHECKING:
     from sciqa.predict.options import PredictOptions
@@ -45,7 +46,7 @@ class ApiReader:
 
     def __init__(
         self,
-        server: FoundServer,
+        server: ClientServer,
         answers: str,
         rotations: int,
         settings: "ApiDrawSettings",
@@ -77,7 +78,7 @@ class ApiReader:
             raise self.error
         records = [future.result() for future in asked]
         by_turn = [records[at : at + self.samples] for at in range(0, len(records), self.samples)]
-        letters = [list(options_of(questions[turn.number])) for turn in turns]
+        letters = [list(answer_options_of(questions[turn.number])) for turn in turns]
         scores = [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)]
         if self.settings.reasoned:
             pairs = zip(scores, by_turn, strict=True)
@@ -86,7 +87,7 @@ class ApiReader:
 
     def _scores(self, records: list[dict], letters: list[str]) -> np.ndarray:
         if self.server.listed:
-            return letter_scores_by_tokens(records[0]["logprobs"], letters)[0]
+            return api_letter_scores(records[0]["logprobs"], letters)[0]
         return scores_by_letter_votes([record["letter"] for record in records], letters)
 
     def _submit(self, question: dict, context: str, turn: Rotation, sample: int) -> Future:
@@ -111,18 +112,18 @@ class ApiReader:
         return None
 
     def _ask(self, question: dict, context: str, by: int, sample: int) -> dict:
-        rotated = rotate_options(question, by)
+        rotated = rotate_answer_options(question, by)
         completion: Completion = "reasoned" if self.settings.reasoned else "letter"
-        prompt = letter_prompt(rotated, context, self.server.chat, self.template, completion)
+        prompt = api_letter_prompt(rotated, context, self.server.chat, self.template, completion)
         temperature = self.settings.temperature if self.samples > 1 else 0.0
         request = self.server.request(prompt, self.settings.seed + sample, temperature)
-        key = request_key(question["id"], by, sample, request)
+        key = record_key(question["id"], by, sample, request)
         if kept := self.records.get(key):
             return kept
         reply = self.client.ask(request, f"question {question['id']!r}")
-        options = options_of(rotated)
+        options = answer_options_of(rotated)
         if self.server.listed:
-            letter = letter_scores_by_tokens(reply.logprobs, list(options))[1]
+            letter = api_letter_scores(reply.logprobs, list(options))[1]
         else:
             letter = read_letter(reply.text, options)
         record = {"id": question["id"], "rotation": by, "sample": sample, "letter": letter} | vars(reply)
@@ -162,7 +163,9 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
     """
     if options.shots:
         raise InputError("--shots: not with --engine openai; write the examples into a --template, or leave it out")
-    style = replace(Format(completion=_completion(options)), **template_style(options.template, _completion(options)))
+    style = replace(
+        PromptFormat(completion=_completion(options)), **template_style(options.template, _completion(options))
+    )
     if question is not None:
         check_template(style, question)
     find_client_server(options)
@@ -207,7 +210,7 @@ def api_inputs(options: "PredictOptions") -> dict:
     if server.listed:
         return given | {"ranked_by": f"{server.listed} log-probabilities"}
     given |= {"ranked_by": "votes", "letters": LETTERS_FORMAT}
-    return given | {"completion": _completion(options)} | chain_inputs(options, options.is_reasoned)
+    return given | {"completion": _completion(options)} | chain_option_inputs(options, options.is_reasoned)
 
 
 def api_workers(options: "PredictOptions", parts: int) -> int:

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.predict.api_options import ServerOptions
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ApiIncompleteReplyError(Exception):
 
 
 @dataclass(frozen=True)
-class FoundServer:
+class ClientServer:
     """A server and how it is asked; without its key.
 
     Attributes:
@@ -113,9 +113,9 @@ class Client:
         retries: times that a request is sent again.
     """
 
-    def __init__(self, server: FoundServer, retries: int = RETRIES) -> None:
+    def __init__(self, server: ClientServer, retries: int = RETRIES) -> None:
         self.server, self.retries = server, retries
-        self.key = read_key(server)
+        self.key = read_client_key(server)
 
     @cached_property
     def connection(self) -> "OpenAI":
@@ -126,7 +126,7 @@ class Client:
         return OpenAI(api_key=self.key or "none", base_url=url, timeout=timeout, max_retries=self.retries)
 
     def ask(self, request: dict[str, Any], what: str) -> ApiReply:
-        """Return the answer to a request of `FoundServer.request`.
+        """Return the answer to a request of `ClientServer.request`.
 
         Args:
             request: body of the request.
@@ -145,7 +145,7 @@ class Client:
                 for at, name in enumerate(("prompt_tokens", "completion_tokens")):
                     count = getattr(usage, name, None)
                     spent[at] += count if type(count) is int else 0  # some servers send other things
-                reply = read_reply(answered, self.server)
+                reply = read_client_reply(answered, self.server)
             except (ApiIncompleteReplyError, ValueError) as error:  # ValueError: not JSON
                 lacks = str(error) if isinstance(error, ApiIncompleteReplyError) else "is not JSON, or only half of it"
                 continue
@@ -245,7 +245,7 @@ class ApiRefusedError(InputError):
     """A request that the server refuses as it is, such as one for log-probabilities that it does not give."""
 
 
-def read_key(server: FoundServer) -> str:
+def read_client_key(server: ClientServer) -> str:
     """Return the key in this process's environment, empty if there is none.
 
     Raises:
@@ -262,7 +262,7 @@ def read_key(server: FoundServer) -> str:
     return key
 
 
-def read_reply(answered: Any, server: FoundServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
+def read_client_reply(answered: Any, server: ClientServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
     """Return the answer in a response, or raise `ApiIncompleteReplyError` if it lacks a part that was asked for."""
     choices = getattr(answered, "choices", None)
     if not choices or not isinstance(choices, list):
@@ -297,7 +297,7 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
     return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
 
 
-def find_client_server(options: "PredictOptions") -> FoundServer:
+def find_client_server(options: "PredictOptions") -> ClientServer:
     """Return the server of the options, with the form of request that it takes, found by a trial question.
 
     It is tried once per process, with one to four requests of a few tokens.
@@ -306,13 +306,13 @@ def find_client_server(options: "PredictOptions") -> FoundServer:
         InputError: the package `openai` is missing; no server answers at that address; it refuses the key; or it does
             not have that model.
     """
-    require("openai", "--engine openai")
+    require_extra("openai", "--engine openai")
     tokens = options.tokens_of_answer(options.is_reasoned)
-    server = named_server(options, options.model, options.prompt != "plain", tokens)
+    server = named_client_server(options, options.model, options.prompt != "plain", tokens)
     return try_client_forms(server, options.logprobs and not options.is_reasoned)
 
 
-def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> FoundServer:
+def named_client_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> ClientServer:
     """Return the server of the options, untried.
 
     Args:
@@ -322,11 +322,11 @@ def named_server(options: ServerOptions, model: str, chat: bool, tokens: int) ->
         tokens: most tokens of an answer.
     """
     key = bool(os.environ.get(options.api_key_env, "").strip())
-    return FoundServer(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
+    return ClientServer(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
 
 
 @cache
-def try_client_forms(server: FoundServer, logprobs: bool) -> FoundServer:
+def try_client_forms(server: ClientServer, logprobs: bool) -> ClientServer:
     """Return a server with the form of request that it takes; see `find_client_server`.
 
     Args:

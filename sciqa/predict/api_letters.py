@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sciqa.models.prompt_format import Completion, Format
+from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import render_prompt
 
 #: What the prompt of a chat ends with.
@@ -15,7 +15,7 @@ CHAT_END = "\nAnswer with the letter of the right option alone."
 TOKEN = re.compile(r"[\s▁Ġ(\[\"'*]*([A-Z])[)\].:,\"'*]*\s*")
 
 
-def letter_prompt(
+def api_letter_prompt(
     question: dict,
     context: str,
     chat: bool,
@@ -32,20 +32,20 @@ def letter_prompt(
         template: as `template_style` returns it; None or empty is the built-in prompt.
         completion: `letter` asks for the letter alone, `reasoned` for reasons before it.
     """
-    style = replace(Format(prompt="chat" if chat else "plain", completion=completion), **(template or {}))
+    style = replace(PromptFormat(prompt="chat" if chat else "plain", completion=completion), **(template or {}))
     prompt = render_prompt(question, context, style)
     if not chat:
         return prompt.plain
     return prompt.messages() if template else prompt.user + (CHAT_END if completion == "letter" else "")
 
 
-def token_letter(token: str) -> str | None:
+def api_token_letter(token: str) -> str | None:
     """Return the letter that a token stands for, or None; lower case is none, since "a" is a word too."""
     found = TOKEN.fullmatch(token)
     return found[1] if found else None
 
 
-def letter_scores_by_tokens(listed: Mapping[str, float], letters: Sequence[str]) -> tuple[np.ndarray, str | None]:
+def api_letter_scores(listed: Mapping[str, float], letters: Sequence[str]) -> tuple[np.ndarray, str | None]:
     """Return the score of each letter, shape (letters,), and the likeliest listed letter, or None if none is listed.
 
     A letter's score is the logarithm of the sum of the probabilities of its tokens ("A", " A", "A."). A letter that is
@@ -58,7 +58,7 @@ def letter_scores_by_tokens(listed: Mapping[str, float], letters: Sequence[str])
     """
     sums = dict.fromkeys(letters, -np.inf)
     for token, logprob in listed.items():
-        if (letter := token_letter(token)) in sums:
+        if (letter := api_token_letter(token)) in sums:
             sums[letter] = np.logaddexp(sums[letter], logprob)
     scores = np.array(list(sums.values()))
     if not np.isfinite(scores).any():

@@ -33,7 +33,7 @@ class ServerOptions(Options):
         if self.price and min(self.price) < 0:
             raise InputError(f"--price: {self.price[0]:g} {self.price[1]:g} given, at least 0 expected")
         if self.base_url:
-            check_api_url(self.base_url)
+            check_api_url_option(self.base_url)
             self.base_url = self.base_url.rstrip("/")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not repeated: it may be the key itself
             raise InputError("--api-key-env: the name of an environment variable expected, not the key")
@@ -75,7 +75,7 @@ class ApiOptions(ServerOptions, ChainOptions):
             raise InputError("--normalise: not with --engine openai, which ranks single letters; leave it out")
 
 
-def check_api_url(url: str) -> None:
+def check_api_url_option(url: str) -> None:
     """Raise `InputError` unless `--base-url` is an address that can be shown and recorded: one without secrets."""
     try:
         parts = urlsplit(url)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.exam.chain_table import USAGE
 
 SCHEMA = pa.schema(
@@ -25,14 +25,14 @@ SCHEMA = pa.schema(
 AT_ONCE = 32
 
 
-def request_files_folder(answers: str) -> str:
+def record_files_folder(answers: str) -> str:
     """Return the folder of the records that are still files, by the folder of the answers table."""
-    return tables.records_path(answers, "requests")
+    return tables.table_records_path(answers, "requests")
 
 
-def request_table_path(answers: str) -> str:
+def record_table_path(answers: str) -> str:
     """Return the path of the table of all records, by the folder of the answers table."""
-    return tables.records_path(answers, "requests.parquet")
+    return tables.table_records_path(answers, "requests.parquet")
 
 
 class RequestRecords:
@@ -43,22 +43,22 @@ class RequestRecords:
     """
 
     def __init__(self, answers: str) -> None:
-        self.folder = request_files_folder(answers)
-        path = request_table_path(answers)
-        self.rows = {row["key"]: row for row in _read_table(path)} if storage.exists(path) else {}
+        self.folder = record_files_folder(answers)
+        path = record_table_path(answers)
+        self.rows = {row["key"]: row for row in _read_table(path)} if storage.path_exists(path) else {}
 
     def get(self, key: str) -> dict | None:
         """Return the record of a request that has been answered, by this worker or another, or None."""
         if key in self.rows:
             return self.rows[key]
-        return storage.read_json(self._path(key)) if storage.exists(self._path(key)) else None
+        return storage.read_json(self._path(key)) if storage.path_exists(self._path(key)) else None
 
     def put(self, key: str, record: dict) -> None:
         """Keep the record of a request; when this returns, a killed run does not ask it again."""
         storage.write_json(self._path(key), record | {"key": key})
 
     def _path(self, key: str) -> str:
-        return storage.join(self.folder, f"{key}.json")
+        return storage.join_paths(self.folder, f"{key}.json")
 
 
 def collect_records(answers: str) -> dict[str, dict[str, int]]:
@@ -67,15 +67,15 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
     Args:
         answers: folder of the answers table, finished or not; without records, the result is empty.
     """
-    folder, path = request_files_folder(answers), request_table_path(answers)
-    rows = {row["key"]: row for row in _read_table(path)} if storage.exists(path) else {}
-    if files := [storage.join(folder, name) for name in storage.list_names(folder)]:
+    folder, path = record_files_folder(answers), record_table_path(answers)
+    rows = {row["key"]: row for row in _read_table(path)} if storage.path_exists(path) else {}
+    if files := [storage.join_paths(folder, name) for name in storage.list_names(folder)]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows |= {row["key"]: row for row in pool.map(storage.read_json, files)}
         ordered = sorted(rows.values(), key=lambda row: (row["id"], row["rotation"], row["sample"], row["key"]))
         written = [row | {"logprobs": list(row["logprobs"].items())} for row in ordered]
-        storage.write_table(path, pa.Table.from_pylist(written, schema=SCHEMA))
-        storage.delete(folder)
+        tables.write_table(path, pa.Table.from_pylist(written, schema=SCHEMA))
+        storage.delete_path(folder)
     sums: dict[str, dict[str, int]] = {}
     for row in rows.values():
         of = sums.setdefault(row["id"], dict.fromkeys(USAGE, 0))
@@ -86,34 +86,34 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
 
 
 def _read_table(path: str) -> list[dict]:
-    rows = storage.read_table(path).to_pylist()
+    rows = tables.read_table(path).to_pylist()
     return [row | {"logprobs": dict(row["logprobs"] or ())} for row in rows]
 
 
-def request_key(question: str, rotation: int, sample: int, request: dict) -> str:
+def record_key(question: str, rotation: int, sample: int, request: dict) -> str:
     """Return the key of a request's record, a hash of all that its answer follows from."""
-    return tables.fingerprint([question, rotation, sample, request])
+    return hashes.fingerprint([question, rotation, sample, request])
 
 
-def sum_usage(rows: list[dict]) -> dict[str, int]:
+def sum_record_usage(rows: list[dict]) -> dict[str, int]:
     """Return the sums of `USAGE` over rows of which some have them; nothing if none has."""
     asked = [row for row in rows if USAGE[0] in row]
     return {name: sum(row[name] for row in asked) for name in USAGE} if asked else {}
 
 
-def token_cost(price: tuple[float, float] | None, figures: dict) -> float | None:
+def record_token_cost(price: tuple[float, float] | None, figures: dict) -> float | None:
     """Return what the tokens of `figures` cost, or None without a price; prices are per million tokens."""
     if price is None or figures.get("tokens_in") is None:
         return None
     return (price[0] * figures["tokens_in"] + price[1] * figures["tokens_out"]) / 1e6
 
 
-def usage_summary(price: tuple[float, float] | None, figures: dict, writer: str = "the server") -> str:
+def record_usage_summary(price: tuple[float, float] | None, figures: dict, writer: str = "the server") -> str:
     """Return tokens, cost, and answers cut off or without a letter in words, for the summary; empty without any."""
     if figures.get("tokens_in") is None:
         return ""
     said = f"; {figures['tokens_in']:,} tokens read and {figures['tokens_out']:,} written by {writer}"
-    if (cost := token_cost(price, figures)) is not None:
+    if (cost := record_token_cost(price, figures)) is not None:
         said += f", which cost {cost:,.4f} at --price"
     if unfinished := figures.get("unfinished"):
         said += f"; {unfinished:,} of its answers cut by --max-tokens"

@@ -11,9 +11,9 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
-from sciqa.exam.metrics import score_metrics, scores_of
+from sciqa.exam.metrics import metric_scores, score_metrics
 from sciqa.exam.probabilities import log_softmax, settle_ties, softmax
 
 #: Number of folds in cross-validation.
@@ -88,9 +88,9 @@ def blend_scores(rows: tuple[dict, ...], tables: list[str], question: dict | Non
         question: row of the exam table, if known.
 
     Raises:
-        InputError: the tables differ in the number of options; also see `sciqa.exam.metrics.scores_of`.
+        InputError: the tables differ in the number of options; also see `sciqa.exam.metrics.metric_scores`.
     """
-    scores = [scores_of(row, question, table) for row, table in zip(rows, tables, strict=True)]
+    scores = [metric_scores(row, question, table) for row, table in zip(rows, tables, strict=True)]
     for each, row, table in zip(scores, rows, tables, strict=True):
         if len(each) != len(scores[0]):
             raise InputError(
@@ -137,7 +137,7 @@ def blend_weights(logs: list[np.ndarray], golds: np.ndarray) -> np.ndarray:
 
 def _answered(folder: str) -> list[dict]:
     """Return the rows with a known answer, ordered by a hash of the id, so that the ids alone decide the folds."""
-    rows = [row for row in storage.read_table(folder).to_pylist() if row["answer"]]
+    rows = [row for row in tables.read_table(folder).to_pylist() if row["answer"]]
     return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 

@@ -13,7 +13,7 @@ LETTER_SAMPLES = 5
 
 
 @dataclass(kw_only=True)
-class MaxTokensOptions(Options):
+class ChainLengthOptions(Options):
     """The length of what a model writes."""
 
     max_tokens: int | Literal["auto"] = "auto"
@@ -33,7 +33,7 @@ class MaxTokensOptions(Options):
 
 
 @dataclass(kw_only=True)
-class ChainOptions(MaxTokensOptions, TemperatureOptions):
+class ChainOptions(ChainLengthOptions, TemperatureOptions):
     """How many answers a model writes, and how they are drawn."""
 
     samples: int | Literal["auto"] = "auto"
@@ -52,7 +52,7 @@ class ChainOptions(MaxTokensOptions, TemperatureOptions):
         return self.samples
 
 
-def chain_inputs(options: ChainOptions, reasoned: bool) -> dict:
+def chain_option_inputs(options: ChainOptions, reasoned: bool) -> dict:
     """Return what drawn answers follow from, for the inputs of a table."""
     samples = options.samples_of_question(reasoned)
     given = {"samples": samples, "max_tokens": options.tokens_of_answer(reasoned)}

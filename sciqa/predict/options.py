@@ -6,15 +6,17 @@ from typing import Literal
 from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, short_model_name
-from sciqa.core.options import RunOptions, check_name
+from sciqa.core.hashes import rows_hash
+from sciqa.core.model_files import find_model, model_files_name
+from sciqa.core.options import RunOptions, check_name_option
 from sciqa.core.packaged import PACKAGED
-from sciqa.core.tables import rows_hash
-from sciqa.exam.questions import ExamOptions, read_exam
+from sciqa.exam.open_exam import read_exam
+from sciqa.exam.options import ExamOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Completion, Normalise, Prompt
+from sciqa.models.prompt_format import Completion, Normalise, TemplatePrompt
 from sciqa.models.prompt_template import template_style
 from sciqa.predict.api_options import ApiOptions
+from sciqa.predict.chain_options import ChainLengthOptions
 from sciqa.retrieval.options import ContextsFolderOptions, EmbedOptions
 
 ShotsBy = Literal["fixed", "similarity"]
@@ -55,14 +57,14 @@ class ShotOptions(EmbedOptions):
         """
         if not self.shots:
             return []
-        from sciqa.predict.shots import balanced_order
+        from sciqa.predict.shots import balanced_shots
 
         pool = [row for row in self.read_shots_file() if row["answer"]]
         if len(pool) < self.shots:
             raise InputError(f"--shots {self.shots}: {self.shots_from} has {len(pool)} questions with an answer")
         if self.shots_by == "similarity":
             return pool
-        return [pool[number] for number in balanced_order(pool, self.shots_seed)]
+        return [pool[number] for number in balanced_shots(pool, self.shots_seed)]
 
     def shots_identity(self) -> dict:
         """Return what the examples follow from, as inputs of a table; nothing without examples."""
@@ -103,7 +105,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
 
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
-    prompt: Literal["auto", Prompt] = "auto"
+    prompt: Literal["auto", TemplatePrompt] = "auto"
     """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`, and with --completion reasoned
     `chat` where the tokenizer has a template."""
     completion: Literal["auto", Completion] = "auto"
@@ -122,7 +124,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
         self.at_least(1, "tokens_per_batch", "rotations")
 
     def style(self) -> dict:
-        """Return the fields of `Format` that the options set; the others are as in training.
+        """Return the fields of `PromptFormat` that the options set; the others are as in training.
 
         Raises:
             InputError: the template is missing, has an error, or is for another completion.
@@ -206,13 +208,13 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
         """Fill in the defaults and check the values."""
         super().__post_init__()
         self.check_engine(self.engine, self.completion, self.normalise)
-        self.blend_fit = self.blend_fit and storage.absolute(self.blend_fit)
+        self.blend_fit = self.blend_fit and storage.absolute_path(self.blend_fit)
         own = self.adapter or self.model
         packaged = own in PACKAGED or not self.has_model
-        default = self.reader if packaged else f"{self.reader}-{short_model_name(own)}"
+        default = self.reader if packaged else f"{self.reader}-{model_files_name(own)}"
         default = f"{self.cascade}-then-{default}" if self.cascade else default
         self.name = self.name or ("blend" if self.blend else default)
-        check_name(self.name)
+        check_name_option(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
         if self.cascade and self.blend:
@@ -261,3 +263,22 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
     def has_context(self) -> bool:
         """Whether the reader takes a context."""
         return self.reader not in CONTEXTLESS
+
+
+@dataclass(kw_only=True)
+class PromptOptions(ChainLengthOptions, ReaderModelOptions, ContextsFolderOptions, ExamOptions):
+    """Options of the `prompt` step."""
+
+    show: int = 3
+    """Number of questions to print, the first of the exam."""
+    closed_book: bool = False
+    """Print prompts without contexts; with --context given, they have those of the exam, and no table is needed."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        self.at_least(1, "show")
+
+    def read_shots_file(self) -> list[dict]:
+        """See `ShotOptions.read_shots_file`."""
+        return read_shots_like_exam(self, self.shots_from, not self.closed_book)

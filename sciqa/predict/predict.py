@@ -9,32 +9,42 @@ from itertools import chain
 import numpy as np
 import ray
 
-from sciqa.core import adapter_files, cluster, model_workers, progress, storage, tables, worker_loss
+from sciqa.core import adapter_files, cluster, hashes, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, has_trained_head, model_family, read_about, weight_bytes
-from sciqa.core.model_workers import map_arguments
-from sciqa.core.options import Summary
-from sciqa.exam.baselines import BASELINES, answer_counts
-from sciqa.exam.metrics import scores_of
-from sciqa.exam.questions import Exam, open_exam
-from sciqa.models.prompt_format import Format
+from sciqa.core.model_files import find_model, model_family, model_file_bytes, model_files_have_head, read_model_file
+from sciqa.core.model_workers import model_worker_arguments
+from sciqa.core.options import Summary, defaults_of
+from sciqa.exam.baselines import BASELINES, baseline_answer_counts
+from sciqa.exam.metrics import metric_scores
+from sciqa.exam.open_exam import Exam, open_exam
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
-from sciqa.models.streamed_weights import StreamingSettings, check_streamed, streamed_bytes
-from sciqa.predict.answers import ANSWERS_FORMAT, open_answers, read_answer_sources, write_answers
+from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights, streamed_weight_bytes
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_pool, api_workers, check_api
-from sciqa.predict.api_records import usage_summary
-from sciqa.predict.baselines import BaselineReader
+from sciqa.predict.api_records import record_usage_summary
+from sciqa.predict.baseline_reader import BaselineReader
 from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
-from sciqa.predict.reasoned_work import check_reasoned, check_reasoned_model, reasoned_arguments, reasoned_inputs
-from sciqa.predict.results import metrics_path, write_results
+from sciqa.predict.reasoned_work import (
+    check_reasoned_work,
+    check_reasoned_work_model,
+    reasoned_work_arguments,
+    reasoned_work_inputs,
+)
+from sciqa.predict.results import result_metrics_path, write_results
+from sciqa.predict.scored_answers import (
+    ANSWERS_FORMAT,
+    open_scored_answers,
+    read_scored_answer_sources,
+    write_scored_answers,
+)
 from sciqa.predict.streamed_passes import report_passes, split_passes
 from sciqa.predict.uncertainty import DOUBT
 from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
-from sciqa.predict.work import Work
+from sciqa.predict.work import ReaderWork
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
 
@@ -55,7 +65,7 @@ def predict(options: PredictOptions) -> Summary:
     started = time.monotonic()
     exam = open_exam(options, write=False)
     inputs = _inputs(options, exam)
-    folder = answers_path(options.output, options.name)
+    folder = predict_path(options.output, options.name)
     with lock(folder):
         manifest, kept = _fill(options, exam, inputs, started)
     made = f"{exam.questions:,} questions ranked, {options.name}" + kept + manifest["about"]
@@ -64,18 +74,18 @@ def predict(options: PredictOptions) -> Summary:
         made += f"; {manifest['cut']:,} {what} limit"
     if manifest["tied"]:
         made += f"; {manifest['tied']:,} questions with ties among their first three options"
-    made += usage_summary(options.price, manifest, "the server" if options.in_api else "the model")
-    metrics = storage.read_table(metrics_path(options.output, options.name)).to_pylist()
+    made += record_usage_summary(options.price, manifest, "the server" if options.in_api else "the model")
+    metrics = tables.read_table(result_metrics_path(options.output, options.name)).to_pylist()
     return Summary("predict", folder, made, time.monotonic() - started, metrics[0] if metrics else {})
 
 
 def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
     """Write the missing shards of the answers table; return its manifest, and a note on the shards kept."""
-    folder = answers_path(options.output, options.name)
-    defaults = tables.defaults_of(PredictOptions, RetrieveOptions)
+    folder = predict_path(options.output, options.name)
+    defaults = defaults_of(PredictOptions, RetrieveOptions)
     begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
-        return tables.read_manifest(folder, "predict"), ", kept"
+        return tables.read_table_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     missing = [part for part in range(exam.shards) if tables.table_part_name(part) not in begun.names]
@@ -92,26 +102,26 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
 
 
-def answers_path(output: str, name: str) -> str:
+def predict_path(output: str, name: str) -> str:
     """Return the folder of a reader's answers table."""
-    return storage.join(output, "answers", name)
+    return storage.join_paths(output, "answers", name)
 
 
-def check_model(options: PredictOptions, question: dict | None = None) -> None:
-    """Raise `InputError` unless the chosen engine can run the model, or as `check_reader` does."""
+def check_predict_model(options: PredictOptions, question: dict | None = None) -> None:
+    """Raise `InputError` unless the chosen engine can run the model, or as `check_predict_reader` does."""
     if options.is_reasoned:
-        check_reasoned(options)
+        check_reasoned_work(options)
     if options.engine == "openai":
         check_api(options, question)
         return
     if options.engine == "vllm":
         check_vllm(options)
     if options.stream:
-        check_streamed(options.model)
-    check_reader(options, question)
+        check_streamed_weights(options.model)
+    check_predict_reader(options, question)
 
 
-def check_reader(options: ReaderModelOptions, question: dict | None = None) -> None:
+def check_predict_reader(options: ReaderModelOptions, question: dict | None = None) -> None:
     """Raise `InputError` unless the model can rank options, the adapter belongs to it, and the template has no error.
 
     Args:
@@ -121,22 +131,22 @@ def check_reader(options: ReaderModelOptions, question: dict | None = None) -> N
     _check_extras(options)
     family = model_family(options.model)
     if options.adapter:
-        if said := adapter_files.check_adapter_base(options.adapter, options.model):
+        if said := adapter_files.check_adapter_files(options.adapter, options.model):
             console.print(said, markup=False, soft_wrap=True)
-    elif family == "multiple-choice" and not has_trained_head(options.model):
+    elif family == "multiple-choice" and not model_files_have_head(options.model):
         raise InputError(
             f"{options.model}: an encoder whose multiple-choice head has not been trained; "
             "run `sciqa finetune` on it and pass what it makes as --adapter or --model"
         )
-    trained = adapter_files.read_trained_record(options.adapter or find_model(options.model).folder).get("style", {})
-    style = Format(**trained | options.style())
+    trained = adapter_files.read_adapter_record(options.adapter or find_model(options.model).folder).get("style", {})
+    style = PromptFormat(**trained | options.style())
     for name in ("template", "shots"):
         if getattr(options, name) and family == "multiple-choice":
             raise InputError(f"--{name}: {options.model} is an encoder, which reads no prompt; leave it out")
     if question is not None:
         check_template(style, question | {"examples": options.read_shots()[: options.shots]})
     if style.completion == "reasoned":
-        check_reasoned_model(options.model, family)
+        check_reasoned_work_model(options.model, family)
     if options.rotations > 1 and (family == "multiple-choice" or style.completion != "letter"):
         raise InputError(
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
@@ -145,11 +155,11 @@ def check_reader(options: ReaderModelOptions, question: dict | None = None) -> N
 
 
 def _check_extras(options: ReaderModelOptions) -> None:
-    stored = read_about(options.model, "config.json").get("quantization_config") or {}
+    stored = read_model_file(options.model, "config.json").get("quantization_config") or {}
     if options.adapter:
-        require("train", "--adapter")
+        require_extra("train", "--adapter")
     if options.nf4 or stored.get("quant_method") == "bitsandbytes":
-        require("train", f"{options.model} in 4 or 8 bits")
+        require_extra("train", f"{options.model} in 4 or 8 bits")
 
 
 def _inputs(options: PredictOptions, exam: Exam) -> dict:
@@ -170,16 +180,16 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     if options.reader == "retrieval":
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
-    check_model(options, exam.sample)
+    check_predict_model(options, exam.sample)
     if options.in_api:
         return inputs | api_inputs(options)
     inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
     inputs |= {"adapter": adapter_files.adapter_hash(options.adapter) if options.adapter else None}
     if template := options.style().get("template"):
-        inputs["template"] = tables.fingerprint(template)
+        inputs["template"] = hashes.fingerprint(template)
     inputs |= options.shots_identity()
     given = ("prompt", "completion", "normalise", "rotations", "engine")
-    return inputs | {name: getattr(options, name) for name in given} | reasoned_inputs(options)
+    return inputs | {name: getattr(options, name) for name in given} | reasoned_work_inputs(options)
 
 
 def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
@@ -192,62 +202,62 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     """
     found = {}
     for name in readers:
-        found[name] = tables.fingerprint(open_answers(answers_path(output, name), exam)[1])
+        found[name] = hashes.fingerprint(open_scored_answers(predict_path(output, name), exam)[1])
     return found
 
 
-def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> Work:
+def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> ReaderWork:
     if options.blend:
         return _blending(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
-    workers = cluster.num_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
+    workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
     if options.reader in BASELINES:
-        counts = answer_counts(storage.read_table(exam.path, ["answer"]).to_pylist())
+        counts = baseline_answer_counts(tables.read_table(exam.path, ["answer"]).to_pylist())
         arguments: dict = {"name": options.reader, "counts": counts}
-        return _cascading(options, exam, Work(parts, workers, "baseline", arguments, options.reader, sources))
+        return _cascading(options, exam, ReaderWork(parts, workers, "baseline", arguments, options.reader, sources))
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
-        arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, weight_bytes(options.embedder)
-        work = Work(parts, workers, "retrieval", arguments, options.embedder, sources, weights)
+        arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, model_file_bytes(options.embedder)
+        work = ReaderWork(parts, workers, "retrieval", arguments, options.embedder, sources, weights)
         return _cascading(options, exam, work)
     if options.in_api:
         workers = api_workers(options, len(parts))
-        arguments = api_arguments(options, answers_path(options.output, options.name), workers)
-        return _cascading(options, exam, Work(parts, workers, "api", arguments, options.model, sources))
-    arguments = options.reader_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
+        arguments = api_arguments(options, predict_path(options.output, options.name), workers)
+        return _cascading(options, exam, ReaderWork(parts, workers, "api", arguments, options.model, sources))
+    arguments = options.reader_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
     if options.streams:
-        arguments["streaming"] = StreamingSettings(options.stream_memory, say)
-        weights = streamed_bytes(options.model) + options.stream_memory
+        arguments["streaming"] = StreamedWeightsSettings(options.stream_memory, say)
+        weights = streamed_weight_bytes(options.model) + options.stream_memory
     else:
-        weights = weight_bytes(options.model)
-    weights += weight_bytes(options.embedder) if options.shots else 0
+        weights = model_file_bytes(options.model)
+    weights += model_file_bytes(options.embedder) if options.shots else 0
     kind = "model"
     if options.is_reasoned:
-        kind, arguments = "reasoned", reasoned_arguments(options, arguments)
-    return _cascading(options, exam, Work(parts, workers, kind, arguments, options.model, sources, weights))
+        kind, arguments = "reasoned", reasoned_work_arguments(options, arguments)
+    return _cascading(options, exam, ReaderWork(parts, workers, kind, arguments, options.model, sources, weights))
 
 
-def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> Work:
-    folders = {name: answers_path(options.output, name) for name in options.blend}
+def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWork:
+    folders = {name: predict_path(options.output, name) for name in options.blend}
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
-        fitted = {name: answers_path(options.blend_fit, name) for name in folders}
+        fitted = {name: predict_path(options.blend_fit, name) for name in folders}
         fit = ray.get(ray.remote(num_cpus=cluster.TASK_CPUS)(fit_blend).remote(fitted))
         weights, said = fit.weights, f"; {fit.said()}"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
-    seconds = sum(tables.read_manifest(folder, "predict")["seconds"] for folder in folders.values())
-    workers = cluster.num_workers(options, len(parts))
+    seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
+    workers = cluster.num_cluster_workers(options, len(parts))
     arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
-    sources = tuple(open_answers(folder, exam)[0] for folder in folders.values())
-    return Work(parts, workers, "blend", arguments, "the blend", sources, 0, about, seconds)
+    sources = tuple(open_scored_answers(folder, exam)[0] for folder in folders.values())
+    return ReaderWork(parts, workers, "blend", arguments, "the blend", sources, 0, about, seconds)
 
 
-def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
+def _cascading(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderWork:
     """Return the work unchanged, or with `--cascade` wrapped so that it reads only the uncertain questions."""
     if not options.cascade:
         return work
-    before = answers_path(options.output, options.cascade)
+    before = predict_path(options.output, options.cascade)
     least, asked = ray.get(_least_certain.remote(before, options.cascade_share, options.cascade_by))
     return replace(
         work,
@@ -259,9 +269,9 @@ def _cascading(options: PredictOptions, exam: Exam, work: Work) -> Work:
             "reader": work.kind,
             "arguments": work.arguments,
         },
-        sources=(*work.sources, open_answers(before, exam)[0]),
+        sources=(*work.sources, open_scored_answers(before, exam)[0]),
         about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
-        seconds_before=tables.read_manifest(before, "predict")["seconds"],
+        seconds_before=tables.read_table_manifest(before, "predict")["seconds"],
     )
 
 
@@ -271,37 +281,37 @@ def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, in
 
     Ties at that value make the number larger than the share.
     """
-    answers = storage.read_table(folder).to_pylist()
+    answers = tables.read_table(folder).to_pylist()
     for row in answers:
-        scores_of(row, None, folder)
+        metric_scores(row, None, folder)
     doubts = np.array([DOUBT[measure](row["probabilities"]) for row in answers])
     least = float(np.sort(doubts)[-max(1, round(share * len(doubts)))])
     return least, int((doubts >= least).sum())
 
 
-def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: Work) -> Iterator[dict]:
+def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWork) -> Iterator[dict]:
     if not work.parts:
         return
-    parts = cluster.dataset_of_parts(work.parts)
+    parts = cluster.cluster_dataset(work.parts)
     arguments = {"exam": exam, "folder": folder, "work": work}
     if work.kind == "baseline":
         rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
     elif options.in_api:
-        rows = parts.map(AnswerShard, fn_constructor_kwargs=arguments, **api_pool(options, exam, work.workers))
+        rows = parts.map(PredictShard, fn_constructor_kwargs=arguments, **api_pool(options, exam, work.workers))
     else:
-        pool = model_workers.model_pool(options, work.workers, len(work.parts), work.weights)
+        pool = model_workers.model_worker_pool(options, work.workers, len(work.parts), work.weights)
         if options.in_vllm:
             requests = answer_vllm_requests(parts, exam, options, work, pool)
             rows = VllmShards(requests, exam, folder, work.by, work.sources)
         else:
-            rows = parts.map(**map_arguments(AnswerShard, arguments, pool))
+            rows = parts.map(**model_worker_arguments(PredictShard, arguments, pool))
     yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 
 
-class AnswerShard:
+class PredictShard:
     """Ray Data worker that holds a reader and writes answers shard by shard."""
 
-    def __init__(self, exam: Exam, folder: str, work: Work) -> None:
+    def __init__(self, exam: Exam, folder: str, work: ReaderWork) -> None:
         self.exam, self.folder, self.work = exam, folder, work
         self.reader = _reader(work.kind)(**work.arguments)
 
@@ -311,10 +321,10 @@ class AnswerShard:
         shards = [self.exam.read_shard(part) for part in parts]
         questions = list(chain(*shards))
         firsts = map(self.exam.first, parts)
-        found = [read_answer_sources(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
+        found = [read_scored_answer_sources(self.work.sources, *each) for each in zip(shards, firsts, strict=True)]
         scored = iter(self.reader.score(questions, list(chain(*found))))
         for part, shard, rows in zip(parts, shards, found, strict=True):
-            write_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by, rows)
+            write_scored_answers(self.folder, part, shard, [next(scored) for _ in shard], self.work.by, rows)
         return {"part": row["part"], "questions": len(questions), "notes": getattr(self.reader, "notes", [])}
 
 
@@ -327,6 +337,6 @@ def _reader(kind: str) -> type:
     return READERS[kind]
 
 
-def _answer_shard(row: dict, exam: Exam, folder: str, work: Work) -> dict:
+def _answer_shard(row: dict, exam: Exam, folder: str, work: ReaderWork) -> dict:
     """Answer one shard in a task of its own, for readers that are made in no time."""
-    return AnswerShard(exam, folder, work)(row)
+    return PredictShard(exam, folder, work)(row)

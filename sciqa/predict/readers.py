@@ -7,21 +7,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sciqa.core.model_files import load_tokenizer, model_sequence_length
-from sciqa.corpus.chunking import embedded_text
-from sciqa.exam.metrics import scores_of
+from sciqa.core.model_files import model_file_sequence_length, tokenizer_of_model_files
+from sciqa.corpus.chunking import embedded_chunk
+from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
+from sciqa.exam.metrics import metric_scores
 from sciqa.exam.probabilities import NOISE, settle_ties
-from sciqa.exam.questions import options_of, rotate_options
-from sciqa.models.scorer import Encoded, Scorer, score_options
-from sciqa.predict.answers import ScoredAnswer, tie_equal_answers
+from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
 from sciqa.predict.api import ApiReader
-from sciqa.predict.baselines import BaselineReader
+from sciqa.predict.baseline_reader import BaselineReader
 from sciqa.predict.blend import blend_log_linear, blend_scores
+from sciqa.predict.question_sources import join_question_sources
 from sciqa.predict.reasoned import ReasonedReader
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
+from sciqa.predict.scored_answers import ScoredAnswer, tie_scored_answers
 from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
-from sciqa.predict.sources import join_sources
 from sciqa.predict.uncertainty import DOUBT
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
@@ -46,7 +46,7 @@ class ModelReader(ScorerReader):
     """Reader that scores options with a language model.
 
     Args:
-        style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
+        style: fields of `sciqa.models.prompt_format.PromptFormat` that override those used in training.
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
         given: arguments of `ScorerReader`.
     """
@@ -57,33 +57,33 @@ class ModelReader(ScorerReader):
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`; without contexts the model reads the question alone (closed-book)."""
-        turns, encoded = encode_rotations(self.scorer, questions, found, self.rotations, self.chooser)
+        turns, encoded = encode_for_reader(self.scorer, questions, found, self.rotations, self.chooser)
         scores = score_options(self.scorer, encoded, self.tokens_per_batch)
         cut = {turn.number for turn, each in zip(turns, encoded, strict=True) if each.cut}
         read = mean_over_rotations(turns, scores, cut)
         return [
-            replace(each, scores=tie_equal_answers(each.scores, self._tokens(question)))
+            replace(each, scores=tie_scored_answers(each.scores, self._tokens(question)))
             for question, each in zip(questions, read, strict=True)
         ]
 
     def _tokens(self, question: dict) -> list[tuple[int, ...]]:
         """Return the tokens of each option, by which options that differ only in unknown characters are equal."""
-        options = list(options_of(question).values())
+        options = list(answer_options_of(question).values())
         return list(map(tuple, self.scorer.tokenizer(options, add_special_tokens=False)["input_ids"]))
 
 
-def encode_rotations(
+def encode_for_reader(
     scorer: Scorer,
     questions: list[dict],
     found: list[tuple[dict, ...]],
     rotations: int,
     chooser: ShotChooser | None = None,
-) -> tuple[list[Rotation], list[Encoded]]:
+) -> tuple[list[Rotation], list[EncodedForScorer]]:
     """Return the turns of the questions (see `rotations_of`) and each in tokens, with context and examples if given."""
-    asked = join_sources(questions, found, chooser)
+    asked = join_question_sources(questions, found, chooser)
     turns = rotations_of(questions, rotations)
     pairs = [(turn.by, *asked[turn.number]) for turn in turns]
-    return turns, [scorer.encode(rotate_options(question, by), context) for by, question, context in pairs]
+    return turns, [scorer.encode(rotate_answer_options(question, by), context) for by, question, context in pairs]
 
 
 class RetrievalReader:
@@ -96,8 +96,8 @@ class RetrievalReader:
         self.embedder = load_embedder(**embed)
         self.notes = self.embedder.notes
         self.prefixes = {"query": query_prefix, "passage": passage_prefix}
-        self.limit = model_sequence_length(embed["model"])
-        self.tokenizer = load_tokenizer(embed["model"]) if self.limit else None
+        self.limit = model_file_sequence_length(embed["model"])
+        self.tokenizer = tokenizer_of_model_files(embed["model"]) if self.limit else None
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`."""
@@ -105,9 +105,9 @@ class RetrievalReader:
 
     def _score(self, question: dict, found: tuple[dict, ...]) -> ScoredAnswer:
         (context,) = found
-        letters = options_of(question)
+        letters = answer_options_of(question)
         asked = [self._query(question["prompt"], option) for option in letters.values()]
-        texts = [embedded_text(p["title"], p["section"], p["text"]) for p in context["passages"]]
+        texts = [embedded_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]]
         if not texts:
             return ScoredAnswer(np.zeros(len(asked)))
         named = [f"question {question['id']!r} with option {letter}" for letter in letters]
@@ -174,7 +174,7 @@ class CascadeReader:
         """See `Reader.score`; the last row of each question is the other reader's answer."""
         before = [rows[-1] for rows in found]
         pairs = zip(before, questions, strict=True)
-        scored = [ScoredAnswer(scores_of(row, question, self.table), row["context_cut"]) for row, question in pairs]
+        scored = [ScoredAnswer(metric_scores(row, question, self.table), row["context_cut"]) for row, question in pairs]
         unsure = [n for n, row in enumerate(before) if self.doubt(row["probabilities"]) >= self.least]
         if unsure:
             read = self.reader.score([questions[n] for n in unsure], [found[n][:-1] for n in unsure])

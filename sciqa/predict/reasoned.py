@@ -6,16 +6,16 @@ from typing import Any, cast
 import numpy as np
 
 from sciqa.core.errors import InputError
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.probabilities import NOISE, settle_ties, softmax
-from sciqa.exam.questions import options_of
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_chain_letters, write_chains
 from sciqa.models.letters import ends_with_letter, find_letter, scores_by_letter_votes
-from sciqa.models.scorer import Encoded, Scorer, score_options
-from sciqa.predict.answers import ScoredAnswer
+from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
+from sciqa.predict.question_sources import join_question_sources
+from sciqa.predict.scored_answers import ScoredAnswer
 from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
-from sciqa.predict.sources import join_sources
 
 
 def set_reasoned_style(scorer: Scorer, style: dict) -> None:
@@ -30,11 +30,11 @@ def encode_reasoned(
     found: list[tuple[dict, ...]],
     max_tokens: int,
     chooser: ShotChooser | None = None,
-) -> list[Encoded]:
+) -> list[EncodedForScorer]:
     """Return the prompts of questions, after each of which the model's limit leaves room for a chain and its answer."""
     if scorer.limit <= max_tokens + CUE_TOKENS:
         raise InputError(f"--max-tokens: {max_tokens} given, and the model has place for {scorer.limit}; pass fewer")
-    asked = join_sources(questions, found, chooser)
+    asked = join_question_sources(questions, found, chooser)
     scorer = cast("CausalScorer", scorer)
     return [scorer.encode_to_write(question, context, max_tokens + CUE_TOKENS) for question, context in asked]
 
@@ -47,7 +47,7 @@ class ReasonedReader(ScorerReader):
     average over all chains of the question; see `scores_by_letter_votes`.
 
     Args:
-        style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
+        style: fields of `sciqa.models.prompt_format.PromptFormat` that override those used in training.
         settings: fields of `ChainSettings`.
         given: arguments of `ScorerReader`.
     """
@@ -64,9 +64,9 @@ class ReasonedReader(ScorerReader):
         asked = encode_reasoned(self.scorer, questions, found, self.settings.max_tokens, self.chooser)
         prompts = [each.prompt for each in asked]
         chains = write_chains(self.scorer, prompts, self.settings, self.tokens_per_batch, ends_with_letter)
-        letters = [list(options_of(question)) for question in questions]
+        letters = [list(answer_options_of(question)) for question in questions]
         named = [
-            [_named_letter(chain, options_of(question)) for chain in each]
+            [_named_letter(chain, answer_options_of(question)) for chain in each]
             for question, each in zip(questions, chains, strict=True)
         ]
         ends = [
@@ -113,7 +113,7 @@ def _vote(
         named: letter and place that each chain names, if any.
         scores: score of each letter at the end of each chain, each of shape (options,).
     """
-    letters = list(options_of(question))
+    letters = list(answer_options_of(question))
     likelihoods = np.array([softmax(each) for each in scores])
     votes, rows = [], []
     for number, (chain, name) in enumerate(zip(chains, named, strict=True)):

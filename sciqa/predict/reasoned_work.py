@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import Family, model_family, read_about
+from sciqa.core.model_files import Family, model_family, read_model_file
 from sciqa.models.letters import LETTERS_FORMAT
-from sciqa.predict.chain_options import chain_inputs
+from sciqa.predict.chain_options import chain_option_inputs
 
 if TYPE_CHECKING:
     from sciqa.predict.options import PredictOptions
 
 
-def check_reasoned(options: "PredictOptions") -> None:
+def check_reasoned_work(options: "PredictOptions") -> None:
     """Raise `InputError` if other options do not go with `--completion reasoned`."""
     clashes = {
         "--engine vllm": (options.engine == "vllm", "which scores here; start vLLM's server and pass --engine openai"),
@@ -28,15 +28,15 @@ def check_reasoned(options: "PredictOptions") -> None:
             raise InputError(f"{name}: not with --completion reasoned, {why}")
     if options.in_api:
         return
-    check_reasoned_model(options.model, model_family(options.model))
-    limit = read_about(options.model, "config.json").get("max_position_embeddings")
+    check_reasoned_work_model(options.model, model_family(options.model))
+    limit = read_model_file(options.model, "config.json").get("max_position_embeddings")
     if limit and limit <= (tokens := options.tokens_of_answer(True)):
         raise InputError(
             f"--max-tokens: {tokens} given, and {options.model} has place for {limit}, prompt included; pass fewer"
         )
 
 
-def check_reasoned_model(model: str, family: Family) -> None:
+def check_reasoned_work_model(model: str, family: Family) -> None:
     """Raise `InputError` unless a model of this family can write its reasons."""
     if family != "causal":
         raise InputError(
@@ -44,7 +44,7 @@ def check_reasoned_model(model: str, family: Family) -> None:
         )
 
 
-def reasoned_arguments(options: "PredictOptions", arguments: dict) -> dict:
+def reasoned_work_arguments(options: "PredictOptions", arguments: dict) -> dict:
     """Return the arguments of `sciqa.predict.reasoned.ReasonedReader`.
 
     Args:
@@ -60,8 +60,8 @@ def reasoned_arguments(options: "PredictOptions", arguments: dict) -> dict:
     return {name: value for name, value in arguments.items() if name != "rotations"} | {"settings": settings}
 
 
-def reasoned_inputs(options: "PredictOptions") -> dict:
+def reasoned_work_inputs(options: "PredictOptions") -> dict:
     """Return what chains follow from, for the inputs of a table; nothing for another completion."""
     if not options.is_reasoned:
         return {}
-    return {"letters": LETTERS_FORMAT} | chain_inputs(options, True)
+    return {"letters": LETTERS_FORMAT} | chain_option_inputs(options, True)

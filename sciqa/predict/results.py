@@ -6,14 +6,14 @@ import pyarrow as pa
 import pyarrow.csv
 import ray
 
-from sciqa.core import cluster, storage
-from sciqa.exam.chain_table import USAGE, chain_usage
+from sciqa.core import cluster, storage, tables
+from sciqa.exam.chain_table import USAGE, chain_table_usage
 from sciqa.exam.metrics import score_metrics
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam
-from sciqa.predict.answers import has_tied_answers
-from sciqa.predict.api_records import collect_records, sum_usage, token_cost
+from sciqa.predict.api_records import collect_records, record_token_cost, sum_record_usage
 from sciqa.predict.options import PredictOptions
+from sciqa.predict.scored_answers import has_tied_scored_answers
 
 METRICS = pa.schema(
     [
@@ -28,14 +28,14 @@ METRICS = pa.schema(
 )
 
 
-def metrics_path(output: str, name: str) -> str:
+def result_metrics_path(output: str, name: str) -> str:
     """Return the path of a reader's metrics table."""
-    return storage.join(output, "metrics", f"{name}.parquet")
+    return storage.join_paths(output, "metrics", f"{name}.parquet")
 
 
-def submission_path(output: str, name: str) -> str:
+def result_submission_path(output: str, name: str) -> str:
     """Return the path of a reader's answers in the competition's CSV format."""
-    return storage.join(output, "submissions", f"{name}.csv")
+    return storage.join_paths(output, "submissions", f"{name}.csv")
 
 
 def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
@@ -53,10 +53,10 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
         "contexts": options.contexts if options.has_context else None,
         "seconds": seconds,
     }
-    rows, counts = ray.get(_sum_up.remote(exam, folder, submission_path(options.output, options.name)))
-    rows = [about | row | {"cost": token_cost(options.price, row)} for row in rows]
+    rows, counts = ray.get(_sum_up.remote(exam, folder, result_submission_path(options.output, options.name)))
+    rows = [about | row | {"cost": record_token_cost(options.price, row)} for row in rows]
     table = pa.Table.from_pylist(rows, schema=METRICS)
-    storage.write_table(metrics_path(options.output, options.name), table)
+    tables.write_table(result_metrics_path(options.output, options.name), table)
     return counts
 
 
@@ -67,19 +67,19 @@ def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[
     lines = io.BytesIO()
     pa.csv.write_csv(table.select(["id", "prediction"]), lines)
     storage.write_bytes(submission, lines.getvalue())
-    asked = collect_records(folder) or chain_usage(folder)
+    asked = collect_records(folder) or chain_table_usage(folder)
     answers = [row | asked.get(row["id"], {}) for row in table.to_pylist()]
     slices = _slices(exam, answers)
     scored = {name: score_metrics(rows) for name, rows in slices.items()}
-    rows = [{"slice": name} | figures | sum_usage(slices[name]) for name, figures in scored.items() if figures]
-    counts = {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_tied_answers, answers))}
-    return rows, counts | sum_usage(answers)
+    rows = [{"slice": name} | figures | sum_record_usage(slices[name]) for name, figures in scored.items() if figures]
+    counts = {"cut": sum(row["context_cut"] for row in answers), "tied": sum(map(has_tied_scored_answers, answers))}
+    return rows, counts | sum_record_usage(answers)
 
 
 def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
     """Return named subsets of the answers: all, each topic, subject and kind, and prompts that are not questions."""
     columns = ["topic", "subject", "kind", "is_question"]
-    file = storage.open_parquet(exam.path)
+    file = tables.open_parquet(exam.path)
     present = [name for name in columns if name in file.schema_arrow.names]
     slices: dict[str, list[dict]] = {"all": answers}
     for question, answer in zip(file.read(present).to_pylist(), answers, strict=True):

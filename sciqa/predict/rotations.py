@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.probabilities import NOISE, log_softmax, settle_ties
-from sciqa.exam.questions import options_of
-from sciqa.predict.answers import ScoredAnswer
+from sciqa.predict.scored_answers import ScoredAnswer
 
 
 class Rotation(NamedTuple):
@@ -51,7 +51,7 @@ def rotations_of(questions: list[dict], rotations: int) -> list[Rotation]:
     """Return `rotations` evenly spaced rotations of each question's options, or all where there are fewer."""
     turns = []
     for number, question in enumerate(questions):
-        options = len(options_of(question))
+        options = len(answer_options_of(question))
         orders = min(rotations, options)
         turns += [Rotation(number, order * options // orders) for order in range(orders)]
     return turns

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from sciqa.core.cache import cached_folder
-from sciqa.core.tables import fingerprint
+from sciqa.core.hashes import fingerprint
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.question_key import NEAR_COPY, question_key
-from sciqa.exam.questions import options_of
 from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
@@ -19,7 +19,7 @@ SPARE = 16
 VECTORS = "vectors.npy"
 
 
-def balanced_order(pool: list[dict], seed: int) -> list[int]:
+def balanced_shots(pool: list[dict], seed: int) -> list[int]:
     """Return the numbers of questions in random order, their right letters in turn as long as there are some of each.
 
     Args:
@@ -42,7 +42,7 @@ class ShotChooser:
     """Chooses the examples of each question.
 
     Args:
-        pool: rows of an exam table, all with answers; for fixed examples in the order of `balanced_order`.
+        pool: rows of an exam table, all with answers; for fixed examples in the order of `balanced_shots`.
         count: examples of a question.
         similar: whether the nearest are taken, instead of the first.
         revision: identifies the embedder's files.
@@ -58,7 +58,7 @@ class ShotChooser:
         about = [revision, prefix, embed["backend"], embed["device"], self.keys]
         folder = cached_folder(f"examples-{fingerprint(about)}", self._write_vectors)
         self.vectors = np.load(folder / VECTORS)
-        most = Counter(len(options_of(row)) for row in self.pool).most_common(1)[0][0]
+        most = Counter(len(answer_options_of(row)) for row in self.pool).most_common(1)[0][0]
         self.most_of_a_letter = -(-count // most)
 
     def choose(self, questions: list[dict]) -> list[list[dict]]:

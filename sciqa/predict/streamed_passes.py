@@ -29,14 +29,14 @@ def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list
     if not parts:
         return []
     fewest = -(-len(parts) * rows // options.stream_questions)
-    workers = cluster.num_workers(options, len(parts), whole_nodes=True)
+    workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=True)
     return [group.tolist() for group in np.array_split(parts, min(len(parts), max(fewest, workers)))]
 
 
 @contextmanager
 def report_passes(stage: str) -> Iterator[Callable[[str], None]]:
     """Yield a function by which workers report progress, and print their messages."""
-    told = cluster.queue_on_driver_node()
+    told = cluster.cluster_queue()
     done = threading.Event()
 
     def watch() -> None:

@@ -16,19 +16,19 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from sciqa.core import cluster
-from sciqa.core.console import quiet
+from sciqa.core.console import quiet_console
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.model_files import find_model, model_family
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam
-from sciqa.predict.answers import ScoredAnswer, read_answer_sources, write_answers
 from sciqa.predict.rotations import Rotation, mean_over_rotations
+from sciqa.predict.scored_answers import ScoredAnswer, read_scored_answer_sources, write_scored_answers
 
 if TYPE_CHECKING:
-    from sciqa.models.scorer import Encoded
+    from sciqa.models.scorer import EncodedForScorer
     from sciqa.predict.options import PredictOptions
-    from sciqa.predict.work import Work
+    from sciqa.predict.work import ReaderWork
 
 #: Placeholder for an option of which a request asks for no token.
 NO_TOKEN = -1
@@ -43,7 +43,7 @@ CPU_CACHE = 4 << 30
 def check_vllm(options: "PredictOptions") -> None:
     """Connect to Ray; raise `InputError` unless vLLM is installed, supports the model and the chosen device."""
     model = options.model
-    require("vllm", "--engine vllm")
+    require_extra("vllm", "--engine vllm")
     if find_model(model).gguf_file:
         raise InputError(f"--engine vllm: {model} is a GGUF file; pass a --model in safetensors, or --engine torch")
     if (family := model_family(model)) != "causal":
@@ -51,12 +51,12 @@ def check_vllm(options: "PredictOptions") -> None:
     cluster.connect_cluster(options)
     from vllm.platforms import current_platform
 
-    if cluster.uses_gpu(options) == current_platform.is_cpu():
+    if cluster.cluster_uses_gpu(options) == current_platform.is_cpu():
         says = "computes on CPUs; pass --accelerator cpu," if current_platform.is_cpu() else "needs a GPU; use one,"
         raise InputError(f"--engine vllm: this build of vLLM {says} or pass --engine torch")
 
 
-def vllm_requests(question: "Encoded") -> list[dict]:
+def vllm_requests(question: "EncodedForScorer") -> list[dict]:
     """Return a question's requests to vLLM.
 
     Returns:
@@ -106,7 +106,7 @@ class EncodeVllmShard:
         exam: the questions.
         sources: tables with a row per question, such as contexts.
         name: name of the model.
-        style: fields of `sciqa.models.prompt_format.Format` that override those used in training.
+        style: fields of `sciqa.models.prompt_format.PromptFormat` that override those used in training.
         rotations: number of rotations of the options.
         shots: arguments of `ShotChooser`; None for no examples.
     """
@@ -120,20 +120,20 @@ class EncodeVllmShard:
         rotations: int,
         shots: dict | None = None,
     ) -> None:
-        from sciqa.models.load import load_encoder
+        from sciqa.models.load import load_without_weights
         from sciqa.predict.shots import ShotChooser
 
         self.exam, self.sources, self.rotations = exam, sources, rotations
-        self.scorer = load_encoder(name, style)
+        self.scorer = load_without_weights(name, style)
         self.chooser = ShotChooser(**shots) if shots else None
 
     def __call__(self, row: dict) -> list[dict]:
         """Return the requests of shard `row["part"]`, each with its index and the number of all requests."""
-        from sciqa.predict.readers import encode_rotations
+        from sciqa.predict.readers import encode_for_reader
 
         questions = self.exam.read_shard(row["part"])
-        found = read_answer_sources(self.sources, questions, self.exam.first(row["part"]))
-        turns, encoded = encode_rotations(self.scorer, questions, found, self.rotations, self.chooser)
+        found = read_scored_answer_sources(self.sources, questions, self.exam.first(row["part"]))
+        turns, encoded = encode_for_reader(self.scorer, questions, found, self.rotations, self.chooser)
         requests = [
             {"part": row["part"], "question": turn.number, "by": turn.by, "cut": each.cut} | request
             for turn, each in zip(turns, encoded, strict=True)
@@ -142,7 +142,9 @@ class EncodeVllmShard:
         return [each | {"request": number, "requests": len(requests)} for number, each in enumerate(requests)]
 
 
-def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", work: "Work", pool: dict) -> Dataset:
+def answer_vllm_requests(
+    parts: Dataset, exam: Exam, options: "PredictOptions", work: "ReaderWork", pool: dict
+) -> Dataset:
     """Send the requests of all questions in some shards to vLLM and return the rows of `add_vllm_option_scores`.
 
     Args:
@@ -150,7 +152,7 @@ def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", 
         exam: the questions.
         options: options of the run.
         work: configuration of the reader.
-        pool: resources of the engines, from `sciqa.core.model_workers.model_pool`; its memory is unused, since
+        pool: resources of the engines, from `sciqa.core.model_workers.model_worker_pool`; its memory is unused, since
             `ray.data.llm` accepts no memory request.
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -167,7 +169,7 @@ def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", 
     kinds = [(kind, pool[f"num_{kind.lower()}s"]) for kind in ("CPU", "GPU")]
     config = vLLMEngineProcessorConfig(
         model_source=options.model,
-        engine_kwargs=engine | ({} if cluster.uses_gpu(options) else {"kv_cache_memory_bytes": CPU_CACHE}),
+        engine_kwargs=engine | ({} if cluster.cluster_uses_gpu(options) else {"kv_cache_memory_bytes": CPU_CACHE}),
         batch_size=REQUESTS,
         log_engine_metrics=False,  # engine metrics need Ray Serve
         concurrency=(pool["compute"].min_size, pool["compute"].max_size),
@@ -178,7 +180,7 @@ def answer_vllm_requests(parts: Dataset, exam: Exam, options: "PredictOptions", 
         detokenize_stage=False,
     )
     few = {"num_cpus": cluster.TASK_CPUS}
-    quiet("ray")  # importing ray.data.llm resets the log level
+    quiet_console("ray")  # importing ray.data.llm resets the log level
     processor = build_processor(
         config, postprocess=add_vllm_option_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few
     )
@@ -235,8 +237,8 @@ class VllmShards:
 def _write_shard(exam: Exam, folder: str, answered: list[dict], model: str, sources: tuple[QuestionTable, ...]) -> dict:
     part = answered[0]["part"]
     questions = exam.read_shard(part)
-    found = read_answer_sources(sources, questions, exam.first(part))
-    write_answers(folder, part, questions, scored_vllm_rotations(answered), model, found)
+    found = read_scored_answer_sources(sources, questions, exam.first(part))
+    write_scored_answers(folder, part, questions, scored_vllm_rotations(answered), model, found)
     return {"part": part, "questions": len(questions)}
 
 

@@ -6,7 +6,7 @@ from sciqa.exam.question_table import QuestionTable
 
 
 @dataclass(frozen=True)
-class Work:
+class ReaderWork:
     """Configuration of the workers of a reader.
 
     Attributes:

@@ -8,16 +8,22 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from sciqa.audit.contamination import contamination_mark, contamination_slice_scores, contamination_summary, read_audit
+from sciqa.audit.contamination import (
+    contamination_mark,
+    contamination_slice_scores,
+    contamination_summary,
+    read_contamination,
+)
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions, Summary
-from sciqa.exam.answers import find_readers
-from sciqa.exam.metrics import bootstrap_interval, calibration_bins, place_of_answer, right_at_first
-from sciqa.exam.questions import ExamOptions, open_exam
+from sciqa.exam.finished_answers import readers_of_finished_answers
+from sciqa.exam.metrics import answer_rank_range, bootstrap_interval, calibration_bins, right_at_first
+from sciqa.exam.open_exam import open_exam
+from sciqa.exam.options import ExamOptions
 from sciqa.report.page import render_page
-from sciqa.report.questions import chains_of_questions, report_questions
-from sciqa.report.sweeps import read_sweeps, scatter_plot
+from sciqa.report.report_questions import report_question_chains, report_questions
+from sciqa.report.sweeps import read_sweeps, sweeps_plot
 
 #: Figures of objectives besides `rank` that are drawn, as the history names them.
 TRAINER_FIGURES = {
@@ -56,14 +62,14 @@ def report(options: ReportOptions) -> Summary:
     """
     started = time.monotonic()
     exam = open_exam(options, write=False)
-    readers = find_readers(options.output, exam)
+    readers = readers_of_finished_answers(options.output, exam)
     if not readers:
         raise InputError(f"{options.output}: no answers to the exam {exam.name}; run `sciqa predict` first")
     check_report_reader(options.show, readers)
     shown = options.show or next(iter(readers))
     questions, answers = report_questions(options.output, exam, readers, shown, options.report_questions)
-    chains = chains_of_questions(options.output, readers, len(questions))
-    audited = read_audit(options.output, exam)
+    chains = report_question_chains(options.output, readers, len(questions))
+    audited = read_contamination(options.output, exam)
     for number, question in enumerate(questions):
         question |= _stands(audited, number)
         question["slices"] += [f"contamination: {question['contamination']}"] * bool(question["contamination"])
@@ -84,9 +90,9 @@ def report(options: ReportOptions) -> Summary:
         chains=chains,
         curves=_training_curves(options.output),
         sweeps=read_sweeps(options.output),
-        cost=scatter_plot(list(metrics.values()), "MAP@3 against seconds", "map_at_3", "seconds"),
+        cost=sweeps_plot(list(metrics.values()), "MAP@3 against seconds", "map_at_3", "seconds"),
     )
-    path = storage.join(options.output, "report.html")
+    path = storage.join_paths(options.output, "report.html")
     storage.write_bytes(path, page)
     made = f"one page on {', '.join([shown, *(name for name in readers if name != shown)])}"
     return Summary("report", path, made, time.monotonic() - started, {"readers": readers, "shown": shown})
@@ -146,18 +152,18 @@ def _figures(reader: dict) -> dict:
         "slices": sorted(slices, key=lambda row: -row["questions"]),
         "bins": _reliability(scored),
         "ranks": _rank_counts(scored),
-        "confusion": confusion(scored),
+        "confusion": report_confusion(scored),
         "letters": ascii_uppercase[: max((len(row["scores"]) for row in scored), default=0)],
-        "options": list(flat_inputs(reader["inputs"])),
+        "options": list(report_inputs(reader["inputs"])),
     }
 
 
-def flat_inputs(inputs: dict, before: str = "") -> list[tuple[str, str]]:
+def report_inputs(inputs: dict, before: str = "") -> list[tuple[str, str]]:
     """Return names and values of the inputs; a nested name has its parent's name as prefix, `outer: inner`."""
     rows: list[tuple[str, str]] = []
     for name, value in inputs.items():
         if isinstance(value, dict):
-            rows += flat_inputs(value, f"{before}{name}: ")
+            rows += report_inputs(value, f"{before}{name}: ")
         else:
             rows.append((before + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows
@@ -167,17 +173,17 @@ def _reliability(scored: list[dict]) -> list[dict]:
     if not scored:
         return []
     confidence = np.array([max(row["probabilities"]) for row in scored])
-    return calibration_bins(confidence, right_at_first(*np.array([place_of_answer(row) for row in scored]).T))
+    return calibration_bins(confidence, right_at_first(*np.array([answer_rank_range(row) for row in scored]).T))
 
 
 def _rank_counts(scored: list[dict]) -> list[float]:
     """Return how often the right option is ranked first, second, …; a tied one counts in equal parts at its ranks."""
-    places = [place_of_answer(row) for row in scored]
+    places = [answer_rank_range(row) for row in scored]
     ranks = [first - 1 + more for first, tied in places for more in range(tied)]
     return np.bincount(ranks, [1 / tied for _, tied in places for _ in range(tied)]).tolist() if ranks else []
 
 
-def confusion(scored: list[dict]) -> dict[str, list[float]]:
+def report_confusion(scored: list[dict]) -> dict[str, list[float]]:
     """Return for each right letter how often each letter, from A on, is ranked first.
 
     Options tied for the first rank count in equal parts.
@@ -197,10 +203,10 @@ def confusion(scored: list[dict]) -> dict[str, list[float]]:
 def _training_curves(output: str) -> list[dict]:
     """Return losses and validation metrics by step, scaled to 0…1, of every model trained in this folder."""
     curves = []
-    for name, folder in tables.finished_tables(storage.join(output, "trained")):
-        rows = storage.read_table(storage.join(folder, "metrics.parquet")).to_pylist()
+    for name, folder in tables.finished_tables(storage.join_paths(output, "trained")):
+        rows = tables.read_table(storage.join_paths(folder, "metrics.parquet")).to_pylist()
         last = max(1, rows[-1]["step"])
-        curve = {"name": name, "steps": last, "figures": tables.read_manifest(folder, "finetune"), "charts": []}
+        curve = {"name": name, "steps": last, "figures": tables.read_table_manifest(folder, "finetune"), "charts": []}
         if "map_at_3" not in rows[0]:  # of an objective besides `rank`
             curves.append(curve | {"charts": _trainer_charts(rows, last), "map_at_3": []})
             continue

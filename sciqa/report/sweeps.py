@@ -15,11 +15,11 @@ PLOTTED = {
 def read_sweeps(output: str) -> list[dict]:
     """Return the finished sweeps of a run: `name`, `measure`, names of options that vary, rows and plots."""
     sweeps = []
-    for name, folder in tables.finished_tables(storage.join(output, "sweeps")):
-        rows, measure = storage.read_table(folder).to_pylist(), tables.read_manifest(folder, "sweep")["measure"]
+    for name, folder in tables.finished_tables(storage.join_paths(output, "sweeps")):
+        rows, measure = tables.read_table(folder).to_pylist(), tables.read_table_manifest(folder, "sweep")["measure"]
         said = measure.replace("map_at_3", "MAP@3").replace("_", " ")
         plots = [
-            scatter_plot(rows, f"{said} against {words}", measure, takes, log=takes == "trained_parameters")
+            sweeps_plot(rows, f"{said} against {words}", measure, takes, log=takes == "trained_parameters")
             for takes, words in PLOTTED.items()
         ]
         columns = list(rows[0])
@@ -29,7 +29,7 @@ def read_sweeps(output: str) -> list[dict]:
     return sweeps
 
 
-def scatter_plot(rows: list[dict], about: str, measure: str, takes: str, log: bool = False) -> dict:
+def sweeps_plot(rows: list[dict], about: str, measure: str, takes: str, log: bool = False) -> dict:
     """Return a plot of one figure of rows against another, with positions from 0 to 1; rows without both are left out.
 
     Args:

@@ -1,9 +1,9 @@
 """Retrieval room: builds a sharded index of passages, and finds contexts for questions in it."""
 
 from sciqa.retrieval.contexts import retrieve
-from sciqa.retrieval.evaluate import EvaluateOptions, retrieve_or_evaluate
+from sciqa.retrieval.evaluate import retrieve_or_evaluate
 from sciqa.retrieval.index import build_index
-from sciqa.retrieval.options import FindOptions, IndexOptions, RetrieveOptions
+from sciqa.retrieval.options import EvaluateOptions, FindOptions, IndexOptions, RetrieveOptions
 
 __all__ = [
     "EvaluateOptions",

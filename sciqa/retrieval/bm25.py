@@ -38,7 +38,7 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", RAISED.sub(" ", text.replace("\xad", "")))
 
 
-def term_hashes(terms: Iterable[str]) -> np.ndarray:
+def bm25_term_hashes(terms: Iterable[str]) -> np.ndarray:
     """Return 64-bit hashes of terms. Two of a shard's 80,000 terms share one with a probability below 1e-9."""
     digests = b"".join(hashlib.blake2b(term.encode(), digest_size=8).digest() for term in terms)
     return np.frombuffer(digests, "<u8")
@@ -50,7 +50,7 @@ def bm25_file(texts: list[str]) -> bytes:
     if not any(terms):
         terms[0] = [""]  # no query asks for it, but bm25s needs a term
     known = list({term for text in terms for term in text})
-    names, places = np.unique(term_hashes(known), return_inverse=True)
+    names, places = np.unique(bm25_term_hashes(known), return_inverse=True)
     numbers = dict(zip(known, places.tolist(), strict=True))
     index = bm25s.BM25()
     index.index(([[numbers[term] for term in text] for text in terms], numbers), show_progress=False)
@@ -108,7 +108,7 @@ def search_bm25(shards: list[tuple[Bm25Index, int]], queries: list[str], k: int)
     step = max(1, SCORED // max(index.passages for index, _ in shards))
     for first in range(0, len(queries), step):
         asked = terms[first : first + step]
-        hashes = term_hashes(term for query in asked for term in query)
+        hashes = bm25_term_hashes(term for query in asked for term in query)
         starts = np.append(0, np.cumsum([len(query) for query in asked]))
         best = _BestPassages(len(asked), k)
         for index, offset in shards:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, read_about, read_embedder_modules
+from sciqa.core.model_files import find_model, read_model_file, read_model_file_modules
 from sciqa.models.weight_checks import list_weight_names
 
 if TYPE_CHECKING:
@@ -98,14 +98,16 @@ def _check_folder(name: str, kind: str) -> None:
         raise InputError(f"{name}: a GGUF file; a folder as sentence-transformers saves it, with safetensors, expected")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{name}: an adapter; merge it into its base model, and save that with sentence-transformers")
-    saved = read_about(name, "config_sentence_transformers.json").get("model_type", kind)
-    if saved != kind and read_embedder_modules(name):
+    saved = read_model_file(name, "config_sentence_transformers.json").get("model_type", kind)
+    if saved != kind and read_model_file_modules(name):
         raise InputError(f"{name}: a {saved} by its config_sentence_transformers.json, a {kind} expected")
-    for module in read_embedder_modules(name):
+    for module in read_model_file_modules(name):
         inner = folder / module["path"]
         if (inner / "pytorch_model.bin").exists() and not any(inner.glob("*.safetensors")):
             raise InputError(f"{name}: {inner / 'pytorch_model.bin'} is a pickle; save the model with safetensors")
-        activation = read_about(name, str(Path(module["path"], "config.json"))).get("activation_function") or "torch."
+        activation = (
+            read_model_file(name, str(Path(module["path"], "config.json"))).get("activation_function") or "torch."
+        )
         if not activation.startswith("torch."):
             raise InputError(f"{name}: {inner}: its activation function {activation} is none of PyTorch's own")
 
@@ -123,7 +125,7 @@ def _problems(name: str, module: "Transformer") -> list[str]:
     told = []
     for path in sorted(root.rglob("config.json")):
         inner = path.parent.relative_to(root)
-        if path.parent == root or read_about(name, str(inner / "config.json")).get("model_type") == kind:
+        if path.parent == root or read_model_file(name, str(inner / "config.json")).get("model_type") == kind:
             told.append(_differences(module, path.parent))
     return min(told, key=len, default=[f"no config.json of a {kind} model"])
 

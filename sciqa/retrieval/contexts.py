@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, load_tokenizer
-from sciqa.core.options import Summary
-from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.core.model_files import find_model, tokenizer_of_model_files
+from sciqa.core.options import Summary, defaults_of
+from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.exam.open_exam import Exam, open_exam, open_questions
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam, open_exam, open_questions
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_embedder, check_index, index_identity, read_index_manifest
+from sciqa.retrieval.index import check_index, check_index_embedder, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
 from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
 from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker
-from sciqa.retrieval.search import LocalIndex, ShardedIndex, fuse_hits
+from sciqa.retrieval.search import LocalSearch, ShardedSearch, fuse_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
 CONTEXTS_FORMAT = 5
@@ -103,7 +103,7 @@ def _give_contexts(options: FindOptions, exam: Exam, folder: str) -> int:
         if begun.whole:
             continue
         contexts = [{"id": each["id"], "passages": [], "context": context_text(each, [])} for each in questions]
-        storage.write_table(tables.table_part_path(folder, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
+        tables.write_table(tables.table_part_path(folder, part), pa.Table.from_pylist(contexts, schema=SCHEMA))
     if not begun.whole:
         tables.finish_table(folder, {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows})
     return given
@@ -117,10 +117,10 @@ def _write_exam(options: FindOptions, exam: Exam, rows: int | None) -> Exam:
 
 def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: dict) -> tuple[dict, bool]:
     """Complete the contexts table; return its manifest, and whether it was already complete."""
-    defaults = tables.defaults_of(RetrieveOptions)
+    defaults = defaults_of(RetrieveOptions)
     begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
-        return tables.read_manifest(folder, "retrieve"), True
+        return tables.read_table_manifest(folder, "retrieve"), True
     exam = _write_exam(options, exam, begun.rows)
     table = QuestionTable(folder, exam.shard_questions)
     finished = [part for part in range(exam.shards) if tables.table_part_name(part) in begun.names]
@@ -145,7 +145,7 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
         InputError: there is no finished table, or it was made for another exam, with another `--context`, or by another
             version of the program.
     """
-    manifest = tables.read_manifest(folder, "retrieve", CONTEXTS_FORMAT)
+    manifest = tables.read_table_manifest(folder, "retrieve", CONTEXTS_FORMAT)
     if manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(
             f"{folder}: these contexts belong to another exam than {exam.name}; "
@@ -167,7 +167,7 @@ def check_find_contexts(options: SearchOptions, replaced: bool = False) -> None:
         options: options of the index and of the reranker.
         replaced: whether an index of another model may be replaced, so that it is no error.
     """
-    check_embedder(options, replaced)
+    check_index_embedder(options, replaced)
     if options.rerank:
         check_reranker(options.rerank)
 
@@ -190,7 +190,7 @@ class FindContexts(QueryRanker):
         self,
         exam: Exam | None,
         options: SearchOptions,
-        index: ShardedIndex | LocalIndex,
+        index: ShardedSearch | LocalSearch,
         embed: dict,
         context: ContextOptions,
         folder: str = "",
@@ -205,7 +205,7 @@ class FindContexts(QueryRanker):
         elif options.rerank:
             self.judge = Reranker(options.rerank, embed.get("device", "cpu"))
         if options.context_tokens:
-            self.tokenizer = load_tokenizer(options.embedder)
+            self.tokenizer = tokenizer_of_model_files(options.embedder)
 
     def __call__(self, row: dict) -> dict:
         """Write the shard of the contexts table with the number `row["part"]`."""
@@ -216,7 +216,7 @@ class FindContexts(QueryRanker):
             for context, evidence in zip(contexts, find_evidence(questions, read, self.embed), strict=True):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
-        storage.write_table(tables.table_part_path(self.folder, row["part"]), table)
+        tables.write_table(tables.table_part_path(self.folder, row["part"]), table)
         notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, QueryRanker) else [])
         return _count(questions, contexts) | {"notes": notes}
 
@@ -270,13 +270,13 @@ class FindContexts(QueryRanker):
         assert self.judge is not None
         (asked,) = query_texts(self.questions, "whole")
         for question, text, passages in zip(self.questions, asked, found, strict=True):
-            pairs = [(text or "", embedded_text(p["title"], p["section"], p["text"])) for p in passages]
+            pairs = [(text or "", embedded_chunk(p["title"], p["section"], p["text"])) for p in passages]
             names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
             yield self.judge.score(pairs, names)
 
     def _cosines(self, finder: QueryRanker, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""
-        texts = {p["passage_id"]: embedded_text(p["title"], p["section"], p["text"]) for each in found for p in each}
+        texts = {p["passage_id"]: embedded_chunk(p["title"], p["section"], p["text"]) for each in found for p in each}
         vectors = finder.embed([*texts.values()], "passage", [f"passage {name!r}" for name in texts])
         rows = {name: number for number, name in enumerate(texts)}
         finder.take(self.questions)
@@ -292,7 +292,7 @@ class FindContexts(QueryRanker):
             [passage | {"text": text.strip()} for passage in passages for text in split_sentences(passage["text"])]
             for passages in found
         ]
-        texts = [embedded_text(s["title"], s["section"], s["text"]) for several in sentences for s in several]
+        texts = [embedded_chunk(s["title"], s["section"], s["text"]) for several in sentences for s in several]
         names = [f"a sentence of passage {s['passage_id']!r}" for several in sentences for s in several]
         vectors: Sequence | np.ndarray = self.embed(texts, "passage", names) if texts else []
         chosen, first = [], 0
@@ -339,7 +339,7 @@ def context_text(question: dict, passages: list[dict]) -> str:
         passages: `title`, `section` and `text` of each.
     """
     given = [question["context"]] if question["context"] else []
-    return "\n".join(given + [embedded_text(p["title"], p["section"], p["text"]) for p in passages])
+    return "\n".join(given + [embedded_chunk(p["title"], p["section"], p["text"]) for p in passages])
 
 
 def _count(questions: list[dict], contexts: list[dict]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sciqa.core.device import Device, half_precision
+from sciqa.core.device import Device, device_half_precision
 from sciqa.core.errors import InputError
 
 Backend = Literal["auto", "torch", "openvino"]
@@ -106,7 +106,7 @@ class TorchEmbedder(Embedder):
 
         super().__init__()
         torch.set_num_threads(threads)
-        dtype = getattr(torch, precision) if precision else half_precision(device)
+        dtype = getattr(torch, precision) if precision else device_half_precision(device)
         self.model, self.computing = model, f"PyTorch in {str(dtype).removeprefix('torch.')} on {device}"
         self.module = load_whole(model, "SentenceTransformer", device, dtype, attention)
         self.module.default_prompt_name = None

@@ -2,18 +2,18 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
-from sciqa.exam.questions import open_exam
+from sciqa.exam.open_exam import open_exam
 from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.index import check_index, read_index_manifest
-from sciqa.retrieval.options import Query, RetrieveOptions
+from sciqa.retrieval.options import EvaluateOptions, Query, RetrieveOptions
 from sciqa.retrieval.queries import QueryRanker, run_query_workers
 from sciqa.retrieval.search import fuse_hits
 
@@ -41,15 +41,6 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(kw_only=True)
-class EvaluateOptions(RetrieveOptions):
-    """Options of the `retrieve` step and its evaluation."""
-
-    evaluate: bool = False
-    """Only measure retrieval: write a table with recall, MRR and nDCG of every kind of query, against the exam's column
-    `title` (gold article) or `passage_id`."""
-
-
 def retrieve_or_evaluate(options: EvaluateOptions) -> Summary:
     """Write the contexts table, or measure retrieval if `evaluate` is set; see `retrieve` and `evaluate`."""
     return evaluate(options) if options.evaluate else retrieve(options)
@@ -63,7 +54,7 @@ def evaluate(options: RetrieveOptions) -> Summary:
     """
     started = time.monotonic()
     # Retrieval may be measured on another exam, which must not replace that of the run.
-    aside = options.exam and storage.exists(storage.join(options.output, "exam.parquet"))
+    aside = options.exam and storage.path_exists(storage.join_paths(options.output, "exam.parquet"))
     file = "evaluated.parquet" if aside else "exam.parquet"
     options = replace(options, overwrite=bool(aside))
     exam = open_exam(options, write=False, file=file)
@@ -73,21 +64,21 @@ def evaluate(options: RetrieveOptions) -> Summary:
         raise InputError(f"{exam.name}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")
     open_exam(options, file=file)
     sums: Counter = Counter()
-    for row in run_query_workers(MeasureRankings, exam, options, index, list(range(exam.shards))):
+    for row in run_query_workers(EvaluateRankings, exam, options, index, list(range(exam.shards))):
         sums.update(dict(zip(row["names"], row["sums"], strict=True)))
     rows: list[dict] = []
     for number, (dense, words) in enumerate(SETTINGS):
         figures = {name: sums[f"{number} {name}"] / max(1, sums["gold"]) for name in SCHEMA.names[3:]}
         rows.append({"dense": dense, "words": words, "questions": int(sums["gold"]), **figures})
-    path = storage.join(options.output, "retrieval.parquet")
-    storage.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    path = storage.join_paths(options.output, "retrieval.parquet")
+    tables.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
     best = max(rows, key=lambda row: (row["recall_at_5"], row["mrr"]))
     made = f"{len(rows)} settings on {int(sums['gold']):,} questions; best recall@5 {best['recall_at_5']:.3f} by "
     made += " and ".join(f"{kind} {' '.join(best[kind])}" for kind in ("dense", "words") if best[kind])
     return Summary("retrieve", path, made, time.monotonic() - started, {"evaluation": rows})
 
 
-def question_metrics(rank: int) -> dict[str, float]:
+def evaluate_question(rank: int) -> dict[str, float]:
     """Return the metrics of one question.
 
     Args:
@@ -100,7 +91,7 @@ def question_metrics(rank: int) -> dict[str, float]:
     return figures
 
 
-class MeasureRankings(QueryRanker):
+class EvaluateRankings(QueryRanker):
     """Ray Data worker that ranks one shard of questions at a time by every setting."""
 
     def __call__(self, row: dict) -> dict:
@@ -111,7 +102,7 @@ class MeasureRankings(QueryRanker):
         sums: Counter = Counter(gold=len(asked))
         for number, fused in enumerate(self._rankings() if asked else ()):
             for question, passages in zip(asked, fused, strict=True):
-                figures = question_metrics(_rank_of(question, passages))
+                figures = evaluate_question(_rank_of(question, passages))
                 sums.update({f"{number} {name}": figure for name, figure in figures.items()})
         values = [float(value) for value in sums.values()]
         return {"questions": len(questions), "names": list(sums), "sums": values, "notes": self.embedder.notes}

@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from sciqa.corpus.chunking import split_sentences
-from sciqa.exam.baselines import content_words
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.baselines import baseline_words
 from sciqa.retrieval.embedder import Kind
 
 #: Weights of the features: cosine to the option and to the prompt, shares of the words of option and prompt.
@@ -22,10 +22,10 @@ WEIGHTS = np.array([6.6, 3.5, 4.5, 2.2])
 BOUNDARY, CLAUSE_WORDS = re.compile(r"(?<=[,;:)–—])\s+|\s+(?=[(–—])"), 4
 
 
-def shared_words(question: str, option: str, texts: list[str]) -> np.ndarray:
+def evidence_shared_words(question: str, option: str, texts: list[str]) -> np.ndarray:
     """Return the shares of the content words of an option and of its question that texts contain, shape (texts, 2)."""
-    asked = [content_words(option), content_words(question)]
-    held = map(content_words, texts)
+    asked = [baseline_words(option), baseline_words(question)]
+    held = map(baseline_words, texts)
     return np.array([[len(own & words) / max(1, len(own)) for own in asked] for words in held]).reshape(-1, 2)
 
 
@@ -48,7 +48,7 @@ def find_evidence(
         for passages in read
     ]
     pairs = [pair for pair in zip(questions, sentences, strict=True) if pair[1]]
-    asked = [text for question, _ in pairs for text in (question["prompt"], *options_of(question).values())]
+    asked = [text for question, _ in pairs for text in (question["prompt"], *answer_options_of(question).values())]
     queries = _embed_once(asked, "query", embed)
     known = _embed_once([text for _, several in pairs for _, text in several], "passage", embed)
     return [_evidence(*pair, queries, known) if pair[1] else None for pair in zip(questions, sentences, strict=True)]
@@ -67,9 +67,9 @@ def _evidence(
     prompt, texts = question["prompt"], [text for _, text in sentences]
     vectors = np.array([known[text] for text in texts])
     found = []
-    for option in options_of(question).values():
+    for option in answer_options_of(question).values():
         nearness = (vectors[:, None, :] * np.array([queries[option], queries[prompt]])).sum(axis=2)
-        scores = np.hstack([nearness, shared_words(prompt, option, texts)]) @ WEIGHTS
+        scores = np.hstack([nearness, evidence_shared_words(prompt, option, texts)]) @ WEIGHTS
         best = int(np.argmax(scores))
         passage, text = sentences[best]
         start, end = _clause(prompt, option, text)
@@ -82,7 +82,7 @@ def _evidence(
 def _clause(prompt: str, option: str, sentence: str) -> tuple[int, int]:
     """Return the place of the clause that shares most words with the option; the whole sentence if none shares any."""
     places = split_evidence_clauses(sentence)
-    scores = shared_words(prompt, option, [sentence[start:end] for start, end in places]) @ WEIGHTS[2:]
+    scores = evidence_shared_words(prompt, option, [sentence[start:end] for start, end in places]) @ WEIGHTS[2:]
     return places[int(np.argmax(scores))] if scores.any() else (0, len(sentence))
 
 

@@ -4,15 +4,21 @@ import time
 from dataclasses import replace
 
 from sciqa import __version__
-from sciqa.core import cluster, model_workers, progress, storage, tables, worker_loss
+from sciqa.core import cluster, hashes, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import embedding_dimension, find_model, weight_bytes
-from sciqa.core.model_workers import map_arguments
-from sciqa.core.options import Summary
+from sciqa.core.model_files import find_model, model_file_bytes, model_file_dimension
+from sciqa.core.model_workers import model_worker_arguments
+from sciqa.core.options import Summary, defaults_of
 from sciqa.corpus.passages import PASSAGES_FORMAT
-from sciqa.retrieval.index_files import IndexFiles
-from sciqa.retrieval.index_shards import EmbedShard, empty_index, shard_key, train_index, write_index
+from sciqa.retrieval.index_listing import IndexListing
+from sciqa.retrieval.index_shards import (
+    EmbedIndexShard,
+    empty_shards_index,
+    index_shard_key,
+    train_for_index_shards,
+    write_index_shard,
+)
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
 
 MANIFEST = "manifest.json"
@@ -23,14 +29,14 @@ def build_index(options: IndexOptions) -> Summary:
 
     A shard holds `passages.parquet`, `vectors.npy` (one unit vector per passage), `index.faiss`, `words.arrow` and the
     records `embedded.json` and `shard.json`, each written after the files that it describes. A shard is kept if its
-    records match the passages and options and its files match the records (see `IndexFiles`). If some of its passages
+    records match the passages and options and its files match the records (see `IndexListing`). If some of its passages
     changed, the vectors of the others are kept.
 
     Raises:
         InputError: no passages, an existing index of another embedding model, or a factory that FAISS rejects.
     """
     started = time.monotonic()
-    passages = tables.read_manifest(options.passages, "corpus", PASSAGES_FORMAT)
+    passages = tables.read_table_manifest(options.passages, "corpus", PASSAGES_FORMAT)
     check_index(options, options.overwrite)
     shards = passages["shards"]
     if not shards:
@@ -40,7 +46,7 @@ def build_index(options: IndexOptions) -> Summary:
     built_of = {"passages": options.passages, "contents": [shard["content"] for shard in shards]}
     before = _check_format(options)
     trained = _trained_hash(options.index, building)
-    files = IndexFiles(options.index, MANIFEST, options.verify)
+    files = IndexListing(options.index, MANIFEST, options.verify)
     finished: dict[str, dict | None] = {}
     if trained is not None:
         finished = files.read_records("shard.json", _keys(shards, trained), before.get("shards", ()))
@@ -49,14 +55,14 @@ def build_index(options: IndexOptions) -> Summary:
     if missing:
         _check_passages(options, shards)
         with lock(options.index):
-            storage.check_writable(options.index)
-            storage.delete(storage.join(options.index, MANIFEST))
+            storage.check_storage_writable(options.index)
+            storage.delete_path(storage.join_paths(options.index, MANIFEST))
             about = {"model": options.embedder, **built_of, **embedding}
-            storage.write_json(storage.join(options.index, "model.json"), about)
+            storage.write_json(storage.join_paths(options.index, "model.json"), about)
             cluster.connect_cluster(options)
             _embed([shard for shard in missing if not embedded[shard["name"]]], options, embedding)
-            trained = trained or train_factory(options, shards, building)
-            finished |= {record["name"]: record for record in index_shards(missing, options, trained)}
+            trained = trained or train_index_factory(options, shards, building)
+            finished |= {record["name"]: record for record in build_faiss_and_bm25(missing, options, trained)}
     complete = [record for shard in shards if (record := finished[shard["name"]])]
     manifest = {
         "model": options.embedder,
@@ -68,8 +74,8 @@ def build_index(options: IndexOptions) -> Summary:
         **built_of,
         **building,
     }
-    path = storage.join(options.index, MANIFEST)
-    if not storage.exists(path) or index_identity(storage.read_json(path)) != index_identity(manifest):
+    path = storage.join_paths(options.index, MANIFEST)
+    if not storage.path_exists(path) or index_identity(storage.read_json(path)) != index_identity(manifest):
         _check_passages(options, shards)
         storage.write_json(path, manifest)
     kept = len(shards) - len(missing)
@@ -87,8 +93,8 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
     """
     contents = {shard["content"] for shard in shards}
     for name in (MANIFEST, "model.json"):
-        path = storage.join(options.index, name)
-        about = storage.read_json(path) if storage.exists(path) else {}
+        path = storage.join_paths(options.index, name)
+        about = storage.read_json(path) if storage.path_exists(path) else {}
         made, held = about.get("passages", options.passages), about.get("contents", contents)
         if made != options.passages and not contents & set(held) and not options.overwrite:
             raise InputError(
@@ -107,11 +113,11 @@ def finished_index(options: IndexOptions) -> dict | None:
         InputError: the index was built with another embedding model, or with another value of a given option.
     """
     check_index(options)
-    path = storage.join(options.index, MANIFEST)
-    manifest = storage.read_json(path) if storage.exists(path) else {}
+    path = storage.join_paths(options.index, MANIFEST)
+    manifest = storage.read_json(path) if storage.path_exists(path) else {}
     if not _is_current(manifest):
         return None
-    defaults = tables.defaults_of(IndexOptions)
+    defaults = defaults_of(IndexOptions)
     for name in ("factory", "metric", "vector_type"):
         if (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
             flag = f"--{name.replace('_', '-')}"
@@ -120,7 +126,7 @@ def finished_index(options: IndexOptions) -> dict | None:
                 f"leave {flag} out, or run `sciqa index` with it"
             )
     if manifest.get("passages") == options.passages and tables.is_finished_table(options.passages):
-        shards = tables.read_manifest(options.passages, "corpus")["shards"]
+        shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
         if [shard.get("content") for shard in shards] != manifest["contents"]:
             return None
     return manifest
@@ -128,8 +134,8 @@ def finished_index(options: IndexOptions) -> dict | None:
 
 def read_index_manifest(index: str) -> dict:
     """Return the manifest of a finished index, or raise `InputError`."""
-    path = storage.join(index, MANIFEST)
-    if not storage.exists(path):
+    path = storage.join_paths(index, MANIFEST)
+    if not storage.path_exists(path):
         raise InputError(f"{index}: no finished index; run `sciqa index` with the same --output first")
     manifest = storage.read_json(path)
     if not _is_current(manifest):
@@ -137,9 +143,9 @@ def read_index_manifest(index: str) -> dict:
     return manifest
 
 
-def check_index_files(options: IndexFolderOptions, manifest: dict) -> None:
-    """Raise `InputError` if a file of the index is not the one that was written; see `IndexFiles`."""
-    IndexFiles(options.index, MANIFEST, options.verify).check(manifest["shards"])
+def check_index_unchanged(options: IndexFolderOptions, manifest: dict) -> None:
+    """Raise `InputError` if a file of the index is not the one that was written; see `IndexListing`."""
+    IndexListing(options.index, MANIFEST, options.verify).check(manifest["shards"])
 
 
 def _is_current(manifest: dict) -> bool:
@@ -152,8 +158,8 @@ def _check_format(options: IndexOptions) -> dict:
     Raises:
         InputError: another version built it, and `overwrite` is off.
     """
-    path = storage.join(options.index, MANIFEST)
-    manifest = storage.read_json(path) if storage.exists(path) else {}
+    path = storage.join_paths(options.index, MANIFEST)
+    manifest = storage.read_json(path) if storage.path_exists(path) else {}
     if manifest and not _is_current(manifest) and not options.overwrite:
         raise InputError(f"{path}: {tables.OTHERWISE}; pass another --index, or --overwrite to build it anew")
     return manifest if _is_current(manifest) else {}
@@ -161,27 +167,27 @@ def _check_format(options: IndexOptions) -> dict:
 
 def index_identity(manifest: dict) -> str:
     """Return a hash of everything that determines an index: passages, embedding model, factory, formats."""
-    return tables.fingerprint([shard["key"] for shard in manifest["shards"]])
+    return hashes.fingerprint([shard["key"] for shard in manifest["shards"]])
 
 
 def options_of_index(options: IndexOptions) -> IndexOptions:
     """Return the options, with defaults replaced by the values that a finished index was built with."""
-    path = storage.join(options.index, MANIFEST)
-    if not storage.exists(path) or not _is_current(manifest := storage.read_json(path)):
+    path = storage.join_paths(options.index, MANIFEST)
+    if not storage.path_exists(path) or not _is_current(manifest := storage.read_json(path)):
         return options
-    defaults = tables.defaults_of(IndexOptions)
+    defaults = defaults_of(IndexOptions)
     names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in manifest]
     return replace(options, **{n: manifest[n] for n in names if getattr(options, n) == defaults[n]})
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
-    """Raise `InputError` as `check_embedder` does, or if FAISS rejects the factory."""
-    check_embedder(options, replaced)
-    if options.factory != "Flat" and (dimension := embedding_dimension(options.embedder)):
-        empty_index(options.factory, dimension, options.metric)
+    """Raise `InputError` as `check_index_embedder` does, or if FAISS rejects the factory."""
+    check_index_embedder(options, replaced)
+    if options.factory != "Flat" and (dimension := model_file_dimension(options.embedder)):
+        empty_shards_index(options.factory, dimension, options.metric)
 
 
-def check_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
+def check_index_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
     """Raise `InputError` if the index was built or begun with another embedding model.
 
     Args:
@@ -189,8 +195,8 @@ def check_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
         replaced: whether an index of another model may be replaced, so that it is no error.
     """
     for name in (MANIFEST, "model.json"):
-        path = storage.join(options.index, name)
-        if storage.exists(path):
+        path = storage.join_paths(options.index, name)
+        if storage.path_exists(path):
             made = storage.read_json(path)
             files = find_model(options.embedder)
             # Earlier versions kept a hash of the weights alone.
@@ -205,16 +211,16 @@ def check_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
 
 
 def _keys(shards: list[dict], about: dict) -> dict[str, str]:
-    return {shard["name"]: shard_key(shard, about) for shard in shards}
+    return {shard["name"]: index_shard_key(shard, about) for shard in shards}
 
 
 def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
     if not shards:
         return
-    workers = cluster.num_workers(options, len(shards))
+    workers = cluster.num_cluster_workers(options, len(shards))
     arguments = {"options": options, "embed": options.embed_arguments(workers), "embedding": embedding}
-    pool = model_workers.model_pool(options, workers, len(shards), weight_bytes(options.embedder))
-    rows = cluster.dataset_of_parts(shards).map(**map_arguments(EmbedShard, arguments, pool))
+    pool = model_workers.model_worker_pool(options, workers, len(shards), model_file_bytes(options.embedder))
+    rows = cluster.cluster_dataset(shards).map(**model_worker_arguments(EmbedIndexShard, arguments, pool))
     total = sum(shard["rows"] for shard in shards)
     for _ in progress.rows_with_progress(rows, "index", total, "passages", lambda row: row["rows"]):
         pass
@@ -222,13 +228,13 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
 
 def _trained_hash(index: str, building: dict) -> dict | None:
     """Return `building` with the hash of the existing trained index, or None if other settings trained it."""
-    path = storage.join(index, "trained.json")
-    if not storage.exists(path) or (made := storage.read_json(path))["building"] != building:
+    path = storage.join_paths(index, "trained.json")
+    if not storage.path_exists(path) or (made := storage.read_json(path))["building"] != building:
         return None
     return building | {"trained": made["sha256"]}
 
 
-def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
+def train_index_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
     """Train the factory's index once for all shards, if it needs training.
 
     Args:
@@ -240,23 +246,23 @@ def train_factory(options: IndexOptions, shards: list[dict], building: dict) -> 
         `building` with `trained`, the sha256 of the trained index, or "" if the factory needs no training.
     """
     digest = ""
-    dimension = storage.read_json(storage.join(options.index, shards[0]["name"], "embedded.json"))["dimension"]
-    if options.factory != "Flat" and not empty_index(options.factory, dimension, options.metric).is_trained:
-        rows = cluster.dataset_of_parts([shards]).map(
-            train_index, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
+    dimension = storage.read_json(storage.join_paths(options.index, shards[0]["name"], "embedded.json"))["dimension"]
+    if options.factory != "Flat" and not empty_shards_index(options.factory, dimension, options.metric).is_trained:
+        rows = cluster.cluster_dataset([shards]).map(
+            train_for_index_shards, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
         )
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
         for row in progress.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
             digest = row["sha256"]
-    storage.write_json(storage.join(options.index, "trained.json"), {"building": building, "sha256": digest})
+    storage.write_json(storage.join_paths(options.index, "trained.json"), {"building": building, "sha256": digest})
     return building | {"trained": digest}
 
 
-def index_shards(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
+def build_faiss_and_bm25(shards: list[dict], options: IndexOptions, trained: dict) -> list[dict]:
     """Write the FAISS and BM25 files of embedded shards, and return their records."""
     # FAISS and PyTorch each bring an OpenMP runtime, so they run in different processes.
     arguments = {"options": options, "trained": trained}
-    rows = cluster.dataset_of_parts(shards).map(
-        write_index, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST
+    rows = cluster.cluster_dataset(shards).map(
+        write_index_shard, fn_kwargs=arguments, num_cpus=1, max_retries=worker_loss.MOST
     )
     return [row["record"] for row in progress.rows_with_progress(rows, "index", len(shards), "shards", lambda row: 1)]

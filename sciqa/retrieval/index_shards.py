@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.corpus.chunking import embedded_text
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
 from sciqa.retrieval.vectors import StoredVectors
@@ -22,7 +22,7 @@ ROW_GROUP = 128
 ADDED = 16_384
 
 
-class EmbedShard:
+class EmbedIndexShard:
     """Ray Data worker that embeds one shard of passages at a time and writes its rows and vectors."""
 
     def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
@@ -32,11 +32,11 @@ class EmbedShard:
     def __call__(self, row: dict) -> dict:
         """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
         shard, options, embedding = row["part"], self.options, self.embedding
-        table = storage.read_table(storage.join(options.passages, f"{shard['name']}.parquet"))
-        folder = storage.join(options.index, shard["name"])
+        table = tables.read_table(storage.join_paths(options.passages, f"{shard['name']}.parquet"))
+        folder = storage.join_paths(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
         columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
-        texts = {name: embedded_text(*text) for name, *text in zip(*columns, strict=True)}
+        texts = {name: embedded_chunk(*text) for name, *text in zip(*columns, strict=True)}
         new = [name for name in texts if name not in known]
         vectors = self.embedder.encode(
             [texts[name] for name in new],
@@ -48,19 +48,21 @@ class EmbedShard:
         vectors = np.stack([known[name] for name in table["passage_id"].to_pylist()]).astype(options.vector_type)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
-        storage.delete(storage.join(folder, "embedded.json"))
+        storage.delete_path(storage.join_paths(folder, "embedded.json"))
         record = {
             "name": shard["name"],
-            "key": shard_key(shard, embedding),
+            "key": index_shard_key(shard, embedding),
             "embedding": embedding,
             "rows": len(vectors),
             "dimension": vectors.shape[1],
             "sha256": {
-                "passages.parquet": storage.write_table(storage.join(folder, "passages.parquet"), table, ROW_GROUP),
-                "vectors.npy": storage.write_bytes(storage.join(folder, "vectors.npy"), buffer.getvalue()),
+                "passages.parquet": tables.write_table(
+                    storage.join_paths(folder, "passages.parquet"), table, ROW_GROUP
+                ),
+                "vectors.npy": storage.write_bytes(storage.join_paths(folder, "vectors.npy"), buffer.getvalue()),
             },
         }
-        storage.write_json(storage.join(folder, "embedded.json"), _with_sizes(folder, record))
+        storage.write_json(storage.join_paths(folder, "embedded.json"), _with_sizes(folder, record))
         return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
 
 
@@ -72,22 +74,22 @@ def _with_sizes(folder: str, record: dict) -> dict:
 
 def _stored_vectors(folder: str, embedding: dict) -> dict[str, np.ndarray]:
     """Return the vectors in a shard's folder, by passage id, if they were made with the same settings and are whole."""
-    path = storage.join(folder, "embedded.json")
-    if not storage.exists(path) or (record := storage.read_json(path))["embedding"] != embedding:
+    path = storage.join_paths(folder, "embedded.json")
+    if not storage.path_exists(path) or (record := storage.read_json(path))["embedding"] != embedding:
         return {}
     for name, digest in record["sha256"].items():
-        path = storage.join(folder, name)
-        if not storage.exists(path) or storage.file_sha256(path) != digest:
+        path = storage.join_paths(folder, name)
+        if not storage.path_exists(path) or hashes.file_sha256(path) != digest:
             return {}
-    names = storage.read_table(storage.join(folder, "passages.parquet"), ["passage_id"])["passage_id"].to_pylist()
+    names = tables.read_table(storage.join_paths(folder, "passages.parquet"), ["passage_id"])["passage_id"].to_pylist()
     return dict(zip(names, _read_vectors(folder), strict=True))
 
 
 def _read_vectors(folder: str) -> np.ndarray:
-    return np.load(io.BytesIO(storage.read_bytes(storage.join(folder, "vectors.npy"))))
+    return np.load(io.BytesIO(storage.read_bytes(storage.join_paths(folder, "vectors.npy"))))
 
 
-def train_index(row: dict, options: IndexOptions) -> dict:
+def train_for_index_shards(row: dict, options: IndexOptions) -> dict:
     """Train the factory's index on vectors taken evenly from all shards, and write it as `trained.faiss`."""
     import faiss
 
@@ -96,11 +98,11 @@ def train_index(row: dict, options: IndexOptions) -> dict:
     step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
 
     def read(shard: dict) -> np.ndarray:
-        stored = StoredVectors(storage.join(options.index, shard["name"], "vectors.npy"))
+        stored = StoredVectors(storage.join_paths(options.index, shard["name"], "vectors.npy"))
         return stored.read(np.arange(0, shard["rows"], step))
 
-    sample: np.ndarray = np.concatenate(storage.map_concurrently(read, shards))
-    index = empty_index(options.factory, sample.shape[1], options.metric)
+    sample: np.ndarray = np.concatenate(storage.map_storage(read, shards))
+    index = empty_shards_index(options.factory, sample.shape[1], options.metric)
     try:
         index.train(sample)
     except RuntimeError as error:
@@ -109,11 +111,11 @@ def train_index(row: dict, options: IndexOptions) -> dict:
             f"--factory {options.factory}: cannot be trained on {len(sample):,} vectors ({reason}); "
             "choose one with fewer lists or codes, or Flat"
         ) from error
-    path = storage.join(options.index, "trained.faiss")
+    path = storage.join_paths(options.index, "trained.faiss")
     return {"rows": len(sample), "sha256": storage.write_bytes(path, faiss.serialize_index(index).tobytes())}
 
 
-def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
+def write_index_shard(row: dict, options: IndexOptions, trained: dict) -> dict:
     """Write a shard's FAISS file and BM25 files, then its `shard.json`."""
     import faiss
 
@@ -121,30 +123,34 @@ def write_index(row: dict, options: IndexOptions, trained: dict) -> dict:
 
     faiss.omp_set_num_threads(1)
     shard = row["part"]
-    folder = storage.join(options.index, shard["name"])
-    record = storage.read_json(storage.join(folder, "embedded.json"))
-    storage.delete(storage.join(folder, "shard.json"))
+    folder = storage.join_paths(options.index, shard["name"])
+    record = storage.read_json(storage.join_paths(folder, "embedded.json"))
+    storage.delete_path(storage.join_paths(folder, "shard.json"))
     vectors = _read_vectors(folder)
     if trained["trained"]:
-        data = storage.read_bytes(storage.join(options.index, "trained.faiss"))
+        data = storage.read_bytes(storage.join_paths(options.index, "trained.faiss"))
         index: faiss.Index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     else:
-        index = empty_index(options.factory, vectors.shape[1], options.metric)
+        index = empty_shards_index(options.factory, vectors.shape[1], options.metric)
     for start in range(0, len(vectors), ADDED):
         index.add(vectors[start : start + ADDED].astype(np.float32))
     digests = {
-        "index.faiss": storage.write_bytes(storage.join(folder, "index.faiss"), faiss.serialize_index(index).tobytes())
+        "index.faiss": storage.write_bytes(
+            storage.join_paths(folder, "index.faiss"), faiss.serialize_index(index).tobytes()
+        )
     }
-    table = storage.read_table(storage.join(folder, "passages.parquet"), ["title", "section", "text"])
-    words = bm25_file([embedded_text(**passage) for passage in table.to_pylist()])
-    digests["words.arrow"] = storage.write_bytes(storage.join(folder, "words.arrow"), words)
+    table = tables.read_table(storage.join_paths(folder, "passages.parquet"), ["title", "section", "text"])
+    words = bm25_file([embedded_chunk(**passage) for passage in table.to_pylist()])
+    digests["words.arrow"] = storage.write_bytes(storage.join_paths(folder, "words.arrow"), words)
     record.pop("embedding", None)
-    record = _with_sizes(folder, record | {"key": shard_key(shard, trained), "sha256": record["sha256"] | digests})
-    storage.write_json(storage.join(folder, "shard.json"), record)
+    record = _with_sizes(
+        folder, record | {"key": index_shard_key(shard, trained), "sha256": record["sha256"] | digests}
+    )
+    storage.write_json(storage.join_paths(folder, "shard.json"), record)
     return {"record": record}
 
 
-def empty_index(factory: str, dimension: int, metric: str = "inner-product") -> "faiss.Index":
+def empty_shards_index(factory: str, dimension: int, metric: str = "inner-product") -> "faiss.Index":
     """Return an empty FAISS index made from the factory string."""
     import faiss
 
@@ -158,6 +164,6 @@ def empty_index(factory: str, dimension: int, metric: str = "inner-product") -> 
         ) from error
 
 
-def shard_key(shard: dict, about: dict) -> str:
+def index_shard_key(shard: dict, about: dict) -> str:
     """Return a hash of a shard's passages and of the settings that determine its files."""
-    return tables.fingerprint([shard["content"], about])
+    return hashes.fingerprint([shard["content"], about])

@@ -1,7 +1,7 @@
 """Load embedding models; a model's OpenVINO trace is checked once on each machine."""
 
 from sciqa.core.device import Device, check_device
-from sciqa.core.model_files import is_static_embedder
+from sciqa.core.model_files import has_static_model_files
 from sciqa.retrieval.embedder import Backend, Embedder, OpenVinoEmbedder, TorchEmbedder
 from sciqa.retrieval.openvino_check import check_openvino
 from sciqa.retrieval.static_embedder import StaticEmbedder
@@ -21,7 +21,7 @@ def load_embedder(model: str, threads: int, backend: Backend = "openvino", devic
         InputError: the model or the device does not exist, or the model's files lack some of its weights.
     """
     check_device(device)
-    if is_static_embedder(model):
+    if has_static_model_files(model):
         return StaticEmbedder(model, threads)
     if backend == "torch":
         return TorchEmbedder(model, threads, device)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sciqa.core import tables
+from sciqa.core import hashes
 from sciqa.core.cache import cached_folder
-from sciqa.core.device import half_precision
+from sciqa.core.device import device_half_precision
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.retrieval.embedder import Embedder, Kind, OpenVinoEmbedder, TorchEmbedder
@@ -63,7 +63,7 @@ def check_openvino(model: str, threads: int) -> tuple[Path, dict]:
     """
     made_by = {package: version(package) for package in ("openvino", "torch", "transformers", "sentence-transformers")}
     about = [PROOF_FORMAT, find_model(model).revision, made_by, _precisions()]
-    folder = cached_folder(f"embedder-{tables.fingerprint(about)}", lambda aside: _prove(model, threads, aside))
+    folder = cached_folder(f"embedder-{hashes.fingerprint(about)}", lambda aside: _prove(model, threads, aside))
     return folder, json.loads((folder / "embedder.json").read_text(encoding="utf-8"))
 
 
@@ -154,7 +154,7 @@ def _least_cosine(embedder: Embedder, batches: list[OpenVinoBatch], truth: list[
 
 def _torch_precision(model: str, threads: int, batches: list[OpenVinoBatch], truth: list[np.ndarray]) -> str:
     """Return the fastest precision of PyTorch that gives the model's vectors."""
-    precision = str(half_precision("cpu")).removeprefix("torch.")
+    precision = str(device_half_precision("cpu")).removeprefix("torch.")
     with contextlib.suppress(InputError):
         if precision in LEAST:
             halved = TorchEmbedder(model, threads, "cpu", precision)

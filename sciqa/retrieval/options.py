@@ -3,14 +3,22 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sciqa.core import cluster
+from sciqa.core import cluster, storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.extras import missing, require
-from sciqa.core.model_files import find_model, local_path, read_about
-from sciqa.core.options import DeviceOptions, Options, OutputOptions, RunOptions
+from sciqa.core.extras import missing_of_extra, require_extra
+from sciqa.core.model_files import find_model, local_model_path, read_model_file
+from sciqa.core.options import (
+    DeviceOptions,
+    Options,
+    OutputOptions,
+    RunOptions,
+    SeedOptions,
+    WriteOptions,
+    check_name_option,
+)
 from sciqa.corpus.options import EmbeddingModelOptions, PassagesOptions
-from sciqa.exam.questions import ExamOptions, QuestionOptions
+from sciqa.exam.options import ExamOptions, QuestionOptions
 from sciqa.retrieval.embedder import Backend
 
 #: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
@@ -39,17 +47,17 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
         """Check that the backend is installed."""
         super().__post_init__()
         if self.embed_backend == "openvino":
-            require("openvino", "--embed-backend openvino")
+            require_extra("openvino", "--embed-backend openvino")
 
     def embed_arguments(self, workers: int) -> dict:
         """Return the arguments of `load_embedder` for each of `workers` workers of the connected cluster."""
-        return self.embed_on(cluster.cluster_device(self), cluster.threads_per_worker(workers))
+        return self.embed_on(cluster.cluster_device(self), cluster.cluster_threads_per_worker(workers))
 
     def embed_on(self, device: Device, threads: int) -> dict:
         """Return the arguments of `load_embedder` for a device and a number of CPU threads."""
         backend = self.embed_backend
         if backend == "auto":
-            backend = "torch" if device == "cuda" or missing("openvino") else "openvino"
+            backend = "torch" if device == "cuda" or missing_of_extra("openvino") else "openvino"
         return {"model": self.embedder, "threads": threads, "backend": backend, "device": device}
 
     def prefix(self, kind: Literal["query", "passage"]) -> str:
@@ -57,7 +65,7 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
         given = self.query_prefix if kind == "query" else self.passage_prefix
         if given is not None:
             return given
-        prompts = read_about(self.embedder, "config_sentence_transformers.json").get("prompts") or {}
+        prompts = read_model_file(self.embedder, "config_sentence_transformers.json").get("prompts") or {}
         return next((prompts[name] for name in PROMPTS[kind] if prompts.get(name)), "")
 
 
@@ -148,7 +156,7 @@ class SearchOptions(IndexFolderOptions):
     def __post_init__(self) -> None:
         """Make the path of a local reranker absolute and check the numbers."""
         super().__post_init__()
-        self.rerank = self.rerank and local_path(self.rerank)
+        self.rerank = self.rerank and local_model_path(self.rerank)
         self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_tokens")
         if not self.dense and not self.words:
             raise InputError("--dense: none given and no --words, at least one query of either expected")
@@ -221,3 +229,56 @@ class RetrieveOptions(ContextsFolderOptions, IndexOptions, FindOptions, ExamOpti
 
     evidence: bool = True
     """Also find for each option the sentence of the context that decides on it, and the clause in it."""
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(RetrieveOptions):
+    """Options of the `retrieve` step and its evaluation."""
+
+    evaluate: bool = False
+    """Only measure retrieval: write a table with recall, MRR and nDCG of every kind of query, against the exam's column
+    `title` (gold article) or `passage_id`."""
+
+
+@dataclass(kw_only=True)
+class EmbedderOptions(SeedOptions, PassagesOptions, WriteOptions):
+    """Options of the `embedder` step."""
+
+    method: Literal["distil", "skip-gram", "cbow"] = "distil"
+    """`distil` takes the vectors of its tokens from a sentence-transformers model (model2vec); `skip-gram` and `cbow`
+    train vectors of words on the passages of the run (word2vec, by gensim)."""
+    name: str | None = None
+    """Name of the folder OUTPUT/embedders/NAME; by default the method."""
+    vector_size: int = 256
+    """Dimension of the vectors; when distilling, at most that of the teacher."""
+    sif: float = 1e-4
+    """A token of probability p weighs sif / (sif + p); smaller values give frequent tokens less weight."""
+    teacher: str = "all-MiniLM-L6-v2"
+    """Model to distil: the packaged one, a local folder or a hub id."""
+    window: int = 5
+    """Maximum distance of two words that are trained together."""
+    min_count: int = 2
+    """Words that occur less often in the passages get no vector."""
+    sample: float = 1e-3
+    """Words of a higher share of all words are skipped at random in training, the more the more frequent they are."""
+    epochs: int = 20
+    """Passes over the passages."""
+    threads: int = 1
+    """Threads that train; with more than one, every run gives other vectors."""
+
+    def __post_init__(self) -> None:
+        """Fill the defaults and check the values."""
+        super().__post_init__()
+        self.name = self.method if self.name is None else self.name
+        check_name_option(self.name)
+        self.teacher = local_model_path(self.teacher)
+        self.at_least(1, "vector_size", "window", "min_count", "epochs", "threads")
+        if not 0 < self.sif < 1:
+            raise InputError(f"--sif: {self.sif} given, more than 0 and less than 1 expected")
+        if not 0 <= self.sample < 1 or self.seed < 0:
+            raise InputError("--sample, --seed: a share from 0 to 1 and a number of at least 0 expected")
+
+    @property
+    def folder(self) -> str:
+        """Folder of the embedder."""
+        return storage.join_paths(self.output, "embedders", str(self.name))

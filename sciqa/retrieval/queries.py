@@ -7,14 +7,15 @@ from functools import partial
 import numpy as np
 
 from sciqa.core import cluster, model_workers, progress
-from sciqa.core.model_files import weight_bytes
-from sciqa.core.model_workers import map_arguments
-from sciqa.exam.questions import Exam, options_of
+from sciqa.core.model_files import model_file_bytes
+from sciqa.core.model_workers import model_worker_arguments
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.open_exam import Exam
 from sciqa.retrieval.embedder import Kind, embed_one_by_one
-from sciqa.retrieval.index import check_index_files
+from sciqa.retrieval.index import check_index_unchanged
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
-from sciqa.retrieval.search import SEARCH_MEMORY, Hits, LocalIndex, ShardedIndex
+from sciqa.retrieval.search import SEARCH_MEMORY, LocalSearch, SearchHits, ShardedSearch
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
@@ -27,7 +28,7 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
     alphabetically, so that their order in the question does not change the query.
     """
     prompts = [question["prompt"] for question in questions]
-    options = [sorted(options_of(question).values()) for question in questions]
+    options = [sorted(answer_options_of(question).values()) for question in questions]
     if query == "prompt" or not any(options):
         return [prompts]
     if query == "whole":
@@ -39,7 +40,7 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
     ]
 
 
-def rank_questions(texts: list[str | None], rank: Callable[[np.ndarray], Hits], k: int) -> Hits:
+def rank_queries(texts: list[str | None], rank: Callable[[np.ndarray], SearchHits], k: int) -> SearchHits:
     """Return the k best rows for each question that has a text, and none for the others.
 
     Args:
@@ -48,7 +49,7 @@ def rank_questions(texts: list[str | None], rank: Callable[[np.ndarray], Hits], 
         k: rows per question.
     """
     asking = np.array([number for number, text in enumerate(texts) if text is not None])
-    hits = Hits(np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64))
+    hits = SearchHits(np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64))
     found = rank(asking)
     width = found.rows.shape[1]
     hits.scores[asking, :width], hits.rows[asking, :width] = found.scores, found.rows
@@ -59,7 +60,7 @@ class QueryRanker:
     """Ray Data worker that finds the passages of one shard of questions at a time."""
 
     def __init__(
-        self, exam: Exam | None, options: SearchOptions, index: ShardedIndex | LocalIndex, embed: dict
+        self, exam: Exam | None, options: SearchOptions, index: ShardedSearch | LocalSearch, embed: dict
     ) -> None:
         self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
@@ -104,37 +105,35 @@ class QueryRanker:
                 ]
         return self._vectors[query]
 
-    def rank_dense(self, query: Query, k: int) -> list[Hits]:
+    def rank_dense(self, query: Query, k: int) -> list[SearchHits]:
         """Return the rankings of a kind of query by vector similarity."""
         asked = query_texts(self.questions, "whole" if query == "mean" else query)
         pairs = zip(asked, self.vectors(query), strict=True)
-        return [rank_questions(texts, partial(self._near, vectors, k), k) for texts, vectors in pairs]
+        return [rank_queries(texts, partial(self._near, vectors, k), k) for texts, vectors in pairs]
 
-    def rank_words(self, query: Query, k: int) -> list[Hits]:
+    def rank_words(self, query: Query, k: int) -> list[SearchHits]:
         """Return the rankings of a kind of query by BM25."""
-        return [
-            rank_questions(texts, partial(self._worded, texts, k), k) for texts in query_texts(self.questions, query)
-        ]
+        return [rank_queries(texts, partial(self._worded, texts, k), k) for texts in query_texts(self.questions, query)]
 
-    def _near(self, vectors: np.ndarray, k: int, asking: np.ndarray) -> Hits:
+    def _near(self, vectors: np.ndarray, k: int, asking: np.ndarray) -> SearchHits:
         return self.index.search(vectors, k)
 
-    def _worded(self, texts: list[str | None], k: int, asking: np.ndarray) -> Hits:
+    def _worded(self, texts: list[str | None], k: int, asking: np.ndarray) -> SearchHits:
         return self.index.search_words([texts[number] or "" for number in asking], k)
 
 
 @contextmanager
-def search_actors(options: SearchOptions, manifest: dict) -> Iterator[ShardedIndex]:
+def start_query_actors(options: SearchOptions, manifest: dict) -> Iterator[ShardedSearch]:
     """Check the files of an index, and start its search actors on the connected cluster.
 
     They end with the context: Python may keep its last reference to them for long, and a later stage could wait for
     their CPUs for ever.
     """
-    check_index_files(options, manifest)
-    index = ShardedIndex(
+    check_index_unchanged(options, manifest)
+    index = ShardedSearch(
         options.index,
         manifest,
-        min(len(manifest["shards"]), cluster.num_search_actors(SEARCH_MEMORY)),
+        min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY)),
         parameters=options.search_parameters,
         candidates=options.candidates,
         cache_bytes=options.cache_bytes,
@@ -156,12 +155,12 @@ def run_query_workers(
         return
     cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
-    workers = cluster.num_workers(options, most)
-    with search_actors(options, index) as actors:
+    workers = cluster.num_cluster_workers(options, most)
+    with start_query_actors(options, index) as actors:
         embed = options.embed_arguments(workers)
         arguments = {"exam": exam, "options": options, "index": actors, "embed": embed} | more
-        pool = model_workers.model_pool(options, workers, most, weight_bytes(options.embedder))
-        rows = cluster.dataset_of_parts(parts).map(**map_arguments(worker, arguments, pool))
+        pool = model_workers.model_worker_pool(options, workers, most, model_file_bytes(options.embedder))
+        rows = cluster.cluster_dataset(parts).map(**model_worker_arguments(worker, arguments, pool))
         yield from progress.rows_with_progress(
             rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
         )

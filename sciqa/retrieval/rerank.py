@@ -6,7 +6,7 @@ import numpy as np
 
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import read_about, read_embedder_modules
+from sciqa.core.model_files import read_model_file, read_model_file_modules
 
 EXPECTED = (
     "a cross-encoder expected (a model with a head for sequence classification that gives one score), or an embedder "
@@ -16,8 +16,8 @@ EXPECTED = (
 
 def is_embedding_reranker(name: str) -> bool:
     """Whether a model gives vectors of single texts (a bi-encoder), by its configuration alone."""
-    kind = read_about(name, "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
-    return bool(read_embedder_modules(name)) and kind == "SentenceTransformer"
+    kind = read_model_file(name, "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return bool(read_model_file_modules(name)) and kind == "SentenceTransformer"
 
 
 def check_reranker(name: str) -> None:
@@ -28,8 +28,8 @@ def check_reranker(name: str) -> None:
     """
     if is_embedding_reranker(name):
         return
-    about = read_about(name, "config.json")
-    if read_about(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+    about = read_model_file(name, "config.json")
+    if read_model_file(name, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
         return  # it may score by other modules than a head; loading checks its weights
     kinds = about.get("architectures") or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):

@@ -30,7 +30,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Hits:
+class SearchHits:
     """The best passages of each question, best first; ties are in passage order.
 
     Attributes:
@@ -42,15 +42,15 @@ class Hits:
     rows: np.ndarray
 
 
-def merge_hits(parts: list[Hits], k: int) -> Hits:
+def merge_hits(parts: list[SearchHits], k: int) -> SearchHits:
     """Return the k best of several shards' hits, ordered by score and then by row."""
     scores = np.concatenate([part.scores for part in parts], axis=1)
     rows = np.concatenate([part.rows for part in parts], axis=1)
     order = np.lexsort((rows, -scores))[:, :k]
-    return Hits(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
+    return SearchHits(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
 
 
-def fuse_hits(lists: list[Hits], k: int) -> Hits:
+def fuse_hits(lists: list[SearchHits], k: int) -> SearchHits:
     """Return the k best rows of several rankings by reciprocal-rank fusion, with their fused scores.
 
     A row's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher 2009),
@@ -68,10 +68,10 @@ def fuse_hits(lists: list[Hits], k: int) -> Hits:
         best = sorted(summed, key=lambda pair: (-pair[1], pair[0]))[:k]
         if best:
             rows[question, : len(best)], scores[question, : len(best)] = zip(*best, strict=True)
-    return Hits(scores, rows)
+    return SearchHits(scores, rows)
 
 
-def search_flat(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 0) -> Hits:
+def search_flat(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 0) -> SearchHits:
     """Return the k best rows of one flat FAISS index; among equal scores the lowest rows win, also at the cut-off.
 
     FAISS does not specify which of several rows with the k-th score it returns, and its rounding depends on the number
@@ -89,7 +89,7 @@ def search_flat(index: "faiss.Index", queries: np.ndarray, k: int, offset: int =
     wanted = min(k + 8, index.ntotal)
     while True:
         hits = search_any(index, queries, wanted)
-        best = merge_hits([Hits(_compare(index, queries, hits.rows), hits.rows + offset)], k)
+        best = merge_hits([SearchHits(_compare(index, queries, hits.rows), hits.rows + offset)], k)
         if wanted == index.ntotal or (hits.scores[:, -1] < best.scores[:, -1] - ROUNDING).all():
             return best
         wanted = min(2 * wanted, index.ntotal)
@@ -106,14 +106,14 @@ def _compare(index: "faiss.Index", queries: np.ndarray, rows: np.ndarray) -> np.
     return -scores if index.metric_type == faiss.METRIC_L2 else scores
 
 
-def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 0) -> Hits:
+def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 0) -> SearchHits:
     """Return at most k rows that FAISS finds, with the scores of its own codes; L2 distances are negated."""
     import faiss
 
     scores, rows = index.search(queries, min(k, index.ntotal))
     if index.metric_type == faiss.METRIC_L2:
         scores = -scores
-    return Hits(np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + offset))
+    return SearchHits(np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + offset))
 
 
 class SearchActor:
@@ -142,27 +142,27 @@ class SearchActor:
         faiss.omp_set_num_threads(threads)
         self.exact = exact
         self.offsets = [shard["offset"] for shard in shards]
-        self.shards = [ShardFiles(storage.join(index, shard["name"]), shard, cache_bytes) for shard in shards]
-        self.indexes = storage.map_concurrently(ShardFiles.faiss, self.shards)
+        self.shards = [ShardFiles(storage.join_paths(index, shard["name"]), shard, cache_bytes) for shard in shards]
+        self.indexes = storage.map_storage(ShardFiles.faiss, self.shards)
         if parameters:
             for opened in self.indexes:
                 faiss.ParameterSpace().set_index_parameters(opened, parameters)  # type: ignore[arg-type]
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
+    def search(self, queries: np.ndarray, k: int) -> SearchHits:
         """Return the best hits in this group's shards."""
         search = search_flat if self.exact else search_any
-        hits: list[Hits] = []
+        hits: list[SearchHits] = []
         for index, offset in zip(self.indexes, self.offsets, strict=True):
             hits.append(search(index, queries, k, offset))
             if len(hits) > FAN_IN:
                 hits = [merge_hits(hits, k)]
         return merge_hits(hits, k)
 
-    def search_words(self, queries: list[str], k: int) -> Hits:
+    def search_words(self, queries: list[str], k: int) -> SearchHits:
         """Return the best hits of each query by BM25 in this group's shards."""
         from sciqa.retrieval.bm25 import search_bm25
 
-        return Hits(*search_bm25(self._words(), queries, k))
+        return SearchHits(*search_bm25(self._words(), queries, k))
 
     def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the inner product of each pair of a query (by number) and the stored vector of a row of this group."""
@@ -171,19 +171,19 @@ class SearchActor:
         def score(shard: ShardFiles, places: np.ndarray, inner: np.ndarray) -> None:
             scores[places] = np.einsum("qd,qd->q", shard.vectors().read(inner), queries[questions[places]])
 
-        storage.map_concurrently(lambda part: score(*part), self._by_shard(rows))
+        storage.map_storage(lambda part: score(*part), self._by_shard(rows))
         return scores
 
     def passages(self, rows: np.ndarray) -> list[dict]:
         """Return the passages with the given row numbers of this group, in that order."""
         parts = self._by_shard(rows)
-        read = storage.map_concurrently(lambda part: part[0].read_passages(part[2]), parts)
+        read = storage.map_storage(lambda part: part[0].read_passages(part[2]), parts)
         found = [passage for some in read for passage in some]
         return [found[at] for at in np.argsort([place for _, places, _ in parts for place in places.tolist()])]
 
     @functools.cache  # noqa: B019 (an actor lives as long as its process)
     def _words(self) -> "list[tuple[Bm25Index, int]]":
-        return list(zip(storage.map_concurrently(ShardFiles.words, self.shards), self.offsets, strict=True))
+        return list(zip(storage.map_storage(ShardFiles.words, self.shards), self.offsets, strict=True))
 
     def _by_shard(self, rows: np.ndarray) -> list[tuple[ShardFiles, np.ndarray, np.ndarray]]:
         """Return each shard that has some of the rows, their places among all, and their numbers within the shard."""
@@ -199,18 +199,18 @@ def _placed(manifest: dict) -> list[dict]:
     return [shard | {"offset": int(start)} for shard, start in zip(manifest["shards"], starts, strict=False)]
 
 
-def _score_again(hits: Hits, k: int, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Hits:
+def _score_again(hits: SearchHits, k: int, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> SearchHits:
     """Return the k best candidates by a new score, which `score` computes from question numbers and row numbers."""
     questions, places = np.nonzero(hits.rows >= 0)
     scores = np.full(hits.scores.shape, -np.inf, np.float32)
     scores[questions, places] = score(questions, hits.rows[questions, places])
-    return merge_hits([Hits(scores, hits.rows)], k)
+    return merge_hits([SearchHits(scores, hits.rows)], k)
 
 
-class LocalIndex:
+class LocalSearch:
     """All shards of an index in this process, without Ray: starting Ray takes longer than answering a question.
 
-    The results are those of `ShardedIndex`. FAISS has one thread: FAISS and PyTorch each bring an OpenMP runtime, and
+    The results are those of `ShardedSearch`. FAISS has one thread: FAISS and PyTorch each bring an OpenMP runtime, and
     with one thread that of FAISS starts none beside PyTorch's. Files are memory-mapped.
 
     Args:
@@ -233,15 +233,15 @@ class LocalIndex:
         self.group = SearchActor(index, _placed(manifest), 1, self.exact, parameters, cache_bytes)
         self.search_words, self.passages = self.group.search_words, self.group.passages
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
-        """See `ShardedIndex.search`."""
+    def search(self, queries: np.ndarray, k: int) -> SearchHits:
+        """See `ShardedSearch.search`."""
         if self.exact:
             return self.group.search(queries, k)
         hits = self.group.search(queries, max(k, self.candidates))
         return _score_again(hits, k, functools.partial(self.group.score, queries))
 
 
-class ShardedIndex:
+class ShardedSearch:
     """Searches all groups of an index, which are Ray actors; it can be sent to any worker.
 
     Args:
@@ -283,7 +283,7 @@ class ShardedIndex:
         for group in self.groups:
             ray.kill(group)
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
+    def search(self, queries: np.ndarray, k: int) -> SearchHits:
         """Return the k best hits over all shards.
 
         Args:
@@ -296,7 +296,7 @@ class ShardedIndex:
         wanted = max(k, self.candidates)
         return _score_again(self._search(reference, wanted), k, functools.partial(self._score, reference))
 
-    def search_words(self, queries: list[str], k: int) -> Hits:
+    def search_words(self, queries: list[str], k: int) -> SearchHits:
         """Return the k best hits of each query by BM25 over all shards."""
         return _merge_tree([group.search_words.remote(queries, k) for group in self.groups], k)
 
@@ -307,7 +307,7 @@ class ShardedIndex:
         answers: list[Iterator[dict]] = list(map(iter, ray.get(found)))
         return [next(answers[number]) for number in which]
 
-    def _search(self, queries: ray.ObjectRef, k: int) -> Hits:
+    def _search(self, queries: ray.ObjectRef, k: int) -> SearchHits:
         return _merge_tree([group.search.remote(queries, k) for group in self.groups], k)
 
     def _score(self, queries: ray.ObjectRef, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -328,11 +328,11 @@ class ShardedIndex:
 
 
 @ray.remote(num_cpus=0)
-def _merge_groups(k: int, *hits: Hits) -> Hits:
+def _merge_groups(k: int, *hits: SearchHits) -> SearchHits:
     return merge_hits(list(hits), k)
 
 
-def _merge_tree(parts: list[ray.ObjectRef], k: int) -> Hits:
+def _merge_tree(parts: list[ray.ObjectRef], k: int) -> SearchHits:
     """Merge the hits of groups, `FAN_IN` at a time, so that no process receives the hits of all groups."""
     while len(parts) > FAN_IN:
         parts = [_merge_groups.remote(k, *parts[at : at + FAN_IN]) for at in range(0, len(parts), FAN_IN)]

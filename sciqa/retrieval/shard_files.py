@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.cache import cached_copy
 from sciqa.core.errors import InputError
 from sciqa.retrieval.index_shards import ROW_GROUP
@@ -58,14 +58,14 @@ class ShardFiles:
     @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
     def passages(self) -> pq.ParquetFile:
         """Return the table of passages."""
-        opened = storage.open_parquet(storage.join(self.folder, "passages.parquet"))
+        opened = tables.open_parquet(storage.join_paths(self.folder, "passages.parquet"))
         self._check_rows("passages.parquet", opened.metadata.num_rows)
         return opened
 
     @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
     def vectors(self) -> StoredVectors:
         """Return the vectors."""
-        opened = StoredVectors(storage.join(self.folder, "vectors.npy"))
+        opened = StoredVectors(storage.join_paths(self.folder, "vectors.npy"))
         self._check_rows("vectors.npy", opened.shape[0])
         return opened
 
@@ -77,13 +77,13 @@ class ShardFiles:
 
     def _check_rows(self, name: str, rows: int) -> None:
         if rows != (expected := self.record["rows"]):
-            path = storage.join(self.folder, name)
+            path = storage.join_paths(self.folder, name)
             raise InputError(f"{path}: {rows:,} rows, {expected:,} expected; run `sciqa index --verify`")
 
     def _local_path(self, name: str) -> str:
         """Return the path of a file on this machine; one on other storage is fetched into the cache."""
-        path = storage.join(self.folder, name)
-        filesystem, inner = storage.resolve(path)
+        path = storage.join_paths(self.folder, name)
+        filesystem, inner = storage.resolve_storage(path)
         if isinstance(filesystem, fs.LocalFileSystem):
             return inner
         file = cached_copy(path, self.record["sha256"][name], self.record["bytes"][name], self.cache_bytes)

@@ -3,23 +3,23 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sciqa.core import storage, tables
-from sciqa.core.console import quiet
+from sciqa.core import hashes, storage, tables
+from sciqa.core.console import quiet_console
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, is_static_embedder, local_path
-from sciqa.core.options import SeedOptions, Summary, WriteOptions, check_name
+from sciqa.core.model_files import find_model, has_static_model_files
+from sciqa.core.options import Summary, defaults_of
 from sciqa.core.progress import progress_lines
-from sciqa.corpus.chunking import embedded_text
-from sciqa.corpus.options import PassagesOptions
+from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.passages import PASSAGES_FORMAT
+from sciqa.retrieval.options import EmbedderOptions
 
 if TYPE_CHECKING:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -33,50 +33,6 @@ POOLING = {"mean": "mean", "cls": "first", "lasttoken": "last"}
 #: counts in a text without any known word, whose vector must not be zero.
 UNKNOWN, UNKNOWN_LENGTH = "[UNK]", 1e-3
 WEIGHTS = "model.safetensors"
-
-
-@dataclass(kw_only=True)
-class EmbedderOptions(SeedOptions, PassagesOptions, WriteOptions):
-    """Options of the `embedder` step."""
-
-    method: Literal["distil", "skip-gram", "cbow"] = "distil"
-    """`distil` takes the vectors of its tokens from a sentence-transformers model (model2vec); `skip-gram` and `cbow`
-    train vectors of words on the passages of the run (word2vec, by gensim)."""
-    name: str | None = None
-    """Name of the folder OUTPUT/embedders/NAME; by default the method."""
-    vector_size: int = 256
-    """Dimension of the vectors; when distilling, at most that of the teacher."""
-    sif: float = 1e-4
-    """A token of probability p weighs sif / (sif + p); smaller values give frequent tokens less weight."""
-    teacher: str = "all-MiniLM-L6-v2"
-    """Model to distil: the packaged one, a local folder or a hub id."""
-    window: int = 5
-    """Maximum distance of two words that are trained together."""
-    min_count: int = 2
-    """Words that occur less often in the passages get no vector."""
-    sample: float = 1e-3
-    """Words of a higher share of all words are skipped at random in training, the more the more frequent they are."""
-    epochs: int = 20
-    """Passes over the passages."""
-    threads: int = 1
-    """Threads that train; with more than one, every run gives other vectors."""
-
-    def __post_init__(self) -> None:
-        """Fill the defaults and check the values."""
-        super().__post_init__()
-        self.name = self.method if self.name is None else self.name
-        check_name(self.name)
-        self.teacher = local_path(self.teacher)
-        self.at_least(1, "vector_size", "window", "min_count", "epochs", "threads")
-        if not 0 < self.sif < 1:
-            raise InputError(f"--sif: {self.sif} given, more than 0 and less than 1 expected")
-        if not 0 <= self.sample < 1 or self.seed < 0:
-            raise InputError("--sample, --seed: a share from 0 to 1 and a number of at least 0 expected")
-
-    @property
-    def folder(self) -> str:
-        """Folder of the embedder."""
-        return storage.join(self.output, "embedders", str(self.name))
 
 
 #: Options that a method does not use.
@@ -97,16 +53,16 @@ def make_embedder(options: EmbedderOptions) -> Summary:
             made from other inputs.
     """
     started = time.monotonic()
-    require("static", f"--method {options.method}")
+    require_extra("static", f"--method {options.method}")
     inputs, make = (_distilling if options.method == "distil" else _training)(options)
-    storage.check_writable(storage.join(options.output, "embedders"))
+    storage.check_storage_writable(storage.join_paths(options.output, "embedders"))
     with lock(options.folder):
-        defaults = tables.defaults_of(EmbedderOptions)
+        defaults = defaults_of(EmbedderOptions)
         begun = tables.begin_table(options.folder, inputs, defaults, overwrite=options.overwrite)
         if begun.whole:
-            manifest = tables.read_manifest(options.folder, "embedder")
+            manifest = tables.read_table_manifest(options.folder, "embedder")
         else:
-            quiet("gensim", "model2vec", "skeletoken", "sentence_transformers")
+            quiet_console("gensim", "model2vec", "skeletoken", "sentence_transformers")
             try:
                 with progress_lines("embedder", _saying(options)):
                     module = make()
@@ -141,12 +97,12 @@ def _write(module: "StaticEmbedding", folder: str) -> None:
     with tempfile.TemporaryDirectory() as aside:
         SentenceTransformer(modules=[module], device="cpu").save(aside, create_model_card=False)
         for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == WEIGHTS):
-            storage.write_bytes(storage.join(folder, file.name), file.read_bytes())
+            storage.write_bytes(storage.join_paths(folder, file.name), file.read_bytes())
 
 
 def _distilling(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
     """Return what a distilled embedder follows from, and the function that makes it."""
-    if is_static_embedder(options.teacher):
+    if has_static_model_files(options.teacher):
         raise InputError(f"--teacher {options.teacher}: static itself; a model with a network expected")
     return _inputs(options) | {"teacher": find_model(options.teacher).revision}, lambda: distil_static_embedder(options)
 
@@ -198,16 +154,16 @@ def distil_static_embedder(options: EmbedderOptions) -> "StaticEmbedding":
 def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbedding"]]:
     """Return what a trained embedder follows from, and the function that makes it."""
     passages = options.passages
-    shards = tables.read_manifest(passages, "corpus", PASSAGES_FORMAT)["shards"]
-    paths = [storage.join(passages, f"{shard['name']}.parquet") for shard in shards]
-    inputs = _inputs(options) | {"passages": tables.fingerprint([shard["content"] for shard in shards])}
+    shards = tables.read_table_manifest(passages, "corpus", PASSAGES_FORMAT)["shards"]
+    paths = [storage.join_paths(passages, f"{shard['name']}.parquet") for shard in shards]
+    inputs = _inputs(options) | {"passages": hashes.fingerprint([shard["content"] for shard in shards])}
     return inputs, lambda: train_static_embedder(options, _texts(paths))
 
 
 def _texts(paths: list[str]) -> Iterator[str]:
     for path in paths:
-        for row in storage.read_table(path, ["title", "section", "text"]).to_pylist():
-            yield embedded_text(**row)
+        for row in tables.read_table(path, ["title", "section", "text"]).to_pylist():
+            yield embedded_chunk(**row)
 
 
 def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "StaticEmbedding":
@@ -223,10 +179,10 @@ def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "St
     from gensim.models.word2vec import LineSentence
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-    tokenizer = static_word_tokenizer({UNKNOWN: 0})
+    tokenizer = static_training_tokenizer({UNKNOWN: 0})
     with tempfile.NamedTemporaryFile("w", encoding="utf-8") as lines:
         for text in texts:
-            lines.write(" ".join(split_static_words(tokenizer, text)) + "\n")
+            lines.write(" ".join(static_training_words(tokenizer, text)) + "\n")
         lines.flush()
         settings = {name: getattr(options, name) for name in ("vector_size", "window", "min_count", "sample", "seed")}
         settings |= {"sg": int(options.method == "skip-gram"), "workers": options.threads, "epochs": options.epochs}
@@ -243,10 +199,10 @@ def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "St
     rows *= (weights / np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float32).tiny))[:, None]
     rows = np.concatenate([UNKNOWN_LENGTH * rows.mean(axis=0, keepdims=True), rows])
     vocabulary = {word: number for number, word in enumerate([UNKNOWN, *vectors.index_to_key])}
-    return StaticEmbedding(static_word_tokenizer(vocabulary), rows.astype(np.float32))
+    return StaticEmbedding(static_training_tokenizer(vocabulary), rows.astype(np.float32))
 
 
-def static_word_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
+def static_training_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
     """Return a tokenizer into lower-case words and groups of other signs, by their numbers in a vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -256,7 +212,7 @@ def static_word_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
     return tokenizer
 
 
-def split_static_words(tokenizer: "Tokenizer", text: str) -> list[str]:
+def static_training_words(tokenizer: "Tokenizer", text: str) -> list[str]:
     """Return the words of a text as a tokenizer splits it, whether they are in its vocabulary or not."""
     normal = tokenizer.normalizer.normalize_str(text)
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]

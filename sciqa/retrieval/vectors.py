@@ -15,7 +15,7 @@ class StoredVectors:
     """Rows of an `.npy` file of vectors: memory-mapped on this machine, read on demand from other storage."""
 
     def __init__(self, path: str) -> None:
-        filesystem, inner = storage.resolve(path)
+        filesystem, inner = storage.resolve_storage(path)
         self.mapped = np.load(inner, mmap_mode="r") if isinstance(filesystem, fs.LocalFileSystem) else None
         if self.mapped is not None:
             self.shape = self.mapped.shape
@@ -32,7 +32,7 @@ class StoredVectors:
             return self.mapped[rows].astype(np.float32)
         wanted, places = np.unique(rows, return_inverse=True)
         ends = np.flatnonzero(np.diff(wanted) * self.width > HOLE) + 1
-        vectors: np.ndarray = np.concatenate(storage.map_concurrently(self._read_range, np.split(wanted, ends)))
+        vectors: np.ndarray = np.concatenate(storage.map_storage(self._read_range, np.split(wanted, ends)))
         return vectors.astype(np.float32)[places]
 
     def _read_range(self, rows: np.ndarray) -> np.ndarray:

@@ -16,18 +16,18 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from sciqa import __version__
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import short_model_name
+from sciqa.core.model_files import model_files_name
 from sciqa.serve import chat
 from sciqa.serve.middleware import (
     CountRequestsMiddleware,
     MetricsMiddleware,
     SizeLimitMiddleware,
     TokenMiddleware,
-    error_response,
+    middleware_error,
 )
 from sciqa.serve.options import ServeOptions
 from sciqa.serve.schemas import AskRequest, ChatRequest, RankRequest
-from sciqa.serve.served_models import BusyError, LostReplicaError, Models
+from sciqa.serve.served_models import BusyServedModelsError, LostServedModelsError, ModelsInterface
 
 PAGE = Path(__file__).parent / "page.html"
 #: Headers of the page: it loads nothing, asks its own server alone, and stands in no frame.
@@ -45,7 +45,7 @@ LOST = "the replica of the models that worked on this request has ended; send it
 FAILED = "the request failed; the log of the server says why"
 
 
-def create_app(models: Models, options: ServeOptions, digest: str | None) -> FastAPI:
+def create_app(models: ModelsInterface, options: ServeOptions, digest: str | None) -> FastAPI:
     """Return the web application.
 
     Args:
@@ -67,9 +67,9 @@ def create_app(models: Models, options: ServeOptions, digest: str | None) -> Fas
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(InputError, _bad_input)
-    app.add_exception_handler(BusyError, lambda request, error: _unavailable(BUSY))
-    app.add_exception_handler(LostReplicaError, lambda request, error: _unavailable(LOST))
-    app.add_exception_handler(Exception, lambda request, error: error_response(500, FAILED, "server_error"))
+    app.add_exception_handler(BusyServedModelsError, lambda request, error: _unavailable(BUSY))
+    app.add_exception_handler(LostServedModelsError, lambda request, error: _unavailable(LOST))
+    app.add_exception_handler(Exception, lambda request, error: middleware_error(500, FAILED, "server_error"))
     app.add_middleware(SizeLimitMiddleware, most=options.max_request_bytes)
     app.add_middleware(TokenMiddleware, digest=digest)
     app.add_middleware(CountRequestsMiddleware, metrics=metrics)  # added last, so it is outermost
@@ -79,9 +79,11 @@ def create_app(models: Models, options: ServeOptions, digest: str | None) -> Fas
 class AppRoutes:
     """The functions behind the paths."""
 
-    def __init__(self, models: Models, options: ServeOptions, metrics: MetricsMiddleware, token_required: bool) -> None:
+    def __init__(
+        self, models: ModelsInterface, options: ServeOptions, metrics: MetricsMiddleware, token_required: bool
+    ) -> None:
         self.models, self.options, self.metrics, self.token_required = models, options, metrics, token_required
-        self.model = short_model_name(options.model)
+        self.model = model_files_name(options.model)
 
     async def page(self) -> HTMLResponse:
         """Return the page on which people ask."""
@@ -116,7 +118,7 @@ class AppRoutes:
         )
         events = await self._write(request.question, [], settings)
         if not request.stream:
-            whole = await gather(events)
+            whole = await gather_app_events(events)
             return JSONResponse({"model": self.model} | whole)
         lines = JSON_LINES in http.headers.get("accept", "")
         form = "{}\n" if lines else "data: {}\n\n"
@@ -132,9 +134,9 @@ class AppRoutes:
         settings = self.options.answer_settings(most, request.temperature, request.top_p, request.seed)
         events = await self._write(question, earlier, settings)
         if not request.stream:
-            return JSONResponse(chat.completion(self.model, await gather(events)))
+            return JSONResponse(chat.chat_completion(self.model, await gather_app_events(events)))
         usage = bool(request.stream_options and request.stream_options.include_usage)
-        pieces = chat.chunks(self.model, _until_error(events), usage)
+        pieces = chat.chat_chunks(self.model, _until_error(events), usage)
         return StreamingResponse(pieces, media_type=EVENTS, headers=NOT_STORED)
 
     async def _write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
@@ -164,13 +166,13 @@ async def _until_error(events: AsyncIterator[dict]) -> AsyncIterator[dict]:
     try:
         async for event in events:
             yield event
-    except BusyError:
+    except BusyServedModelsError:
         yield {"type": "error", "message": BUSY}
-    except LostReplicaError:
+    except LostServedModelsError:
         yield {"type": "error", "message": LOST}
 
 
-async def gather(events: AsyncIterator[dict]) -> dict:
+async def gather_app_events(events: AsyncIterator[dict]) -> dict:
     """Return all events of an answer as one: its `answer`, the `passages` and what the last event says."""
     made: dict = {"answer": ""}
     async for event in events:
@@ -196,9 +198,9 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
     details = error.errors()
     if broken := next((each for each in details if each["type"] == "json_invalid"), None):
         said = f"the body is not JSON (character {broken['loc'][-1]}: {broken['ctx']['error']})"
-        return error_response(400, said, "invalid_request_error")
+        return middleware_error(400, said, "invalid_request_error")
     said = "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in details)
-    return error_response(422, said, "invalid_request_error")
+    return middleware_error(422, said, "invalid_request_error")
 
 
 def _place(location: tuple) -> str:
@@ -209,14 +211,14 @@ def _place(location: tuple) -> str:
 def _bad_input(request: Request, error: Exception) -> JSONResponse:
     """Answer what `AskOptions` or the models refuse, with the names of fields in place of those of flags."""
     said = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
-    return error_response(422, said, "invalid_request_error")
+    return middleware_error(422, said, "invalid_request_error")
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StarletteHTTPException)
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-    return error_response(error.status_code, str(error.detail), kind, dict(error.headers or {}))
+    return middleware_error(error.status_code, str(error.detail), kind, dict(error.headers or {}))
 
 
 def _unavailable(message: str) -> JSONResponse:
-    return error_response(503, message, "overloaded_error", {"Retry-After": "1"})
+    return middleware_error(503, message, "overloaded_error", {"Retry-After": "1"})

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import AsyncIterator
 
 from sciqa.core.errors import InputError
-from sciqa.serve.schemas import Message
+from sciqa.serve.schemas import MessageSchema
 
 
-def split_chat_messages(messages: list[Message]) -> tuple[list[dict], str]:
+def split_chat_messages(messages: list[MessageSchema]) -> tuple[list[dict], str]:
     """Return the messages before the last one, for the chat template of the model, and the question: the last one.
 
     Raises:
@@ -22,12 +22,12 @@ def split_chat_messages(messages: list[Message]) -> tuple[list[dict], str]:
     return [{"role": roles.get(each.role, each.role), "content": each.text} for each in earlier], last.text
 
 
-def completion(model: str, whole: dict) -> dict:
+def chat_completion(model: str, whole: dict) -> dict:
     """Return a whole answer as a chat completion; `passages` and `cited` are added to OpenAI's fields.
 
     Args:
         model: name of the model.
-        whole: result of `sciqa.serve.app.gather`.
+        whole: result of `sciqa.serve.app.gather_app_events`.
     """
     message = {"role": "assistant", "content": whole["answer"]}
     choice = {"index": 0, "message": message, "finish_reason": whole["finish_reason"], "logprobs": None}
@@ -35,7 +35,7 @@ def completion(model: str, whole: dict) -> dict:
     return about | {"passages": whole["passages"], "cited": whole["cited"]}
 
 
-async def chunks(model: str, events: AsyncIterator[dict], usage: bool) -> AsyncIterator[str]:
+async def chat_chunks(model: str, events: AsyncIterator[dict], usage: bool) -> AsyncIterator[str]:
     """Yield an answer as server-sent chunks of a chat completion, as it is written.
 
     The first chunk has the `passages`, the last one the numbers `cited`, beside OpenAI's fields.

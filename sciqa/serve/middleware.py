@@ -76,7 +76,7 @@ class TokenMiddleware:
         if self.digest and guarded and not self._is_known(scope):
             said = "the header `Authorization: Bearer TOKEN` with this server's token expected"
             headers = {"WWW-Authenticate": "Bearer"}
-            await error_response(401, said, "authentication_error", headers)(scope, receive, send)
+            await middleware_error(401, said, "authentication_error", headers)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -101,7 +101,7 @@ class SizeLimitMiddleware:
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         said, size = f"a body of at most {self.most:,} bytes expected", 0
         if int(announced) > self.most:
-            await error_response(413, said, "invalid_request_error")(scope, receive, send)
+            await middleware_error(413, said, "invalid_request_error")(scope, receive, send)
             return
 
         async def measure() -> Message:
@@ -115,7 +115,7 @@ class SizeLimitMiddleware:
         await self.app(scope, measure, send)
 
 
-def error_response(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def middleware_error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return an error in the form that OpenAI's interface has."""
     error = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": error}, status, headers)

@@ -5,7 +5,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 
-from sciqa.ask.options import AnswerOptions, AskOptions
+from sciqa.ask.options import AskAnswerOptions, AskOptions
 from sciqa.core.errors import InputError
 from sciqa.core.options import RayOptions
 
@@ -16,7 +16,7 @@ TOKEN_LENGTH = 16
 
 
 @dataclass(kw_only=True)
-class ServeOptions(AnswerOptions, RayOptions):
+class ServeOptions(AskAnswerOptions, RayOptions):
     """Options of the `serve` step: those of `ask`, which hold for every request, and those of the server."""
 
     host: str = "127.0.0.1"
@@ -58,12 +58,12 @@ class ServeOptions(AnswerOptions, RayOptions):
         Args:
             question: the question.
             options: its options; without any, it is answered in words.
-            settings: fields of `AnswerOptions` that the request overrides, such as `temperature`.
+            settings: fields of `AskAnswerOptions` that the request overrides, such as `temperature`.
 
         Raises:
             InputError: the question or a setting is invalid.
         """
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(AnswerOptions)}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(AskAnswerOptions)}
         return AskOptions(question=question, options=options, **given | settings)
 
     def answer_settings(

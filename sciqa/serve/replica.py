@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sciqa.ask.answerer import Answerer, check_answering_model, passages_in_answer
+from sciqa.ask.answerer import Answerer, check_answerer_model, passages_answerer_read
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
@@ -24,7 +24,7 @@ class Replica:
 
     Args:
         options: options of the server.
-        manifest: manifest of the index, as `sciqa.ask.answerer.check_answering` returns it.
+        manifest: manifest of the index, as `sciqa.ask.answerer.check_answerer` returns it.
         device: device that computes.
         threads: CPU threads.
     """
@@ -129,7 +129,7 @@ class Replica:
         try:
             show("")  # ends at once if the client has gone while it waited
             options = self.options.for_question(question, **settings)
-            check_answering_model(options.model)
+            check_answerer_model(options.model)
             found = self.answerer.find(options)
             send({"type": "passages", "passages": replica_passages(found)})
             written = self.answerer.write(options, found, earlier, show)
@@ -152,5 +152,5 @@ class _ClientGoneError(Exception):
 
 def replica_passages(found: dict) -> list[dict]:
     """Return the passages found, best first, each with its `number` and whether the model `read` it."""
-    read = passages_in_answer(found)
+    read = passages_answerer_read(found)
     return [passage | {"number": n, "read": n in read} for n, passage in enumerate(found["passages"], 1)]

@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class Request(BaseModel):
+class RequestSchema(BaseModel):
     """A request's body; fields that are not known are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class RankRequest(Request):
+class RankRequest(RequestSchema):
     """`POST /v1/rank`.
 
     Attributes:
@@ -27,7 +27,7 @@ class RankRequest(Request):
     evidence: bool = True
 
 
-class AskRequest(Request):
+class AskRequest(RequestSchema):
     """`POST /v1/ask`.
 
     Attributes:
@@ -47,18 +47,18 @@ class AskRequest(Request):
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
 
 
-class Part(Request):
+class PartSchema(RequestSchema):
     """A part of a message; only text is understood."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Request):
+class MessageSchema(RequestSchema):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[PartSchema]
     name: str | None = None
 
     @property
@@ -68,22 +68,22 @@ class Message(Request):
         return "\n".join(parts).strip()
 
 
-class StreamOptions(Request):
+class StreamOptionsSchema(RequestSchema):
     """Options of a stream: whether a last piece counts the tokens."""
 
     include_usage: bool = False
 
 
-class ChatRequest(Request):
+class ChatRequest(RequestSchema):
     """`POST /v1/chat/completions`: the fields of OpenAI's interface that are honoured, and those that change nothing.
 
     Of the latter, only values that ask for nothing are taken. The last message is the question.
     """
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[MessageSchema] = Field(min_length=1)
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptionsSchema | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)

@@ -8,12 +8,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from sciqa.ask.answerer import check_answering
+from sciqa.ask.answerer import check_answerer
 from sciqa.core import cluster
-from sciqa.core.console import console, verbose
+from sciqa.core.console import console, is_console_verbose
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
-from sciqa.core.model_files import weight_bytes
+from sciqa.core.extras import require_extra
+from sciqa.core.model_files import model_file_bytes
 from sciqa.core.options import Summary
 from sciqa.core.progress import progress_lines
 from sciqa.serve.options import ServeOptions, read_serve_token
@@ -34,26 +34,26 @@ def serve(options: ServeOptions) -> Summary:
     """
     started = time.monotonic()
     stopped = threading.Event()
-    url = start(options)
+    url = start_serve(options)
     if threading.current_thread() is threading.main_thread():  # Ray sets a handler of its own when it connects
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     try:
         console.print(f"serve: listening on {url}", markup=False, highlight=False)
         stopped.wait()
     finally:
-        stop()
+        stop_serve()
     return Summary("serve", "", "stopped", time.monotonic() - started)
 
 
-def start(options: ServeOptions) -> str:
+def start_serve(options: ServeOptions) -> str:
     """Start the application and return its address once it answers; `stop` ends it.
 
     Raises:
         InputError: see `serve`.
     """
-    require("serve", "sciqa serve")
+    require_extra("serve", "sciqa serve")
     token = read_serve_token(options.host)
-    manifest = check_answering(options, options.for_question("Which?", ("One", "Two")).as_row())
+    manifest = check_answerer(options, options.for_question("Which?", ("One", "Two")).as_row())
     _check_port(options.host, options.port)
     with progress_lines("serve", f"{manifest['rows']:,} passages, loading {options.model}"):
         cluster.connect_cluster(options)
@@ -64,28 +64,30 @@ def start(options: ServeOptions) -> str:
                 "Ray Serve already runs on this cluster, with an address of its own; end it (`serve shutdown`), or "
                 "start a Ray for this server alone with --num-cpus"
             )
-        log = {"enable_access_log": verbose()}
+        log = {"enable_access_log": is_console_verbose()}
         http = {"host": options.host, "port": options.port}
-        if not verbose():
+        if not is_console_verbose():
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=log)
-            ray_serve.run(application(options, manifest, token), name="sciqa", route_prefix="/", logging_config=log)
+            ray_serve.run(
+                serve_application(options, manifest, token), name="sciqa", route_prefix="/", logging_config=log
+            )
         except BaseException:
-            stop()
+            stop_serve()
             raise
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"http://{host}:{options.port}"
 
 
-def stop() -> None:
+def stop_serve() -> None:
     """End the application and the Ray Serve that `start` has started."""
     from ray import serve as ray_serve
 
     ray_serve.shutdown()
 
 
-def application(options: ServeOptions, manifest: dict, token: str | None) -> "Application":
+def serve_application(options: ServeOptions, manifest: dict, token: str | None) -> "Application":
     """Return the application for Ray Serve: one web application, and replicas of the models behind it.
 
     Args:
@@ -98,14 +100,14 @@ def application(options: ServeOptions, manifest: dict, token: str | None) -> "Ap
     from sciqa.serve.replica import Replica
     from sciqa.serve.served_models import MODELS, WEB
 
-    threads = cluster.threads_per_worker(options.max_replicas)
-    weights = weight_bytes(options.model) + weight_bytes(options.embedder)
-    needs = cluster.worker_needs(options, options.max_replicas, weights)
+    threads = cluster.cluster_threads_per_worker(options.max_replicas)
+    weights = model_file_bytes(options.model) + model_file_bytes(options.embedder)
+    needs = cluster.cluster_worker_needs(options, options.max_replicas, weights)
     models = ray_serve.deployment(
         name=MODELS,
         max_ongoing_requests=max(2, round(2 * options.target_requests)),
         max_queued_requests=options.max_queued_requests,
-        autoscaling_config=scaling(options),
+        autoscaling_config=serve_scaling(options),
         ray_actor_options=_actor_options(options, needs),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=30,
@@ -126,7 +128,7 @@ def application(options: ServeOptions, manifest: dict, token: str | None) -> "Ap
     )(ray_serve.ingress(build)()).bind(models)
 
 
-def scaling(options: ServeOptions) -> dict[str, Any]:
+def serve_scaling(options: ServeOptions) -> dict[str, Any]:
     """Return the autoscaling of the models' replicas, by the names of Ray Serve's `AutoscalingConfig`."""
     return {
         "min_replicas": options.min_replicas,
@@ -140,7 +142,7 @@ def scaling(options: ServeOptions) -> dict[str, Any]:
 def _actor_options(options: ServeOptions, needs: dict[str, float]) -> dict[str, Any]:
     """Return the resources of a replica, by the names of Ray's actor options."""
     wanted = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "memory": needs.get("memory")}
-    kind = cluster.named_accelerator(options)
+    kind = cluster.named_cluster_accelerator(options)
     return {name: value for name, value in wanted.items() if value is not None} | (
         {"accelerator_type": kind} if kind else {}
     )

@@ -13,22 +13,22 @@ from ray.serve.handle import DeploymentResponseGenerator
 APPLICATION, MODELS, WEB = "sciqa", "models", "web"
 
 
-class BusyError(Exception):
+class BusyServedModelsError(Exception):
     """As many requests wait as may wait."""
 
 
-class LostReplicaError(Exception):
+class LostServedModelsError(Exception):
     """The replica that worked on a request has ended."""
 
 
-class Models(Protocol):
+class ModelsInterface(Protocol):
     """Interface of the models: that of `sciqa.serve.replica.Replica`, and how many replicas are ready."""
 
     async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
-        """See `Replica.rank`; raises `BusyError` or `LostReplicaError`."""
+        """See `Replica.rank`; raises `BusyServedModelsError` or `LostServedModelsError`."""
 
     def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
-        """See `Replica.write`; raises `BusyError` or `LostReplicaError`."""
+        """See `Replica.write`; raises `BusyServedModelsError` or `LostServedModelsError`."""
 
     def replicas(self) -> int:
         """Return the number of replicas that are ready; may block for a moment."""
@@ -45,9 +45,9 @@ class ServedModels:
         try:
             return await self.handle.rank.remote(question, options, evidence)
         except BackPressureError as error:
-            raise BusyError from error
+            raise BusyServedModelsError from error
         except (RayActorError, DeploymentUnavailableError) as error:
-            raise LostReplicaError from error
+            raise LostServedModelsError from error
 
     async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
         """See `Models.write`."""
@@ -57,9 +57,9 @@ class ServedModels:
             async for event in response:
                 yield event
         except BackPressureError as error:
-            raise BusyError from error
+            raise BusyServedModelsError from error
         except (RayActorError, DeploymentUnavailableError) as error:
-            raise LostReplicaError from error
+            raise LostServedModelsError from error
         finally:
             # Of a request that no replica has taken, Ray raises the error again.
             with contextlib.suppress(BackPressureError, RayActorError, DeploymentUnavailableError):

@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 from sciqa.core import storage, tables
-from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam.instructions import Message
-from sciqa.exam.metrics import scores_of
+from sciqa.exam.metrics import metric_scores
+from sciqa.exam.open_exam import open_questions
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import open_questions
-from sciqa.models.prompt_format import Completion, Format
+from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import render_prompt
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.training.examples import check_example_answers
@@ -20,7 +20,7 @@ from sciqa.training.options import FinetuneOptions
 Text = list[Message] | str
 
 
-class AnsweredQuestion(NamedTuple):
+class ExamPromptQuestion(NamedTuple):
     """A question of a run's answers table.
 
     Attributes:
@@ -34,7 +34,7 @@ class AnsweredQuestion(NamedTuple):
     probabilities: list[float]
 
 
-def read_answered_questions(folder: str, options: FinetuneOptions) -> list[AnsweredQuestion]:
+def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[ExamPromptQuestion]:
     """Return the questions of an answers table, each with the context that its reader had.
 
     Args:
@@ -45,21 +45,21 @@ def read_answered_questions(folder: str, options: FinetuneOptions) -> list[Answe
         InputError: a question without an answer, probabilities that are no numbers, or answers to another exam, or from
             other contexts, than those in the run.
     """
-    folder = storage.absolute(folder)
-    run, manifest = folder.rsplit("/", 2)[0], tables.read_manifest(folder, "predict")
-    path = storage.join(run, "exam.parquet")
+    folder = storage.absolute_path(folder)
+    run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
+    path = storage.join_paths(run, "exam.parquet")
     exam = open_questions(options, path, path, write=False)
-    table = storage.read_table(path)
+    table = tables.read_table(path)
     check_example_answers(table, path)
     if manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(f"{folder}: answers to another exam than {path}; run `sciqa predict` on this one first")
     questions = table.to_pylist()
     answers = QuestionTable(folder, manifest["rows"]).read_all(exam, ["scores", "probabilities"]).to_pylist()
     for question, answer in zip(questions, answers, strict=True):
-        scores_of(answer, question, folder)
+        metric_scores(answer, question, folder)
     found: list[dict] = [{}] * len(answers)
     if "contexts" in manifest["inputs"]:
-        contexts, made_from = open_contexts(storage.join(run, "contexts"), exam)
+        contexts, made_from = open_contexts(storage.join_paths(run, "contexts"), exam)
         if made_from != manifest["inputs"]["contexts"]:
             raise InputError(
                 f"{folder}: answered from other contexts than those in {run}/contexts, which examples would have; run "
@@ -67,14 +67,14 @@ def read_answered_questions(folder: str, options: FinetuneOptions) -> list[Answe
             )
         found = contexts.read_all(exam, ["context", "passages"]).to_pylist()
     return [
-        AnsweredQuestion(
+        ExamPromptQuestion(
             question | {"passages": texts.get("passages") or []}, texts.get("context") or "", answer["probabilities"]
         )
         for question, answer, texts in zip(questions, answers, found, strict=True)
     ]
 
 
-def exam_prompt_style(options: FinetuneOptions, completion: Completion) -> Format:
+def exam_prompt_style(options: FinetuneOptions, completion: Completion) -> PromptFormat:
     """Return the form of exam questions' prompts.
 
     `--prompt auto` is the form that the model was fine-tuned with before, if it was, else a chat.
@@ -84,17 +84,17 @@ def exam_prompt_style(options: FinetuneOptions, completion: Completion) -> Forma
     """
     prompt = options.prompt
     if prompt == "auto":
-        trained = read_trained_record(find_model(options.model).folder).get("style") or {}
+        trained = read_adapter_record(find_model(options.model).folder).get("style") or {}
         prompt = trained.get("prompt", "chat") if options.objective != "reward" else "chat"
-    return Format(**{"prompt": prompt, "completion": completion} | options.template_style(completion))
+    return PromptFormat(**{"prompt": prompt, "completion": completion} | options.template_style(completion))
 
 
-def exam_prompt(question: dict, context: str, style: Format) -> Text:
+def exam_prompt(question: dict, context: str, style: PromptFormat) -> Text:
     """Return the prompt for a question; see `sciqa.models.prompt_template.render_prompt`."""
     prompt = render_prompt(question, context, style)
     return prompt.plain if style.prompt == "plain" else prompt.messages()
 
 
-def exam_answer(text: str, style: Format) -> Text:
+def exam_prompt_answer(text: str, style: PromptFormat) -> Text:
     """Return what follows the prompt for a question: an option's text or its letter."""
     return f" {text}" if style.prompt == "plain" else [{"role": "assistant", "content": text}]

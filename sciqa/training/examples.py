@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sciqa.core import storage
+from sciqa.core import tables
 from sciqa.core.errors import InputError
-from sciqa.exam.questions import Exam, options_of, rotate_options
+from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
+from sciqa.exam.open_exam import Exam
 from sciqa.retrieval.contexts import context_text, open_contexts
 from sciqa.training.options import FinetuneOptions
 
 if TYPE_CHECKING:  # the driver checks questions without PyTorch
-    from sciqa.models.scorer import Encoded
+    from sciqa.models.scorer import EncodedForScorer
 
-Encode = Callable[[int, int], tuple["Encoded", int]]
+Encode = Callable[[int, int], tuple["EncodedForScorer", int]]
 #: Questions are sorted by length within this many steps, so that batches need little padding.
 STEPS_SORTED_TOGETHER = 16
 
@@ -35,7 +36,7 @@ class Examples:
     """
 
     def __init__(self, exam: Exam, contexts: str) -> None:
-        self.questions = storage.read_table(exam.path)
+        self.questions = tables.read_table(exam.path)
         self.contexts = open_contexts(contexts, exam)[0].read_all(exam, ["context", "passages"])
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Examples:
         if options.max_passages:
             context = self._draw_passages(question, number, rng, options)
         if options.rotate:
-            question = rotate_options(question, int(rng.integers(len(options_of(question)))))
+            question = rotate_answer_options(question, int(rng.integers(len(answer_options_of(question)))))
         return question, context, _gold(question)
 
     def sizes(self, with_context: bool = True) -> np.ndarray:
@@ -93,7 +94,7 @@ class ExampleOrder:
         self._first, self._epoch = -1, 0
         self._permutation = self._drawn(0)
 
-    def batch(self, step: int) -> "list[tuple[Encoded, int]]":
+    def batch(self, step: int) -> "list[tuple[EncodedForScorer, int]]":
         """Return the questions of a step (counted from 0), longest first."""
         first, last = self._together(step)
         if first != self._first:
@@ -104,7 +105,9 @@ class ExampleOrder:
         start = int(shuffled[step - first]) * self.batch_size
         return self._window[start : start + self.batch_size]
 
-    def micro_batches(self, step: int, rank: int, world_size: int, size: int) -> "list[list[tuple[Encoded, int]]]":
+    def micro_batches(
+        self, step: int, rank: int, world_size: int, size: int
+    ) -> "list[list[tuple[EncodedForScorer, int]]]":
         """Return the micro-batches of one worker in a step, of `size` questions each."""
         batch = self.batch(step)
         return [batch[start : start + size] for start in range(rank * size, len(batch), size * world_size)]
@@ -159,7 +162,7 @@ def check_example_questions(*exams: tuple[pa.Table, str]) -> None:
     seen: dict[tuple, tuple[str, int]] = {}
     for questions, name in exams:
         check_example_answers(questions, name)
-        texts = [(row["prompt"], *sorted(options_of(row).values())) for row in questions.to_pylist()]
+        texts = [(row["prompt"], *sorted(answer_options_of(row).values())) for row in questions.to_pylist()]
         asked = [tuple(" ".join(text.casefold().split()) for text in question) for question in texts]
         for number, question in enumerate(asked, 1):
             if question in seen:
@@ -182,4 +185,4 @@ def check_example_answers(questions: pa.Table, name: str) -> None:
 
 
 def _gold(question: dict) -> int:
-    return list(options_of(question)).index(question["answer"])
+    return list(answer_options_of(question)).index(question["answer"])

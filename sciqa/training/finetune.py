@@ -8,13 +8,13 @@ from typing import cast
 import pyarrow as pa
 from ray.train import Result, UserCallback
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.model_files import find_model, model_family
 from sciqa.core.options import Summary
-from sciqa.exam.questions import Exam, open_questions
-from sciqa.models.prompt_format import Format
+from sciqa.exam.open_exam import Exam, open_questions
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.training.examples import check_example_questions
@@ -22,14 +22,14 @@ from sciqa.training.objectives import check_objective, finetune_objective, keep_
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
 from sciqa.training.ray_train import (
     ELSEWHERE,
-    best_checkpoint,
-    check_batch,
-    check_folder,
-    finish_stopped,
-    num_workers,
-    reported_figures,
-    run_workers,
-    train_once,
+    best_ray_train_checkpoint,
+    check_ray_train_batch,
+    check_ray_train_folder,
+    finish_stopped_ray_train,
+    num_ray_train_workers,
+    ray_train_once,
+    reported_ray_train_figures,
+    run_ray_train_workers,
 )
 
 METRICS = pa.schema(
@@ -65,7 +65,7 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -
     for split, exam in exams.items():
         open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
-    return train_once(
+    return ray_train_once(
         options,
         lambda workers: _inputs(options, exams, workers),
         lambda workers: _fit(options, exams, steps, workers, callbacks),
@@ -81,9 +81,9 @@ def check_before_finetune(options: FinetuneOptions) -> None:
         InputError: questions without an answer or in both exams, a model that these options cannot train, batches that
             workers cannot share evenly, or a folder of that name begun with other options.
     """
-    require("train", "sciqa finetune")
+    require_extra("train", "sciqa finetune")
     if options.mlflow:
-        require("mlflow", "--mlflow")
+        require_extra("mlflow", "--mlflow")
     if options.objective != "rank":
         check_objective(options)
         return
@@ -95,25 +95,29 @@ def check_before_finetune(options: FinetuneOptions) -> None:
     if template := options.template_style():
         if model_family(options.model) == "multiple-choice":
             raise InputError(f"--template: {options.model} is an encoder, which reads no prompt; leave it out")
-        check_template(Format(**{"completion": options.completion} | template), read[0][0].slice(0, 1).to_pylist()[0])
+        check_template(
+            PromptFormat(**{"completion": options.completion} | template), read[0][0].slice(0, 1).to_pylist()[0]
+        )
     if options.num_workers != "auto":
-        check_batch(options, options.num_workers)
-    check_folder(options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True)
+        check_ray_train_batch(options, options.num_workers)
+    check_ray_train_folder(
+        options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True
+    )
 
 
 def open_finetune_split(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
-    """Return the exam of a split, and write its table if `write`; see `sciqa.exam.questions.open_questions`."""
-    path = storage.join(options.output, split, "exam.parquet")
+    """Return the exam of a split, and write its table if `write`; see `sciqa.exam.open_exam.open_questions`."""
+    path = storage.join_paths(options.output, split, "exam.parquet")
     return open_questions(options, getattr(options, split), path, write=write)
 
 
-def training_inputs(options: FinetuneOptions) -> dict:
+def finetune_inputs(options: FinetuneOptions) -> dict:
     """Return all inputs on which the result of a training depends, on the cluster that this process is connected to.
 
     Raises:
         InputError: as `finetune`, before training.
     """
-    workers = num_workers(options)
+    workers = num_ray_train_workers(options)
     if options.objective != "rank":
         return objective_inputs(options, check_objective(options)) | {"num_workers": workers}
     return _inputs(options, {split: open_finetune_split(options, split, write=False) for split in SPLITS}, workers)
@@ -138,27 +142,27 @@ def _fit(
     for split in SPLITS:
         open_finetune_split(options, split)
     config = exams | {"steps": steps, "template": options.template_style()}
-    return _keep_best(options, run_workers(options, config, steps, workers, callbacks))
+    return _keep_best(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 
 
-def keep_stopped(options: FinetuneOptions) -> dict:
+def keep_stopped_finetune(options: FinetuneOptions) -> dict:
     """Keep the best step of a run that was stopped before its last one, as `finetune` does; return its manifest.
 
     Args:
         options: options of the run, which has reported a checkpoint, and none of whose processes is left.
     """
     keep = _keep_best if options.objective == "rank" else keep_best_objective
-    return finish_stopped(options, partial(keep, options))
+    return finish_stopped_ray_train(options, partial(keep, options))
 
 
 def _keep_best(options: FinetuneOptions, result: Result) -> dict:
     """Write the best model and the history of a run, and return figures for the manifest."""
-    best, last, metrics = best_checkpoint(result, options.folder)
-    storage.copy_files(storage.join(best, "model"), options.folder)
-    history = cast("list[dict]", storage.read_json(storage.join(last, HISTORY)))
+    best, last, metrics = best_ray_train_checkpoint(result, options.folder)
+    storage.copy_files(storage.join_paths(best, "model"), options.folder)
+    history = cast("list[dict]", storage.read_json(storage.join_paths(last, HISTORY)))
     table = pa.Table.from_pylist(history, schema=METRICS)
-    storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
-    return reported_figures(result) | _figures(history, metrics)
+    tables.write_table(storage.join_paths(options.folder, "metrics.parquet"), table)
+    return reported_ray_train_figures(result) | _figures(history, metrics)
 
 
 def _figures(history: list[dict], best: dict) -> dict:

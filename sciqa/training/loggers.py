@@ -14,7 +14,7 @@ class MetricLoggers:
         if rank == 0:
             from tensorboardX import SummaryWriter
 
-            self.folder = storage.join(options.folder, "tensorboard")
+            self.folder = storage.join_paths(options.folder, "tensorboard")
             self.local = tempfile.mkdtemp() if "://" in self.folder else self.folder
             self.board = SummaryWriter(self.local)
             if options.mlflow:
@@ -43,12 +43,12 @@ class MetricLoggers:
             self.mlflow.end_run()
 
 
-def measure_of(options: FinetuneOptions) -> str:
+def logged_measure(options: FinetuneOptions) -> str:
     """Return the name of the validation figure that selects the best step of an objective."""
     return "reward" if options.objective == "grpo" else "loss"
 
 
-def history_row(logged: dict) -> dict:
+def logged_history_row(logged: dict) -> dict:
     """Return the row of the history for what a trainer of transformers logs; {} for its summary of the whole run."""
     if not {"loss", "eval_loss"} & logged.keys():
         return {}

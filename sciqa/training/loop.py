@@ -17,25 +17,25 @@ import torch.distributed as dist
 import transformers
 from ray.util.queue import Queue
 
-from sciqa.core.adapter_files import describe_adapter_base
-from sciqa.core.console import quiet
+from sciqa.core.adapter_files import describe_adapter_files
+from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_family
-from sciqa.exam.metrics import average_precision_at_3, bootstrap_interval, rank_range, right_at_first
+from sciqa.exam.metrics import average_precision_at_3, bootstrap_interval, metric_rank_range, right_at_first
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.probabilities import NOISE, settle_ties
-from sciqa.exam.questions import Exam
 from sciqa.models import adapter
-from sciqa.models.load import load_base, make_scorer, torch_dtype
-from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.load import load_base, load_dtype, scorer_of_loaded
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
-from sciqa.training.memory_check import minimum_memory
-from sciqa.training.optimizer import gradient_norm, learning_rate_schedule
+from sciqa.training.memory_check import check_minimum_memory
+from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm
 from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
-from sciqa.training.sharding import deepspeed_config, gather_trained, keep_4bit_layout, model_figures
+from sciqa.training.sharding import deepspeed_config, gather_sharded, keep_4bit_sharding, sharded_model_figures
 
 #: Padded tokens per evaluation batch of a worker.
 EVALUATION_TOKENS = 2048
@@ -45,13 +45,13 @@ LONGEST_CHECKED = 16
 MOST_SKIPPED = 24
 
 
-def train(config: dict) -> dict:
+def train_loop(config: dict) -> dict:
     """Train on one worker and report checkpoints; Ray Train calls it on every worker.
 
     Args:
         config: `options`, the `train` and `validation` exams, `steps`, `threads` and `device` of this worker,
             `progress`, a queue that takes the rows of the history, and `template`, what that of the prompt sets in
-            `Format`.
+            `PromptFormat`.
 
     Returns:
         Nothing, or `input_error` if the input is bad.
@@ -77,11 +77,11 @@ class _Run:
         progress: Queue,
         template: dict | None = None,
     ) -> None:
-        quiet("DeepSpeed")
+        quiet_console("DeepSpeed")
         torch.set_num_threads(threads)
         check_device(device)
         self.options, self.steps, self.progress, self.template = options, steps, progress, template
-        self.device, self.dtype = device, torch_dtype(options.precision, device)
+        self.device, self.dtype = device, load_dtype(options.precision, device)
         if self.dtype == torch.float16 and options.zero:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
         context = ray.train.get_context()
@@ -96,7 +96,7 @@ class _Run:
         self.validation = [(self.scorer.encode(question, context), gold) for question, context, gold in plain]
         self.optimizer = self._optimizer()
         self.norms: list[torch.Tensor] = []
-        self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(gradient_norm(self.optimizer)))
+        self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(optimizer_gradient_norm(self.optimizer)))
         self.optimizer.register_step_post_hook(lambda *_: adapter.update_adapter_ranks(self.scorer.model, self.step))
         self.skipped = self.step = 0
         self.engine, *_ = deepspeed.initialize(
@@ -112,7 +112,7 @@ class _Run:
         """Train from the last checkpoint, or the start, to the last step."""
         first = self._restore()
         every = self.options.eval_every or max(1, self.steps // 10)
-        uncast = adapter.without_input_casts(self.scorer, self.dtype != torch.float32)
+        uncast = adapter.adapter_without_input_casts(self.scorer, self.dtype != torch.float32)
         with contextlib.closing(MetricLoggers(self.options, self.rank)) as writers, uncast:
             if not self.history:
                 self._evaluate(0, writers)
@@ -131,13 +131,13 @@ class _Run:
         family = model_family(options.model)
         torch.manual_seed(options.seed)  # new weights are the same on every worker
         model, tokenizer = load_base(options.model, family, self.dtype, options.method == "qlora", self.device)
-        keep_4bit_layout(model)
+        keep_4bit_sharding(model)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
-        style = selected_training_style(options, tokenizer, self.template)
-        scorer = make_scorer(options.model, family, model, tokenizer, style)
+        style = training_loop_style(options, tokenizer, self.template)
+        scorer = scorer_of_loaded(options.model, family, model, tokenizer, style)
         if options.zero == 3 and self.world_size > 1 and scorer.calls_vary:
             raise InputError(
                 f"--zero 3: {options.model} is called more often for one batch than for another, so workers would wait "
@@ -147,7 +147,7 @@ class _Run:
             self._show({"step": 0, "note": scorer.note})
         return scorer
 
-    def _encode(self, epoch: int, number: int) -> tuple[Encoded, int]:
+    def _encode(self, epoch: int, number: int) -> tuple[EncodedForScorer, int]:
         """Return the training example of a question in an epoch: tokens, and the index of the right option."""
         question, context, gold = self.examples.varied(number, epoch, self.options)
         encoded = self.scorer.encode(question, context)
@@ -226,7 +226,7 @@ class _Run:
         self._check_numbers(step, {"score of a validation question": float(np.concatenate(scores).sum())})
         golds = [gold for _, gold in self.validation]
         pairs = zip(scores, golds, strict=True)
-        ranks, tied = np.array([rank_range(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
+        ranks, tied = np.array([metric_rank_range(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
         precision = average_precision_at_3(ranks, tied)
         row = {
             "step": step,
@@ -245,7 +245,7 @@ class _Run:
     def _score_validation(self) -> list[np.ndarray]:
         """Return the scores of all validation questions; every worker computes the same number of batches."""
         self.engine.eval()
-        questions: Sequence[Encoded] = [encoded for encoded, _ in self.validation]
+        questions: Sequence[EncodedForScorer] = [encoded for encoded, _ in self.validation]
         batches = self.scorer.batches(questions, EVALUATION_TOKENS)
         # ZeRO-3 gathers parameters in every forward pass, so all workers take part in the same number of them.
         batches += batches[-1:] * (-len(batches) % self.world_size)
@@ -260,20 +260,20 @@ class _Run:
 
     def _checkpoint(self, row: dict) -> None:
         """Report a checkpoint to Ray Train: the state to resume from, and the current model."""
-        state = gather_trained(self.engine.module.model, self.rank)
+        state = gather_sharded(self.engine.module.model, self.rank)
         with tempfile.TemporaryDirectory() as folder:
             self.engine.save_checkpoint(folder, tag="state", exclude_frozen_parameters=True)
             if self.rank == 0:
                 Path(folder, HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
                 self._save_model(Path(folder, "model"), state)
             # At equal MAP@3 the lower loss is better. Ray Train keeps the best and the last checkpoint.
-            metrics = row | model_figures(self.engine.module, type(self.optimizer).__name__)
+            metrics = row | sharded_model_figures(self.engine.module, type(self.optimizer).__name__)
             metrics |= {"quality": _quality(row), "percent": 100 * row["step"] / self.steps}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _save_model(self, folder: Path, state: dict) -> None:
-        description = describe_adapter_base(self.options.model) | {"style": asdict(self.scorer.style)}
-        adapter.save_model(self.scorer.model, folder, state, description)
+        description = describe_adapter_files(self.options.model) | {"style": asdict(self.scorer.style)}
+        adapter.save_adapter_or_model(self.scorer.model, folder, state, description)
         if self.options.method == "full":
             self.scorer.tokenizer.save_pretrained(folder)
 
@@ -301,7 +301,7 @@ class _Run:
         """Raise `InputError`, on all workers alike, if free memory is below the least that a batch needs."""
         question, context, _ = self.examples.plain(int(self.examples.sizes().argmax()))
         encoded = self.scorer.encode(question, context)
-        need = minimum_memory(self.scorer, encoded, self.options.micro_batch)
+        need = check_minimum_memory(self.scorer, encoded, self.options.micro_batch)
         if self.device == "cuda":
             free = torch.cuda.mem_get_info()[0]
         else:
@@ -316,12 +316,12 @@ class _Run:
             )
 
 
-def selected_training_style(
+def training_loop_style(
     options: FinetuneOptions, tokenizer: transformers.PreTrainedTokenizerBase, template: dict | None = None
-) -> Format:
+) -> PromptFormat:
     """Return the question format that the options select, with the fields that a template sets."""
     chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
-    return Format(
+    return PromptFormat(
         prompt="chat" if chat and model_family(options.model) == "causal" else "plain",
         normalise=options.normalise,
         max_length=options.max_length,

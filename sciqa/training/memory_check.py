@@ -1,9 +1,9 @@
 """Estimate of the memory that a batch needs, checked before training."""
 
-from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.scorer import EncodedForScorer, Scorer
 
 
-def minimum_memory(scorer: Scorer, longest: Encoded, micro_batch: int) -> int:
+def check_minimum_memory(scorer: Scorer, longest: EncodedForScorer, micro_batch: int) -> int:
     """Return a lower bound of the bytes that a training step needs beyond the loaded weights.
 
     It counts gradients and both AdamW moments of the trained weights, in float32, and the input of every layer for the

@@ -8,10 +8,10 @@ from dataclasses import asdict
 import pyarrow as pa
 from ray.train import Result, UserCallback
 
-from sciqa.core import storage, tables
-from sciqa.core.adapter_files import adapter_hash, check_adapter_base, describe_adapter_base, read_trained_record
+from sciqa.core import hashes, storage, tables
+from sciqa.core.adapter_files import adapter_hash, check_adapter_files, describe_adapter_files, read_adapter_record
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.model_files import (
     ABOUT_TRAINED,
     ADAPTER_CONFIG,
@@ -20,20 +20,20 @@ from sciqa.core.model_files import (
 )
 from sciqa.core.options import Summary
 from sciqa.exam.instructions import read_instruction_examples
-from sciqa.models.prompt_format import Format, Prompt
-from sciqa.training.loggers import history_row, measure_of
+from sciqa.models.prompt_format import PromptFormat, TemplatePrompt
+from sciqa.training.loggers import logged_history_row, logged_measure
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
 from sciqa.training.preferences import read_preferences
 from sciqa.training.ray_train import (
     ELSEWHERE,
-    best_checkpoint,
-    check_batch,
-    check_folder,
-    reported_figures,
-    run_workers,
-    train_once,
+    best_ray_train_checkpoint,
+    check_ray_train_batch,
+    check_ray_train_folder,
+    ray_train_once,
+    reported_ray_train_figures,
+    run_ray_train_workers,
 )
-from sciqa.training.rewards import REWARDS, read_exam_prompts
+from sciqa.training.rewards import REWARDS, read_reward_prompts
 
 #: Version of what is computed from the same examples; raise it when that changes.
 OBJECTIVE_FORMAT = 1
@@ -46,7 +46,7 @@ READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
     "instruct": lambda path, _: read_instruction_examples(path),
     "dpo": read_preferences,
     "reward": read_preferences,
-    "grpo": read_exam_prompts,
+    "grpo": read_reward_prompts,
 }
 
 
@@ -62,7 +62,7 @@ def finetune_objective(options: FinetuneOptions, callbacks: Sequence[UserCallbac
     started = time.monotonic()
     examples = check_objective(options)
     inputs = objective_inputs(options, examples)
-    return train_once(
+    return ray_train_once(
         options,
         lambda workers: inputs | {"num_workers": workers},
         lambda workers: _fit(options, examples, workers, callbacks),
@@ -78,8 +78,8 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
         InputError: bad or repeated examples, a model that is not causal, has no chat template or that these options
             cannot train, or a folder of that name begun with other options.
     """
-    require("align", f"--objective {options.objective}")
-    examples = read_examples(options)
+    require_extra("align", f"--objective {options.objective}")
+    examples = read_objective_examples(options)
     _check_prompts(options, examples)
     family = model_family(options.model)
     if family != "causal":
@@ -93,12 +93,12 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
     if options.packing and not options.max_length:
         raise InputError("--packing: fills rows of --max-length tokens; pass that too")
     if options.num_workers != "auto":
-        check_batch(options, options.num_workers)
-    check_folder(options, objective_inputs(options, examples), early=True)
+        check_ray_train_batch(options, options.num_workers)
+    check_ray_train_folder(options, objective_inputs(options, examples), early=True)
     return examples
 
 
-def read_examples(options: FinetuneOptions) -> dict[str, list[dict]]:
+def read_objective_examples(options: FinetuneOptions) -> dict[str, list[dict]]:
     """Return the examples of both splits.
 
     Raises:
@@ -148,11 +148,11 @@ def _check_prompts(options: FinetuneOptions, examples: dict[str, list[dict]]) ->
 
 
 def _check_chat_template(options: FinetuneOptions, examples: dict[str, list[dict]]) -> None:
-    from sciqa.models.load import load_encoder
+    from sciqa.models.load import load_without_weights
 
     if options.chat_format != "auto" or not _has_chats(examples):
         return
-    if not load_encoder(options.model, {}).tokenizer.chat_template:
+    if not load_without_weights(options.model, {}).tokenizer.chat_template:
         raise InputError(f"{options.model}: its tokenizer has no chat template; pass --chat-format")
 
 
@@ -162,14 +162,14 @@ def _check_rewards(options: FinetuneOptions, examples: dict[str, list[dict]]) ->
     for name in options.rewards:
         if name in REWARDS:
             continue
-        if (about := read_trained_record(name)).get("objective") != "reward":
+        if (about := read_adapter_record(name)).get("objective") != "reward":
             raise InputError(
                 f"--rewards: {name} given; {', '.join(REWARDS)}, or the folder of what --objective reward made expected"
             )
         if not _has_chats(examples):
             raise InputError(f"--rewards: {name} scores chats, and prompts are plain; pass --prompt chat")
-        if storage.exists(storage.join(name, ADAPTER_CONFIG)):
-            check_adapter_base(name, about["base"])
+        if storage.path_exists(storage.join_paths(name, ADAPTER_CONFIG)):
+            check_adapter_files(name, about["base"])
 
 
 def objective_inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) -> dict:
@@ -178,13 +178,13 @@ def objective_inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) 
     inputs = {name: value for name, value in vars(options).items() if name not in ignored}
     files = find_model(options.model)
     inputs |= {"rewards": [name if name in REWARDS else adapter_hash(name) for name in options.rewards]}
-    inputs |= {f"{split} examples": tables.rows_hash(rows) for split, rows in examples.items()}
+    inputs |= {f"{split} examples": hashes.rows_hash(rows) for split, rows in examples.items()}
     inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
     return inputs | {"format": OBJECTIVE_FORMAT}
 
 
 def _examples_path(options: FinetuneOptions, split: str) -> str:
-    return tables.records_path(options.folder, f"{split}.parquet")
+    return tables.table_records_path(options.folder, f"{split}.parquet")
 
 
 def _fit(
@@ -192,25 +192,25 @@ def _fit(
 ) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split, rows in examples.items():
-        storage.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
+        tables.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
     steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / examples_per_step(options)))
     paths = {split: _examples_path(options, split) for split in SPLITS}
-    return keep_best_objective(options, run_workers(options, paths, steps, workers, callbacks))
+    return keep_best_objective(options, run_ray_train_workers(options, paths, steps, workers, callbacks))
 
 
 def keep_best_objective(options: FinetuneOptions, result: Result) -> dict:
     """Write the best model and the history of a run, and return figures for the manifest."""
-    best, last, metrics = best_checkpoint(result, options.folder)
-    prompts = storage.open_parquet(_examples_path(options, "train")).schema_arrow.field("prompt").type
-    _keep_model(options, storage.join(best, "checkpoint"), "plain" if pa.types.is_string(prompts) else "chat")
-    state = storage.read_json(storage.join(last, "checkpoint", TRAINER_STATE))
-    history = [row for logged in state["log_history"] if (row := history_row(logged))]
+    best, last, metrics = best_ray_train_checkpoint(result, options.folder)
+    prompts = tables.open_parquet(_examples_path(options, "train")).schema_arrow.field("prompt").type
+    _keep_model(options, storage.join_paths(best, "checkpoint"), "plain" if pa.types.is_string(prompts) else "chat")
+    state = storage.read_json(storage.join_paths(last, "checkpoint", TRAINER_STATE))
+    history = [row for logged in state["log_history"] if (row := logged_history_row(logged))]
     names = list(dict.fromkeys(name for row in history for name in row))
     table = pa.table({name: pa.array([row.get(name) for row in history]) for name in names})
-    storage.write_table(storage.join(options.folder, "metrics.parquet"), table)
-    measure = f"validation_{measure_of(options)}"
+    tables.write_table(storage.join_paths(options.folder, "metrics.parquet"), table)
+    measure = f"validation_{logged_measure(options)}"
     validated = [row[measure] for row in history if measure in row]
-    return reported_figures(result) | {
+    return reported_ray_train_figures(result) | {
         "best_step": metrics["step"],
         "steps": state["global_step"],
         "measure": measure,
@@ -220,21 +220,21 @@ def keep_best_objective(options: FinetuneOptions, result: Result) -> dict:
     }
 
 
-def _keep_model(options: FinetuneOptions, checkpoint: str, prompt: Prompt) -> None:
+def _keep_model(options: FinetuneOptions, checkpoint: str, prompt: TemplatePrompt) -> None:
     """Copy a model or adapter, its tokenizer and chat template from a checkpoint of TRL, and describe it."""
     for name in storage.list_names(checkpoint):
         if name.endswith(KEPT) and name != TRAINER_STATE:
-            storage.copy_files(storage.join(checkpoint, name), storage.join(options.folder, name))
-    about = describe_adapter_base(options.model)
-    path = storage.join(options.folder, ADAPTER_CONFIG)
-    if storage.exists(path):  # TRL names the folder that the base was loaded from, which is this machine's
+            storage.copy_files(storage.join_paths(checkpoint, name), storage.join_paths(options.folder, name))
+    about = describe_adapter_files(options.model)
+    path = storage.join_paths(options.folder, ADAPTER_CONFIG)
+    if storage.path_exists(path):  # TRL names the folder that the base was loaded from, which is this machine's
         storage.write_json(path, storage.read_json(path) | {"base_model_name_or_path": about["base"]})
     about |= {"objective": options.objective}
     if options.objective != "reward":  # which ranks no options
         completion = "letter" if options.objective == "grpo" else options.completion
         given = {"prompt": prompt, "completion": completion} | options.template_style(completion)
-        about |= {"style": asdict(Format(normalise=options.normalise, max_length=options.max_length, **given))}
-    storage.write_json(storage.join(options.folder, ABOUT_TRAINED), about)
+        about |= {"style": asdict(PromptFormat(normalise=options.normalise, max_length=options.max_length, **given))}
+    storage.write_json(storage.join_paths(options.folder, ABOUT_TRAINED), about)
 
 
 def _made(manifest: dict) -> str:

@@ -1,8 +1,10 @@
-"""What the optimizer needs beside itself: the gradient norm and the learning-rate schedule."""
+"""What the optimizer needs beside itself: the gradient norm, the learning-rate schedule, and the device it runs on."""
 
 import torch
 import transformers
 
+from sciqa.core import cluster
+from sciqa.core.errors import InputError
 from sciqa.training.options import FinetuneOptions
 
 
@@ -12,7 +14,13 @@ def learning_rate_schedule(options: FinetuneOptions, optimizer: torch.optim.Opti
     return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def optimizer_gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     """Return the norm of all gradients that an optimizer is about to use."""
     gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def check_optimizer(options: FinetuneOptions) -> None:
+    """Raise `InputError` if the optimizer needs a GPU, and none is used."""
+    if options.optimizer == "paged-adamw" and cluster.cluster_device(options) == "cpu":
+        raise InputError("--optimizer paged-adamw: pages between GPU and host, and no GPU is used; pass adamw or auto")

@@ -5,13 +5,13 @@ from typing import Literal
 
 import yaml
 
-from sciqa.core import storage, tables
+from sciqa.core import storage
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import local_path
-from sciqa.core.options import Options, RunOptions, SeedOptions, check_name
-from sciqa.exam.questions import QuestionOptions
+from sciqa.core.model_files import local_model_path
+from sciqa.core.options import Options, RunOptions, SeedOptions, check_name_option, defaults_of
+from sciqa.exam.options import QuestionOptions
 from sciqa.models.options import ModelOptions, PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Method, Normalise, Prompt, TrainedCompletion
+from sciqa.models.prompt_format import Method, Normalise, TemplatePrompt, TrainedCompletion
 from sciqa.models.prompt_template import template_style
 
 Loss = Literal["ranking", "completion"]
@@ -131,12 +131,12 @@ class ObjectiveOptions(Options):
     def __post_init__(self) -> None:
         """Check that each option belongs to the objective."""
         super().__post_init__()
-        self.rewards = tuple(map(local_path, self.rewards))
+        self.rewards = tuple(map(local_model_path, self.rewards))
         self.at_least(2, "generations")
         self.at_least(1, "completion_tokens")
         if self.beta <= 0:
             raise InputError(f"--beta: {self.beta} given, more than 0 expected")
-        defaults = tables.defaults_of(type(self))
+        defaults = defaults_of(type(self))
         for name, objectives in OBJECTIVES_OF.items():
             if name in defaults and getattr(self, name) != defaults[name] and self.objective not in objectives:
                 raise InputError(
@@ -157,7 +157,7 @@ class FinetuneOptions(
     """Folder of the contexts of validation questions; by default OUTPUT/validation/contexts."""
     name: str = "reader"
     """Name of the result, which is kept in OUTPUT/trained/NAME."""
-    prompt: Literal["auto", Prompt] = "auto"
+    prompt: Literal["auto", TemplatePrompt] = "auto"
     """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`. For exam
     questions of --objective dpo and grpo it is the form that the model was fine-tuned with before, if it was."""
     completion: TrainedCompletion = "text"
@@ -208,7 +208,7 @@ class FinetuneOptions(
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} given, 0 to 1 expected")
         if not 0 <= self.min_passages <= self.max_passages:
             raise InputError(f"--min-passages: {self.min_passages} given, 0 to --max-passages expected")
-        check_name(self.name)
+        check_name_option(self.name)
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -222,7 +222,7 @@ class FinetuneOptions(
             raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
 
     def template_style(self, completion: str | None = None) -> dict:
-        """Return the fields of `Format` that `--template` sets, for which its file is read.
+        """Return the fields of `PromptFormat` that `--template` sets, for which its file is read.
 
         Args:
             completion: what is scored after it; by default as `--completion` says.
@@ -235,7 +235,7 @@ class FinetuneOptions(
     @property
     def folder(self) -> str:
         """Folder of the training result."""
-        return storage.join(self.output, "trained", self.name)
+        return storage.join_paths(self.output, "trained", self.name)
 
 
 def examples_per_step(options: FinetuneOptions) -> int:

@@ -4,11 +4,11 @@ import numpy as np
 
 from sciqa.core import tables
 from sciqa.core.errors import InputError
-from sciqa.exam.files import read_exam_files
-from sciqa.exam.instructions import Message, messages_of, text_of
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.exam_files import read_exam_files
+from sciqa.exam.instructions import Message, instruction_messages, instruction_text
 from sciqa.exam.row import Row
-from sciqa.training.exam_prompts import exam_answer, exam_prompt, exam_prompt_style, read_answered_questions
+from sciqa.training.exam_prompts import exam_prompt, exam_prompt_answer, exam_prompt_style, read_exam_prompt_questions
 from sciqa.training.options import FinetuneOptions
 
 #: Columns of a pair, and who says what stands there as text.
@@ -34,7 +34,7 @@ def read_preferences(path: str, options: FinetuneOptions) -> list[dict]:
     return [_pair(row) for row in read_exam_files(path)]
 
 
-def most_believed_wrong(probabilities: list[float], gold: int) -> int:
+def preference_rejected(probabilities: list[float], gold: int) -> int:
     """Return the index of the wrong option with the highest probability, the first of several.
 
     Args:
@@ -55,8 +55,8 @@ def _pair(row: Row) -> dict:
 
 def _messages(row: Row, column: str, role: str) -> list[Message]:
     if isinstance(row.cells.get(column), list):
-        return messages_of(row, column)
-    return [{"role": role, "content": text_of(row, column)}]
+        return instruction_messages(row, column)
+    return [{"role": role, "content": instruction_text(row, column)}]
 
 
 def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
@@ -67,14 +67,14 @@ def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
         )
     style = exam_prompt_style(options, options.completion)
     pairs = []
-    for question, context, probabilities in read_answered_questions(folder, options):
-        by_letter = options_of(question)
+    for question, context, probabilities in read_exam_prompt_questions(folder, options):
+        by_letter = answer_options_of(question)
         given = list(by_letter if options.completion == "letter" else by_letter.values())
         gold = list(by_letter).index(question["answer"])
-        wrong = most_believed_wrong(probabilities, gold)
+        wrong = preference_rejected(probabilities, gold)
         prompt = exam_prompt(question, context, style)
         pairs.append(
             {"prompt": prompt}
-            | {"chosen": exam_answer(given[gold], style), "rejected": exam_answer(given[wrong], style)}
+            | {"chosen": exam_prompt_answer(given[gold], style), "rejected": exam_prompt_answer(given[wrong], style)}
         )
     return pairs

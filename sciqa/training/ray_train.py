@@ -14,9 +14,10 @@ from sciqa.core import cluster, progress, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import weight_bytes
-from sciqa.core.options import Summary
+from sciqa.core.model_files import model_file_bytes
+from sciqa.core.options import Summary, defaults_of
 from sciqa.retrieval.options import FindOptions, IndexOptions
+from sciqa.training.optimizer import check_optimizer
 from sciqa.training.options import MODEL_FIGURES, SPLITS, FinetuneOptions
 
 #: Folder of Ray Train's checkpoints within that of the result.
@@ -33,16 +34,16 @@ FORMERLY = ("format", *(f"{split} {what}" for split in SPLITS for what in ("ques
 FORMERLY += ("others of the model",)
 
 
-def num_workers(options: FinetuneOptions) -> int:
+def num_ray_train_workers(options: FinetuneOptions) -> int:
     """Return the number of workers: one per GPU, or per node without GPUs; it must divide the batch."""
     workers = options.num_workers
     if workers == "auto":
-        workers = cluster.num_workers(options, options.batch_size, whole_nodes=True)
-    check_batch(options, workers)
+        workers = cluster.num_cluster_workers(options, options.batch_size, whole_nodes=True)
+    check_ray_train_batch(options, workers)
     return workers
 
 
-def check_batch(options: FinetuneOptions, workers: int) -> None:
+def check_ray_train_batch(options: FinetuneOptions, workers: int) -> None:
     """Raise `InputError` unless that many workers can share a batch evenly."""
     if options.batch_size % (options.micro_batch * workers):
         raise InputError(
@@ -51,13 +52,7 @@ def check_batch(options: FinetuneOptions, workers: int) -> None:
         )
 
 
-def check_optimizer(options: FinetuneOptions) -> None:
-    """Raise `InputError` if the optimizer needs a GPU, and none is used."""
-    if options.optimizer == "paged-adamw" and cluster.cluster_device(options) == "cpu":
-        raise InputError("--optimizer paged-adamw: pages between GPU and host, and no GPU is used; pass adamw or auto")
-
-
-def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -> bool:
+def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool = False) -> bool:
     """Whether the folder holds a run begun with the same inputs; two runs must not mix.
 
     Args:
@@ -69,8 +64,8 @@ def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) ->
         InputError: it was begun with other options.
     """
     folder = options.folder
-    path = tables.records_path(folder, tables.INPUTS)
-    if not storage.exists(path):
+    path = tables.table_records_path(folder, tables.INPUTS)
+    if not storage.path_exists(path):
         return False
     begun = storage.read_json(path)["inputs"]
     passed = set(ELSEWHERE)
@@ -83,8 +78,8 @@ def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) ->
         said = "begun by an earlier version of sciqa; whether on the same questions and contexts cannot be told"
         console.print(f"{folder}: {said}", markup=False, soft_wrap=True)
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
-    defaults = tables.defaults_of(FinetuneOptions, IndexOptions, FindOptions)
-    if changed := tables.differing_inputs(begun, inputs, defaults):
+    defaults = defaults_of(FinetuneOptions, IndexOptions, FindOptions)
+    if changed := tables.differing_table_inputs(begun, inputs, defaults):
         if options.overwrite:
             if not early:
                 tables.delete_table(folder)
@@ -98,7 +93,7 @@ def check_folder(options: FinetuneOptions, inputs: dict, early: bool = False) ->
     return True
 
 
-def run_workers(
+def run_ray_train_workers(
     options: FinetuneOptions, config: dict, steps: int, workers: int, callbacks: Sequence[UserCallback] = ()
 ) -> Result:
     """Run the loop of the objective on Ray Train's workers to its end.
@@ -121,20 +116,25 @@ def run_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     if options.objective == "rank":
-        from sciqa.training.loop import train
+        from sciqa.training.loop import train_loop as loop
     else:
-        from sciqa.training.trl_loop import train
-    rows = cluster.queue_on_driver_node()
-    own = {"options": options, "threads": cluster.threads_per_worker(workers), "device": device, "progress": rows}
+        from sciqa.training.trl_loop import train_trl_loop as loop
+    rows = cluster.cluster_queue()
+    own = {
+        "options": options,
+        "threads": cluster.cluster_threads_per_worker(workers),
+        "device": device,
+        "progress": rows,
+    }
     trainer = TorchTrainer(
-        train,
+        loop,
         train_loop_config=config | own,
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_ray_train_workers=workers,
             use_gpu=device == "cuda",
-            resources_per_worker=cluster.worker_needs(options, workers, weight_bytes(options.model)),
-            accelerator_type=cluster.named_accelerator(options),
+            resources_per_worker=cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model)),
+            accelerator_type=cluster.named_cluster_accelerator(options),
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,
@@ -155,7 +155,7 @@ def run_workers(
     return result
 
 
-def train_once(
+def ray_train_once(
     options: FinetuneOptions,
     inputs_of: Callable[[int], dict],
     fit: Callable[[int], dict],
@@ -177,14 +177,14 @@ def train_once(
     folder = options.folder
     cluster.connect_cluster(options)
     check_optimizer(options)
-    workers = num_workers(options)
+    workers = num_ray_train_workers(options)
     inputs = inputs_of(workers)
-    begun = check_folder(options, inputs)
+    begun = check_ray_train_folder(options, inputs)
     if tables.is_finished_table(folder):
-        manifest = tables.read_manifest(folder, "finetune")
+        manifest = tables.read_table_manifest(folder, "finetune")
         return Summary("finetune", folder, made(manifest) + ", kept", time.monotonic() - started, manifest)
     with lock(folder):
-        storage.check_writable(folder)
+        storage.check_storage_writable(folder)
         if not begun:
             tables.begin_table(folder, inputs)
         manifest = fit(workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
@@ -192,7 +192,7 @@ def train_once(
     return Summary("finetune", folder, made(manifest), time.monotonic() - started, manifest)
 
 
-def finish_stopped(options: FinetuneOptions, keep_best: Callable[[Result], dict]) -> dict:
+def finish_stopped_ray_train(options: FinetuneOptions, keep_best: Callable[[Result], dict]) -> dict:
     """Make the result of a run that was stopped before its last step from its checkpoints; return its manifest.
 
     Args:
@@ -200,26 +200,28 @@ def finish_stopped(options: FinetuneOptions, keep_best: Callable[[Result], dict]
         keep_best: writes the best model, and returns the figures of the manifest.
     """
     folder = options.folder
-    figures = keep_best(Result.from_path(storage.join(folder, CHECKPOINTS)))
-    inputs = storage.read_json(tables.records_path(folder, tables.INPUTS))["inputs"]
+    figures = keep_best(Result.from_path(storage.join_paths(folder, CHECKPOINTS)))
+    inputs = storage.read_json(tables.table_records_path(folder, tables.INPUTS))["inputs"]
     _finish(folder, manifest := figures | {"inputs": inputs, "stopped": True})
     return manifest
 
 
 def _finish(folder: str, manifest: dict) -> None:
     tables.finish_table(folder, manifest)
-    storage.delete(storage.join(folder, CHECKPOINTS))
+    storage.delete_path(storage.join_paths(folder, CHECKPOINTS))
 
 
-def reported_figures(result: Result) -> dict:
+def reported_ray_train_figures(result: Result) -> dict:
     """Return `MODEL_FIGURES` as last reported."""
     return {name: result.metrics.get(name) for name in MODEL_FIGURES}
 
 
-def best_checkpoint(result: Result, folder: str) -> tuple[str, str, dict]:
+def best_ray_train_checkpoint(result: Result, folder: str) -> tuple[str, str, dict]:
     """Return the paths of the best and of the last checkpoint of a run, and the metrics of the best one."""
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["quality"])
-    paths = [storage.join(folder, CHECKPOINTS, each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)]
+    paths = [
+        storage.join_paths(folder, CHECKPOINTS, each.path.rsplit("/", 1)[-1]) for each in (best, result.checkpoint)
+    ]
     return paths[0], paths[1], metrics
 
 

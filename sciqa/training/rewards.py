@@ -4,14 +4,14 @@ Rewards are functions as TRL's GRPOTrainer calls them: with the answers, and the
 """
 
 from sciqa.core import tables
-from sciqa.exam.questions import options_of
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.letters import read_letter
-from sciqa.training.exam_prompts import Text, exam_prompt, exam_prompt_style, read_answered_questions
+from sciqa.training.exam_prompts import Text, exam_prompt, exam_prompt_style, read_exam_prompt_questions
 from sciqa.training.examples import check_example_answers
 from sciqa.training.options import FinetuneOptions
 
 
-def read_exam_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
+def read_reward_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
     """Return the examples of an exam.
 
     Args:
@@ -28,7 +28,7 @@ def read_exam_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
     """
     style = exam_prompt_style(options, "letter")
     if tables.is_finished_table(exam):
-        asked = [(question, context) for question, context, _ in read_answered_questions(exam, options)]
+        asked = [(question, context) for question, context, _ in read_exam_prompt_questions(exam, options)]
     else:
         table = options.read(exam).table
         check_example_answers(table, exam)
@@ -37,14 +37,14 @@ def read_exam_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
         {
             "prompt": exam_prompt(question, context, style),
             "answer": question["answer"],
-            "letters": "".join(options_of(question)),
-            "options": list(options_of(question).values()),
+            "letters": "".join(answer_options_of(question)),
+            "options": list(answer_options_of(question).values()),
         }
         for question, context in asked
     ]
 
 
-def right_answer(
+def reward_right_answer(
     completions: list[Text], answer: list[str], letters: list[str], options: list[list[str]], **_: object
 ) -> list[float]:
     """Return 1 for each answer that names the letter of the right option, as `read_letter` finds it, else 0."""
@@ -53,7 +53,7 @@ def right_answer(
     return [float(letter == right) for letter, right in zip(found, answer, strict=True)]
 
 
-def letter_alone(completions: list[Text], letters: list[str], **_: object) -> list[float]:
+def reward_letter_alone(completions: list[Text], letters: list[str], **_: object) -> list[float]:
     """Return 1 for each answer that is the letter of an option and nothing else, else 0."""
     texts = [_text(each).strip() for each in completions]
     return [float(len(text) == 1 and text in known) for text, known in zip(texts, letters, strict=True)]
@@ -64,4 +64,4 @@ def _text(completion: Text) -> str:
 
 
 #: Rewards by the names that `--rewards` takes.
-REWARDS = {"answer": right_answer, "format": letter_alone}
+REWARDS = {"answer": reward_right_answer, "format": reward_letter_alone}

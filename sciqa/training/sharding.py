@@ -41,7 +41,7 @@ def deepspeed_config(options: FinetuneOptions, world_size: int, dtype: torch.dty
     }
 
 
-def parameter_bytes(model: nn.Module) -> tuple[int, int]:
+def sharded_parameter_bytes(model: nn.Module) -> tuple[int, int]:
     """Return the bytes of parameters that this rank holds between steps, and those of the whole model."""
     held = whole = 0
     for parameter in model.parameters():
@@ -55,13 +55,13 @@ def parameter_bytes(model: nn.Module) -> tuple[int, int]:
     return held, whole
 
 
-def model_figures(model: nn.Module, optimizer: str) -> dict:
+def sharded_model_figures(model: nn.Module, optimizer: str) -> dict:
     """Return what a model takes on this rank, with the names of `MODEL_FIGURES`.
 
     The peak of memory is that of this process so far, in bytes: on a GPU of its tensors there, else of all that is
     resident, libraries too.
     """
-    held, whole = parameter_bytes(model)
+    held, whole = sharded_parameter_bytes(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     on_gpu = next(model.parameters()).device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -69,7 +69,7 @@ def model_figures(model: nn.Module, optimizer: str) -> dict:
     return dict(zip(MODEL_FIGURES, (held, whole, count, peak, optimizer), strict=True))
 
 
-def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
+def gather_sharded(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
     """Return the trained weights, an adapter's fixed ones and stored buffers by name on rank 0, and {} on other ranks.
 
     Every rank must call it, because ZeRO-3 gathers shards from all. A weight that several layers share is one tensor
@@ -93,7 +93,7 @@ def gather_trained(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
     return state
 
 
-def keep_4bit_layout(model: nn.Module) -> None:
+def keep_4bit_sharding(model: nn.Module) -> None:
     """Stop bitsandbytes from re-packing 4-bit weights in evaluation mode.
 
     On CPUs with AVX512-BF16, a bitsandbytes layer that runs in evaluation mode re-packs its weight in place. ZeRO-3

@@ -16,14 +16,14 @@ from sciqa.core import cluster, progress, storage, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.lock import lock
-from sciqa.core.model_files import weight_bytes
-from sciqa.core.options import Summary
+from sciqa.core.model_files import model_file_bytes
+from sciqa.core.options import Summary, defaults_of
 from sciqa.retrieval.options import FindOptions, IndexOptions
-from sciqa.training.finetune import finetune, keep_stopped, training_inputs
-from sciqa.training.loggers import measure_of
+from sciqa.training.finetune import finetune, finetune_inputs, keep_stopped_finetune
+from sciqa.training.loggers import logged_measure
 from sciqa.training.options import FinetuneOptions
-from sciqa.training.ray_train import num_workers
-from sciqa.training.trials import SweepOptions, Trial
+from sciqa.training.ray_train import num_ray_train_workers
+from sciqa.training.sweep_options import SweepOptions, Trial
 
 #: Version of the table; raise it when the same trials give other rows.
 SWEEP_FORMAT = 1
@@ -60,20 +60,20 @@ def sweep(options: SweepOptions, trials: list[Trial]) -> Summary:
     """
     started = time.monotonic()
     cluster.connect_cluster(options)
-    folder = storage.join(options.output, "sweeps", options.name)
+    folder = storage.join_paths(options.output, "sweeps", options.name)
     inputs: dict = {"format": SWEEP_FORMAT, "asha": options.asha, "grace": options.grace}
-    inputs |= {"trials": {trial.name: training_inputs(trial.options) for trial in trials}}
-    defaults = tables.defaults_of(SweepOptions, IndexOptions, FindOptions)
+    inputs |= {"trials": {trial.name: finetune_inputs(trial.options) for trial in trials}}
+    defaults = defaults_of(SweepOptions, IndexOptions, FindOptions)
     with lock(folder):
         begun = tables.begin_table(folder, inputs, defaults, overwrite=options.overwrite)
-        kept = begun.whole and not any(storage.read_table(folder, ["error"])["error"].to_pylist())
+        kept = begun.whole and not any(tables.read_table(folder, ["error"])["error"].to_pylist())
         if not kept:
-            errors = run_trials(options, trials, tables.records_path(folder))
-            table = trials_table(options, trials, errors)
-            storage.write_table(tables.table_part_path(folder, 0), table)
+            errors = run_sweep_trials(options, trials, tables.table_records_path(folder))
+            table = sweep_table(options, trials, errors)
+            tables.write_table(tables.table_part_path(folder, 0), table)
             tables.finish_table(folder, {"format": SWEEP_FORMAT, "inputs": inputs, "measure": sweep_measure(options)})
-            storage.delete(tables.records_path(folder, EVALUATIONS))
-    rows = storage.read_table(folder).to_pylist()
+            storage.delete_path(tables.table_records_path(folder, EVALUATIONS))
+    rows = tables.read_table(folder).to_pylist()
     failed = sum(bool(row["error"]) for row in rows)
     made = f"{len(rows)} trials, {failed} failed; best {rows[0]['trial']}" + ", kept" * kept
     printed = {f"Trials of {options.name}": [_printed(row, sweep_measure(options)) for row in rows]}
@@ -82,10 +82,10 @@ def sweep(options: SweepOptions, trials: list[Trial]) -> Summary:
 
 def sweep_measure(options: FinetuneOptions) -> str:
     """Return the name of the validation figure by which trials are compared."""
-    return "map_at_3" if options.objective == "rank" else f"validation_{measure_of(options)}"
+    return "map_at_3" if options.objective == "rank" else f"validation_{logged_measure(options)}"
 
 
-def run_trials(options: SweepOptions, trials: list[Trial], records: str) -> dict[str, str]:
+def run_sweep_trials(options: SweepOptions, trials: list[Trial], records: str) -> dict[str, str]:
     """Train what is not finished, as many trials at once as the cluster has room for; return errors by trial.
 
     Stopping by ASHA depends on the evaluations of all trials, so finished ones report theirs again.
@@ -102,19 +102,19 @@ def run_trials(options: SweepOptions, trials: list[Trial], records: str) -> dict
     chosen = {trial.name: trial.options for trial in trials if options.asha or trial.name not in done}
     if not chosen:
         return {}
-    path = storage.join(records, EVALUATIONS)
-    before = storage.read_json(path) if storage.exists(path) else {}
-    storage.delete(storage.join(records, "tune"))
+    path = storage.join_paths(records, EVALUATIONS)
+    before = storage.read_json(path) if storage.path_exists(path) else {}
+    storage.delete_path(storage.join_paths(records, "tune"))
     os.environ |= TUNE_ENVIRONMENT
     with progress.progress_lines("sweep", f"{len(trials)} trials, {len(done)} of them done"):
-        function = tune.with_parameters(train_trial, chosen=chosen, before=before)
+        function = tune.with_parameters(train_sweep_trial, chosen=chosen, before=before)
         results = tune.Tuner(
             tune.with_resources(function, {"cpu": cluster.TASK_CPUS}),  # its workers ask for their own
             param_space={"trial": tune.grid_search(list(chosen))},
             tune_config=tune.TuneConfig(
                 metric="quality",
                 mode="max",
-                scheduler=asha_scheduler(options),
+                scheduler=sweep_asha_scheduler(options),
                 max_concurrent_trials=options.concurrent or _room_for(list(chosen.values())),
             ),
             run_config=tune.RunConfig(
@@ -125,20 +125,20 @@ def run_trials(options: SweepOptions, trials: list[Trial], records: str) -> dict
                 callbacks=[_Recorder(path, before)],
             ),
         ).fit()
-    storage.delete(storage.join(records, "tune"))
+    storage.delete_path(storage.join_paths(records, "tune"))
     errors = {}
     for result in map(results.__getitem__, range(len(results))):
         name = cast("dict", result.config)["trial"]
         if error := str(result.error or (result.metrics or {}).get("error", "")):
             errors[name] = error.strip().splitlines()[-1]
         elif not tables.is_finished_table(chosen[name].folder):
-            keep_stopped(chosen[name])
+            keep_stopped_finetune(chosen[name])
     if len(errors) == len(trials):
         raise InputError(f"all {len(trials)} trials failed; {next(iter(errors))}: {next(iter(errors.values()))}")
     return errors
 
 
-def train_trial(config: dict, chosen: dict[str, FinetuneOptions], before: dict[str, list[dict]]) -> dict:
+def train_sweep_trial(config: dict, chosen: dict[str, FinetuneOptions], before: dict[str, list[dict]]) -> dict:
     """Train one trial in its own process; Ray Tune calls it, and Ray Train reports every evaluation to Ray Tune.
 
     Args:
@@ -156,12 +156,12 @@ def train_trial(config: dict, chosen: dict[str, FinetuneOptions], before: dict[s
     try:
         finetune(options, [TuneReportCallback()])
     except Exception as caught:  # of whatever library; it is for the table
-        known = find_input_error(caught) or worker_loss.loss_error(caught) or caught
+        known = find_input_error(caught) or worker_loss.worker_loss_error(caught) or caught
         error = " ".join(str(known).split()) or type(known).__name__
     return {"percent": 0.0, "quality": math.nan, "error": error}  # which stops nothing
 
 
-def trials_table(options: SweepOptions, trials: list[Trial], errors: dict[str, str]) -> pa.Table:
+def sweep_table(options: SweepOptions, trials: list[Trial], errors: dict[str, str]) -> pa.Table:
     """Return the rows of trials, the best first, failed ones last.
 
     Columns: `trial`, a name in `OUTPUT/trained/`; the options that vary; the validation figure at the best step with
@@ -173,7 +173,7 @@ def trials_table(options: SweepOptions, trials: list[Trial], errors: dict[str, s
     rows: list[dict] = []
     for trial in trials:
         done = {"stopped": False} if trial.name not in errors else {}
-        manifest = done and done | tables.read_manifest(trial.options.folder, "sweep")
+        manifest = done and done | tables.read_table_manifest(trial.options.folder, "sweep")
         row = {"trial": trial.name, **trial.varied, "error": errors.get(trial.name)}
         rows.append(row | {column: manifest.get(name) for column, (name, _) in figures.items()})
     sign = -1 if measure == "validation_loss" else 1
@@ -207,7 +207,7 @@ def _printed(row: dict, measure: str) -> dict:
     return {name: "–" if value is None else value for name, value in shown.items()}
 
 
-def asha_scheduler(options: SweepOptions) -> ASHAScheduler | None:
+def sweep_asha_scheduler(options: SweepOptions) -> ASHAScheduler | None:
     """Return ASHA (Li et al. 2020, algorithm 2), which compares trials by the share of their steps that they have done.
 
     They are compared at `grace` percent, at `asha` times as much, and so on; None if nothing is to be stopped.
@@ -221,9 +221,9 @@ def _room_for(chosen: list[FinetuneOptions]) -> int:
     """Return how many trials the cluster has room for at once, each with all its workers."""
     room = []
     for options in chosen:
-        workers = num_workers(options)
-        needs = cluster.worker_needs(options, workers, weight_bytes(options.model))
-        room.append(cluster.workers_that_fit(needs) // workers)
+        workers = num_ray_train_workers(options)
+        needs = cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model))
+        room.append(cluster.cluster_workers_that_fit(needs) // workers)
     return max(1, min(room))
 
 

@@ -19,16 +19,16 @@ from ray.train.huggingface.transformers import RayTrainReportCallback
 from ray.util.queue import Queue
 from torch import nn
 
-from sciqa.core import storage
-from sciqa.core.console import quiet
+from sciqa.core import tables
+from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
 from sciqa.models import adapter
-from sciqa.models.load import torch_dtype
-from sciqa.training.loggers import MetricLoggers, history_row, measure_of
+from sciqa.models.load import load_dtype
+from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
 from sciqa.training.options import NO_SCALER, FinetuneOptions, examples_per_step
-from sciqa.training.sharding import model_figures
-from sciqa.training.trl_trainers import make_trainer, trainer_arguments
+from sciqa.training.sharding import sharded_model_figures
+from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments
 
 #: Part of a Ray Train checkpoint with what the trainer resumes from, by the name that Ray Train itself gives it.
 CHECKPOINT = RayTrainReportCallback.CHECKPOINT_NAME
@@ -40,7 +40,7 @@ MUST_BE_FINITE = {
 }
 
 
-def train(config: dict) -> dict:
+def train_trl_loop(config: dict) -> dict:
     """Train on one worker and report checkpoints; Ray Train calls it on every worker.
 
     Args:
@@ -59,22 +59,22 @@ def train(config: dict) -> dict:
 def _train(
     options: FinetuneOptions, train: str, validation: str, threads: int, device: Device, progress: Queue
 ) -> dict:
-    quiet("DeepSpeed", "trl", "transformers", "peft", "accelerate")
+    quiet_console("DeepSpeed", "trl", "transformers", "peft", "accelerate")
     datasets.disable_progress_bars()
     torch.set_num_threads(threads)
     check_device(device)
-    dtype = torch_dtype(options.precision, device)
+    dtype = load_dtype(options.precision, device)
     if dtype == torch.float16 and options.zero:
         raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
-    examples = [datasets.Dataset.from_list(storage.read_table(path).to_pylist()) for path in (train, validation)]
+    examples = [datasets.Dataset.from_list(tables.read_table(path).to_pylist()) for path in (train, validation)]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         writers = stack.enter_context(contextlib.closing(MetricLoggers(options, context.get_world_rank())))
-        given = trainer_arguments(options, folder, context.get_world_size(), dtype, device)
-        trainer = make_trainer(options, given | {"eval_on_start": checkpoint is None}, examples, dtype, device)
-        measure = f"validation_{measure_of(options)}"
-        trainer.add_callback(Report(writers, progress if context.get_world_rank() == 0 else None, measure))
+        given = trl_trainer_arguments(options, folder, context.get_world_size(), dtype, device)
+        trainer = make_trl_trainer(options, given | {"eval_on_start": checkpoint is None}, examples, dtype, device)
+        measure = f"validation_{logged_measure(options)}"
+        trainer.add_callback(TrlReport(writers, progress if context.get_world_rank() == 0 else None, measure))
         if options.patience:
             trainer.add_callback(transformers.EarlyStoppingCallback(options.patience))
         rows = len(cast("Sized", trainer.train_dataset))  # packed, perhaps
@@ -90,7 +90,7 @@ def _train(
     return {}
 
 
-class Report(transformers.TrainerCallback):
+class TrlReport(transformers.TrainerCallback):
     """Reports the figures and the checkpoints of a trainer: to Ray Train, the progress lines and TensorBoard."""
 
     def __init__(self, writers: MetricLoggers, progress: Queue | None, measure: str) -> None:
@@ -104,7 +104,7 @@ class Report(transformers.TrainerCallback):
         **_: object,
     ) -> None:
         """Show the figures; raise `InputError`, on all workers alike, if one is not finite."""
-        row = history_row(state.log_history[-1])
+        row = logged_history_row(state.log_history[-1])
         for name, remedy in MUST_BE_FINITE.items():
             if not math.isfinite(row.get(name, 0.0)):
                 raise InputError(
@@ -133,12 +133,12 @@ class Report(transformers.TrainerCallback):
         **given: object,
     ) -> None:
         """Report what this worker has saved; Ray Train puts the parts of all workers into one folder."""
-        row = next(row for row in map(history_row, reversed(state.log_history)) if "validation_loss" in row)
+        row = next(row for row in map(logged_history_row, reversed(state.log_history)) if "validation_loss" in row)
         with tempfile.TemporaryDirectory() as folder:
             shutil.move(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), Path(folder, CHECKPOINT))
             saved = ray.train.Checkpoint.from_directory(folder)
             quality = -row[self.measure] if self.measure == "validation_loss" else row[self.measure]
             optimizer = str(getattr(args.optim, "value", args.optim))
-            about = model_figures(cast("nn.Module", given["model"]), optimizer)
+            about = sharded_model_figures(cast("nn.Module", given["model"]), optimizer)
             about |= {"quality": quality, "percent": 100 * state.global_step / state.max_steps}
             ray.train.report(row | about, checkpoint=saved)

@@ -13,21 +13,21 @@ import transformers
 import trl
 from torch import nn
 
-from sciqa.core.adapter_files import read_trained_record
+from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.device import Device
-from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_copy
+from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
-from sciqa.models.load import load_base, loadable_folder, nf4_config
+from sciqa.models.load import load_base, load_safetensors_folder, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
-from sciqa.training.loggers import measure_of
+from sciqa.training.loggers import logged_measure
 from sciqa.training.options import FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
-from sciqa.training.sharding import deepspeed_config, keep_4bit_layout
+from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding
 
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
 
-def trainer_arguments(
+def trl_trainer_arguments(
     options: FinetuneOptions, folder: str, world_size: int, dtype: torch.dtype, device: Device
 ) -> dict:
     """Return the arguments that TRL's trainers share, as transformers' `TrainingArguments` has them.
@@ -56,7 +56,7 @@ def trainer_arguments(
         "ddp_find_unused_parameters": False,
         "eval_strategy": "steps",
         "save_strategy": "steps",
-        "metric_for_best_model": f"eval_{measure_of(options)}",
+        "metric_for_best_model": f"eval_{logged_measure(options)}",
         "greater_is_better": options.objective == "grpo",
         "restore_callback_states_from_checkpoint": True,  # what `--patience` counts
         "logging_steps": 1,
@@ -76,14 +76,14 @@ def trainer_arguments(
     return given | {"deepspeed": config, "accelerator_config": {"use_configured_state": True}}
 
 
-def make_trainer(
+def make_trl_trainer(
     options: FinetuneOptions, given: dict, examples: list[datasets.Dataset], dtype: torch.dtype, device: Device
 ) -> transformers.Trainer:
     """Return TRL's trainer for the objective; the trained weights are float32.
 
     Args:
         options: options of the step.
-        given: result of `trainer_arguments`.
+        given: result of `trl_trainer_arguments`.
         examples: training and validation examples.
         dtype: type of computation.
         device: device that computes.
@@ -91,12 +91,14 @@ def make_trainer(
     full = options.method == "full"
     base = torch.float32 if full else dtype
     model, tokenizer = _load(options, base, device)
-    keep_4bit_layout(model)
+    keep_4bit_sharding(model)
     if options.chat_format != "auto":
         path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     kind = {"task_type": "SEQ_CLS"} if options.objective == "reward" else {}
-    config = None if full else adapter.peft_config(model, "causal", options.method, kind | options.peft_fields())
+    config = (
+        None if full else adapter.adapter_peft_config(model, "causal", options.method, kind | options.peft_fields())
+    )
     common = dict(zip(("train_dataset", "eval_dataset"), examples, strict=True))
     common |= {"model": model.train(), "processing_class": tokenizer, "peft_config": config}
     limit = options.max_length or model.config.get_text_config().max_position_embeddings
@@ -134,7 +136,7 @@ def _grpo(
     rewards: list[Any] = []
     readers: list[Any] = []
     for name in options.rewards:
-        reward, reader = (REWARDS[name], None) if name in REWARDS else load_reward_model(name, dtype, device)
+        reward, reader = (REWARDS[name], None) if name in REWARDS else load_trl_reward_model(name, dtype, device)
         rewards.append(reward)
         readers.append(reader)
     arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
@@ -154,11 +156,11 @@ def _load(options: FinetuneOptions, dtype: torch.dtype, device: Device) -> Loade
     if options.objective != "reward":
         return load_base(options.model, "causal", dtype, options.method == "qlora", device)
     torch.manual_seed(options.seed)  # the head is the same on every worker
-    return _load_scoring(loadable_folder(find_model(options.model)), dtype, device, options.method == "qlora")
+    return _load_scoring(load_safetensors_folder(find_model(options.model)), dtype, device, options.method == "qlora")
 
 
 def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = False) -> Loaded:
-    how: dict[str, Any] = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if nf4 else {}
+    how: dict[str, Any] = {"quantization_config": nf4_load_config(dtype), "device_map": {"": device}} if nf4 else {}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, **how
     )
@@ -167,7 +169,7 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
     return (model if nf4 else model.to(device)), tokenizer
 
 
-def load_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
+def load_trl_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
     Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
@@ -177,9 +179,9 @@ def load_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
         dtype: type of the weights.
         device: device that computes.
     """
-    folder = str(local_copy(name))
+    folder = str(local_model_copy(name))
     adapted = Path(folder, ADAPTER_CONFIG).exists()
-    base = loadable_folder(find_model(read_trained_record(folder)["base"])) if adapted else folder
+    base = load_safetensors_folder(find_model(read_adapter_record(folder)["base"])) if adapted else folder
     model, _ = _load_scoring(base, dtype, device)
     if adapted:
         model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()

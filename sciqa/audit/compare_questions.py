@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 
 from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, ContaminationFindings
-from sciqa.audit.words import ExamWords, question_texts, question_words, split_words
-from sciqa.core import storage
+from sciqa.audit.words import ExamWords, question_words, split_words, texts_of_words
+from sciqa.core import storage, tables
 from sciqa.corpus.articles import read_articles
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_key import question_key
-from sciqa.exam.questions import Exam
 from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
@@ -49,10 +49,10 @@ class EmbedComparedQuestions:
 
 def read_compared_part(part: dict) -> list[dict]:
     """Return the questions of a part: rows `first` to `last` of its `table`."""
-    return storage.read_rows(part["table"], part["first"], part["last"])
+    return tables.read_table_rows(part["table"], part["first"], part["last"])
 
 
-def read_compared_vectors(parts: list[dict]) -> np.ndarray:
+def read_compared_question_vectors(parts: list[dict]) -> np.ndarray:
     """Return the vectors of parts of a table, float32, shape (questions, dimension)."""
     return np.concatenate([np.load(io.BytesIO(storage.read_bytes(part["vectors"]))) for part in parts])
 
@@ -77,7 +77,7 @@ class ComparedExam:
 
 
 @lru_cache(1)
-def compared_exam(exam: Exam, seed: int) -> ComparedExam:
+def read_compared_exam(exam: Exam, seed: int) -> ComparedExam:
     """Return what is held of an exam, made once in each worker process."""
     return ComparedExam(exam, seed)
 
@@ -91,7 +91,7 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
         seed: fewest words of a run.
         exam_parts: parts of the exam's table, with their vectors.
     """
-    part, held, findings = row["part"], compared_exam(exam, seed), ContaminationFindings()
+    part, held, findings = row["part"], read_compared_exam(exam, seed), ContaminationFindings()
     if part.get("table"):
         _compare_questions(part, held, findings, exam_parts)
     else:
@@ -103,20 +103,20 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
 def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFindings, exam_parts: list[dict]) -> None:
     others, source = read_compared_part(part), part["source"]
     places = [(source, question["id"], question.get("title") or "") for question in others]
-    asked, vectors = read_compared_vectors(exam_parts), read_compared_vectors([part])
-    for number, several in enumerate(compare_vectors(asked, vectors)):
+    asked, vectors = read_compared_question_vectors(exam_parts), read_compared_question_vectors([part])
+    for number, several in enumerate(compare_question_vectors(asked, vectors)):
         for at, cosine in several:
             findings.add(NEAR, number, cosine, places[at])
     for at, question in enumerate(others):
         for number in held.keys.get(question_key(question), ()):
-            findings.add(EXACT, number, cosines(asked[number], vectors[[at]])[0], places[at])
+            findings.add(EXACT, number, compare_question_cosines(asked[number], vectors[[at]])[0], places[at])
         for number in held.titles.get(question.get("title") or "", ()):
             findings.add(ARTICLE, number, 1.0, places[at])
-    texts = ((place, text) for place, question in zip(places, others, strict=True) for text in question_texts(question))
+    texts = ((place, text) for place, question in zip(places, others, strict=True) for text in texts_of_words(question))
     _add_runs(QUESTION_RUN, held, texts, findings)
 
 
-def compare_vectors(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
+def compare_question_vectors(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tuple[int, float]]]:
     """Yield for each row of one array the rows of another with the largest cosine, several if they are equally near.
 
     Args:
@@ -126,11 +126,11 @@ def compare_vectors(asked: np.ndarray, vectors: np.ndarray) -> Iterator[list[tup
     products = asked @ vectors.T
     for vector, row in zip(asked, products, strict=True):
         near = np.flatnonzero(row >= row.max() - ROUNDING)
-        exactly = cosines(vector, vectors[near])
+        exactly = compare_question_cosines(vector, vectors[near])
         yield [(int(at), cosine) for at, cosine in zip(near, exactly, strict=True) if cosine == max(exactly)]
 
 
-def cosines(vector: np.ndarray, others: np.ndarray) -> list[float]:
+def compare_question_cosines(vector: np.ndarray, others: np.ndarray) -> list[float]:
     """Return the cosines of a unit vector to others, shape (others, dimension); each depends on its own row alone."""
     return np.minimum(1.0, (others * vector).sum(axis=1)).tolist()
 
@@ -138,7 +138,7 @@ def cosines(vector: np.ndarray, others: np.ndarray) -> list[float]:
 def _texts(part: dict) -> Iterator[tuple[tuple[str, str, str], str]]:
     """Yield the place (source, name, title) and the text of each passage or article of a part."""
     if part.get("path"):
-        for batch in storage.open_parquet(part["path"]).iter_batches(TEXTS, columns=["passage_id", "title", "text"]):
+        for batch in tables.open_parquet(part["path"]).iter_batches(TEXTS, columns=["passage_id", "title", "text"]):
             for passage in batch.to_pylist():
                 yield ("", passage["passage_id"], passage["title"]), passage["text"]
     for piece in part.get("pieces") or ():

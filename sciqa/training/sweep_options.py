@@ -13,7 +13,7 @@ import yaml
 
 from sciqa.core.errors import InputError
 from sciqa.core.options import Options, RayOptions, WriteOptions
-from sciqa.exam.questions import QuestionOptions
+from sciqa.exam.options import QuestionOptions
 from sciqa.training.options import FinetuneOptions
 
 #: Options that the trials of a sweep share: where it runs and writes, and what they are compared on.

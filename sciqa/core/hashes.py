@@ -1,4 +1,4 @@
-"""Identity of a model: hashes of the files it is loaded from, the same in every process and on every machine."""
+"""Hashes by which files, models and rows are recognised, the same in every process and on every machine."""
 
 import hashlib
 import json
@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sciqa.core.cache import cached_file_hash
+from sciqa.core.cache import cache_file_hash
 from sciqa.core.errors import InputError
+from sciqa.core.storage import read_storage_pieces
 
 WEIGHTS = "model.safetensors"
 #: Suffixes of the files that a model is loaded from besides its weights: configurations, tokenizers, chat templates.
@@ -21,7 +22,7 @@ BESIDE_GGUF = ("generation_config.json", "chat_template.jinja", "tokenizer_confi
 SMALL = 1 << 24
 
 
-def find_weights(folder: Path) -> list[Path]:
+def find_hashed_weights(folder: Path) -> list[Path]:
     """Return the weight files that are loaded from a model's folder; none if it has no safetensors weights.
 
     They are `model.safetensors`, or else the files that its index names; for a sentence-transformers model, those of
@@ -66,10 +67,10 @@ def _content(file: Path) -> str:
     """Return the sha256 of a file. A file in the hub's cache is not read, since its blob is named by the hash."""
     blob = file.resolve()
     in_hub = blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--")
-    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else cached_file_hash(blob)
+    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else cache_file_hash(blob)
 
 
-def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
+def hash_other_files(folder: Path, gguf: bool) -> dict[str, str]:
     """Return a short hash of each file, besides weights, that a model is loaded from, by its path in the folder.
 
     Args:
@@ -85,7 +86,7 @@ def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
     for path in sorted(path for path in found if _counts(folder, path)):
         try:
             small = path.stat().st_size < SMALL
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else cached_file_hash(path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else cache_file_hash(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
         hashes[path.relative_to(folder).as_posix()] = digest[:16]
@@ -95,3 +96,25 @@ def hash_others(folder: Path, gguf: bool) -> dict[str, str]:
 def _counts(folder: Path, path: Path) -> bool:
     names = path.relative_to(folder).parts
     return not any(UNREAD.fullmatch(name) for name in names) and not set(names) & set(COPIES)
+
+
+def fingerprint(value: object) -> str:
+    """Return a short hash of any JSON value, the same in every run."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rows_hash(rows: Iterable[dict]) -> str:
+    """Return a hash of rows in their order; column order and empty cells do not matter."""
+    digest = hashlib.sha256()
+    for row in rows:
+        given = {name: value for name, value in row.items() if value is not None}
+        digest.update(json.dumps(given, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    for data in read_storage_pieces(path):
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The reader of the shallow baselines (word overlap, longest option, majority letter), which needs no model."""
 
 from sciqa.exam.baselines import baseline_scores
-from sciqa.predict.answers import ScoredAnswer
+from sciqa.predict.scored_answers import ScoredAnswer
 
 
 class BaselineReader:

@@ -15,12 +15,12 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
-from sciqa.ask.options import AnswerOptions
+from sciqa.ask.options import AskAnswerOptions
 from sciqa.core.errors import InputError
 from sciqa.core.progress import progress_lines
-from sciqa.corpus.chunking import embedded_text, split_sentences
+from sciqa.corpus.chunking import embedded_chunk, split_sentences
 from sciqa.models.prompt_template import built_in_template, read_template
-from sciqa.models.scorer import Encoded, Scorer
+from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.retrieval.contexts import FindContexts
 
 #: Least cosine between a sentence and the nearest sentence of a cited passage. On the packaged validation split, 95 %
@@ -46,7 +46,7 @@ class GeneratedAnswer(NamedTuple):
 
 
 def generate_answer(
-    options: AnswerOptions,
+    options: AskAnswerOptions,
     question: dict,
     found: dict,
     scorer: Scorer,
@@ -79,7 +79,7 @@ def generate_answer(
     template = read_template(options.template) if options.template else built_in_template(CHAT if chat else PLAIN)
     asked = question | {"passages": found["passages"]}
 
-    def encode(context: str) -> Encoded:
+    def encode(context: str) -> EncodedForScorer:
         prompt = template.render(asked, context, "text")
         if chat:
             *system, last = prompt.messages()
@@ -91,14 +91,14 @@ def generate_answer(
                 raise InputError(f"messages: the chat template of {options.model} refuses them ({error})") from error
         else:
             ids = tokenizer(prompt.plain)["input_ids"]
-        return Encoded(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
+        return EncodedForScorer(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
 
     ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
-    stream = GeneratedTextStream(tokenizer, find_cited_passage(found["passages"], finder), show)
+    stream = GeneratedAnswerStream(tokenizer, generated_answer_citation(found["passages"], finder), show)
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
-        settings["stopping_criteria"] = StoppingCriteriaList([stop_generating_at_line_end(tokenizer, start)])
+        settings["stopping_criteria"] = StoppingCriteriaList([stop_generated_answer(tokenizer, start)])
     working: contextlib.AbstractContextManager = contextlib.nullcontext()
     if options.num_beams == 1:
         settings["streamer"] = stream
@@ -107,20 +107,20 @@ def generate_answer(
     with working:
         torch.manual_seed(options.seed)
         made = cast("Any", scorer.model).generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **generation_arguments(options)
+            input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **generated_answer_arguments(options)
         )[0, start:]
     if options.num_beams > 1:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
     return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1])
 
 
-def generation_arguments(options: AnswerOptions) -> dict:
+def generated_answer_arguments(options: AskAnswerOptions) -> dict:
     """Return the sampling arguments for transformers' `generate`; options not given keep its defaults."""
     given = {"temperature": options.temperature, "top_k": options.sample_top_k, "top_p": options.top_p}
     return {"do_sample": options.do_sample} | {name: value for name, value in given.items() if value is not None}
 
 
-def stop_generating_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
+def stop_generated_answer(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[..., torch.Tensor]:
     """Return a stopping criterion for the end of the answer's line, after which a plain model invents questions."""
 
     def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
@@ -130,10 +130,10 @@ def stop_generating_at_line_end(tokenizer: PreTrainedTokenizerBase, start: int) 
     return ended
 
 
-def find_cited_passage(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
+def generated_answer_citation(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
     """Return a function that maps a sentence to the number, from 1, of the nearest passage, or None if none is near."""
     known = [
-        (number, embedded_text(passage["title"], passage["section"], sentence.strip()))
+        (number, embedded_chunk(passage["title"], passage["section"], sentence.strip()))
         for number, passage in enumerate(passages, 1)
         for sentence in split_sentences(passage["text"])
         if sentence.strip()
@@ -150,7 +150,7 @@ def find_cited_passage(passages: list[dict], finder: FindContexts) -> Callable[[
     return cite
 
 
-class GeneratedTextStream(TextStreamer):
+class GeneratedAnswerStream(TextStreamer):
     """Streamer that shows words as they are generated, and after each sentence the passage number from `cite`.
 
     A sentence is known to end only when the next one begins, so trailing white space is held back until then.

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from sciqa.core import storage
-from sciqa.core.cache import cached_file_hash
+from sciqa.core import hashes, storage
+from sciqa.core.cache import cache_file_hash
 from sciqa.core.errors import InputError
 
 
-class IndexFiles:
+class IndexListing:
     """Sizes and times of change of all files of an index, from one listing of its folder.
 
     Args:
@@ -22,13 +22,13 @@ class IndexFiles:
         self.index, self.verify = index, verify
         self.found = dict(storage.stat_files(index, missing_ok=True))
         self.written = float("inf")
-        if not storage.is_object_store(storage.resolve(index)[0]):
-            self.written = self.found.get(storage.join(index, finished), (0, self.written))[1]
+        if not storage.is_object_storage(storage.resolve_storage(index)[0]):
+            self.written = self.found.get(storage.join_paths(index, finished), (0, self.written))[1]
 
     def wrong_file(self, record: dict) -> str | None:
         """Return the path of a shard's first file that is not the one that its record describes, and why, or None."""
         for name, size in record["bytes"].items():
-            path = storage.join(self.index, record["name"], name)
+            path = storage.join_paths(self.index, record["name"], name)
             there, changed = self.found.get(path, (None, 0))
             if there is None:
                 return f"{path}: no such file"
@@ -40,11 +40,11 @@ class IndexFiles:
 
     def _hash(self, path: str) -> str:
         local = not self.verify and "://" not in path.removeprefix("file://")
-        return cached_file_hash(Path(path.removeprefix("file://"))) if local else storage.file_sha256(path)
+        return cache_file_hash(Path(path.removeprefix("file://"))) if local else hashes.file_sha256(path)
 
     def check(self, records: list[dict]) -> None:
         """Raise `InputError` if a shard's file is not the one that its record describes."""
-        if wrong := [text for text in storage.map_concurrently(self.wrong_file, records) if text]:
+        if wrong := [text for text in storage.map_storage(self.wrong_file, records) if text]:
             raise InputError(f"{wrong[0]}; run `sciqa index{' --verify' * self.verify}`, which builds its shard again")
 
     def read_records(self, name: str, keys: dict[str, str], known: Iterable[dict] = ()) -> dict[str, dict | None]:
@@ -58,11 +58,11 @@ class IndexFiles:
         held = {record["name"]: record for record in known}
 
         def read(shard: str) -> dict | None:
-            path = storage.join(self.index, shard, name)
+            path = storage.join_paths(self.index, shard, name)
             if path not in self.found:
                 return None
             record = held.get(shard) or storage.read_json(path)
             current = record["key"] == keys[shard] and "bytes" in record
             return record if current and not self.wrong_file(record) else None
 
-        return dict(zip(keys, storage.map_concurrently(read, keys), strict=True))
+        return dict(zip(keys, storage.map_storage(read, keys), strict=True))

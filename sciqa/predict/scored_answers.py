@@ -8,13 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import storage, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import write_chain_rows
-from sciqa.exam.metrics import average_precision_at_3, place_of_answer
+from sciqa.exam.metrics import answer_rank_range, average_precision_at_3
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.probabilities import settle_ties, softmax
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam, options_of
 from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.
@@ -49,7 +50,7 @@ class ScoredAnswer:
     chains: tuple[dict, ...] = ()
 
 
-def tie_equal_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
+def tie_scored_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarray:
     """Return scores, shape (options,), in which options with equal keys share their largest score.
 
     Options with the same text or tokens are then tied, whatever their positions in a batch.
@@ -61,7 +62,7 @@ def tie_equal_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarra
     return largest[which]
 
 
-def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
+def open_scored_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
     """Return a finished answers table and the inputs recorded in its manifest.
 
     Args:
@@ -71,13 +72,15 @@ def open_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, 
     Raises:
         InputError: the table is missing, belongs to another exam, or was made by another version of the program.
     """
-    manifest = tables.read_manifest(folder, "predict", ANSWERS_FORMAT)
+    manifest = tables.read_table_manifest(folder, "predict", ANSWERS_FORMAT)
     if exam and manifest["inputs"]["exam"] != exam.sha256:
         raise InputError(f"{folder}: answers to another exam; run `sciqa predict` on this one first")
     return QuestionTable(folder, manifest["rows"]), manifest["inputs"]
 
 
-def read_answer_sources(sources: Sequence[QuestionTable], questions: list[dict], first: int) -> list[tuple[dict, ...]]:
+def read_scored_answer_sources(
+    sources: Sequence[QuestionTable], questions: list[dict], first: int
+) -> list[tuple[dict, ...]]:
     """Return each question's rows, one from every source table.
 
     Args:
@@ -89,7 +92,7 @@ def read_answer_sources(sources: Sequence[QuestionTable], questions: list[dict],
     return list(zip(*found, strict=True)) if found else [()] * len(questions)
 
 
-def write_answers(
+def write_scored_answers(
     folder: str,
     part: int,
     questions: list[dict],
@@ -105,22 +108,22 @@ def write_answers(
         questions: questions of the shard.
         scored: scores of each question.
         by: name of the model or reader that scored them, for messages.
-        found: rows that each question was answered from, as `read_answer_sources` returns them; the evidence for the
-            option ranked first is taken from that of contexts.
+        found: rows that each question was answered from, as `read_scored_answer_sources` returns them; the evidence for
+            the option ranked first is taken from that of contexts.
 
     Raises:
-        InputError: see `answer_row`.
+        InputError: see `scored_answer_row`.
     """
-    rows = [answer_row(*pair, by) for pair in zip(questions, scored, strict=True)]
+    rows = [scored_answer_row(*pair, by) for pair in zip(questions, scored, strict=True)]
     for row, sources in zip(rows, found or (), strict=False):
         if sources and isinstance(every := sources[0].get("evidence"), list):  # of contexts: an entry per option
             row["evidence"] = every[ord(row["ranking"][0]) - ord("A")]
     if chains := [row for each in scored for row in each.chains]:
         write_chain_rows(folder, part, chains)
-    storage.write_table(tables.table_part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
+    tables.write_table(tables.table_part_path(folder, part), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
+def scored_answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
     """Return a question's row of the answers table; all readers use this function.
 
     Tied options are ordered by a hash of the texts of question and option. The order looks random and depends on
@@ -134,7 +137,7 @@ def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
     Raises:
         InputError: a score is not a finite number.
     """
-    options = options_of(question)
+    options = answer_options_of(question)
     for letter, score in zip(options, scored.scores, strict=True):
         if not np.isfinite(score):
             raise InputError(
@@ -142,7 +145,7 @@ def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
                 "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
                 "(or bfloat16), for an embedder another --embed-backend"
             )
-    scores = settle_ties(tie_equal_answers(np.asarray(scored.scores, float), list(options.values())))
+    scores = settle_ties(tie_scored_answers(np.asarray(scored.scores, float), list(options.values())))
     drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
     ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
     row = {
@@ -157,11 +160,11 @@ def answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
         "evidence": None,
     }
     if row["answer"]:
-        row["average_precision"] = float(average_precision_at_3(*map(np.array, place_of_answer(row))))
+        row["average_precision"] = float(average_precision_at_3(*map(np.array, answer_rank_range(row))))
     return row
 
 
-def has_tied_answers(row: dict) -> bool:
+def has_tied_scored_answers(row: dict) -> bool:
     """Return whether a tie affects the first three ranks of a row."""
     falling = sorted(row["scores"], reverse=True)
     return any(first == second for first, second in pairwise(falling[:4]))

@@ -5,8 +5,14 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from sciqa.corpus.formulas import format_chemical_equation, format_fraction, format_root, math_formula, superscript
-from sciqa.corpus.wikitext_lines import ITEM, NAMED, join_cell_lines
+from sciqa.corpus.formulas import (
+    format_chemical_equation,
+    format_formula_fraction,
+    format_formula_root,
+    math_formula,
+    superscript,
+)
+from sciqa.corpus.wikitext_lines import ITEM, NAMED, join_wikitext_cell_lines
 
 POWER = re.compile(r"(?<=[^\W\d_°%])([-−]?\d+)(?=$|[./ ⋅·*)])")
 MIXED = re.compile(r"(\d)\+(\d+/)")
@@ -45,7 +51,7 @@ CONSTANTS = {
 }
 
 
-class TemplateArguments(dict):
+class WikitextTemplateArguments(dict):
     """Arguments of a template as text, by number from 1 or by name; "" for a missing one."""
 
     def __missing__(self, key: object) -> str:
@@ -61,11 +67,11 @@ class TemplateArguments(dict):
         return {key: value for key, value in self.items() if isinstance(key, str) and value}
 
 
-Rule = Callable[[TemplateArguments], str]
+Rule = Callable[[WikitextTemplateArguments], str]
 
 
 @lru_cache(1 << 14)
-def find_rule(name: str) -> tuple[Rule | None, str]:
+def find_template_rule(name: str) -> tuple[Rule | None, str]:
     """Return the rule for a template (None if it produces no text), and the part of its name after a colon."""
     written = " ".join(name.replace("_", " ").split())
     short = written.lower().removeprefix("template:")
@@ -81,36 +87,36 @@ def find_rule(name: str) -> tuple[Rule | None, str]:
     return lambda arguments: _unknown(written.removeprefix("Template:"), arguments), rest
 
 
-def _first(arguments: TemplateArguments) -> str:
+def _first(arguments: WikitextTemplateArguments) -> str:
     return arguments[1]
 
 
-def _second(arguments: TemplateArguments) -> str:
+def _second(arguments: WikitextTemplateArguments) -> str:
     return arguments[2]
 
 
-def _last(arguments: TemplateArguments) -> str:
+def _last(arguments: WikitextTemplateArguments) -> str:
     return (arguments.numbered() or [""])[-1]
 
 
-def _joined(arguments: TemplateArguments) -> str:
+def _joined(arguments: WikitextTemplateArguments) -> str:
     return "".join(arguments.numbered())
 
 
-def _spaced(arguments: TemplateArguments) -> str:
+def _spaced(arguments: WikitextTemplateArguments) -> str:
     return " ".join(arguments.numbered())
 
 
-def _listed(arguments: TemplateArguments) -> str:
+def _listed(arguments: WikitextTemplateArguments) -> str:
     return "".join(f"\n{ITEM}{value}" for value in arguments.numbered()) + "\n"
 
 
-def _quoted(arguments: TemplateArguments) -> str:
+def _quoted(arguments: WikitextTemplateArguments) -> str:
     source = ", ".join(filter(None, (arguments[key] for key in ("author", "source", "title"))))
     return f"\n\n{arguments['text'] or arguments['quote'] or arguments[1]}\n\n" + (f"{source}\n\n" if source else "")
 
 
-def _unknown(name: str, arguments: TemplateArguments) -> str:
+def _unknown(name: str, arguments: WikitextTemplateArguments) -> str:
     """Return the arguments of an unknown template as text, or its name if it has none."""
     numbered, named = arguments.numbered(), _telling(arguments)
     if not numbered and named and EDITORS.issuperset(named):
@@ -119,25 +125,25 @@ def _unknown(name: str, arguments: TemplateArguments) -> str:
         return f"{name} {numbered[0]}"
     if numbered:
         return " ".join(numbered)
-    return "; ".join(f"{key}: {join_cell_lines(value)}" for key, value in named.items()) or NAMED.format(name)
+    return "; ".join(f"{key}: {join_wikitext_cell_lines(value)}" for key, value in named.items()) or NAMED.format(name)
 
 
-def _boxed(arguments: TemplateArguments) -> str:
+def _boxed(arguments: WikitextTemplateArguments) -> str:
     """Format the arguments of an infobox, or of a template written like one, as lines "label: value"."""
-    lines = [join_cell_lines(value) for value in arguments.numbered()]
+    lines = [join_wikitext_cell_lines(value) for value in arguments.numbered()]
     for key, value in _telling(arguments).items():
-        row, text = BOX_ROW.fullmatch(key), join_cell_lines(value)
+        row, text = BOX_ROW.fullmatch(key), join_wikitext_cell_lines(value)
         if row is None:
             lines.append(f"{key.replace('_', ' ')}: {text}")
         elif row[1] == "data":
-            label = join_cell_lines(arguments[f"label{row[2]}"])
+            label = join_wikitext_cell_lines(arguments[f"label{row[2]}"])
             lines.append(f"{label}: {text}" if label else text)
         elif row[1] != "label" or not arguments[f"data{row[2]}"]:
             lines.append(text)
     return "\n\n" + "".join(f"\n{ITEM}{line}" for line in lines) + "\n\n"
 
 
-def _telling(arguments: TemplateArguments) -> dict[str, str]:
+def _telling(arguments: WikitextTemplateArguments) -> dict[str, str]:
     """Return the named arguments that concern the article, not its layout."""
     named = arguments.named().items()
     return {key: value for key, value in named if not _is_furniture(key) and not SETTING.fullmatch(value)}
@@ -163,7 +169,7 @@ def _unit(code: str) -> str:
     return POWER.sub(lambda power: "^" + _minus(power[1]), code).replace(".", "⋅").replace("*", "⋅")
 
 
-def _range(arguments: TemplateArguments) -> tuple[str, int]:
+def _range(arguments: WikitextTemplateArguments) -> tuple[str, int]:
     """Return the number or range that the arguments begin with, and how many arguments it takes."""
     text, at = _number(arguments[1]), 1
     while (word := RANGES.get(arguments[at + 1])) and arguments[at + 2]:
@@ -171,7 +177,7 @@ def _range(arguments: TemplateArguments) -> tuple[str, int]:
     return text, at
 
 
-def _val(arguments: TemplateArguments) -> str:
+def _val(arguments: WikitextTemplateArguments) -> str:
     text, count = _range(arguments)
     upper, lower = arguments[2], arguments[3]
     if count == 1 and upper.startswith("("):
@@ -190,7 +196,7 @@ def _val(arguments: TemplateArguments) -> str:
     return f"{arguments['p']}{text}{space}{unit}{arguments['s']}{arguments['end']}"
 
 
-def _convert(arguments: TemplateArguments) -> str:
+def _convert(arguments: WikitextTemplateArguments) -> str:
     text, at = _range(arguments)
     code = arguments[at + 1]
     if power := PREFIXED.match(code):
@@ -201,16 +207,16 @@ def _convert(arguments: TemplateArguments) -> str:
     return text
 
 
-def _fraction(arguments: TemplateArguments) -> str:
+def _fraction(arguments: WikitextTemplateArguments) -> str:
     whole, parts = [], arguments.numbered()
     if len(parts) == 1:
         parts = ["1", *parts]
     elif len(parts) > 2:
         whole, parts = parts[:1], parts[1:3]
-    return " ".join([*whole, format_fraction(parts)])
+    return " ".join([*whole, format_formula_fraction(parts)])
 
 
-def _chem(arguments: TemplateArguments) -> str:
+def _chem(arguments: WikitextTemplateArguments) -> str:
     parts = arguments.numbered()
     if len(parts) > 2 and parts[0].isdecimal() and parts[1].isdecimal():
         del parts[1]
@@ -219,23 +225,23 @@ def _chem(arguments: TemplateArguments) -> str:
     )
 
 
-def _nuclide(arguments: TemplateArguments) -> str:
+def _nuclide(arguments: WikitextTemplateArguments) -> str:
     element, mass = arguments[1], arguments[2]
     if element.isdecimal():
         element, mass = mass, element
     return f"{element[:1].upper()}{element[1:]}-{mass}" if mass else element
 
 
-def _stacked(arguments: TemplateArguments) -> str:
+def _stacked(arguments: WikitextTemplateArguments) -> str:
     above, below = arguments["p"] or arguments[1], arguments["b"] or arguments[2]
     if above[:1] in ("+", "-", "−", "±") and below[:1] in ("+", "-", "−"):
         return above + _minus(below)
     return below + (superscript(above) if above else "")
 
 
-def _constant(arguments: TemplateArguments) -> str:
+def _constant(arguments: WikitextTemplateArguments) -> str:
     value, power, unit = CONSTANTS.get(arguments[1], ("", "", ""))
-    return _val(TemplateArguments({1: value, "e": power, "u": unit})) if value else arguments[1]
+    return _val(WikitextTemplateArguments({1: value, "e": power, "u": unit})) if value else arguments[1]
 
 
 def _day(year: str, month: str, day: str) -> str:
@@ -245,17 +251,17 @@ def _day(year: str, month: str, day: str) -> str:
     return " ".join(part for part in (day, month, year) if part)
 
 
-def _date(arguments: TemplateArguments) -> str:
+def _date(arguments: WikitextTemplateArguments) -> str:
     time = ":".join(filter(None, (arguments[key] for key in (4, 5, 6) if arguments[key][:1].isdecimal())))
     date = _day(arguments[1], arguments[2], arguments[3])
     return f"{time}, {date}" if time else date
 
 
-def _birth(arguments: TemplateArguments) -> str:
+def _birth(arguments: WikitextTemplateArguments) -> str:
     return _day(arguments[1], arguments[2], arguments[3])
 
 
-def _as_of(arguments: TemplateArguments) -> str:
+def _as_of(arguments: WikitextTemplateArguments) -> str:
     date = _day(arguments[1], arguments[2], arguments[3])
     word = "Since" if arguments["since"] else "As of"
     word = word.lower() if arguments["lc"] else word
@@ -272,36 +278,36 @@ def _years(born: list[str], until: list[str]) -> str:
     return str(years - (tuple(map(int, until[1:])) < tuple(map(int, born[1:]))))
 
 
-def _death(arguments: TemplateArguments) -> str:
+def _death(arguments: WikitextTemplateArguments) -> str:
     died, born = [arguments[key] for key in (1, 2, 3)], [arguments[key] for key in (4, 5, 6)]
     age = _years(born, died)
     return _day(*died) + (f" (aged {age})" if age else "")
 
 
-def _death_year(arguments: TemplateArguments) -> str:
+def _death_year(arguments: WikitextTemplateArguments) -> str:
     age = _years([arguments[2], "", ""], [arguments[1], "", ""])
     return _day(arguments[1], arguments[3], "") + (f" (aged {age})" if age else "")
 
 
-def _age(arguments: TemplateArguments) -> str:
+def _age(arguments: WikitextTemplateArguments) -> str:
     born, until = [arguments[key] for key in (1, 2, 3)], [arguments[key] for key in (4, 5, 6)]
     return _years(born, until) if until[0] else f"(since {_day(*born)})"
 
 
-def _dates(arguments: TemplateArguments) -> str:
+def _dates(arguments: WikitextTemplateArguments) -> str:
     """Format the dates and places of {{film date}}, given as repeated year, month, day and place."""
     parts = [arguments[key] for key in range(1, max((key for key in arguments if isinstance(key, int)), default=0) + 1)]
     fours = [[*parts[at : at + 4], "", "", "", ""][:4] for at in range(0, len(parts), 4)]
     return ", ".join(_day(*four[:3]) + (f" ({four[3]})" if four[3] else "") for four in fours)
 
 
-def _height(arguments: TemplateArguments) -> str:
+def _height(arguments: WikitextTemplateArguments) -> str:
     units = {"m": "m", "cm": "cm", "ft": "ft", "in": "in", "inch": "in", "st": "st", "lb": "lb", "kg": "kg"}
     sizes = " ".join(f"{arguments[key]} {unit}" for key, unit in units.items() if arguments[key])
     return sizes or " ".join(arguments.numbered())
 
 
-def _coordinates(arguments: TemplateArguments) -> str:
+def _coordinates(arguments: WikitextTemplateArguments) -> str:
     parts, found = arguments.numbered(), []
     for letters, names in (("NS", "latitude"), ("EW", "longitude")):
         at = next((at for at, part in enumerate(parts) if part in tuple(letters)), None)
@@ -314,7 +320,7 @@ def _coordinates(arguments: TemplateArguments) -> str:
     return " ".join(filter(None, found))
 
 
-def _share(arguments: TemplateArguments) -> str:
+def _share(arguments: WikitextTemplateArguments) -> str:
     try:
         return f"{100 * float(arguments[1]) / float(arguments[2]):.{int(arguments[3] or 0)}f}%"
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -338,21 +344,21 @@ def _around(left: str, right: str) -> Rule:
     return lambda arguments: f"{left}{arguments[1]}{right}"
 
 
-def _grouped(arguments: TemplateArguments) -> str:
+def _grouped(arguments: WikitextTemplateArguments) -> str:
     number = arguments[1].replace(",", "")
     whole, point, decimals = number.partition(".")
     return f"{int(whole):,}{point}{decimals}" if whole.isdecimal() and len(whole) < 100 else arguments[1]
 
 
-def _sorted_number(arguments: TemplateArguments) -> str:
+def _sorted_number(arguments: WikitextTemplateArguments) -> str:
     return arguments["prefix"] + _grouped(arguments) + arguments["suffix"]
 
 
-def _root(arguments: TemplateArguments) -> str:
-    return format_root(arguments[2], format_fraction([arguments[1]]))
+def _root(arguments: WikitextTemplateArguments) -> str:
+    return format_formula_root(arguments[2], format_formula_fraction([arguments[1]]))
 
 
-def _foreign(arguments: TemplateArguments) -> str:
+def _foreign(arguments: WikitextTemplateArguments) -> str:
     others = ", ".join(arguments.numbered(2)[:2])
     return f"{arguments[1]} ({others})" if others else arguments[1]
 
@@ -497,7 +503,7 @@ TEMPLATES: dict[str, Rule] = {
     **dict.fromkeys(("rating", "stars"), _with("/", "")),
     **dict.fromkeys(("flagiocathlete", "flagiocmedalist", "flagathlete", "flagioc2athlete"), _with(" (", ")")),
     "val": _val,
-    "gaps": lambda arguments: _val(TemplateArguments({**arguments, 1: _joined(arguments), 2: "", 3: ""})),
+    "gaps": lambda arguments: _val(WikitextTemplateArguments({**arguments, 1: _joined(arguments), 2: "", 3: ""})),
     "10^": lambda arguments: f"10^{_minus(arguments[1])}",
     "chem2": lambda arguments: format_chemical_equation(arguments[1]),
     "tmath": lambda arguments: math_formula(arguments[1]),

@@ -22,16 +22,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.causal import CausalScorer, causal_scored_tokens, normalise_scores
-from sciqa.models.prompt_format import Format
-from sciqa.models.scorer import Encoded
+from sciqa.models.causal import CausalScorer, causal_scored_tokens, normalise_causal_scores
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.scorer import EncodedForScorer
 from sciqa.models.streamed_weights import (
     Piece,
     StreamedTensor,
-    StreamingSettings,
+    StreamedWeightsSettings,
     find_streamed_tensors,
-    stream_ahead,
-    stream_buffer_offsets,
+    stream_weights_ahead,
+    streamed_weight_offsets,
 )
 from sciqa.models.weight_checks import CONSTANTS, list_weight_names
 
@@ -68,9 +68,9 @@ class StreamedScorer(CausalScorer):
         self,
         folder: str,
         tokenizer: PreTrainedTokenizerBase,
-        style: Format,
+        style: PromptFormat,
         dtype: torch.dtype,
-        streaming: StreamingSettings,
+        streaming: StreamedWeightsSettings,
         device: Device,
     ) -> None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -87,7 +87,7 @@ class StreamedScorer(CausalScorer):
             layer.forward = _pass_on
         self._find_weights(folder)
         largest = max(
-            HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(stream_buffer_offsets(p)[1] for p in self.layers)
+            HEAD_BLOCK, self.table.row_bytes, self.head.row_bytes, *(streamed_weight_offsets(p)[1] for p in self.layers)
         )
         pinned = self.device.type == "cuda"
         self.read_into = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
@@ -124,12 +124,12 @@ class StreamedScorer(CausalScorer):
         """See `Scorer.device`."""
         return self.computes_on
 
-    def forward(self, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+    def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """See `Scorer.forward`; a pass over all weights, not differentiable."""
         return self.score_batches([batch])[0]
 
     @torch.inference_mode()
-    def score_batches(self, batches: Sequence[Sequence[Encoded]]) -> list[list[torch.Tensor]]:
+    def score_batches(self, batches: Sequence[Sequence[EncodedForScorer]]) -> list[list[torch.Tensor]]:
         """See `Scorer.score_batches`; one pass over all weights.
 
         Raises:
@@ -139,7 +139,7 @@ class StreamedScorer(CausalScorer):
         with _room(tokens, self.model.config.hidden_size, self.dtype, self.streaming.memory) as states:
             work = _Pass(self, batches, states)
             steps = list(work.steps())
-            reading = stream_ahead([piece for piece, _ in steps], [b.numpy().data for b in self.read_into])
+            reading = stream_weights_ahead([piece for piece, _ in steps], [b.numpy().data for b in self.read_into])
             for (piece, use), number in zip(steps, reading, strict=True):
                 use(self._weights(piece, self.read_into[number]))
             return work.scores()
@@ -151,7 +151,7 @@ class StreamedScorer(CausalScorer):
         """
         weights: Weights = {}
         packed: dict[str, Weights] = {}
-        for (name, stored), start in zip(piece.items(), stream_buffer_offsets(piece)[0], strict=True):
+        for (name, stored), start in zip(piece.items(), streamed_weight_offsets(piece)[0], strict=True):
             tensor = buffer[start : start + stored.nbytes].view(TYPES[stored.kind]).view(stored.shape).to(self.device)
             owner, _, part = name.partition(".weight.")
             (packed.setdefault(f"{owner}.weight", {}) if part else weights)[part or name] = tensor
@@ -181,7 +181,9 @@ class _Pass:
         states: buffer for the hidden states of all batches, padding included, shape (tokens, hidden size).
     """
 
-    def __init__(self, scorer: StreamedScorer, batches: Sequence[Sequence[Encoded]], states: torch.Tensor) -> None:
+    def __init__(
+        self, scorer: StreamedScorer, batches: Sequence[Sequence[EncodedForScorer]], states: torch.Tensor
+    ) -> None:
         self.scorer, self.batches, self.states = scorer, batches, states
         laid = [(number, each) for number, batch in enumerate(batches) for each in scorer.rows(batch)]
         self.parts = [
@@ -263,7 +265,7 @@ class _Pass:
         for number, laid in self.places:
             sums[number] |= {(place.question, place.option): next(each).sum() for place in laid}
         return [
-            [normalise_scores(found, number, question) for number, question in enumerate(batch)]
+            [normalise_causal_scores(found, number, question) for number, question in enumerate(batch)]
             for found, batch in zip(sums, self.batches, strict=True)
         ]
 

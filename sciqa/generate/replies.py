@@ -128,7 +128,7 @@ def reply_schema(kind: Kind, choices: int, form: SchemaForm, passage: str) -> di
     if form == "free":
         return None
     letters = list(string.ascii_uppercase[:choices])
-    sentences = [] if form == "fields" else passage_sentences(passage)
+    sentences = [] if form == "fields" else reply_sentences(passage)
 
     def object_of(fields: dict[str, dict]) -> dict:
         return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
@@ -148,7 +148,7 @@ def reply_schema(kind: Kind, choices: int, form: SchemaForm, passage: str) -> di
     return object_of({name: field(name) for name in FIELDS[kind]})
 
 
-def passage_sentences(passage: str) -> list[str]:
+def reply_sentences(passage: str) -> list[str]:
     """Return the different sentences of a passage that have words, each on one line."""
     lines = [" ".join(sentence.split()) for sentence in split_sentences(passage)]
     return list(dict.fromkeys(line for line in lines if split_words(line)))

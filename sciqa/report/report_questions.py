@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.read_parts import split_read_parts
+from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import read_chains
-from sciqa.exam.metrics import place_of_answer
+from sciqa.exam.metrics import answer_rank_range
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam, options_of
 
 #: Most characters of a chain on the page.
 CHAIN_CHARACTERS = 4000
@@ -35,7 +36,7 @@ class QuestionExplanation(NamedTuple):
     marks: bool = False
 
 
-class ReportedContexts(NamedTuple):
+class ReportQuestionContexts(NamedTuple):
     """The contexts that a page shows.
 
     Attributes:
@@ -55,7 +56,7 @@ def report_questions(
     Args:
         output: folder of the run.
         exam: the questions.
-        readers: result of `sciqa.exam.answers.find_readers`.
+        readers: result of `sciqa.exam.finished_answers.readers_of_finished_answers`.
         shown: reader whose contexts are shown, where there are several tables of contexts.
         most: maximum number of questions.
 
@@ -76,7 +77,7 @@ def report_questions(
     return questions[:most], {name: _answers(name, readers, contexts, most) for name in readers}
 
 
-def chains_of_questions(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
+def report_question_chains(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
     """Return what readers wrote before their answers: rows of the table of chains by question and reader.
 
     A text longer than `CHAIN_CHARACTERS` loses its middle.
@@ -88,7 +89,7 @@ def chains_of_questions(output: str, readers: Iterable[str], most: int) -> dict[
     """
     found: dict[str, dict[str, list[dict]]] = {}
     for name in readers:
-        for question, chains in read_chains(storage.join(output, "answers", name), questions=most).items():
+        for question, chains in read_chains(storage.join_paths(output, "answers", name), questions=most).items():
             found.setdefault(question, {})[name] = [chain | {"text": _shortened(chain["text"])} for chain in chains]
     return found
 
@@ -98,26 +99,26 @@ def _shortened(text: str) -> str:
     return text if len(text) <= CHAIN_CHARACTERS else f"{text[:half]}\n[…]\n{text[-half:]}"
 
 
-def _contexts(output: str, exam: Exam, reader: dict) -> ReportedContexts | None:
+def _contexts(output: str, exam: Exam, reader: dict) -> ReportQuestionContexts | None:
     """Return the contexts that a reader read, else those of the run, or None if neither exists for this exam."""
     own = reader["metrics"][0]["contexts"] if reader["metrics"] else None
-    for folder in filter(None, (own, storage.join(output, "contexts"))):
+    for folder in filter(None, (own, storage.join_paths(output, "contexts"))):
         there = False
         with suppress(InputError):  # a reader's own folder may be unreachable from here
             there = tables.is_finished_table(folder)
-        if there and (manifest := tables.read_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
-            return ReportedContexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
+        if there and (manifest := tables.read_table_manifest(folder, "retrieve"))["inputs"]["exam"] == exam.sha256:
+            return ReportQuestionContexts(QuestionTable(folder, manifest["rows"]), manifest["inputs"])
     return None
 
 
-def _question(question: dict, found: dict, contexts: ReportedContexts | None) -> dict:
+def _question(question: dict, found: dict, contexts: ReportQuestionContexts | None) -> dict:
     """Return a question with its passages; those that may be in the context are split into read and unread parts."""
     passages, given = found["passages"] or [], question.get("context")
     most = contexts.inputs.get("context_passages", 1) if contexts else 0
     parts = split_read_parts(passages[:most], found["context"] or "", given)
     parts += [[(passage["text"], False)] for passage in passages[most:]]
     return question | {
-        "options": options_of(question),
+        "options": answer_options_of(question),
         "slices": [f"{name}: {question[name]}" for name in SLICES if question.get(name) is not None],
         "given": given,
         "given_read": bool(given) and (found["context"] or "").startswith(given or ""),
@@ -135,13 +136,13 @@ def _share(parts: list[tuple[str, bool]]) -> str:
     return "read" if read and all(read) else "read in part" if any(read) else "found, not read"
 
 
-def _answers(name: str, readers: dict[str, dict], contexts: ReportedContexts | None, most: int) -> dict:
+def _answers(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None, most: int) -> dict:
     ways = _ways(name, readers, contexts)
     numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
     rows = []
     for row, way in zip(readers[name]["answers"][:most], ways, strict=False):
         given = [round(row["probabilities"][ord(letter) - ord("A")], 6) for letter in row["ranking"]]
-        place = place_of_answer(row) if row["answer"] else (None, None)
+        place = answer_rank_range(row) if row["answer"] else (None, None)
         rows.append(["".join(row["ranking"]), given, *place, numbers[way], bool(row["context_cut"]), _evidence(row)])
     return {"ways": [way._asdict() for way in numbers], "rows": rows}
 
@@ -154,14 +155,14 @@ def _evidence(row: dict) -> list[str] | None:
     return [text[:start], text[start:end], text[end:], found["title"]]
 
 
-def _ways(name: str, readers: dict[str, dict], contexts: ReportedContexts | None) -> list[QuestionExplanation]:
+def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None) -> list[QuestionExplanation]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     own = _way(inputs, contexts)
     if "cascade" not in inputs:
         return [own] * len(answers)
     ((before, made_from),) = inputs["cascade"].items()
-    if before not in readers or tables.fingerprint(readers[before]["inputs"]) != made_from:
+    if before not in readers or hashes.fingerprint(readers[before]["inputs"]) != made_from:
         return [
             QuestionExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
         ] * len(answers)
@@ -174,7 +175,7 @@ def _ways(name: str, readers: dict[str, dict], contexts: ReportedContexts | None
     ]
 
 
-def _way(inputs: dict, contexts: ReportedContexts | None) -> QuestionExplanation:
+def _way(inputs: dict, contexts: ReportQuestionContexts | None) -> QuestionExplanation:
     if "answers" in inputs:
         return QuestionExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
     if (baseline := inputs.get("baseline")) in SHALLOW:

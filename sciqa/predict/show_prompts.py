@@ -3,45 +3,24 @@
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
 from sciqa.core.options import Summary
-from sciqa.exam.questions import Exam, ExamOptions, open_exam, options_of
-from sciqa.predict.chain_options import MaxTokensOptions
-from sciqa.predict.options import ReaderModelOptions, read_shots_like_exam
-from sciqa.predict.predict import check_reader
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.open_exam import Exam, open_exam
+from sciqa.predict.options import PromptOptions
+from sciqa.predict.predict import check_predict_reader
 from sciqa.retrieval.contexts import context_text, open_contexts
-from sciqa.retrieval.options import ContextsFolderOptions
 
 if TYPE_CHECKING:  # PyTorch is imported once the input is checked
     from transformers import PreTrainedTokenizerBase
 
-    from sciqa.models.scorer import Encoded, Scorer
+    from sciqa.models.scorer import EncodedForScorer, Scorer
 
 #: Characters shown of what was cut from a context.
 LEFT_OUT = 60
-
-
-@dataclass(kw_only=True)
-class PromptOptions(MaxTokensOptions, ReaderModelOptions, ContextsFolderOptions, ExamOptions):
-    """Options of the `prompt` step."""
-
-    show: int = 3
-    """Number of questions to print, the first of the exam."""
-    closed_book: bool = False
-    """Print prompts without contexts; with --context given, they have those of the exam, and no table is needed."""
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        super().__post_init__()
-        self.at_least(1, "show")
-
-    def read_shots_file(self) -> list[dict]:
-        """See `ShotOptions.read_shots_file`."""
-        return read_shots_like_exam(self, self.shots_from, not self.closed_book)
 
 
 def show_prompts(options: PromptOptions) -> Summary:
@@ -57,13 +36,13 @@ def show_prompts(options: PromptOptions) -> Summary:
     exam = open_exam(options, write=False)
     questions = options.read(exam.name).table.slice(0, options.show).to_pylist()
     contexts = _contexts(options, exam, questions)
-    check_reader(options, exam.sample)
-    from sciqa.models.load import load_encoder
-    from sciqa.predict.readers import encode_rotations
+    check_predict_reader(options, exam.sample)
+    from sciqa.models.load import load_without_weights
+    from sciqa.predict.readers import encode_for_reader
     from sciqa.predict.reasoned import encode_reasoned, set_reasoned_style
     from sciqa.predict.shots import ShotChooser
 
-    scorer = load_encoder(options.model, options.style(), options.adapter)
+    scorer = load_without_weights(options.model, options.style(), options.adapter)
     shots = options.shots_arguments("cpu", len(os.sched_getaffinity(0)))
     chooser = ShotChooser(**shots) if shots else None
     found: list[tuple[dict, ...]] = [(each,) for each in contexts]
@@ -71,7 +50,7 @@ def show_prompts(options: PromptOptions) -> Summary:
         set_reasoned_style(scorer, options.style())
         encoded = encode_reasoned(scorer, questions, found, options.tokens_of_answer(True), chooser)
     else:
-        _, encoded = encode_rotations(scorer, questions, found, 1, chooser)
+        _, encoded = encode_for_reader(scorer, questions, found, 1, chooser)
     lines = list(_shared_lines(scorer, encoded))
     for question, given, each in zip(questions, contexts, encoded, strict=True):
         lines += ["", *_question_lines(scorer, question, given["context"], each)]
@@ -92,20 +71,20 @@ def _contexts(options: PromptOptions, exam: Exam, questions: list[dict]) -> list
     return [{name: row[name] for name in ("context", "passages")} for row in table.read(questions, 0)]
 
 
-def _shared_lines(scorer: "Scorer", encoded: "list[Encoded]") -> Iterator[str]:
+def _shared_lines(scorer: "Scorer", encoded: "list[EncodedForScorer]") -> Iterator[str]:
     """Yield the form of the prompts, and what all of them begin with."""
-    from sciqa.models.scorer import common_tokens
+    from sciqa.models.scorer import scorer_common_tokens
 
     style = scorer.style
     template = f"template {style.template_name}" if style.template is not None else "built-in template"
     yield f"{template}, --prompt {style.prompt}, --completion {style.completion}; at most {scorer.limit:,} tokens"
     if len(encoded) > 1 and all(each.prompt for each in encoded):
-        shared = common_tokens([each.prompt for each in encoded])
+        shared = scorer_common_tokens([each.prompt for each in encoded])
         yield f"the prompts of these {len(encoded)} questions begin with the same {shared:,} tokens"
 
 
-def _question_lines(scorer: "Scorer", question: dict, context: str, encoded: "Encoded") -> Iterator[str]:
-    letters, tokenizer = options_of(question), scorer.tokenizer
+def _question_lines(scorer: "Scorer", question: dict, context: str, encoded: "EncodedForScorer") -> Iterator[str]:
+    letters, tokenizer = answer_options_of(question), scorer.tokenizer
     yield f"question {question['id']}: {len(encoded.prompt)} tokens{_counts(encoded)}"
     if encoded.cut and encoded.kept is not None:
         left = context[encoded.kept :].strip()
@@ -113,24 +92,24 @@ def _question_lines(scorer: "Scorer", question: dict, context: str, encoded: "En
     elif encoded.cut:
         yield f"context of {len(context):,} characters cut"
     if encoded.prompt:
-        yield visible_tokens(tokenizer, encoded.prompt)
+        yield shown_prompt_tokens(tokenizer, encoded.prompt)
     if not encoded.options:
         return
     if encoded.prompt:
         yield "── the shared prefix ends here ──"
     for letter, tokens, counted in zip(letters, encoded.options, encoded.counted, strict=True):
         before, scored = tokens[: len(tokens) - counted], tokens[len(tokens) - counted :]
-        read = visible_tokens(tokenizer, before) + "│" if before else ""
-        yield f"{letter} ({len(tokens)} tokens, {counted} scored): {read}{visible_tokens(tokenizer, scored)}"
+        read = shown_prompt_tokens(tokenizer, before) + "│" if before else ""
+        yield f"{letter} ({len(tokens)} tokens, {counted} scored): {read}{shown_prompt_tokens(tokenizer, scored)}"
 
 
-def _counts(encoded: "Encoded") -> str:
+def _counts(encoded: "EncodedForScorer") -> str:
     if not encoded.options:
         return ", after which the model writes"
     return ", computed once, then " + " + ".join(str(len(option)) for option in encoded.options) + " of the options"
 
 
-def visible_tokens(tokenizer: "PreTrainedTokenizerBase", tokens: list[int]) -> str:
+def shown_prompt_tokens(tokenizer: "PreTrainedTokenizerBase", tokens: list[int]) -> str:
     """Return tokens as text, with every control token between `«` and `»`."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)

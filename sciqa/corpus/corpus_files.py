@@ -68,17 +68,18 @@ def kind_of_corpus_file(path: str) -> tuple[str, str]:
     return kind, compression
 
 
-def list_folder(folder: str) -> list[tuple[str, list]]:
+def list_corpus_files(folder: str) -> list[tuple[str, list]]:
     """Return all files below a folder, sorted, each with [size in bytes, modification time in ns]."""
-    filesystem, inner = storage.resolve(folder)
+    filesystem, inner = storage.resolve_storage(folder)
     entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
     files = [entry for entry in entries if entry.type != fs.FileType.Directory]
     return sorted(
-        (storage.join(folder, entry.path[len(inner) :].lstrip("/")), [entry.size, entry.mtime_ns]) for entry in files
+        (storage.join_paths(folder, entry.path[len(inner) :].lstrip("/")), [entry.size, entry.mtime_ns])
+        for entry in files
     )
 
 
-def is_hidden_file(path: str, folder: str) -> bool:
+def is_hidden_corpus_file(path: str, folder: str) -> bool:
     """Return whether the name of a file, or of a folder on its path, begins with a dot or an underscore."""
     return any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
 
@@ -96,7 +97,7 @@ def open_corpus_file(path: str) -> Iterator[Source]:
         InputError: the file is missing, damaged or truncated; also raised while reading within the `with` block.
     """
     _, compression = kind_of_corpus_file(path)
-    filesystem, inner = storage.resolve(path)
+    filesystem, inner = storage.resolve_storage(path)
     try:
         with filesystem.open_input_stream(inner, compression=None) as raw:
             if compression == ".zst":
@@ -111,7 +112,7 @@ def open_corpus_file(path: str) -> Iterator[Source]:
         raise InputError(f"{path}: cannot be read, damaged or cut off ({error}); fetch or write it again") from error
 
 
-def find_file_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
+def find_corpus_file_encoding(head: bytes, encoding: str = "utf-8") -> tuple[bytes, str]:
     """Return the byte order mark that a file begins with (b"" if none) and the encoding, by the mark or the default."""
     mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
     return mark, MARKS.get(mark, encoding)
@@ -123,7 +124,7 @@ def decode_corpus_file(data: bytes, path: str, encoding: str = "utf-8") -> str:
     Raises:
         InputError: bytes that are invalid in the encoding, or zero bytes.
     """
-    mark, encoding = find_file_encoding(data, encoding)
+    mark, encoding = find_corpus_file_encoding(data, encoding)
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from sciqa.predict.shots import ShotChooser
 
 
-def join_sources(
+def join_question_sources(
     questions: list[dict], found: list[tuple[dict, ...]], chooser: "ShotChooser | None" = None
 ) -> list[tuple[dict, str]]:
     """Return each question with its `passages` and `examples`, as templates take them, and its context.

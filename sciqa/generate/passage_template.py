@@ -7,7 +7,7 @@ from typing import ClassVar
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.generate.options import Kind
-from sciqa.models.prompt_template import Prompt, PromptTemplate
+from sciqa.models.prompt_template import PromptTemplate, TemplatePrompt
 
 #: The built-in templates, `KIND.jinja`.
 FOLDER = Path(__file__).with_name("templates")
@@ -28,7 +28,7 @@ class PassageTemplate(PromptTemplate):
         if "text" not in self._names:
             raise self._error("no {{ text }} in it, where the text of a passage belongs; write it into the template")
 
-    def render_passage(self, passage: dict, choices: int) -> Prompt:
+    def render_passage(self, passage: dict, choices: int) -> TemplatePrompt:
         """Return the prompt for a passage.
 
         Args:
@@ -38,7 +38,7 @@ class PassageTemplate(PromptTemplate):
         variables = {name: passage[name] or "" for name in ("title", "section", "text")}
         letters = list(string.ascii_uppercase[:choices])
         system, user = self._parts(variables | {"choices": choices, "letters": letters})
-        return Prompt(system, [], user.strip())
+        return TemplatePrompt(system, [], user.strip())
 
 
 def read_passage_template(path: str | None, kind: Kind) -> PassageTemplate:
@@ -49,7 +49,7 @@ def read_passage_template(path: str | None, kind: Kind) -> PassageTemplate:
     """
     if path is None:
         path = str(FOLDER / f"{kind}.jinja")
-    elif not storage.exists(path):
+    elif not storage.path_exists(path):
         raise InputError(f"--template {path}: no such file; the path of a Jinja2 file expected")
     try:
         text = storage.read_bytes(path, None).decode()

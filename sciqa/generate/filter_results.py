@@ -7,13 +7,13 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sciqa.core import storage, tables
-from sciqa.corpus.chunking import embedded_text
-from sciqa.exam.questions import options_of
-from sciqa.generate.candidates import candidate_schema, candidates_path, written_fields
-from sciqa.generate.filters import as_question
+from sciqa.corpus.chunking import embedded_chunk
+from sciqa.exam.answer_options import answer_options_of
+from sciqa.generate.candidates import candidate_fields, candidate_schema, candidates_path
+from sciqa.generate.filters import filterable_question
 from sciqa.generate.options import GenerateOptions
-from sciqa.models.prompt_format import Format
-from sciqa.models.prompt_template import prompt_text
+from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.prompt_template import template_prompt_text
 
 #: Columns of the generated table beside what the model wrote: where a row is from, and what made it.
 PROVENANCE = ("title", "passage_id", "source", "generator", "generator_revision", "template", "licence")
@@ -21,7 +21,7 @@ PROVENANCE = ("title", "passage_id", "source", "generator", "generator_revision"
 SHAPES = ("trl", "alpaca")
 
 
-class FilterSettings(NamedTuple):
+class FilterResultSettings(NamedTuple):
     """How workers filter.
 
     Attributes:
@@ -37,37 +37,37 @@ class FilterSettings(NamedTuple):
     checker: tuple[str, dict] | None = None
 
 
-def rejected_path(folder: str, part: int) -> str:
+def filter_result_rejects_path(folder: str, part: int) -> str:
     """Return the path of a part's rejected replies, by the folder of the generated table."""
-    return tables.table_part_path(tables.records_path(folder, "rejected"), part)
+    return tables.table_part_path(tables.table_records_path(folder, "rejected"), part)
 
 
-def counts_path(folder: str, part: int) -> str:
+def filter_result_counts_path(folder: str, part: int) -> str:
     """Return the path of a part's counts, by the folder of the generated table."""
-    return tables.records_path(folder, "counts", f"{part:05d}.json")
+    return tables.table_records_path(folder, "counts", f"{part:05d}.json")
 
 
-def against_folder(folder: str) -> str:
+def filter_result_exams_folder(folder: str) -> str:
     """Return the folder of the exams that are compared with, by the folder of the generated table."""
-    return tables.records_path(folder, "against")
+    return tables.table_records_path(folder, "against")
 
 
-def jsonl_folder(options: GenerateOptions) -> str:
+def filter_result_jsonl_folder(options: GenerateOptions) -> str:
     """Return the folder of the rows as JSONL, which has a folder for each of `SHAPES`."""
-    return storage.join(options.output, "jsonl", options.name)
+    return storage.join_paths(options.output, "jsonl", options.name)
 
 
-class FilterPart:
+class WriteFilterResults:
     """Ray Data worker that filters the candidates of one part at a time, and writes its shard last."""
 
-    def __init__(self, filtering: FilterSettings) -> None:
+    def __init__(self, filtering: FilterResultSettings) -> None:
         self.options, self.provenance = filtering.options, filtering.provenance
         self.notes: list[str] = []
         self.copies = self.checker = None
         if filtering.embed:
             from sciqa.generate.copies import ExamCopies
 
-            self.copies = ExamCopies(against_folder(self.options.folder), self.options, filtering.embed)
+            self.copies = ExamCopies(filter_result_exams_folder(self.options.folder), self.options, filtering.embed)
             self.notes += self.copies.notes
         if filtering.checker:
             from sciqa.generate.checks import QuestionChecker
@@ -78,30 +78,32 @@ class FilterPart:
     def __call__(self, row: dict) -> dict:
         """Filter the candidates of the part with the number `row["part"]`."""
         part, options = row["part"], self.options
-        rows = storage.read_table(candidates_path(options.folder, part)).to_pylist()
+        rows = tables.read_table(candidates_path(options.folder, part)).to_pylist()
         self._reject_duplicates(part, rows)
         self._reject_copies(rows)
         self._reject_unanswerable(rows)
         kept = [self._result(row) for row in rows if not row["fault"]]
         rejected = [row for row in rows if row["fault"]]
         schema = candidate_schema(options)
-        storage.write_table(rejected_path(options.folder, part), pa.Table.from_pylist(rejected, schema=schema))
+        tables.write_table(
+            filter_result_rejects_path(options.folder, part), pa.Table.from_pylist(rejected, schema=schema)
+        )
         for shape in SHAPES:
             lines = [json.dumps(_shaped(each, options, shape), ensure_ascii=False) + "\n" for each in kept]
-            path = storage.join(jsonl_folder(options), shape, f"{part:05d}.jsonl")
+            path = storage.join_paths(filter_result_jsonl_folder(options), shape, f"{part:05d}.jsonl")
             storage.write_bytes(path, "".join(lines).encode())
         counts = {name: sum(row[name] for row in rows) for name in ("tokens_in", "tokens_out")}
         counts |= {"replies": len(rows), "kept": len(kept), "faults": Counter(row["fault"] for row in rejected)}
-        storage.write_json(counts_path(options.folder, part), counts)
-        table = pa.Table.from_pylist(kept, schema=result_schema(options))
-        storage.write_table(tables.table_part_path(options.folder, part), table)
+        storage.write_json(filter_result_counts_path(options.folder, part), counts)
+        table = pa.Table.from_pylist(kept, schema=filter_result_schema(options))
+        tables.write_table(tables.table_part_path(options.folder, part), table)
         return {"replies": len(rows), "notes": self.notes}
 
     def _reject_duplicates(self, part: int, rows: list[dict]) -> None:
         if "near-duplicate" in self.options.skip_filters:
             return
-        folder = tables.records_path(self.options.folder, "duplicates")
-        repeated = set(storage.read_table(folder, ["row"], [("part", "=", part)])["row"].to_pylist())
+        folder = tables.table_records_path(self.options.folder, "duplicates")
+        repeated = set(tables.read_table(folder, ["row"], [("part", "=", part)])["row"].to_pylist())
         for number, row in enumerate([row for row in rows if not row["fault"]]):
             if number in repeated:
                 row["fault"] = "near-duplicate"
@@ -110,7 +112,9 @@ class FilterPart:
         if self.copies is None:
             return
         left = [row for row in rows if not row["fault"]]
-        for row, copied in zip(left, self.copies.find([as_question(r, self.options.kind) for r in left]), strict=True):
+        for row, copied in zip(
+            left, self.copies.find([filterable_question(r, self.options.kind) for r in left]), strict=True
+        ):
             row["fault"] = "exam-copy" if copied else None
 
     def _reject_unanswerable(self, rows: list[dict]) -> None:
@@ -122,18 +126,18 @@ class FilterPart:
             row["fault"] = fault
 
     def _result(self, row: dict) -> dict:
-        result = {name: row[name] for name in ("id", "title", "passage_id", *written_fields(self.options))}
+        result = {name: row[name] for name in ("id", "title", "passage_id", *candidate_fields(self.options))}
         result |= self.provenance | {"source": row["url"], "context": _context(row)}
         return result | {"is_question": True} if self.options.kind == "questions" else result
 
 
 def _context(row: dict) -> str:
-    return embedded_text(row["title"], row["section"], row["text"])
+    return embedded_chunk(row["title"], row["section"], row["text"])
 
 
-def result_schema(options: GenerateOptions) -> pa.Schema:
+def filter_result_schema(options: GenerateOptions) -> pa.Schema:
     """Return the schema of the generated table; of questions it is that of an exam table."""
-    fields = [(name, pa.string()) for name in ("id", *written_fields(options), "context", *PROVENANCE)]
+    fields = [(name, pa.string()) for name in ("id", *candidate_fields(options), "context", *PROVENANCE)]
     if options.kind == "questions":
         fields.insert(2, ("is_question", pa.bool_()))
     return pa.schema(fields)
@@ -142,10 +146,10 @@ def result_schema(options: GenerateOptions) -> pa.Schema:
 def _shaped(row: dict, options: GenerateOptions, shape: str) -> dict:
     """Return a row in the shape of Alpaca's data, or in that of TRL's conversational prompts with completions."""
     if options.kind == "questions":
-        lettered = [f"{letter}. {text}" for letter, text in options_of(row).items()]
+        lettered = [f"{letter}. {text}" for letter, text in answer_options_of(row).items()]
         alpaca = {"instruction": row["prompt"], "input": "\n".join(lettered)}
         right = f"{row['answer']}. {row[row['answer']]}"
-        prompt = prompt_text(row, "", Format(completion="letter"))
+        prompt = template_prompt_text(row, "", PromptFormat(completion="letter"))
     else:
         alpaca = {name: row[name] for name in ("instruction", "input")}
         right, prompt = row["output"], f"{row['instruction']}\n\n{row['input']}".strip()

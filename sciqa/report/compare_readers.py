@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from tyro.conf import Positional, arg
 
-from sciqa.core import storage, tables
+from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.options import Summary, WriteOptions
-from sciqa.exam.metrics import holm, score_metrics, scores_of, sign_flip_p_value
+from sciqa.exam.metrics import RESAMPLES, metric_scores, score_metrics
 from sciqa.models.prompt_template import built_in_template, shipped_template_names
 from sciqa.report.page import render_page
-from sciqa.report.report import flat_inputs, report_gains
+from sciqa.report.report import report_gains, report_inputs
 
 #: Version of what a comparison computes. Raise it with every change, so that older tables are told apart.
 COMPARISON_FORMAT = 1
@@ -53,7 +53,7 @@ class CompareOptions(WriteOptions):
     def __post_init__(self) -> None:
         """Make the paths absolute, and check that no run is given twice, or as a name."""
         super().__post_init__()
-        self.runs = tuple(storage.absolute(run.rstrip("/")) for run in self.runs) or (self.output.rstrip("/"),)
+        self.runs = tuple(storage.absolute_path(run.rstrip("/")) for run in self.runs) or (self.output.rstrip("/"),)
         if repeated := [run for run, times in Counter(self.runs).items() if times > 1]:
             raise InputError(f"{repeated[0]}: given twice as a RUN; give each run once")
         if paths := [name for name in self.names if "/" in name]:
@@ -90,17 +90,17 @@ def compare_readers(options: CompareOptions) -> Summary:
     started = time.monotonic()
     readers = read_compared_readers(options.runs, options.names)
     check_compare_baseline(options.baseline, readers)
-    folder = storage.join(options.output, "comparison")
-    identities = {label: tables.rows_hash(reader.answers) for label, reader in readers.items()}
+    folder = storage.join_paths(options.output, "comparison")
+    identities = {label: hashes.rows_hash(reader.answers) for label, reader in readers.items()}
     inputs = {"format": COMPARISON_FORMAT, "readers": identities, "baseline": options.baseline}
     with lock(folder):
         tables.begin_table(folder, inputs, overwrite=options.overwrite)
         rows, same = comparison_rows(readers, options.baseline)
         written = [row | {"options": list(row["options"].items())} for row in rows]
-        storage.write_table(tables.table_part_path(folder, 0), pa.Table.from_pylist(written, schema=SCHEMA))
+        tables.write_table(tables.table_part_path(folder, 0), pa.Table.from_pylist(written, schema=SCHEMA))
         note = comparisons_note(rows, options.baseline)
         page = render_page("compare.html.j2", title="comparison of readers", rows=rows, same=same, note=note)
-        storage.write_bytes(storage.join(options.output, "comparison.html"), page)
+        storage.write_bytes(storage.join_paths(options.output, "comparison.html"), page)
         tables.finish_table(folder, {"format": COMPARISON_FORMAT, "inputs": inputs})
     made = f"{len(rows)} readers on {rows[0]['questions']:,} questions, {rows[0]['reader']} best; {note}"
     return Summary("compare", folder, made, time.monotonic() - started, _printed(rows))
@@ -124,11 +124,11 @@ def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict
         raise InputError(
             f"{runs[0]}: one reader, {found[0][1]}, at least two expected; name more runs, or more --names"
         )
-    first = storage.join(found[0][0], "answers", found[0][1])
+    first = storage.join_paths(found[0][0], "answers", found[0][1])
     exams, readers = [], []
     for run, name in found:
-        folder = storage.join(run, "answers", name)
-        inputs = tables.read_manifest(folder, "predict")["inputs"]
+        folder = storage.join_paths(run, "answers", name)
+        inputs = tables.read_table_manifest(folder, "predict")["inputs"]
         exams.append(inputs["exam"])
         if inputs["exam"] != exams[0]:
             raise InputError(
@@ -139,7 +139,7 @@ def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict
     read = [_read_reader(*reader) for reader in readers]
     for reader in read[1:]:
         if [row["id"] for row in reader.answers] != [row["id"] for row in read[0].answers]:
-            folder = storage.join(reader.run, "answers", reader.name)
+            folder = storage.join_paths(reader.run, "answers", reader.name)
             raise InputError(
                 f"{folder}: rows of other questions than in {first}, though both are of one exam; files of one of them "
                 "were changed or lost: run `sciqa predict --overwrite` for that one"
@@ -153,7 +153,7 @@ def _reader_names(run: str, names: tuple[str, ...]) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    there = storage.list_folders(storage.join(run, "answers"))
+    there = storage.list_folders(storage.join_paths(run, "answers"))
     if not there:
         raise InputError(f"{run}: no answers in this folder; give the --output of `sciqa predict` or `sciqa exam`")
     found = [name for name in there if not names or name in names]
@@ -163,12 +163,12 @@ def _reader_names(run: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _read_reader(run: str, name: str, inputs: dict) -> ComparedReader:
-    folder = storage.join(run, "answers", name)
+    folder = storage.join_paths(run, "answers", name)
     columns = ["id", "scores", "probabilities", "answer", "average_precision"]
-    answers = storage.read_table(folder, columns).to_pylist()
+    answers = tables.read_table(folder, columns).to_pylist()
     for row in answers:
-        scores_of(row, None, folder)
-    metrics = storage.read_table(storage.join(run, "metrics", f"{name}.parquet")).to_pylist()
+        metric_scores(row, None, folder)
+    metrics = tables.read_table(storage.join_paths(run, "metrics", f"{name}.parquet")).to_pylist()
     if not metrics:
         raise InputError(f"{folder}: no question of this exam has a known answer, so readers cannot be compared on it")
     return ComparedReader(run, name, answers, inputs, metrics[0])
@@ -266,11 +266,11 @@ def _named_options(reader: ComparedReader) -> dict[str, str]:
     A group of options is also there itself, with the value `yes`; options that are off are left out.
     """
     inputs = {name: value for name, value in reader.inputs.items() if name not in ("reader", "exam")}
-    options = {name: "yes" for name, value in inputs.items() if isinstance(value, dict)} | dict(flat_inputs(inputs))
+    options = {name: "yes" for name, value in inputs.items() if isinstance(value, dict)} | dict(report_inputs(inputs))
     for name, column in (("model", "model"), ("embedder", "model"), ("adapter", "adapter")):
         if name in options and (named := reader.metrics.get(column)) not in (None, options[name]):
             options[name] = f"{named} ({options[name][:12]})"
-    shipped = {tables.fingerprint(built_in_template(name).text): name for name in shipped_template_names()}
+    shipped = {hashes.fingerprint(built_in_template(name).text): name for name in shipped_template_names()}
     if (template := options.get("template")) in shipped:
         options["template"] = shipped[template]
     return {name: value for name, value in options.items() if value not in ("null", "false")}
@@ -310,3 +310,35 @@ def _printed(rows: list[dict]) -> dict[str, list[dict]]:
 
 def _interval(row: dict, name: str, form: str = ".3f") -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p-values, shape (comparisons,), adjusted for their number by Holm's step-down method (Holm 1979).
+
+    In rising order, the first of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one
+    before it, or larger than 1. Calling those below 0.05 different makes any error with a probability below 0.05.
+    """
+    order = np.argsort(p_values, kind="stable")
+    raised = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
+    return adjusted
+
+
+def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
+    """Return the two-sided p-value of a paired randomization test of equal means (Smucker et al. 2007).
+
+    If two readers are equally good, each question's difference is as likely to have the other sign. So the p-value is
+    the share of random signs that give a mean at least as far from 0 as the observed one, which itself counts as one
+    of them (Phipson and Smyth 2010). Of the differences of one size, the number with a positive sign is
+    binomial, so the order of the questions does not matter.
+
+    Args:
+        differences: one reader's figure less the other's on each question, shape (questions,).
+        seed: seed of the signs, so that a rerun gives the same p-value.
+    """
+    rounded = np.abs(differences).round(12)  # differences of one size may be rounded differently
+    sizes, counts = np.unique(rounded[rounded > 0], return_counts=True)
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, (RESAMPLES, len(counts)))
+    reached = np.abs((2 * positive - counts) @ sizes) >= abs(differences.sum()) - 1e-9
+    return float(1 + reached.sum()) / (1 + RESAMPLES)

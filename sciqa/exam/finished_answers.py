@@ -1,19 +1,19 @@
 """Answers of all readers of a run to its exam."""
 
 from sciqa.core import storage, tables
-from sciqa.exam.metrics import scores_of
+from sciqa.exam.metrics import metric_scores
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
-from sciqa.exam.questions import Exam
 
 
 def finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """Return the manifests of all finished answers tables for this exam, by reader."""
-    found = tables.finished_tables(storage.join(output, "answers"))
-    manifests = {name: tables.read_manifest(folder, "predict") for name, folder in found}
+    found = tables.finished_tables(storage.join_paths(output, "answers"))
+    manifests = {name: tables.read_table_manifest(folder, "predict") for name, folder in found}
     return {name: each for name, each in manifests.items() if each["inputs"]["exam"] == exam.sha256}
 
 
-def find_readers(output: str, exam: Exam) -> dict[str, dict]:
+def readers_of_finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """Return the results of each reader of this exam, best MAP@3 first.
 
     Returns:
@@ -21,11 +21,11 @@ def find_readers(output: str, exam: Exam) -> dict[str, dict]:
     """
     readers = {}
     for name, manifest in finished_answers(output, exam).items():
-        folder = storage.join(output, "answers", name)
-        metrics = storage.read_table(storage.join(output, "metrics", f"{name}.parquet")).to_pylist()
+        folder = storage.join_paths(output, "answers", name)
+        metrics = tables.read_table(storage.join_paths(output, "metrics", f"{name}.parquet")).to_pylist()
         answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
         for row in answers:
-            scores_of(row, None, folder)
+            metric_scores(row, None, folder)
         readers[name] = {"answers": answers, "metrics": metrics, "inputs": manifest["inputs"]}
     return dict(
         sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)

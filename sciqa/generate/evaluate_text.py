@@ -1,28 +1,25 @@
 """The `evaluate` step: free answers of a base model and a tuned one to held-out instructions, and their scores."""
 
 import time
-from dataclasses import dataclass
 
 import pyarrow as pa
 
-from sciqa.core import cluster, model_workers, progress, storage, tables
-from sciqa.core.adapter_files import adapter_hash, check_adapter_base
+from sciqa.core import cluster, hashes, model_workers, progress, storage, tables
+from sciqa.core.adapter_files import adapter_hash, check_adapter_files
 from sciqa.core.errors import InputError
-from sciqa.core.extras import require
+from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
 from sciqa.core.model_files import (
     ADAPTER_CONFIG,
     find_model,
-    local_path,
     model_family,
-    short_model_name,
-    weight_bytes,
+    model_file_bytes,
+    model_files_name,
 )
-from sciqa.core.options import RunOptions, Summary
+from sciqa.core.options import Summary, defaults_of
 from sciqa.exam.instructions import read_instructions
-from sciqa.generate.options import ReplyOptions
-from sciqa.generate.text_metrics import FIGURES, figure_rows
-from sciqa.retrieval.options import EmbedOptions
+from sciqa.generate.options import EvaluateTextOptions
+from sciqa.generate.text_metrics import FIGURES, text_metric_rows
 
 #: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
 EVALUATE_FORMAT = 2
@@ -37,23 +34,6 @@ FIGURES_SCHEMA = pa.schema(
 )
 
 
-@dataclass(kw_only=True)
-class EvaluateTextOptions(EmbedOptions, ReplyOptions, RunOptions):
-    """Options of the `evaluate` step."""
-
-    text: str = ""
-    """Held-out instructions: a file or a folder of files, .jsonl, .json, .csv or .parquet, with the columns instruction
-    and output, and optionally input and id; by default OUTPUT/generated/instructions."""
-    tuned: str | None = None
-    """What was made of --model, to compare with it: an adapter's folder (OUTPUT/trained/NAME), or a whole model."""
-
-    def __post_init__(self) -> None:
-        """Make local paths absolute."""
-        super().__post_init__()
-        self.text = storage.absolute(self.text) if self.text else storage.join(self.output, "generated", "instructions")
-        self.tuned = self.tuned and local_path(self.tuned)
-
-
 def evaluate_text(options: EvaluateTextOptions) -> Summary:
     """Write the answers of each model, OUTPUT/text/NAME, and the figures of all, OUTPUT/text_figures.parquet.
 
@@ -61,19 +41,19 @@ def evaluate_text(options: EvaluateTextOptions) -> Summary:
         InputError: bad instructions, a model that writes no text, or an adapter of another model.
     """
     started = time.monotonic()
-    require("rouge", "evaluate")
+    require_extra("rouge", "evaluate")
     rows = read_instructions(options.text)
     models = _models(options)
     answers, folders = {}, []
     for name, (model, adapter) in models.items():
-        folder = storage.join(options.output, "text", name)
+        folder = storage.join_paths(options.output, "text", name)
         with lock(folder):
             _answer_all(options, folder, rows, model, adapter)
-        answers[name] = storage.read_table(folder).to_pylist()
+        answers[name] = tables.read_table(folder).to_pylist()
         folders.append(folder)
-    figures = figure_rows(answers)
-    path = storage.join(options.output, "text_figures.parquet")
-    storage.write_table(path, pa.Table.from_pylist(figures, schema=FIGURES_SCHEMA))
+    figures = text_metric_rows(answers)
+    path = storage.join_paths(options.output, "text_figures.parquet")
+    tables.write_table(path, pa.Table.from_pylist(figures, schema=FIGURES_SCHEMA))
     made = f"{len(rows):,} instructions answered by {', '.join(models)}; answers in {', '.join(folders)}"
     details = {"Free answers, 95 % bootstrap intervals": _shown(figures)}
     return Summary("evaluate", path, made, time.monotonic() - started, details)
@@ -81,13 +61,13 @@ def evaluate_text(options: EvaluateTextOptions) -> Summary:
 
 def _models(options: EvaluateTextOptions) -> dict[str, tuple[str, str | None]]:
     """Return the models to compare, each with its adapter, by the names of their tables; the base first."""
-    models: dict[str, tuple[str, str | None]] = {short_model_name(options.model): (options.model, None)}
-    if options.tuned and storage.exists(storage.join(options.tuned, ADAPTER_CONFIG)):
-        require("train", "--tuned")
-        check_adapter_base(options.tuned, options.model)
-        models[f"tuned-{short_model_name(options.tuned)}"] = (options.model, options.tuned)
+    models: dict[str, tuple[str, str | None]] = {model_files_name(options.model): (options.model, None)}
+    if options.tuned and storage.path_exists(storage.join_paths(options.tuned, ADAPTER_CONFIG)):
+        require_extra("train", "--tuned")
+        check_adapter_files(options.tuned, options.model)
+        models[f"tuned-{model_files_name(options.tuned)}"] = (options.model, options.tuned)
     elif options.tuned:
-        models[f"tuned-{short_model_name(options.tuned)}"] = (options.tuned, None)
+        models[f"tuned-{model_files_name(options.tuned)}"] = (options.tuned, None)
     for model, _ in models.values():
         if (family := model_family(model)) != "causal":
             raise InputError(f"{model}: a {family} model, which writes no text; a causal model expected")
@@ -99,12 +79,10 @@ def _answer_all(
 ) -> None:
     """Write what is missing of a model's answers."""
     names = ("precision", "reply_tokens", "reply_batch", "seed", "temperature", "embed_backend")
-    inputs = {"format": EVALUATE_FORMAT, "text": tables.rows_hash(rows), "model": find_model(model).revision}
+    inputs = {"format": EVALUATE_FORMAT, "text": hashes.rows_hash(rows), "model": find_model(model).revision}
     inputs |= {"adapter": adapter and adapter_hash(adapter), "embedder": find_model(options.embedder).revision}
     inputs |= {"prefix": options.prefix("passage")} | {name: getattr(options, name) for name in names}
-    begun = tables.begin_table(
-        folder, inputs, tables.defaults_of(EvaluateTextOptions), PART_INSTRUCTIONS, options.overwrite
-    )
+    begun = tables.begin_table(folder, inputs, defaults_of(EvaluateTextOptions), PART_INSTRUCTIONS, options.overwrite)
     if begun.whole:
         return
     cluster.connect_cluster(options)
@@ -119,15 +97,17 @@ def _answer_all(
 
 
 def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], model: str, adapter: str | None) -> None:
-    from sciqa.generate.text_answers import AnswerInstructions
+    from sciqa.generate.text_answers import WriteTextAnswers
 
-    workers = cluster.num_workers(options, len(parts))
-    pool = model_workers.model_pool(options, workers, len(parts), weight_bytes(model) + weight_bytes(options.embedder))
-    writer = options.writer_arguments(cluster.cluster_device(options), cluster.threads_per_worker(workers))
+    workers = cluster.num_cluster_workers(options, len(parts))
+    pool = model_workers.model_worker_pool(
+        options, workers, len(parts), model_file_bytes(model) + model_file_bytes(options.embedder)
+    )
+    writer = options.writer_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
     arguments = {"folder": folder, "writer": writer | {"model": model, "adapter": adapter}}
     arguments |= {"embed": options.embed_arguments(workers), "prefix": options.prefix("passage")}
-    mapped = model_workers.map_arguments(AnswerInstructions, arguments, pool)
-    dataset = cluster.dataset_of_parts(parts).map(**mapped)
+    mapped = model_workers.model_worker_arguments(WriteTextAnswers, arguments, pool)
+    dataset = cluster.cluster_dataset(parts).map(**mapped)
     total = sum(len(part["rows"]) for part in parts)
     for _ in progress.rows_with_progress(dataset, "evaluate", total, "instructions", lambda row: row["answers"]):
         pass

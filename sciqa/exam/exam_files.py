@@ -14,7 +14,7 @@ from importlib.resources import files
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.csv_files import read_csv
 from sciqa.exam.row import UNSEEN, Row, RowNumber, clean_row_names
@@ -37,7 +37,7 @@ BESIDE = ("dataset_info.json", "state.json", "dataset_dict.json")
 NEWLINE = b"\n"
 
 
-def packaged_splits(exam: str) -> list[str]:
+def exam_file_splits(exam: str) -> list[str]:
     """Return the packaged splits that an exam names, several joined by `+`; none if it names something else."""
     names = exam.split("+")
     return names if set(names) <= set(SPLITS) else []
@@ -54,7 +54,7 @@ def read_exam_files(exam: str) -> list[Row]:
     Raises:
         InputError: no such file, a file of another format than its name says, or a folder of several exams.
     """
-    if splits := packaged_splits(exam):
+    if splits := exam_file_splits(exam):
         data = [(name, files("sciqa.exam").joinpath(f"data/{name}.jsonl").read_bytes()) for name in splits]
         return [row for name, each in data for row in _read_jsonl(name, _decode(name, each))]
     try:
@@ -78,7 +78,7 @@ def _find_files(exam: str) -> list[str]:
         if not found:
             raise InputError(f"{exam}: no file of that folder has such a name and ends in .{', .'.join(KINDS)}")
         return found
-    if not _kind(exam) and not storage.exists(exam):
+    if not _kind(exam) and not storage.path_exists(exam):
         raise InputError(f"{exam}: no such exam; it is {', '.join(SPLITS)}, or a file ending in .{', .'.join(KINDS)}")
     found = [path for path in storage.list_files(exam, *ENDINGS) if path.rpartition("/")[2] not in BESIDE]
     if found == [exam] and not _kind(exam):
@@ -109,7 +109,7 @@ def _kind(path: str) -> tuple[str, str] | None:
 def _read_file(path: str) -> Iterable[Row]:
     kind, packing = _kind(path) or ("", "")
     if kind == "parquet" and not packing:
-        return _read_parquet(path, storage.open_parquet(path))
+        return _read_parquet(path, tables.open_parquet(path))
     data = storage.read_bytes(path, compression=None)
     if packing:
         try:
@@ -176,7 +176,7 @@ _JSON = json.JSONDecoder(
 )
 
 
-def parse_json(text: str) -> object:
+def parse_exam_file_json(text: str) -> object:
     """Parse a JSON text, with numbers as `Number`; raise `ValueError` if it is not JSON."""
     try:
         return _JSON.decode(text)
@@ -187,7 +187,7 @@ def parse_json(text: str) -> object:
 def _read_json(path: str, text: str) -> Iterator[Row]:
     """Yield the questions of a JSON file: a list, an object with a list as one of `LISTS`, or one object a line."""
     try:
-        value = parse_json(text)
+        value = parse_exam_file_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip()[:1] == "{":
             yield from _read_jsonl(path, text)
@@ -229,7 +229,7 @@ def _read_jsonl(path: str, text: str) -> Iterator[Row]:
             continue
         number += 1
         try:
-            cells = parse_json(content)
+            cells = parse_exam_file_json(content)
         except ValueError as error:
             place = Row(path, number, line, {}).place
             raise InputError(f"{place}: not JSON ({error}); one question a line expected") from error

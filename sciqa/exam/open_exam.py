@@ -1,0 +1,131 @@
+"""The exam of a run: the options that select its questions, and the table on storage that every step opens."""
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from sciqa.core import hashes, storage, tables
+from sciqa.core.errors import InputError
+from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
+from sciqa.exam.exam_files import SPLITS
+from sciqa.exam.options import SHARD_QUESTIONS, ExamOptions, QuestionOptions
+from sciqa.exam.read_exam import ContextFrom, read_exam, read_exam_questions
+
+__all__ = ["SPLITS", "Exam", "ExamOptions", "answer_options_of", "open_exam", "read_exam", "rotate_answer_options"]
+
+#: Key of the rows' hash in an exam table's Parquet metadata.
+EXAM_HASH = b"sciqa.exam"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An exam table on storage, which every step opens.
+
+    Attributes:
+        path: path of the exam table.
+        sha256: hash of its rows, the same for any file format, by which a run recognises its questions.
+        questions: number of rows.
+        shard_questions: rows per shard, the unit of work and of resuming.
+        name: name that the user gave.
+        columns: columns of the table.
+        answers: number of questions with a known answer.
+        sample: its first question, on which steps try templates.
+    """
+
+    path: str
+    sha256: str
+    questions: int
+    shard_questions: int
+    name: str
+    columns: tuple[str, ...]
+    answers: int
+    sample: dict = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.questions // self.shard_questions)
+
+    def first(self, number: int) -> int:
+        """Return the number of the first question of a shard, from 0."""
+        return number * self.shard_questions
+
+    def read_shard(self, number: int) -> list[dict]:
+        """Return the questions of one shard.
+
+        Raises:
+            InputError: another exam has been written over this one.
+        """
+        about = tables.open_parquet(self.path).schema_arrow.metadata or {}
+        if about.get(EXAM_HASH, self.sha256.encode()) != self.sha256.encode():
+            raise InputError(f"{self.path}: replaced by another exam while this run was reading it; run it again")
+        return tables.read_table_rows(self.path, self.first(number), self.first(number + 1))
+
+    def read_ids(self) -> list[str]:
+        """Return the ids of all questions."""
+        return tables.read_table(self.path, ["id"])["id"].to_pylist()
+
+
+def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parquet") -> Exam:
+    """Validate the exam of the options, which by default is the run's own; see `open_questions`.
+
+    Args:
+        options: options that name the exam and the output folder.
+        write: write a missing table to that folder; steps do so after all other checks.
+        file: file name of the table.
+    """
+    path = storage.join_paths(options.output, file)
+    return open_questions(options, options.exam_name(file), path, options.shard_questions, write)
+
+
+def open_questions(
+    options: QuestionOptions, name: str, path: str, shard_questions: int = SHARD_QUESTIONS, write: bool = True
+) -> Exam:
+    """Validate an exam, and return its table on storage.
+
+    Args:
+        options: how its questions are read, and whether another exam's table is replaced.
+        name: packaged splits, or a file of questions; the table itself, if it is the run's own exam.
+        path: path of the table.
+        shard_questions: rows per shard.
+        write: write a missing table.
+
+    Raises:
+        InputError: names file, row and column of the problem; or the table is that of another exam.
+    """
+    table = _read_own(path, options.context) if name == path else options.read(name).table
+    columns = tuple(table.column_names)
+    answers = len(table) - table["answer"].null_count
+    rows = table.to_pylist()
+    exam = Exam(path, hashes.rows_hash(rows), len(table), shard_questions, name, columns, answers, rows[0])
+    if (stored := _stored(path)) != (exam.sha256, set(columns)):
+        if stored and stored[0] != exam.sha256 and not options.overwrite:
+            raise InputError(
+                f"{path}: the run's exam is another exam than {name} as it is read here; leave --exam and --context "
+                "out to take the run's own, pass another --output, or --overwrite to replace it"
+            )
+        if write:
+            marked = table.replace_schema_metadata({EXAM_HASH: exam.sha256})
+            tables.write_table(path, marked, row_group_size=shard_questions)
+    return exam
+
+
+def _read_own(path: str, context: ContextFrom) -> pa.Table:
+    """Return the exam in a run's folder: unchanged if a step wrote it, else read like any file of questions."""
+    table = tables.open_parquet(path).read()
+    marked = (table.schema.metadata or {}).get(EXAM_HASH)
+    if marked != hashes.rows_hash(table.to_pylist()).encode() or context == "given":
+        return read_exam_questions(path, context=context).table
+    if context == "found":
+        number = table.column_names.index("context")
+        table = table.set_column(number, "context", pa.nulls(len(table), pa.string()))
+    return table.replace_schema_metadata(None)
+
+
+def _stored(path: str) -> tuple[str, set[str]] | None:
+    """Return the hash of the rows in an exam table, and its columns; None if there is no readable table."""
+    try:
+        table = tables.open_parquet(path).read()
+    except (InputError, pa.ArrowException, OSError):
+        return None
+    return hashes.rows_hash(table.to_pylist()), set(table.column_names)
