@@ -131,7 +131,7 @@ def run_ray_train_workers(
         train_loop_config=config | own,
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
-            num_ray_train_workers=workers,
+            num_workers=workers,
             use_gpu=device == "cuda",
             resources_per_worker=cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model)),
             accelerator_type=cluster.named_cluster_accelerator(options),
