@@ -167,8 +167,8 @@ REFUSED = {
     "context in other case": ("id,prompt,A,B,Context\n1,p,a,b,c\n", "no column 'context'; did you mean 'Context'?"),
     "id in other case": ("ID,prompt,A,B,answer\n1,p,a,b,A\n", "no column 'id'; did you mean 'ID'?"),
     "all that is missing": (
-        "ID,TemplatePrompt,A,C,answer \n1,p,a,b,A\n",
-        "no column 'prompt'; did you mean 'TemplatePrompt'?, no column 'B'",
+        "ID,Prompt,A,C,answer \n1,p,a,b,A\n",
+        "no column 'prompt'; did you mean 'Prompt'?, no column 'B'",
     ),
     "letters in lower case": ("id,prompt,a,b,answer\n1,p,a,b,A\n", "no column 'A'; did you mean 'a'?"),
     "twice": ("id,prompt,A,B,B \n1,p,a,b,A\n", "column 'B' stands twice"),

@@ -5,7 +5,7 @@ from typing import Literal
 
 Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-TemplatePrompt = Literal["plain", "chat"]
+Prompt = Literal["plain", "chat"]
 TrainedCompletion = Literal["text", "letter", "yes"]
 Completion = Literal[TrainedCompletion, "reasoned"]
 Normalise = Literal["none", "tokens", "characters"]
@@ -27,7 +27,7 @@ class PromptFormat:
         template_name: name of its file, for messages.
     """
 
-    prompt: TemplatePrompt = "plain"
+    prompt: Prompt = "plain"
     completion: Completion = "text"
     normalise: Normalise = "tokens"
     max_length: int | None = None

@@ -13,7 +13,7 @@ from sciqa.core.packaged import PACKAGED
 from sciqa.exam.open_exam import read_exam
 from sciqa.exam.options import ExamOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Completion, Normalise, TemplatePrompt
+from sciqa.models.prompt_format import Completion, Normalise, Prompt
 from sciqa.models.prompt_template import template_style
 from sciqa.predict.api_options import ApiOptions
 from sciqa.predict.chain_options import ChainLengthOptions
@@ -105,7 +105,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
 
     nf4: bool = False
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
-    prompt: Literal["auto", TemplatePrompt] = "auto"
+    prompt: Literal["auto", Prompt] = "auto"
     """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`, and with --completion reasoned
     `chat` where the tokenizer has a template."""
     completion: Literal["auto", Completion] = "auto"

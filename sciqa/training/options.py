@@ -11,7 +11,7 @@ from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, RunOptions, SeedOptions, check_name_option, defaults_of
 from sciqa.exam.options import QuestionOptions
 from sciqa.models.options import ModelOptions, PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Method, Normalise, TemplatePrompt, TrainedCompletion
+from sciqa.models.prompt_format import Method, Normalise, Prompt, TrainedCompletion
 from sciqa.models.prompt_template import template_style
 
 Loss = Literal["ranking", "completion"]
@@ -157,7 +157,7 @@ class FinetuneOptions(
     """Folder of the contexts of validation questions; by default OUTPUT/validation/contexts."""
     name: str = "reader"
     """Name of the result, which is kept in OUTPUT/trained/NAME."""
-    prompt: Literal["auto", TemplatePrompt] = "auto"
+    prompt: Literal["auto", Prompt] = "auto"
     """`auto` uses the chat template of a causal model's tokenizer if it has one, otherwise `plain`. For exam
     questions of --objective dpo and grpo it is the form that the model was fine-tuned with before, if it was."""
     completion: TrainedCompletion = "text"
