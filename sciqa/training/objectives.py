@@ -20,7 +20,7 @@ from sciqa.core.model_files import (
 )
 from sciqa.core.options import Summary
 from sciqa.exam.instructions import read_instruction_examples
-from sciqa.models.prompt_format import PromptFormat, TemplatePrompt
+from sciqa.models.prompt_format import Prompt, PromptFormat
 from sciqa.training.loggers import logged_history_row, logged_measure
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
 from sciqa.training.preferences import read_preferences
@@ -220,7 +220,7 @@ def keep_best_objective(options: FinetuneOptions, result: Result) -> dict:
     }
 
 
-def _keep_model(options: FinetuneOptions, checkpoint: str, prompt: TemplatePrompt) -> None:
+def _keep_model(options: FinetuneOptions, checkpoint: str, prompt: Prompt) -> None:
     """Copy a model or adapter, its tokenizer and chat template from a checkpoint of TRL, and describe it."""
     for name in storage.list_names(checkpoint):
         if name.endswith(KEPT) and name != TRAINER_STATE:
