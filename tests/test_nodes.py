@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
-from test_training import losses, tiny_run
+from test_training import history, losses, tiny_run
 from tiny import tiny_folder
 
 from sciqa.core import storage, tables
@@ -110,15 +110,21 @@ def test_a_node_lost_while_an_exam_is_answered(tmp_path, cluster, corpus_file):
 
 
 @pytest.mark.slow
-def test_a_node_lost_while_training(tmp_path, cluster, data):
-    common = {"num_workers": 2, "zero": 2, "eval_every": 5, "steps": 25}
-    common |= {"model": tiny_folder(tmp_path / "model", "llama"), "peft": "{r: 4, lora_dropout: 0.1}"}
-    given = tiny_run(data, tmp_path / "lost", **common)
+@pytest.mark.parametrize(
+    ("workers", "zero", "dropout", "had"),
+    [(2, 2, 0.1, [2]), pytest.param("1-3", 0, 0.0, [3, 2], id="elastic")],  # other workers draw other dropout
+)
+def test_a_node_lost_while_training(tmp_path, cluster, data, workers, zero, dropout, had):
+    common = {"zero": zero, "eval_every": 5, "steps": 25, "batch_size": 12}
+    common |= {"model": tiny_folder(tmp_path / "model", "llama"), "peft": f"{{r: 4, lora_dropout: {dropout}}}"}
+    given = tiny_run(data, tmp_path / "lost", num_workers=workers, **common)
     run_losing_a_node("finetune", **{name: value for name, value in vars(given).items() if value is not None})
-    made = finetune(tiny_run(data, tmp_path / "whole", **common))
+    made = finetune(tiny_run(data, tmp_path / "whole", num_workers=1 if zero == 0 else workers, **common))
     lost, whole = losses(given.folder), losses(made.path)
     assert len(lost) == len(whole) == 25
     np.testing.assert_allclose(lost, whole, atol=1e-3)
+    numbers = [row["workers"] for row in history(given.folder) if "workers" in row]
+    assert list(dict.fromkeys(numbers)) == had
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from sciqa.training import FinetuneOptions, finetune
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
-from sciqa.training.ray_train import check_ray_train_folder
+from sciqa.training.ray_train import check_ray_train_batch, check_ray_train_folder, num_ray_train_workers
 from sciqa.training.sharding import keep_4bit_sharding
 
 STEPS = 20
@@ -321,6 +321,23 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
     made = finetune(options)
     assert len(losses(made.path)) == 25
     np.testing.assert_allclose(losses(made.path)[-1], expected[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("given", ["0", "0-2", "3-1", "1-", "-2", "two", "1.5", 0])
+def test_a_number_of_workers_is_a_number_or_a_range(given):
+    with pytest.raises(InputError, match="--num-workers: .* a number from 1, a range or auto expected"):
+        FinetuneOptions(num_workers=given)
+
+
+def test_a_range_of_workers_shares_each_batch_and_checkpoint():
+    options = FinetuneOptions(num_workers="1-3", zero=0, batch_size=12, micro_batch=2)
+    assert (list(options.worker_range), num_ray_train_workers(options)) == ([1, 2, 3], 3)
+    with pytest.raises(InputError, match=r"a multiple of --micro-batch \(2\) times the number of workers \(3"):
+        for workers in options.worker_range:
+            check_ray_train_batch(replace(options, batch_size=16), workers)
+    for other in ({"zero": 2}, {"zero": 3}, {"objective": "dpo"}):
+        with pytest.raises(InputError, match="--num-workers 1-3: only --objective rank with --zero 0 goes on"):
+            replace(options, **other)
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])

@@ -233,8 +233,8 @@ def num_cluster_workers(options: ClusterOptions, parts: int, *, whole_nodes: boo
 
     `auto` means one per GPU of the requested type; without GPUs, one per CPU, or one per node if `whole_nodes`.
     """
-    if options.num_workers != "auto":
-        available = options.num_workers
+    if options.worker_range:
+        available = options.worker_range[-1]
     elif cluster_uses_gpu(options):
         kind = _accelerator_needs(options)
         available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))

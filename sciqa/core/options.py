@@ -1,5 +1,6 @@
 """Groups of options that many steps have (where a run writes, what it runs on), and the summary of a step."""
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -89,13 +90,24 @@ class RayOptions(DeviceOptions, OutputOptions):
 class ClusterOptions(RayOptions):
     """The model workers in a cluster."""
 
-    num_workers: int | Literal["auto"] = "auto"
-    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows."""
+    num_workers: int | str = "auto"
+    """Model workers of each stage; `auto` is one per GPU, or per CPU without GPUs, and more as a cluster grows. With a
+    range such as 1-4, training goes on with fewer workers when some are lost and with more when there is room for them;
+    other stages take the larger number."""
 
     def __post_init__(self) -> None:
         """Check the number."""
         super().__post_init__()
-        self.at_least(1, "num_workers")
+        if self.worker_range is not None and not self.worker_range:
+            raise InputError(f"--num-workers: {self.num_workers} given, a number from 1, a range or auto expected")
+
+    @property
+    def worker_range(self) -> range | None:
+        """The numbers of workers that are asked for, none if they are not valid; None for `auto`."""
+        if self.num_workers == "auto":
+            return None
+        ends = re.fullmatch(r"([1-9]\d*)(?:-(\d+))?", str(self.num_workers))
+        return range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
 
 
 @dataclass(kw_only=True)

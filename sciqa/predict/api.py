@@ -215,7 +215,7 @@ def api_inputs(options: "PredictOptions") -> dict:
 
 def api_workers(options: "PredictOptions", parts: int) -> int:
     """Return the number of workers: one, which waits for the server most of the time, unless more are asked for."""
-    return 1 if options.num_workers == "auto" else max(1, min(options.num_workers, parts, options.concurrency))
+    return max(1, min(options.worker_range[-1] if options.worker_range else 1, parts, options.concurrency))
 
 
 def api_pool(options: "PredictOptions", exam: Exam, workers: int) -> dict:

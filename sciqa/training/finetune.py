@@ -36,7 +36,7 @@ METRICS = pa.schema(
     [
         ("step", pa.int64()),
         *((name, pa.float64()) for name in ("loss", "learning_rate")),
-        *((name, pa.int64()) for name in ("tokens", "padded_tokens")),
+        *((name, pa.int64()) for name in ("tokens", "padded_tokens", "workers")),
         *((name, pa.float64()) for name in ("validation_loss", "map_at_3", "map_at_3_low", "map_at_3_high")),
         *((name, pa.float64()) for name in ("accuracy", "seconds")),
     ]
@@ -98,8 +98,8 @@ def check_before_finetune(options: FinetuneOptions) -> None:
         check_template(
             PromptFormat(**{"completion": options.completion} | template), read[0][0].slice(0, 1).to_pylist()[0]
         )
-    if options.num_workers != "auto":
-        check_ray_train_batch(options, options.num_workers)
+    for workers in options.worker_range or ():
+        check_ray_train_batch(options, workers)
     check_ray_train_folder(
         options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True
     )

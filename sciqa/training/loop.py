@@ -195,6 +195,7 @@ class _Run:
             "learning_rate": rate,
             "tokens": int(tokens),
             "padded_tokens": int(padded),
+            "workers": self.world_size,
             "seconds": time.monotonic() - started,
         }
 

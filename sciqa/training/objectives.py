@@ -92,8 +92,8 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
         _check_rewards(options, examples)
     if options.packing and not options.max_length:
         raise InputError("--packing: fills rows of --max-length tokens; pass that too")
-    if options.num_workers != "auto":
-        check_ray_train_batch(options, options.num_workers)
+    for workers in options.worker_range or ():
+        check_ray_train_batch(options, workers)
     check_ray_train_folder(options, objective_inputs(options, examples), early=True)
     return examples
 

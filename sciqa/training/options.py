@@ -218,6 +218,11 @@ class FinetuneOptions(
             raise InputError("--optimizer paged-adamw: pages a state on the GPU, and --offload keeps it off; pass one")
         if self.zero and self.precision == "float16":
             raise InputError(NO_SCALER)
+        if self.is_elastic and not self.resizable:
+            raise InputError(
+                f"--num-workers {self.num_workers}: only --objective rank with --zero 0 goes on with another number of "
+                "workers; pass a single number"
+            )
         if self.hide_gold and not self.max_passages:
             raise InputError("--hide-gold: needs --max-passages, since hiding a passage needs others to fill its place")
 
@@ -231,6 +236,16 @@ class FinetuneOptions(
             InputError: the template is missing, has an error, or is for another completion.
         """
         return template_style(self.template, completion or self.completion)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether a run goes on with another number of workers: any number reads a checkpoint that is not sharded."""
+        return self.objective == "rank" and not self.zero
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change in the course of a run."""
+        return len(self.worker_range or ()) > 1
 
     @property
     def folder(self) -> str:

@@ -35,10 +35,10 @@ FORMERLY += ("others of the model",)
 
 
 def num_ray_train_workers(options: FinetuneOptions) -> int:
-    """Return the number of workers: one per GPU, or per node without GPUs; it must divide the batch."""
-    workers = options.num_workers
-    if workers == "auto":
-        workers = cluster.num_cluster_workers(options, options.batch_size, whole_nodes=True)
+    """Return the largest number of workers; by default one per GPU, or per node without GPUs. It divides the batch."""
+    if options.worker_range:
+        return options.worker_range[-1]
+    workers = cluster.num_cluster_workers(options, options.batch_size, whole_nodes=True)
     check_ray_train_batch(options, workers)
     return workers
 
@@ -69,7 +69,7 @@ def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool =
         return False
     begun = storage.read_json(path)["inputs"]
     passed = set(ELSEWHERE)
-    if options.objective == "rank" and not options.zero:  # every worker count reads a checkpoint that is not sharded
+    if options.resizable:
         passed.add("num_workers")
     if early:
         passed |= begun.keys() - inputs.keys()
@@ -131,7 +131,8 @@ def run_ray_train_workers(
         train_loop_config=config | own,
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            # Ray Train starts anew from the last checkpoint with as many workers as there is room for.
+            num_workers=(options.worker_range[0], workers) if options.worker_range and options.is_elastic else workers,
             use_gpu=device == "cuda",
             resources_per_worker=cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model)),
             accelerator_type=cluster.named_cluster_accelerator(options),
