@@ -325,7 +325,7 @@ def test_a_killed_driver_goes_on_and_ends_as_an_undisturbed_run(tmp_path, data, 
 
 @pytest.mark.parametrize("given", ["0", "0-2", "3-1", "1-", "-2", "two", "1.5", 0])
 def test_a_number_of_workers_is_a_number_or_a_range(given):
-    with pytest.raises(InputError, match="--num-workers: .* a number from 1, a range or auto expected"):
+    with pytest.raises(InputError, match="a number from 1, a range or auto expected"):
         FinetuneOptions(num_workers=given)
 
 
@@ -333,8 +333,7 @@ def test_a_range_of_workers_shares_each_batch_and_checkpoint():
     options = FinetuneOptions(num_workers="1-3", zero=0, batch_size=12, micro_batch=2)
     assert (list(options.worker_range), num_ray_train_workers(options)) == ([1, 2, 3], 3)
     with pytest.raises(InputError, match=r"a multiple of --micro-batch \(2\) times the number of workers \(3"):
-        for workers in options.worker_range:
-            check_ray_train_batch(replace(options, batch_size=16), workers)
+        check_ray_train_batch(replace(options, batch_size=16), options.worker_range[-1])
     for other in ({"zero": 2}, {"zero": 3}, {"objective": "dpo"}):
         with pytest.raises(InputError, match="--num-workers 1-3: only --objective rank with --zero 0 goes on"):
             replace(options, **other)

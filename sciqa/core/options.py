@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
