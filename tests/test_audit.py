@@ -180,7 +180,7 @@ def test_an_audit_that_was_stopped_goes_on_from_its_parts(tmp_path, base, monkey
         step.audit(options)
     assert not list(Path(options.folder).glob("*"))
     monkeypatch.undo()
-    monkeypatch.setattr(step.cluster, "dataset_of_parts", lambda parts: 1 / 0)
+    monkeypatch.setattr(step.cluster, "cluster_dataset", lambda parts: 1 / 0)
     assert step.audit(options).made.startswith("2 of 4")
     kept = {path: path.stat().st_mtime_ns for path in Path(options.folder).iterdir()}
     assert step.audit(options).made.endswith(", kept")

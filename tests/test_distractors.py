@@ -4,6 +4,7 @@ import pytest
 from conftest import write_jsonl
 
 from sciqa import cli
+from sciqa.core import tables
 from sciqa.exam import open_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.options import ExamOptions
@@ -62,17 +63,17 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
         {"id": "odd", "instruction": "How many of them are there?", "output": "3"},
     ]
     write_jsonl(path, asked)
-    tables = []
+    read = []
     for name, parts in (("all", 64), ("apart", 1)):
         options = GenerateOptions(
             **indexed, distractors=str(path), choices=2, name=name, part_passages=parts, skip_filters=("word-overlap",)
         )
         made = generate(options)
-        tables.append(tables.read_table(made.path).to_pylist())
-    assert tables[0] == tables[1]
-    assert [(row["id"], row[row["answer"]]) for row in tables[0]] == [("light", "Helium"), ("rust", "Iron")]
-    assert all(set(answer_options_of(row).values()) == {"Helium", "Iron"} for row in tables[0])
-    assert all(row["sentence"] in row["context"] for row in tables[0])
+        read.append(tables.read_table(made.path).to_pylist())
+    assert read[0] == read[1]
+    assert [(row["id"], row[row["answer"]]) for row in read[0]] == [("light", "Helium"), ("rust", "Iron")]
+    assert all(set(answer_options_of(row).values()) == {"Helium", "Iron"} for row in read[0])
+    assert all(row["sentence"] in row["context"] for row in read[0])
     (rejected,) = tables.read_table(filter_result_rejects_path(options.folder, 2)).to_pylist()
     assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")
     assert open_exam(ExamOptions(output=str(tmp_path / "other"), exam=made.path), write=False).questions == 2

@@ -12,6 +12,7 @@ from conftest import QUESTIONS
 from test_scorers import random_questions
 from tiny import CAUSAL, DECODER, tiny_folder, tiny_model, tiny_tokenizer
 
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.models import streamed_scorer, streamed_weights
 from sciqa.models.causal import CausalScorer
@@ -119,13 +120,13 @@ def test_every_weight_is_read_once_and_the_embedding_in_part(folders, monkeypatc
 
 def test_predict_streams_to_the_same_answers(tmp_path, cluster, exam_file, folders):
     common = {"exam": exam_file, "reader": "closed-book", "model": folders["llama"], "precision": "float32"}
-    tables = {}
+    read = {}
     for name, more in {"whole": {}, "streamed": {"stream": True, "stream_questions": 8}}.items():
         output = str(tmp_path / name)
         predict(PredictOptions(**common, **more, output=output, shard_questions=3, name="answers"))
-        tables[name] = tables.read_table(f"{output}/answers/answers").to_pylist()
-    assert len(tables["streamed"]) == QUESTIONS
-    for whole, streams in zip(tables["whole"], tables["streamed"], strict=True):
+        read[name] = tables.read_table(f"{output}/answers/answers").to_pylist()
+    assert len(read["streamed"]) == QUESTIONS
+    for whole, streams in zip(read["whole"], read["streamed"], strict=True):
         for figures in ("probabilities", "scores"):
             np.testing.assert_allclose(streams.pop(figures), whole.pop(figures), atol=1e-4)
         assert streams == whole
