@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from sciqa.generate.options import EvaluateTextOptions, GenerateOptions
     from sciqa.models.merge import merge
     from sciqa.models.options import MergeOptions
-    from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, RunSweepOptions, run_exam, run_finetune, run_sweep
+    from sciqa.pipeline import (
+        RunExamOptions,
+        RunFinetuneOptions,
+        RunSweepOptions,
+        RunSweepPredictOptions,
+        run_exam,
+        run_finetune,
+        run_sweep,
+        run_sweep_predict,
+    )
     from sciqa.planning.options import PlanOptions
     from sciqa.planning.plan import plan
     from sciqa.predict.options import PredictOptions, PromptOptions
@@ -63,6 +72,7 @@ __all__ = [
     "RunExamOptions",
     "RunFinetuneOptions",
     "RunSweepOptions",
+    "RunSweepPredictOptions",
     "ServeOptions",
     "Summary",
     "__version__",
@@ -84,6 +94,7 @@ __all__ = [
     "run_exam",
     "run_finetune",
     "run_sweep",
+    "run_sweep_predict",
     "serve_answers",
     "show_prompts",
     "write_report",
@@ -107,9 +118,11 @@ _MODULES = {
         "RunExamOptions",
         "RunFinetuneOptions",
         "RunSweepOptions",
+        "RunSweepPredictOptions",
         "run_exam",
         "run_finetune",
         "run_sweep",
+        "run_sweep_predict",
     ),
     "sciqa.planning.options": ("PlanOptions",),
     "sciqa.planning.plan": ("plan",),

@@ -72,6 +72,9 @@ STEPS = {
         *("sciqa.pipeline", "run_finetune", "RunFinetuneOptions"),
     ),
     "sweep": Step("train with many options, side by side", "sciqa.pipeline", "run_sweep", "RunSweepOptions"),
+    "sweep-predict": Step(
+        "rank `validation` with many options", "sciqa.pipeline", "run_sweep_predict", "RunSweepPredictOptions"
+    ),
     "merge": Step("add an adapter's weights into its base model", "sciqa.models.merge", "merge", "MergeOptions", False),
     "plan": Step(
         "say what a run will take, and what has room for it, before anything is started",
@@ -140,7 +143,7 @@ def _answer_without_step(arguments: list[str]) -> None:
         to = sys.stdout if wants_help else sys.stderr
         print("usage: sciqa STEP [--config FILE.yaml] [OPTIONS]\n", file=to)
         for name, step in STEPS.items():
-            print(f"  {name:<9} {step.about}", file=to)
+            print(f"  {name:<13} {step.about}", file=to)
         print("\n`sciqa STEP --help` lists the options of a step, `sciqa --version` prints the version and", file=to)
         print(f"`sciqa --completion {'|'.join(SHELLS)}` a script that completes commands in that shell.", file=to)
         sys.exit(0 if wants_help else 2)
@@ -295,11 +298,9 @@ def _score_table(readers: list[dict]) -> "Table":
     from rich.table import Table
 
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
-    columns = ("reader", "n", "MAP@3", "accuracy", "ties", "log loss", "ECE", "position bias")
-    for column in (*columns, "seconds"):
-        table.add_column(
-            column, justify="left" if column == "reader" else "right", no_wrap=column in ("reader", "MAP@3", "accuracy")
-        )
+    for column in ("reader", "n", "MAP@3", "accuracy", "ties", "log loss", "ECE", "position bias", "seconds"):
+        left = column == "reader"
+        table.add_column(column, justify="left" if left else "right", no_wrap=left or column in ("MAP@3", "accuracy"))
     for row in readers:
         table.add_row(
             row["reader"],
@@ -313,8 +314,8 @@ def _score_table(readers: list[dict]) -> "Table":
             f"{row['seconds']:.0f}",
         )
     if (chance := readers[0].get("chance_map_at_3")) is not None:  # tables of earlier versions have none
-        accuracy = readers[0]["chance_accuracy"]
-        table.add_row("(by chance)", f"{readers[0]['questions']:,}", f"{chance:.3f}", f"{accuracy:.3f}")
+        first = readers[0]
+        table.add_row("(by chance)", f"{first['questions']:,}", f"{chance:.3f}", f"{first['chance_accuracy']:.3f}")
     return table
 
 
@@ -335,10 +336,9 @@ def _plain_table(title: str, rows: list[dict]) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    numbers = {name: any(isinstance(row.get(name), int | float) for row in rows) for name in columns}
-    for name in columns:
-        table.add_column(name, justify="right" if numbers[name] else "left")
+    for name in (columns := list(dict.fromkeys(name for row in rows for name in row))):
+        number = any(isinstance(row.get(name), int | float) for row in rows)
+        table.add_column(name, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_plain(row.get(name, "–")) for name in columns))
     return table

@@ -20,6 +20,13 @@ from sciqa.exam.open_exam import Exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
 from sciqa.predict.predict import check_predict_model
+from sciqa.predict.sweep_predict import (
+    SweepPredictOptions,
+    check_sweep_predict,
+    sweep_predict,
+    sweep_predict_contexts,
+    sweep_predict_trials,
+)
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
@@ -102,7 +109,7 @@ def _baselines(options: RunExamOptions, exam: Exam) -> list[Baseline]:
     return [name for name in BASELINES if name not in OVERLAPS or (options.has_context and name in overlaps)]
 
 
-def _prepare_index(options: "RunExamOptions | RunFinetuneOptions") -> list[Summary]:
+def _prepare_index(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> list[Summary]:
     """Build passages and index after all checks, unless only the exams' own contexts are used."""
     if options.context == "given":
         return []
@@ -113,7 +120,7 @@ def _prepare_index(options: "RunExamOptions | RunFinetuneOptions") -> list[Summa
     return find_pipeline_passages(options)
 
 
-def check_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions") -> None:
+def check_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> None:
     """Raise `InputError` if there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
@@ -128,7 +135,7 @@ def check_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions") -> N
     check_index(options, options.overwrite)
 
 
-def find_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions") -> list[Summary]:
+def find_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> list[Summary]:
     """Build passages and index; if no corpus is named, finished ones are used as they are."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
@@ -183,3 +190,22 @@ def run_sweep(options: RunSweepOptions) -> list[Summary]:
             raise InputError(f"{trial.name}: {error}") from error
     contexts = _find_split_contexts(options, [trial.options for trial in trials])
     return [*contexts, sweep(options, trials)]
+
+
+@dataclass(kw_only=True)
+class RunSweepPredictOptions(SweepPredictOptions, IndexOptions, CorpusOptions):
+    """Options of all steps from corpus to the table of a sweep over `predict`."""
+
+
+def run_sweep_predict(options: RunSweepPredictOptions) -> list[Summary]:
+    """Check every trial of a sweep over `predict`, find the contexts that they read, and rank the exam in each.
+
+    Raises:
+        InputError: bad input of any step or trial.
+    """
+    trials = sweep_predict_trials(options)
+    exam = check_sweep_predict(trials, options.overwrite and options.corpus is not None)
+    folders = sweep_predict_contexts(trials)
+    summaries = _prepare_index(options) if folders else []
+    summaries += [find_contexts(each, exam, folder, evidence=False) for folder, each in folders.items()]
+    return [*summaries, sweep_predict(options, trials)]

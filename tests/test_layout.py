@@ -30,7 +30,6 @@ ANOTHER_MEANING = {
     "MergeOptions": {"output", "adapter", "precision"},  # of a model, not of a run
     "PromptOptions": {"show"},  # questions, not a reader
     "PlanOptions": {"exam", "num_workers", "price"},  # without a run or a cluster that could tell; of a GPU's hour
-    "SearchOptions": {"samples"},  # draws of options, not answers of a model
     "VolumeOptions": {"corpus"},
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py"))

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from test_cli import refused
 from test_report import SURE, make_run, page_of
 from test_training import losses, tiny_run, wait_for_checkpoint
@@ -20,8 +23,10 @@ from sciqa import pipeline
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.predict import PredictOptions, predict
+from sciqa.training import finetune
 from sciqa.training import sweep as sweeping
-from sciqa.training.sweep import sweep, sweep_asha_scheduler, sweep_table, train_sweep_trial
+from sciqa.training.left_groups import left_groups_removed
+from sciqa.training.sweep import run_trial, sweep, sweep_asha_scheduler, sweep_table, train_sweep_trial, training_step
 from sciqa.training.sweep_options import SweepOptions, sweep_trials
 
 METHODS = ('{name: lora, peft: "{r: 4}"}', "{name: ia3, peft: {peft_type: IA3}}", "{name: full, method: full}")
@@ -52,7 +57,7 @@ def test_trials_are_all_combinations_of_lists_with_each_set_of_options():
 def test_distributions_are_drawn_from_the_seed():
     search = "{learning_rate: {loguniform: [1e-5, 1e-3]}, weight_decay: {uniform: [0, 0.1]}, "
     search += "micro_batch: {choice: [2, 4]}, warmup: [0.0, 0.1], max_length: {randint: [100, 200]}}"
-    trials = sweep_trials(SweepOptions(search=search, samples=20))
+    trials = sweep_trials(SweepOptions(search=search, num_samples=20))
     assert len(trials) == 40
     assert Counter(values(trials, "warmup")) == {0.0: 20, 0.1: 20}
     rates = values(trials, "learning_rate")
@@ -61,8 +66,8 @@ def test_distributions_are_drawn_from_the_seed():
     assert 12 <= sum(rate < 1e-4 for rate in rates) <= 28, "a factor of ten is as likely wherever it is"
     assert set(values(trials, "micro_batch")) == {2, 4}
     assert all(100 <= length <= 200 for length in values(trials, "max_length"))
-    assert sweep_trials(SweepOptions(search=search, samples=20)) == trials
-    assert sweep_trials(SweepOptions(search=search, samples=20, seed=1)) != trials
+    assert sweep_trials(SweepOptions(search=search, num_samples=20)) == trials
+    assert sweep_trials(SweepOptions(search=search, num_samples=20, seed=1)) != trials
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_distributions_are_drawn_from_the_seed():
         ({"trials": ("{name: a, seed: 1}",), "search": "{seed: [1, 2]}"}, ["--trials", "seed", "--search"]),
         ({"trials": ("{name: a/b, seed: 1}",)}, ["s-a/b", "--name"]),
         ({"trials": ("{train: a.csv}", "{train: b.csv}")}, ["s-2", "train_contexts"]),
-        ({"search": "{seed: [1, 2]}", "samples": 2}, ["--samples", "distributions"]),
+        ({"search": "{seed: [1, 2]}", "num_samples": 2}, ["--num-samples", "distributions"]),
         ({"search": "{seed: [1, 2]}", "asha": 1}, ["--asha", "at least 2"]),
         ({"search": "{seed: [1, 2]}", "grace": 101}, ["--grace", "1 to 100"]),
     ],
@@ -128,7 +133,7 @@ def test_a_failed_trial_is_a_row_and_the_page_plots_the_others(tmp_path):
             trial.options.folder,
             figures | {"working_seconds": 30.0 if quality > 0.6 else 60.0, "stopped": quality < 0.6},
         )
-    table = sweep_table(options, trials, {"s-full": "it took <all> memory"})
+    table = sweep_table(trials, {"s-full": "it took <all> memory"}, training_step(options))
     rows = table.to_pylist()
     assert table.schema.field("seed").type == "int64"
     assert [(row["trial"], row["peft"], row["seed"], row["stopped"]) for row in rows] == [
@@ -169,13 +174,33 @@ def test_asha_stops_what_is_not_among_the_best_third_after_a_fifth_and_three_fif
     assert sweep_asha_scheduler(SweepOptions()) is None
 
 
+def test_only_the_placement_groups_of_actors_that_have_died_are_removed(cluster):
+    @ray.remote(num_cpus=0)
+    class Controller:
+        def reserve(self):
+            group = placement_group([{"CPU": 0.8}])
+            assert group.wait(60)
+            return group
+
+    left, alive = Controller.remote(), Controller.remote()
+    groups = ray.get([left.reserve.remote(), alive.reserve.remote()])
+    ray.kill(left)
+    own = placement_group([{"CPU": 1.1}])
+    assert not own.wait(2), "the group of an actor that was killed holds its room"
+    with left_groups_removed():
+        assert own.wait(60)
+    assert [placement_group_table(each)["state"] for each in groups] == ["REMOVED", "CREATED"]
+    remove_placement_group(own)
+    remove_placement_group(groups[1])
+
+
 def test_what_ends_a_trial_is_told_in_one_line(monkeypatch):
     reported = []
     monkeypatch.setattr(sweeping.tune, "report", reported.append)
     monkeypatch.setattr(sweeping, "TuneReportCallback", object)
     monkeypatch.setattr(sweeping, "finetune", lambda *_: (_ for _ in ()).throw(MemoryError("no\nroom")))
     rows = [{"percent": 0.0, "quality": 0.5}, {"percent": 50.0, "quality": 0.6}]
-    last = train_sweep_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows})
+    last = run_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows}, train_sweep_trial)
     assert (last["error"], last["percent"], reported) == ("no room", 0.0, rows)
 
 
@@ -187,34 +212,33 @@ def sweep_options(data, output, model, *rates, **changes):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path, cluster, data, exam_file):
+def test_a_killed_sweep_goes_on_to_the_results_of_finetune(tmp_path, cluster, data, exam_file):
     model = tiny_folder(tmp_path / "llama", "llama")
-    options = {name: sweep_options(data, tmp_path / name, model, "1e-12", "5e-3") for name in ("whole", "killed")}
-    trials = {name: sweep_trials(each) for name, each in options.items()}
-    (first, second) = (trial.options.folder for trial in trials["killed"])
+    options = sweep_options(data, tmp_path / "killed", model, "1e-12", "5e-3")
+    trials = sweep_trials(options)
+    (first, second) = (trial.options.folder for trial in trials)
     code = "import sys, json; from sciqa.training.sweep import *; o = SweepOptions(**json.loads(sys.argv[1]));"
     code += "from sciqa.training.sweep_options import sweep_trials; sweep(o, sweep_trials(o))"
-    given = {name: value for name, value in vars(options["killed"]).items() if name != "address"} | {"num_cpus": 2}
+    given = {name: value for name, value in vars(options).items() if name != "address"} | {"num_cpus": 2}
     command = [sys.executable, "-c", code, json.dumps(given)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         wait_for_checkpoint(second, driver)
         driver.send_signal(signal.SIGKILL)
     assert not tables.is_finished_table(second)
     before = Path(tables.table_records_path(first, tables.MANIFEST)).read_bytes()
-    made = {name: sweep(options[name], trials[name]) for name in ("killed", "whole")}
+    made = sweep(options, trials)
     assert Path(tables.table_records_path(first, tables.MANIFEST)).read_bytes() == before
-    rows = {name: tables.read_table(each.path).drop_columns(["seconds", "peak_memory"]) for name, each in made.items()}
-    assert rows["killed"].to_pylist() == rows["whole"].to_pylist()
-    assert [(row["steps_done"], row["stopped"], row["error"]) for row in rows["whole"].to_pylist()] == [
-        (20, False, None)
-    ] * 2
-    peaks = tables.read_table(made["whole"].path)["peak_memory"].to_pylist()
-    assert all(10**8 < peak < 10**10 for peak in peaks)
-    for trial in trials["whole"]:
-        np.testing.assert_allclose(
-            losses(trial.options.folder.replace("whole", "killed")), losses(trial.options.folder), atol=1e-3
-        )
-    assert sweep(options["killed"], trials["killed"]).made.endswith("kept")
+    rows = {row["trial"]: row for row in tables.read_table(made.path).to_pylist()}
+    assert [(row["steps_done"], row["stopped"], row["error"]) for row in rows.values()] == [(20, False, None)] * 2
+    assert all(10**8 < row["peak_memory"] < 10**10 for row in rows.values())
+    alone = trials[1]._replace(options=replace(trials[1].options, output=str(tmp_path / "alone")))
+    np.testing.assert_allclose(losses(finetune(alone.options).path), losses(second), atol=1e-3)
+    expected = training_step(options).figures(alone)
+    varying = ("seconds", "peak_memory")
+    assert {name: rows[alone.name][name] for name in expected if name not in varying} == {
+        name: value for name, value in expected.items() if name not in varying
+    }
+    assert sweep(options, trials).made.endswith("kept")
     other = sweep_options(data, tmp_path / "killed", model, "1e-12", "5e-3", search="{seed: [3]}")
     with pytest.raises(InputError, match="seed"):
         sweep(other, sweep_trials(other))
@@ -225,7 +249,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path, cluster, data, exam_
 @pytest.mark.slow
 def test_asha_stops_trials_whose_best_step_is_kept_and_a_failed_one_is_a_row(tmp_path, cluster, data):
     model = tiny_folder(tmp_path / "llama", "llama")
-    options = sweep_options(data, tmp_path / "run", model, "5e-3", "1e-12", "1e+30", "5e-4", asha=2, concurrent=1)
+    options = sweep_options(data, tmp_path / "run", model, "5e-3", "1e-12", "1e+30", asha=2, concurrent=1)
     trials = sweep_trials(options)
     rows = {row["trial"]: row for row in tables.read_table(sweep(options, trials).path).to_pylist()}
     failed = rows.pop("s-at-1e+30")

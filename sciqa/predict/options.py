@@ -231,6 +231,11 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
         return read_shots_like_exam(self, self.shots_from, self.has_context)
 
     @property
+    def folder(self) -> str:
+        """Folder of the answers table."""
+        return storage.join_paths(self.output, "answers", self.name)
+
+    @property
     def streams(self) -> bool:
         """Whether a model is loaded layer by layer."""
         return self.stream and self._reads

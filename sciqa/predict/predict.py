@@ -64,8 +64,7 @@ def predict(options: PredictOptions) -> Summary:
     """
     started = time.monotonic()
     exam = open_exam(options, write=False)
-    inputs = _inputs(options, exam)
-    folder = predict_path(options.output, options.name)
+    inputs, folder = predict_inputs(options, exam), options.folder
     with lock(folder):
         manifest, kept = _fill(options, exam, inputs, started)
     made = f"{exam.questions:,} questions ranked, {options.name}" + kept + manifest["about"]
@@ -81,7 +80,7 @@ def predict(options: PredictOptions) -> Summary:
 
 def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> tuple[dict, str]:
     """Write the missing shards of the answers table; return its manifest, and a note on the shards kept."""
-    folder = predict_path(options.output, options.name)
+    folder = options.folder
     defaults = defaults_of(PredictOptions, RetrieveOptions)
     begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
@@ -162,8 +161,14 @@ def _check_extras(options: ReaderModelOptions) -> None:
         require_extra("train", f"{options.model} in 4 or 8 bits")
 
 
-def _inputs(options: PredictOptions, exam: Exam) -> dict:
-    """Check the reader's prerequisites and return the inputs that determine its answers."""
+def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> dict:
+    """Check the reader's prerequisites and return the inputs that determine its answers.
+
+    Args:
+        options: options of the step.
+        exam: questions to rank the options of.
+        found: whether their contexts are found already; otherwise these are not looked at.
+    """
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     if options.blend:
         inputs["answers"] = _answers_of(options.output, options.blend, exam)
@@ -171,7 +176,7 @@ def _inputs(options: PredictOptions, exam: Exam) -> dict:
     if options.cascade:
         inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
-    if options.has_context:
+    if options.has_context and found:
         inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
     if options.reader == "overlap-gold" and "title" not in exam.columns:
         raise InputError(f"--reader overlap-gold: needs the column `title` (gold article), which {exam.name} lacks")
@@ -223,7 +228,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         return _cascading(options, exam, work)
     if options.in_api:
         workers = api_workers(options, len(parts))
-        arguments = api_arguments(options, predict_path(options.output, options.name), workers)
+        arguments = api_arguments(options, options.folder, workers)
         return _cascading(options, exam, ReaderWork(parts, workers, "api", arguments, options.model, sources))
     arguments = options.reader_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
     if options.streams:

@@ -8,12 +8,12 @@ from sciqa.core import storage, tables
 PLOTTED = {
     "trained_parameters": "trained parameters",
     "peak_memory": "a worker's peak memory in bytes",
-    "seconds": "seconds of steps and evaluations",
+    "seconds": "seconds",
 }
 
 
 def read_sweeps(output: str) -> list[dict]:
-    """Return the finished sweeps of a run: `name`, `measure`, names of options that vary, rows and plots."""
+    """Return the finished sweeps of a run: `name`, `measure`, `trains`, names of options that vary, rows and plots."""
     sweeps = []
     for name, folder in tables.finished_tables(storage.join_paths(output, "sweeps")):
         rows, measure = tables.read_table(folder).to_pylist(), tables.read_table_manifest(folder, "sweep")["measure"]
@@ -21,10 +21,12 @@ def read_sweeps(output: str) -> list[dict]:
         plots = [
             sweeps_plot(rows, f"{said} against {words}", measure, takes, log=takes == "trained_parameters")
             for takes, words in PLOTTED.items()
+            if takes in rows[0]
         ]
         columns = list(rows[0])
         varied = columns[1 : columns.index(measure)]  # they stand between the trial and its figures
         about = {"name": name, "measure": measure, "said": f"Validation {said.removeprefix('validation ')}"}
+        about["trains"] = "steps_done" in columns  # otherwise its trials are runs of `predict`
         sweeps.append(about | {"varied": varied, "rows": rows, "plots": plots})
     return sweeps
 

@@ -1,10 +1,11 @@
-"""The `sweep` step: trainings that differ in their options, side by side on Ray Tune, as one table."""
+"""The `sweep` step: runs that differ in their options, side by side on Ray Tune, as one table."""
 
 import itertools
 import math
 import os
 import time
-from typing import cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 from ray import tune
@@ -20,10 +21,11 @@ from sciqa.core.model_files import model_file_bytes
 from sciqa.core.options import Summary, defaults_of
 from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.finetune import finetune, finetune_inputs, keep_stopped_finetune
+from sciqa.training.left_groups import left_groups_removed
 from sciqa.training.loggers import logged_measure
 from sciqa.training.options import FinetuneOptions
 from sciqa.training.ray_train import num_ray_train_workers
-from sciqa.training.sweep_options import SweepOptions, Trial
+from sciqa.training.sweep_options import SweepOptions, Trial, TrialsOptions
 
 #: Version of the table; raise it when the same trials give other rows.
 SWEEP_FORMAT = 1
@@ -44,39 +46,79 @@ FIGURES = {
 }
 
 
-def sweep(options: SweepOptions, trials: list[Trial]) -> Summary:
+class SweptStep(NamedTuple):
+    """The step whose options a sweep varies.
+
+    Attributes:
+        run: runs the step with the options of a trial.
+        room: returns how many trials with such options the cluster has room for at once.
+        figures: returns figures of a finished trial by column.
+        columns: types of the columns of figures.
+        measure: the first of them, by which trials are compared.
+        max_failures: how often a trial whose process is lost begins again, with what it has left.
+        scheduler: what stops trials early.
+    """
+
+    run: Callable[[Any], object]
+    room: Callable[[Any], int]
+    figures: Callable[[Trial[Any]], dict]
+    columns: dict[str, pa.DataType]
+    measure: str
+    max_failures: int = 3
+    scheduler: ASHAScheduler | None = None
+
+
+def sweep(options: SweepOptions, trials: list[Trial[FinetuneOptions]]) -> Summary:
     """Train every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
-    A trial is an ordinary run of `finetune` with its result in `OUTPUT/trained/`. A sweep that was ended goes on: what
-    is finished is kept, what had begun resumes from its last checkpoint. A trial that fails is a row with its error,
-    and the next run of the same sweep tries it again.
+    A trial is an ordinary run of `finetune` with its result in `OUTPUT/trained/`; see `sweep_table`.
 
     Args:
         options: options of the step.
         trials: trials, as `sweep_trials` returns them, after the checks of `finetune`.
 
     Raises:
-        InputError: bad input of a trial, all trials failed, or the table of that name was begun with other options.
+        InputError: bad input of a trial, or as `sweep_table`.
+    """
+    cluster.connect_cluster(options)
+    inputs: dict = {trial.name: finetune_inputs(trial.options) for trial in trials}
+    inputs = {"asha": options.asha, "grace": options.grace, "trials": inputs}
+    return sweep_table(options, options.name, trials, inputs, training_step(options))
+
+
+def sweep_table(options: TrialsOptions, name: str, trials: list[Trial[Any]], inputs: dict, step: SweptStep) -> Summary:
+    """Run every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
+
+    A sweep that was ended goes on: what is finished is kept, what had begun goes on where it was. A trial that fails is
+    a row with its error, and the next run of the same sweep tries it again.
+
+    Args:
+        options: options of the sweep.
+        name: its name.
+        trials: its trials.
+        inputs: what the table follows from; `trials` is what each of them does, by name.
+        step: what a trial runs.
+
+    Raises:
+        InputError: all trials failed, or the table of that name was begun with other options.
     """
     started = time.monotonic()
-    cluster.connect_cluster(options)
-    folder = storage.join_paths(options.output, "sweeps", options.name)
-    inputs: dict = {"format": SWEEP_FORMAT, "asha": options.asha, "grace": options.grace}
-    inputs |= {"trials": {trial.name: finetune_inputs(trial.options) for trial in trials}}
-    defaults = defaults_of(SweepOptions, IndexOptions, FindOptions)
+    folder = storage.join_paths(options.output, "sweeps", name)
+    inputs = {"format": SWEEP_FORMAT} | inputs
+    defaults = defaults_of(type(options), IndexOptions, FindOptions)
     with lock(folder):
         begun = tables.begin_table(folder, inputs, defaults, overwrite=options.overwrite)
         kept = begun.whole and not any(tables.read_table(folder, ["error"])["error"].to_pylist())
         if not kept:
-            errors = run_sweep_trials(options, trials, tables.table_records_path(folder))
-            table = sweep_table(options, trials, errors)
-            tables.write_table(tables.table_part_path(folder, 0), table)
-            tables.finish_table(folder, {"format": SWEEP_FORMAT, "inputs": inputs, "measure": sweep_measure(options)})
+            done = {trial.name for trial in trials if _is_done(trial, inputs["trials"][trial.name], defaults)}
+            errors = run_sweep_trials(options, trials, done, tables.table_records_path(folder), step)
+            tables.write_table(tables.table_part_path(folder, 0), sweep_table(trials, errors, step))
+            tables.finish_table(folder, {"format": SWEEP_FORMAT, "inputs": inputs, "measure": step.measure})
             storage.delete_path(tables.table_records_path(folder, EVALUATIONS))
     rows = tables.read_table(folder).to_pylist()
     failed = sum(bool(row["error"]) for row in rows)
     made = f"{len(rows)} trials, {failed} failed; best {rows[0]['trial']}" + ", kept" * kept
-    printed = {f"Trials of {options.name}": [_printed(row, sweep_measure(options)) for row in rows]}
+    printed = {f"Trials of {name}": [_printed(row, step.measure) for row in rows]}
     return Summary("sweep", folder, made, time.monotonic() - started, printed)
 
 
@@ -85,43 +127,70 @@ def sweep_measure(options: FinetuneOptions) -> str:
     return "map_at_3" if options.objective == "rank" else f"validation_{logged_measure(options)}"
 
 
-def run_sweep_trials(options: SweepOptions, trials: list[Trial], records: str) -> dict[str, str]:
-    """Train what is not finished, as many trials at once as the cluster has room for; return errors by trial.
+def training_step(options: SweepOptions) -> SweptStep:
+    """Return `finetune` as the step of a sweep."""
+    measure = sweep_measure(options)
+    columns = {f"{measure}{end}": pa.float64() for end in ENDS} | {name: kind for name, (_, kind) in FIGURES.items()}
+    of_manifest = {name: FIGURES.get(name, (name,))[0] for name in columns}
+
+    def figures(trial: Trial[FinetuneOptions]) -> dict:
+        manifest = {"stopped": False} | tables.read_table_manifest(trial.options.folder, "sweep")
+        return {column: manifest.get(name) for column, name in of_manifest.items()}
+
+    return SweptStep(
+        train_sweep_trial, _room_for, figures, columns, measure, options.max_failures, sweep_asha_scheduler(options)
+    )
+
+
+def _is_done(trial: Trial[Any], inputs: dict, defaults: dict) -> bool:
+    """Whether a trial has its result; what has other inputs is for its step to refuse or replace."""
+    if not tables.is_finished_table(trial.options.folder):
+        return False
+    made = tables.read_table_manifest(trial.options.folder, "sweep").get("inputs", {})
+    return not tables.differing_table_inputs(made, inputs, defaults)
+
+
+def run_sweep_trials(
+    options: TrialsOptions, trials: list[Trial[Any]], done: set[str], records: str, step: SweptStep
+) -> dict[str, str]:
+    """Run what is not finished, as many trials at once as the cluster has room for; return errors by trial.
 
     Stopping by ASHA depends on the evaluations of all trials, so finished ones report theirs again.
 
     Args:
-        options: options of the step.
+        options: options of the sweep.
         trials: all trials.
+        done: names of those that have their results.
         records: folder of the records of the sweep's table.
+        step: what a trial runs.
 
     Raises:
         InputError: all trials failed; another attempt begins with what each has left.
     """
-    done = {trial.name for trial in trials if tables.is_finished_table(trial.options.folder)}
-    chosen = {trial.name: trial.options for trial in trials if options.asha or trial.name not in done}
+    chosen = {trial.name: trial.options for trial in trials if step.scheduler or trial.name not in done}
     if not chosen:
         return {}
     path = storage.join_paths(records, EVALUATIONS)
     before = storage.read_json(path) if storage.path_exists(path) else {}
     storage.delete_path(storage.join_paths(records, "tune"))
     os.environ |= TUNE_ENVIRONMENT
-    with progress.progress_lines("sweep", f"{len(trials)} trials, {len(done)} of them done"):
-        function = tune.with_parameters(train_sweep_trial, chosen=chosen, before=before)
+    with progress.progress_lines("sweep", f"{len(trials)} trials, {len(done)} of them done"), left_groups_removed():
+        function = tune.with_parameters(run_trial, chosen=chosen, before=before, run=step.run)
         results = tune.Tuner(
-            tune.with_resources(function, {"cpu": cluster.TASK_CPUS}),  # its workers ask for their own
+            # A trial's process, and the tasks that it starts itself; its workers ask for their own.
+            tune.with_resources(function, tune.PlacementGroupFactory([{"CPU": cluster.TASK_CPUS}] * 2)),
             param_space={"trial": tune.grid_search(list(chosen))},
             tune_config=tune.TuneConfig(
                 metric="quality",
                 mode="max",
-                scheduler=sweep_asha_scheduler(options),
-                max_concurrent_trials=options.concurrent or _room_for(list(chosen.values())),
+                scheduler=step.scheduler,
+                max_concurrent_trials=options.concurrent or max(1, min(map(step.room, chosen.values()))),
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=records,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=options.max_failures),
+                failure_config=tune.FailureConfig(max_failures=step.max_failures),
                 callbacks=[_Recorder(path, before)],
             ),
         ).fit()
@@ -138,51 +207,53 @@ def run_sweep_trials(options: SweepOptions, trials: list[Trial], records: str) -
     return errors
 
 
-def train_sweep_trial(config: dict, chosen: dict[str, FinetuneOptions], before: dict[str, list[dict]]) -> dict:
-    """Train one trial in its own process; Ray Tune calls it, and Ray Train reports every evaluation to Ray Tune.
+def run_trial(config: dict, chosen: dict[str, Any], before: dict[str, list[dict]], run: Callable) -> dict:
+    """Run one trial in its own process, for Ray Tune.
 
     Args:
         config: `trial`, the name of the trial.
         chosen: options of all trials by name.
         before: evaluations by trial that an earlier attempt reported, which are reported again.
+        run: runs the step with the options of the trial.
 
     Returns:
-        A last report with `error`, empty if the trial has trained to its end.
+        A last report with `error`, empty if the trial has come to its end.
     """
     options = chosen[config["trial"]]
     for row in before.get(options.name, ()):
         tune.report(row)
     error = ""
     try:
-        finetune(options, [TuneReportCallback()])
+        run(options)
     except Exception as caught:  # of whatever library; it is for the table
         known = find_input_error(caught) or worker_loss.worker_loss_error(caught) or caught
         error = " ".join(str(known).split()) or type(known).__name__
     return {"percent": 0.0, "quality": math.nan, "error": error}  # which stops nothing
 
 
-def sweep_table(options: SweepOptions, trials: list[Trial], errors: dict[str, str]) -> pa.Table:
+def train_sweep_trial(options: FinetuneOptions) -> None:
+    """Train one trial; Ray Train reports every evaluation to Ray Tune."""
+    finetune(options, [TuneReportCallback()])
+
+
+def sweep_table(trials: list[Trial[Any]], errors: dict[str, str], step: SweptStep) -> pa.Table:
     """Return the rows of trials, the best first, failed ones last.
 
-    Columns: `trial`, a name in `OUTPUT/trained/`; the options that vary; the validation figure at the best step with
-    its 95 % bootstrap interval (MAP@3 only), and before training; trained parameters; peak memory of a worker in bytes;
-    seconds of steps and evaluations; steps; whether ASHA stopped it; its error, or null.
+    Columns: `trial`, its name; the options that vary; the figures of the step, the first of which is that by which
+    trials are compared; its error, or null.
     """
-    measure = sweep_measure(options)
-    figures = {f"{measure}{end}": (f"{measure}{end}", pa.float64()) for end in ENDS} | FIGURES
     rows: list[dict] = []
     for trial in trials:
-        done = {"stopped": False} if trial.name not in errors else {}
-        manifest = done and done | tables.read_table_manifest(trial.options.folder, "sweep")
+        figures = {} if trial.name in errors else step.figures(trial)
         row = {"trial": trial.name, **trial.varied, "error": errors.get(trial.name)}
-        rows.append(row | {column: manifest.get(name) for column, (name, _) in figures.items()})
-    sign = -1 if measure == "validation_loss" else 1
-    rows.sort(key=lambda row: -math.inf if row[measure] is None else sign * row[measure], reverse=True)
+        rows.append(row | {column: figures.get(column) for column in step.columns})
+    sign = -1 if step.measure == "validation_loss" else 1
+    rows.sort(key=lambda row: -math.inf if row[step.measure] is None else sign * row[step.measure], reverse=True)
     varied = {name: _type_of([row[name] for row in rows]) for name in trials[0].varied}
     for row in rows:
         texts = [name for name, kind in varied.items() if kind == pa.string() and row[name] is not None]
         row |= {name: str(row[name]) for name in texts}
-    types = varied | {column: kind for column, (_, kind) in figures.items()}
+    types = varied | step.columns
     return pa.Table.from_pylist(
         rows, schema=pa.schema([("trial", pa.string()), *types.items(), ("error", pa.string())])
     )
@@ -197,13 +268,15 @@ def _type_of(values: list) -> pa.DataType:
 
 def _printed(row: dict, measure: str) -> dict:
     """Return a row for the terminal: the trial and the options that vary, then the figures."""
-    value, low, high = (row[f"{measure}{end}"] for end in ENDS[:3])
-    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
     shown = dict(itertools.takewhile(lambda pair: pair[0] != measure, row.items()))
-    shown[measure.replace("_at_", "@")] = None if value is None else f"{value:.3f}{interval}"
-    shown |= {"parameters": row["trained_parameters"], "GB": row["peak_memory"] and row["peak_memory"] / 1e9}
-    shown |= {name: row[name] for name in ("seconds", "steps_done")}
-    shown |= {"ended": row["error"] or ("stopped" if row["stopped"] else "done")}
+    for name in [measure, *["accuracy"] * ("accuracy" in row)]:
+        value, low, high = (row[f"{name}{end}"] for end in ENDS[:3])
+        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        shown[name.replace("map_at_", "MAP@")] = None if value is None else f"{value:.3f}{interval}"
+    if "peak_memory" in row:
+        shown |= {"parameters": row["trained_parameters"], "GB": row["peak_memory"] and row["peak_memory"] / 1e9}
+    shown |= {name: row[name] for name in ("seconds", "steps_done", "questions") if name in row}
+    shown |= {"ended": row["error"] or ("stopped" if row.get("stopped") else "done")}
     return {name: "–" if value is None else value for name, value in shown.items()}
 
 
@@ -217,14 +290,11 @@ def sweep_asha_scheduler(options: SweepOptions) -> ASHAScheduler | None:
     return ASHAScheduler("percent", None, None, 100, options.grace, options.asha, stop_last_trials=False)
 
 
-def _room_for(chosen: list[FinetuneOptions]) -> int:
+def _room_for(options: FinetuneOptions) -> int:
     """Return how many trials the cluster has room for at once, each with all its workers."""
-    room = []
-    for options in chosen:
-        workers = num_ray_train_workers(options)
-        needs = cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model))
-        room.append(cluster.cluster_workers_that_fit(needs) // workers)
-    return max(1, min(room))
+    workers = num_ray_train_workers(options)
+    needs = cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model))
+    return cluster.cluster_workers_that_fit(needs) // workers
 
 
 class _Recorder(tune.Callback):

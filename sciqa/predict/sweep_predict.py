@@ -1,0 +1,125 @@
+"""The `sweep-predict` step: readers that differ in their options, by how they rank the questions of one exam."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import pyarrow as pa
+
+from sciqa.core import cluster, storage, tables
+from sciqa.core.errors import InputError
+from sciqa.core.hashes import fingerprint
+from sciqa.core.model_files import model_file_bytes
+from sciqa.core.options import RayOptions, Summary, WriteOptions
+from sciqa.exam.open_exam import Exam, open_exam
+from sciqa.exam.options import QuestionOptions
+from sciqa.predict.options import PredictOptions
+from sciqa.predict.predict import predict, predict_inputs
+from sciqa.predict.results import result_metrics_path
+from sciqa.retrieval.contexts import check_find_contexts
+from sciqa.retrieval.options import FindOptions, IndexFolderOptions
+from sciqa.training.sweep import SweptStep, sweep_table
+from sciqa.training.sweep_options import Trial, TrialsOptions, trials_of
+
+#: Options that trials share: where they run and write, and what they are compared on.
+SHARED = {field.name for kind in (RayOptions, WriteOptions, QuestionOptions) for field in fields(kind)}
+SHARED |= {field.name for field in fields(IndexFolderOptions)} | {"name", "exam", "shard_questions", "contexts"}
+#: Options by which contexts are found; each combination of their values has a folder of contexts.
+FINDING = {field.name for field in fields(FindOptions)} - SHARED - {"num_workers"}
+VARYING = {field.name for field in fields(PredictOptions)} - SHARED | FINDING
+#: Columns of a trial's figures, as its table of metrics has them.
+COLUMNS = {
+    **{f"{name}{end}": pa.float64() for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")},
+    "seconds": pa.float64(),
+    "questions": pa.int64(),
+}
+
+
+@dataclass(kw_only=True)
+class SweepPredictTrialOptions(PredictOptions, FindOptions):
+    """Options of one trial: how contexts are found, and how questions are ranked with them."""
+
+
+@dataclass(kw_only=True)
+class SweepPredictOptions(TrialsOptions, SweepPredictTrialOptions):
+    """Options of the `sweep-predict` step, and those that its trials share."""
+
+    def __post_init__(self) -> None:
+        """Take the validation split and its folder of contexts, unless others are given."""
+        self.exam = self.exam or "validation"
+        self.contexts = self.contexts or storage.join_paths(self.output, "validation", "contexts")
+        super().__post_init__()
+
+
+def sweep_predict_trials(options: SweepPredictOptions) -> list[Trial[SweepPredictTrialOptions]]:
+    """Return the trials of a sweep over `predict`: runs in `OUTPUT/validation`, each with answers of its own.
+
+    Raises:
+        InputError: as `trials_of`.
+    """
+    output = storage.join_paths(options.output, "validation")
+    trials = trials_of(options, SweepPredictTrialOptions, VARYING, "predict", output=output)
+    for trial in trials:
+        if FINDING & trial.varied.keys():
+            trial.options.contexts += f"-{fingerprint(trial.options.finding())}"
+    return trials
+
+
+def sweep_predict_contexts(
+    trials: Sequence[Trial[SweepPredictTrialOptions]],
+) -> dict[str, SweepPredictTrialOptions]:
+    """Return the folders of contexts that trials read, each with the options by which these are found."""
+    readers = [trial.options for trial in trials if trial.options.has_context and not trial.options.blend]
+    return {options.contexts: options for options in readers}
+
+
+def check_sweep_predict(trials: Sequence[Trial[SweepPredictTrialOptions]], replaced: bool) -> Exam:
+    """Check everything of all trials that needs neither contexts nor a cluster; return the exam.
+
+    Args:
+        trials: trials, as `sweep_predict_trials` returns them.
+        replaced: whether an index of another model may be replaced.
+
+    Raises:
+        InputError: no question has an answer, or a trial cannot rank the options of these questions.
+    """
+    exam = open_exam(trials[0].options, write=False)
+    if not exam.answers:
+        raise InputError(f"{exam.name}: no question has an answer, and trials are compared by the right ones")
+    for trial in trials:
+        try:
+            if trial.options.context != "given" and sweep_predict_contexts([trial]):
+                check_find_contexts(trial.options, replaced)
+            predict_inputs(trial.options, exam, found=False)
+        except InputError as error:
+            raise InputError(f"{trial.name}: {error}") from error
+    return exam
+
+
+def sweep_predict(options: SweepPredictOptions, trials: list[Trial[SweepPredictTrialOptions]]) -> Summary:
+    """Rank the exam in every trial, and write the table `OUTPUT/sweeps/NAME/`; see `sweep_table`.
+
+    Args:
+        options: options of the step.
+        trials: trials, as `sweep_predict_trials` returns them, whose contexts are found.
+
+    Raises:
+        InputError: bad input of a trial, or as `sweep_table`.
+    """
+    cluster.connect_cluster(options)
+    exam = open_exam(trials[0].options)
+    inputs = {trial.name: predict_inputs(trial.options, exam) for trial in trials}
+    step = SweptStep(predict, lambda each: _room_for(each, exam), _figures, COLUMNS, "map_at_3")
+    return sweep_table(options, options.name, trials, {"trials": inputs}, step)
+
+
+def _room_for(options: SweepPredictTrialOptions, exam: Exam) -> int:
+    """Return how many trials the cluster has room for at once, each with all its workers."""
+    workers = cluster.num_cluster_workers(options, exam.shards, whole_nodes=options.streams or options.in_vllm)
+    weights = model_file_bytes(options.model) if options.has_model and not options.in_api else 0
+    return cluster.cluster_workers_that_fit(cluster.cluster_worker_needs(options, workers, weights)) // workers
+
+
+def _figures(trial: Trial[SweepPredictTrialOptions]) -> dict:
+    """Return the figures of a finished trial over the whole exam."""
+    whole = tables.read_table(result_metrics_path(trial.options.output, trial.name)).to_pylist()[0]
+    return {name: whole[name] for name in COLUMNS}
