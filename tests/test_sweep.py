@@ -26,7 +26,7 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.training import finetune
 from sciqa.training import sweep as sweeping
 from sciqa.training.left_groups import left_groups_removed
-from sciqa.training.sweep import run_trial, sweep, sweep_asha_scheduler, sweep_table, train_sweep_trial, training_step
+from sciqa.training.sweep import run_trial, sweep, sweep_asha_scheduler, sweep_rows, train_sweep_trial, training_step
 from sciqa.training.sweep_options import SweepOptions, sweep_trials
 
 METHODS = ('{name: lora, peft: "{r: 4}"}', "{name: ia3, peft: {peft_type: IA3}}", "{name: full, method: full}")
@@ -133,7 +133,7 @@ def test_a_failed_trial_is_a_row_and_the_page_plots_the_others(tmp_path):
             trial.options.folder,
             figures | {"working_seconds": 30.0 if quality > 0.6 else 60.0, "stopped": quality < 0.6},
         )
-    table = sweep_table(trials, {"s-full": "it took <all> memory"}, training_step(options))
+    table = sweep_rows(trials, {"s-full": "it took <all> memory"}, training_step(options))
     rows = table.to_pylist()
     assert table.schema.field("seed").type == "int64"
     assert [(row["trial"], row["peft"], row["seed"], row["stopped"]) for row in rows] == [

@@ -112,7 +112,7 @@ def sweep_table(options: TrialsOptions, name: str, trials: list[Trial[Any]], inp
         if not kept:
             done = {trial.name for trial in trials if _is_done(trial, inputs["trials"][trial.name], defaults)}
             errors = run_sweep_trials(options, trials, done, tables.table_records_path(folder), step)
-            tables.write_table(tables.table_part_path(folder, 0), sweep_table(trials, errors, step))
+            tables.write_table(tables.table_part_path(folder, 0), sweep_rows(trials, errors, step))
             tables.finish_table(folder, {"format": SWEEP_FORMAT, "inputs": inputs, "measure": step.measure})
             storage.delete_path(tables.table_records_path(folder, EVALUATIONS))
     rows = tables.read_table(folder).to_pylist()
@@ -236,7 +236,7 @@ def train_sweep_trial(options: FinetuneOptions) -> None:
     finetune(options, [TuneReportCallback()])
 
 
-def sweep_table(trials: list[Trial[Any]], errors: dict[str, str], step: SweptStep) -> pa.Table:
+def sweep_rows(trials: list[Trial[Any]], errors: dict[str, str], step: SweptStep) -> pa.Table:
     """Return the rows of trials, the best first, failed ones last.
 
     Columns: `trial`, its name; the options that vary; the figures of the step, the first of which is that by which
