@@ -260,7 +260,8 @@ def test_a_killed_worker_of_a_sharded_model_ends_with_the_losses_of_one_process(
     tmp_path, cluster, data, models, capsys
 ):
     fields = {"model": models("llama"), "method": "qlora", "peft": "{r: 4, lora_dropout: 0.0}", "learning_rate": 1e-2}
-    options = tiny_run(data, tmp_path, **fields, loss="completion", zero=3, num_workers=2, eval_every=5)
+    options = tiny_run(data, tmp_path, **fields, loss="completion", zero=3, num_workers=2, eval_every=3)
+    options = replace(options, steps=12)
     expected = plain_losses(options, "causal")
     untrained = plain_losses(replace(options, learning_rate=1e-12), "causal")
     assert np.abs(expected / untrained - 1).max() > 1e-2, "nothing was learnt, so nothing was compared"
