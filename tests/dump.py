@@ -57,7 +57,7 @@ HEADINGS = ("History", "Properties", "Applications", "Overview", "Discovery and 
 DISAMBIGUATIONS = ("{{disambiguation}}", "{{Disambig}}", "{{hndis|Name}}", "{{Chemistry disambiguation}}", "{{geodis}}")
 
 
-def write_dump(path: Path, articles: int, pages_per_stream: int = 100) -> dict:
+def write_dump(path: Path, articles: int, pages_per_stream: int = 100, first: int = 0) -> dict:
     """Write a multistream dump and, beside it, its index; return how many pages of each kind it holds.
 
     The first articles are those of the demo corpus, one in a hundred under a title in another script; any more are
@@ -67,9 +67,10 @@ def write_dump(path: Path, articles: int, pages_per_stream: int = 100) -> dict:
         path: ends in `-multistream.xml.bz2`.
         articles: pages in namespace 0 that are neither redirects nor disambiguation pages.
         pages_per_stream: pages in a bz2 stream.
+        first: number of the first article, from which its text follows.
     """
     counts, index = Counter(), path.with_name(path.name.removesuffix(".xml.bz2") + "-index.txt.bz2")
-    pages = _pages(articles)
+    pages = _pages(first, articles)
     names = (f'      <namespace key="{key}" case="first-letter">{name}</namespace>' for key, name in NAMESPACES.items())
     with path.open("wb") as file, bz2.open(index, "wt", encoding="utf-8") as lines:
         file.write(bz2.compress((HEAD % "\n".join(names)).encode()))
@@ -103,10 +104,10 @@ def quantity(number: int) -> tuple[str, str]:
     )[number % 6]
 
 
-def _pages(articles: int) -> Iterator[tuple[str, int, str, str]]:
+def _pages(first: int, articles: int) -> Iterator[tuple[str, int, str, str]]:
     """Yield kind, namespace, title and text of pages: the articles, and others among them."""
     demo = [(article["title"], split_sentences(article["text"])) for article in read_articles("demo")]
-    for number in range(articles):
+    for number in range(first, first + articles):
         title, sentences = _article(demo, number)
         yield "articles", 0, title, _wikitext(number, title, sentences)
         if number % 4 == 1:

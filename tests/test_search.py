@@ -16,6 +16,7 @@ from sciqa.retrieval import IndexOptions, bm25, search
 from sciqa.retrieval.bm25 import split_bm25_terms
 from sciqa.retrieval.index import read_index_manifest, train_index_factory
 from sciqa.retrieval.index_shards import ROW_GROUP, write_index_shard
+from sciqa.retrieval.queries import rank_queries
 from sciqa.retrieval.search import LocalSearch, SearchHits, ShardedSearch, fuse_hits, merge_hits, search_flat
 from sciqa.retrieval.vectors import StoredVectors
 
@@ -203,12 +204,14 @@ def test_words_of_shards_rank_like_one_bm25_index_each(small_index):
     assert hits.rows[1].tolist() == [-1] * 6
 
 
-@pytest.mark.parametrize(("scored", "k"), [(1 << 22, 20), (900, 20), (1 << 22, 2)])
-def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, scored, k):
+@pytest.mark.parametrize(("block", "dense", "k"), [(1 << 16, 0.1, 20), (500, 0.02, 20), (1, 1, 2)])
+def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, block, dense, k):
     """Scores of all queries together, in parts, and of the best kept from shard to shard, are those of bm25s alone."""
-    monkeypatch.setattr(bm25, "SCORED", scored)
+    monkeypatch.setattr(bm25, "BLOCK", block)
+    monkeypatch.setattr(bm25, "DENSE", dense)
     texts = [article["text"] for article, _ in zip(read_articles("demo"), range(700), strict=False)] + ["the", "of a"]
-    asked = [text.split(". ")[-1] for text in texts[::12]] + ["", "zzzz", "the"]
+    asked = [text.split(". ")[-1] for text in texts[::12]]
+    asked = [text + own for text in asked for own in ("", " of iron", " of a metal")] + ["", "zzzz", "the"]
     shards, expected = [], np.zeros((len(asked), len(texts)), np.float32)
     for first in (0, 300, 600, 700):
         own = texts[first : min(first + 300, 700)] if first < 700 else texts[700:]
@@ -228,6 +231,23 @@ def test_bm25_over_shards_is_every_score_in_order(tmp_path, monkeypatch, scored,
     np.testing.assert_array_equal(scores, np.where(best > 0, best, -np.inf))
     assert (rows[-3:] == -1).all()
     assert (rows[:-3, -1] >= 0).any()
+
+
+def test_all_rankings_are_asked_at_once_and_each_gets_its_own_hits():
+    asked = []
+
+    def rank(numbers):
+        asked.append(numbers.tolist())
+        return SearchHits(numbers[:, None].astype(np.float32), numbers[:, None])
+
+    hits = rank_queries([["a", "b", "c"], [None, "d", "e"], [None, None, "f"]], rank, 2)
+    assert asked == [[0, 1, 3, 2, 4, 5]]  # the texts of a question stand together
+    assert [each.rows.tolist() for each in hits] == [
+        [[0, -1], [1, -1], [2, -1]],
+        [[-1, -1], [3, -1], [4, -1]],
+        [[-1, -1], [-1, -1], [5, -1]],
+    ]
+    assert hits[2].scores.tolist() == [[-np.inf, -np.inf], [-np.inf, -np.inf], [5, -np.inf]]
 
 
 def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(tmp_path, unit_vectors):

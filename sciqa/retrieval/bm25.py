@@ -12,7 +12,8 @@ import hashlib
 import io
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby, pairwise, takewhile
 
 import bm25s
 import numpy as np
@@ -23,8 +24,12 @@ from scipy import sparse
 TERM = r"(?u)\b\w+\b"
 #: The position between a digit and a superscript or a fraction: 10¹⁹ is not 1019.
 RAISED = re.compile(r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹¼-¾⅐-⅞])")
-#: Passages that are scored at once, over all queries.
-SCORED = 1 << 22
+#: Passages that are scored at once; smaller shards are read together.
+BLOCK = 1 << 16
+#: Share of a block's passages above which a term's scores are laid out for all of them, which adds them sooner.
+DENSE = 0.05
+#: The smallest score of a passage that holds a term of the query.
+LEAST = np.finfo(np.float32).tiny
 
 
 def split_bm25_terms(texts: list[str]) -> list[list[str]]:
@@ -75,77 +80,111 @@ class Bm25Index:
         self.passages = int(batch.schema.metadata[b"passages"])
         self.postings = sparse.csr_array(arrays, shape=(len(self.terms), self.passages))
 
-    def scores(self, terms: np.ndarray, starts: np.ndarray) -> sparse.csr_array:
-        """Return the scores of the passages that hold a term of a query, shape (queries, passages).
-
-        A score is the sum over the query's terms in their order, in float32; no other posting is read.
-
-        Args:
-            terms: hashes of all queries' terms, one query after the other.
-            starts: number of the first term of each query, and of all terms.
-        """
+    def postings_of(self, terms: np.ndarray) -> sparse.csr_array:
+        """Return the postings of terms, given by their hashes, shape (terms, passages); no other posting is read."""
         places = np.minimum(np.searchsorted(self.terms, terms), len(self.terms) - 1)
         known = self.terms[places] == terms
-        starts = np.append(0, np.cumsum(known))[starts].astype(np.int32)
-        asked = np.ones(starts[-1], np.float32), places[known].astype(np.int32), starts
-        return sparse.csr_array(asked, shape=(len(starts) - 1, len(self.terms))) @ self.postings
+        found = self.postings[places[known]]
+        lengths = np.zeros(len(terms), np.int64)
+        lengths[known] = np.diff(found.indptr)
+        shape = len(terms), self.passages
+        starts = np.append(0, lengths.cumsum()).astype(found.indptr.dtype)
+        return sparse.csr_array((found.data, found.indices, starts), shape=shape)
 
 
 def search_bm25(shards: list[tuple[Bm25Index, int]], queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and rows of the k best passages of each query in several shards; of equal ones the first.
 
+    A score is the sum over the query's terms in their order, in float32. What neighbouring queries begin with, such as
+    a question with each of its options, is summed once.
+
     Args:
-        shards: the index of each shard, and the number of its first row.
+        shards: the index of each shard, and the number of its first row, in the order of rows.
         queries: texts of the queries.
         k: passages per query.
 
     Returns:
         Scores, float32, and rows, int64, shape (queries, k); -inf and -1 where fewer passages hold a term.
     """
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full(scores.shape, -1, np.int64)
     terms = split_bm25_terms(queries)
-    step = max(1, SCORED // max(index.passages for index, _ in shards))
-    for first in range(0, len(queries), step):
-        asked = terms[first : first + step]
-        hashes = bm25_term_hashes(term for query in asked for term in query)
-        starts = np.append(0, np.cumsum([len(query) for query in asked]))
-        best = _BestPassages(len(asked), k)
-        for index, offset in shards:
-            best.add(index.scores(hashes, starts), offset)
-        number, rank, *found = best.ranked()
-        scores[first + number, rank], rows[first + number, rank] = found
-    return scores, rows
+    numbers = {term: number for number, term in enumerate(dict.fromkeys(chain.from_iterable(terms)))}
+    hashes, asked = bm25_term_hashes(numbers), [[numbers[term] for term in query] for query in terms]
+    groups = list(_group_queries(asked))
+    best = [_BestPassages(k) for _ in queries]
+    for several in _blocks(shards):
+        block = _BlockScores(several, hashes)
+        for group, shared in groups:
+            common = block.add(np.zeros(block.passages, np.float32), asked[group[0]][:shared])
+            for query in group:
+                own = asked[query][shared:]
+                best[query].add(block.add(common.copy(), own) if own else common, block.rows)
+    scores, rows = np.array([each.scores for each in best]), np.array([each.rows for each in best])
+    return scores.reshape(-1, k), rows.reshape(-1, k)
+
+
+def _group_queries(queries: list[list[int]]) -> Iterator[tuple[range, int]]:
+    """Yield ranges of queries that begin with the same terms, at least half of each, and the number of these terms."""
+    first = 0
+    while first < len(queries):
+        last, shared = first + 1, len(queries[first])
+        while last < len(queries):
+            pairs = zip(queries[first][:shared], queries[last], strict=False)
+            alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if 2 * alike < max(len(queries[first]), len(queries[last]), 1):
+                break
+            last, shared = last + 1, alike
+        yield range(first, last), shared
+        first = last
+
+
+def _blocks(shards: list[tuple[Bm25Index, int]]) -> Iterator[list[tuple[Bm25Index, int]]]:
+    """Yield neighbouring shards of about `BLOCK` passages together."""
+    firsts = np.cumsum([0, *(index.passages for index, _ in shards[:-1])])
+    for _, block in groupby(range(len(shards)), lambda shard: firsts[shard] // BLOCK):
+        yield [shards[shard] for shard in block]
+
+
+class _BlockScores:
+    """Scores of all passages of some shards, from the postings of the terms of a batch of queries."""
+
+    def __init__(self, shards: list[tuple[Bm25Index, int]], terms: np.ndarray) -> None:
+        postings = sparse.hstack([index.postings_of(terms) for index, _ in shards], format="csr")
+        self.passages = postings.shape[1]
+        self.rows = np.concatenate([np.arange(offset, offset + index.passages) for index, offset in shards])
+        self.terms: list[tuple[np.ndarray | slice, np.ndarray]] = []
+        for start, end in pairwise(postings.indptr.tolist()):
+            held, scores = postings.indices[start:end], postings.data[start:end]
+            if end - start > DENSE * self.passages:
+                every = np.zeros(self.passages, np.float32)
+                every[held] = scores
+                self.terms.append((slice(None), every))
+            else:
+                self.terms.append((held, scores))
+
+    def add(self, total: np.ndarray, terms: list[int]) -> np.ndarray:
+        """Add the scores of terms, by number, to those of all passages, and return these."""
+        for term in terms:
+            held, scores = self.terms[term]
+            total[held] += scores
+        return total
 
 
 class _BestPassages:
-    """The k best passages of each query among those added, and more, which are dropped from time to time."""
+    """The k best passages of a query among those added, best first."""
 
-    def __init__(self, queries: int, k: int) -> None:
-        self.k, self.least = k, np.full(queries, np.finfo(np.float32).tiny)
-        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.kept = 0
+    def __init__(self, k: int) -> None:
+        self.scores = np.full(k, -np.inf, np.float32)
+        self.rows = np.full(k, -1, np.int64)
 
-    def add(self, found: sparse.csr_array, offset: int) -> None:
-        if found.nnz > 4 * self.k * len(self.least):  # the k-th best of this shard is a bound for the k-th best of all
-            for query in np.flatnonzero(np.diff(found.indptr) > self.k):
-                own = found.data[found.indptr[query] : found.indptr[query + 1]]
-                self.least[query] = max(self.least[query], np.partition(own, -self.k)[-self.k])
-        queries = np.repeat(np.arange(len(self.least)), np.diff(found.indptr))
-        (chosen,) = np.nonzero(found.data >= self.least[queries])
-        self.parts.append((queries[chosen], found.data[chosen], found.indices[chosen].astype(np.int64) + offset))
-        self.kept += len(chosen)
-        if self.kept > 4 * self.k * len(self.least):
-            queries, rank, scores, rows = self.ranked()
-            self.parts, self.kept = [(queries, scores, rows)], len(queries)
-            last = rank == self.k - 1
-            self.least[queries[last]] = scores[last]
-
-    def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return query, rank, score and row of the best passages, in this order."""
-        queries, scores, rows = (np.concatenate(each) for each in zip(*self.parts, strict=True))
-        order = np.lexsort((rows, -scores, queries))
-        queries, scores, rows = queries[order], scores[order], rows[order]
-        ranks = np.arange(len(queries)) - np.searchsorted(queries, queries)
-        best = ranks < self.k
-        return queries[best], ranks[best], scores[best], rows[best]
+    def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        """Take the passages that are among the best; `rows` are larger than those of earlier calls."""
+        k, least = len(self.rows), max(self.scores[-1], LEAST)
+        (places,) = np.nonzero(scores > least if self.rows[-1] >= 0 else scores >= least)
+        found = scores[places]
+        if len(places) > k:
+            best = found >= np.partition(found, -k)[-k]
+            places, found = places[best], found[best]
+        if len(places):
+            scores, rows = np.append(self.scores, found), np.append(self.rows, rows[places])
+            order = np.argsort(-scores, kind="stable")[:k]
+            self.scores, self.rows = scores[order], rows[order]

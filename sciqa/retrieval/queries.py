@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 
@@ -40,20 +39,22 @@ def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
     ]
 
 
-def rank_queries(texts: list[str | None], rank: Callable[[np.ndarray], SearchHits], k: int) -> SearchHits:
-    """Return the k best rows for each question that has a text, and none for the others.
+def rank_queries(texts: list[list[str | None]], rank: Callable[[np.ndarray], SearchHits], k: int) -> list[SearchHits]:
+    """Return for each ranking the k best rows for each question that has a text, and none for the others.
 
     Args:
-        texts: a text or None for each question, from `query_texts`.
-        rank: function that takes the numbers of the questions with a text, and returns their hits.
+        texts: for each ranking, a text or None for each question, from `query_texts`.
+        rank: function that returns the hits of texts, given by their numbers among all of all rankings that are not
+            None. It is called once; the texts of a question stand together.
         k: rows per question.
     """
-    asking = np.array([number for number, text in enumerate(texts) if text is not None])
-    hits = SearchHits(np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64))
-    found = rank(asking)
+    given = np.array([[text is not None for text in ranking] for ranking in texts])
+    questions, rankings = np.nonzero(given.T)
+    found = rank((given.cumsum() - 1).reshape(given.shape)[rankings, questions])
+    scores, rows = np.full((*given.shape, k), -np.inf, np.float32), np.full((*given.shape, k), -1, np.int64)
     width = found.rows.shape[1]
-    hits.scores[asking, :width], hits.rows[asking, :width] = found.scores, found.rows
-    return hits
+    scores[rankings, questions, :width], rows[rankings, questions, :width] = found.scores, found.rows
+    return [SearchHits(*each) for each in zip(scores, rows, strict=True)]
 
 
 class QueryRanker:
@@ -107,19 +108,14 @@ class QueryRanker:
 
     def rank_dense(self, query: Query, k: int) -> list[SearchHits]:
         """Return the rankings of a kind of query by vector similarity."""
-        asked = query_texts(self.questions, "whole" if query == "mean" else query)
-        pairs = zip(asked, self.vectors(query), strict=True)
-        return [rank_queries(texts, partial(self._near, vectors, k), k) for texts, vectors in pairs]
+        texts, vectors = query_texts(self.questions, "whole" if query == "mean" else query), self.vectors(query)
+        return rank_queries(texts, lambda numbers: self.index.search(np.concatenate(vectors)[numbers], k), k)
 
     def rank_words(self, query: Query, k: int) -> list[SearchHits]:
         """Return the rankings of a kind of query by BM25."""
-        return [rank_queries(texts, partial(self._worded, texts, k), k) for texts in query_texts(self.questions, query)]
-
-    def _near(self, vectors: np.ndarray, k: int, asking: np.ndarray) -> SearchHits:
-        return self.index.search(vectors, k)
-
-    def _worded(self, texts: list[str | None], k: int, asking: np.ndarray) -> SearchHits:
-        return self.index.search_words([texts[number] or "" for number in asking], k)
+        rankings = query_texts(self.questions, query)
+        texts = [text for ranking in rankings for text in ranking if text is not None]
+        return rank_queries(rankings, lambda numbers: self.index.search_words([texts[n] for n in numbers], k), k)
 
 
 @contextmanager
