@@ -46,7 +46,10 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
         return model.float().requires_grad_()
     try:
         wrapped = peft.get_peft_model(model, adapter_peft_config(model, family, method, fields))
-    except (ValueError, TypeError, NotImplementedError) as error:  # the last one without the values of weights
+    except NotImplementedError as error:
+        advice = "pass another peft_type; one that needs the values of weights cannot be checked without them"
+        raise InputError(f"--peft: {advice} ({error})") from error
+    except (ValueError, TypeError) as error:
         raise InputError(f"--peft: {error}") from error
     _check_shared(wrapped, "--peft")
     _check_tied(wrapped)

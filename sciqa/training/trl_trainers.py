@@ -1,6 +1,8 @@
 """TRL's trainers for the objectives besides `rank`, with the models that they train and compare with."""
 
+import functools
 import os
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -106,7 +108,48 @@ def make_trl_trainer(
     for parameter in cast("nn.Module", trainer.model).parameters():
         if parameter.requires_grad:  # TRL keeps some adapters in 16 bits, in which small changes are lost
             parameter.data = parameter.data.float()
+    if device == "cpu" and options.objective != "reward":
+        for each in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
+            causal = each.get_base_model() if isinstance(each, peft.PeftModel) else each
+            score_labelled(cast("transformers.PreTrainedModel", causal))
     return trainer
+
+
+def score_labelled(model: transformers.PreTrainedModel) -> None:
+    """Let the head that TRL fused into a model compute the labelled positions alone.
+
+    TRL does so by itself on a GPU. On a CPU it computes the whole vocabulary for every token of the prompts too.
+
+    Args:
+        model: causal model to which `trl.trainer.add_fused_lm_head` was applied.
+    """
+    fused = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` reads its signature
+    def forward(
+        self: transformers.PreTrainedModel,
+        *args: Any,  # noqa: ANN401
+        labels: torch.Tensor | None = None,
+        **given: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (as TRL's)
+        if labels is None or not given.get("fused_lm_head"):
+            return fused(*args, **given if labels is None else given | {"labels": labels})
+        labelled = labels[:, 1:] != -100
+
+        def keep_labelled(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401 (of any model)
+            output.last_hidden_state = output.last_hidden_state[:, :-1][labelled].unsqueeze(0)
+
+        hook = self.base_model.register_forward_hook(keep_labelled)
+        try:
+            found = fused(*args, **given, shift_labels=labels[:, 1:][labelled].unsqueeze(0))
+        finally:
+            hook.remove()
+        for name, values in found.items():
+            if values.dim() == 2:  # by position; losses are one number
+                found[name] = values.new_zeros(labelled.shape).masked_scatter(labelled, values)
+        return found
+
+    model.forward = types.MethodType(forward, model)
 
 
 def _instruct(options: FinetuneOptions, given: dict, limit: int, common: dict, *_: object) -> trl.SFTTrainer:
