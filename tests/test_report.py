@@ -213,7 +213,7 @@ def schema_of(rows):
 
 def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
     seen = []
-    for step in ("check_model", "_prepare_index", "retrieve", "predict"):
+    for step in ("check_predict_model", "_prepare_index", "retrieve", "predict"):
         monkeypatch.setattr(run, step, lambda *_, **__: [])
     monkeypatch.setattr(run, "report", lambda options: seen.append(options.show))
     run_exam(RunExamOptions(output=str(tmp_path), reader="closed-book", compare=True))
