@@ -39,7 +39,10 @@ def asked(small_index):
     return lambda question, **options: ask(AskOptions(question=question, output=small_index, **options))
 
 
-@pytest.mark.parametrize("settings", [{}, {"context_passages": 3, "context_sentences": 3, "dense": ("options",)}])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, marks=pytest.mark.slow), {"context_passages": 3, "context_sentences": 3, "dense": ("options",)}],
+)
 def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings):
     questions = [row | {"is_question": True} for row in read_exam("direct-validation").slice(0, 2).to_pylist()]
     write_jsonl(tmp_path / "exam.jsonl", questions)

@@ -178,7 +178,8 @@ def undisturbed(tmp_path_factory, exam_command):
     return read_run(output)
 
 
-@pytest.mark.parametrize("record", [pytest.param("embedded.json", marks=pytest.mark.slow), "shard.json"])
+@pytest.mark.slow
+@pytest.mark.parametrize("record", ["embedded.json", "shard.json"])
 def test_a_killed_run_keeps_its_shards_and_ends_with_the_same_tables(tmp_path, exam_command, undisturbed, record):
     command = [sys.executable, "-m", "sciqa", *map(str, exam_command), "--num-cpus", "2", "--output", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:

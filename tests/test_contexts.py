@@ -111,6 +111,7 @@ def test_an_exam_without_gold_articles_cannot_be_evaluated(tmp_path, small_index
         retrieve_or_evaluate(EvaluateOptions(evaluate=True, **options))
 
 
+@pytest.mark.slow
 def test_prefixes_come_from_the_model_or_the_options(tmp_path, cluster, corpus_file):
     folder = tmp_path / "model"
     shutil.copytree(find_model(MINILM).folder, folder)

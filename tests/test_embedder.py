@@ -130,6 +130,7 @@ def test_a_trace_that_gives_other_vectors_is_not_used(tmp_path, monkeypatch):
     assert assert_own(folder) is TorchEmbedder
 
 
+@pytest.mark.slow
 def test_texts_longer_than_the_proof_are_not_given_to_the_trace(tmp_path):
     folder = tiny_embedder(tmp_path, "modernbert")
     embedder = load_embedder(folder, 2)
@@ -146,6 +147,7 @@ def test_a_tokenizer_without_padding_and_modules_behind_the_pooling(tmp_path):
     assert load_embedder(folder, 2).encode(["Water"]).shape == (1, 24)
 
 
+@pytest.mark.slow
 def test_case_is_lowered_where_the_model_says_so(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = None  # one that keeps case

@@ -128,7 +128,8 @@ def assert_same(these, others, atol=1e-5):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, {}) for name in READERS_TRIED),
+        *((name, {}) for name in READERS_TRIED if name != "cascade"),
+        pytest.param("cascade", {}, marks=pytest.mark.slow),
         ("llama", OTHERWISE),
         pytest.param("retrieval", OTHERWISE, marks=pytest.mark.slow),
     ],

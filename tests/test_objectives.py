@@ -41,7 +41,7 @@ from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
 from sciqa.training.objectives import check_objective
 from sciqa.training.preferences import preference_rejected, read_preferences
-from sciqa.training.rewards import read_reward_prompts, reward_letter_alone, reward_right_answer
+from sciqa.training.rewards import letter_alone, read_reward_prompts, right_answer
 from sciqa.training.sharding import gather_sharded
 from sciqa.training.trl_loop import TrlReport
 from sciqa.training.trl_trainers import load_trl_reward_model, make_trl_trainer, trl_trainer_arguments
@@ -298,8 +298,8 @@ def test_rewards_of_sampled_answers():
     count = len(texts)
     given = {"letters": ["ABC"] * count, "options": [["Iron", "Helium", "Argon"]] * count, "answer": ["B"] * count}
     for completions in (texts, [messages(("assistant", text)) for text in texts]):
-        assert reward_right_answer(completions, **given) == [1] * len(right) + [0] * 5
-        assert reward_letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+        assert right_answer(completions, **given) == [1] * len(right) + [0] * 5
+        assert letter_alone(completions, **given) == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_every_step_is_told_of(cluster, options):

@@ -113,7 +113,7 @@ def test_weights_have_the_bytes_that_are_planned(kind):
     "fields",
     [
         {},
-        {"r": 16, "target_modules": ["q_proj", "v_proj"]},
+        pytest.param({"r": 16, "target_modules": ["q_proj", "v_proj"]}, marks=pytest.mark.slow),
         {"layers_to_transform": [0, 3], "r": 4, "target_modules": ["q_proj"]},
     ],
 )

@@ -256,12 +256,15 @@ def test_optimizer_offload_and_gradient_checkpointing_change_no_loss(tmp_path, c
     np.testing.assert_allclose(losses(finetune(other).path), losses(plain.path), rtol=1e-4)
 
 
-def test_a_killed_worker_of_a_sharded_model_ends_with_the_losses_of_one_process(
-    tmp_path, cluster, data, models, capsys
+@pytest.mark.parametrize(
+    ("method", "zero", "workers"), [("lora", 0, 1), pytest.param("qlora", 3, 2, marks=pytest.mark.slow)]
+)
+def test_a_killed_worker_ends_with_the_losses_of_one_process(
+    tmp_path, cluster, data, models, capsys, method, zero, workers
 ):
-    fields = {"model": models("llama"), "method": "qlora", "peft": "{r: 4, lora_dropout: 0.0}", "learning_rate": 1e-2}
-    options = tiny_run(data, tmp_path, **fields, loss="completion", zero=3, num_workers=2, eval_every=3)
-    options = replace(options, steps=12)
+    fields = {"model": models("llama"), "method": method, "peft": "{r: 4, lora_dropout: 0.0}", "learning_rate": 1e-2}
+    fields |= {"zero": zero, "num_workers": workers, "eval_every": 3, "steps": 12}
+    options = tiny_run(data, tmp_path, **fields, loss="completion")
     expected = plain_losses(options, "causal")
     untrained = plain_losses(replace(options, learning_rate=1e-12), "causal")
     assert np.abs(expected / untrained - 1).max() > 1e-2, "nothing was learnt, so nothing was compared"
@@ -270,7 +273,8 @@ def test_a_killed_worker_of_a_sharded_model_ends_with_the_losses_of_one_process(
     made = finetune(options)
     killer.join()
     np.testing.assert_allclose(losses(made.path), expected, rtol=1e-4)
-    assert made.details["rank_bytes"] < 0.75 * made.details["model_bytes"]
+    if zero:
+        assert made.details["rank_bytes"] < 0.75 * made.details["model_bytes"]
     assert "finetune: a worker on " in capsys.readouterr().err  # the other one may crash without it, and be told too
 
 

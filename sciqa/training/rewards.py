@@ -44,7 +44,7 @@ def read_reward_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
     ]
 
 
-def reward_right_answer(
+def right_answer(
     completions: list[Text], answer: list[str], letters: list[str], options: list[list[str]], **_: object
 ) -> list[float]:
     """Return 1 for each answer that names the letter of the right option, as `read_letter` finds it, else 0."""
@@ -53,7 +53,7 @@ def reward_right_answer(
     return [float(letter == right) for letter, right in zip(found, answer, strict=True)]
 
 
-def reward_letter_alone(completions: list[Text], letters: list[str], **_: object) -> list[float]:
+def letter_alone(completions: list[Text], letters: list[str], **_: object) -> list[float]:
     """Return 1 for each answer that is the letter of an option and nothing else, else 0."""
     texts = [_text(each).strip() for each in completions]
     return [float(len(text) == 1 and text in known) for text, known in zip(texts, letters, strict=True)]
@@ -64,4 +64,4 @@ def _text(completion: Text) -> str:
 
 
 #: Rewards by the names that `--rewards` takes.
-REWARDS = {"answer": reward_right_answer, "format": reward_letter_alone}
+REWARDS = {"answer": right_answer, "format": letter_alone}
