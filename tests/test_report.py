@@ -20,9 +20,9 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import bootstrap_interval, score_metrics
 from sciqa.pipeline import RunExamOptions, run_exam
-from sciqa.predict.predict import predict_path
 from sciqa.predict.results import METRICS, result_metrics_path
 from sciqa.predict.scored_answers import ANSWERS_FORMAT, ScoredAnswer, write_scored_answers
 from sciqa.report import ReportOptions, report
@@ -83,7 +83,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             tables.write_table(tables.table_part_path(f"{output}/contexts", part), table)
         tables.finish_table(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
     for name, (scores, inputs) in readers.items():
-        path = predict_path(output, name)
+        path = finished_answers_path(output, name)
         if "contexts" in inputs:
             inputs = inputs | {"contexts": found}
         for part, questions in enumerate(shards):

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, ContaminationFindings
-from sciqa.audit.words import ExamWords, question_words, split_words, texts_of_words
+from sciqa.audit.words import ExamWords, question_word_texts, question_words, split_words
 from sciqa.core import storage, tables
 from sciqa.corpus.articles import read_articles
 from sciqa.exam.open_exam import Exam
@@ -112,7 +112,9 @@ def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFi
             findings.add(EXACT, number, compare_question_cosines(asked[number], vectors[[at]])[0], places[at])
         for number in held.titles.get(question.get("title") or "", ()):
             findings.add(ARTICLE, number, 1.0, places[at])
-    texts = ((place, text) for place, question in zip(places, others, strict=True) for text in texts_of_words(question))
+    texts = (
+        (place, text) for place, question in zip(places, others, strict=True) for text in question_word_texts(question)
+    )
     _add_runs(QUESTION_RUN, held, texts, findings)
 
 

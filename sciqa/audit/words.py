@@ -47,7 +47,7 @@ def question_words(question: dict) -> tuple[list[str], int]:
     return prompt + split_words(right), len(prompt)
 
 
-def texts_of_words(question: dict) -> list[str]:
+def question_word_texts(question: dict) -> list[str]:
     """Return the texts of a question that an exam is compared with: its prompt followed by each of its options."""
     return [f"{question['prompt']} {option}" for option in answer_options_of(question).values()]
 

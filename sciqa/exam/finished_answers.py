@@ -6,6 +6,11 @@ from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
 
 
+def finished_answers_path(output: str, name: str) -> str:
+    """Return the folder of a reader's answers table in a run."""
+    return storage.join_paths(output, "answers", name)
+
+
 def finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """Return the manifests of all finished answers tables for this exam, by reader."""
     found = tables.finished_tables(storage.join_paths(output, "answers"))
@@ -21,7 +26,7 @@ def readers_of_finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """
     readers = {}
     for name, manifest in finished_answers(output, exam).items():
-        folder = storage.join_paths(output, "answers", name)
+        folder = finished_answers_path(output, name)
         metrics = tables.read_table(storage.join_paths(output, "metrics", f"{name}.parquet")).to_pylist()
         answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
         for row in answers:

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from sciqa.audit.words import SEED, ExamWords, question_words, share_of_words_found, split_words, texts_of_words
+from sciqa.audit.words import SEED, ExamWords, question_word_texts, question_words, share_of_words_found, split_words
 from sciqa.core import storage, tables
 from sciqa.exam.question_key import question_key
 from sciqa.generate.options import GenerateOptions
@@ -28,7 +28,7 @@ class ExamCopies:
         self.notes = self.embedder.notes
         others = [row for path in storage.list_files(folder, "parquet") for row in tables.read_table(path).to_pylist()]
         self.keys = {question_key(question) for question in others}
-        self.texts = [split_words(text) for question in others for text in texts_of_words(question)]
+        self.texts = [split_words(text) for question in others for text in question_word_texts(question)]
         self.vectors = self._stored_vectors(storage.join_paths(folder, "vectors.npy"), others)
 
     def _stored_vectors(self, path: str, questions: list[dict]) -> np.ndarray:

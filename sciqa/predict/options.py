@@ -10,6 +10,7 @@ from sciqa.core.hashes import rows_hash
 from sciqa.core.model_files import find_model, model_files_name
 from sciqa.core.options import RunOptions, check_name_option
 from sciqa.core.packaged import PACKAGED
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import read_exam
 from sciqa.exam.options import ExamOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemplateOptions
@@ -233,7 +234,7 @@ class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOpti
     @property
     def folder(self) -> str:
         """Folder of the answers table."""
-        return storage.join_paths(self.output, "answers", self.name)
+        return finished_answers_path(self.output, str(self.name))
 
     @property
     def streams(self) -> bool:

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import ray
 
-from sciqa.core import adapter_files, cluster, hashes, model_workers, progress, storage, tables, worker_loss
+from sciqa.core import adapter_files, cluster, hashes, model_workers, progress, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
@@ -18,6 +18,7 @@ from sciqa.core.model_files import find_model, model_family, model_file_bytes, m
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import Summary, defaults_of
 from sciqa.exam.baselines import BASELINES, baseline_answer_counts
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import metric_scores
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.models.prompt_format import PromptFormat
@@ -99,11 +100,6 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     tables.finish_table(folder, manifest)
     kept = exam.shards - len(missing)
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
-
-
-def predict_path(output: str, name: str) -> str:
-    """Return the folder of a reader's answers table."""
-    return storage.join_paths(output, "answers", name)
 
 
 def check_predict_model(options: PredictOptions, question: dict | None = None) -> None:
@@ -207,7 +203,7 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     """
     found = {}
     for name in readers:
-        found[name] = hashes.fingerprint(open_scored_answers(predict_path(output, name), exam)[1])
+        found[name] = hashes.fingerprint(open_scored_answers(finished_answers_path(output, name), exam)[1])
     return found
 
 
@@ -244,10 +240,10 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
 
 
 def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWork:
-    folders = {name: predict_path(options.output, name) for name in options.blend}
+    folders = {name: finished_answers_path(options.output, name) for name in options.blend}
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
-        fitted = {name: predict_path(options.blend_fit, name) for name in folders}
+        fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
         fit = ray.get(ray.remote(num_cpus=cluster.TASK_CPUS)(fit_blend).remote(fitted))
         weights, said = fit.weights, f"; {fit.said()}"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
@@ -262,7 +258,7 @@ def _cascading(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderW
     """Return the work unchanged, or with `--cascade` wrapped so that it reads only the uncertain questions."""
     if not options.cascade:
         return work
-    before = predict_path(options.output, options.cascade)
+    before = finished_answers_path(options.output, options.cascade)
     least, asked = ray.get(_least_certain.remote(before, options.cascade_share, options.cascade_by))
     return replace(
         work,

@@ -9,23 +9,21 @@ from sciqa.core import cluster, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import fingerprint
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.options import RayOptions, Summary, WriteOptions
+from sciqa.core.options import Summary
 from sciqa.exam.open_exam import Exam, open_exam
-from sciqa.exam.options import QuestionOptions
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import predict, predict_inputs
 from sciqa.predict.results import result_metrics_path
 from sciqa.retrieval.contexts import check_find_contexts
 from sciqa.retrieval.options import FindOptions, IndexFolderOptions
-from sciqa.training.sweep import SweptStep, sweep_table
-from sciqa.training.sweep_options import Trial, TrialsOptions, trials_of
+from sciqa.training.sweep import SweptStep, sweep_room, sweep_table
+from sciqa.training.sweep_options import SHARED, Trial, TrialsOptions, trials_of
 
-#: Options that trials share: where they run and write, and what they are compared on.
-SHARED = {field.name for kind in (RayOptions, WriteOptions, QuestionOptions) for field in fields(kind)}
-SHARED |= {field.name for field in fields(IndexFolderOptions)} | {"name", "exam", "shard_questions", "contexts"}
+#: Options that trials share: those of every sweep, the index, and the exam that they are compared on.
+SAME = SHARED | {field.name for field in fields(IndexFolderOptions)} | {"exam", "shard_questions", "contexts"}
 #: Options by which contexts are found; each combination of their values has a folder of contexts.
-FINDING = {field.name for field in fields(FindOptions)} - SHARED - {"num_workers"}
-VARYING = {field.name for field in fields(PredictOptions)} - SHARED | FINDING
+FINDING = {field.name for field in fields(FindOptions)} - SAME - {"num_workers"}
+VARYING = {field.name for field in fields(PredictOptions)} - SAME | FINDING
 #: Columns of a trial's figures, as its table of metrics has them.
 COLUMNS = {
     **{f"{name}{end}": pa.float64() for name in ("map_at_3", "accuracy") for end in ("", "_low", "_high")},
@@ -116,7 +114,7 @@ def _room_for(options: SweepPredictTrialOptions, exam: Exam) -> int:
     """Return how many trials the cluster has room for at once, each with all its workers."""
     workers = cluster.num_cluster_workers(options, exam.shards, whole_nodes=options.streams or options.in_vllm)
     weights = model_file_bytes(options.model) if options.has_model and not options.in_api else 0
-    return cluster.cluster_workers_that_fit(cluster.cluster_worker_needs(options, workers, weights)) // workers
+    return sweep_room(options, workers, weights)
 
 
 def _figures(trial: Trial[SweepPredictTrialOptions]) -> dict:

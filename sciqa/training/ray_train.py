@@ -119,7 +119,7 @@ def run_ray_train_workers(
         from sciqa.training.loop import train_loop as loop
     else:
         from sciqa.training.trl_loop import train_trl_loop as loop
-    rows = cluster.cluster_queue()
+    rows, asked = cluster.cluster_queue(), options.worker_range or range(workers, workers + 1)
     own = {
         "options": options,
         "threads": cluster.cluster_threads_per_worker(workers),
@@ -132,7 +132,7 @@ def run_ray_train_workers(
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             # Ray Train starts anew from the last checkpoint with as many workers as there is room for.
-            num_workers=(options.worker_range[0], workers) if options.worker_range and options.is_elastic else workers,
+            num_workers=(asked[0], workers) if options.is_elastic else workers,
             use_gpu=device == "cuda",
             resources_per_worker=cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model)),
             accelerator_type=cluster.named_cluster_accelerator(options),

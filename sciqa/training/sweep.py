@@ -18,7 +18,7 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.lock import lock
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import RunOptions, Summary, defaults_of
 from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.finetune import finetune, finetune_inputs, keep_stopped_finetune
 from sciqa.training.left_groups import left_groups_removed
@@ -292,9 +292,18 @@ def sweep_asha_scheduler(options: SweepOptions) -> ASHAScheduler | None:
 
 def _room_for(options: FinetuneOptions) -> int:
     """Return how many trials the cluster has room for at once, each with all its workers."""
-    workers = num_ray_train_workers(options)
-    needs = cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model))
-    return cluster.cluster_workers_that_fit(needs) // workers
+    return sweep_room(options, num_ray_train_workers(options), model_file_bytes(options.model))
+
+
+def sweep_room(options: RunOptions, workers: int, weights: int) -> int:
+    """Return how many trials the cluster has room for at once.
+
+    Args:
+        options: options of a trial.
+        workers: its number of workers.
+        weights: bytes of the model's weights.
+    """
+    return cluster.cluster_workers_that_fit(cluster.cluster_worker_needs(options, workers, weights)) // workers
 
 
 class _Recorder(tune.Callback):

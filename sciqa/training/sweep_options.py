@@ -16,10 +16,11 @@ from sciqa.core.options import RayOptions, SeedOptions, WriteOptions
 from sciqa.exam.options import QuestionOptions
 from sciqa.training.options import FinetuneOptions
 
-#: Options of `finetune` that trials share: where they run and write, and what they are compared on; and the others.
-SHARED = {field.name for kind in (RayOptions, WriteOptions, QuestionOptions) for field in fields(kind)}
-SHARED |= {"name", "objective", "validation", "validation_contexts"}
+#: Options that the trials of every sweep share: where they run and write, and how questions are read.
+SHARED = {field.name for kind in (RayOptions, WriteOptions, QuestionOptions) for field in fields(kind)} | {"name"}
+#: Options of `finetune` that may vary: all others but what trials are compared on.
 VARYING = {field.name for field in fields(FinetuneOptions)} - SHARED
+VARYING -= {"objective", "validation", "validation_contexts"}
 #: Random values of an option by the name of their distribution: functions of the arguments given and of a generator.
 DRAWS: dict[str, Callable] = {
     "uniform": lambda given, rng: rng.uniform(*map(float, given)),
