@@ -248,6 +248,17 @@ def test_all_rankings_are_asked_at_once_and_each_gets_its_own_hits():
         [[-1, -1], [-1, -1], [5, -1]],
     ]
     assert hits[2].scores.tolist() == [[-np.inf, -np.inf], [-np.inf, -np.inf], [5, -np.inf]]
+    (none,) = rank_queries([[]], rank, 2)
+    assert (none.rows.shape, asked[1:]) == ((0, 2), [[]])
+
+
+def test_words_of_no_query_and_of_passages_without_words_are_no_hits(tmp_path):
+    path = tmp_path / "bm25"
+    path.write_bytes(bm25.bm25_file(["...", ""]))
+    for queries in ([], ["iron", ""]):
+        scores, rows = bm25.search_bm25([(bm25.Bm25Index(str(path)), 0)], queries, 2)
+        assert (scores.dtype, rows.dtype, rows.tolist()) == (np.float32, np.int64, [[-1, -1]] * len(queries))
+        assert np.isneginf(scores).all()
 
 
 def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(tmp_path, unit_vectors):

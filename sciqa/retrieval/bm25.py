@@ -118,8 +118,8 @@ def search_bm25(shards: list[tuple[Bm25Index, int]], queries: list[str], k: int)
             for query in group:
                 own = asked[query][shared:]
                 best[query].add(block.add(common.copy(), own) if own else common, block.rows)
-    scores, rows = np.array([each.scores for each in best]), np.array([each.rows for each in best])
-    return scores.reshape(-1, k), rows.reshape(-1, k)
+    scores = np.array([each.scores for each in best], np.float32)
+    return scores.reshape(-1, k), np.array([each.rows for each in best], np.int64).reshape(-1, k)
 
 
 def _group_queries(queries: list[list[int]]) -> Iterator[tuple[range, int]]:

@@ -48,7 +48,7 @@ def rank_queries(texts: list[list[str | None]], rank: Callable[[np.ndarray], Sea
             None. It is called once; the texts of a question stand together.
         k: rows per question.
     """
-    given = np.array([[text is not None for text in ranking] for ranking in texts])
+    given = np.array([[text is not None for text in ranking] for ranking in texts], bool)
     questions, rankings = np.nonzero(given.T)
     found = rank((given.cumsum() - 1).reshape(given.shape)[rankings, questions])
     scores, rows = np.full((*given.shape, k), -np.inf, np.float32), np.full((*given.shape, k), -1, np.int64)
