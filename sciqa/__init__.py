@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sciqa.audit.audit import audit as audit_exam
     from sciqa.audit.options import AuditOptions
     from sciqa.core.errors import InputError, LostWorkersError
-    from sciqa.core.options import Summary
+    from sciqa.core.summary import Summary
     from sciqa.core.tables import read_table
     from sciqa.corpus.options import CorpusOptions
     from sciqa.corpus.passages import build_passages
@@ -107,7 +107,7 @@ _MODULES = {
     "sciqa.ask": ("AskOptions",),
     "sciqa.audit.options": ("AuditOptions",),
     "sciqa.core.errors": ("InputError", "LostWorkersError"),
-    "sciqa.core.options": ("Summary",),
+    "sciqa.core.summary": ("Summary",),
     "sciqa.core.tables": ("read_table",),
     "sciqa.corpus.options": ("CorpusOptions",),
     "sciqa.corpus.passages": ("build_passages",),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sciqa.core.options import Summary
+    from sciqa.core.summary import Summary
 
 
 class Step(NamedTuple):
@@ -58,7 +58,7 @@ STEPS = {
     "index": Step("embed and index the passages, shard by shard", "sciqa.retrieval", "build_index", "IndexOptions"),
     "retrieve": Step(
         "find the passages of every question, or measure how well",
-        *("sciqa.retrieval", "retrieve_or_evaluate", "EvaluateOptions"),
+        *("sciqa.retrieval", "evaluate_or_retrieve", "EvaluateOptions"),
     ),
     "predict": Step("rank the options of every question", "sciqa.predict", "predict", "PredictOptions"),
     "prompt": Step("print what the model reads", "sciqa.predict.show_prompts", "show_prompts", "PromptOptions", False),

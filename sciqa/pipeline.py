@@ -7,8 +7,9 @@ from functools import partial
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_cluster_accelerator
 from sciqa.core.errors import InputError
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
 from sciqa.core.packaged import is_packaged_installed
+from sciqa.core.summary import Summary
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages, check_passage_sources, finished_passages

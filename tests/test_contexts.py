@@ -14,7 +14,7 @@ from sciqa.core.model_files import find_model, tokenizer_of_model_files
 from sciqa.corpus.chunking import embedded_chunk, split_sentences
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
+from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
 from sciqa.retrieval.evaluate import evaluate_question
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
@@ -90,7 +90,7 @@ def test_figures_of_a_rank():
 
 def test_evaluation_agrees_with_the_contexts_that_the_same_queries_find(tmp_path, small_index, exam_file):
     options = {"index": f"{small_index}/index", "exam": exam_file}
-    made = retrieve_or_evaluate(EvaluateOptions(output=str(tmp_path / "all"), evaluate=True, **options))
+    made = evaluate_or_retrieve(EvaluateOptions(output=str(tmp_path / "all"), evaluate=True, **options))
     rows = tables.read_table(made.path).to_pylist()
     gold = tables.read_table(f"{tmp_path}/all/exam.parquet")["title"].to_pylist()
     for dense, words in ((("mean",), ()), ((), ("prompt",)), (("mean",), ("options",))):
@@ -108,7 +108,7 @@ def test_an_exam_without_gold_articles_cannot_be_evaluated(tmp_path, small_index
     exam.write_text('{"id": "1", "prompt": "Which?", "A": "x", "B": "y"}\n')
     options = {"index": f"{small_index}/index", "exam": str(exam), "output": str(tmp_path / "run")}
     with pytest.raises(InputError, match="no column 'title'"):
-        retrieve_or_evaluate(EvaluateOptions(evaluate=True, **options))
+        evaluate_or_retrieve(EvaluateOptions(evaluate=True, **options))
 
 
 @pytest.mark.slow

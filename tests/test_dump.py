@@ -18,7 +18,7 @@ from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import wikimedia as reader
 from sciqa.corpus import wikitext
-from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_article_files
+from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 
@@ -47,7 +47,7 @@ def build(output, corpus, **options):
 def read_all(path, part_bytes):
     """Read a corpus piece by piece, and return what was counted."""
     tally = ArticleCounts()
-    for piece in itertools.chain(*split_article_files(find_article_files((str(path),)), part_bytes)):
+    for piece in itertools.chain(*split_articles(find_article_files((str(path),)), part_bytes)):
         for _ in read_articles(**piece, tally=tally):
             pass
     return tally

@@ -24,7 +24,7 @@ from sciqa.models.adapter import read_adapter_style
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_without_weights
 from sciqa.models.prompt_format import PromptFormat
-from sciqa.models.prompt_template import PromptTemplate, read_template, render_prompt, shipped_template_names
+from sciqa.models.prompt_template import PromptTemplate, prompt_template_names, read_template, render_prompt
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import PromptOptions
@@ -321,7 +321,7 @@ def test_shipped_templates_are_those_of_lm_evaluation_harness(name, shots, tmp_p
 
 
 def test_every_shipped_template_is_compared():
-    assert shipped_template_names() == sorted(DOCUMENTS)
+    assert prompt_template_names() == sorted(DOCUMENTS)
 
 
 def test_prompt_shows_what_the_model_reads(llama, tokenizer, tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ from sciqa.pipeline import (
 )
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
-from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, retrieve, retrieve_or_evaluate
+from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
 from sciqa.training import FinetuneOptions
 from sciqa.training.finetune import check_before_finetune
 
@@ -143,9 +143,9 @@ def test_a_run_keeps_its_exam(tmp_path, indexed, exam):
     assert retrieve(RetrieveOptions(**indexed)).made.endswith("kept")
     other = tmp_path / "other.jsonl"
     write_jsonl(other, ROWS[:2])
-    evaluated = retrieve_or_evaluate(EvaluateOptions(exam=str(other), evaluate=True, **indexed))
+    evaluated = evaluate_or_retrieve(EvaluateOptions(exam=str(other), evaluate=True, **indexed))
     assert evaluated.details["evaluation"][0]["questions"] == 2
-    assert retrieve_or_evaluate(EvaluateOptions(evaluate=True, **indexed)).details["evaluation"][0]["questions"] == 3
+    assert evaluate_or_retrieve(EvaluateOptions(evaluate=True, **indexed)).details["evaluation"][0]["questions"] == 3
     after = files(run)
     assert all(after[path] == held for path, held in before.items())
 

@@ -20,7 +20,7 @@ from pypdf.generic import DictionaryObject, NameObject, StreamObject
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.corpus import pdf
-from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_article_files
+from sciqa.corpus.articles import ArticleCounts, find_article_files, read_articles, split_articles
 from sciqa.corpus.corpus_files import MARKS, decode_corpus_file
 from sciqa.corpus.html_files import read_html
 from sciqa.corpus.options import CorpusOptions
@@ -51,7 +51,7 @@ def read(path, tally=None):
     """Return title and text of the articles of a file or folder."""
     rows = [
         row
-        for pieces in split_article_files(find_article_files((str(path),)), 1 << 20)
+        for pieces in split_articles(find_article_files((str(path),)), 1 << 20)
         for piece in pieces
         for row in read_articles(**piece, tally=tally)
     ]

@@ -23,7 +23,7 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import FindOptions, IndexOptions, static_training
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
-from sciqa.retrieval.embedder import TorchEmbedder, embed_one_by_one
+from sciqa.retrieval.embedder import TorchEmbedder, embedder_one_by_one
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
@@ -76,7 +76,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, monkeypatch, backe
 
 def test_a_vector_depends_on_its_text_alone(tmp_path):
     embedder = StaticEmbedder(save(tmp_path / "model"), 2)
-    np.testing.assert_array_equal(embedder.encode(TEXTS), embed_one_by_one(embedder, TEXTS))
+    np.testing.assert_array_equal(embedder.encode(TEXTS), embedder_one_by_one(embedder, TEXTS))
 
 
 def test_where_direct_vectors_differ_sentence_transformers_computes_them(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sciqa.corpus.articles import read_articles
 from sciqa.corpus.table_text import TableCell, table_lines
-from sciqa.corpus.wikitext import is_disambiguation, is_redirect, read_wikitext_sections
+from sciqa.corpus.wikitext import is_redirect, is_wikitext_disambiguation, read_wikitext_sections
 
 READ_AS = {
     # {{val}}
@@ -311,7 +311,7 @@ def test_deep_nesting_is_read_or_dropped():
     ],
 )
 def test_redirects_and_disambiguation_pages_are_told_apart(wikitext, redirect, disambiguation):
-    assert (is_redirect(wikitext), is_disambiguation(wikitext)) == (redirect, disambiguation)
+    assert (is_redirect(wikitext), is_wikitext_disambiguation(wikitext)) == (redirect, disambiguation)
 
 
 def test_dump_read_back_holds_every_sentence_and_quantity(tmp_path):
@@ -326,10 +326,12 @@ def test_dump_read_back_holds_every_sentence_and_quantity(tmp_path):
     assert counts["pages"] == len(pages) == sum(counts.values()) - counts["pages"]
     assert counts["articles"] == 300
     assert counts["redirects"] == sum(is_redirect(text) for _, _, text in pages) > 60
-    assert counts["disambiguations"] == sum(is_disambiguation(text) for _, _, text in pages) > 5
+    assert counts["disambiguations"] == sum(is_wikitext_disambiguation(text) for _, _, text in pages) > 5
     assert counts["other_namespaces"] == sum(namespace != "0" for namespace, _, _ in pages) > 5
     articles = [
-        text for namespace, _, text in pages if namespace == "0" and not (is_redirect(text) or is_disambiguation(text))
+        text
+        for namespace, _, text in pages
+        if namespace == "0" and not (is_redirect(text) or is_wikitext_disambiguation(text))
     ]
     compared = 0
     for number, (article, wikitext) in enumerate(zip(read_articles("demo"), articles, strict=False)):

@@ -8,8 +8,8 @@ from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
 from sciqa.core.device import this_device
 from sciqa.core.errors import InputError
-from sciqa.core.options import Summary
 from sciqa.core.progress import progress_lines
+from sciqa.core.summary import Summary
 
 
 def ask(options: AskOptions) -> Summary:

@@ -25,7 +25,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_file_bytes
 from sciqa.core.model_workers import model_worker_arguments
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.exam.open_exam import Exam, open_exam
 

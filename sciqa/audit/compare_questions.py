@@ -13,7 +13,7 @@ from sciqa.core import storage, tables
 from sciqa.corpus.articles import read_articles
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_key import question_key
-from sciqa.retrieval.embedder import embed_one_by_one
+from sciqa.retrieval.embedder import embedder_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -40,7 +40,7 @@ class EmbedComparedQuestions:
         questions = read_compared_part(part)
         whole = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r} of {part['source']}" for question in questions]
-        vectors = embed_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
+        vectors = embedder_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         storage.write_bytes(part["vectors"], buffer.getvalue())

@@ -10,7 +10,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
-from sciqa.corpus.articles import find_article_files, split_article_files
+from sciqa.corpus.articles import find_article_files, split_articles
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index import MANIFEST, read_index_manifest
 
@@ -129,7 +129,7 @@ def find_text_source(options: AuditOptions) -> TextSource | None:
     if options.corpus is not None:
         sources = sorted(find_article_files(options.corpus))
         names = [path.rstrip("/").rpartition("/")[2] for path in options.corpus]
-        parts = [{"pieces": pieces} for pieces in split_article_files(sources, PART_BYTES)]
+        parts = [{"pieces": pieces} for pieces in split_articles(sources, PART_BYTES)]
         return TextSource(", ".join(names), hashes.fingerprint(sources), parts)
     passages = options.passages or storage.join_paths(options.output, "passages")
     if options.passages or (options.index is None and tables.is_finished_table(passages)):

@@ -1,7 +1,7 @@
 """Groups of options that many steps have (where a run writes, what it runs on), and the summary of a step."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
@@ -126,25 +126,6 @@ def check_name_option(name: str) -> None:
     """Raise `InputError` unless the option `--name` is a valid name for a table's folder."""
     if not name or "/" in name or name.startswith((".", "_")):
         raise InputError(f"--name: {name!r} given, the name of a folder expected")
-
-
-@dataclass
-class Summary:
-    """The result of a step.
-
-    Attributes:
-        stage: name of the step.
-        path: path of its table.
-        made: the main counts, in words.
-        seconds: wall time.
-        details: figures for the caller.
-    """
-
-    stage: str
-    path: str
-    made: str
-    seconds: float
-    details: dict = field(default_factory=dict)
 
 
 def _check_kind(accelerator: str) -> None:

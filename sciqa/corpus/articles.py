@@ -130,7 +130,7 @@ def _check(path: str) -> None:
             raise InputError(f"{path}: {NO_DUMP}")
 
 
-def split_article_files(sources: list[tuple[str, list]], part_bytes: int) -> list[list[ArticleRange]]:
+def split_articles(sources: list[tuple[str, list]], part_bytes: int) -> list[list[ArticleRange]]:
     """Split a corpus into parts of about `part_bytes`, one per task: pieces of large files, or several small files."""
     parts: list[list[ArticleRange]] = []
     room = 0
@@ -214,7 +214,7 @@ def _read_dump(path: str, start: int, end: int | None, tally: ArticleCounts) -> 
             tally.leave_out("too long", path, page.title)
         elif page.redirect or wikitext.is_redirect(page.text):
             tally["redirect"] += 1
-        elif wikitext.is_disambiguation(page.text):
+        elif wikitext.is_wikitext_disambiguation(page.text):
             tally["disambiguation"] += 1
         else:
             url = site.base and site.base + quote(page.title.replace(" ", "_"))

@@ -84,7 +84,7 @@ def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.
     return {"done": {"number": part["number"]}}
 
 
-def write_part_shards(row: dict, folder: str, removed: list[str]) -> dict:
+def write_parts(row: dict, folder: str, removed: list[str]) -> dict:
     """Write a part's shards: each chunk without repeats and removed articles; write its record last."""
     number = row["part"]["number"]
     table = tables.read_table(tables.table_records_path(folder, "duplicates"), filters=[("part", "=", number)])

@@ -10,9 +10,10 @@ from sciqa.core import cluster, hashes, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_file_sequence_length
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import find_article_files, split_article_files
+from sciqa.corpus.articles import find_article_files, split_articles
 from sciqa.corpus.corpus_files import decode_corpus_file
 from sciqa.corpus.options import CorpusOptions, SplitOptions
 from sciqa.corpus.parts import (
@@ -23,7 +24,7 @@ from sciqa.corpus.parts import (
     split_part,
     write_part_duplicates,
     write_part_rows,
-    write_part_shards,
+    write_parts,
 )
 
 #: Version of what this module and its readers compute. Raise it with every change, so that passages of earlier versions
@@ -182,7 +183,7 @@ def _build(
     about = dict(sources)
     parts = [
         {"number": number, "pieces": pieces, "key": hashes.fingerprint([[p, about[p["path"]]] for p in pieces])}
-        for number, pieces in enumerate(split_article_files(sources, options.part_bytes))
+        for number, pieces in enumerate(split_articles(sources, options.part_bytes))
     ]
     if not parts:
         raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
@@ -198,7 +199,7 @@ def _build(
     arguments = {"folder": options.passages, "paths": paths, "removed": digests}
     _run(ranges, write_part_duplicates, "ranges compared", **arguments)
     arguments = {"folder": options.passages, "removed": removed}
-    written = _run(parts, write_part_shards, "parts written", **arguments)
+    written = _run(parts, write_parts, "parts written", **arguments)
     skipped = sum((Counter(row["skipped"]) for row in split), Counter())
     files = [f"{path} ({reason.partition(';')[0]})" for path, reason in sorted(left_out.items())]
     found = {title for row in written for title in row["titles"]}

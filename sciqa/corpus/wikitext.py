@@ -167,7 +167,7 @@ def is_redirect(wikitext: str) -> bool:
     return REDIRECT.match(wikitext) is not None
 
 
-def is_disambiguation(wikitext: str) -> bool:
+def is_wikitext_disambiguation(wikitext: str) -> bool:
     """Return whether a page is a disambiguation page, a list of the articles that its title may mean."""
     return DISAMBIGUATION.search(wikitext) is not None
 

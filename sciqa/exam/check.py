@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.baselines import (
     baseline_answer_counts,

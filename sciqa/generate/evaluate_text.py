@@ -16,7 +16,8 @@ from sciqa.core.model_files import (
     model_file_bytes,
     model_files_name,
 )
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.exam.instructions import read_instructions
 from sciqa.generate.options import EvaluateTextOptions
 from sciqa.generate.text_metrics import FIGURES, text_metric_rows

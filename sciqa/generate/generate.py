@@ -14,7 +14,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family, model_file_bytes, model_files_name
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.corpus import dedup
 from sciqa.corpus.parts import write_part_duplicates
 from sciqa.corpus.passages import PASSAGES_FORMAT

@@ -7,7 +7,7 @@ from sciqa.exam.instructions import instruction_prompt
 from sciqa.generate.local_writer import LocalWriter
 from sciqa.generate.text_metrics import FIGURES, rouge_scores, text_scores
 from sciqa.models.prompt_template import TemplatePrompt
-from sciqa.retrieval.embedder import embed_one_by_one
+from sciqa.retrieval.embedder import embedder_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
 TEXTS = ("id", "instruction", "input", "output", "answer")
@@ -62,7 +62,7 @@ class WriteTextAnswers:
         found = [0.0] * len(answers)
         if given:
             texts = [answers[number] for number in given] + [references[number] for number in given]
-            vectors = embed_one_by_one(self.embedder, texts, prefix=self.prefix, kind="passage").astype(float)
+            vectors = embedder_one_by_one(self.embedder, texts, prefix=self.prefix, kind="passage").astype(float)
             for number, cosine in zip(given, (vectors[: len(given)] * vectors[len(given) :]).sum(axis=1), strict=True):
                 found[number] = float(cosine)
         return found

@@ -229,12 +229,12 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
-def is_lora_adapter(attached: "peft.PeftModel") -> bool:
+def adapter_is_lora(attached: "peft.PeftModel") -> bool:
     """Whether an adapter is a plain LoRA; some kinds are never merged, others not exactly."""
     return attached.active_peft_config.peft_type == "LORA"
 
 
-def merge_adapter(attached: "peft.PeftModel") -> PreTrainedModel:
+def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
     """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
     An adapted layer that shares its weight with another, such as a head with the embedding, gets its own copy, because

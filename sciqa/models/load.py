@@ -95,9 +95,9 @@ def load_scorer(
         exact = (
             attached.dtype == torch.float32
             and not has_quantised_weights(attached)
-            and adapters.is_lora_adapter(attached)
+            and adapters.adapter_is_lora(attached)
         )
-        model = adapters.merge_adapter(attached) if exact else adapters.adapter_as_model(attached)
+        model = adapters.adapter_merged_model(attached) if exact else adapters.adapter_as_model(attached)
     elif new := newly_initialised_weights(model):
         raise InputError(
             f"{name}: its files hold no head that scores options ({list_weight_names(new)}); run `sciqa finetune` on "

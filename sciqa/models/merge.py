@@ -9,7 +9,7 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.model_files import ABOUT_TRAINED, model_family
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.models.options import MergeOptions
 
 
@@ -43,7 +43,7 @@ def merge(options: MergeOptions) -> Summary:
             "pass the model that it was made of as --model"
         )
     tokenizer.chat_template = adapter_files.adapter_files_chat_template(folder) or tokenizer.chat_template
-    merged = adapter.merge_adapter(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
+    merged = adapter.adapter_merged_model(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
     with tempfile.TemporaryDirectory() as aside:
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

@@ -218,14 +218,14 @@ def built_in_template(name: str) -> PromptTemplate:
     return compiled_template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), f"{name}.jinja")
 
 
-def shipped_template_names() -> list[str]:
+def prompt_template_names() -> list[str]:
     """Return the names that `--template` takes besides files."""
     return sorted(path.stem for path in FOLDER.glob("*.jinja") if not BUILT_IN.match(path.stem))
 
 
 def prompt_template_path(name: str) -> str:
     """Return the value of `--template` with an absolute path, unless it is the name of a template of the package."""
-    return name if name in shipped_template_names() else storage.absolute_path(name)
+    return name if name in prompt_template_names() else storage.absolute_path(name)
 
 
 def read_template(path: str) -> PromptTemplate:
@@ -234,11 +234,11 @@ def read_template(path: str) -> PromptTemplate:
     Raises:
         InputError: there is no such file, or it is no template.
     """
-    if path in shipped_template_names():
+    if path in prompt_template_names():
         return built_in_template(path)
     if not storage.path_exists(path):
         raise InputError(
-            f"--template {path}: no such file, and none of the package's names: {', '.join(shipped_template_names())}"
+            f"--template {path}: no such file, and none of the package's names: {', '.join(prompt_template_names())}"
         )
     try:
         text = storage.read_bytes(path, None).decode()

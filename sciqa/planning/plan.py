@@ -12,7 +12,7 @@ from sciqa.core import cluster, progress
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.model_files import tokenizer_of_model_files
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.open_exam import read_exam
 from sciqa.planning.hardware import (

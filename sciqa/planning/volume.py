@@ -9,7 +9,7 @@ import numpy as np
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import config_files, model_file_dimension, read_model_file, tokenizer_of_model_files
-from sciqa.corpus.articles import find_article_files, read_articles, split_article_files
+from sciqa.corpus.articles import find_article_files, read_articles, split_articles
 from sciqa.corpus.chunking import ChunkSplitter, embedded_chunk
 from sciqa.corpus.passages import check_passage_tokens
 from sciqa.planning.options import VolumeOptions
@@ -61,7 +61,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     if options.articles:
         return Volume(round(options.articles * PASSAGES_PER_ARTICLE), ARTICLE_CHARACTERS, ARTICLE_TOKENS)
     check_passage_tokens(options)
-    parts = split_article_files(find_article_files(options.corpus), SAMPLED_BYTES)
+    parts = split_articles(find_article_files(options.corpus), SAMPLED_BYTES)
     chosen = parts[:: math.ceil(len(parts) / SAMPLED_PARTS)] if parts else []
     sections = [section for part in chosen for piece in part for section in read_articles(**piece)]
     if not sections:

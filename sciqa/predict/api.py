@@ -49,7 +49,7 @@ class ApiReader:
         server: ClientServer,
         answers: str,
         rotations: int,
-        settings: "ApiDrawSettings",
+        settings: "ApiReaderDraws",
         concurrency: int,
         template: dict | None = None,
     ) -> None:
@@ -132,7 +132,7 @@ class ApiReader:
 
 
 @dataclass(frozen=True)
-class ApiDrawSettings:
+class ApiReaderDraws:
     """How answers are drawn.
 
     Attributes:
@@ -187,7 +187,7 @@ def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict
         "server": find_client_server(options),
         "answers": answers,
         "rotations": options.rotations,
-        "settings": ApiDrawSettings(
+        "settings": ApiReaderDraws(
             *(
                 options.samples_of_question(options.is_reasoned),
                 options.temperature or 1.0,

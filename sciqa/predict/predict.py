@@ -16,7 +16,8 @@ from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_family, model_file_bytes, model_files_have_head, read_model_file
 from sciqa.core.model_workers import model_worker_arguments
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.exam.baselines import BASELINES, baseline_answer_counts
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import metric_scores

@@ -23,7 +23,7 @@ from sciqa.predict.scored_answers import ScoredAnswer, tie_scored_answers
 from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
 from sciqa.predict.uncertainty import DOUBT
-from sciqa.retrieval.embedder import Kind, embed_one_by_one
+from sciqa.retrieval.embedder import Kind, embedder_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
 #: Factor from cosine to score, since cosines lie close together; sentence-transformers trains with the same factor.
@@ -118,7 +118,7 @@ class RetrievalReader:
         return ScoredAnswer(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
     def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
-        return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+        return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def _query(self, prompt: str, option: str) -> tuple[str, bool]:
         """Return the query text for an option, and whether its prompt was truncated."""

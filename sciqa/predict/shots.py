@@ -10,7 +10,7 @@ from sciqa.core.cache import cached_folder
 from sciqa.core.hashes import fingerprint
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.question_key import NEAR_COPY, question_key
-from sciqa.retrieval.embedder import embed_one_by_one
+from sciqa.retrieval.embedder import embedder_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -100,4 +100,4 @@ class ShotChooser:
         """Return unit vectors of questions with their options, as the audit compares them."""
         texts = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r}" for question in questions]
-        return embed_one_by_one(self.embedder, texts, prefix=self.prefix, kind="query", names=names)
+        return embedder_one_by_one(self.embedder, texts, prefix=self.prefix, kind="query", names=names)

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.predict.options import PromptOptions

@@ -9,7 +9,7 @@ from sciqa.core import cluster, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import fingerprint
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import predict, predict_inputs

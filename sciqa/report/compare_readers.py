@@ -13,9 +13,10 @@ from tyro.conf import Positional, arg
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.options import Summary, WriteOptions
+from sciqa.core.options import WriteOptions
+from sciqa.core.summary import Summary
 from sciqa.exam.metrics import RESAMPLES, metric_scores, score_metrics
-from sciqa.models.prompt_template import built_in_template, shipped_template_names
+from sciqa.models.prompt_template import built_in_template, prompt_template_names
 from sciqa.report.page import render_page
 from sciqa.report.report import report_gains, report_inputs
 
@@ -270,7 +271,7 @@ def _named_options(reader: ComparedReader) -> dict[str, str]:
     for name, column in (("model", "model"), ("embedder", "model"), ("adapter", "adapter")):
         if name in options and (named := reader.metrics.get(column)) not in (None, options[name]):
             options[name] = f"{named} ({options[name][:12]})"
-    shipped = {hashes.fingerprint(built_in_template(name).text): name for name in shipped_template_names()}
+    shipped = {hashes.fingerprint(built_in_template(name).text): name for name in prompt_template_names()}
     if (template := options.get("template")) in shipped:
         options["template"] = shipped[template]
     return {name: value for name, value in options.items() if value not in ("null", "false")}

@@ -16,7 +16,8 @@ from sciqa.audit.contamination import (
 )
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.options import RunOptions, Summary
+from sciqa.core.options import RunOptions
+from sciqa.core.summary import Summary
 from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.exam.metrics import answer_rank_range, bootstrap_interval, calibration_bins, right_at_first
 from sciqa.exam.open_exam import open_exam

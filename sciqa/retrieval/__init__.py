@@ -1,7 +1,7 @@
 """Retrieval room: builds a sharded index of passages, and finds contexts for questions in it."""
 
 from sciqa.retrieval.contexts import retrieve
-from sciqa.retrieval.evaluate import retrieve_or_evaluate
+from sciqa.retrieval.evaluate import evaluate_or_retrieve
 from sciqa.retrieval.index import build_index
 from sciqa.retrieval.options import EvaluateOptions, FindOptions, IndexOptions, RetrieveOptions
 
@@ -11,6 +11,6 @@ __all__ = [
     "IndexOptions",
     "RetrieveOptions",
     "build_index",
+    "evaluate_or_retrieve",
     "retrieve",
-    "retrieve_or_evaluate",
 ]

@@ -11,7 +11,8 @@ from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, tokenizer_of_model_files
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.corpus.chunking import embedded_chunk, split_sentences
 from sciqa.exam.open_exam import Exam, open_exam, open_questions
 from sciqa.exam.question_table import QuestionTable

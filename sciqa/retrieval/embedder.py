@@ -73,7 +73,7 @@ class Embedder(ABC):
         """Return vectors as the model gives them, float32, shape (texts, dimension); see `encode`."""
 
 
-def embed_one_by_one(
+def embedder_one_by_one(
     embedder: Embedder, texts: list[str], prefix: str = "", kind: Kind | None = None, names: Sequence[str] | None = None
 ) -> np.ndarray:
     """Embed texts by `Embedder.encode`, each in a batch of its own.

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import open_exam
 from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.index import check_index, read_index_manifest
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 )
 
 
-def retrieve_or_evaluate(options: EvaluateOptions) -> Summary:
+def evaluate_or_retrieve(options: EvaluateOptions) -> Summary:
     """Write the contexts table, or measure retrieval if `evaluate` is set; see `retrieve` and `evaluate`."""
     return evaluate(options) if options.evaluate else retrieve(options)
 

@@ -9,14 +9,15 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_file_bytes, model_file_dimension
 from sciqa.core.model_workers import model_worker_arguments
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.index_shards import (
     EmbedIndexShard,
     empty_shards_index,
     index_shard_key,
-    train_for_index_shards,
+    train_index_shards,
     write_index_shard,
 )
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
@@ -249,7 +250,7 @@ def train_index_factory(options: IndexOptions, shards: list[dict], building: dic
     dimension = storage.read_json(storage.join_paths(options.index, shards[0]["name"], "embedded.json"))["dimension"]
     if options.factory != "Flat" and not empty_shards_index(options.factory, dimension, options.metric).is_trained:
         rows = cluster.cluster_dataset([shards]).map(
-            train_for_index_shards, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
+            train_index_shards, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST
         )
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
         for row in progress.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):

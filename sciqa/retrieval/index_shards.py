@@ -89,7 +89,7 @@ def _read_vectors(folder: str) -> np.ndarray:
     return np.load(io.BytesIO(storage.read_bytes(storage.join_paths(folder, "vectors.npy"))))
 
 
-def train_for_index_shards(row: dict, options: IndexOptions) -> dict:
+def train_index_shards(row: dict, options: IndexOptions) -> dict:
     """Train the factory's index on vectors taken evenly from all shards, and write it as `trained.faiss`."""
     import faiss
 

@@ -10,7 +10,7 @@ from sciqa.core.model_files import model_file_bytes
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.open_exam import Exam
-from sciqa.retrieval.embedder import Kind, embed_one_by_one
+from sciqa.retrieval.embedder import Kind, embedder_one_by_one
 from sciqa.retrieval.index import check_index_unchanged
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
@@ -85,7 +85,7 @@ class QueryRanker:
             kind: kind of the texts.
             names: label of each text for error messages.
         """
-        return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+        return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:
         """Return the vectors of a kind of query, one array for each of its rankings.

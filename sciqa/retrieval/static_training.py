@@ -15,8 +15,9 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, has_static_model_files
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
 from sciqa.core.progress import progress_lines
+from sciqa.core.summary import Summary
 from sciqa.corpus.chunking import embedded_chunk
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.options import EmbedderOptions

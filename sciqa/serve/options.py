@@ -1,18 +1,11 @@
 """Options of the `serve` step."""
 
 import dataclasses
-import ipaddress
-import os
 from dataclasses import dataclass
 
 from sciqa.ask.options import AskAnswerOptions, AskOptions
 from sciqa.core.errors import InputError
 from sciqa.core.options import RayOptions
-
-#: Environment variable with the token that requests must bring.
-TOKEN = "SCIQA_SERVE_TOKEN"
-#: Shortest token that is accepted, in characters.
-TOKEN_LENGTH = 16
 
 
 @dataclass(kw_only=True)
@@ -88,28 +81,3 @@ class ServeOptions(AskAnswerOptions, RayOptions):
 
 def _given(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address is reached from its own machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_serve_token(host: str) -> str | None:
-    """Return the token of the environment, or None if requests need none.
-
-    Raises:
-        InputError: there is none, and the server would be reached from other machines, or it is too short.
-    """
-    token = os.environ.get(TOKEN, "").strip()
-    if not token and not is_loopback(host):
-        raise InputError(
-            f"--host {host}: reached from other machines, so requests need a token; set {TOKEN} "
-            f"(at least {TOKEN_LENGTH} characters, such as `openssl rand -hex 32` prints), or listen on 127.0.0.1"
-        )
-    if token and (len(token) < TOKEN_LENGTH or not token.isascii()):
-        raise InputError(f"{TOKEN}: a token of at least {TOKEN_LENGTH} characters, all of ASCII, expected")
-    return token or None

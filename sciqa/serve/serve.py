@@ -1,7 +1,9 @@
 """The `serve` step: start the application on Ray Serve, and end it with the command."""
 
 import hashlib
+import ipaddress
 import logging
+import os
 import signal
 import socket
 import threading
@@ -14,14 +16,18 @@ from sciqa.core.console import console, is_console_verbose
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.options import Summary
 from sciqa.core.progress import progress_lines
-from sciqa.serve.options import ServeOptions, read_serve_token
+from sciqa.core.summary import Summary
+from sciqa.serve.options import ServeOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
+#: Environment variable with the token that requests must bring.
+TOKEN = "SCIQA_SERVE_TOKEN"
+#: Shortest token that is accepted, in characters.
+TOKEN_LENGTH = 16
 #: Most requests that the web application itself works on or keeps waiting; beyond these, Ray Serve answers 503.
 WEB_REQUESTS = 1000
 
@@ -52,7 +58,7 @@ def start_serve(options: ServeOptions) -> str:
         InputError: see `serve`.
     """
     require_extra("serve", "sciqa serve")
-    token = read_serve_token(options.host)
+    token = serve_token(options.host)
     manifest = check_answerer(options, options.for_question("Which?", ("One", "Two")).as_row())
     _check_port(options.host, options.port)
     with progress_lines("serve", f"{manifest['rows']:,} passages, loading {options.model}"):
@@ -157,3 +163,28 @@ def _check_port(host: str, port: int) -> None:
             tried.bind((host, port))
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: cannot be listened on ({error}); pass another") from error
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether an address is reached from its own machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve_token(host: str) -> str | None:
+    """Return the token of the environment, or None if requests need none.
+
+    Raises:
+        InputError: there is none, and the server would be reached from other machines, or it is too short.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not token and not _is_loopback(host):
+        raise InputError(
+            f"--host {host}: reached from other machines, so requests need a token; set {TOKEN} "
+            f"(at least {TOKEN_LENGTH} characters, such as `openssl rand -hex 32` prints), or listen on 127.0.0.1"
+        )
+    if token and (len(token) < TOKEN_LENGTH or not token.isascii()):
+        raise InputError(f"{TOKEN}: a token of at least {TOKEN_LENGTH} characters, all of ASCII, expected")
+    return token or None

@@ -153,7 +153,7 @@ class ExampleOrder:
         return np.concatenate([others, drawn[~np.isin(drawn, others)]])
 
 
-def check_example_questions(*exams: tuple[pa.Table, str]) -> None:
+def check_training_examples(*exams: tuple[pa.Table, str]) -> None:
     """Raise `InputError` if a question has no answer, or is in two exams: memorising would then give a good score.
 
     Args:

@@ -12,12 +12,12 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.model_files import find_model, model_family
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import Exam, open_questions
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
-from sciqa.training.examples import check_example_questions
+from sciqa.training.examples import check_training_examples
 from sciqa.training.objectives import check_objective, finetune_objective, keep_best_objective, objective_inputs
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
 from sciqa.training.ray_train import (
@@ -88,7 +88,7 @@ def check_before_finetune(options: FinetuneOptions) -> None:
         check_objective(options)
         return
     read = [(options.read(name).table, name) for name in (options.train, options.validation)]
-    check_example_questions(*read)
+    check_training_examples(*read)
     from sciqa.training.model_check import check_finetune_model
 
     check_finetune_model(options)

@@ -18,11 +18,11 @@ from sciqa.core.model_files import (
     find_model,
     model_family,
 )
-from sciqa.core.options import Summary
+from sciqa.core.summary import Summary
 from sciqa.exam.instructions import read_instruction_examples
 from sciqa.models.prompt_format import Prompt, PromptFormat
 from sciqa.training.loggers import logged_history_row, logged_measure
-from sciqa.training.options import SPLITS, FinetuneOptions, Objective, examples_per_step
+from sciqa.training.options import SPLITS, FinetuneOptions, Objective
 from sciqa.training.preferences import read_preferences
 from sciqa.training.ray_train import (
     ELSEWHERE,
@@ -110,7 +110,7 @@ def read_objective_examples(options: FinetuneOptions) -> dict[str, list[dict]]:
         if path == split and options.objective != "grpo":
             raise InputError(f"--{split}: a file of examples for --objective {options.objective} expected")
         examples[split] = READERS[options.objective](path, options)
-    if (found := len(examples["train"])) < examples_per_step(options):
+    if (found := len(examples["train"])) < options.examples_per_step:
         raise InputError(
             f"--batch-size: {options.batch_size} given, and {options.train} has {found} examples; lower it"
         )
@@ -193,7 +193,7 @@ def _fit(
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split, rows in examples.items():
         tables.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
-    steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / examples_per_step(options)))
+    steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / options.examples_per_step))
     paths = {split: _examples_path(options, split) for split in SPLITS}
     return keep_best_objective(options, run_ray_train_workers(options, paths, steps, workers, callbacks))
 

@@ -252,7 +252,7 @@ class FinetuneOptions(
         """Folder of the training result."""
         return storage.join_paths(self.output, "trained", self.name)
 
-
-def examples_per_step(options: FinetuneOptions) -> int:
-    """Return the number of examples that a batch is made of; `grpo` samples several answers to each."""
-    return options.batch_size // (options.generations if options.objective == "grpo" else 1)
+    @property
+    def examples_per_step(self) -> int:
+        """Number of examples that a batch is made of; `grpo` samples several answers to each."""
+        return self.batch_size // (self.generations if self.objective == "grpo" else 1)

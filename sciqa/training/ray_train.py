@@ -15,7 +15,8 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.options import Summary, defaults_of
+from sciqa.core.options import defaults_of
+from sciqa.core.summary import Summary
 from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.optimizer import check_optimizer
 from sciqa.training.options import MODEL_FIGURES, SPLITS, FinetuneOptions

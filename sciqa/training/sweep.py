@@ -18,7 +18,8 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.lock import lock
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.options import RunOptions, Summary, defaults_of
+from sciqa.core.options import RunOptions, defaults_of
+from sciqa.core.summary import Summary
 from sciqa.retrieval.options import FindOptions, IndexOptions
 from sciqa.training.finetune import finetune, finetune_inputs, keep_stopped_finetune
 from sciqa.training.left_groups import left_groups_removed

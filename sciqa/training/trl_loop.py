@@ -26,7 +26,7 @@ from sciqa.core.errors import InputError
 from sciqa.models import adapter
 from sciqa.models.load import load_dtype
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
-from sciqa.training.options import NO_SCALER, FinetuneOptions, examples_per_step
+from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import sharded_model_figures
 from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments
 
@@ -81,7 +81,7 @@ def _train(
         if context.get_world_rank() == 0 and not options.packing and rows < len(examples[0]):
             left_out = f"{len(examples[0]) - rows} of {len(examples[0])} training examples are left out"
             progress.put({"step": 0, "note": f"{left_out}: their prompts alone fill --max-length"})
-        steps = options.steps or max(1, round(options.epochs * rows / examples_per_step(options)))
+        steps = options.steps or max(1, round(options.epochs * rows / options.examples_per_step))
         every = options.eval_every or max(1, steps // 10)
         trainer.args.max_steps, trainer.args.eval_steps, trainer.args.save_steps = steps, every, every
         trainer.args.warmup_steps = round(options.warmup * steps)
