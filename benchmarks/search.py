@@ -41,7 +41,7 @@ from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.index import build_faiss_and_bm25, read_index_manifest, train_index_factory
-from sciqa.retrieval.queries import start_query_actors
+from sciqa.retrieval.queries import open_query_index
 from sciqa.retrieval.search import ShardedSearch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
@@ -192,7 +192,7 @@ def measure_queries(options: RetrieveOptions, manifest: dict) -> Iterator[str]:
     """Yield queries a second of an index that is open: hybrid with the best passages read, and by words alone."""
     questions = read_exam(options.exam).to_pylist()
     cluster.connect_cluster(options)
-    with start_query_actors(options, manifest) as index:
+    with open_query_index(options, manifest) as index:
         finder = FindContexts(None, options, index, options.embed_arguments(1), options)
         finder.find(questions)  # opens the files
         peak = Peak()

@@ -28,8 +28,8 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 
-QUESTIONS = 12
-ARTICLES = 60
+QUESTIONS = 8
+ARTICLES = 40
 
 
 @pytest.hookimpl(trylast=True)  # slow tests are left out by then

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa import cli
@@ -277,9 +278,10 @@ def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(tmp_path, small_index):
     assert all(line.startswith("index: ") for line in progress), progress
 
 
-def test_the_example_in_python(tmp_path, exam_file, corpus_file):
+def test_the_example_in_python(tmp_path, cluster, exam_file, corpus_file, monkeypatch, capsys):
     path = JOBS.parent / "examples" / "answer_exam.py"
-    command = [sys.executable, str(path), exam_file, corpus_file, str(tmp_path / "run")]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-    assert len(shown.splitlines()) == 13
+    monkeypatch.setattr(sys, "argv", [str(path), exam_file, corpus_file, str(tmp_path / "run")])
+    runpy.run_path(str(path), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 1 + QUESTIONS
     assert shown.split()[:3] == ["id", "prediction", "average_precision"]

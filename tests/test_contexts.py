@@ -151,8 +151,8 @@ def test_another_factory_keeps_the_vectors(tmp_path, small_index):
     files = sorted((tmp_path / "run" / "index").glob("*/vectors.npy"))
     before = [file.stat().st_mtime_ns for file in files]
     options = {"output": str(tmp_path / "run"), "factory": "IVF4,Flat"}
-    assert build_index(IndexOptions(**options)).details == {"built": 5, "kept": 0}
-    assert build_index(IndexOptions(**options)).details == {"built": 0, "kept": 5}
+    assert build_index(IndexOptions(**options)).details == {"built": len(files), "kept": 0}
+    assert build_index(IndexOptions(**options)).details == {"built": 0, "kept": len(files)}
     assert [file.stat().st_mtime_ns for file in files] == before
     with pytest.raises(InputError, match=r"--factory PQ7: FAISS makes no index of 384 dimensions"):
         build_index(IndexOptions(**options | {"factory": "PQ7"}))

@@ -25,7 +25,7 @@ from sciqa.core.errors import InputError, LostWorkersError
 from sciqa.core.model_workers import LARGEST, model_worker_arguments
 from sciqa.core.options import RunOptions
 from sciqa.predict import PredictOptions, predict
-from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.retrieval import RetrieveOptions, queries, retrieve
 
 
 def run(folder: Path, parts: int, how: str, always: bool = False, weights: int = 0) -> list[int]:
@@ -102,8 +102,10 @@ def test_a_stage_that_only_loses_workers_is_ended(tmp_path, cluster, capsys, mon
     assert run(tmp_path, 1, how="signal") == [0]  # Ray goes on
 
 
-def test_search_actors_end_with_their_stage(tmp_path, cluster, exam_file, small_index, capsys):
+def test_search_actors_end_with_their_stage(tmp_path, cluster, exam_file, small_index, capsys, monkeypatch):
     """Else stages that are run in one process would take the cluster's CPUs one after another, until one waits."""
+    monkeypatch.setattr(queries, "SMALL_INDEX", 0)
+    monkeypatch.setattr(queries, "LocalSearch", None)  # not used then
     before = workers("SearchActor")
     gc.disable()  # which could only hide it
     try:

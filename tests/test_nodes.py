@@ -24,7 +24,7 @@ from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.pipeline import RunExamOptions, run_exam
-from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, queries, retrieve
 from sciqa.training import FinetuneOptions, finetune
 
 #: Of each step: its function and options, files that tell by their number that it is in its middle, and the Ray actors
@@ -40,6 +40,7 @@ STEPS = {
 def lose_a_node(step: str, given: str) -> None:
     """Run a step on three nodes of one CPU and take one away, with a worker of the step on it, in its middle."""
     function, kind, sign, worker = STEPS[step]
+    queries.SMALL_INDEX = 0  # so that there are search actors
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(given).items()}
     options = kind(**given)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

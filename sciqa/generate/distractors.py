@@ -21,8 +21,8 @@ from sciqa.generate.options import GenerateOptions
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.index import check_index_embedder, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, SearchOptions
-from sciqa.retrieval.queries import start_query_actors
-from sciqa.retrieval.search import ShardedSearch
+from sciqa.retrieval.queries import open_query_index
+from sciqa.retrieval.search import LocalSearch, ShardedSearch
 
 #: Passages per question whose entities and sentences are taken.
 PASSAGES = 20
@@ -46,7 +46,7 @@ class WriteDistractors:
         embed: arguments of `load_embedder`.
     """
 
-    def __init__(self, options: GenerateOptions, index: ShardedSearch, embed: dict) -> None:
+    def __init__(self, options: GenerateOptions, index: ShardedSearch | LocalSearch, embed: dict) -> None:
         self.options = options
         self.finder = FindContexts(None, distractor_search(options), index, embed, ContextOptions())
         self.notes = self.finder.embedder.notes
@@ -165,9 +165,9 @@ def distractor_inputs(options: GenerateOptions) -> dict:
 
 @contextmanager
 def distractor_workers(options: GenerateOptions, parts: int) -> Iterator[dict]:
-    """Start the index's search actors, and yield the arguments of `Dataset.map` for workers that use them."""
+    """Open the index, and yield the arguments of `Dataset.map` for workers that search it."""
     workers = cluster.num_cluster_workers(options, parts)
-    with start_query_actors(distractor_search(options), read_index_manifest(options.index)) as index:
+    with open_query_index(distractor_search(options), read_index_manifest(options.index)) as index:
         pool = model_workers.model_worker_pool(options, workers, parts, model_file_bytes(options.embedder))
         arguments = {"options": options, "index": index, "embed": options.embed_arguments(workers)}
         yield model_workers.model_worker_arguments(WriteDistractors, arguments, pool)

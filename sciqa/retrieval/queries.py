@@ -18,6 +18,8 @@ from sciqa.retrieval.search import SEARCH_MEMORY, LocalSearch, SearchHits, Shard
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
+#: Most passages of an index that each worker opens itself; those of a larger one are searched by actors.
+SMALL_INDEX = 50_000
 
 
 def query_texts(questions: list[dict], query: Query) -> list[list[str | None]]:
@@ -119,21 +121,20 @@ class QueryRanker:
 
 
 @contextmanager
-def start_query_actors(options: SearchOptions, manifest: dict) -> Iterator[ShardedSearch]:
-    """Check the files of an index, and start its search actors on the connected cluster.
+def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[ShardedSearch | LocalSearch]:
+    """Check the files of an index, and open it for workers of the connected cluster.
 
-    They end with the context: Python may keep its last reference to them for long, and a later stage could wait for
-    their CPUs for ever.
+    A small index is opened by each worker, since that takes less time than the start of another process. Other ones
+    have search actors, which end with the context: Python may keep its last reference to them for long, and a later
+    stage could wait for their CPUs for ever.
     """
     check_index_unchanged(options, manifest)
-    index = ShardedSearch(
-        options.index,
-        manifest,
-        min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY)),
-        parameters=options.search_parameters,
-        candidates=options.candidates,
-        cache_bytes=options.cache_bytes,
-    )
+    how = (options.search_parameters, options.candidates, options.cache_bytes)
+    if sum(shard["rows"] for shard in manifest["shards"]) <= SMALL_INDEX:
+        yield LocalSearch(options.index, manifest, *how)
+        return
+    actors = min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY))
+    index = ShardedSearch(options.index, manifest, actors, 1, *how)
     try:
         yield index
     finally:
@@ -143,7 +144,7 @@ def start_query_actors(options: SearchOptions, manifest: dict) -> Iterator[Shard
 def run_query_workers(
     worker: type, exam: Exam, options: FindOptions, index: dict, parts: list[int], **more: object
 ) -> Iterator[dict]:
-    """Start the search actors and a pool of workers that use them, and yield a result row per shard of questions.
+    """Open the index, start a pool of workers that search it, and yield a result row per shard of questions.
 
     `more` are further arguments of the workers.
     """
@@ -152,9 +153,9 @@ def run_query_workers(
     cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_cluster_workers(options, most)
-    with start_query_actors(options, index) as actors:
+    with open_query_index(options, index) as opened:
         embed = options.embed_arguments(workers)
-        arguments = {"exam": exam, "options": options, "index": actors, "embed": embed} | more
+        arguments = {"exam": exam, "options": options, "index": opened, "embed": embed} | more
         pool = model_workers.model_worker_pool(options, workers, most, model_file_bytes(options.embedder))
         rows = cluster.cluster_dataset(parts).map(**model_worker_arguments(worker, arguments, pool))
         yield from progress.rows_with_progress(

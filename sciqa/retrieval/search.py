@@ -211,7 +211,8 @@ class LocalSearch:
     """All shards of an index in this process, without Ray: starting Ray takes longer than answering a question.
 
     The results are those of `ShardedSearch`. FAISS has one thread: FAISS and PyTorch each bring an OpenMP runtime, and
-    with one thread that of FAISS starts none beside PyTorch's. Files are memory-mapped.
+    with one thread that of FAISS starts none beside PyTorch's. Files are memory-mapped. It can be sent to any worker,
+    which opens the files itself.
 
     Args:
         index: folder of the index.
@@ -230,8 +231,13 @@ class LocalSearch:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
+        self.arguments = (index, manifest, parameters, candidates, cache_bytes)
         self.group = SearchActor(index, _placed(manifest), 1, self.exact, parameters, cache_bytes)
         self.search_words, self.passages = self.group.search_words, self.group.passages
+
+    def __reduce__(self) -> tuple:
+        """Return what `pickle` makes the object of again: its files cannot be pickled."""
+        return LocalSearch, self.arguments
 
     def search(self, queries: np.ndarray, k: int) -> SearchHits:
         """See `ShardedSearch.search`."""
