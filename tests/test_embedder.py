@@ -139,6 +139,7 @@ def test_texts_longer_than_the_proof_are_not_given_to_the_trace(tmp_path):
     assert "more than 512 tokens" in embedder.notes[0]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_padding_and_modules_behind_the_pooling(tmp_path):
     tokenizer = tiny_tokenizer(pad_token=None, eos_token="[SEP]", truncation_side="left")
     dense = Dense(32, 24, activation_function=torch.nn.Tanh())

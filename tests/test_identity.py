@@ -304,9 +304,9 @@ def test_a_changed_adapter_answers_anew(tmp_path, cluster, llama):
 
 @pytest.fixture
 def found(tmp_path, small_index, exam_file):
-    """Options of a run with contexts in shards of five questions."""
+    """Options of a run with contexts in shards of three questions."""
     options = {"output": str(tmp_path / "run"), "exam": exam_file}
-    retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=5, **options))
+    retrieve(RetrieveOptions(index=f"{small_index}/index", shard_questions=3, **options))
     return options
 
 
@@ -359,9 +359,9 @@ def test_a_table_begun_without_a_shard_takes_the_size_asked_for(found, small_ind
 def test_shards_of_another_exam_are_refused(found):
     path = f"{found['output']}/contexts/00001.parquet"
     tables.write_table(path, tables.read_table(f"{found['output']}/contexts/00000.parquet"))
-    with pytest.raises(InputError, match=r"contexts, row 6: the row of question '.*' where that of question '.*' is"):
+    with pytest.raises(InputError, match=r"contexts, row 4: the row of question '.*' where that of question '.*' is"):
         predict(PredictOptions(reader="retrieval", **found))
-    tables.write_table(path, tables.read_table(path).slice(0, 3))
+    tables.write_table(path, tables.read_table(path).slice(0, 2))
     with pytest.raises(InputError, match=r"contexts, row \d+: "):
         predict(PredictOptions(reader="retrieval", **found))
 

@@ -5,7 +5,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tiny import mostly_slow
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
@@ -90,7 +89,8 @@ def test_every_question_has_its_kind_and_its_evidence_in_the_article(splits, art
         assert all(sentence in articles[row["title"]] for sentence in row["evidence"].split(" … "))
 
 
-@pytest.mark.parametrize("split", mostly_slow(list(SIZES), "test"))
+@pytest.mark.slow
+@pytest.mark.parametrize("split", SIZES)
 def test_words_length_and_similarity_give_nothing_away(splits, articles, split):
     rows = splits[split]
     embedder = load_embedder("all-MiniLM-L6-v2", 2)

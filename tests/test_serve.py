@@ -395,7 +395,7 @@ def page_server(replica, options):
         thread.join()
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_the_page_works_in_a_browser(page_server, client, width):
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
