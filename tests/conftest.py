@@ -134,7 +134,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def small_index(tmp_path_factory: pytest.TempPathFactory, cluster: None, corpus_file: str) -> str:
     """A run folder with passages and index of the small corpus in five shards; do not write to it."""
     output = str(tmp_path_factory.mktemp("run"))
-    build_passages(CorpusOptions(output=output, corpus=(corpus_file,), shard_passages=16))
+    build_passages(CorpusOptions(output=output, corpus=(corpus_file,), shard_passages=10))
     build_index(IndexOptions(output=output))
     return output
 

@@ -36,7 +36,7 @@ def test_manifest_tells_the_model_and_the_checksum_of_every_file(small_index):
     manifest = read_index_manifest(folder)
     assert (manifest["model"], manifest["dimension"], manifest["normalised"]) == (MINILM, 384, True)
     assert manifest["revision"] == find_model(MINILM).revision
-    assert manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"]) > 50
+    assert manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"]) > 40
     for shard in manifest["shards"]:
         for name, digest in shard["sha256"].items():
             data = storage.read_bytes(storage.join_paths(folder, shard["name"], name))
