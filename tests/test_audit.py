@@ -9,7 +9,6 @@ import pytest
 from conftest import write_jsonl
 from test_report import READERS, SURE, make_run, write_audit
 
-from sciqa import cli
 from sciqa.audit import audit as step
 from sciqa.audit import sources
 from sciqa.audit.compare_questions import compare_question_cosines, compare_question_vectors
@@ -23,6 +22,7 @@ from sciqa.audit.contamination import (
 from sciqa.audit.options import AuditOptions
 from sciqa.audit.sources import read_other_sources
 from sciqa.audit.words import ExamWords, question_words, share_of_words_found, split_words
+from sciqa.cli_results import print_cli_results
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
@@ -162,7 +162,7 @@ def test_copies_paraphrases_articles_and_words_are_found(tmp_path, base, monkeyp
     assert [row["passage_run"] for row in rows] == [0, 10, 0, 0]
     counts = "2 of 4 questions stand in first.jsonl, second.jsonl (1 exact, 1 near); with only their article there: 1"
     assert made.made == f"{counts}; 1 of 4 questions have an n-gram of 8 words in texts.jsonl, more.jsonl"
-    cli.print_cli_results([made], 0.0)
+    print_cli_results([made], 0.0)
     assert re.search(r"q1 +│ exact +│ t1", capsys.readouterr().out)
     # Another order of files, other shards and parts change nothing.
     monkeypatch.setattr(step, "QUESTIONS", 1)

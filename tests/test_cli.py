@@ -260,20 +260,19 @@ def test_a_file_of_options_in_either_form(tmp_path, form):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(tmp_path, small_index):
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in shells' jobs
-    code += "from sciqa.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "index", "--output", str(tmp_path / "run")]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_by_a_signal_says_how_to_go_on(tmp_path, small_index, number, code):
+    run = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in shells' jobs
+    run += "from sciqa.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", run, "index", "--output", str(tmp_path / "run")]
     for table in ("passages", "_passages"):
         shutil.copytree(f"{small_index}/{table}", tmp_path / "run" / table)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         said = [run.stderr.readline(), run.stderr.readline()]
         assert "starting workers" in said[1]
-        while not list((tmp_path / "run").glob("index/*/embedded.json")):
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGINT)
+        os.kill(run.pid, number)
         *progress, last = run.stderr.read().strip().splitlines()
-    assert run.returncode == 130, last
+    assert run.returncode == code, last
     assert last == "sciqa index: stopped; the same command goes on from here"
     assert all(line.startswith("index: ") for line in progress), progress
 

@@ -5,8 +5,10 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 import warnings
@@ -60,6 +62,7 @@ def connect_cluster(options: RayOptions) -> None:
         if address and ":" in address:
             _check_reachable(address)
         address = address or _last_started()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         with contextlib.nullcontext() if is_console_verbose() else _no_core_messages():
             ray.init(
                 address=address,
@@ -69,6 +72,8 @@ def connect_cluster(options: RayOptions) -> None:
                 log_to_driver=is_console_verbose(),
                 runtime_env=_worker_environment(),
             )
+        if threading.current_thread() is threading.main_thread():  # that of Ray prints the stack and aborts
+            signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         wait_for_cluster_room({"CPU": 1})
         _check_shared(options.output)
     context = DataContext.get_current()
