@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa.core import storage, tables
@@ -94,11 +95,11 @@ def test_a_cascade_reads_what_is_least_certain(run, llama, by):
     predict(PredictOptions(**run, **strong, name="strong"))
     cascade = {"cascade": "retrieval", "cascade_share": 0.25, "cascade_by": by}
     summary = predict(PredictOptions(**run, **strong, **cascade, name=by))
-    assert "3 of them read" in summary.made
+    assert f"{QUESTIONS // 4} of them read" in summary.made
     first, strong, both = (answers(run, name) for name in ("retrieval", "strong", by))
     order = sorted(range(len(first)), key=lambda number: -uncertainty.DOUBT[by](first[number]["probabilities"]))
     for number, row in enumerate(both):
-        expected = strong if number in order[:3] else first
+        expected = strong if number in order[: QUESTIONS // 4] else first
         assert row["ranking"] == expected[number]["ranking"]
         np.testing.assert_allclose(row["probabilities"], expected[number]["probabilities"], atol=1e-5)
     seconds = [tables.read_table_manifest(f"{run['output']}/answers/{n}", "")["seconds"] for n in ("retrieval", by)]
@@ -113,7 +114,7 @@ def test_a_blend_is_the_log_linear_pool(run, llama):
     even = predict(blend)
     fitted = predict(PredictOptions(**run, blend=blend.blend, blend_fit=run["output"], name="fitted"))
     assert fitted.details["log_loss"] <= even.details["log_loss"] + 1e-6
-    assert "cross-validated on 12 questions: MAP@3" in fitted.made
+    assert f"cross-validated on {QUESTIONS} questions: MAP@3" in fitted.made
     for first, second, pooled in zip(*(answers(run, name) for name in (*blend.blend, "blend")), strict=True):
         product = np.sqrt(np.array(first["probabilities"]) * second["probabilities"])
         np.testing.assert_allclose(pooled["probabilities"], product / product.sum(), atol=1e-9)

@@ -213,7 +213,7 @@ def test_without_votes_likelihood_ranks(folder, monkeypatch):
 
 
 def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
-    common = {"exam": exam_file, "shard_questions": 5, "output": str(tmp_path), "reader": "closed-book", "name": "it"}
+    common = {"exam": exam_file, "shard_questions": 3, "output": str(tmp_path), "reader": "closed-book", "name": "it"}
     common |= {"model": folder, "precision": "float32", "completion": "reasoned", "max_tokens": 6, "samples": 2}
     made = predict(PredictOptions(**common)).made
     answers = f"{tmp_path}/answers/it"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import QUESTIONS
 from tiny import CAUSAL, tiny_folder, tiny_model, tiny_tokenizer
 
 from sciqa.core.errors import InputError
@@ -159,6 +160,6 @@ def test_answers_after_examples(cluster, exam_file, tmp_path, by):
         assert prompt.count(question["prompt"]) == 1
         assert not any(f"Answer: {option}\n\n" in prompt for option in answer_options_of(question).values())
     options = PredictOptions(num_workers=1, reader="closed-book", **given)
-    assert predict(options).details["questions"] == 12
+    assert predict(options).details["questions"] == QUESTIONS
     with pytest.raises(InputError, match="made from other inputs"):
         predict(replace(options, shots=2))

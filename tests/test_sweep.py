@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+from conftest import QUESTIONS
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from test_cli import refused
 from test_report import SURE, make_run, page_of
@@ -243,7 +244,7 @@ def test_a_killed_sweep_goes_on_to_the_results_of_finetune(tmp_path, cluster, da
     with pytest.raises(InputError, match="seed"):
         sweep(other, sweep_trials(other))
     asked = {"output": str(tmp_path), "reader": "closed-book", "exam": exam_file}
-    assert predict(PredictOptions(**asked, model=model, adapter=second)).details["questions"] == 12
+    assert predict(PredictOptions(**asked, model=model, adapter=second)).details["questions"] == QUESTIONS
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import torch
 import transformers
-from conftest import write_jsonl
+from conftest import QUESTIONS, write_jsonl
 from ray.train import TrainingFailedError
 from tiny import CAUSAL, FAMILIES, tiny_folder
 
@@ -189,7 +189,7 @@ def test_every_architecture_trains_saves_loads_elsewhere_and_predicts(
     np.testing.assert_allclose(score_options(ours, [encoded])[0], score_options(theirs, [encoded])[0], atol=1e-5)
     asked = {"output": str(tmp_path), "exam": exam_file, "contexts": exam_contexts}
     answered = predict(PredictOptions(**asked, **trained, nf4=method == "qlora"))
-    assert answered.details["questions"] == 12
+    assert answered.details["questions"] == QUESTIONS
     assert Path(answered.path).name == f"open-book-{method}"
 
 
