@@ -44,7 +44,7 @@ from sciqa.training.preferences import preference_rejected, read_preferences
 from sciqa.training.rewards import letter_alone, read_reward_prompts, right_answer
 from sciqa.training.sharding import gather_sharded
 from sciqa.training.trl_loop import TrlReport
-from sciqa.training.trl_trainers import load_trl_reward_model, make_trl_trainer, trl_trainer_arguments
+from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments, trl_trainer_reward_model
 
 STEPS, BATCH, MICRO = 6, 8, 2
 #: How Meta's and Microsoft's model cards write a system message, a question, an answer and another question.
@@ -286,7 +286,7 @@ def test_a_reward_model_scores_the_better_answer_higher(tmp_path, options):
     storage.write_json(
         str(tmp_path / "model/sciqa.json"), describe_adapter_files(asked.model) | {"objective": "reward"}
     )
-    loaded, _ = load_trl_reward_model(str(tmp_path / "model"), torch.float32, "cpu")
+    loaded, _ = trl_trainer_reward_model(str(tmp_path / "model"), torch.float32, "cpu")
     row = torch.tensor([tokenizer.apply_chat_template(messages(*CHAT), return_dict=False)])
     with torch.no_grad():
         assert loaded(row).logits.item() == pytest.approx(trainer.model.eval()(row).logits.item(), abs=1e-5)
@@ -340,7 +340,7 @@ def test_the_head_computes_labelled_positions_alone(tmp_path, monkeypatch, optio
     found, operations = [], []
     for name in ("sciqa", "trl"):
         if name == "trl":
-            monkeypatch.setattr(trl_trainers, "score_labelled", lambda model: None)
+            monkeypatch.setattr(trl_trainers, "trl_trainer_labelled_head", lambda model: None)
         trainer = in_process(asked, tmp_path / name, 2)
         with FlopCounterMode(display=False) as counter:
             trainer.train()

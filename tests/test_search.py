@@ -17,7 +17,14 @@ from sciqa.retrieval.bm25 import split_bm25_terms
 from sciqa.retrieval.index import read_index_manifest, train_index_factory
 from sciqa.retrieval.index_shards import ROW_GROUP, write_index_shard
 from sciqa.retrieval.queries import rank_queries
-from sciqa.retrieval.search import LocalSearch, SearchHits, ShardedSearch, fuse_hits, merge_hits, search_flat
+from sciqa.retrieval.search import (
+    LocalSearch,
+    SearchHits,
+    ShardedSearch,
+    fuse_search_hits,
+    merge_search_hits,
+    search_flat,
+)
 from sciqa.retrieval.vectors import StoredVectors
 
 DIMENSION = 32
@@ -117,7 +124,9 @@ def test_the_cut_among_equal_scores_takes_the_lowest_rows():
     index.add(np.tile(np.array([[1, 0]], np.float32), (50, 1)))
     hits = search_flat(index, np.array([[1, 0]], np.float32), 4, offset=100)
     assert hits.rows.tolist() == [[100, 101, 102, 103]]
-    assert merge_hits([hits, search_flat(index, np.array([[1, 0]], np.float32), 4)], 4).rows.tolist() == [[0, 1, 2, 3]]
+    assert merge_search_hits([hits, search_flat(index, np.array([[1, 0]], np.float32), 4)], 4).rows.tolist() == [
+        [0, 1, 2, 3]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +324,7 @@ def test_a_search_actor_waits_for_a_node_with_its_memory(tmp_path, cluster, vect
 def test_fusion_sums_reciprocal_ranks():
     first = SearchHits(np.array([[3.0, 2.0]]), np.array([[7, 5]]))
     second = SearchHits(np.array([[9.0, -np.inf]]), np.array([[5, -1]]))
-    fused = fuse_hits([first, second], 3)
+    fused = fuse_search_hits([first, second], 3)
     assert fused.rows.tolist() == [[5, 7, -1]]
     np.testing.assert_allclose(fused.scores[0, :2], [1 / 61 + 1 / 62, 1 / 61])
 

@@ -27,7 +27,14 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.training import finetune
 from sciqa.training import sweep as sweeping
 from sciqa.training.left_groups import left_groups_removed
-from sciqa.training.sweep import run_trial, sweep, sweep_asha_scheduler, sweep_rows, train_sweep_trial, training_step
+from sciqa.training.sweep import (
+    run_sweep_trial,
+    sweep,
+    sweep_asha_scheduler,
+    sweep_rows,
+    sweep_training_step,
+    train_sweep_trial,
+)
 from sciqa.training.sweep_options import SweepOptions, sweep_trials
 
 METHODS = ('{name: lora, peft: "{r: 4}"}', "{name: ia3, peft: {peft_type: IA3}}", "{name: full, method: full}")
@@ -134,7 +141,7 @@ def test_a_failed_trial_is_a_row_and_the_page_plots_the_others(tmp_path):
             trial.options.folder,
             figures | {"working_seconds": 30.0 if quality > 0.6 else 60.0, "stopped": quality < 0.6},
         )
-    table = sweep_rows(trials, {"s-full": "it took <all> memory"}, training_step(options))
+    table = sweep_rows(trials, {"s-full": "it took <all> memory"}, sweep_training_step(options))
     rows = table.to_pylist()
     assert table.schema.field("seed").type == "int64"
     assert [(row["trial"], row["peft"], row["seed"], row["stopped"]) for row in rows] == [
@@ -201,7 +208,7 @@ def test_what_ends_a_trial_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(sweeping, "TuneReportCallback", object)
     monkeypatch.setattr(sweeping, "finetune", lambda *_: (_ for _ in ()).throw(MemoryError("no\nroom")))
     rows = [{"percent": 0.0, "quality": 0.5}, {"percent": 50.0, "quality": 0.6}]
-    last = run_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows}, train_sweep_trial)
+    last = run_sweep_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows}, train_sweep_trial)
     assert (last["error"], last["percent"], reported) == ("no room", 0.0, rows)
 
 
@@ -234,7 +241,7 @@ def test_a_killed_sweep_goes_on_to_the_results_of_finetune(tmp_path, cluster, da
     assert all(10**8 < row["peak_memory"] < 10**10 for row in rows.values())
     alone = trials[1]._replace(options=replace(trials[1].options, output=str(tmp_path / "alone")))
     np.testing.assert_allclose(losses(finetune(alone.options).path), losses(second), atol=1e-3)
-    expected = training_step(options).figures(alone)
+    expected = sweep_training_step(options).figures(alone)
     varying = ("seconds", "peak_memory")
     assert {name: rows[alone.name][name] for name in expected if name not in varying} == {
         name: value for name, value in expected.items() if name not in varying

@@ -77,7 +77,7 @@ class ComparedExam:
 
 
 @lru_cache(1)
-def read_compared_exam(exam: Exam, seed: int) -> ComparedExam:
+def questions_to_compare(exam: Exam, seed: int) -> ComparedExam:
     """Return what is held of an exam, made once in each worker process."""
     return ComparedExam(exam, seed)
 
@@ -91,7 +91,7 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
         seed: fewest words of a run.
         exam_parts: parts of the exam's table, with their vectors.
     """
-    part, held, findings = row["part"], read_compared_exam(exam, seed), ContaminationFindings()
+    part, held, findings = row["part"], questions_to_compare(exam, seed), ContaminationFindings()
     if part.get("table"):
         _compare_questions(part, held, findings, exam_parts)
     else:

@@ -67,7 +67,7 @@ class Exam:
 
 
 def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parquet") -> Exam:
-    """Validate the exam of the options, which by default is the run's own; see `open_questions`.
+    """Validate the exam of the options, which by default is the run's own; see `open_exam_table`.
 
     Args:
         options: options that name the exam and the output folder.
@@ -75,10 +75,10 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
         file: file name of the table.
     """
     path = storage.join_paths(options.output, file)
-    return open_questions(options, options.exam_name(file), path, options.shard_questions, write)
+    return open_exam_table(options, options.exam_name(file), path, options.shard_questions, write)
 
 
-def open_questions(
+def open_exam_table(
     options: QuestionOptions, name: str, path: str, shard_questions: int = SHARD_QUESTIONS, write: bool = True
 ) -> Exam:
     """Validate an exam, and return its table on storage.

@@ -17,7 +17,7 @@ from sciqa.predict.results import result_metrics_path
 from sciqa.retrieval.contexts import check_find_contexts
 from sciqa.retrieval.options import FindOptions, IndexFolderOptions
 from sciqa.training.sweep import SweptStep, sweep_room, sweep_table
-from sciqa.training.sweep_options import SHARED, Trial, TrialsOptions, trials_of
+from sciqa.training.sweep_options import SHARED, SweepTrial, TrialsOptions, sweep_option_trials
 
 #: Options that trials share: those of every sweep, the index, and the exam that they are compared on.
 SAME = SHARED | {field.name for field in fields(IndexFolderOptions)} | {"exam", "shard_questions", "contexts"}
@@ -48,14 +48,14 @@ class SweepPredictOptions(TrialsOptions, SweepPredictTrialOptions):
         super().__post_init__()
 
 
-def sweep_predict_trials(options: SweepPredictOptions) -> list[Trial[SweepPredictTrialOptions]]:
+def sweep_predict_trials(options: SweepPredictOptions) -> list[SweepTrial[SweepPredictTrialOptions]]:
     """Return the trials of a sweep over `predict`: runs in `OUTPUT/validation`, each with answers of its own.
 
     Raises:
-        InputError: as `trials_of`.
+        InputError: as `sweep_option_trials`.
     """
     output = storage.join_paths(options.output, "validation")
-    trials = trials_of(options, SweepPredictTrialOptions, VARYING, "predict", output=output)
+    trials = sweep_option_trials(options, SweepPredictTrialOptions, VARYING, "predict", output=output)
     for trial in trials:
         if FINDING & trial.varied.keys():
             trial.options.contexts += f"-{fingerprint(trial.options.finding())}"
@@ -63,14 +63,14 @@ def sweep_predict_trials(options: SweepPredictOptions) -> list[Trial[SweepPredic
 
 
 def sweep_predict_contexts(
-    trials: Sequence[Trial[SweepPredictTrialOptions]],
+    trials: Sequence[SweepTrial[SweepPredictTrialOptions]],
 ) -> dict[str, SweepPredictTrialOptions]:
     """Return the folders of contexts that trials read, each with the options by which these are found."""
     readers = [trial.options for trial in trials if trial.options.has_context and not trial.options.blend]
     return {options.contexts: options for options in readers}
 
 
-def check_sweep_predict(trials: Sequence[Trial[SweepPredictTrialOptions]], replaced: bool) -> Exam:
+def check_sweep_predict(trials: Sequence[SweepTrial[SweepPredictTrialOptions]], replaced: bool) -> Exam:
     """Check everything of all trials that needs neither contexts nor a cluster; return the exam.
 
     Args:
@@ -93,7 +93,7 @@ def check_sweep_predict(trials: Sequence[Trial[SweepPredictTrialOptions]], repla
     return exam
 
 
-def sweep_predict(options: SweepPredictOptions, trials: list[Trial[SweepPredictTrialOptions]]) -> Summary:
+def sweep_predict(options: SweepPredictOptions, trials: list[SweepTrial[SweepPredictTrialOptions]]) -> Summary:
     """Rank the exam in every trial, and write the table `OUTPUT/sweeps/NAME/`; see `sweep_table`.
 
     Args:
@@ -117,7 +117,7 @@ def _room_for(options: SweepPredictTrialOptions, exam: Exam) -> int:
     return sweep_room(options, workers, weights)
 
 
-def _figures(trial: Trial[SweepPredictTrialOptions]) -> dict:
+def _figures(trial: SweepTrial[SweepPredictTrialOptions]) -> dict:
     """Return the figures of a finished trial over the whole exam."""
     whole = tables.read_table(result_metrics_path(trial.options.output, trial.name)).to_pylist()[0]
     return {name: whole[name] for name in COLUMNS}

@@ -25,7 +25,7 @@ UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeE
 
 
 @overload
-def load_whole(
+def load_whole_checkpoint(
     name: str,
     kind: Literal["SentenceTransformer"],
     device: str,
@@ -35,12 +35,12 @@ def load_whole(
 
 
 @overload
-def load_whole(
+def load_whole_checkpoint(
     name: str, kind: Literal["CrossEncoder"], device: str, dtype: "torch.dtype | str", attention: str | None = None
 ) -> "CrossEncoder": ...
 
 
-def load_whole(
+def load_whole_checkpoint(
     name: str,
     kind: Literal["SentenceTransformer", "CrossEncoder"],
     device: str,

@@ -14,14 +14,14 @@ from sciqa.core.model_files import find_model, tokenizer_of_model_files
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.corpus.chunking import embedded_chunk, split_sentences
-from sciqa.exam.open_exam import Exam, open_exam, open_questions
+from sciqa.exam.open_exam import Exam, open_exam, open_exam_table
 from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import check_index, check_index_embedder, index_identity, read_index_manifest
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
 from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
 from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker
-from sciqa.retrieval.search import LocalSearch, ShardedSearch, fuse_hits
+from sciqa.retrieval.search import LocalSearch, ShardedSearch, fuse_search_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
 CONTEXTS_FORMAT = 5
@@ -112,7 +112,7 @@ def _give_contexts(options: FindOptions, exam: Exam, folder: str) -> int:
 
 def _write_exam(options: FindOptions, exam: Exam, rows: int | None) -> Exam:
     """Write the exam's table if it is missing; return the exam with the rows per shard of a table begun earlier."""
-    exam = open_questions(options, exam.name, exam.path, exam.shard_questions)
+    exam = open_exam_table(options, exam.name, exam.path, exam.shard_questions)
     return replace(exam, shard_questions=rows or exam.shard_questions)
 
 
@@ -247,7 +247,7 @@ class FindContexts(QueryRanker):
         depth = max(k, self.options.depth) if fused else k
         lists = [hits for query in dense for hits in self.rank_dense(query, depth)]
         lists += [hits for query in words for hits in self.rank_words(query, depth)]
-        hits = fuse_hits(lists, k) if len(lists) > 1 else lists[0]
+        hits = fuse_search_hits(lists, k) if len(lists) > 1 else lists[0]
         there = hits.rows >= 0
         passages = iter(self.index.passages(hits.rows[there]))
         return [

@@ -102,13 +102,13 @@ class TorchEmbedder(Embedder):
     ) -> None:
         import torch
 
-        from sciqa.retrieval.checkpoints import load_whole
+        from sciqa.retrieval.checkpoints import load_whole_checkpoint
 
         super().__init__()
         torch.set_num_threads(threads)
         dtype = getattr(torch, precision) if precision else device_half_precision(device)
         self.model, self.computing = model, f"PyTorch in {str(dtype).removeprefix('torch.')} on {device}"
-        self.module = load_whole(model, "SentenceTransformer", device, dtype, attention)
+        self.module = load_whole_checkpoint(model, "SentenceTransformer", device, dtype, attention)
         self.module.default_prompt_name = None
 
     def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:

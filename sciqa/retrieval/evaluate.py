@@ -15,7 +15,7 @@ from sciqa.retrieval.contexts import retrieve
 from sciqa.retrieval.index import check_index, read_index_manifest
 from sciqa.retrieval.options import EvaluateOptions, Query, RetrieveOptions
 from sciqa.retrieval.queries import QueryRanker, run_query_workers
-from sciqa.retrieval.search import fuse_hits
+from sciqa.retrieval.search import fuse_search_hits
 
 #: Combinations of queries (dense, BM25) to measure; the rankings of a combination are fused.
 SETTINGS: tuple[tuple[tuple[Query, ...], tuple[Query, ...]], ...] = (
@@ -116,7 +116,9 @@ class EvaluateRankings(QueryRanker):
             for query in {query for setting in SETTINGS for query in setting[kind]}
         }
         fused = [
-            fuse_hits([hits for kind in (0, 1) for query in setting[kind] for hits in lists[kind, query]], depth).rows
+            fuse_search_hits(
+                [hits for kind in (0, 1) for query in setting[kind] for hits in lists[kind, query]], depth
+            ).rows
             for setting in SETTINGS
         ]
         rows = np.unique(np.concatenate([found[found >= 0] for found in fused]))

@@ -38,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("query", "passage")
 
 
 @dataclass(frozen=True)
-class OpenVinoBatch:
+class OpenVinoCheckBatch:
     """Texts to compare, the batch sizes to compute them with, and their prefix and kind."""
 
     texts: tuple[str, ...]
@@ -87,7 +87,12 @@ def _prove(model: str, threads: int, folder: Path) -> None:
 
 
 def _chosen(
-    model: str, threads: int, folder: Path, limit: int | None, batches: list[OpenVinoBatch], truth: list[np.ndarray]
+    model: str,
+    threads: int,
+    folder: Path,
+    limit: int | None,
+    batches: list[OpenVinoCheckBatch],
+    truth: list[np.ndarray],
 ) -> dict:
     """Choose the backend for a model's vectors; the trace stays in the folder only if OpenVINO is chosen."""
     if not all(np.isfinite(each).all(axis=1).any() for each in truth):
@@ -107,7 +112,12 @@ def _chosen(
 
 
 def _traced(
-    model: str, threads: int, folder: Path, limit: int | None, batches: list[OpenVinoBatch], truth: list[np.ndarray]
+    model: str,
+    threads: int,
+    folder: Path,
+    limit: int | None,
+    batches: list[OpenVinoCheckBatch],
+    truth: list[np.ndarray],
 ) -> dict:
     """Trace a model and check the trace; return how to use it, or that PyTorch is to be used."""
     about = _trace(model, threads, folder, limit)
@@ -119,7 +129,7 @@ def _traced(
     return {"backend": "torch", "reason": f"traced, its vectors differ from the model's own (cosine {cosine:.2f})"}
 
 
-def _batches(own: TorchEmbedder, limit: int | None) -> list[OpenVinoBatch]:
+def _batches(own: TorchEmbedder, limit: int | None) -> list[OpenVinoCheckBatch]:
     """Return the batches to compare; one has a text as long as the model reads, or of `PROVEN_TOKENS`."""
     sentences = [f"{number}. {SENTENCE}" for number in range(PROVEN_TOKENS)]
     many = PROVEN_TOKENS // 8
@@ -127,9 +137,9 @@ def _batches(own: TorchEmbedder, limit: int | None) -> list[OpenVinoBatch]:
         with contextlib.suppress(AttributeError, TypeError, KeyError):  # other kinds of tokenizers
             while len(own.module.tokenizer(" ".join(sentences[:many]))["input_ids"]) > PROVEN_TOKENS:
                 many -= 1
-    batches = [OpenVinoBatch(TEXTS, (len(TEXTS) + 1, 2, 1), "", None)]
-    batches += [OpenVinoBatch(TEXTS[::3], (len(TEXTS),), f"{kind}: ", kind) for kind in KINDS]
-    return [*batches, OpenVinoBatch((" ".join(sentences[:many]), TEXTS[0]), (3,), "", None)]
+    batches = [OpenVinoCheckBatch(TEXTS, (len(TEXTS) + 1, 2, 1), "", None)]
+    batches += [OpenVinoCheckBatch(TEXTS[::3], (len(TEXTS),), f"{kind}: ", kind) for kind in KINDS]
+    return [*batches, OpenVinoCheckBatch((" ".join(sentences[:many]), TEXTS[0]), (3,), "", None)]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -137,7 +147,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _least_cosine(embedder: Embedder, batches: list[OpenVinoBatch], truth: list[np.ndarray]) -> float:
+def _least_cosine(embedder: Embedder, batches: list[OpenVinoCheckBatch], truth: list[np.ndarray]) -> float:
     """Return the smallest cosine of a vector to the model's own, NaN if a vector is not finite."""
     least = np.float32(1)
     for batch, expected in zip(batches, truth, strict=True):
@@ -152,7 +162,7 @@ def _least_cosine(embedder: Embedder, batches: list[OpenVinoBatch], truth: list[
     return float(least)
 
 
-def _torch_precision(model: str, threads: int, batches: list[OpenVinoBatch], truth: list[np.ndarray]) -> str:
+def _torch_precision(model: str, threads: int, batches: list[OpenVinoCheckBatch], truth: list[np.ndarray]) -> str:
     """Return the fastest precision of PyTorch that gives the model's vectors."""
     precision = str(device_half_precision("cpu")).removeprefix("torch.")
     with contextlib.suppress(InputError):

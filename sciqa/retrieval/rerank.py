@@ -52,12 +52,12 @@ class Reranker:
     """
 
     def __init__(self, name: str, device: Device) -> None:
-        from sciqa.retrieval.checkpoints import load_whole
+        from sciqa.retrieval.checkpoints import load_whole_checkpoint
 
         check_device(device)
         check_reranker(name)
         self.name = name
-        self.module = load_whole(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")
+        self.module = load_whole_checkpoint(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")
         if self.module.num_labels != 1:
             raise InputError(f"--rerank {name}: gives {self.module.num_labels} numbers for a pair; {EXPECTED}")
 

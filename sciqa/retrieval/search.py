@@ -42,7 +42,7 @@ class SearchHits:
     rows: np.ndarray
 
 
-def merge_hits(parts: list[SearchHits], k: int) -> SearchHits:
+def merge_search_hits(parts: list[SearchHits], k: int) -> SearchHits:
     """Return the k best of several shards' hits, ordered by score and then by row."""
     scores = np.concatenate([part.scores for part in parts], axis=1)
     rows = np.concatenate([part.rows for part in parts], axis=1)
@@ -50,7 +50,7 @@ def merge_hits(parts: list[SearchHits], k: int) -> SearchHits:
     return SearchHits(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
 
 
-def fuse_hits(lists: list[SearchHits], k: int) -> SearchHits:
+def fuse_search_hits(lists: list[SearchHits], k: int) -> SearchHits:
     """Return the k best rows of several rankings by reciprocal-rank fusion, with their fused scores.
 
     A row's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher 2009),
@@ -89,7 +89,7 @@ def search_flat(index: "faiss.Index", queries: np.ndarray, k: int, offset: int =
     wanted = min(k + 8, index.ntotal)
     while True:
         hits = search_any(index, queries, wanted)
-        best = merge_hits([SearchHits(_compare(index, queries, hits.rows), hits.rows + offset)], k)
+        best = merge_search_hits([SearchHits(_compare(index, queries, hits.rows), hits.rows + offset)], k)
         if wanted == index.ntotal or (hits.scores[:, -1] < best.scores[:, -1] - ROUNDING).all():
             return best
         wanted = min(2 * wanted, index.ntotal)
@@ -155,8 +155,8 @@ class SearchActor:
         for index, offset in zip(self.indexes, self.offsets, strict=True):
             hits.append(search(index, queries, k, offset))
             if len(hits) > FAN_IN:
-                hits = [merge_hits(hits, k)]
-        return merge_hits(hits, k)
+                hits = [merge_search_hits(hits, k)]
+        return merge_search_hits(hits, k)
 
     def search_words(self, queries: list[str], k: int) -> SearchHits:
         """Return the best hits of each query by BM25 in this group's shards."""
@@ -204,7 +204,7 @@ def _score_again(hits: SearchHits, k: int, score: Callable[[np.ndarray, np.ndarr
     questions, places = np.nonzero(hits.rows >= 0)
     scores = np.full(hits.scores.shape, -np.inf, np.float32)
     scores[questions, places] = score(questions, hits.rows[questions, places])
-    return merge_hits([SearchHits(scores, hits.rows)], k)
+    return merge_search_hits([SearchHits(scores, hits.rows)], k)
 
 
 class LocalSearch:
@@ -335,11 +335,11 @@ class ShardedSearch:
 
 @ray.remote(num_cpus=0)
 def _merge_groups(k: int, *hits: SearchHits) -> SearchHits:
-    return merge_hits(list(hits), k)
+    return merge_search_hits(list(hits), k)
 
 
 def _merge_tree(parts: list[ray.ObjectRef], k: int) -> SearchHits:
     """Merge the hits of groups, `FAN_IN` at a time, so that no process receives the hits of all groups."""
     while len(parts) > FAN_IN:
         parts = [_merge_groups.remote(k, *parts[at : at + FAN_IN]) for at in range(0, len(parts), FAN_IN)]
-    return merge_hits(ray.get(parts), k)
+    return merge_search_hits(ray.get(parts), k)

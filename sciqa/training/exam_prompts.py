@@ -8,7 +8,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.exam.instructions import Message
 from sciqa.exam.metrics import metric_scores
-from sciqa.exam.open_exam import open_questions
+from sciqa.exam.open_exam import open_exam_table
 from sciqa.exam.question_table import QuestionTable
 from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import render_prompt
@@ -48,7 +48,7 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[Ex
     folder = storage.absolute_path(folder)
     run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
     path = storage.join_paths(run, "exam.parquet")
-    exam = open_questions(options, path, path, write=False)
+    exam = open_exam_table(options, path, path, write=False)
     table = tables.read_table(path)
     check_example_answers(table, path)
     if manifest["inputs"]["exam"] != exam.sha256:

@@ -13,7 +13,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.model_files import find_model, model_family
 from sciqa.core.summary import Summary
-from sciqa.exam.open_exam import Exam, open_questions
+from sciqa.exam.open_exam import Exam, open_exam_table
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
@@ -106,9 +106,9 @@ def check_before_finetune(options: FinetuneOptions) -> None:
 
 
 def open_finetune_split(options: FinetuneOptions, split: str, write: bool = True) -> Exam:
-    """Return the exam of a split, and write its table if `write`; see `sciqa.exam.open_exam.open_questions`."""
+    """Return the exam of a split, and write its table if `write`; see `sciqa.exam.open_exam.open_exam_table`."""
     path = storage.join_paths(options.output, split, "exam.parquet")
-    return open_questions(options, getattr(options, split), path, write=write)
+    return open_exam_table(options, getattr(options, split), path, write=write)
 
 
 def finetune_inputs(options: FinetuneOptions) -> dict:

@@ -26,7 +26,7 @@ from sciqa.training.left_groups import left_groups_removed
 from sciqa.training.loggers import logged_measure
 from sciqa.training.options import FinetuneOptions
 from sciqa.training.ray_train import num_ray_train_workers
-from sciqa.training.sweep_options import SweepOptions, Trial, TrialsOptions
+from sciqa.training.sweep_options import SweepOptions, SweepTrial, TrialsOptions
 
 #: Version of the table; raise it when the same trials give other rows.
 SWEEP_FORMAT = 1
@@ -62,14 +62,14 @@ class SweptStep(NamedTuple):
 
     run: Callable[[Any], object]
     room: Callable[[Any], int]
-    figures: Callable[[Trial[Any]], dict]
+    figures: Callable[[SweepTrial[Any]], dict]
     columns: dict[str, pa.DataType]
     measure: str
     max_failures: int = 3
     scheduler: ASHAScheduler | None = None
 
 
-def sweep(options: SweepOptions, trials: list[Trial[FinetuneOptions]]) -> Summary:
+def sweep(options: SweepOptions, trials: list[SweepTrial[FinetuneOptions]]) -> Summary:
     """Train every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
     A trial is an ordinary run of `finetune` with its result in `OUTPUT/trained/`; see `sweep_table`.
@@ -84,10 +84,12 @@ def sweep(options: SweepOptions, trials: list[Trial[FinetuneOptions]]) -> Summar
     cluster.connect_cluster(options)
     inputs: dict = {trial.name: finetune_inputs(trial.options) for trial in trials}
     inputs = {"asha": options.asha, "grace": options.grace, "trials": inputs}
-    return sweep_table(options, options.name, trials, inputs, training_step(options))
+    return sweep_table(options, options.name, trials, inputs, sweep_training_step(options))
 
 
-def sweep_table(options: TrialsOptions, name: str, trials: list[Trial[Any]], inputs: dict, step: SweptStep) -> Summary:
+def sweep_table(
+    options: TrialsOptions, name: str, trials: list[SweepTrial[Any]], inputs: dict, step: SweptStep
+) -> Summary:
     """Run every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
     A sweep that was ended goes on: what is finished is kept, what had begun goes on where it was. A trial that fails is
@@ -128,13 +130,13 @@ def sweep_measure(options: FinetuneOptions) -> str:
     return "map_at_3" if options.objective == "rank" else f"validation_{logged_measure(options)}"
 
 
-def training_step(options: SweepOptions) -> SweptStep:
+def sweep_training_step(options: SweepOptions) -> SweptStep:
     """Return `finetune` as the step of a sweep."""
     measure = sweep_measure(options)
     columns = {f"{measure}{end}": pa.float64() for end in ENDS} | {name: kind for name, (_, kind) in FIGURES.items()}
     of_manifest = {name: FIGURES.get(name, (name,))[0] for name in columns}
 
-    def figures(trial: Trial[FinetuneOptions]) -> dict:
+    def figures(trial: SweepTrial[FinetuneOptions]) -> dict:
         manifest = {"stopped": False} | tables.read_table_manifest(trial.options.folder, "sweep")
         return {column: manifest.get(name) for column, name in of_manifest.items()}
 
@@ -143,7 +145,7 @@ def training_step(options: SweepOptions) -> SweptStep:
     )
 
 
-def _is_done(trial: Trial[Any], inputs: dict, defaults: dict) -> bool:
+def _is_done(trial: SweepTrial[Any], inputs: dict, defaults: dict) -> bool:
     """Whether a trial has its result; what has other inputs is for its step to refuse or replace."""
     if not tables.is_finished_table(trial.options.folder):
         return False
@@ -152,7 +154,7 @@ def _is_done(trial: Trial[Any], inputs: dict, defaults: dict) -> bool:
 
 
 def run_sweep_trials(
-    options: TrialsOptions, trials: list[Trial[Any]], done: set[str], records: str, step: SweptStep
+    options: TrialsOptions, trials: list[SweepTrial[Any]], done: set[str], records: str, step: SweptStep
 ) -> dict[str, str]:
     """Run what is not finished, as many trials at once as the cluster has room for; return errors by trial.
 
@@ -176,7 +178,7 @@ def run_sweep_trials(
     storage.delete_path(storage.join_paths(records, "tune"))
     os.environ |= TUNE_ENVIRONMENT
     with progress.progress_lines("sweep", f"{len(trials)} trials, {len(done)} of them done"), left_groups_removed():
-        function = tune.with_parameters(run_trial, chosen=chosen, before=before, run=step.run)
+        function = tune.with_parameters(run_sweep_trial, chosen=chosen, before=before, run=step.run)
         results = tune.Tuner(
             # A trial's process, and the tasks that it starts itself; its workers ask for their own.
             tune.with_resources(function, tune.PlacementGroupFactory([{"CPU": cluster.TASK_CPUS}] * 2)),
@@ -208,7 +210,7 @@ def run_sweep_trials(
     return errors
 
 
-def run_trial(config: dict, chosen: dict[str, Any], before: dict[str, list[dict]], run: Callable) -> dict:
+def run_sweep_trial(config: dict, chosen: dict[str, Any], before: dict[str, list[dict]], run: Callable) -> dict:
     """Run one trial in its own process, for Ray Tune.
 
     Args:
@@ -237,7 +239,7 @@ def train_sweep_trial(options: FinetuneOptions) -> None:
     finetune(options, [TuneReportCallback()])
 
 
-def sweep_rows(trials: list[Trial[Any]], errors: dict[str, str], step: SweptStep) -> pa.Table:
+def sweep_rows(trials: list[SweepTrial[Any]], errors: dict[str, str], step: SweptStep) -> pa.Table:
     """Return the rows of trials, the best first, failed ones last.
 
     Columns: `trial`, its name; the options that vary; the figures of the step, the first of which is that by which

@@ -83,7 +83,7 @@ class TrialOptions(Protocol):
 T = TypeVar("T", bound=TrialOptions)
 
 
-class Trial(NamedTuple, Generic[T]):
+class SweepTrial(NamedTuple, Generic[T]):
     """One run of a step in a sweep.
 
     Attributes:
@@ -100,13 +100,15 @@ class Trial(NamedTuple, Generic[T]):
         return self.options.name
 
 
-def sweep_trials(options: SweepOptions, kind: type[FinetuneOptions] = FinetuneOptions) -> list[Trial[FinetuneOptions]]:
-    """Return the trials of a sweep over `finetune`; see `trials_of`.
+def sweep_trials(
+    options: SweepOptions, kind: type[FinetuneOptions] = FinetuneOptions
+) -> list[SweepTrial[FinetuneOptions]]:
+    """Return the trials of a sweep over `finetune`; see `sweep_option_trials`.
 
     Raises:
-        InputError: as `trials_of`, or trials with other questions but the same contexts.
+        InputError: as `sweep_option_trials`, or trials with other questions but the same contexts.
     """
-    trials = trials_of(options, kind, VARYING, "finetune")
+    trials = sweep_option_trials(options, kind, VARYING, "finetune")
     questions: dict[str, str] = {}
     for trial in trials:
         if questions.setdefault(trial.options.train_contexts, trial.options.train) != trial.options.train:
@@ -114,7 +116,9 @@ def sweep_trials(options: SweepOptions, kind: type[FinetuneOptions] = FinetuneOp
     return trials
 
 
-def trials_of(options: TrialsOptions, kind: type[T], varying: set[str], step: str, **changes: object) -> list[Trial[T]]:
+def sweep_option_trials(
+    options: TrialsOptions, kind: type[T], varying: set[str], step: str, **changes: object
+) -> list[SweepTrial[T]]:
     """Return the trials of a sweep, with names that begin with that of the sweep.
 
     Args:
@@ -208,16 +212,16 @@ def _values(kind: type, shared: dict, given: dict, varying: set[str], step: str)
     return values
 
 
-def _trial(kind: type[T], shared: dict, values: dict, varied: list[str]) -> Trial[T]:
+def _trial(kind: type[T], shared: dict, values: dict, varied: list[str]) -> SweepTrial[T]:
     """Return a trial, whose options check themselves."""
     try:
         options = kind(**shared | values)
     except InputError as error:
         raise InputError(f"{shared['name']}: {error}") from error
-    return Trial(options, {name: getattr(options, name) for name in varied})
+    return SweepTrial(options, {name: getattr(options, name) for name in varied})
 
 
-def _check_distinct(trials: list[Trial[T]]) -> None:
+def _check_distinct(trials: list[SweepTrial[T]]) -> None:
     """Raise `InputError` if two trials have the same options, or the same name."""
     seen: dict[str, int] = {}
     for number, trial in enumerate(trials, 1):

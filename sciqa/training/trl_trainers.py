@@ -111,11 +111,11 @@ def make_trl_trainer(
     if device == "cpu" and options.objective != "reward":
         for each in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
             causal = each.get_base_model() if isinstance(each, peft.PeftModel) else each
-            score_labelled(cast("transformers.PreTrainedModel", causal))
+            trl_trainer_labelled_head(cast("transformers.PreTrainedModel", causal))
     return trainer
 
 
-def score_labelled(model: transformers.PreTrainedModel) -> None:
+def trl_trainer_labelled_head(model: transformers.PreTrainedModel) -> None:
     """Let the head that TRL fused into a model compute the labelled positions alone.
 
     TRL does so by itself on a GPU. On a CPU it computes the whole vocabulary for every token of the prompts too.
@@ -179,7 +179,7 @@ def _grpo(
     rewards: list[Any] = []
     readers: list[Any] = []
     for name in options.rewards:
-        reward, reader = (REWARDS[name], None) if name in REWARDS else load_trl_reward_model(name, dtype, device)
+        reward, reader = (REWARDS[name], None) if name in REWARDS else trl_trainer_reward_model(name, dtype, device)
         rewards.append(reward)
         readers.append(reader)
     arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
@@ -212,7 +212,7 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
     return (model if nf4 else model.to(device)), tokenizer
 
 
-def load_trl_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
+def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
     Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
