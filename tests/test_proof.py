@@ -10,7 +10,7 @@ from tiny import DECODER, tiny_folder, tiny_model
 from sciqa.core.errors import InputError
 from sciqa.models.attention_limits import attention_window
 from sciqa.models.causal import CausalScorer
-from sciqa.models.load import load_scorer
+from sciqa.models.load import load_base, load_scorer
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, score_options
 
@@ -137,3 +137,14 @@ def test_windows_are_read_from_configurations():
     assert attention_window(transformers.MistralConfig(sliding_window=128)) == 128
     assert attention_window(transformers.Qwen2Config(use_sliding_window=False, sliding_window=64)) > 1 << 40
     assert attention_window(transformers.GPTNeoConfig()) == 256
+
+
+def test_a_model_in_4_bits_is_proved_in_float32(tmp_path):
+    """In bfloat16 its packed rows are off by more than rounding of single rows tells, as those of any model are."""
+    size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "initializer_range": 0.5}
+    model, tokenizer = load_base(tiny_folder(tmp_path / "llama", "llama", **size), "causal", torch.bfloat16, nf4=True)
+    layers = [module for module in model.modules() if hasattr(getattr(module, "weight", None), "quant_state")]
+    before = [(layer.compute_dtype, layer.support_avx512bf16_for_cpu) for layer in layers]
+    assert CausalScorer(model, tokenizer, PromptFormat()).prove().layout == "packed"
+    assert [(layer.compute_dtype, layer.support_avx512bf16_for_cpu) for layer in layers] == before
+    assert {dtype for dtype, _ in before} == {torch.bfloat16}

@@ -59,8 +59,9 @@ class PackingCheckedScorer(Scorer):
 def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     """Return the fastest layout in which a model scores test questions as it scores each option's sequence alone.
 
-    Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
-    copy does not fit in memory, they are compared in the model's own type, within its rounding error.
+    Scores are compared in float32, where they are equal except for rounding, also those of layers in 4 bits. If the
+    weights are quantised in another way, or a float32 copy does not fit in memory, they are compared in the model's own
+    type, within its rounding error.
 
     Raises:
         InputError: the model is not causal, or its scores are not numbers or differ every time.
@@ -73,7 +74,7 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     training = scorer.model.training
     scorer.model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _four_bits_in_float32(scorer.model):
             probe, weights = _probe(scorer), packing_check_copies(scorer)
             with clear_packing_errors(scorer):
                 exact, rounding = _alone(scorer, probe, weights)
@@ -103,6 +104,7 @@ def stored_packing_check(scorer: Scorer, revision: str) -> BatchLayout:
     """
     about = [
         *(PROOF, revision, type(scorer.model).__name__, _dtype(scorer), getattr(scorer.model, "is_quantized", False)),
+        *(["4 bits in float32"] if _four_bit_layers(scorer.model) else []),
         *(_device_name(scorer), scorer.model.config._attn_implementation, torch.__version__, transformers.__version__),
     ]
 
@@ -188,10 +190,19 @@ def _probe(scorer: PackingCheckedScorer) -> list[EncodedForScorer]:
 
 
 def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
-    """Return float32 copies of weights and buffers: {} if not needed, None if quantised or too large for memory."""
-    named = {f"scorer.{name}": tensor for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]}
-    if getattr(scorer.model, "is_quantized", False):
+    """Return float32 copies of weights and buffers, but for those in 4 bits, which their layers convert.
+
+    The result is {} if no copy is needed, and None if weights are quantised in another way or too large for memory.
+    """
+    layers = _four_bit_layers(scorer.model)
+    if getattr(scorer.model, "is_quantized", False) and not layers:
         return None
+    in_4_bits = {id(layer.weight) for layer in layers}
+    named = {
+        f"scorer.{name}": tensor
+        for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]
+        if id(tensor) not in in_4_bits
+    }
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in named.values() if tensor.is_floating_point()):
         return {}
     free = (
@@ -200,6 +211,28 @@ def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     if 4 * sum(tensor.numel() for tensor in named.values()) > free / 2:
         return None
     return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
+
+
+def _four_bit_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the layers that hold their weights in 4 bits (bitsandbytes); none if one is packed for a CPU's kernel."""
+    layers = [module for module in model.modules() if hasattr(getattr(module, "weight", None), "quant_state")]
+    packed = (getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)  # type: ignore[union-attr]
+    return [] if any(packed) else layers
+
+
+@contextmanager
+def _four_bits_in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Let layers in 4 bits compute in float32, and not be packed for the CPU's kernel, which is for bfloat16."""
+    layers = _four_bit_layers(model)
+    changed = {"compute_dtype": torch.float32, "compute_type_is_set": True, "support_avx512bf16_for_cpu": False}
+    before = [{name: getattr(layer, name) for name in changed if hasattr(layer, name)} for layer in layers]
+    try:
+        for layer, own in zip(layers, before, strict=True):
+            vars(layer).update({name: changed[name] for name in own})
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            vars(layer).update(own)
 
 
 def _alone(
