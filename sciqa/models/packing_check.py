@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import psutil
 import torch
 import transformers
 
-from sciqa.core.cache import cached_folder
+from sciqa.core.cache import cache_root, cached_folder
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import fingerprint
 from sciqa.models.batch_layout import BatchLayout
@@ -94,22 +94,37 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
         scorer.model.train(training)
 
 
-def stored_packing_check(scorer: Scorer, revision: str) -> BatchLayout:
+def stored_packing_check(
+    scorer: Scorer, revision: str, exchange: Callable[[BatchLayout | None], list] | None = None
+) -> BatchLayout:
     """Return the result of `Scorer.prove`, from this machine's cache if the same model was tested before.
 
     Args:
         scorer: the model.
         revision: identifies its files.
+        exchange: returns what all ranks pass to it, in the same order everywhere, if each holds a share of the model;
+            then all test it together, unless all know the result.
     """
     about = [
         *(PROOF, revision, type(scorer.model).__name__, _dtype(scorer), getattr(scorer.model, "is_quantized", False)),
         *(_device_name(scorer), scorer.model.config._attn_implementation, torch.__version__, transformers.__version__),
     ]
+    name, prove = f"proof-{fingerprint(about)}", scorer.prove
+    if exchange:
+        known = exchange(_read_layout(cache_root() / name))
+        layout = known[0] if all(known) else exchange(prove())[0]
+        prove = lambda: layout  # noqa: E731
 
     def build(folder: Path) -> None:
-        (folder / "verdict.json").write_text(json.dumps(asdict(scorer.prove())), encoding="utf-8")
+        (folder / "verdict.json").write_text(json.dumps(asdict(prove())), encoding="utf-8")
 
-    folder = cached_folder(f"proof-{fingerprint(about)}", build)
+    stored = _read_layout(cached_folder(name, build))
+    return cast("BatchLayout", prove() if exchange else stored)
+
+
+def _read_layout(folder: Path) -> BatchLayout | None:
+    if not folder.exists():
+        return None
     return BatchLayout(**json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
 
 
@@ -188,12 +203,14 @@ def _probe(scorer: PackingCheckedScorer) -> list[EncodedForScorer]:
 
 
 def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
-    """Return float32 copies of weights and buffers: {} if not needed, None if quantised or too large for memory."""
+    """Return float32 copies of weights and buffers: {} if not needed, None if quantised, sharded or too large."""
     named = {f"scorer.{name}": tensor for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]}
     if getattr(scorer.model, "is_quantized", False):
         return None
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in named.values() if tensor.is_floating_point()):
         return {}
+    if any(hasattr(tensor, "ds_id") for tensor in named.values()):  # of ZeRO-3
+        return None
     free = (
         torch.cuda.mem_get_info(scorer.device)[0] if scorer.device.type == "cuda" else psutil.virtual_memory().available
     )
