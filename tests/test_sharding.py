@@ -26,7 +26,7 @@ def load_and_save_shares(root: str) -> None:
     from sciqa.training.options import FinetuneOptions
     from sciqa.training.sharding import deepspeed_config, save_sharded_model, shard_while_loading
 
-    deepspeed.init_distributed("gloo")
+    torch.distributed.init_process_group("gloo")
     config = deepspeed_config(FinetuneOptions(zero=3), 2, torch.float32)
     for name, method in product(FAMILIES, ("full", "lora", "qlora")):
         if method == "qlora" and FAMILIES[name] != "causal":

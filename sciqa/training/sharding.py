@@ -72,6 +72,7 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
     if not config or config["zero_optimization"]["stage"] < 3 or dist.get_world_size() == 1:
         yield
         return
+    deepspeed.init_distributed()  # on the workers' group of processes
     (first,) = sharded = nn.ParameterList([torch.zeros(1)])
     deepspeed.zero.Init(module=sharded, config_dict_or_path=config)
 
