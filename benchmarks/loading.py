@@ -1,7 +1,7 @@
 """Peak growth of each rank's memory while a model is loaded for ZeRO-3, as a share of the model's bytes.
 
-A random Llama (bfloat16, 2 GB unless told otherwise) is loaded on two ranks, plainly and sharded as `sciqa finetune
---zero 3` loads it, for each method. The model's bytes are those of its weights as the method holds them: float32 for
+A random Llama (bfloat16, 2 GB unless told otherwise) is loaded on two ranks, for each method: plainly, for DeepSpeed to
+shard it then, and as `sciqa finetune --zero 3` does, which shards each weight when it is read. The model's bytes are those of its weights as the method holds them: float32 for
 `full`, bfloat16 for `lora`, NF4 for `qlora`. Usage: python benchmarks/loading.py [GIGABYTES]
 """
 
@@ -60,6 +60,7 @@ def load(folder: str, method: str, sharded: bool) -> None:
         model, _ = load_base(folder, "causal", torch.bfloat16, method == "qlora")
     if method == "full":
         model = adapter.add_trainable_adapter(model, "causal", method, {})
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)  # as DeepSpeed does with what is whole when it starts
     held, whole = sharded_parameter_bytes(model)
     grown = memory("VmHWM") - before
     print("\n" + json.dumps({"held": held, "whole": whole, "grown": grown}))
