@@ -23,12 +23,12 @@ RANKS = 2
 
 
 def write_model(folder: str, gigabytes: float) -> None:
-    """Write a random model with about so many bytes of weights, in several files, and a tokenizer."""
+    """Write a random model with about so many bytes of weights, in one file, and a tokenizer."""
     layers = max(1, round((gigabytes * 1e9 / 2 - 2 * 32000 * 2048) / 51.4e6))
     sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 32}
     config = transformers.LlamaConfig(vocab_size=32000, num_hidden_layers=layers, **sizes)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="500MB")
+    model.save_pretrained(folder)
     packaged = load_safetensors_folder(find_model("SmolLM2-135M-Instruct"))
     transformers.AutoTokenizer.from_pretrained(packaged).save_pretrained(folder)
 

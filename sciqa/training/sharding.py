@@ -1,6 +1,7 @@
 """DeepSpeed: its configuration from the options, and the parameters on each rank."""
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from sciqa.models.load import load_batch_layout
 from sciqa.models.scorer import Scorer
 from sciqa.training.options import MODEL_FIGURES, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
+#: Gives freed memory back to the system, where C's library has a function for it.
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 #: Most bytes of a file of weights that one rank gathers and writes at once.
 PART_BYTES = 1 << 29
 
@@ -84,6 +87,7 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
             return None
         weight.data = weight.data.contiguous()
         first.convert_to_zero_parameters([weight])
+        TRIM(0)  # what reading and quantising took would stay between the shares
         return None
 
     def read(path: str, **how: object) -> object:  # mapped files would be in memory as a whole
