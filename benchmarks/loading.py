@@ -1,8 +1,9 @@
 """Peak growth of each rank's memory while a model is loaded for ZeRO-3, as a share of the model's bytes.
 
 A random Llama (bfloat16, 2 GB unless told otherwise) is loaded on two ranks, for each method: plainly, for DeepSpeed to
-shard it then, and as `sciqa finetune --zero 3` does, which shards each weight when it is read. The model's bytes are those of its weights as the method holds them: float32 for
-`full`, bfloat16 for `lora`, NF4 for `qlora`. Usage: python benchmarks/loading.py [GIGABYTES]
+shard it then, and as `sciqa finetune --zero 3` does, which shards each weight when it is read. The model's bytes are
+those of its weights as the method holds them: float32 for `full`, bfloat16 for `lora`, NF4 for `qlora`. Needs 16 GB.
+Usage: python benchmarks/loading.py [GIGABYTES]
 """
 
 import contextlib

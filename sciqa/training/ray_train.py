@@ -119,7 +119,6 @@ def run_ray_train_workers(
         from sciqa.training.loop import train_loop as loop
     else:
         from sciqa.training.trl_loop import train_trl_loop as loop
-    weights = model_file_bytes(options.model) // (workers if options.zero == 3 else 1)
     rows, asked = cluster.cluster_queue(), options.worker_range or range(workers, workers + 1)
     own = {
         "options": options,
@@ -135,7 +134,7 @@ def run_ray_train_workers(
             # Ray Train starts anew from the last checkpoint with as many workers as there is room for.
             num_workers=(asked[0], workers) if options.is_elastic else workers,
             use_gpu=device == "cuda",
-            resources_per_worker=cluster.cluster_worker_needs(options, workers, weights),
+            resources_per_worker=cluster.cluster_worker_needs(options, workers, model_file_bytes(options.model)),
             accelerator_type=cluster.named_cluster_accelerator(options),
         ),
         run_config=RunConfig(
