@@ -8,6 +8,7 @@ import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import deepspeed
@@ -80,7 +81,7 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
     deepspeed.zero.Init(module=sharded, config_dict_or_path=config)
 
     def shard(module: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter | None:
-        former = module._parameters.get(name)
+        former: Any = module._parameters.get(name)
         if _is_sharded(weight):  # tied to another; that both are equal, transformers cannot tell of empty ones
             return former if _is_sharded(former) and not _equal_shares(former, weight) else None
         if weight.is_meta or not getattr(weight, "_is_hf_initialized", False):  # not read from a file
@@ -90,10 +91,10 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
         TRIM(0)  # what reading and quantising took would stay between the shares
         return None
 
-    def read(path: str, **how: object) -> object:  # mapped files would be in memory as a whole
-        return safetensors.safe_open(path, **how | {"backend": "pread"})
+    def read(path: str, framework: str, device: str = "cpu", **_: object) -> object:
+        return safetensors.safe_open(path, framework, device, backend="pread")  # mapped, the files would stay in memory
 
-    hook = register_module_parameter_registration_hook(shard)
+    hook = register_module_parameter_registration_hook(shard)  # type: ignore[arg-type]  # as documented
     try:
         one_by_one = mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"})
         with one_by_one, mock.patch("transformers.modeling_utils.safe_open", read):
@@ -116,7 +117,7 @@ def _equal_shares(one: nn.Parameter, other: nn.Parameter) -> bool:
     if one is other:
         return True
     equal = one.ds_shape == other.ds_shape and torch.equal(one.ds_tensor, other.ds_tensor)  # type: ignore[attr-defined]
-    everywhere = torch.tensor(int(equal), device=one.ds_tensor.device)  # type: ignore[attr-defined]
+    everywhere = torch.tensor(int(equal), device=one.device)
     dist.all_reduce(everywhere, dist.ReduceOp.MIN)
     return bool(everywhere)
 
@@ -248,7 +249,8 @@ def _parts_of_model(weights: dict[str, nn.Parameter], part_bytes: int) -> list[l
     layers: dict[str, list[list[str]]] = {}
     for names in named.values():
         layers.setdefault(re.match(r"(.*?\.\d+\.|.*\.|)", names[0])[0], []).append(names)  # type: ignore[index]
-    parts, size = [[]], 0
+    parts: list[list[list[str]]] = [[]]
+    size = 0
     for layer in layers.values():
         more = sum(_whole_bytes(weights[names[0]]) for names in layer)
         if parts[-1] and size + more > part_bytes:
