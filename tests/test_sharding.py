@@ -14,7 +14,7 @@ import transformers
 from tiny import tiny_folder
 
 FAMILIES = {"llama": "causal", "tied": "causal", "untied": "causal", "phi3": "causal", "bert": "multiple-choice"}
-FAMILIES |= {"t5": "seq2seq", "moe": "causal"}
+FAMILIES |= {"t5": "seq2seq", "moe": "causal", "doubled": "causal"}
 
 
 def load_and_save_shares(root: str) -> None:
@@ -62,7 +62,7 @@ def load_and_save_shares(root: str) -> None:
 @pytest.mark.slow
 def test_ranks_load_and_save_together_what_one_process_loads_and_saves(tmp_path):
     for name in FAMILIES:
-        if name in ("tied", "untied"):
+        if name in ("tied", "untied", "doubled"):
             folder = tiny_folder(tmp_path / name, "llama", tie_word_embeddings=True)
         elif name == "moe":
             fields = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_local_experts": 4}
@@ -73,10 +73,10 @@ def test_ranks_load_and_save_together_what_one_process_loads_and_saves(tmp_path)
             transformers.MixtralForCausalLM(transformers.MixtralConfig(**fields)).save_pretrained(folder)
         else:
             folder = tiny_folder(tmp_path / name, name)
-        if name == "untied":  # its config says otherwise, and transformers believes the file
+        if name in ("untied", "doubled"):  # a tied head in the file too, in which transformers believes the file
             path = Path(folder, "model.safetensors")
             weights = safetensors.torch.load_file(path)
-            weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+            weights["lm_head.weight"] = (2 if name == "untied" else 1) * weights["model.embed_tokens.weight"]
             safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
