@@ -136,13 +136,21 @@ def find_sharded_layout(scorer: Scorer, name: str, dtype: torch.dtype) -> None:
         InputError: as `Scorer.prove`, or batches differ in their number of model calls.
     """
     half = next(scorer.model.parameters()).dtype != torch.float32
+    _find_external_weights(scorer, True)
     with torch.autocast(scorer.device.type, dtype, enabled=half):
         load_batch_layout(scorer, name, sharding_exchange)
+    _find_external_weights(scorer, False)
     if scorer.calls_vary:
         raise InputError(
             f"--zero 3: {name} is called more often for one batch than for another, so workers would wait for each "
             "other for ever; use --zero 2"
         )
+
+
+def _find_external_weights(scorer: Scorer, active: bool) -> None:
+    """Let DeepSpeed gather weights that are read outside their own layer, as its engine does in a forward pass."""
+    for module in scorer.modules():
+        module._parameters._in_forward = active  # type: ignore[attr-defined]  # of DeepSpeed's own dictionary
 
 
 def sharding_exchange(mine: object) -> list:
