@@ -195,7 +195,7 @@ def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam
         *((objective, "lora", zero) for objective in ("instruct", "dpo") for zero in (0, 2, 3)),
         *(("reward", "lora", zero) for zero in (0, 3)),
         ("instruct", "full", 3),
-        ("dpo", "full", 2),
+        *(("dpo", "full", zero) for zero in (2, 3)),
         ("instruct", "qlora", 2),
     ],
 )

@@ -26,7 +26,13 @@ from sciqa.models.scorer import EncodedForScorer
 from sciqa.planning import memory as estimate
 from sciqa.planning.flops import question_flops
 from sciqa.planning.hardware import HardwareNeed, missing_hardware, read_node_types
-from sciqa.planning.memory import build_memory_sketch, peak_activation_memory, rank_memory, training_memory
+from sciqa.planning.memory import (
+    build_memory_sketch,
+    loading_memory,
+    peak_activation_memory,
+    rank_memory,
+    training_memory,
+)
 from sciqa.planning.volume import faiss_volume_bytes
 from sciqa.training import FinetuneOptions, finetune
 
@@ -303,6 +309,16 @@ def test_bad_options_of_a_plan(arguments, said, here, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = here("plan", *arguments)
     assert (result.returncode, said in result.stderr) == (2, True), result.stderr
+
+
+def test_a_rank_of_zero_3_is_planned_to_load_its_share_beside_the_largest_weight():
+    model = build_memory_sketch(SMOLLM2, "lora", {})
+    whole, largest = (loading_memory(model, FinetuneOptions(zero=2), 4), 2 * 49152 * 576)
+    assert whole > model.weight_bytes("bfloat16")
+    for workers in (2, 4):
+        planned = loading_memory(model, FinetuneOptions(zero=3), workers)
+        assert planned == rank_memory(model.stored, workers) + 3 * largest
+    assert planned < whole == loading_memory(model, FinetuneOptions(zero=3), 1)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
     import peft
 
     if method == "full":
-        return model.float().requires_grad_()
+        adapter_weights_as_float32(model.float().requires_grad_())
+        return model
     try:
         wrapped = peft.get_peft_model(model, adapter_peft_config(model, family, method, fields))
     except NotImplementedError as error:
@@ -53,10 +54,17 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
         raise InputError(f"--peft: {error}") from error
     _check_shared(wrapped, "--peft")
     _check_tied(wrapped)
-    for parameter in wrapped.parameters():
+    adapter_weights_as_float32(wrapped)
+    return adapter_as_model(wrapped)
+
+
+def adapter_weights_as_float32(model: nn.Module) -> None:
+    """Convert the trained weights to float32; of a weight that ZeRO-3 has sharded, this rank's share."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return adapter_as_model(wrapped)
+            if hasattr(parameter, "ds_tensor"):
+                parameter.ds_tensor.data = parameter.ds_tensor.data.float()
 
 
 def adapts_ranks(model: nn.Module) -> bool:
@@ -267,14 +275,14 @@ def read_adapter_style(folder: str) -> PromptFormat | None:
 
 
 def save_adapter_or_model(
-    model: "PreTrainedModel | peft.PeftModel", folder: Path, state: dict[str, torch.Tensor], description: dict
+    model: "PreTrainedModel | peft.PeftModel", folder: Path, state: dict[str, torch.Tensor] | None, description: dict
 ) -> None:
     """Write an adapter or a fully fine-tuned model, in the format of peft or transformers.
 
     Args:
         model: the trained model.
         folder: where to write it.
-        state: trained weights by name, gathered if they are sharded.
+        state: trained weights by name, gathered if they are sharded; None if they are written already.
         description: content of `sciqa.json`.
     """
     import peft
@@ -282,6 +290,6 @@ def save_adapter_or_model(
     if isinstance(model, peft.PeftModel):
         model.peft_config["default"].base_model_name_or_path = description["base"]
         model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
-    else:
+    elif state is not None:
         model.save_pretrained(folder, state_dict=state)
     (folder / ABOUT_TRAINED).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Load models as scorers: from safetensors or GGUF, optionally in NF4, with or without an adapter."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sciqa.core.model_files import (
     read_model_file,
 )
 from sciqa.models import adapter as adapters
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.causal import CausalScorer
 from sciqa.models.from_gguf import convert_gguf, gguf_config
 from sciqa.models.multiple_choice import MultipleChoiceScorer
@@ -114,14 +116,19 @@ def scorer_of_loaded(
     tokenizer: transformers.PreTrainedTokenizerBase,
     style: PromptFormat,
 ) -> Scorer:
-    """Return a loaded model as a scorer, with the batch layout that a test once per machine has found.
+    """Return a loaded model as a scorer, with the batch layout that a test once per machine has found."""
+    scorer = SCORERS[family](model, tokenizer, style)
+    load_batch_layout(scorer, name)
+    return scorer
+
+
+def load_batch_layout(scorer: Scorer, name: str, exchange: Callable[[BatchLayout | None], list] | None = None) -> None:
+    """Set the batch layout that a test once per machine has found; see `stored_packing_check`.
 
     A model with a soft prompt is not tested and always uses plain rows.
     """
-    scorer = SCORERS[family](model, tokenizer, style)
-    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        scorer.batch_layout = stored_packing_check(scorer, find_model(name).revision)
-    return scorer
+    if not getattr(getattr(scorer.model, "active_peft_config", None), "is_prompt_learning", False):
+        scorer.batch_layout = stored_packing_check(scorer, find_model(name).revision, exchange)
 
 
 def _load_streamed(

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from sciqa.core.cluster import LOADING
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import Family, config_files, model_folder_family
 from sciqa.models.adapter import add_trainable_adapter
@@ -38,6 +39,8 @@ REUSE_DISTANCE = 1_000_000_000
 #: Ratio of the memory that an allocator reserves to the peak size of its tensors. For Llama 2 7B with LoRA on a GPU,
 #: PyTorch reserved 10.22 GiB for 9.16 GiB (Answer.AI, fsdp_qlora, benchmarks_03_2024.md).
 RESERVED = 1.12
+#: Copies of a weight that are in memory while a rank takes its share: as it is read, as it is trained, as it is sent.
+READ_AT_ONCE = 3
 #: Names in T5 and BART of the cross-attention projections that take the encoder's output.
 CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
@@ -166,6 +169,25 @@ def rank_memory(stored: list[MemoryParameter], workers: int) -> int:
         each.width * (each.elements if each.elements <= PERSISTENCE_THRESHOLD else math.ceil(each.elements / workers))
         for each in stored
     )
+
+
+def loading_memory(model: MemorySketch, options: TrainOptions, workers: int) -> int:
+    """Return the peak bytes of a worker's host memory while it loads the model.
+
+    A ZeRO-3 rank holds its share of the weights and at most `READ_AT_ONCE` times the largest one, from which its part
+    is taken; in NF4 that is read in 16 bits. On a GPU the shares are there, and less is needed.
+
+    Args:
+        model: model with its adapter.
+        options: options of training.
+        workers: number of workers.
+    """
+    if options.zero < 3 or workers == 1:
+        return int(LOADING * model.weight_bytes("bfloat16"))
+    largest = max(each.elements * each.width for each in model.stored)
+    if options.method == "qlora":
+        largest = max(largest, 2 * max(model.quantised))
+    return rank_memory(model.stored, workers) + model.constants + READ_AT_ONCE * largest
 
 
 def training_memory(model: MemorySketch, options: TrainOptions, workers: int, activations: int) -> Memory:

@@ -163,9 +163,9 @@ def _needs(
     options: PlanOptions, model: "MemorySketch", memory: "Memory", longest: "EncodedForScorer"
 ) -> list[HardwareNeed]:
     """Return the resource requirements of each planned stage."""
-    from sciqa.planning.memory import peak_activation_memory, reserved_memory
+    from sciqa.planning.memory import loading_memory, peak_activation_memory, reserved_memory
 
-    nf4 = options.method == "qlora"
+    nf4, workers = options.method == "qlora", options.num_workers
     batch = [longest] * max(1, TOKENS_PER_BATCH // longest.length)
     answering = model.weight_bytes("nf4" if nf4 else "bfloat16")
     answering += peak_activation_memory(model, batch, training=False, nf4=nf4)
@@ -176,7 +176,7 @@ def _needs(
     needs = [
         HardwareNeed("corpus", 1, 0),
         HardwareNeed("index", 1, embedder),
-        HardwareNeed("finetune", options.num_workers, loading + memory.host, training),
+        HardwareNeed("finetune", workers, loading_memory(model, options, workers) + memory.host, training),
         HardwareNeed("predict", 1, loading, reserved_memory(answering)),
     ]
     return [need for need in needs if need.stage in options.stages]

@@ -26,16 +26,16 @@ from sciqa.exam.metrics import average_precision_at_3, bootstrap_interval, metri
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.probabilities import NOISE, settle_ties
 from sciqa.models import adapter
-from sciqa.models.load import load_base, load_dtype, scorer_of_loaded
+from sciqa.models.load import SCORERS, load_base, load_batch_layout, load_dtype
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, Scorer
+from sciqa.training import sharding
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.memory_check import check_minimum_memory
 from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm
 from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
-from sciqa.training.sharding import deepspeed_config, gather_sharded, keep_4bit_sharding, sharded_model_figures
 
 #: Padded tokens per evaluation batch of a worker.
 EVALUATION_TOKENS = 2048
@@ -87,6 +87,7 @@ class _Run:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.examples = Examples(train, options.train_contexts)
+        self.config = sharding.deepspeed_config(options, self.world_size, self.dtype)
         self.order = ExampleOrder(len(self.examples), steps, options.batch_size, options.seed, self._encode)
         self.scorer = self._build()
         self._check_lengths()
@@ -99,13 +100,18 @@ class _Run:
         self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(optimizer_gradient_norm(self.optimizer)))
         self.optimizer.register_step_post_hook(lambda *_: adapter.update_adapter_ranks(self.scorer.model, self.step))
         self.skipped = self.step = 0
+        shared = sharding.is_model_sharded(self.scorer)
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
             optimizer=self.optimizer,
             lr_scheduler=learning_rate_schedule(options, self.optimizer, steps),
-            config=deepspeed_config(options, self.world_size, self.dtype),
+            config=self.config,
             dist_init_required=False,
         )
+        if shared:
+            sharding.find_sharded_layout(self.scorer, options.model, self.dtype)
+        if self.scorer.note:
+            self._show({"step": 0, "note": self.scorer.note})
         self.history: list[dict] = []
 
     def train(self) -> None:
@@ -130,21 +136,17 @@ class _Run:
         options = self.options
         family = model_family(options.model)
         torch.manual_seed(options.seed)  # new weights are the same on every worker
-        model, tokenizer = load_base(options.model, family, self.dtype, options.method == "qlora", self.device)
-        keep_4bit_sharding(model)
+        with sharding.shard_while_loading(self.config):
+            model, tokenizer = load_base(options.model, family, self.dtype, options.method == "qlora", self.device)
+        sharding.keep_4bit_sharding(model)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
         style = training_loop_style(options, tokenizer, self.template)
-        scorer = scorer_of_loaded(options.model, family, model, tokenizer, style)
-        if options.zero == 3 and self.world_size > 1 and scorer.calls_vary:
-            raise InputError(
-                f"--zero 3: {options.model} is called more often for one batch than for another, so workers would wait "
-                "for each other for ever; use --zero 2"
-            )
-        if scorer.note:
-            self._show({"step": 0, "note": scorer.note})
+        scorer = SCORERS[family](model, tokenizer, style)
+        if not sharding.is_model_sharded(scorer):
+            load_batch_layout(scorer, options.model)
         return scorer
 
     def _encode(self, epoch: int, number: int) -> tuple[EncodedForScorer, int]:
@@ -254,29 +256,32 @@ class _Run:
         for batch in batches[self.rank :: self.world_size]:
             scored = self.engine([questions[number] for number in batch])
             mine |= {number: score.double().cpu().numpy() for number, score in zip(batch, scored, strict=True)}
-        everyone: list[dict] = [{}] * self.world_size
-        dist.all_gather_object(everyone, mine)
-        found = {number: score for part in everyone for number, score in part.items()}
+        found = {number: score for part in sharding.sharding_exchange(mine) for number, score in part.items()}
         return [found[number] for number in range(len(questions))]
 
     def _checkpoint(self, row: dict) -> None:
         """Report a checkpoint to Ray Train: the state to resume from, and the current model."""
-        state = gather_sharded(self.engine.module.model, self.rank)
         with tempfile.TemporaryDirectory() as folder:
             self.engine.save_checkpoint(folder, tag="state", exclude_frozen_parameters=True)
             if self.rank == 0:
                 Path(folder, HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
-                self._save_model(Path(folder, "model"), state)
+            self._save_model(Path(folder, "model"))
             # At equal MAP@3 the lower loss is better. Ray Train keeps the best and the last checkpoint.
-            metrics = row | sharded_model_figures(self.engine.module, type(self.optimizer).__name__)
+            metrics = row | sharding.sharded_model_figures(self.engine.module, type(self.optimizer).__name__)
             metrics |= {"quality": _quality(row), "percent": 100 * row["step"] / self.steps}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _save_model(self, folder: Path, state: dict) -> None:
-        description = describe_adapter_files(self.options.model) | {"style": asdict(self.scorer.style)}
-        adapter.save_adapter_or_model(self.scorer.model, folder, state, description)
-        if self.options.method == "full":
-            self.scorer.tokenizer.save_pretrained(folder)
+    def _save_model(self, folder: Path) -> None:
+        model, state = self.scorer.model, None
+        if self.options.method == "full" and sharding.is_model_sharded(model):
+            sharding.save_sharded_model(model, folder)
+        else:
+            state = sharding.gather_sharded(model, self.rank)
+        if self.rank == 0:
+            description = describe_adapter_files(self.options.model) | {"style": asdict(self.scorer.style)}
+            adapter.save_adapter_or_model(model, folder, state, description)
+            if self.options.method == "full":
+                self.scorer.tokenizer.save_pretrained(folder)
 
     def _restore(self) -> int:
         """Load the last checkpoint and return its step, or 0 if there is none."""

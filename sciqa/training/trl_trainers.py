@@ -24,7 +24,7 @@ from sciqa.models.prompt_template import FOLDER
 from sciqa.training.loggers import logged_measure
 from sciqa.training.options import FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
-from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding
+from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, shard_while_loading
 
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
@@ -92,7 +92,8 @@ def make_trl_trainer(
     """
     full = options.method == "full"
     base = torch.float32 if full else dtype
-    model, tokenizer = _load(options, base, device)
+    with shard_while_loading(given.get("deepspeed")):
+        model, tokenizer = _load(options, base, device)
     keep_4bit_sharding(model)
     if options.chat_format != "auto":
         path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
@@ -105,9 +106,8 @@ def make_trl_trainer(
     common |= {"model": model.train(), "processing_class": tokenizer, "peft_config": config}
     limit = options.max_length or model.config.get_text_config().max_position_embeddings
     trainer = MAKERS[options.objective](options, given, limit, common, base, device)
-    for parameter in cast("nn.Module", trainer.model).parameters():
-        if parameter.requires_grad:  # TRL keeps some adapters in 16 bits, in which small changes are lost
-            parameter.data = parameter.data.float()
+    # TRL keeps some adapters in 16 bits, in which small changes are lost.
+    adapter.adapter_weights_as_float32(cast("nn.Module", trainer.model))
     if device == "cpu" and options.objective != "reward":
         for each in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
             causal = each.get_base_model() if isinstance(each, peft.PeftModel) else each
@@ -160,7 +160,8 @@ def _dpo(
     options: FinetuneOptions, given: dict, limit: int, common: dict, dtype: torch.dtype, device: Device
 ) -> trl.DPOTrainer:
     # With an adapter, the reference is the model with the adapter off, and no second copy is loaded.
-    reference = None if common["peft_config"] else load_base(options.model, "causal", dtype, device=device)[0]
+    with shard_while_loading(given.get("deepspeed")):
+        reference = None if common["peft_config"] else load_base(options.model, "causal", dtype, device=device)[0]
     arguments = trl.DPOConfig(**given, max_length=limit, beta=options.beta)
     return trl.DPOTrainer(args=arguments, ref_model=reference, **common)
 
