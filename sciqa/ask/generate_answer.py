@@ -7,6 +7,7 @@ prove that the sentence is true.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -138,12 +139,15 @@ def generated_answer_citation(passages: list[dict], finder: FindContexts) -> Cal
         for sentence in split_sentences(passage["text"])
         if sentence.strip()
     ]
-    vectors = finder.embed([text for _, text in known], "passage") if known else np.empty((0, 0))
+
+    @functools.cache
+    def vectors() -> np.ndarray:  # not before the first sentence is written
+        return finder.embed([text for _, text in known], "passage")
 
     def cite(sentence: str) -> int | None:
         if not known:
             return None
-        nearness = vectors @ finder.embed([sentence], "passage")[0]
+        nearness = vectors() @ finder.embed([sentence], "passage")[0]
         best = int(nearness.argmax())
         return known[best][0] if nearness[best] >= NEAR else None
 
