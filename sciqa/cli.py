@@ -92,6 +92,8 @@ COMMON = (
 SHELLS = ("bash", "zsh", "tcsh")
 #: Printed before the imports, which take a second or more.
 FIRST_WORDS = "reading options and input"
+#: Signals besides SIGINT that have stopped this process; Ray Train replaces the exception that tells of one.
+_signals: list[int] = []
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,8 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_cli_options(kind, name, step.about, arguments[1:])
         quiet_console("ray", "bitsandbytes", "transformers", "DeepSpeed")
         made = function(options)
-    except KeyboardInterrupt as stop:
-        _stop(name, step, *stop.args)
+    except KeyboardInterrupt:
+        _stop(name, step)
     except Exception as error:
         if bad_input := find_input_error(error):
             _end(name, bad_input, 2)
@@ -157,15 +159,16 @@ def _print_completion(shells: list[str]) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    raise KeyboardInterrupt(number)
+    _signals.append(number)
+    raise KeyboardInterrupt
 
 
-def _stop(name: str, step: Step, number: int = signal.SIGINT) -> None:
+def _stop(name: str, step: Step) -> None:
     """Exit after a signal has stopped a step, SIGINT (Ctrl-C) or SIGTERM."""
     for each in (signal.SIGINT, signal.SIGTERM):  # a second one would print a traceback while Ray shuts down
         signal.signal(each, signal.SIG_IGN)
     print(f"\nsciqa {name}: stopped" + "; the same command goes on from here" * step.resumes, file=sys.stderr)
-    sys.exit(128 + number)
+    sys.exit(128 + (_signals or [signal.SIGINT])[-1])
 
 
 def _end(step: str, error: Exception, code: int) -> None:
