@@ -28,7 +28,6 @@ BUDGET = 900
 #: One of each kind of computation; the others take minutes.
 QUICK = [
     ("causal", "llama", ""),
-    ("causal", "llama", "dynamic positions"),
     ("causal", "gemma2", "wide window"),
     ("causal", "gpt_oss", ""),
     ("causal", "phi3", "long positions"),
@@ -36,7 +35,6 @@ QUICK = [
     ("causal", "mamba", ""),
     ("causal", "bloom", ""),
     ("causal", "bert", ""),
-    ("causal", "roberta", "as a decoder"),
     ("causal", "llama4_text", ""),
     ("causal", "gemma4_assistant", ""),
     ("seq2seq", "t5", ""),

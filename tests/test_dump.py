@@ -103,6 +103,7 @@ def test_one_stream_is_read_whole_by_its_first_piece(tmp_path):
     assert read_all(path, part_bytes=100) == {"articles": 50}
 
 
+@pytest.mark.slow
 def test_a_huge_page_and_broken_wikitext_are_counted_not_held(tmp_path, cluster):
     huge = "A sentence that fills a page. " * 1_700_000
     broken = "An '''article [[with {{broken|markup &lt;ref&gt; {| that never ends. " * 20

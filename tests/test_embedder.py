@@ -98,9 +98,9 @@ def test_vectors_are_the_models_own(tmp_path, family, pooling, longest, kind):
 @pytest.mark.parametrize(
     ("family", "side"),
     [
-        ("qwen3", "left"),
+        pytest.param("qwen3", "left", marks=pytest.mark.slow),
         pytest.param("qwen3", "right", marks=pytest.mark.slow),
-        pytest.param("mistral", "left", marks=pytest.mark.slow),
+        ("mistral", "left"),
         pytest.param("mistral", "right", marks=pytest.mark.slow),
     ],
 )
@@ -109,6 +109,7 @@ def test_the_last_token_is_pooled_whatever_side_is_padded(tmp_path, family, side
     assert_own(folder)
 
 
+@pytest.mark.slow
 def test_a_model_that_puts_texts_into_a_chat_is_computed_by_torch_and_says_so(tmp_path):
     chat = "{% for message in messages %}the user said {{ message['content'] }}{% endfor %}"
     folder = tiny_embedder(tmp_path, "qwen3", "lasttoken", tokenizer=tiny_tokenizer(chat_template=chat))

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from sklearn import metrics as reference
 
-from sciqa.cli import _score_table
+from sciqa.cli_results import _score_table
 from sciqa.exam.metrics import (
     average_precision_at_3,
     bootstrap_interval,

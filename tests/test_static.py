@@ -109,7 +109,7 @@ def rows_of(folder):
     return model[0].tokenizer, model[0].embedding.weight.detach().numpy()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", pytest.param("cls", marks=pytest.mark.slow)])
 def test_distilled_vectors_are_the_teachers_rotated_and_weighted(tmp_path, pooling):
     teacher = tiny_embedder(tmp_path, pooling=pooling)
     made = make_embedder(EmbedderOptions(output=str(tmp_path), teacher=teacher, vector_size=32, sif=1e-3))

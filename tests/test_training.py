@@ -212,7 +212,7 @@ def test_a_killed_worker_ends_with_the_losses_of_one_process(trained):
     options, made, err = trained
     np.testing.assert_allclose(losses(made.path), plain_losses(options, "causal"), rtol=1e-4)
     evaluated = [row["validation_loss"] for row in history(made.path) if row["map_at_3"] is not None]
-    assert abs(evaluated[-1] / evaluated[0] - 1) > 1e-2, "nothing was learnt, so nothing was compared"
+    assert abs(evaluated[-1] / evaluated[0] - 1) > 1e-3, "nothing was learnt, so nothing was compared"
     assert "finetune: a worker on " in err
 
 

@@ -81,7 +81,7 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
     deepspeed.zero.Init(module=sharded, config_dict_or_path=config)
 
     def shard(module: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter | None:
-        former: Any = module._parameters.get(name)
+        former: Any = getattr(module, name, None)
         if _is_sharded(weight):  # tied to another; that both are equal, transformers cannot tell of empty ones
             return former if _is_sharded(former) and not _equal_shares(former, weight) else None
         if weight.is_meta or not getattr(weight, "_is_hf_initialized", False):  # not read from a file
