@@ -92,7 +92,7 @@ COMMON = (
 SHELLS = ("bash", "zsh", "tcsh")
 #: Printed before the imports, which take a second or more.
 FIRST_WORDS = "reading options and input"
-#: Signals besides SIGINT that have stopped this process; Ray Train replaces the exception that tells of one.
+#: Signals other than SIGINT that stopped this process; Ray Train raises a `KeyboardInterrupt` without their number.
 _signals: list[int] = []
 
 

@@ -140,7 +140,7 @@ def test_windows_are_read_from_configurations():
 
 
 def test_a_model_in_4_bits_is_proved_in_float32(tmp_path):
-    """In bfloat16 its packed rows are off by more than rounding of single rows tells, as those of any model are."""
+    """In bfloat16, rounding alone makes packed and single rows differ by more than the test allows."""
     size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "initializer_range": 0.5}
     model, tokenizer = load_base(tiny_folder(tmp_path / "llama", "llama", **size), "causal", torch.bfloat16, nf4=True)
     layers = [module for module in model.modules() if hasattr(getattr(module, "weight", None), "quant_state")]

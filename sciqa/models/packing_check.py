@@ -24,6 +24,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.hashes import fingerprint
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.scorer import EncodedForScorer, Scorer
+from sciqa.models.weight_checks import has_sharded_weights
 
 Result = TypeVar("Result")
 #: Ways to lay out sequences, fastest first: shared tokens computed once; the prompt computed once and kept in the
@@ -209,7 +210,7 @@ def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     memory.
     """
     layers = _four_bit_layers(scorer.model)
-    if _is_sharded(scorer) or (getattr(scorer.model, "is_quantized", False) and not layers):
+    if has_sharded_weights(scorer) or (getattr(scorer.model, "is_quantized", False) and not layers):
         return None
     in_4_bits = {id(layer.weight) for layer in layers}
     named = {
@@ -225,11 +226,6 @@ def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     if 4 * sum(tensor.numel() for tensor in named.values()) > free / 2:
         return None
     return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
-
-
-def _is_sharded(scorer: Scorer) -> bool:
-    """Whether each rank of ZeRO-3 holds only its share of the weights."""
-    return any(hasattr(parameter, "ds_id") for parameter in scorer.parameters())
 
 
 def _four_bit_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -59,6 +59,16 @@ def has_quantised_weights(model: nn.Module) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
+def is_weight_sharded(weight: nn.Parameter | None) -> bool:
+    """Whether this rank of DeepSpeed's ZeRO-3 holds only its share of a weight."""
+    return hasattr(weight, "ds_id")
+
+
+def has_sharded_weights(model: nn.Module) -> bool:
+    """Whether this rank of DeepSpeed's ZeRO-3 holds only its share of a model's weights."""
+    return any(map(is_weight_sharded, model.parameters()))
+
+
 def list_weight_names(names: Iterable[str]) -> str:
     """Return the first few names as text, and how many more there are."""
     names = sorted(names)

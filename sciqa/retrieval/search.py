@@ -236,7 +236,7 @@ class LocalSearch:
         self.search_words, self.passages = self.group.search_words, self.group.passages
 
     def __reduce__(self) -> tuple:
-        """Return what `pickle` makes the object of again: its files cannot be pickled."""
+        """Return how `pickle` makes a copy: by opening the files again."""
         return LocalSearch, self.arguments
 
     def search(self, queries: np.ndarray, k: int) -> SearchHits:

@@ -29,6 +29,7 @@ from sciqa.models import adapter
 from sciqa.models.load import SCORERS, load_base, load_batch_layout, load_dtype
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, Scorer
+from sciqa.models.weight_checks import has_sharded_weights
 from sciqa.training import sharding
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
@@ -100,7 +101,7 @@ class _Run:
         self.optimizer.register_step_pre_hook(lambda *_: self.norms.append(optimizer_gradient_norm(self.optimizer)))
         self.optimizer.register_step_post_hook(lambda *_: adapter.update_adapter_ranks(self.scorer.model, self.step))
         self.skipped = self.step = 0
-        shared = sharding.is_model_sharded(self.scorer)
+        shared = has_sharded_weights(self.scorer)
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer,
             optimizer=self.optimizer,
@@ -145,7 +146,7 @@ class _Run:
         model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
         style = training_loop_style(options, tokenizer, self.template)
         scorer = SCORERS[family](model, tokenizer, style)
-        if not sharding.is_model_sharded(scorer):
+        if not has_sharded_weights(scorer):
             load_batch_layout(scorer, options.model)
         return scorer
 
@@ -273,7 +274,7 @@ class _Run:
 
     def _save_model(self, folder: Path) -> None:
         model, state = self.scorer.model, None
-        if self.options.method == "full" and sharding.is_model_sharded(model):
+        if self.options.method == "full" and has_sharded_weights(model):
             sharding.save_sharded_model(model, folder)
         else:
             state = sharding.gather_sharded(model, self.rank)

@@ -24,6 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from sciqa.core.errors import InputError
 from sciqa.models.load import load_batch_layout
 from sciqa.models.scorer import Scorer
+from sciqa.models.weight_checks import is_weight_sharded
 from sciqa.training.options import MODEL_FIGURES, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 #: Gives freed memory back to the system, where C's library has a function for it.
@@ -82,13 +83,13 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
 
     def shard(module: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter | None:
         former: Any = getattr(module, name, None)
-        if _is_sharded(weight):  # tied to another; that both are equal, transformers cannot tell of empty ones
-            return former if _is_sharded(former) and not _equal_shares(former, weight) else None
+        if is_weight_sharded(weight):  # tied; transformers cannot compare weights that are sharded
+            return former if is_weight_sharded(former) and not _equal_shares(former, weight) else None
         if weight.is_meta or not getattr(weight, "_is_hf_initialized", False):  # not read from a file
             return None
         weight.data = weight.data.contiguous()
         first.convert_to_zero_parameters([weight])
-        TRIM(0)  # what reading and quantising took would stay between the shares
+        TRIM(0)  # else memory that reading and quantising took stays with the process
         return None
 
     def read(path: str, framework: str, device: str = "cpu", **_: object) -> object:
@@ -101,15 +102,6 @@ def shard_while_loading(config: dict | None) -> Iterator[None]:
             yield
     finally:
         hook.remove()
-
-
-def is_model_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds only its share of a model's weights."""
-    return any(map(_is_sharded, model.parameters()))
-
-
-def _is_sharded(weight: nn.Parameter | None) -> bool:
-    return hasattr(weight, "ds_id")
 
 
 def _equal_shares(one: nn.Parameter, other: nn.Parameter) -> bool:
@@ -229,7 +221,7 @@ def save_sharded_model(model: PreTrainedModel, folder: Path, part_bytes: int = P
     for number, part in enumerate(parts, 1):
         for names in part:
             weight = weights[names[0]]
-            with deepspeed.zero.GatheredParameters([weight], enabled=_is_sharded(weight)):
+            with deepspeed.zero.GatheredParameters([weight], enabled=is_weight_sharded(weight)):
                 if dist.get_rank() == 0:
                     state |= dict.fromkeys(names, weight.detach().cpu().clone())
         if dist.get_rank() == 0:
