@@ -186,7 +186,7 @@ def loading_memory(model: MemorySketch, options: TrainOptions, workers: int) -> 
         return int(LOADING * model.weight_bytes("bfloat16"))
     largest = max(each.elements * each.width for each in model.stored)
     if options.method == "qlora":
-        largest = max(largest, 2 * max(model.quantised))
+        largest = max(largest, 2 * max(model.quantised, default=0))
     return rank_memory(model.stored, workers) + model.constants + READ_AT_ONCE * largest
 
 
