@@ -11,6 +11,7 @@ from sciqa.core.errors import InputError
 from sciqa.models.attention_limits import attention_window
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_base, load_scorer
+from sciqa.models.packing_check import packing_check_copies
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, score_options
 
@@ -148,3 +149,15 @@ def test_a_model_in_4_bits_is_proved_in_float32(tmp_path):
     assert CausalScorer(model, tokenizer, PromptFormat()).prove().layout == "packed"
     assert [(layer.compute_dtype, layer.support_avx512bf16_for_cpu) for layer in layers] == before
     assert {dtype for dtype, _ in before} == {torch.bfloat16}
+
+
+def test_a_sharded_model_is_proved_in_float32(tmp_path):
+    """Without float32 copies, bfloat16 would make packed and single rows differ by more than the test allows."""
+    size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "initializer_range": 0.5}
+    model, tokenizer = load_base(tiny_folder(tmp_path / "llama", "llama", **size), "causal", torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.ds_id = 0  # as DeepSpeed marks what it shards
+    scorer = CausalScorer(model, tokenizer, PromptFormat())
+    assert packing_check_copies(scorer) is None
+    assert scorer.prove().layout == "packed"
+    assert model(torch.arange(9)[None]).logits.dtype == torch.bfloat16

@@ -8,8 +8,8 @@ option's sequence alone, as transformers computes it. If the two differ, the nex
 
 import json
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -18,6 +18,8 @@ import numpy as np
 import psutil
 import torch
 import transformers
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from sciqa.core.cache import cache_root, cached_folder
 from sciqa.core.errors import InputError
@@ -37,6 +39,10 @@ PROOF = 2
 PROMPTS, OPTIONS, SHARED = (5, 70, 77), ((1, 4, 2), (3, 1), (2, 2, 5, 1)), 66
 #: Number of tokens appended to a sequence to check that its scores do not change.
 BEHIND = 3
+#: Functions of layers whose arguments must all have the same type.
+ONE_TYPE = {functional.linear, functional.embedding, functional.conv1d, functional.layer_norm, functional.rms_norm}
+ONE_TYPE |= {functional.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.addmm, torch.Tensor.matmul}
+ONE_TYPE |= {torch.Tensor.__matmul__}
 INSTEAD = {
     "cached prompt": "so its prompts are computed once and kept in its own cache, one question at a time",
     "rows": "so each option is computed with the whole prompt, which takes longer",
@@ -62,7 +68,7 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
 
     Scores are compared in float32, where they are equal except for rounding, also those of layers in 4 bits. If the
     weights are quantised in another way, or a float32 copy does not fit in memory, they are compared in the model's own
-    type, within its rounding error.
+    type, within its rounding error; that bound holds for sharded weights too, which are converted one by one.
 
     Raises:
         InputError: the model is not causal, or its scores are not numbers or differ every time.
@@ -75,7 +81,7 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     training = scorer.model.training
     scorer.model.eval()
     try:
-        with torch.no_grad(), _four_bits_in_float32(scorer.model):
+        with torch.no_grad(), _four_bits_in_float32(scorer.model), _shares_in_float32(scorer):
             probe, weights = _probe(scorer), packing_check_copies(scorer)
             with clear_packing_errors(scorer):
                 exact, rounding = _alone(scorer, probe, weights)
@@ -84,7 +90,7 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
                     f"{name}: its scores are not numbers in {_dtype(scorer)}; pass --precision float32 or bfloat16, "
                     "or weights that are whole"
                 )
-            allowed = 1e-4 + 2e-5 * np.abs(exact) if weights is not None else 0.05 + 4 * rounding.max()
+            allowed = 1e-4 + 2e-5 * np.abs(exact) if weights is not None else 0.05 + 4 * rounding
             if weights is not None and (rounding > allowed).any():
                 raise InputError(
                     f"{name}: what it predicts depends on the tokens that follow, so it is no causal language model; "
@@ -113,7 +119,7 @@ def stored_packing_check(
         *(_device_name(scorer), scorer.model.config._attn_implementation, torch.__version__, transformers.__version__),
     ]
     name = f"proof-{fingerprint(about)}"
-    if exchange:  # shares are compared in their own type, which is not as strict, so its result is not kept
+    if exchange:  # what computes the shares in float32 may be less exact than copies, so its result is not kept
         known = exchange(_read_layout(cache_root() / name))
         return known[0] if all(known) else exchange(scorer.prove())[0]
 
@@ -248,6 +254,29 @@ def _four_bits_in_float32(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer, own in zip(layers, before, strict=True):
             vars(layer).update(own)
+
+
+class _InFloat32(TorchFunctionMode):
+    """Convert the arguments of functions that take no mixed types to float32; others promote them by themselves."""
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
+        """Call a function of PyTorch."""
+        kwargs = kwargs or {}
+        if func in ONE_TYPE:
+            args = tuple(map(_as_float32, args))
+            kwargs = {name: _as_float32(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _as_float32(value: object) -> object:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def _shares_in_float32(scorer: Scorer) -> AbstractContextManager:
+    """Let a sharded model compute in float32, each weight converted when it is used: there are no copies of shares."""
+    return _InFloat32() if has_sharded_weights(scorer) else nullcontext()
 
 
 def _alone(

@@ -110,7 +110,7 @@ class _Run:
             dist_init_required=False,
         )
         if shared:
-            sharding.find_sharded_layout(self.scorer, options.model, self.dtype)
+            sharding.find_sharded_layout(self.scorer, options.model)
         if self.scorer.note:
             self._show({"step": 0, "note": self.scorer.note})
         self.history: list[dict] = []

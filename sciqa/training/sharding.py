@@ -116,21 +116,18 @@ def _equal_shares(one: nn.Parameter, other: nn.Parameter) -> bool:
     return bool(everywhere)
 
 
-def find_sharded_layout(scorer: Scorer, name: str, dtype: torch.dtype) -> None:
+def find_sharded_layout(scorer: Scorer, name: str) -> None:
     """Find the batch layout of a model of which each rank holds a share, all ranks together.
 
     Args:
         scorer: the model, which DeepSpeed has started.
         name: name of its base model.
-        dtype: type of computation.
 
     Raises:
         InputError: as `Scorer.prove`, or batches differ in their number of model calls.
     """
-    half = next(scorer.model.parameters()).dtype != torch.float32
     _find_external_weights(scorer, True)
-    with torch.autocast(scorer.device.type, dtype, enabled=half):
-        load_batch_layout(scorer, name, sharding_exchange)
+    load_batch_layout(scorer, name, sharding_exchange)
     _find_external_weights(scorer, False)
     if scorer.calls_vary:
         raise InputError(
