@@ -15,6 +15,7 @@ from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models import adapter
+from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
 from sciqa.models.multiple_choice import MultipleChoiceScorer
@@ -119,20 +120,40 @@ def test_scores_do_not_depend_on_the_other_options():
     np.testing.assert_allclose(together, turned[::-1], atol=1e-5)
 
 
-def test_soft_prompts_come_before_every_option():
-    model = adapter.add_trainable_adapter(tiny_model("llama"), "causal", "prompt-tuning", {"num_virtual_tokens": 3})
-    questions = random_questions(4)
-    soft = model.get_prompt(1).detach()[0]
-    for question, scores in zip(
-        questions, score_options(CausalScorer(model, None, PromptFormat()), questions), strict=True
-    ):
+SOFT_PROMPTS = {"PROMPT_TUNING": {"num_virtual_tokens": 3}, "P_TUNING": {"encoder_hidden_size": 8}, "PREFIX_TUNING": {}}
+
+
+@pytest.mark.parametrize("kind", SOFT_PROMPTS)
+def test_soft_prompts_come_before_packed_rows(kind):
+    """Scores and gradients are those of peft's own rows, one for each option."""
+    torch.manual_seed(0)
+    fields = {"peft_type": kind} | SOFT_PROMPTS[kind]
+    model = adapter.add_trainable_adapter(tiny_model("llama"), "causal", "prompt-tuning", fields)
+    scorer, questions = CausalScorer(model, None, PromptFormat()), random_questions(4)
+    for question, scores in zip(questions, score_options(scorer, questions), strict=True):
         for option, score in zip(question.options, scores, strict=True):
-            ids = torch.tensor(question.prompt + option)
-            embedded = torch.cat([soft, model.get_base_model().get_input_embeddings()(ids)])
-            logits = model.get_base_model()(inputs_embeds=embedded[None]).logits[0].log_softmax(-1)
-            predicted = logits[len(soft) + len(question.prompt) - 1 : -1]
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([question.prompt + option])).logits[0].log_softmax(-1)
+            predicted = logits[-len(option) - 1 : -1]
             expected = predicted.gather(1, torch.tensor(option)[:, None]).sum().item()
             assert score == pytest.approx(expected, abs=1e-4)
+    assert scorer.layout == "packed"
+    gradients = []
+    for layout in ("packed", "single rows"):
+        scorer.batch_layout = BatchLayout(layout)
+        model.zero_grad()
+        torch.cat(scorer(questions)).sum().backward()
+        trained = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        gradients.append(torch.cat([gradient.flatten() for gradient in trained]))
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_a_soft_prompt_takes_of_the_places_that_a_model_has():
+    model = tiny_model("llama", max_position_embeddings=64)
+    plain = CausalScorer(model, None, PromptFormat()).limit
+    soft = adapter.add_trainable_adapter(model, "causal", "prompt-tuning", {"num_virtual_tokens": 5})
+    assert CausalScorer(soft, None, PromptFormat()).limit == plain - 5
 
 
 def test_a_batch_of_unlike_questions_scores_as_each_alone():
@@ -302,6 +323,5 @@ def test_tokens_and_padding_are_those_that_the_model_computes(kind):
         assert scorer.padded_tokens(batch) < sum(question.length for question in batch)
     if kind != "bert":
         one = batch[:1]
-        virtual = 4 * len(one[0].options) if kind == "soft prompt" else 0
-        prompts = len(one[0].options) if kind == "soft prompt" else 1
-        assert scorer.tokens(one) == virtual + prompts * len(one[0].prompt) + sum(map(len, one[0].options))
+        virtual = 4 if kind == "soft prompt" else 0
+        assert scorer.tokens(one) == virtual + len(one[0].prompt) + sum(map(len, one[0].options))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.models.attention_limits import SELECTIONS, RopeLengthLimit, attention_window
+from sciqa.models.attention_limits import SELECTIONS, RopeLengthLimit, attention_window, position_limit
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
 from sciqa.models.packing import PackedRows, pack_by_shared_prefix, pack_rows, packed_row_tokens, unpacked_rows
 from sciqa.models.packing_check import packing_check_layout
@@ -18,6 +18,7 @@ from sciqa.models.prefix_cache import PrefixScorer
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import render_prompt
 from sciqa.models.scorer import EncodedForScorer, check_scorer_option, scorer_common_tokens, scorer_divisors
+from sciqa.models.soft_prompt import add_soft_prompt, soft_prompt_tokens
 from sciqa.models.text_encoder import TextEncoder
 
 
@@ -33,8 +34,11 @@ class CausalScorer(PrefixScorer):
         super().__init__(model, tokenizer, style)
         self.text = TextEncoder(tokenizer)
         config = model.config.get_text_config()
-        self.exact_within, self.rope = attention_window(config), RopeLengthLimit.of(config)
-        self.alone_beyond = attention_window(config, SELECTIONS)
+        self._soft_prompt = soft_prompt_tokens(model)
+        self.limit = min(self.limit, position_limit(model, config) - self._soft_prompt)
+        self.exact_within = attention_window(config) - self._soft_prompt
+        self.alone_beyond = attention_window(config, SELECTIONS) - self._soft_prompt
+        self.rope = RopeLengthLimit.of(config)
         # Llama 4 scales attention by a token's place in its row, beyond this length.
         scaled = getattr(config, "attn_temperature_tuning", False)
         self.longest_row = config.floor_scale - 1 if scaled else 1 << 62
@@ -111,20 +115,16 @@ class CausalScorer(PrefixScorer):
         """See `ProvedScorer.longest_exact`."""
         return min(self.limit, self.exact_within, self.rope.length or self.limit)
 
-    @property
-    def _soft_prompt(self) -> int:
-        """Number of virtual tokens before every row; 0 without a soft prompt."""
-        adapter = getattr(self.model, "active_peft_config", None)
-        return adapter.num_virtual_tokens if adapter is not None and adapter.is_prompt_learning else 0
-
     def prove(self) -> BatchLayout:
-        """See `Scorer.prove`."""
+        """See `Scorer.prove`; after a soft prompt, rows of a model that computes long ones otherwise are plain."""
+        if self._soft_prompt and not self.any_length:
+            return BatchLayout("rows")
         return packing_check_layout(self)
 
     @property
-    def layout(self) -> str:
-        """See `Scorer.layout`; with a soft prompt, rows are plain."""
-        return "rows" if self._soft_prompt else super().layout
+    def any_length(self) -> bool:
+        """Whether the model computes a token alike whatever the length of its row."""
+        return self.rope.length is None and self.longest_row == 1 << 62
 
     @property
     def calls_vary(self) -> bool:
@@ -151,8 +151,12 @@ class CausalScorer(PrefixScorer):
         ):
             return None
         rows = pack_by_shared_prefix(batch)
-        longest = max(packed_row_tokens([batch[number] for number in row]) for row in rows)
+        longest = max(self._row_tokens(batch, row) for row in rows)
         return rows if longest <= self.longest_row else None
+
+    def _row_tokens(self, questions: Sequence[EncodedForScorer], row: list[int]) -> int:
+        """Return the length in tokens of a packed row of some questions, including a soft prompt."""
+        return self._soft_prompt + packed_row_tokens([questions[number] for number in row])
 
     def _kind(self, question: EncodedForScorer) -> tuple:
         """Return a key that all questions of a batch must share."""
@@ -167,8 +171,8 @@ class CausalScorer(PrefixScorer):
         for (packed, _), numbers in kinds.items():
             chosen = [questions[number] for number in numbers]
             if packed:
-                rows = pack_by_shared_prefix(chosen, min(budget, self.longest_row))
-                lengths = [packed_row_tokens([chosen[number] for number in row]) for row in rows]
+                rows = pack_by_shared_prefix(chosen, min(budget, self.longest_row) - self._soft_prompt)
+                lengths = [self._row_tokens(chosen, row) for row in rows]
             else:
                 rows = [[number] for number in range(len(chosen))]
                 lengths = [self.padded_tokens([question]) for question in chosen]
@@ -178,13 +182,13 @@ class CausalScorer(PrefixScorer):
     def tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """See `Scorer.tokens`."""
         if rows := self._packed(batch):
-            return sum(packed_row_tokens([batch[number] for number in row]) for row in rows)
+            return sum(self._row_tokens(batch, row) for row in rows)
         return sum(map(sum, self._plain_lengths(batch)))
 
     def padded_tokens(self, batch: Sequence[EncodedForScorer]) -> int:
         """See `Scorer.padded_tokens`."""
         if rows := self._packed(batch):
-            return len(rows) * max(packed_row_tokens([batch[number] for number in row]) for row in rows)
+            return len(rows) * max(self._row_tokens(batch, row) for row in rows)
         return sum(len(lengths) * max(lengths) for lengths in self._plain_lengths(batch))
 
     def _plain_lengths(self, batch: Sequence[EncodedForScorer]) -> list[list[int]]:
@@ -224,14 +228,16 @@ class CausalScorer(PrefixScorer):
         """Return logits from the first needed column on, shape (rows, columns, vocabulary)."""
         if self.rope.dynamic:  # a short sequence resets the frequencies of a longer one
             self.call(input_ids=rows.ids[:1, :1].to(self.device))
-        columns = rows.ids.shape[1] - rows.first
-        past: dict[str, object] = {}
-        if self.prefix:
+        columns, model = rows.ids.shape[1] - rows.first, self.model
+        given: dict[str, object] = {"input_ids": rows.ids.to(self.device)}
+        if self._soft_prompt and rows.positions is not None:
+            model, rows, given = add_soft_prompt(self.model, rows)
+        elif self.prefix:
             rows = self.prefix.extend(rows)
-            past = {"past_key_values": self.prefix.repeat(len(rows.ids)), "use_cache": True}
-        return self.call(
-            **past,
-            input_ids=rows.ids.to(self.device),
+            given |= {"past_key_values": self.prefix.repeat(len(rows.ids)), "use_cache": True}
+        return self._call(
+            model,
+            **given,
             attention_mask=self.mask(rows, next(self.model.parameters()).dtype),
             position_ids=None if rows.positions is None else rows.positions.to(self.device),
             logits_to_keep=columns,
@@ -250,13 +256,17 @@ class CausalScorer(PrefixScorer):
 
     def call(self, **inputs: object) -> Any:  # noqa: ANN401 (each model has an output class of its own)
         """Return the model's output, without a cache and without arguments that it does not take."""
+        return self._call(self.model, **inputs)
+
+    def _call(self, model: torch.nn.Module, **inputs: object) -> Any:  # noqa: ANN401
+        """Call a model as `call` does."""
         given = {"use_cache": False} | {name: value for name, value in inputs.items() if value is not None}
-        return self.model(**{name: value for name, value in given.items() if name in self.takes})
+        return model(**{name: value for name, value in given.items() if name in self.takes})
 
     @property
     def takes_prefix(self) -> bool:
         """See `PrefixScorer.takes_prefix`."""
-        return self.layout == "packed" and self.rope.length is None and self.longest_row == 1 << 62
+        return self.layout == "packed" and self.any_length and not self._soft_prompt
 
     def _caches(self, question: EncodedForScorer) -> bool:
         """Whether a question's prompt gives the same result alone as before each option."""

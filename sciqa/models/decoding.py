@@ -115,7 +115,7 @@ def _batches(scorer: CausalScorer, lengths: list[int], budget: int) -> Iterator[
     kinds: dict[object, list[int]] = {}
     for row, length in enumerate(lengths):
         alone = scorer.layout == "single rows" or length > scorer.alone_beyond
-        pads = scorer.layout == "packed" and scorer.rope.length is None and scorer.longest_row == 1 << 62
+        pads = scorer.takes_prefix
         kinds.setdefault(("row", row) if alone else "any" if pads else length, []).append(row)
     for found in kinds.values():
         for batch in batch_by_tokens([[at] for at in range(len(found))], [lengths[row] for row in found], budget):

@@ -123,12 +123,8 @@ def scorer_of_loaded(
 
 
 def load_batch_layout(scorer: Scorer, name: str, exchange: Callable[[BatchLayout | None], list] | None = None) -> None:
-    """Set the batch layout that a test once per machine has found; see `stored_packing_check`.
-
-    A model with a soft prompt is not tested and always uses plain rows.
-    """
-    if not getattr(getattr(scorer.model, "active_peft_config", None), "is_prompt_learning", False):
-        scorer.batch_layout = stored_packing_check(scorer, find_model(name).revision, exchange)
+    """Set the batch layout that a test once per machine has found; see `stored_packing_check`."""
+    scorer.batch_layout = stored_packing_check(scorer, find_model(name).revision, exchange)
 
 
 def _load_streamed(

@@ -26,6 +26,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.hashes import fingerprint
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.scorer import EncodedForScorer, Scorer
+from sciqa.models.soft_prompt import about_soft_prompt
 from sciqa.models.weight_checks import has_sharded_weights
 
 Result = TypeVar("Result")
@@ -116,6 +117,7 @@ def stored_packing_check(
     about = [
         *(PROOF, revision, type(scorer.model).__name__, _dtype(scorer), getattr(scorer.model, "is_quantized", False)),
         *["4 bits in float32"] * bool(_four_bit_layers(scorer.model)),
+        *about_soft_prompt(scorer.model),
         *(_device_name(scorer), scorer.model.config._attn_implementation, torch.__version__, transformers.__version__),
     ]
     name = f"proof-{fingerprint(about)}"
@@ -303,7 +305,7 @@ def _sequence_score(
     """Return an option's log-likelihood in one sequence that ends with the tokens `behind`."""
     inputs = torch.tensor([question.prompt + option + behind], device=scorer.device)
     logits = run_packing_check(scorer, weights, lambda: scorer.call(input_ids=inputs)).logits[0].float()
-    first = len(question.prompt) - 1
+    first = len(logits) - inputs.shape[1] + len(question.prompt) - 1  # after a soft prompt
     return logits[first : first + len(option)].log_softmax(-1)[range(len(option)), option].sum().item()
 
 
