@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import peft
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -38,6 +39,7 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.example_files import example_batches, map_examples, write_examples
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
@@ -81,6 +83,10 @@ def tiny_run(data, output, **changes):
     return FinetuneOptions(**data | common | {"output": str(output), "steps": STEPS, "learning_rate": 5e-3} | changes)
 
 
+def read_examples(exam, contexts):
+    return Examples(pa.concat_tables(example_batches(exam, contexts)))
+
+
 def plain_losses(options, family):
     """The reference: transformers, peft and PyTorch's AdamW in this process; no Ray, no DeepSpeed."""
     torch.manual_seed(options.seed)
@@ -93,7 +99,7 @@ def plain_losses(options, family):
     from sciqa.training.loop import training_loop_style
 
     scorer = SCORERS[family](model, tokenizer, training_loop_style(options, tokenizer)).train()
-    examples = Examples(open_finetune_split(options, "train"), options.train_contexts)
+    examples = read_examples(open_finetune_split(options, "train"), options.train_contexts)
 
     def encode(epoch, number):
         question, context, gold = examples.varied(number, epoch, options)
@@ -496,11 +502,39 @@ def test_float16_learns_as_float32_does(tmp_path, cluster, data, models):
     np.testing.assert_allclose(found, expected, rtol=2e-2)
 
 
+def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, tmp_path):
+    options = tiny_run(data, tmp_path)
+    from sciqa.training.finetune import open_finetune_split
+
+    exam = replace(open_finetune_split(options, "train"), shard_questions=3)
+    held = pa.total_allocated_bytes()
+    path = write_examples(exam, options.train_contexts, str(tmp_path))
+    examples = Examples(map_examples(path))
+    assert pa.total_allocated_bytes() == held  # no memory but the file's
+    Path(path).unlink()
+    asked, found = tables.read_table(exam.path).to_pylist(), tables.read_table(options.train_contexts).to_pylist()
+    assert len(examples) == len(asked) > exam.shard_questions
+    for number in (len(asked) - 1, 0, 4):
+        question, context, gold = examples.plain(number)
+        assert question == asked[number] | {"passages": found[number]["passages"]}
+        assert context == found[number]["context"]
+        assert list(answer_options_of(question))[gold] == asked[number]["answer"]
+    texts = [question["prompt"] + "".join(answer_options_of(question).values()) for question in asked]
+    assert examples.sizes(with_context=False).tolist() == list(map(len, texts))
+    assert (examples.sizes() - examples.sizes(with_context=False)).tolist() == [len(row["context"]) for row in found]
+    with pytest.raises(InputError, match="cannot be written"):
+        write_examples(exam, options.train_contexts, str(tmp_path / "missing"))
+    turned = tmp_path / "turned.parquet"
+    tables.write_table(str(turned), tables.read_table(exam.path).take(pa.array(range(len(asked))[::-1])))
+    with pytest.raises(InputError, match="where that of question"):
+        list(example_batches(replace(exam, path=str(turned)), options.train_contexts))
+
+
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):
     options = tiny_run(data, tmp_path, hide_gold=1.0, min_passages=1, max_passages=4)
     from sciqa.training.finetune import open_finetune_split
 
-    examples = Examples(open_finetune_split(options, "train"), options.train_contexts)
+    examples = read_examples(open_finetune_split(options, "train"), options.train_contexts)
     letters = set()
     for number in range(len(examples)):
         question, _, gold = examples.plain(number)
@@ -509,7 +543,7 @@ def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passa
             assert list(answer_options_of(varied).values())[moved] == list(answer_options_of(question).values())[gold]
             assert sorted(answer_options_of(varied).values()) == sorted(answer_options_of(question).values())
             letters.add(varied["answer"])
-            passages = examples.contexts["passages"][number].as_py()
+            passages = examples.table["passages"][number].as_py()
             gold_texts = [p["text"] for p in passages if p["title"] == question["title"]]
             assert not any(text in context for text in gold_texts)
             assert 1 <= sum(p["text"] in context for p in passages) <= 4

@@ -188,13 +188,22 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 def read_table_rows(path: str, first: int, last: int, columns: list[str] | None = None) -> list[dict]:
     """Return the rows of a Parquet file from number `first` up to but not including `last`, across row groups."""
+    return read_table_slice(path, first, last, columns).to_pylist()
+
+
+def read_table_slice(path: str, first: int, last: int, columns: list[str] | None = None) -> pa.Table:
+    """Return `read_table_rows` as a table."""
     file = open_parquet(path)
     starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
     groups = [n for n in range(file.num_row_groups) if starts[n] < last and first < starts[n + 1]]
-    if not groups:
-        return []
     table = file.read_row_groups(groups, columns)
-    return table.slice(first - int(starts[groups[0]]), last - first).to_pylist()
+    return table.slice(first - int(starts[groups[0]]), last - first) if groups else table
+
+
+def table_rows(table: pa.Table) -> Iterator[dict]:
+    """Yield the rows of a table, of which few are Python objects at a time."""
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from batch.to_pylist()
 
 
 def read_table(path: str, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pa.Table:

@@ -51,7 +51,11 @@ class Exam:
         return number * self.shard_questions
 
     def read_shard(self, number: int) -> list[dict]:
-        """Return the questions of one shard.
+        """Return the questions of one shard; see `shard_table`."""
+        return self.shard_table(number).to_pylist()
+
+    def shard_table(self, number: int) -> pa.Table:
+        """Return the questions of one shard as a table.
 
         Raises:
             InputError: another exam has been written over this one.
@@ -59,7 +63,7 @@ class Exam:
         about = tables.open_parquet(self.path).schema_arrow.metadata or {}
         if about.get(EXAM_HASH, self.sha256.encode()) != self.sha256.encode():
             raise InputError(f"{self.path}: replaced by another exam while this run was reading it; run it again")
-        return tables.read_table_rows(self.path, self.first(number), self.first(number + 1))
+        return tables.read_table_slice(self.path, self.first(number), self.first(number + 1))
 
     def read_ids(self) -> list[str]:
         """Return the ids of all questions."""
@@ -96,8 +100,8 @@ def open_exam_table(
     table = _read_own(path, options.context) if name == path else options.read(name).table
     columns = tuple(table.column_names)
     answers = len(table) - table["answer"].null_count
-    rows = table.to_pylist()
-    exam = Exam(path, hashes.rows_hash(rows), len(table), shard_questions, name, columns, answers, rows[0])
+    digest, (first,) = hashes.rows_hash(tables.table_rows(table)), table.slice(0, 1).to_pylist()
+    exam = Exam(path, digest, len(table), shard_questions, name, columns, answers, first)
     if (stored := _stored(path)) != (exam.sha256, set(columns)):
         if stored and stored[0] != exam.sha256 and not options.overwrite:
             raise InputError(
@@ -114,7 +118,7 @@ def _read_own(path: str, context: ContextFrom) -> pa.Table:
     """Return the exam in a run's folder: unchanged if a step wrote it, else read like any file of questions."""
     table = tables.open_parquet(path).read()
     marked = (table.schema.metadata or {}).get(EXAM_HASH)
-    if marked != hashes.rows_hash(table.to_pylist()).encode() or context == "given":
+    if marked != hashes.rows_hash(tables.table_rows(table)).encode() or context == "given":
         return read_exam_questions(path, context=context).table
     if context == "found":
         number = table.column_names.index("context")
@@ -128,4 +132,4 @@ def _stored(path: str) -> tuple[str, set[str]] | None:
         table = tables.open_parquet(path).read()
     except (InputError, pa.ArrowException, OSError):
         return None
-    return hashes.rows_hash(table.to_pylist()), set(table.column_names)
+    return hashes.rows_hash(tables.table_rows(table)), set(table.column_names)

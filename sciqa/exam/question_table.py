@@ -36,17 +36,20 @@ class QuestionTable:
         Raises:
             InputError: the table's rows at these numbers belong to other questions.
         """
-        last = first + len(questions)
+        return self.read_slice([question["id"] for question in questions], first, columns).to_pylist()
+
+    def read_slice(self, ids: list[str], first: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the rows of the questions with some ids as a table; see `read`."""
+        last = first + len(ids)
         columns = columns and ["id", *columns]
         found = []
         for part in range(first // self.rows, -(-last // self.rows)):
             start = part * self.rows
             path = tables.table_part_path(self.folder, part)
-            found += tables.read_table_rows(path, max(first - start, 0), min(last - start, self.rows), columns)
-        check_question_table_ids(
-            self.folder, [row["id"] for row in found], [question["id"] for question in questions], first
-        )
-        return found
+            found.append(tables.read_table_slice(path, max(first - start, 0), min(last - start, self.rows), columns))
+        table = pa.concat_tables(found)
+        check_question_table_ids(self.folder, table["id"].to_pylist(), ids, first)
+        return table
 
     def read_all(self, exam: "Exam", columns: list[str] | None = None) -> pa.Table:
         """Return the rows of all questions of an exam, in its order; see `read`."""

@@ -4,6 +4,8 @@ Everything depends only on the seed and the step number, so that an interrupted 
 it would have seen.
 """
 
+import hashlib
+import json
 import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,8 +17,7 @@ import pyarrow.compute as pc
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
-from sciqa.exam.open_exam import Exam
-from sciqa.retrieval.contexts import context_text, open_contexts
+from sciqa.retrieval.contexts import context_text
 from sciqa.training.options import FinetuneOptions
 
 if TYPE_CHECKING:  # the driver checks questions without PyTorch
@@ -31,45 +32,45 @@ class Examples:
     """Questions with answers and their retrieved contexts.
 
     Args:
-        exam: the questions.
-        contexts: folder of their contexts table.
+        table: a row for each question, as `sciqa.training.example_files` writes them; it may be mapped from a file.
     """
 
-    def __init__(self, exam: Exam, contexts: str) -> None:
-        self.questions = tables.read_table(exam.path)
-        self.contexts = open_contexts(contexts, exam)[0].read_all(exam, ["context", "passages"])
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.table)
 
     def plain(self, number: int) -> tuple[dict, str, int]:
         """Return a question with the passages found for it, its context, and the index of the right option."""
-        question = self.questions.slice(number, 1).to_pylist()[0]
-        question["passages"] = self.contexts["passages"][number].as_py() or []
-        return question, self.contexts["context"][number].as_py(), _gold(question)
+        row = self.table.slice(number, 1).to_pylist()[0]
+        question = row["question"] | {"passages": row["passages"] or []}
+        return question, row["context"], _gold(question)
 
     def varied(self, number: int, epoch: int, options: FinetuneOptions) -> tuple[dict, str, int]:
         """Return `plain` with random changes, as configured: passages drawn, gold passage hidden, options rotated."""
         question, context, _ = self.plain(number)
         rng = np.random.default_rng([options.seed, epoch, number])
         if options.max_passages:
-            context = self._draw_passages(question, number, rng, options)
+            context = _draw_passages(question, rng, options)
         if options.rotate:
             question = rotate_answer_options(question, int(rng.integers(len(answer_options_of(question)))))
         return question, context, _gold(question)
 
     def sizes(self, with_context: bool = True) -> np.ndarray:
         """Return the length of every question in characters, an estimate that needs no tokenizer."""
-        named = [name for name in ("prompt", *string.ascii_uppercase) if name in self.questions.column_names]
-        columns = [self.questions[name] for name in named] + [self.contexts["context"]] * with_context
+        questions = self.table["question"]
+        named = {field.name for field in questions.type} & {"prompt", *string.ascii_uppercase}
+        columns = [pc.struct_field(questions, name) for name in sorted(named)] + [self.table["context"]] * with_context
         return sum(pc.fill_null(pc.utf8_length(column), 0).to_numpy() for column in columns)
 
-    def _draw_passages(self, question: dict, number: int, rng: np.random.Generator, options: FinetuneOptions) -> str:
-        passages = self.contexts["passages"][number].as_py()
-        if rng.random() < options.hide_gold:
-            passages = [passage for passage in passages if passage["title"] != question.get("title")]
-        wanted = int(rng.integers(options.min_passages, options.max_passages + 1))
-        return context_text(question, passages[:wanted])
+
+def _draw_passages(question: dict, rng: np.random.Generator, options: FinetuneOptions) -> str:
+    passages = question["passages"]
+    if rng.random() < options.hide_gold:
+        passages = [passage for passage in passages if passage["title"] != question.get("title")]
+    wanted = int(rng.integers(options.min_passages, options.max_passages + 1))
+    return context_text(question, passages[:wanted])
 
 
 class ExampleOrder:
@@ -159,11 +160,10 @@ def check_training_examples(*exams: tuple[pa.Table, str]) -> None:
     Args:
         exams: pairs of the questions of an exam and its name.
     """
-    seen: dict[tuple, tuple[str, int]] = {}
+    seen: dict[bytes, tuple[str, int]] = {}
     for questions, name in exams:
         check_example_answers(questions, name)
-        texts = [(row["prompt"], *sorted(answer_options_of(row).values())) for row in questions.to_pylist()]
-        asked = [tuple(" ".join(text.casefold().split()) for text in question) for question in texts]
+        asked = [_question_digest(row) for row in tables.table_rows(questions)]
         for number, question in enumerate(asked, 1):
             if question in seen:
                 other, row = seen[question]
@@ -172,6 +172,12 @@ def check_training_examples(*exams: tuple[pa.Table, str]) -> None:
                     "choose the best step, so leave it out of one of them"
                 )
         seen |= {question: (name, number) for number, question in enumerate(asked, 1)}
+
+
+def _question_digest(question: dict) -> bytes:
+    """Return a hash of prompt and options, of which order, case and spaces do not matter."""
+    texts = (question["prompt"], *sorted(answer_options_of(question).values()))
+    return hashlib.sha256(json.dumps([" ".join(text.casefold().split()) for text in texts]).encode()).digest()
 
 
 def check_example_answers(questions: pa.Table, name: str) -> None:

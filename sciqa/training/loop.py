@@ -31,6 +31,7 @@ from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.models.weight_checks import has_sharded_weights
 from sciqa.training import sharding
+from sciqa.training.example_files import share_examples
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
@@ -87,14 +88,14 @@ class _Run:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.examples = Examples(train, options.train_contexts)
+        self.examples = Examples(share_examples(train, options.train_contexts))
         self.config = sharding.deepspeed_config(options, self.world_size, self.dtype)
         self.order = ExampleOrder(len(self.examples), steps, options.batch_size, options.seed, self._encode)
         self.scorer = self._build()
         self._check_lengths()
         self._check_memory()
-        held_out = Examples(validation, options.validation_contexts)
-        plain = [held_out.plain(number) for number in range(len(held_out))]
+        held_out = Examples(share_examples(validation, options.validation_contexts))
+        plain = map(held_out.plain, range(len(held_out)))
         self.validation = [(self.scorer.encode(question, context), gold) for question, context, gold in plain]
         self.optimizer = self._optimizer()
         self.norms: list[torch.Tensor] = []

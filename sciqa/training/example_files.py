@@ -1,0 +1,81 @@
+"""Training examples as a file on each node's disk, mapped into the memory of its workers, so that none holds them all.
+
+Steps read questions in an order drawn from the seed, one here and one there, which Parquet cannot do without reading
+their neighbours. So what is on storage is copied, shard by shard, to a file of Arrow's form, which exists as long as a
+worker of the node has it mapped, even if all are killed.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import ray.train
+
+from sciqa.core.errors import InputError
+from sciqa.core.storage import storage_errors
+from sciqa.exam.open_exam import Exam
+from sciqa.retrieval.contexts import open_contexts
+from sciqa.training.sharding import sharding_exchange
+
+
+def share_examples(exam: Exam, contexts: str) -> pa.Table:
+    """Return the questions of an exam with their contexts, mapped from a file that the workers of a node share.
+
+    All workers of a training call it at the same time; the first of each node writes.
+
+    Args:
+        exam: the questions.
+        contexts: folder of their contexts table.
+
+    Raises:
+        InputError: see `example_batches`, or a disk that cannot be written; on all workers alike.
+    """
+    context = ray.train.get_context()
+    with tempfile.TemporaryDirectory() as folder:
+        written: str | InputError | None = None
+        if context.get_local_rank() == 0:
+            try:
+                written = write_examples(exam, contexts, folder)
+            except InputError as error:
+                written = error
+        everyone = sharding_exchange((context.get_node_rank(), written))
+        for _, found in everyone:
+            if isinstance(found, InputError):
+                raise found
+        path = next(found for node, found in everyone if node == context.get_node_rank() and found)
+        table = map_examples(path)
+        sharding_exchange(None)  # all have it, so the file may lose its name
+    return table
+
+
+def write_examples(exam: Exam, contexts: str, folder: str) -> str:
+    """Write `example_batches` to a file in a folder, and return its path."""
+    batches = example_batches(exam, contexts)
+    first = next(batches)
+    path = str(Path(folder, "examples.arrow"))
+    with storage_errors(path, "written"), pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
+        writer.write_table(first)
+        for batch in batches:
+            writer.write_table(batch)
+    return path
+
+
+def map_examples(path: str) -> pa.Table:
+    """Return the table in a file that `write_examples` wrote, mapped."""
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+def example_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:
+    """Yield the rows of each shard of an exam: `question`, a row of the exam table, with `context` and `passages`.
+
+    Raises:
+        InputError: no contexts, or those of other questions, or another exam has been written over this one.
+    """
+    found = open_contexts(contexts, exam)[0]
+    for shard in range(exam.shards):
+        questions = exam.shard_table(shard).combine_chunks()
+        columns = [column.combine_chunks() for column in questions.itercolumns()]
+        rows = found.read_slice(questions["id"].to_pylist(), exam.first(shard), ["context", "passages"])
+        asked = pa.StructArray.from_arrays(columns, fields=list(questions.schema))
+        yield pa.table({"question": asked, "context": rows["context"], "passages": rows["passages"]})
