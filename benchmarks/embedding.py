@@ -18,7 +18,7 @@ import ray
 from sciqa.core import cluster, model_workers, storage, tables
 from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.retrieval.index_shards import EmbedIndexShard
@@ -92,7 +92,7 @@ def main() -> None:
         shards = build_passages(options).details["shards"][: passages // SHARD]
         files = [storage.join_paths(options.passages, f"{shard['name']}.parquet") for shard in shards]
         rows = [row for file in files for row in tables.read_table(file).to_pylist()]
-        texts = [embedded_chunk(row["title"], row["section"], row["text"]) for row in rows]
+        texts = [titled_chunk(row["title"], row["section"], row["text"]) for row in rows]
         context = multiprocessing.get_context("spawn")
         for number in range(ROUNDS):
             for name in rates:

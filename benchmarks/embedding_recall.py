@@ -15,7 +15,7 @@ import ray
 from sciqa.core import cluster, tables
 from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
@@ -58,7 +58,7 @@ def main() -> None:
         rows = tables.read_table(build_passages(CorpusOptions(output=output)).path).to_pylist()
     ray.shutdown()
     exams = {split: read_exam(split).to_pylist() for split in SPLITS}
-    texts = [[embedded_chunk(row["title"], row["section"], row["text"]) for row in rows]]
+    texts = [[titled_chunk(row["title"], row["section"], row["text"]) for row in rows]]
     for questions in exams.values():
         for query in ("prompt", "whole"):
             texts += query_texts(questions, query)

@@ -26,13 +26,13 @@ from sciqa.core.model_files import model_files_name
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam.answer_options import LETTERS, split_lettered_options
-from sciqa.pipeline import RunExamOptions, find_pipeline_passages
 from sciqa.predict import predict
 from sciqa.predict.options import CONTEXTLESS, ReaderModelOptions
 from sciqa.predict.predict import check_predict_reader
 from sciqa.report.report import report_gains
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.evaluate import evaluate
+from sciqa.run import RunExamOptions, find_run_passages
 
 ExamName = Literal["OpenBookQA", "MMLU", "MedQA", "MedMCQA", "BoolQ"]
 Reader = Literal["closed-book", "open-book", "retrieval", "overlap", "longest", "majority"]
@@ -213,7 +213,7 @@ def answer_exam(options: Options, name: str, source: list[dict]) -> Iterator[lis
     )
     if any(reader not in CONTEXTLESS for reader, _ in readers):
         if not given:
-            find_pipeline_passages(replace(common, corpus=options.corpus))
+            find_run_passages(replace(common, corpus=options.corpus))
         retrieve(common)
     untrained: dict[str, str] = {}
     for number, (reader, adapter) in enumerate(readers):

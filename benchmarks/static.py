@@ -20,7 +20,7 @@ import ray
 from sciqa.core import cluster, tables
 from sciqa.core.model_files import find_model
 from sciqa.core.options import RunOptions
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
@@ -108,7 +108,7 @@ def main() -> None:
             recall(output, embedders)
         if "speed" in wanted:
             rows = tables.read_table(made.path, ["title", "section", "text"]).to_pylist()
-            speed([embedded_chunk(**row) for row in rows], embedders["distil"], threads)
+            speed([titled_chunk(**row) for row in rows], embedders["distil"], threads)
     ray.shutdown()
 
 

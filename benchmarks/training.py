@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 
+import pyarrow as pa
 import torch
 import transformers
 
@@ -26,6 +27,7 @@ from sciqa.models.load import load_base
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.retrieval.contexts import CONTEXTS_FORMAT
 from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.example_files import example_file_batches
 from sciqa.training.examples import ExampleOrder, Examples
 
 MODEL, BATCH, ROUNDS, SKIPPED = "SmolLM2-135M-Instruct", 8, 3, 2
@@ -66,7 +68,7 @@ def theirs(folder: str, steps: int) -> dict:
         model = adapter.add_trainable_adapter(model, "causal", "lora", {"r": 16})
         scorer = CausalScorer(model, tokenizer, PromptFormat())
         exam = open_exam(ExamOptions(output=f"{output}/train", exam=options.train))
-        examples = Examples(exam, options.train_contexts)
+        examples = Examples(pa.concat_tables(example_file_batches(exam, options.train_contexts)))
 
         def encode(epoch: int, number: int) -> tuple:
             question, context, gold = examples.varied(number, epoch, options)

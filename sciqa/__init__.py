@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from sciqa.generate.options import EvaluateTextOptions, GenerateOptions
     from sciqa.models.merge import merge
     from sciqa.models.options import MergeOptions
-    from sciqa.pipeline import (
-        RunExamOptions,
-        RunFinetuneOptions,
-        RunSweepOptions,
-        RunSweepPredictOptions,
-        run_exam,
-        run_finetune,
-        run_sweep,
-        run_sweep_predict,
-    )
     from sciqa.planning.options import PlanOptions
     from sciqa.planning.plan import plan
     from sciqa.predict.options import PredictOptions, PromptOptions
@@ -46,6 +36,16 @@ if TYPE_CHECKING:
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
     from sciqa.retrieval.options import EmbedderOptions
     from sciqa.retrieval.static_training import make_embedder
+    from sciqa.run import (
+        RunExamOptions,
+        RunFinetuneOptions,
+        RunSweepOptions,
+        RunSweepPredictOptions,
+        run_exam,
+        run_finetune,
+        run_sweep,
+        run_sweep_predict,
+    )
     from sciqa.serve import ServeOptions
     from sciqa.serve.serve import serve as serve_answers
     from sciqa.training.finetune import finetune
@@ -114,7 +114,7 @@ _MODULES = {
     "sciqa.exam": ("read_exam",),
     "sciqa.generate": ("EvaluateTextOptions", "GenerateOptions", "evaluate_text"),
     "sciqa.models.merge": ("MergeOptions", "merge"),
-    "sciqa.pipeline": (
+    "sciqa.run": (
         "RunExamOptions",
         "RunFinetuneOptions",
         "RunSweepOptions",

@@ -29,7 +29,6 @@ from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.letters import read_letter, scores_by_letter_votes
 from sciqa.models.load import load_safetensors_folder
-from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_client import (
@@ -41,12 +40,13 @@ from sciqa.predict.api_client import (
     read_client_key,
 )
 from sciqa.predict.api_records import (
+    api_record_path,
     collect_records,
     record_files_folder,
-    record_table_path,
     record_usage_summary,
     sum_record_usage,
 )
+from sciqa.run import RunExamOptions, run_exam
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, exa
         assert set(server.answered.values()) == {1}
         assert len(server.answered) == 2 * 2 * QUESTIONS
         collect_records(folder)
-        records = tables.read_table(record_table_path(folder)).to_pylist()
+        records = tables.read_table(api_record_path(folder)).to_pylist()
         assert {(row["rotation"], row["sample"]) for row in records} == {(0, 0), (0, 1), (2, 0), (2, 1)}
     assert scores[0] == scores[1]
 
@@ -369,7 +369,7 @@ def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, pr
     finally:
         server.terminate()
         server.wait()
-    records = tables.read_table(record_table_path(f"{tmp_path}/run/answers/api")).to_pylist()
+    records = tables.read_table(api_record_path(f"{tmp_path}/run/answers/api")).to_pylist()
     records = {record["id"]: record for record in records}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -18,7 +18,7 @@ from sciqa.cli import FIRST_WORDS, main, parse_cli_options
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
-from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.load import load_safetensors_folder
@@ -64,7 +64,7 @@ def test_ranks_as_retrieve_and_predict_do(tmp_path, small_index, asked, settings
         best = details["passages"][0]
         if not settings:
             assert details["read"] == [1]
-            assert context["context"] == embedded_chunk(best["title"], best["section"], best["text"])
+            assert context["context"] == titled_chunk(best["title"], best["section"], best["text"])
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_words_are_those_of_transformers(asked, models, capsys, name, given, set
     folder = models[name]
     details = asked(QUESTION, model=folder, precision="float32", max_new_tokens=24, context_passages=2, **given).details
     said = capsys.readouterr().out
-    texts = [embedded_chunk(p["title"], p["section"], p["text"]) for p in details["passages"]]
+    texts = [titled_chunk(p["title"], p["section"], p["text"]) for p in details["passages"]]
     expected = written_by_transformers(name, folder, "\n".join(texts[:2]), **settings)
     assert re.sub(r" \[[1-5]\]", "", said).strip() == expected.strip()
     assert said[0] == said.strip()[0]
@@ -143,7 +143,7 @@ def test_a_sentence_of_a_passage_is_marked_with_it(found, monkeypatch):
         patch.setattr(finder, "embed", None)
         cite = generated_answer_citation(passages, finder)
     for number, passage in enumerate(passages, 1):
-        assert cite(embedded_chunk(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
+        assert cite(titled_chunk(passage["title"], "", split_sentences(passage["text"])[0].strip())) == number
     assert cite("The stock market fell on Tuesday.") is None
     assert generated_answer_citation([], finder)("Anything.") is None
 
@@ -155,7 +155,7 @@ def test_marks_of_an_answer_are_the_nearest_passages(found, small_index, capsys)
     said = capsys.readouterr().out
     pieces = re.split(r" \[(\d)\](?=\s)", said)
     texts = [
-        (number, embedded_chunk(p["title"], p["section"], sentence.strip()))
+        (number, titled_chunk(p["title"], p["section"], sentence.strip()))
         for number, p in enumerate(passages, 1)
         for sentence in split_sentences(p["text"])
     ]

@@ -10,9 +10,9 @@ from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.baselines import BASELINES, baseline_scores, baseline_words, overlap_baseline_scores
-from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.run import RunExamOptions, run_exam
 
 QUESTION = {"prompt": "Which?", "A": "Iron rusts", "B": "The iron, a metal", "C": "of the", "answer": "B"}
 

@@ -22,8 +22,8 @@ from sciqa.cli import parse_cli_options
 from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.pipeline import RunExamOptions, RunFinetuneOptions
 from sciqa.retrieval import IndexOptions
+from sciqa.run import RunExamOptions, RunFinetuneOptions
 from sciqa.training import FinetuneOptions
 
 JOBS = Path(__file__).parent.parent / "jobs"

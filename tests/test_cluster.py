@@ -25,7 +25,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
-from sciqa.pipeline import RunExamOptions, run_exam
+from sciqa.run import RunExamOptions, run_exam
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")

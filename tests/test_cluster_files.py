@@ -26,7 +26,7 @@ from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from sciqa.cli import parse_cli_options
 from sciqa.core import cluster, model_workers
 from sciqa.core.options import RunOptions
-from sciqa.pipeline import RunExamOptions
+from sciqa.run import RunExamOptions
 
 ROOT = Path(__file__).parent.parent
 FILES = ("cluster.yaml", "kuberay.yaml")

@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model, tokenizer_of_model_files
-from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
@@ -64,7 +64,7 @@ def test_a_cross_encoder_puts_the_passages_in_its_order(tmp_path, small_index, e
     changed = 0
     for question, before, after in zip(questions, plain, judged, strict=True):
         ((asked,),) = query_texts([question], "whole")
-        texts = [embedded_chunk(p["title"], p["section"], p["text"]) for p in before["passages"]]
+        texts = [titled_chunk(p["title"], p["section"], p["text"]) for p in before["passages"]]
         scores = judge.predict([(asked, text) for text in texts])
         best = np.argsort(-scores, kind="stable")[:3]
         assert [p["passage_id"] for p in after["passages"]] == [before["passages"][n]["passage_id"] for n in best]
@@ -124,7 +124,7 @@ def test_prefixes_come_from_the_model_or_the_options(tmp_path, cluster, corpus_f
     build_index(options)
     (shard,) = storage.read_json(f"{options.output}/index/manifest.json")["shards"]
     row = tables.read_table(f"{options.output}/index/{shard['name']}/passages.parquet").slice(0, 1).to_pylist()[0]
-    text = "d: " + embedded_chunk(row["title"], row["section"], row["text"])
+    text = "d: " + titled_chunk(row["title"], row["section"], row["text"])
     vector = np.load(f"{options.output}/index/{shard['name']}/vectors.npy")[0]
     assert vector @ load_embedder(MINILM, threads=1).encode([text])[0] > 0.9999
 

@@ -17,7 +17,7 @@ from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_article_files, read_articles
-from sciqa.corpus.chunking import ChunkSplitter, embedded_chunk, split_sentences
+from sciqa.corpus.chunking import ChunkSplitter, split_sentences, titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 
@@ -48,7 +48,7 @@ def test_long_articles_are_cut_between_sentences_and_empty_ones_counted(tmp_path
     assert all(text.startswith("Sentence") and text.endswith(".") for text in water)
     assert " ".join(water) == LONG
     tokenizer = tokenizer_of_model_files("all-MiniLM-L6-v2")
-    assert max(len(tokenizer.encode(embedded_chunk("Water", "", text)).ids) for text in water) <= 64
+    assert max(len(tokenizer.encode(titled_chunk("Water", "", text)).ids) for text in water) <= 64
     assert {row["title"] for row in rows} == {"Water", "Ice", "Steam"}
     assert (summary.details["articles"], summary.details["skipped"]) == (3, {"no text": 1})
     assert rows[0]["url"] == "https://example.org/water"
@@ -62,7 +62,7 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
     said = dict.fromkeys(sentence.strip() for window in windows for sentence in window)
     assert " ".join(said) == LONG
     lengths = [
-        len(splitter.tokenizer.encode(embedded_chunk("Water", "Boiling", "".join(window))).ids) for window in windows
+        len(splitter.tokenizer.encode(titled_chunk("Water", "Boiling", "".join(window))).ids) for window in windows
     ]
     assert max(lengths) <= 64
 

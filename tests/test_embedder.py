@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from sciqa.core import cache, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.predict.readers import RetrievalReader
@@ -325,7 +325,7 @@ def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_i
         wet = [
             row["passage_id"]
             for row in tables.read_table(f"{options.passages}/{shard['name']}.parquet").to_pylist()
-            if "water" in re.findall(r"\w+", embedded_chunk(row["title"], row["section"], row["text"]).lower())
+            if "water" in re.findall(r"\w+", titled_chunk(row["title"], row["section"], row["text"]).lower())
         ]
         if wet:
             break
@@ -357,5 +357,5 @@ def test_an_index_says_what_computes_its_vectors(tmp_path, cluster, capsys):
     build_index(IndexOptions(output=output, embedder=folder))
     assert "is computed by PyTorch" in " ".join(capsys.readouterr().err.split())
     (row,) = tables.read_table(f"{output}/passages/00000-00000.parquet").to_pylist()
-    text = embedded_chunk(row["title"], row["section"], row["text"])
+    text = titled_chunk(row["title"], row["section"], row["text"])
     assert least_cosine(np.load(f"{output}/index/00000-00000/vectors.npy"), own_vectors(folder, [text])) > 0.99

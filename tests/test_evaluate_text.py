@@ -11,7 +11,7 @@ from tiny import tiny_folder
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.instructions import read_instructions
-from sciqa.exam.metrics import bootstrap_interval
+from sciqa.exam.metrics import metric_bootstrap_interval
 from sciqa.generate import EvaluateTextOptions, evaluate_text
 from sciqa.generate.text_answers import WriteTextAnswers
 from sciqa.generate.text_metrics import (
@@ -53,7 +53,7 @@ def test_gains_are_paired():
     rows = text_metric_rows({"base": base, "tuned": tuned})
     assert [row["figure"] for row in rows] == [name for name in FIGURES for _ in range(2)]
     first, second = rows[:2]
-    assert (first["low"], first["high"]) == bootstrap_interval(drawn)
+    assert (first["low"], first["high"]) == metric_bootstrap_interval(drawn)
     assert (first["gain"], second["answers"]) == (None, 40)
     # All answers gain as much, whatever the spread between instructions.
     assert [second[name] for name in ("gain", "gain_low", "gain_high")] == pytest.approx([0.1] * 3)

@@ -12,9 +12,9 @@ from sciqa import pipeline as run
 from sciqa.core import cluster, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import ExamOptions, open_exam
-from sciqa.pipeline import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
 
 
 @pytest.fixture(scope="module")

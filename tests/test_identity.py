@@ -134,7 +134,7 @@ def test_a_file_that_has_just_been_written_is_read_again(tmp_path, reads):
     """Within a tick of the file system's clock it could be written twice and look the same."""
     for text in ("one", "two"):
         (tmp_path / "file").write_text(text)
-        assert cache.cache_file_hash(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
+        assert cache.cached_file_hash(tmp_path / "file") == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(model, tmp_path, reads):

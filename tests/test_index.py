@@ -90,8 +90,8 @@ def test_a_file_that_is_not_the_one_written_is_found_before_a_search(indexed, na
 
 def test_an_unchanged_index_is_listed_and_only_its_manifest_read(indexed, monkeypatch):
     options, hashed, read = IndexOptions(**indexed), [], []
-    given = index_listing.cache_file_hash, storage.read_json
-    monkeypatch.setattr(index_listing, "cache_file_hash", lambda path: hashed.append(path) or given[0](path))
+    given = index_listing.cached_file_hash, storage.read_json
+    monkeypatch.setattr(index_listing, "cached_file_hash", lambda path: hashed.append(path) or given[0](path))
     monkeypatch.setattr(storage, "read_json", lambda path: read.append(path) or given[1](path))
     assert build_index(options).details == {"built": 0, "kept": 2}
     assert f"{options.index}/manifest.json" in read

@@ -13,7 +13,7 @@ from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
+from sciqa.core.model_files import model_file_family
 from sciqa.exam import read_exam
 from sciqa.models import adapter
 from sciqa.models.load import SCORERS, load_base, load_on_meta_device, load_scorer, scorer_of_loaded
@@ -177,7 +177,7 @@ def test_an_encoder_lacks_nothing_but_heads(tmp_path):
 
 def made(folder, fields, to, precision="float32", method="lora"):
     """Make an adapter with random weights, save it, and return it in the model, with tokenizer and folder."""
-    family = model_family(folder)
+    family = model_file_family(folder)
     model, tokenizer = load_base(folder, family, getattr(torch, precision))
     model = adapter.add_trainable_adapter(model, family, method, fields)
     torch.manual_seed(1)
@@ -224,9 +224,9 @@ def test_training_predicting_and_merging_agree_where_weights_are_tied(tmp_path, 
     ],
 )
 def test_what_cannot_be_trained_and_merged_alike_is_refused_at_once(folders, family, fields):
-    model = load_on_meta_device(folders[family], model_family(folders[family]), torch.float32)
+    model = load_on_meta_device(folders[family], model_file_family(folders[family]), torch.float32)
     with pytest.raises(InputError, match=r"--peft: .*(lm_head|shared).*(leave it out)"):
-        adapter.add_trainable_adapter(model, model_family(folders[family]), "lora", fields)
+        adapter.add_trainable_adapter(model, model_file_family(folders[family]), "lora", fields)
 
 
 def test_in_16_bits_an_adapter_computes_as_it_was_validated(tmp_path, folders):

@@ -16,10 +16,10 @@ from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.models.merge import merge
 from sciqa.models.options import MergeOptions
-from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
+from sciqa.run import RunExamOptions, run_exam
 from sciqa.training import FinetuneOptions, finetune
 
 QUESTIONS = [

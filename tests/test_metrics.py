@@ -10,9 +10,9 @@ from sklearn import metrics as reference
 from sciqa.cli_results import _score_table
 from sciqa.exam.metrics import (
     average_precision_at_3,
-    bootstrap_interval,
     expected_calibration_error,
     log_loss,
+    metric_bootstrap_interval,
     metrics_by_chance,
     position_bias,
     score_metrics,
@@ -44,7 +44,7 @@ def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(2)
     covered = 0
     for seed in range(60):
-        low, high = bootstrap_interval((rng.random(80) < 0.7).astype(float), seed)
+        low, high = metric_bootstrap_interval((rng.random(80) < 0.7).astype(float), seed)
         covered += low <= 0.7 <= high
     assert 0.85 <= covered / 60 <= 1
 
@@ -118,7 +118,7 @@ def test_intervals_are_those_of_plain_resampling():
     values = np.random.default_rng(1).choice([0, 1 / 3, 1 / 2, 1], 60)
     rng = np.random.default_rng(2)
     means = [values[rng.integers(0, 60, 60)].mean() for _ in range(10_000)]
-    assert bootstrap_interval(values) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
-    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert metric_bootstrap_interval(values) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+    assert metric_bootstrap_interval(values) == metric_bootstrap_interval(values)
     many = np.random.default_rng(3).random(2000)  # all distinct
-    assert bootstrap_interval(many) == pytest.approx((many.mean() - 0.0127, many.mean() + 0.0127), abs=0.002)
+    assert metric_bootstrap_interval(many) == pytest.approx((many.mean() - 0.0127, many.mean() + 0.0127), abs=0.002)

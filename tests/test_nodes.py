@@ -23,8 +23,8 @@ from sciqa.core.options import RunOptions
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
-from sciqa.pipeline import RunExamOptions, run_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, queries, retrieve
+from sciqa.run import RunExamOptions, run_exam
 from sciqa.training import FinetuneOptions, finetune
 
 #: Of each step: its function and options, files that tell by their number that it is in its middle, and the Ray actors

@@ -27,7 +27,7 @@ from sciqa.core import storage, tables
 from sciqa.core.adapter_files import describe_adapter_files, read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.exam.instructions import read_instruction_examples
+from sciqa.exam.instructions import read_instructions_examples
 from sciqa.models import adapter
 from sciqa.models.load import load_base, load_scorer, scorer_of_loaded
 from sciqa.models.prompt_format import PromptFormat
@@ -443,13 +443,13 @@ def test_conversations_give_an_example_for_each_answer(tmp_path):
     path = tmp_path / "chats.jsonl"
     chat = messages(*CHAT, ("assistant", "So."))
     write_jsonl(path, [{"messages": chat}])
-    assert read_instruction_examples(str(path)) == [
+    assert read_instructions_examples(str(path)) == [
         {"prompt": chat[:2], "completion": chat[2:3]},
         {"prompt": chat[:4], "completion": chat[4:]},
     ]
     write_jsonl(path, [{"instruction": "Add.", "input": "1 and 2", "output": "3"}])
     prompt = [{"role": "user", "content": "Add.\n\n1 and 2"}]
-    assert read_instruction_examples(str(path)) == [
+    assert read_instructions_examples(str(path)) == [
         {"prompt": prompt, "completion": [{"role": "assistant", "content": "3"}]}
     ]
 

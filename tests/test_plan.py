@@ -17,7 +17,7 @@ from tiny import mostly_slow, tiny_folder
 from torch.utils.flop_counter import FlopCounterMode
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
+from sciqa.core.model_files import model_file_family
 from sciqa.models import adapter
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import SCORERS, load_base
@@ -193,10 +193,10 @@ def test_llama_2_70b_in_nf4_has_the_published_size(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_operations_are_those_that_pytorch_counts(tmp_path, family, method):
     folder = tiny_folder(tmp_path / family, family)
-    base, tokenizer = load_base(folder, model_family(folder), torch.float32)
+    base, tokenizer = load_base(folder, model_file_family(folder), torch.float32)
     base.set_attn_implementation("eager")  # PyTorch does not count its fused attention on a CPU
-    scorer = SCORERS[model_family(folder)](
-        adapter.add_trainable_adapter(base, model_family(folder), method, {}), tokenizer, PromptFormat()
+    scorer = SCORERS[model_file_family(folder)](
+        adapter.add_trainable_adapter(base, model_file_family(folder), method, {}), tokenizer, PromptFormat()
     )
     question, planned = encoded(200, 10, 10, 10), build_memory_sketch(folder, method, {})
     assert scorer.layout in ("packed", "padded")  # proved here, so that the proof's own operations are not counted

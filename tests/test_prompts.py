@@ -17,7 +17,7 @@ from tiny import tiny_folder, tiny_model, tiny_tokenizer
 from sciqa.cli import main
 from sciqa.core import cluster as ray_cluster
 from sciqa.core.errors import InputError
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.adapter import read_adapter_style
@@ -173,7 +173,7 @@ def test_only_context_and_passages_are_cut(tokenizer):
     scorer = scorer_of(tokenizer, template=template, max_length=90)
     passages = [{"title": f"P{n}", "section": "", "text": f"Fact {n} is that. It is so. "} for n in range(20)]
     question = QUESTION | {"passages": passages, "prompt": "Which gas is it that glows?"}
-    context = "\n".join(embedded_chunk(p["title"], p["section"], p["text"]) for p in passages)
+    context = "\n".join(titled_chunk(p["title"], p["section"], p["text"]) for p in passages)
     encoded = scorer.encode(question, context)
     text = tokenizer.decode(encoded.prompt)
     assert encoded.cut

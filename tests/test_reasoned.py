@@ -18,7 +18,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.exam.chain_table import read_chains, write_chain_rows
+from sciqa.exam.chain_table import read_chain_table, write_chain_rows
 from sciqa.models import decoding
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import Chain, ChainSettings, StopChainAtEnd, encode_chain_letters, write_chains
@@ -217,7 +217,7 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
     common |= {"model": folder, "precision": "float32", "completion": "reasoned", "max_tokens": 6, "samples": 2}
     made = predict(PredictOptions(**common)).made
     answers = f"{tmp_path}/answers/it"
-    chains, table = read_chains(answers), tables.read_table(answers)
+    chains, table = read_chain_table(answers), tables.read_table(answers)
     ids = [question["id"] for question in read_exam(exam_file).to_pylist()]
     assert list(chains) == ids == table["id"].to_pylist()
     assert all([row["sample"] for row in rows] == [0, 1] for rows in chains.values())
@@ -239,7 +239,7 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
     Path(tmp_path, "answers/_it/chains/00001.parquet").unlink()
     assert "2 of 3 shards kept" in predict(PredictOptions(**common)).made
     assert tables.read_table(answers).equals(table)
-    assert read_chains(answers) == chains
+    assert read_chain_table(answers) == chains
     for other in ({"samples": 3}, {"max_tokens": 7}, {"temperature": 0.5}, {"seed": 1}, {"completion": "letter"}):
         with pytest.raises(InputError, match=rf"made from other inputs \({next(iter(other))}"):
             predict(PredictOptions(**common | other))

@@ -17,18 +17,18 @@ from sciqa import pipeline as run
 from sciqa.audit import contamination as audited
 from sciqa.core import hashes, tables
 from sciqa.core.errors import InputError
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.finished_answers import finished_answers_path
-from sciqa.exam.metrics import bootstrap_interval, score_metrics
-from sciqa.pipeline import RunExamOptions, run_exam
+from sciqa.exam.metrics import metric_bootstrap_interval, score_metrics
 from sciqa.predict.results import METRICS, result_metrics_path
 from sciqa.predict.scored_answers import ANSWERS_FORMAT, ScoredAnswer, write_scored_answers
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import report_confusion
 from sciqa.report.texts import report_formulas_as_html
 from sciqa.retrieval import contexts as finding
+from sciqa.run import RunExamOptions, run_exam
 
 HOSTILE = "</script><script>window.broken = 1</script> \"quoted\" 'single' <b>& \u2028 end"
 LONG = "ACGT" * 125
@@ -132,7 +132,7 @@ def page_of(output, **options):
 def context(*texts, given=None):
     """Return contexts of which the first passage's texts were read."""
     lines = [given] if given else []
-    lines += [embedded_chunk("Helium", "", " ".join(texts))] if texts else []
+    lines += [titled_chunk("Helium", "", " ".join(texts))] if texts else []
     return {"passages": PASSAGES, "context": "\n".join(lines)}
 
 
@@ -364,12 +364,12 @@ def test_exams_with_few_answers_have_a_page(tmp_path, answered):
 
 def test_intervals_do_not_depend_on_what_was_asked_before():
     values = np.random.default_rng(3).integers(0, 3, 50) / 2
-    first = bootstrap_interval(values)
-    bootstrap_interval(np.append(values, 7.0))
+    first = metric_bootstrap_interval(values)
+    metric_bootstrap_interval(np.append(values, 7.0))
     drawn = np.random.default_rng(0).multinomial(50, np.unique(values, return_counts=True)[1] / 50, 10_000)
     assert (
         first
-        == bootstrap_interval(values[::-1])
+        == metric_bootstrap_interval(values[::-1])
         == pytest.approx(np.percentile(drawn @ np.unique(values) / 50, [2.5, 97.5]))
     )
 

@@ -19,16 +19,16 @@ from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
-from sciqa.pipeline import (
-    RunExamOptions,
-    RunFinetuneOptions,
-    check_pipeline_passages,
-    find_pipeline_passages,
-    run_finetune,
-)
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
+from sciqa.run import (
+    RunExamOptions,
+    RunFinetuneOptions,
+    check_run_passages,
+    find_run_passages,
+    run_finetune,
+)
 from sciqa.training import FinetuneOptions
 from sciqa.training.finetune import check_before_finetune
 
@@ -58,17 +58,15 @@ def test_finished_tables_are_used_as_they_are(tmp_path, indexed, given):
     before = files(run)
     mine = {name: f"{run}/{name}" for name in given}
     options = RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine)
-    check_pipeline_passages(options)
-    find_pipeline_passages(options)
+    check_run_passages(options)
+    find_run_passages(options)
     assert files(run) == before
     rows = storage.read_json(f"{options.index}/manifest.json")["rows"]
     assert rows == storage.read_json(f"{run}/index/manifest.json")["rows"] == 3
     if "index" in given:
         for wrong in ({"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"passage_tokens": 64}):
             with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
-                check_pipeline_passages(
-                    RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong)
-                )
+                check_run_passages(RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong))
     assert files(run) == before
 
 
@@ -78,7 +76,7 @@ def test_passages_that_have_changed_are_indexed_by_the_same_factory(tmp_path, in
     write_jsonl(more, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
     corpus = (str(tmp_path / "articles.jsonl"), str(more))
     build_passages(CorpusOptions(corpus=corpus, shard_passages=2, **indexed))
-    find_pipeline_passages(RunExamOptions(**indexed))
+    find_run_passages(RunExamOptions(**indexed))
     manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
     assert (manifest["rows"], manifest["factory"]) == (4, "HNSW4")
 
@@ -187,7 +185,7 @@ def test_the_same_questions_are_not_trained_on_and_validated_by(tmp_path, exam):
 def test_options_of_training_are_checked_before_anything_is_built(tmp_path, monkeypatch, wrong, part):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else find(name))
-    monkeypatch.setattr("sciqa.pipeline.find_pipeline_passages", lambda options: pytest.fail("built something"))
+    monkeypatch.setattr("sciqa.run.find_run_passages", lambda options: pytest.fail("built something"))
     with pytest.raises(InputError, match=part):
         run_finetune(RunFinetuneOptions(output=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from sciqa.core import cluster as core_cluster
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.retrieval import IndexOptions, bm25, search
 from sciqa.retrieval.bm25 import split_bm25_terms
 from sciqa.retrieval.index import read_index_manifest, train_index_factory
@@ -202,7 +202,7 @@ def test_words_of_shards_rank_like_one_bm25_index_each(small_index):
     expected, first = [], 0
     for shard in manifest["shards"]:
         rows = tables.read_table(storage.join_paths(folder, shard["name"], "passages.parquet")).to_pylist()
-        texts = [embedded_chunk(row["title"], row["section"], row["text"]) for row in rows]
+        texts = [titled_chunk(row["title"], row["section"], row["text"]) for row in rows]
         reference = bm25s.BM25()
         reference.index(split_bm25_terms(texts), show_progress=False)
         known = [term for term in split_bm25_terms(asked)[0] if term in reference.vocab_dict]

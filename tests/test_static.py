@@ -17,7 +17,7 @@ from tiny_embedders import tiny_embedder, tiny_tokenizer
 from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model, model_file_sequence_length, tokenizer_of_model_files
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
@@ -157,7 +157,7 @@ def passages(tmp_path, cluster):
 def test_trained_vectors_are_those_of_word2vec(passages, method):
     made = make_embedder(EmbedderOptions(output=passages, method=method, sif=1e-2, seed=3, **SMALL | {"epochs": 9}))
     tokenizer, rows = rows_of(made.path)
-    texts = [embedded_chunk(**row) for row in table_of(passages)]
+    texts = [titled_chunk(**row) for row in table_of(passages)]
     sentences = [[word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text.lower())] for text in texts]
     settings = {"vector_size": 16, "epochs": 9, "min_count": 1, "seed": 3, "workers": 1}
     vectors = Word2Vec(sentences, sg=int(method == "skip-gram"), **settings).wv
@@ -243,7 +243,7 @@ def test_passages_and_vectors_of_an_index_are_the_static_embedders(tmp_path, clu
     (shard,) = build_passages(corpus).details["shards"]
     indexing = IndexOptions(**options)
     EmbedIndexShard(indexing, indexing.embed_on("cpu", 2), indexing.embedding())({"part": shard})
-    texts = [embedded_chunk(**row) for row in table_of(tmp_path / "run")]
+    texts = [titled_chunk(**row) for row in table_of(tmp_path / "run")]
     tokenizer = tokenizer_of_model_files(folder)
     assert 30 < max(len(each.ids) for each in tokenizer.encode_batch(texts)) <= 40
     (path,) = tmp_path.glob("run/index/*/vectors.npy")
@@ -253,7 +253,7 @@ def test_passages_and_vectors_of_an_index_are_the_static_embedders(tmp_path, clu
 def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_file):
     """Of all passages, two stages find what the second finds alone, by its own prompts."""
     folder = save(tmp_path / "static", prompts={"query": "metal: ", "document": "whale: "})
-    texts = [embedded_chunk(**row) for row in table_of(small_index)]
+    texts = [titled_chunk(**row) for row in table_of(small_index)]
     questions = read_exam(exam_file).to_pylist()[:4]
     options = FindOptions(
         **{"output": str(tmp_path), "index": f"{small_index}/index", "dense": ("mean",), "words": ()},
@@ -268,7 +268,7 @@ def test_an_embedder_scores_found_passages_again(tmp_path, small_index, exam_fil
     for query, context in zip(queries, found, strict=True):
         scores = vectors @ query
         nearest = np.argsort(-scores)[:9]
-        assert [embedded_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]] == [
+        assert [titled_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]] == [
             texts[number] for number in nearest
         ]
         np.testing.assert_allclose([p["score"] for p in context["passages"]], scores[nearest], atol=1e-5)

@@ -19,7 +19,6 @@ from tiny import tiny_folder
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
-from sciqa.pipeline import RunSweepPredictOptions, run_sweep_predict
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.sweep_predict import (
     COLUMNS,
@@ -30,6 +29,7 @@ from sciqa.predict.sweep_predict import (
     sweep_predict_trials,
 )
 from sciqa.retrieval.contexts import find_contexts
+from sciqa.run import RunSweepPredictOptions, run_sweep_predict
 
 FIGURES = [name for name in COLUMNS if name != "seconds"]
 
@@ -173,7 +173,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path, cluster):
     write_jsonl(tmp_path / "exam.jsonl", read_exam("validation").slice(0, 60).to_pylist())
     options = {name: RunSweepPredictOptions(output=str(tmp_path / name), **given) for name in ("whole", "killed")}
     first, second = (f"{tmp_path}/killed/validation/answers/s-{number}" for number in (1, 2))
-    code = "import sys, json; from sciqa.pipeline import *;"
+    code = "import sys, json; from sciqa.run import *;"
     code += "run_sweep_predict(RunSweepPredictOptions(**json.loads(sys.argv[1])))"
     own = {"output": str(tmp_path / "killed"), "num_cpus": 2}
     with subprocess.Popen([sys.executable, "-c", code, json.dumps(given | own)], stderr=subprocess.DEVNULL) as driver:

@@ -43,10 +43,14 @@ def test_ties_count_their_mean_over_all_orders(scores):
 def test_what_is_tied_follows_from_no_order_and_goes_on_from_neighbour_to_neighbour():
     scores = np.array([1.0, 1.0 + 0.8e-5, 1.0 + 1.6e-5, 0.5, 1.1])
     for order in itertools.permutations(range(5)):
-        settled = probabilities.settle_ties(scores[list(order)], 1e-5)[np.argsort(order)]
+        settled = probabilities.settle_probability_ties(scores[list(order)], 1e-5)[np.argsort(order)]
         assert settled[0] == settled[1] == settled[2] != settled[4]
-        np.testing.assert_array_equal(probabilities.settle_ties(settled, 1e-5), settled)
-    assert np.isnan(probabilities.settle_ties(np.array([1.0, np.nan, 2.0]), 1e-5)).tolist() == [False, True, False]
+        np.testing.assert_array_equal(probabilities.settle_probability_ties(settled, 1e-5), settled)
+    assert np.isnan(probabilities.settle_probability_ties(np.array([1.0, np.nan, 2.0]), 1e-5)).tolist() == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_tied_options_are_ranked_by_what_they_say():

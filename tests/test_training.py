@@ -39,7 +39,7 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.example_files import example_batches, map_examples, write_examples
+from sciqa.training.example_files import example_file_batches, map_example_file, write_example_file
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
@@ -84,7 +84,7 @@ def tiny_run(data, output, **changes):
 
 
 def read_examples(exam, contexts):
-    return Examples(pa.concat_tables(example_batches(exam, contexts)))
+    return Examples(pa.concat_tables(example_file_batches(exam, contexts)))
 
 
 def plain_losses(options, family):
@@ -508,8 +508,8 @@ def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, t
 
     exam = replace(open_finetune_split(options, "train"), shard_questions=3)
     held = pa.total_allocated_bytes()
-    path = write_examples(exam, options.train_contexts, str(tmp_path))
-    examples = Examples(map_examples(path))
+    path = write_example_file(exam, options.train_contexts, str(tmp_path))
+    examples = Examples(map_example_file(path))
     assert pa.total_allocated_bytes() == held  # no memory but the file's
     Path(path).unlink()
     asked, found = tables.read_table(exam.path).to_pylist(), tables.read_table(options.train_contexts).to_pylist()
@@ -523,11 +523,11 @@ def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, t
     assert examples.sizes(with_context=False).tolist() == list(map(len, texts))
     assert (examples.sizes() - examples.sizes(with_context=False)).tolist() == [len(row["context"]) for row in found]
     with pytest.raises(InputError, match="cannot be written"):
-        write_examples(exam, options.train_contexts, str(tmp_path / "missing"))
+        write_example_file(exam, options.train_contexts, str(tmp_path / "missing"))
     turned = tmp_path / "turned.parquet"
     tables.write_table(str(turned), tables.read_table(exam.path).take(pa.array(range(len(asked))[::-1])))
     with pytest.raises(InputError, match="where that of question"):
-        list(example_batches(replace(exam, path=str(turned)), options.train_contexts))
+        list(example_file_batches(replace(exam, path=str(turned)), options.train_contexts))
 
 
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sciqa.ask.options import AskAnswerOptions, AskOptions
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
+from sciqa.core.model_files import model_file_family
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.predict.predict import check_predict_reader
 from sciqa.predict.scored_answers import has_tied_scored_answers, scored_answer_row
@@ -55,7 +55,7 @@ def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
 
 def check_answerer_model(model: str) -> None:
     """Raise `InputError` if a model is an encoder, which ranks options and writes no words."""
-    if model_family(model) == "multiple-choice":
+    if model_file_family(model) == "multiple-choice":
         raise InputError(
             f"--model {model}: an encoder, which writes no words; "
             "give --options to rank, or another --model (causal, or encoder-decoder such as T5)"

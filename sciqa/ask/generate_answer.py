@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStre
 from sciqa.ask.options import AskAnswerOptions
 from sciqa.core.errors import InputError
 from sciqa.core.progress import progress_lines
-from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.models.prompt_template import built_in_template, read_template
 from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.retrieval.contexts import FindContexts
@@ -134,7 +134,7 @@ def stop_generated_answer(tokenizer: PreTrainedTokenizerBase, start: int) -> Cal
 def generated_answer_citation(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
     """Return a function that maps a sentence to the number, from 1, of the nearest passage, or None if none is near."""
     known = [
-        (number, embedded_chunk(passage["title"], passage["section"], sentence.strip()))
+        (number, titled_chunk(passage["title"], passage["section"], sentence.strip()))
         for number, passage in enumerate(passages, 1)
         for sentence in split_sentences(passage["text"])
         if sentence.strip()

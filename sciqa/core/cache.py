@@ -132,7 +132,7 @@ def _make_room(root: Path, size: int, limit: int) -> None:
         )
 
 
-def cache_file_hash(path: Path) -> str:
+def cached_file_hash(path: Path) -> str:
     """Return the sha256 of a file. An unchanged file is read only once per machine.
 
     The machine's cache stores the hash by absolute path, with the file's size and change times.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sciqa.core.cache import cache_file_hash
+from sciqa.core.cache import cached_file_hash
 from sciqa.core.errors import InputError
 from sciqa.core.storage import read_storage_pieces
 
@@ -67,7 +67,7 @@ def _content(file: Path) -> str:
     """Return the sha256 of a file. A file in the hub's cache is not read, since its blob is named by the hash."""
     blob = file.resolve()
     in_hub = blob.parent.name == "blobs" and blob.parent.parent.name.startswith("models--")
-    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else cache_file_hash(blob)
+    return blob.name if in_hub and re.fullmatch("[0-9a-f]{64}", blob.name) else cached_file_hash(blob)
 
 
 def hash_other_files(folder: Path, gguf: bool) -> dict[str, str]:
@@ -86,7 +86,7 @@ def hash_other_files(folder: Path, gguf: bool) -> dict[str, str]:
     for path in sorted(path for path in found if _counts(folder, path)):
         try:
             small = path.stat().st_size < SMALL
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else cache_file_hash(path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else cached_file_hash(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
         hashes[path.relative_to(folder).as_posix()] = digest[:16]

@@ -176,7 +176,7 @@ def model_file_dimension(name: str) -> int | None:
     return None
 
 
-def model_family(name: str) -> Family:
+def model_file_family(name: str) -> Family:
     """Return the family of a model, from its configuration.
 
     Raises:
@@ -187,7 +187,7 @@ def model_family(name: str) -> Family:
 
 
 def model_folder_family(name: str, folder: Path, gguf_file: str | None) -> Family:
-    """Return the family of a model, from the configuration in a folder; see `model_family`."""
+    """Return the family of a model, from the configuration in a folder; see `model_file_family`."""
     if gguf_file:
         return "causal"
     about = _read_config(name, folder)

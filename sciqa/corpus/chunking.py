@@ -14,7 +14,7 @@ def split_sentences(text: str) -> list[str]:
     return list(segment("en", text))
 
 
-def embedded_chunk(title: str, section: str, text: str) -> str:
+def titled_chunk(title: str, section: str, text: str) -> str:
     """Return the text to embed for a passage: its headings, unless the text begins with them, and its text."""
     headings = [heading for heading in (title, section) if heading and not text.startswith(heading)]
     return ". ".join([*headings, text])
@@ -35,7 +35,7 @@ class ChunkSplitter:
 
     def split(self, title: str, section: str, text: str) -> Iterator[str]:
         """Yield the passages of a section, without surrounding white space."""
-        headings = len(self.tokenizer.encode(embedded_chunk(title, section, ""), add_special_tokens=False).ids)
+        headings = len(self.tokenizer.encode(titled_chunk(title, section, ""), add_special_tokens=False).ids)
         room = max(LEAST_TOKENS, self.tokens - self.marks - headings)
         sentences, lengths = self._sentences(text, room)
         start = 0

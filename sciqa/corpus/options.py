@@ -35,7 +35,7 @@ class PassagesOptions(OutputOptions):
 
 
 @dataclass(kw_only=True)
-class SplitOptions(EmbeddingModelOptions):
+class ChunkingOptions(EmbeddingModelOptions):
     """How texts become passages."""
 
     passage_tokens: int = 256
@@ -54,7 +54,7 @@ class SplitOptions(EmbeddingModelOptions):
 
 
 @dataclass(kw_only=True)
-class CorpusOptions(SplitOptions, PassagesOptions, RunOptions):
+class CorpusOptions(ChunkingOptions, PassagesOptions, RunOptions):
     """Options of the `corpus` step: its sources, and how texts become passages."""
 
     corpus: tuple[str, ...] | None = None

@@ -15,7 +15,7 @@ from sciqa.core.summary import Summary
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_article_files, split_articles
 from sciqa.corpus.corpus_files import decode_corpus_file
-from sciqa.corpus.options import CorpusOptions, SplitOptions
+from sciqa.corpus.options import ChunkingOptions, CorpusOptions
 from sciqa.corpus.parts import (
     LEFT_OUT,
     LEFT_OUT_SCHEMA,
@@ -133,7 +133,7 @@ def check_passage_sources(options: CorpusOptions, left_out: dict[str, str] | Non
     return find_article_files(_corpus_of(options), left_out)
 
 
-def check_passage_tokens(options: SplitOptions) -> None:
+def check_passage_tokens(options: ChunkingOptions) -> None:
     """Raise `InputError` if passages would be longer than the embedder reads."""
     longest = model_file_sequence_length(options.embedder)
     if longest and options.passage_tokens > longest:

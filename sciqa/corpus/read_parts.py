@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.corpus.chunking import split_sentences, titled_chunk
 
 
 def split_read_parts(passages: Sequence[dict], context: str, given: str | None) -> list[list[tuple[str, bool]]]:
@@ -20,7 +20,7 @@ def split_read_parts(passages: Sequence[dict], context: str, given: str | None) 
     left = context
     if given and (context == given or context.startswith(f"{given}\n")):
         left = context[len(given) + 1 :]
-    texts = [embedded_chunk(each["title"], each["section"], each["text"]) for each in passages]
+    texts = [titled_chunk(each["title"], each["section"], each["text"]) for each in passages]
     for number in range(1, len(texts) + 1):
         if left == "\n".join(texts[:number]):
             return [[(each["text"], place < number)] for place, each in enumerate(passages)]

@@ -37,7 +37,7 @@ def write_chain_rows(answers: str, part: int, rows: Sequence[dict]) -> None:
     tables.write_table(tables.table_part_path(chain_table_folder(answers), part), table)
 
 
-def read_chains(
+def read_chain_table(
     answers: str, columns: list[str] | None = None, questions: float = float("inf")
 ) -> dict[str, list[dict]]:
     """Return the chains of each question, by its id, in the order of their samples; empty without any.
@@ -66,5 +66,5 @@ def chain_table_usage(answers: str) -> dict[str, dict[str, int]]:
             "tokens_in": sum(row["prompt_tokens"] for row in rows),
             "tokens_out": sum(row["tokens"] for row in rows),
         }
-        for name, rows in read_chains(answers, ["letter", "finished", "prompt_tokens", "tokens"]).items()
+        for name, rows in read_chain_table(answers, ["letter", "finished", "prompt_tokens", "tokens"]).items()
     }

@@ -21,7 +21,7 @@ def read_instructions(path: str) -> list[dict[str, str]]:
     return [{"id": str(row.cells.get("id") or number)} | _texts(row) for number, row in rows]
 
 
-def read_instruction_examples(path: str) -> list[dict]:
+def read_instructions_examples(path: str) -> list[dict]:
     """Return the training examples in a file of instructions.
 
     Args:

@@ -64,7 +64,7 @@ def metrics_by_chance(options: Sequence[int]) -> tuple[float, float]:
     return float((1 / numbers).mean()), float(precision.mean())
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def metric_bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile-bootstrap interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
     The same call with the differences of two readers on the same questions gives the paired interval. The counts of
@@ -81,7 +81,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 
 @lru_cache(1 << 14)
 def _interval_of(distinct: tuple[float, ...], counts: tuple[int, ...], seed: int) -> tuple[float, float]:
-    """Return `bootstrap_interval` from distinct values and their counts; cached, as many small slices share these."""
+    """Return `metric_bootstrap_interval` from distinct values and their counts; cached, as many slices share these."""
     rng = np.random.default_rng(seed)
     questions = sum(counts)
     shares = np.array(counts) / questions
@@ -158,8 +158,8 @@ def score_metrics(answers: list[dict]) -> dict[str, float | int | None] | None:
     confidence = np.array([max(row["probabilities"]) for row in answers])
     precision, correct = average_precision_at_3(ranks, tied), right_at_first(ranks, tied)
     chance_accuracy, chance_map_at_3 = metrics_by_chance([len(row["probabilities"]) for row in answers])
-    map_low, map_high = bootstrap_interval(precision)
-    accuracy_low, accuracy_high = bootstrap_interval(correct)
+    map_low, map_high = metric_bootstrap_interval(precision)
+    accuracy_low, accuracy_high = metric_bootstrap_interval(correct)
     return {
         "questions": len(answers),
         "ties": int(((tied > 1) & (ranks <= 3)).sum()),

@@ -8,7 +8,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.exam.exam_files import SPLITS
-from sciqa.exam.options import SHARD_QUESTIONS, ExamOptions, QuestionOptions
+from sciqa.exam.options import SHARD_QUESTIONS, ExamOptions, ExamQuestionOptions
 from sciqa.exam.read_exam import ContextFrom, read_exam, read_exam_questions
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "answer_options_of", "open_exam", "read_exam", "rotate_answer_options"]
@@ -83,7 +83,7 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
 
 
 def open_exam_table(
-    options: QuestionOptions, name: str, path: str, shard_questions: int = SHARD_QUESTIONS, write: bool = True
+    options: ExamQuestionOptions, name: str, path: str, shard_questions: int = SHARD_QUESTIONS, write: bool = True
 ) -> Exam:
     """Validate an exam, and return its table on storage.
 

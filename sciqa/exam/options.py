@@ -33,7 +33,7 @@ class QuestionFileOptions(Options):
 
 
 @dataclass(kw_only=True)
-class QuestionOptions(QuestionFileOptions, WriteOptions):
+class ExamQuestionOptions(QuestionFileOptions, WriteOptions):
     """How questions are read, and where their table is written."""
 
     context: ContextFrom = "both"
@@ -59,7 +59,7 @@ def _say(note: str) -> None:
 
 
 @dataclass(kw_only=True)
-class ExamOptions(QuestionOptions):
+class ExamOptions(ExamQuestionOptions):
     """Options that select the questions of a run."""
 
     exam: str | None = None

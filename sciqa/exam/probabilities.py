@@ -7,7 +7,7 @@ import numpy as np
 NOISE, ROUNDING = 1e-5, 1e-12
 
 
-def settle_ties(scores: np.ndarray, noise: float = ROUNDING) -> np.ndarray:
+def settle_probability_ties(scores: np.ndarray, noise: float = ROUNDING) -> np.ndarray:
     """Return scores, shape (options,), in which those that differ by no more than `noise` are made equal.
 
     In falling order, neighbours at most `noise` apart form a group, and all get the group's largest score. So the order

@@ -7,7 +7,7 @@ import pyarrow as pa
 from sciqa.core import storage, tables
 from sciqa.core.device import Device
 from sciqa.corpus import dedup
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.generate.filters import filter_option_order, filter_question, filter_repeat_text
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.passage_template import PassageTemplate
@@ -154,5 +154,5 @@ def make_candidate(
 def judge_candidate(row: dict, fields: dict[str, str], options: GenerateOptions) -> dict:
     """Return the row of a question with its options arranged, and the fault that its passage alone shows."""
     fields = filter_option_order(fields, row["id"])
-    context = embedded_chunk(row["title"], row["section"], row["text"])
+    context = titled_chunk(row["title"], row["section"], row["text"])
     return row | fields | {"fault": filter_question(fields, context, options.skip_filters)}

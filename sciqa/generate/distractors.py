@@ -12,7 +12,7 @@ import pyarrow as pa
 from sciqa.core import cluster, hashes, model_workers, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_file_bytes
-from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.exam.baselines import FUNCTION_WORDS
 from sciqa.exam.exam_files import read_exam_files
 from sciqa.generate.candidates import PASSAGE, CandidatePart, judge_candidate, write_candidates
@@ -107,7 +107,7 @@ def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator
         answer: the right answer.
         passages: rows of the passages table, nearest first.
     """
-    texts = [embedded_chunk(each["title"], each["section"], each["text"]) for each in passages]
+    texts = [titled_chunk(each["title"], each["section"], each["text"]) for each in passages]
     names = [each["title"] for each in passages] + [name for text in texts for name in _names(text)]
     if numbers := NUMBER.findall(answer):
         named = {*numbers, *NUMBER.findall(prompt)}

@@ -12,8 +12,8 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import (
     ADAPTER_CONFIG,
     find_model,
-    model_family,
     model_file_bytes,
+    model_file_family,
     model_files_name,
 )
 from sciqa.core.options import defaults_of
@@ -70,7 +70,7 @@ def _models(options: EvaluateTextOptions) -> dict[str, tuple[str, str | None]]:
     elif options.tuned:
         models[f"tuned-{model_files_name(options.tuned)}"] = (options.tuned, None)
     for model, _ in models.values():
-        if (family := model_family(model)) != "causal":
+        if (family := model_file_family(model)) != "causal":
             raise InputError(f"{model}: a {family} model, which writes no text; a causal model expected")
     return models
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sciqa.core import storage, tables
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.generate.candidates import candidate_fields, candidate_schema, candidates_path
 from sciqa.generate.filters import filterable_question
@@ -132,7 +132,7 @@ class WriteFilterResults:
 
 
 def _context(row: dict) -> str:
-    return embedded_chunk(row["title"], row["section"], row["text"])
+    return titled_chunk(row["title"], row["section"], row["text"])
 
 
 def filter_result_schema(options: GenerateOptions) -> pa.Schema:

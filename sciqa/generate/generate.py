@@ -13,7 +13,7 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_family, model_file_bytes, model_files_name
+from sciqa.core.model_files import find_model, model_file_bytes, model_file_family, model_files_name
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.corpus import dedup
@@ -133,7 +133,7 @@ def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[C
         server, form = find_writer_server(options)
         about = asking | {"engine": options.engine, "model": options.model, "server": server.url, "schema": form}
         return writing._replace(server=server, form=form), about
-    if (family := model_family(options.model)) != "causal":
+    if (family := model_file_family(options.model)) != "causal":
         raise InputError(f"--model {options.model}: a {family} model, which writes no text; a causal model expected")
     about = asking | {
         "engine": options.engine,

@@ -11,7 +11,7 @@ from sciqa.core.model_files import local_model_path
 from sciqa.core.options import RunOptions, check_name_option
 from sciqa.corpus.options import PassagesOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemperatureOptions
-from sciqa.predict.api_options import ServerOptions
+from sciqa.predict.api_options import ApiServerOptions
 from sciqa.retrieval.options import EmbedOptions, IndexFolderOptions
 
 Kind = Literal["questions", "instructions"]
@@ -56,7 +56,7 @@ class ReplyOptions(TemperatureOptions, PrecisionOptions):
 @dataclass(kw_only=True)
 class GenerateOptions(
     NearCopyOptions,
-    ServerOptions,
+    ApiServerOptions,
     ModelEngineOptions,
     ReplyOptions,
     AdapterOptions,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sciqa.exam.metrics import bootstrap_interval
+from sciqa.exam.metrics import metric_bootstrap_interval
 
 #: Figures of an answer, and what they are called when printed.
 FIGURES = {
@@ -80,12 +80,12 @@ def text_metric_rows(answers: dict[str, list[dict]]) -> list[dict]:
     for figure in FIGURES:
         values = {model: np.array([row[figure] for row in each]) for model, each in answers.items()}
         for model, each in values.items():
-            low, high = bootstrap_interval(each)
+            low, high = metric_bootstrap_interval(each)
             row = {"model": model, "figure": figure, "answers": len(each), "mean": float(each.mean())}
             row |= {"low": low, "high": high, "gain": None, "gain_low": None, "gain_high": None}
             if model != first:
                 gains = each - values[first]
-                gain_low, gain_high = bootstrap_interval(gains)
+                gain_low, gain_high = metric_bootstrap_interval(gains)
                 row |= {"gain": float(gains.mean()), "gain_low": gain_low, "gain_high": gain_high}
             rows.append(row)
     return rows

@@ -20,7 +20,7 @@ from sciqa.core.model_files import (
     Family,
     ModelFiles,
     find_model,
-    model_family,
+    model_file_family,
     read_model_file,
 )
 from sciqa.models import adapter as adapters
@@ -85,7 +85,7 @@ def load_scorer(
     dtype = load_dtype(precision, device)
     if streaming:
         return _load_streamed(name, style, dtype, streaming, device).eval()
-    family = model_family(name)
+    family = model_file_family(name)
     model, tokenizer = load_base(name, family, dtype, nf4, device)
     folder = find_model(name).folder
     if adapter:
@@ -153,7 +153,7 @@ def load_without_weights(name: str, style: dict, adapter: str | None = None) -> 
         InputError: the model has no tokenizer, or no configuration of a supported model.
     """
     _silence()
-    files, family = find_model(name), model_family(name)
+    files, family = find_model(name), model_file_family(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(load_safetensors_folder(files), trust_remote_code=False)
     except (OSError, ValueError) as error:

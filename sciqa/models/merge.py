@@ -8,7 +8,7 @@ from sciqa.core import adapter_files, storage
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
-from sciqa.core.model_files import ABOUT_TRAINED, model_family
+from sciqa.core.model_files import ABOUT_TRAINED, model_file_family
 from sciqa.core.summary import Summary
 from sciqa.models.options import MergeOptions
 
@@ -36,7 +36,7 @@ def merge(options: MergeOptions) -> Summary:
     folder = adapter_files.local_adapter(options.adapter)
     if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
         raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
-    model, tokenizer = load_base(options.model, model_family(options.model), torch.float32)
+    model, tokenizer = load_base(options.model, model_file_family(options.model), torch.float32)
     if has_quantised_weights(model):
         raise InputError(
             f"{options.model}: its weights are stored in a few bits, to which an adapter's cannot be added; "

@@ -84,7 +84,7 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     try:
         with torch.no_grad(), _four_bits_in_float32(scorer.model), _shares_in_float32(scorer):
             probe, weights = _probe(scorer), packing_check_copies(scorer)
-            with clear_packing_errors(scorer):
+            with clear_packing_check_errors(scorer):
                 exact, rounding = _alone(scorer, probe, weights)
             if not np.isfinite(exact).all():
                 raise InputError(
@@ -159,7 +159,7 @@ def _quickest(
 
 
 @contextmanager
-def clear_packing_errors(scorer: Scorer) -> Iterator[None]:
+def clear_packing_check_errors(scorer: Scorer) -> Iterator[None]:
     """Turn any error of a model that computes single rows, as transformers does, into an `InputError`."""
     try:
         yield

@@ -14,7 +14,7 @@ import torch
 
 from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import BatchLayout
-from sciqa.models.packing_check import clear_packing_errors, packing_check_copies, run_packing_check
+from sciqa.models.packing_check import clear_packing_check_errors, packing_check_copies, run_packing_check
 from sciqa.models.scorer import EncodedForScorer, Scorer
 
 #: Ways to batch rows, fastest first.
@@ -97,7 +97,7 @@ def _quickest(scorer: PaddedScorer, probe: list[EncodedForScorer], weights: dict
 def _alone(scorer: PaddedScorer, probe: list[EncodedForScorer], weights: dict | None) -> np.ndarray:
     """Return the scores of rows computed alone, the reference for all layouts."""
     name = type(scorer.model).__name__
-    with clear_packing_errors(scorer):
+    with clear_packing_check_errors(scorer):
         exact = _scores(scorer, probe, weights, "single rows")
         run_packing_check(scorer, weights, lambda: scorer.check_causal(probe[1]))
     if not np.isfinite(exact).all():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sciqa.core.errors import InputError
-from sciqa.corpus.options import SplitOptions, absolute_corpus_sources
+from sciqa.corpus.options import ChunkingOptions, absolute_corpus_sources
 from sciqa.exam.options import QuestionFileOptions
 from sciqa.planning.hardware import ACCELERATORS
 from sciqa.retrieval.options import ContextSizeOptions, StoredVectorsOptions
@@ -16,7 +16,7 @@ Stage = Literal["corpus", "index", "finetune", "predict"]
 
 
 @dataclass(kw_only=True)
-class VolumeOptions(StoredVectorsOptions, SplitOptions):
+class VolumeOptions(StoredVectorsOptions, ChunkingOptions):
     """The corpus whose size is estimated."""
 
     corpus: tuple[str, ...] = ("demo",)

@@ -10,7 +10,7 @@ import numpy as np
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import config_files, model_file_dimension, read_model_file, tokenizer_of_model_files
 from sciqa.corpus.articles import find_article_files, read_articles, split_articles
-from sciqa.corpus.chunking import ChunkSplitter, embedded_chunk
+from sciqa.corpus.chunking import ChunkSplitter, titled_chunk
 from sciqa.corpus.passages import check_passage_tokens
 from sciqa.planning.options import VolumeOptions
 from sciqa.retrieval.index_shards import empty_shards_index
@@ -78,9 +78,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     return Volume(
         round(len(passages) * len(parts) / len(chosen) / share),
         float(np.mean([len(text) for *_, text in passages])),
-        float(
-            np.mean([len(each.ids) for each in tokenizer.encode_batch([embedded_chunk(*each) for each in passages])])
-        ),
+        float(np.mean([len(each.ids) for each in tokenizer.encode_batch([titled_chunk(*each) for each in passages])])),
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
-from sciqa.predict.api_options import ServerOptions
+from sciqa.predict.api_options import ApiServerOptions
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -312,7 +312,7 @@ def find_client_server(options: "PredictOptions") -> ClientServer:
     return try_client_forms(server, options.logprobs and not options.is_reasoned)
 
 
-def named_client_server(options: ServerOptions, model: str, chat: bool, tokens: int) -> ClientServer:
+def named_client_server(options: ApiServerOptions, model: str, chat: bool, tokens: int) -> ClientServer:
     """Return the server of the options, untried.
 
     Args:

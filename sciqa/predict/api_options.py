@@ -10,7 +10,7 @@ from sciqa.predict.chain_options import ChainOptions
 
 
 @dataclass(kw_only=True)
-class ServerOptions(Options):
+class ApiServerOptions(Options):
     """A server that has the model."""
 
     base_url: str = ""
@@ -49,7 +49,7 @@ class ServerOptions(Options):
 
 
 @dataclass(kw_only=True)
-class ApiOptions(ServerOptions, ChainOptions):
+class ApiOptions(ApiServerOptions, ChainOptions):
     """A server that has the reader model, and how it ranks options."""
 
     logprobs: bool = True

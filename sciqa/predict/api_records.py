@@ -30,7 +30,7 @@ def record_files_folder(answers: str) -> str:
     return tables.table_records_path(answers, "requests")
 
 
-def record_table_path(answers: str) -> str:
+def api_record_path(answers: str) -> str:
     """Return the path of the table of all records, by the folder of the answers table."""
     return tables.table_records_path(answers, "requests.parquet")
 
@@ -44,7 +44,7 @@ class RequestRecords:
 
     def __init__(self, answers: str) -> None:
         self.folder = record_files_folder(answers)
-        path = record_table_path(answers)
+        path = api_record_path(answers)
         self.rows = {row["key"]: row for row in _read_table(path)} if storage.path_exists(path) else {}
 
     def get(self, key: str) -> dict | None:
@@ -67,7 +67,7 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
     Args:
         answers: folder of the answers table, finished or not; without records, the result is empty.
     """
-    folder, path = record_files_folder(answers), record_table_path(answers)
+    folder, path = record_files_folder(answers), api_record_path(answers)
     rows = {row["key"]: row for row in _read_table(path)} if storage.path_exists(path) else {}
     if files := [storage.join_paths(folder, name) for name in storage.list_names(folder)]:
         with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -14,7 +14,7 @@ import numpy as np
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import metric_scores, score_metrics
-from sciqa.exam.probabilities import log_softmax, settle_ties, softmax
+from sciqa.exam.probabilities import log_softmax, settle_probability_ties, softmax
 
 #: Number of folds in cross-validation.
 FOLDS = 5
@@ -147,7 +147,7 @@ FITTED = ("map_at_3", "log_loss", "calibration_error")
 
 def _figures(scores: list[np.ndarray], golds: np.ndarray) -> dict[str, float]:
     rows = [
-        {"scores": settle_ties(each), "probabilities": softmax(each), "answer": ascii_uppercase[gold]}
+        {"scores": settle_probability_ties(each), "probabilities": softmax(each), "answer": ascii_uppercase[gold]}
         for each, gold in zip(scores, golds, strict=True)
     ]
     figures = score_metrics(rows) or {}

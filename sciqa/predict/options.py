@@ -151,7 +151,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
 
 
 @dataclass(kw_only=True)
-class EngineOptions(ModelEngineOptions, ReaderModelOptions):
+class PredictEngineOptions(ModelEngineOptions, ReaderModelOptions):
     """What runs the reader model: PyTorch, layer by layer or not, vLLM, or a server."""
 
     stream: bool = False
@@ -182,7 +182,7 @@ class EngineOptions(ModelEngineOptions, ReaderModelOptions):
 
 
 @dataclass(kw_only=True)
-class PredictOptions(EngineOptions, ApiOptions, ContextsFolderOptions, EmbedOptions, ExamOptions, RunOptions):
+class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, EmbedOptions, ExamOptions, RunOptions):
     """Options of the `predict` step."""
 
     reader: ReaderName = "open-book"

@@ -14,7 +14,13 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_family, model_file_bytes, model_files_have_head, read_model_file
+from sciqa.core.model_files import (
+    find_model,
+    model_file_bytes,
+    model_file_family,
+    model_files_have_head,
+    read_model_file,
+)
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
@@ -125,7 +131,7 @@ def check_predict_reader(options: ReaderModelOptions, question: dict | None = No
         question: row of the exam table, on which the template is tried; None does not try it.
     """
     _check_extras(options)
-    family = model_family(options.model)
+    family = model_file_family(options.model)
     if options.adapter:
         if said := adapter_files.check_adapter_files(options.adapter, options.model):
             console.print(said, markup=False, soft_wrap=True)

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from sciqa.core.model_files import model_file_sequence_length, tokenizer_of_model_files
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.exam.metrics import metric_scores
-from sciqa.exam.probabilities import NOISE, settle_ties
+from sciqa.exam.probabilities import NOISE, settle_probability_ties
 from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
 from sciqa.predict.api import ApiReader
 from sciqa.predict.baseline_reader import BaselineReader
@@ -107,7 +107,7 @@ class RetrievalReader:
         (context,) = found
         letters = answer_options_of(question)
         asked = [self._query(question["prompt"], option) for option in letters.values()]
-        texts = [embedded_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]]
+        texts = [titled_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]]
         if not texts:
             return ScoredAnswer(np.zeros(len(asked)))
         named = [f"question {question['id']!r} with option {letter}" for letter in letters]
@@ -115,7 +115,7 @@ class RetrievalReader:
         passages = self._embed(texts, "passage", [f"passage {p['passage_id']!r}" for p in context["passages"]])
         # A matrix product may round each option differently.
         nearness = (options[:, None].astype(float) * passages).sum(axis=2).max(axis=1)
-        return ScoredAnswer(settle_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
+        return ScoredAnswer(settle_probability_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
     def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
         return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)

@@ -7,7 +7,7 @@ import numpy as np
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.exam.probabilities import NOISE, settle_ties, softmax
+from sciqa.exam.probabilities import NOISE, settle_probability_ties, softmax
 from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_chain_letters, write_chains
 from sciqa.models.letters import ends_with_letter, find_letter, scores_by_letter_votes
@@ -122,4 +122,4 @@ def _vote(
         row = {"id": question["id"], "sample": number, "text": chain.whole_text, "letter": votes[-1]}
         rows.append(row | {"prompt_tokens": prompt_tokens, "tokens": len(chain.tokens), "finished": chain.finished})
     voted = scores_by_letter_votes(votes, letters, likelihoods.mean(axis=0))
-    return ScoredAnswer(settle_ties(voted, NOISE), cut, tuple(rows))
+    return ScoredAnswer(settle_probability_ties(voted, NOISE), cut, tuple(rows))

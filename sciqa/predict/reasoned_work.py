@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import Family, model_family, read_model_file
+from sciqa.core.model_files import Family, model_file_family, read_model_file
 from sciqa.models.letters import LETTERS_FORMAT
 from sciqa.predict.chain_options import chain_option_inputs
 
@@ -28,7 +28,7 @@ def check_reasoned_work(options: "PredictOptions") -> None:
             raise InputError(f"{name}: not with --completion reasoned, {why}")
     if options.in_api:
         return
-    check_reasoned_work_model(options.model, model_family(options.model))
+    check_reasoned_work_model(options.model, model_file_family(options.model))
     limit = read_model_file(options.model, "config.json").get("max_position_embeddings")
     if limit and limit <= (tokens := options.tokens_of_answer(True)):
         raise InputError(

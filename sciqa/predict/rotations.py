@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.exam.probabilities import NOISE, log_softmax, settle_ties
+from sciqa.exam.probabilities import NOISE, log_softmax, settle_probability_ties
 from sciqa.predict.scored_answers import ScoredAnswer
 
 
@@ -44,7 +44,9 @@ def mean_over_rotations(turns: Sequence[Rotation], scores: Sequence[np.ndarray],
     of: dict[int, list[np.ndarray]] = {}
     for turn, each in zip(turns, scores, strict=True):
         of.setdefault(turn.number, []).append(np.roll(each, -turn.by))
-    return [ScoredAnswer(settle_ties(_mean_scores(each), NOISE), number in cut) for number, each in of.items()]
+    return [
+        ScoredAnswer(settle_probability_ties(_mean_scores(each), NOISE), number in cut) for number, each in of.items()
+    ]
 
 
 def rotations_of(questions: list[dict], rotations: int) -> list[Rotation]:

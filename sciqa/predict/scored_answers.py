@@ -14,7 +14,7 @@ from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import write_chain_rows
 from sciqa.exam.metrics import answer_rank_range, average_precision_at_3
 from sciqa.exam.open_exam import Exam
-from sciqa.exam.probabilities import settle_ties, softmax
+from sciqa.exam.probabilities import settle_probability_ties, softmax
 from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.contexts import EVIDENCE
 
@@ -145,7 +145,7 @@ def scored_answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
                 "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
                 "(or bfloat16), for an embedder another --embed-backend"
             )
-    scores = settle_ties(tie_scored_answers(np.asarray(scored.scores, float), list(options.values())))
+    scores = settle_probability_ties(tie_scored_answers(np.asarray(scored.scores, float), list(options.values())))
     drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
     ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
     row = {

@@ -19,7 +19,7 @@ from sciqa.core import cluster
 from sciqa.core.console import quiet_console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
-from sciqa.core.model_files import find_model, model_family
+from sciqa.core.model_files import find_model, model_file_family
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
 from sciqa.predict.rotations import Rotation, mean_over_rotations
@@ -46,7 +46,7 @@ def check_vllm(options: "PredictOptions") -> None:
     require_extra("vllm", "--engine vllm")
     if find_model(model).gguf_file:
         raise InputError(f"--engine vllm: {model} is a GGUF file; pass a --model in safetensors, or --engine torch")
-    if (family := model_family(model)) != "causal":
+    if (family := model_file_family(model)) != "causal":
         raise InputError(f"--engine vllm: scores with causal models; {model} is {family}, pass --engine torch for it")
     cluster.connect_cluster(options)
     from vllm.platforms import current_platform

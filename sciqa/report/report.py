@@ -19,7 +19,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.core.summary import Summary
 from sciqa.exam.finished_answers import readers_of_finished_answers
-from sciqa.exam.metrics import answer_rank_range, bootstrap_interval, calibration_bins, right_at_first
+from sciqa.exam.metrics import answer_rank_range, calibration_bins, metric_bootstrap_interval, right_at_first
 from sciqa.exam.open_exam import open_exam
 from sciqa.exam.options import ExamOptions
 from sciqa.report.page import render_page
@@ -115,7 +115,7 @@ def report_gains(readers: dict[str, dict], first: str) -> list[dict]:
     for other in (name for name in precisions if name != first):
         gain = precisions[first] - precisions[other]
         if len(gain):
-            low, high = bootstrap_interval(gain)
+            low, high = metric_bootstrap_interval(gain)
             about = {"reader": first, "other": other, "questions": len(gain)}
             gains.append(about | {"gain": float(gain.mean()), "low": low, "high": high})
     return gains

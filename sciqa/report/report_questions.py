@@ -8,7 +8,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.exam.chain_table import read_chains
+from sciqa.exam.chain_table import read_chain_table
 from sciqa.exam.metrics import answer_rank_range
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
@@ -24,7 +24,7 @@ SHALLOW = {
 }
 
 
-class QuestionExplanation(NamedTuple):
+class ReportExplanation(NamedTuple):
     """How a reader came to an answer.
 
     Attributes:
@@ -89,7 +89,7 @@ def report_question_chains(output: str, readers: Iterable[str], most: int) -> di
     """
     found: dict[str, dict[str, list[dict]]] = {}
     for name in readers:
-        for question, chains in read_chains(storage.join_paths(output, "answers", name), questions=most).items():
+        for question, chains in read_chain_table(storage.join_paths(output, "answers", name), questions=most).items():
             found.setdefault(question, {})[name] = [chain | {"text": _shortened(chain["text"])} for chain in chains]
     return found
 
@@ -155,7 +155,7 @@ def _evidence(row: dict) -> list[str] | None:
     return [text[:start], text[start:end], text[end:], found["title"]]
 
 
-def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None) -> list[QuestionExplanation]:
+def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None) -> list[ReportExplanation]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     own = _way(inputs, contexts)
@@ -164,32 +164,32 @@ def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts 
     ((before, made_from),) = inputs["cascade"].items()
     if before not in readers or hashes.fingerprint(readers[before]["inputs"]) != made_from:
         return [
-            QuestionExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
+            ReportExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
         ] * len(answers)
     kept = zip(answers, readers[before]["answers"], _ways(before, readers, contexts), strict=True)
     return [
-        QuestionExplanation(f"Kept as {before} answered. {way.said}", way.marks)
+        ReportExplanation(f"Kept as {before} answered. {way.said}", way.marks)
         if row["scores"] == other["scores"]
         else own
         for row, other, way in kept
     ]
 
 
-def _way(inputs: dict, contexts: ReportQuestionContexts | None) -> QuestionExplanation:
+def _way(inputs: dict, contexts: ReportQuestionContexts | None) -> ReportExplanation:
     if "answers" in inputs:
-        return QuestionExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
+        return ReportExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
     if (baseline := inputs.get("baseline")) in SHALLOW:
-        return QuestionExplanation(SHALLOW[baseline])
+        return ReportExplanation(SHALLOW[baseline])
     if "contexts" not in inputs:
-        return QuestionExplanation("Answered without a context: nothing that stands here was read.")
+        return ReportExplanation("Answered without a context: nothing that stands here was read.")
     if contexts is None:
-        return QuestionExplanation("What it read is not in this run's folder any more.")
+        return ReportExplanation("What it read is not in this run's folder any more.")
     if contexts.inputs != inputs["contexts"]:
-        return QuestionExplanation("It read other contexts than these.")
+        return ReportExplanation("It read other contexts than these.")
     if baseline:
-        return QuestionExplanation("It counted each option's words in what is marked.", True)
+        return ReportExplanation("It counted each option's words in what is marked.", True)
     if "embedder" in inputs:
-        return QuestionExplanation("It compared the options with every passage as a whole.")
+        return ReportExplanation("It compared the options with every passage as a whole.")
     if inputs["contexts"].get("context") == "given":
-        return QuestionExplanation("It read the context that the exam gives.", True)
-    return QuestionExplanation("It read what is marked.", True)
+        return ReportExplanation("It read the context that the exam gives.", True)
+    return ReportExplanation("It read what is marked.", True)

@@ -13,7 +13,7 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, tokenizer_of_model_files
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
-from sciqa.corpus.chunking import embedded_chunk, split_sentences
+from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.exam.open_exam import Exam, open_exam, open_exam_table
 from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.evidence import find_evidence
@@ -271,13 +271,13 @@ class FindContexts(QueryRanker):
         assert self.judge is not None
         (asked,) = query_texts(self.questions, "whole")
         for question, text, passages in zip(self.questions, asked, found, strict=True):
-            pairs = [(text or "", embedded_chunk(p["title"], p["section"], p["text"])) for p in passages]
+            pairs = [(text or "", titled_chunk(p["title"], p["section"], p["text"])) for p in passages]
             names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
             yield self.judge.score(pairs, names)
 
     def _cosines(self, finder: QueryRanker, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""
-        texts = {p["passage_id"]: embedded_chunk(p["title"], p["section"], p["text"]) for each in found for p in each}
+        texts = {p["passage_id"]: titled_chunk(p["title"], p["section"], p["text"]) for each in found for p in each}
         vectors = finder.embed([*texts.values()], "passage", [f"passage {name!r}" for name in texts])
         rows = {name: number for number, name in enumerate(texts)}
         finder.take(self.questions)
@@ -293,7 +293,7 @@ class FindContexts(QueryRanker):
             [passage | {"text": text.strip()} for passage in passages for text in split_sentences(passage["text"])]
             for passages in found
         ]
-        texts = [embedded_chunk(s["title"], s["section"], s["text"]) for several in sentences for s in several]
+        texts = [titled_chunk(s["title"], s["section"], s["text"]) for several in sentences for s in several]
         names = [f"a sentence of passage {s['passage_id']!r}" for several in sentences for s in several]
         vectors: Sequence | np.ndarray = self.embed(texts, "passage", names) if texts else []
         chosen, first = [], 0
@@ -340,7 +340,7 @@ def context_text(question: dict, passages: list[dict]) -> str:
         passages: `title`, `section` and `text` of each.
     """
     given = [question["context"]] if question["context"] else []
-    return "\n".join(given + [embedded_chunk(p["title"], p["section"], p["text"]) for p in passages])
+    return "\n".join(given + [titled_chunk(p["title"], p["section"], p["text"]) for p in passages])
 
 
 def _count(questions: list[dict], contexts: list[dict]) -> dict[str, int]:

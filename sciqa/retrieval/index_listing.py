@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sciqa.core import hashes, storage
-from sciqa.core.cache import cache_file_hash
+from sciqa.core.cache import cached_file_hash
 from sciqa.core.errors import InputError
 
 
@@ -40,7 +40,7 @@ class IndexListing:
 
     def _hash(self, path: str) -> str:
         local = not self.verify and "://" not in path.removeprefix("file://")
-        return cache_file_hash(Path(path.removeprefix("file://"))) if local else hashes.file_sha256(path)
+        return cached_file_hash(Path(path.removeprefix("file://"))) if local else hashes.file_sha256(path)
 
     def check(self, records: list[dict]) -> None:
         """Raise `InputError` if a shard's file is not the one that its record describes."""

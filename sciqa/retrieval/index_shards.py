@@ -8,7 +8,7 @@ import numpy as np
 
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
 from sciqa.retrieval.vectors import StoredVectors
@@ -36,7 +36,7 @@ class EmbedIndexShard:
         folder = storage.join_paths(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
         columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
-        texts = {name: embedded_chunk(*text) for name, *text in zip(*columns, strict=True)}
+        texts = {name: titled_chunk(*text) for name, *text in zip(*columns, strict=True)}
         new = [name for name in texts if name not in known]
         vectors = self.embedder.encode(
             [texts[name] for name in new],
@@ -140,7 +140,7 @@ def write_index_shard(row: dict, options: IndexOptions, trained: dict) -> dict:
         )
     }
     table = tables.read_table(storage.join_paths(folder, "passages.parquet"), ["title", "section", "text"])
-    words = bm25_file([embedded_chunk(**passage) for passage in table.to_pylist()])
+    words = bm25_file([titled_chunk(**passage) for passage in table.to_pylist()])
     digests["words.arrow"] = storage.write_bytes(storage.join_paths(folder, "words.arrow"), words)
     record.pop("embedding", None)
     record = _with_sizes(

@@ -18,7 +18,7 @@ from sciqa.core.options import (
     check_name_option,
 )
 from sciqa.corpus.options import EmbeddingModelOptions, PassagesOptions
-from sciqa.exam.options import ExamOptions, QuestionOptions
+from sciqa.exam.options import ExamOptions, ExamQuestionOptions
 from sciqa.retrieval.embedder import Backend
 
 #: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
@@ -196,7 +196,7 @@ class ContextOptions(ContextSizeOptions):
 
 
 @dataclass(kw_only=True)
-class FindOptions(ContextOptions, SearchOptions, QuestionOptions, RunOptions):
+class FindOptions(ContextOptions, SearchOptions, ExamQuestionOptions, RunOptions):
     """How the contexts of questions are found on a cluster."""
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from sciqa.core.model_files import find_model, has_static_model_files
 from sciqa.core.options import defaults_of
 from sciqa.core.progress import progress_lines
 from sciqa.core.summary import Summary
-from sciqa.corpus.chunking import embedded_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.options import EmbedderOptions
 
@@ -164,7 +164,7 @@ def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbed
 def _texts(paths: list[str]) -> Iterator[str]:
     for path in paths:
         for row in tables.read_table(path, ["title", "section", "text"]).to_pylist():
-            yield embedded_chunk(**row)
+            yield titled_chunk(**row)
 
 
 def train_static_embedder(options: EmbedderOptions, texts: Iterator[str]) -> "StaticEmbedding":

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sciqa.ask.answerer import Answerer, check_answerer_model, passages_answerer_read
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
+from sciqa.core.model_files import model_file_family
 from sciqa.serve.options import ServeOptions
 
 LOGGER = logging.getLogger("ray.serve")
@@ -40,7 +40,7 @@ class Replica:
         """Answer once, so that the first request waits for no check of the models and no compilation."""
         options = self.options.for_question("Which?", ("One", "Two"))
         self.answerer.rank(options, self.answerer.find(options))
-        if model_family(self.options.model) != "multiple-choice":
+        if model_file_family(self.options.model) != "multiple-choice":
             options = self.options.for_question("Which?", max_new_tokens=1)
             self.answerer.write(options, self.answerer.find(options), show=lambda text: None)
 

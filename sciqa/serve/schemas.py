@@ -47,7 +47,7 @@ class AskRequest(RequestSchema):
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
 
 
-class PartSchema(RequestSchema):
+class MessagePartSchema(RequestSchema):
     """A part of a message; only text is understood."""
 
     type: Literal["text"]
@@ -58,7 +58,7 @@ class MessageSchema(RequestSchema):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[PartSchema]
+    content: str | list[MessagePartSchema]
     name: str | None = None
 
     @property

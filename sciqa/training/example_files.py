@@ -19,7 +19,7 @@ from sciqa.retrieval.contexts import open_contexts
 from sciqa.training.sharding import sharding_exchange
 
 
-def share_examples(exam: Exam, contexts: str) -> pa.Table:
+def share_example_file(exam: Exam, contexts: str) -> pa.Table:
     """Return the questions of an exam with their contexts, mapped from a file that the workers of a node share.
 
     All workers of a training call it at the same time; the first of each node writes.
@@ -29,14 +29,14 @@ def share_examples(exam: Exam, contexts: str) -> pa.Table:
         contexts: folder of their contexts table.
 
     Raises:
-        InputError: see `example_batches`, or a disk that cannot be written; on all workers alike.
+        InputError: see `example_file_batches`, or a disk that cannot be written; on all workers alike.
     """
     context = ray.train.get_context()
     with tempfile.TemporaryDirectory() as folder:
         written: str | InputError | None = None
         if context.get_local_rank() == 0:
             try:
-                written = write_examples(exam, contexts, folder)
+                written = write_example_file(exam, contexts, folder)
             except InputError as error:
                 written = error
         everyone = sharding_exchange((context.get_node_rank(), written))
@@ -44,14 +44,14 @@ def share_examples(exam: Exam, contexts: str) -> pa.Table:
             if isinstance(found, InputError):
                 raise found
         path = next(found for node, found in everyone if node == context.get_node_rank() and found)
-        table = map_examples(path)
+        table = map_example_file(path)
         sharding_exchange(None)  # all have it, so the file may lose its name
     return table
 
 
-def write_examples(exam: Exam, contexts: str, folder: str) -> str:
-    """Write `example_batches` to a file in a folder, and return its path."""
-    batches = example_batches(exam, contexts)
+def write_example_file(exam: Exam, contexts: str, folder: str) -> str:
+    """Write `example_file_batches` to a file in a folder, and return its path."""
+    batches = example_file_batches(exam, contexts)
     first = next(batches)
     path = str(Path(folder, "examples.arrow"))
     with storage_errors(path, "written"), pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
@@ -61,12 +61,12 @@ def write_examples(exam: Exam, contexts: str, folder: str) -> str:
     return path
 
 
-def map_examples(path: str) -> pa.Table:
-    """Return the table in a file that `write_examples` wrote, mapped."""
+def map_example_file(path: str) -> pa.Table:
+    """Return the table in a file that `write_example_file` wrote, mapped."""
     return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
-def example_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:
+def example_file_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:
     """Yield the rows of each shard of an exam: `question`, a row of the exam table, with `context` and `passages`.
 
     Raises:

@@ -11,7 +11,7 @@ from ray.train import Result, UserCallback
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
-from sciqa.core.model_files import find_model, model_family
+from sciqa.core.model_files import find_model, model_file_family
 from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import Exam, open_exam_table
 from sciqa.models.prompt_format import PromptFormat
@@ -93,7 +93,7 @@ def check_before_finetune(options: FinetuneOptions) -> None:
 
     check_finetune_model(options)
     if template := options.template_style():
-        if model_family(options.model) == "multiple-choice":
+        if model_file_family(options.model) == "multiple-choice":
             raise InputError(f"--template: {options.model} is an encoder, which reads no prompt; leave it out")
         check_template(
             PromptFormat(**{"completion": options.completion} | template), read[0][0].slice(0, 1).to_pylist()[0]

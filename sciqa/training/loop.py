@@ -21,17 +21,17 @@ from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
-from sciqa.exam.metrics import average_precision_at_3, bootstrap_interval, metric_rank_range, right_at_first
+from sciqa.core.model_files import model_file_family
+from sciqa.exam.metrics import average_precision_at_3, metric_bootstrap_interval, metric_rank_range, right_at_first
 from sciqa.exam.open_exam import Exam
-from sciqa.exam.probabilities import NOISE, settle_ties
+from sciqa.exam.probabilities import NOISE, settle_probability_ties
 from sciqa.models import adapter
 from sciqa.models.load import SCORERS, load_base, load_batch_layout, load_dtype
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.models.weight_checks import has_sharded_weights
 from sciqa.training import sharding
-from sciqa.training.example_files import share_examples
+from sciqa.training.example_files import share_example_file
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
@@ -88,13 +88,13 @@ class _Run:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.examples = Examples(share_examples(train, options.train_contexts))
+        self.examples = Examples(share_example_file(train, options.train_contexts))
         self.config = sharding.deepspeed_config(options, self.world_size, self.dtype)
         self.order = ExampleOrder(len(self.examples), steps, options.batch_size, options.seed, self._encode)
         self.scorer = self._build()
         self._check_lengths()
         self._check_memory()
-        held_out = Examples(share_examples(validation, options.validation_contexts))
+        held_out = Examples(share_example_file(validation, options.validation_contexts))
         plain = map(held_out.plain, range(len(held_out)))
         self.validation = [(self.scorer.encode(question, context), gold) for question, context, gold in plain]
         self.optimizer = self._optimizer()
@@ -136,7 +136,7 @@ class _Run:
 
     def _build(self) -> Scorer:
         options = self.options
-        family = model_family(options.model)
+        family = model_file_family(options.model)
         torch.manual_seed(options.seed)  # new weights are the same on every worker
         with sharding.shard_while_loading(self.config):
             model, tokenizer = load_base(options.model, family, self.dtype, options.method == "qlora", self.device)
@@ -231,13 +231,15 @@ class _Run:
         self._check_numbers(step, {"score of a validation question": float(np.concatenate(scores).sum())})
         golds = [gold for _, gold in self.validation]
         pairs = zip(scores, golds, strict=True)
-        ranks, tied = np.array([metric_rank_range(settle_ties(each, NOISE), gold) for each, gold in pairs]).T
+        ranks, tied = np.array(
+            [metric_rank_range(settle_probability_ties(each, NOISE), gold) for each, gold in pairs]
+        ).T
         precision = average_precision_at_3(ranks, tied)
         row = {
             "step": step,
             "validation_loss": mean_loss([torch.from_numpy(s) for s in scores], golds, self.options.loss).item(),
             "map_at_3": float(precision.mean()),
-            **dict(zip(("map_at_3_low", "map_at_3_high"), bootstrap_interval(precision), strict=True)),
+            **dict(zip(("map_at_3_low", "map_at_3_high"), metric_bootstrap_interval(precision), strict=True)),
             "accuracy": float(right_at_first(ranks, tied).mean()),
             "seconds": time.monotonic() - started,
         }
@@ -330,7 +332,7 @@ def training_loop_style(
     """Return the question format that the options select, with the fields that a template sets."""
     chat = options.prompt == "chat" or (options.prompt == "auto" and getattr(tokenizer, "chat_template", None))
     return PromptFormat(
-        prompt="chat" if chat and model_family(options.model) == "causal" else "plain",
+        prompt="chat" if chat and model_file_family(options.model) == "causal" else "plain",
         normalise=options.normalise,
         max_length=options.max_length,
         **{"completion": options.completion} | (template or {}),

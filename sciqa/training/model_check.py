@@ -3,14 +3,14 @@
 import torch
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_family
+from sciqa.core.model_files import model_file_family
 from sciqa.models import adapter, load
 from sciqa.training.options import FinetuneOptions
 
 
 def check_finetune_model(options: FinetuneOptions) -> None:
     """Raise `InputError` if the model is incomplete, or peft refuses it or what it is called with."""
-    family = model_family(options.model)
+    family = model_file_family(options.model)
     model = load.load_on_meta_device(options.model, family, torch.float32)
     model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
     if options.zero and adapter.adapts_ranks(model):

@@ -16,10 +16,10 @@ from sciqa.core.model_files import (
     ABOUT_TRAINED,
     ADAPTER_CONFIG,
     find_model,
-    model_family,
+    model_file_family,
 )
 from sciqa.core.summary import Summary
-from sciqa.exam.instructions import read_instruction_examples
+from sciqa.exam.instructions import read_instructions_examples
 from sciqa.models.prompt_format import Prompt, PromptFormat
 from sciqa.training.loggers import logged_history_row, logged_measure
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective
@@ -43,7 +43,7 @@ TRAINER_STATE = "trainer_state.json"
 
 
 READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
-    "instruct": lambda path, _: read_instruction_examples(path),
+    "instruct": lambda path, _: read_instructions_examples(path),
     "dpo": read_preferences,
     "reward": read_preferences,
     "grpo": read_reward_prompts,
@@ -81,7 +81,7 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
     require_extra("align", f"--objective {options.objective}")
     examples = read_objective_examples(options)
     _check_prompts(options, examples)
-    family = model_family(options.model)
+    family = model_file_family(options.model)
     if family != "causal":
         raise InputError(f"--objective {options.objective}: {options.model} is {family}; a causal model expected")
     from sciqa.training.model_check import check_finetune_model

@@ -9,7 +9,7 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, RunOptions, SeedOptions, check_name_option, defaults_of
-from sciqa.exam.options import QuestionOptions
+from sciqa.exam.options import ExamQuestionOptions
 from sciqa.models.options import ModelOptions, PrecisionOptions, TemplateOptions
 from sciqa.models.prompt_format import Method, Normalise, Prompt, TrainedCompletion
 from sciqa.models.prompt_template import template_style
@@ -147,7 +147,7 @@ class ObjectiveOptions(Options):
 
 @dataclass(kw_only=True)
 class FinetuneOptions(
-    ObjectiveOptions, TrainOptions, TemplateOptions, PrecisionOptions, SeedOptions, QuestionOptions, RunOptions
+    ObjectiveOptions, TrainOptions, TemplateOptions, PrecisionOptions, SeedOptions, ExamQuestionOptions, RunOptions
 ):
     """Options of the `finetune` step."""
 

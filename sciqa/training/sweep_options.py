@@ -13,11 +13,11 @@ import yaml
 
 from sciqa.core.errors import InputError
 from sciqa.core.options import RayOptions, SeedOptions, WriteOptions
-from sciqa.exam.options import QuestionOptions
+from sciqa.exam.options import ExamQuestionOptions
 from sciqa.training.options import FinetuneOptions
 
 #: Options that the trials of every sweep share: where they run and write, and how questions are read.
-SHARED = {field.name for kind in (RayOptions, WriteOptions, QuestionOptions) for field in fields(kind)} | {"name"}
+SHARED = {field.name for kind in (RayOptions, WriteOptions, ExamQuestionOptions) for field in fields(kind)} | {"name"}
 #: Options of `finetune` that may vary: all others but what trials are compared on.
 VARYING = {field.name for field in fields(FinetuneOptions)} - SHARED
 VARYING -= {"objective", "validation", "validation_contexts"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import datasets
+import pyarrow as pa
 import ray.train
 import torch
 import transformers
@@ -23,6 +24,7 @@ from sciqa.core import tables
 from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
+from sciqa.core.storage import storage_errors
 from sciqa.models import adapter
 from sciqa.models.load import load_dtype
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
@@ -67,9 +69,9 @@ def _train(
     if dtype == torch.float16 and options.zero:
         raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
-    examples = [datasets.Dataset.from_list(tables.read_table(path).to_pylist()) for path in (train, validation)]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
+        examples = [_mapped(path, str(Path(folder, name))) for name, path in (("train", train), ("test", validation))]
         writers = stack.enter_context(contextlib.closing(MetricLoggers(options, context.get_world_rank())))
         given = trl_trainer_arguments(options, folder, context.get_world_size(), dtype, device)
         trainer = make_trl_trainer(options, given | {"eval_on_start": checkpoint is None}, examples, dtype, device)
@@ -88,6 +90,19 @@ def _train(
         state = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
         trainer.train(resume_from_checkpoint=state and str(Path(state, CHECKPOINT)))
     return {}
+
+
+def _mapped(path: str, copy: str) -> datasets.Dataset:
+    """Return the rows of a Parquet file, mapped from a copy in Arrow's form; TRL writes what it makes beside it."""
+    file = tables.open_parquet(path)
+    with (
+        storage_errors(copy, "written"),
+        pa.OSFile(copy, "wb") as sink,
+        pa.ipc.new_stream(sink, file.schema_arrow) as writer,
+    ):
+        for batch in file.iter_batches():
+            writer.write_batch(batch)
+    return datasets.Dataset.from_file(copy)
 
 
 class TrlReport(transformers.TrainerCallback):

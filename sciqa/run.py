@@ -114,14 +114,14 @@ def _prepare_index(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredi
     """Build passages and index after all checks, unless only the exams' own contexts are used."""
     if options.context == "given":
         return []
-    check_pipeline_passages(options)
+    check_run_passages(options)
     check_find_contexts(options, options.overwrite and options.corpus is not None)
     check_cluster_accelerator(options)
     storage.check_storage_writable(options.output)
-    return find_pipeline_passages(options)
+    return find_run_passages(options)
 
 
-def check_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> None:
+def check_run_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> None:
     """Raise `InputError` if there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
@@ -136,7 +136,7 @@ def check_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions | RunS
     check_index(options, options.overwrite)
 
 
-def find_pipeline_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> list[Summary]:
+def find_run_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> list[Summary]:
     """Build passages and index; if no corpus is named, finished ones are used as they are."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
