@@ -22,7 +22,7 @@ from sciqa.core import tables
 from sciqa.exam import read_exam
 from sciqa.exam.open_exam import EXAM_HASH, Exam
 from sciqa.retrieval.contexts import CONTEXTS_FORMAT, SCHEMA
-from sciqa.training.example_files import example_batches, map_examples, write_examples
+from sciqa.training.example_files import example_file_batches, map_example_file, write_example_file
 from sciqa.training.examples import ExampleOrder, Examples
 
 SHARD, WINDOWS, WINDOW, PASSAGES, CHARACTERS = 5_000, 100, 256, 3, 1_000
@@ -69,9 +69,9 @@ def read(folder: str, questions: int, side: str) -> None:
     before, started = own_memory(), time.monotonic()
     if side == "mapped":
         with tempfile.TemporaryDirectory() as aside:
-            examples = Examples(map_examples(write_examples(exam, f"{folder}/contexts", aside)))
+            examples = Examples(map_example_file(write_example_file(exam, f"{folder}/contexts", aside)))
     else:
-        examples = Examples(pa.concat_tables(example_batches(exam, f"{folder}/contexts")))
+        examples = Examples(pa.concat_tables(example_file_batches(exam, f"{folder}/contexts")))
     opened = time.monotonic() - started
 
     class Encoded:
@@ -96,7 +96,8 @@ def main(sizes: list[int]) -> None:
             subprocess.run([sys.executable, __file__, "write", folder, str(questions)], check=True)
             for side in ("mapped", "whole"):
                 command = [sys.executable, __file__, "read", folder, str(questions), side]
-                made = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                ran = subprocess.run(command, check=True, capture_output=True, text=True)
+                made = json.loads(ran.stdout.splitlines()[-1])  # DeepSpeed prints before
                 print(f"{questions:,} {side}: " + ", ".join(f"{name} {value:,.1f}" for name, value in made.items()))
 
 

@@ -24,7 +24,7 @@ LEFT_OUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("path", "title", "
 REPEATS_SCHEMA = pa.schema([*SCHEMA, ("repeats", pa.string()), ("kind", pa.string())])
 
 
-def write_part_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
+def write_corpus_part_rows(path: str, rows: list[dict], schema: pa.Schema) -> None:
     """Write rows as a table; without rows, delete an existing table."""
     if rows:
         tables.write_table(path, pa.Table.from_pylist(rows, schema=schema))
@@ -60,7 +60,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         chunks, rows = chunks + 1, rows + len(chunk)
     duplicates.write_dedup_entries(storage.join_paths(folder, "entries.arrow"), np.concatenate(entries))
     beside = tables.table_part_path(tables.table_records_path(options.passages, LEFT_OUT), part["number"])
-    write_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
+    write_corpus_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
     done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
     storage.write_json(record, done)
@@ -119,7 +119,7 @@ def write_parts(row: dict, folder: str, removed: list[str]) -> dict:
             content = hashes.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
-    write_part_rows(
+    write_corpus_part_rows(
         tables.table_part_path(tables.table_records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA
     )
     done["titles"] = sorted(titles)

@@ -22,8 +22,8 @@ from sciqa.corpus.parts import (
     REPEATS,
     part_path,
     split_part,
+    write_corpus_part_rows,
     write_part_duplicates,
-    write_part_rows,
     write_parts,
 )
 
@@ -215,7 +215,9 @@ def _build(
     if not manifest["passages"]:
         raise InputError(f"{', '.join(_corpus_of(options))}: {_made(manifest, False)}; articles with text expected")
     rows = [{"path": path, "title": "", "reason": reason} for path, reason in sorted(left_out.items())]
-    write_part_rows(tables.table_records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA)
+    write_corpus_part_rows(
+        tables.table_records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA
+    )
     return manifest
 
 

@@ -15,7 +15,7 @@ from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
 from sciqa.models.prompt_format import Method, PromptFormat
-from sciqa.models.weight_checks import list_weight_names, newly_initialised_weights, settle_tied_weights, shared_weights
+from sciqa.models.weights import list_weight_names, newly_initialised_weights, settle_tied_weights, shared_weights
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
     import peft

@@ -16,7 +16,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ModelFiles
-from sciqa.models.weight_checks import check_all_weights_read, list_weight_names
+from sciqa.models.weights import check_all_weights_read, list_weight_names
 
 #: Metadata without effect on the scores of a transformers model.
 WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "use_parallel_residual", "attention.value_length")

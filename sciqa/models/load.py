@@ -34,7 +34,7 @@ from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.streamed_scorer import StreamedScorer
 from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights
-from sciqa.models.weight_checks import (
+from sciqa.models.weights import (
     check_all_weights_read,
     has_quantised_weights,
     list_weight_names,

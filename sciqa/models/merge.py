@@ -31,7 +31,7 @@ def merge(options: MergeOptions) -> Summary:
 
     from sciqa.models import adapter
     from sciqa.models.load import load_base
-    from sciqa.models.weight_checks import has_quantised_weights
+    from sciqa.models.weights import has_quantised_weights
 
     folder = adapter_files.local_adapter(options.adapter)
     if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:

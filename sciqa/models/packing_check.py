@@ -27,7 +27,7 @@ from sciqa.core.hashes import fingerprint
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.models.soft_prompt import about_soft_prompt
-from sciqa.models.weight_checks import has_sharded_weights
+from sciqa.models.weights import has_sharded_weights
 
 Result = TypeVar("Result")
 #: Ways to lay out sequences, fastest first: shared tokens computed once; the prompt computed once and kept in the

@@ -33,7 +33,7 @@ from sciqa.models.streamed_weights import (
     stream_weights_ahead,
     streamed_weight_offsets,
 )
-from sciqa.models.weight_checks import CONSTANTS, list_weight_names
+from sciqa.models.weights import CONSTANTS, list_weight_names
 
 #: Names of the weights outside the layers, and the prefix of weights in layers.
 EMBEDDING, NORM, HEAD, LAYERS = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model, read_model_file, read_model_file_modules
-from sciqa.models.weight_checks import list_weight_names
+from sciqa.models.weights import list_weight_names
 
 if TYPE_CHECKING:
     import torch

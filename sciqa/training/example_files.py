@@ -58,6 +58,7 @@ def write_example_file(exam: Exam, contexts: str, folder: str) -> str:
         writer.write_table(first)
         for batch in batches:
             writer.write_table(batch)
+    pa.default_memory_pool().release_unused()
     return path
 
 

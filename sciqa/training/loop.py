@@ -29,7 +29,7 @@ from sciqa.models import adapter
 from sciqa.models.load import SCORERS, load_base, load_batch_layout, load_dtype
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, Scorer
-from sciqa.models.weight_checks import has_sharded_weights
+from sciqa.models.weights import has_sharded_weights
 from sciqa.training import sharding
 from sciqa.training.example_files import share_example_file
 from sciqa.training.examples import ExampleOrder, Examples

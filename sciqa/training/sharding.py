@@ -24,7 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from sciqa.core.errors import InputError
 from sciqa.models.load import load_batch_layout
 from sciqa.models.scorer import Scorer
-from sciqa.models.weight_checks import is_weight_sharded
+from sciqa.models.weights import is_weight_sharded
 from sciqa.training.options import MODEL_FIGURES, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
 #: Gives freed memory back to the system, where C's library has a function for it.

@@ -1,4 +1,4 @@
-"""Check that a loaded model has all its weights from its files, except heads that are still to be trained."""
+"""Weights of a loaded model: check that all are from its files, tell which are shared, sharded or new."""
 
 import inspect
 import re
