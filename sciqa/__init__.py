@@ -36,12 +36,11 @@ if TYPE_CHECKING:
     from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, retrieve
     from sciqa.retrieval.options import EmbedderOptions
     from sciqa.retrieval.static_training import make_embedder
-    from sciqa.run import (
-        RunExamOptions,
+    from sciqa.run import RunExamOptions, run_exam
+    from sciqa.run_training import (
         RunFinetuneOptions,
         RunSweepOptions,
         RunSweepPredictOptions,
-        run_exam,
         run_finetune,
         run_sweep,
         run_sweep_predict,
@@ -114,12 +113,11 @@ _MODULES = {
     "sciqa.exam": ("read_exam",),
     "sciqa.generate": ("EvaluateTextOptions", "GenerateOptions", "evaluate_text"),
     "sciqa.models.merge": ("MergeOptions", "merge"),
-    "sciqa.run": (
-        "RunExamOptions",
+    "sciqa.run": ("RunExamOptions", "run_exam"),
+    "sciqa.run_training": (
         "RunFinetuneOptions",
         "RunSweepOptions",
         "RunSweepPredictOptions",
-        "run_exam",
         "run_finetune",
         "run_sweep",
         "run_sweep_predict",

@@ -64,11 +64,11 @@ STEPS = {
     "serve": Step("answer questions over HTTP, with a page to ask on", "sciqa.serve", "serve", "ServeOptions", False),
     "finetune": Step(
         "train an adapter, or a whole model, on questions with answers",
-        *("sciqa.run", "run_finetune", "RunFinetuneOptions"),
+        *("sciqa.run_training", "run_finetune", "RunFinetuneOptions"),
     ),
-    "sweep": Step("train with many options, side by side", "sciqa.run", "run_sweep", "RunSweepOptions"),
+    "sweep": Step("train with many options, side by side", "sciqa.run_training", "run_sweep", "RunSweepOptions"),
     "sweep-predict": Step(
-        "rank `validation` with many options", "sciqa.run", "run_sweep_predict", "RunSweepPredictOptions"
+        "rank `validation` with many options", "sciqa.run_training", "run_sweep_predict", "RunSweepPredictOptions"
     ),
     "merge": Step("add an adapter's weights into its base model", "sciqa.models.merge", "merge", "MergeOptions", False),
     "plan": Step(

@@ -1,6 +1,6 @@
-"""Pipelines of steps: an exam from corpus to report, an adapter from corpus to training; finished steps are kept."""
+"""Steps in a row, of which finished ones are kept: an exam from corpus to report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,29 +21,22 @@ from sciqa.exam.open_exam import Exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
 from sciqa.predict.predict import check_predict_model
-from sciqa.predict.sweep_predict import (
-    SweepPredictOptions,
-    check_sweep_predict,
-    sweep_predict,
-    sweep_predict_contexts,
-    sweep_predict_trials,
-)
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
-from sciqa.retrieval.contexts import check_find_contexts, find_contexts
+from sciqa.retrieval.contexts import check_find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
-from sciqa.training import FinetuneOptions, finetune
-from sciqa.training.finetune import check_before_finetune, open_finetune_split
-from sciqa.training.options import SPLITS
-from sciqa.training.sweep import sweep
-from sciqa.training.sweep_options import SweepOptions, sweep_trials
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 
 
 @dataclass(kw_only=True)
-class RunExamOptions(ReportOptions, PredictOptions, RetrieveOptions, CorpusOptions):
+class RunIndexOptions(IndexOptions, FindOptions, CorpusOptions):
+    """Options of the steps from corpus to contexts."""
+
+
+@dataclass(kw_only=True)
+class RunExamOptions(ReportOptions, PredictOptions, RetrieveOptions, RunIndexOptions):
     """Options of all steps from corpus to report; the defaults answer the packaged test exam from the demo corpus."""
 
     compare: bool = False
@@ -71,7 +64,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         check_predict_model(options, exam.sample)
     summaries = []
     if readers != ["closed-book"]:
-        summaries += [*_prepare_index(options), retrieve(options)]
+        summaries += [*prepare_run_index(options), retrieve(options)]
     summaries += map(predict, asked)
     shallow = [name for name in _baselines(options, exam) if name not in readers]
     summaries += [predict(_without_model(options, name)) for name in shallow]
@@ -110,7 +103,7 @@ def _baselines(options: RunExamOptions, exam: Exam) -> list[Baseline]:
     return [name for name in BASELINES if name not in OVERLAPS or (options.has_context and name in overlaps)]
 
 
-def _prepare_index(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> list[Summary]:
+def prepare_run_index(options: RunIndexOptions) -> list[Summary]:
     """Build passages and index after all checks, unless only the exams' own contexts are used."""
     if options.context == "given":
         return []
@@ -121,7 +114,7 @@ def _prepare_index(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredi
     return find_run_passages(options)
 
 
-def check_run_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> None:
+def check_run_passages(options: RunIndexOptions) -> None:
     """Raise `InputError` if there is neither an index to use as it is, nor anything to build one from."""
     if options.corpus is None:
         index, passages = finished_index(options), finished_passages(options)
@@ -136,77 +129,10 @@ def check_run_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepP
     check_index(options, options.overwrite)
 
 
-def find_run_passages(options: "RunExamOptions | RunFinetuneOptions | RunSweepPredictOptions") -> list[Summary]:
+def find_run_passages(options: RunIndexOptions) -> list[Summary]:
     """Build passages and index; if no corpus is named, finished ones are used as they are."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
         return [Summary("index", options.index, made, 0.0, {"built": 0, "kept": len(manifest["shards"])})]
     passages = build_passages(options)
     return [passages, build_index(options_of_index(options) if options.corpus is None else options)]
-
-
-@dataclass(kw_only=True)
-class RunFinetuneOptions(FinetuneOptions, IndexOptions, FindOptions, CorpusOptions):
-    """Options of all steps from corpus to adapter; by default, SmolLM2 on the packaged exam and the demo corpus."""
-
-
-def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
-    """Find the contexts of training and validation questions, if they are missing, and train on them.
-
-    Raises:
-        InputError: bad input of any step.
-    """
-    check_before_finetune(options)
-    return [*_find_split_contexts(options, [options]), finetune(options)]
-
-
-def _find_split_contexts(options: RunFinetuneOptions, runs: Sequence[FinetuneOptions]) -> list[Summary]:
-    """Find the contexts of both splits of runs, each folder once; objectives besides `rank` bring their own texts."""
-    if options.objective != "rank":
-        return []
-    summaries = _prepare_index(options)
-    folders = {getattr(run, f"{split}_contexts"): (run, split) for run in runs for split in SPLITS}
-    for folder, (run, split) in folders.items():
-        exam = open_finetune_split(run, split, write=False)
-        summaries.append(find_contexts(options, exam, folder, evidence=False))
-    return summaries
-
-
-@dataclass(kw_only=True)
-class RunSweepOptions(SweepOptions, RunFinetuneOptions):
-    """Options of all steps from corpus to the table of a sweep."""
-
-
-def run_sweep(options: RunSweepOptions) -> list[Summary]:
-    """Check every trial of a sweep, find the contexts of their questions, if they are missing, and train them.
-
-    Raises:
-        InputError: bad input of any step or trial.
-    """
-    trials = sweep_trials(options, RunFinetuneOptions)
-    for trial in trials:
-        try:
-            check_before_finetune(trial.options)
-        except InputError as error:
-            raise InputError(f"{trial.name}: {error}") from error
-    contexts = _find_split_contexts(options, [trial.options for trial in trials])
-    return [*contexts, sweep(options, trials)]
-
-
-@dataclass(kw_only=True)
-class RunSweepPredictOptions(SweepPredictOptions, IndexOptions, CorpusOptions):
-    """Options of all steps from corpus to the table of a sweep over `predict`."""
-
-
-def run_sweep_predict(options: RunSweepPredictOptions) -> list[Summary]:
-    """Check every trial of a sweep over `predict`, find the contexts that they read, and rank the exam in each.
-
-    Raises:
-        InputError: bad input of any step or trial.
-    """
-    trials = sweep_predict_trials(options)
-    exam = check_sweep_predict(trials, options.overwrite and options.corpus is not None)
-    folders = sweep_predict_contexts(trials)
-    summaries = _prepare_index(options) if folders else []
-    summaries += [find_contexts(each, exam, folder, evidence=False) for folder, each in folders.items()]
-    return [*summaries, sweep_predict(options, trials)]

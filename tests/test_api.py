@@ -51,6 +51,13 @@ def test_heavy_packages_are_imported_when_a_name_is_used():
     assert not {"ray", "torch", "transformers", "pyarrow", "numpy", "sciqa.run"} & set(loaded)
 
 
+def test_the_driver_of_an_exam_does_without_what_only_its_workers_need():
+    code = "import sciqa.run, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ray" in loaded
+    assert not {"torch", "transformers", "ray.train", "ray.tune", "faiss"} & set(loaded)
+
+
 def test_every_step_is_in_the_docs():
     steps = {name for name in sciqa.__all__ if name[0].islower()}
     assert steps | {name for name in sciqa.__all__ if name.endswith("Options")} <= set(re.findall(r"`(\w+)`", DOCS))

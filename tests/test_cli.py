@@ -23,7 +23,8 @@ from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.retrieval import IndexOptions
-from sciqa.run import RunExamOptions, RunFinetuneOptions
+from sciqa.run import RunExamOptions
+from sciqa.run_training import RunFinetuneOptions
 from sciqa.training import FinetuneOptions
 
 JOBS = Path(__file__).parent.parent / "jobs"

@@ -14,7 +14,8 @@ from sciqa.core.errors import InputError
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
-from sciqa.run import RunExamOptions, RunFinetuneOptions, run_exam, run_finetune
+from sciqa.run import RunExamOptions, run_exam
+from sciqa.run_training import RunFinetuneOptions, run_finetune
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from sciqa.cli import STEPS
 ROOT = Path(__file__).parent.parent / "sciqa"
 #: Rooms from the bottom up: a module imports from its own room and from those before it.
 ORDER = ["core", "corpus", "exam", "models", "retrieval", "training", "predict", "ask", "serve"]
-ORDER += ["audit", "generate", "report", "planning", "run", "cli_results", "cli", "__main__"]
+ORDER += ["audit", "generate", "report", "planning", "run", "run_training", "cli_results", "cli", "__main__"]
 #: Longest file, in lines, but for the rules by which wikitext is read.
 LONGEST = 350
 RULES = {"corpus/wikitext_templates.py", "corpus/wikitext.py", "corpus/table_text.py"}

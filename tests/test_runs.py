@@ -22,13 +22,8 @@ from sciqa.exam import read_exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
-from sciqa.run import (
-    RunExamOptions,
-    RunFinetuneOptions,
-    check_run_passages,
-    find_run_passages,
-    run_finetune,
-)
+from sciqa.run import RunExamOptions, check_run_passages, find_run_passages
+from sciqa.run_training import RunFinetuneOptions, run_finetune
 from sciqa.training import FinetuneOptions
 from sciqa.training.finetune import check_before_finetune
 

@@ -29,7 +29,7 @@ from sciqa.predict.sweep_predict import (
     sweep_predict_trials,
 )
 from sciqa.retrieval.contexts import find_contexts
-from sciqa.run import RunSweepPredictOptions, run_sweep_predict
+from sciqa.run_training import RunSweepPredictOptions, run_sweep_predict
 
 FIGURES = [name for name in COLUMNS if name != "seconds"]
 
@@ -173,7 +173,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path, cluster):
     write_jsonl(tmp_path / "exam.jsonl", read_exam("validation").slice(0, 60).to_pylist())
     options = {name: RunSweepPredictOptions(output=str(tmp_path / name), **given) for name in ("whole", "killed")}
     first, second = (f"{tmp_path}/killed/validation/answers/s-{number}" for number in (1, 2))
-    code = "import sys, json; from sciqa.run import *;"
+    code = "import sys, json; from sciqa.run_training import *;"
     code += "run_sweep_predict(RunSweepPredictOptions(**json.loads(sys.argv[1])))"
     own = {"output": str(tmp_path / "killed"), "num_cpus": 2}
     with subprocess.Popen([sys.executable, "-c", code, json.dumps(given | own)], stderr=subprocess.DEVNULL) as driver:

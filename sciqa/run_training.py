@@ -1,0 +1,88 @@
+"""Steps in a row, of which finished ones are kept: an adapter, or many side by side, from corpus to training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sciqa.core.errors import InputError
+from sciqa.core.summary import Summary
+from sciqa.predict.sweep_predict import (
+    SweepPredictOptions,
+    check_sweep_predict,
+    sweep_predict,
+    sweep_predict_contexts,
+    sweep_predict_trials,
+)
+from sciqa.retrieval.contexts import find_contexts
+from sciqa.run import RunIndexOptions, prepare_run_index
+from sciqa.training import FinetuneOptions, finetune
+from sciqa.training.finetune import check_before_finetune, open_finetune_split
+from sciqa.training.options import SPLITS
+from sciqa.training.sweep import sweep
+from sciqa.training.sweep_options import SweepOptions, sweep_trials
+
+
+@dataclass(kw_only=True)
+class RunFinetuneOptions(FinetuneOptions, RunIndexOptions):
+    """Options of all steps from corpus to adapter; by default, SmolLM2 on the packaged exam and the demo corpus."""
+
+
+def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
+    """Find the contexts of training and validation questions, if they are missing, and train on them.
+
+    Raises:
+        InputError: bad input of any step.
+    """
+    check_before_finetune(options)
+    return [*_find_split_contexts(options, [options]), finetune(options)]
+
+
+def _find_split_contexts(options: RunFinetuneOptions, runs: Sequence[FinetuneOptions]) -> list[Summary]:
+    """Find the contexts of both splits of runs, each folder once; objectives besides `rank` bring their own texts."""
+    if options.objective != "rank":
+        return []
+    summaries = prepare_run_index(options)
+    folders = {getattr(run, f"{split}_contexts"): (run, split) for run in runs for split in SPLITS}
+    for folder, (run, split) in folders.items():
+        exam = open_finetune_split(run, split, write=False)
+        summaries.append(find_contexts(options, exam, folder, evidence=False))
+    return summaries
+
+
+@dataclass(kw_only=True)
+class RunSweepOptions(SweepOptions, RunFinetuneOptions):
+    """Options of all steps from corpus to the table of a sweep."""
+
+
+def run_sweep(options: RunSweepOptions) -> list[Summary]:
+    """Check every trial of a sweep, find the contexts of their questions, if they are missing, and train them.
+
+    Raises:
+        InputError: bad input of any step or trial.
+    """
+    trials = sweep_trials(options, RunFinetuneOptions)
+    for trial in trials:
+        try:
+            check_before_finetune(trial.options)
+        except InputError as error:
+            raise InputError(f"{trial.name}: {error}") from error
+    contexts = _find_split_contexts(options, [trial.options for trial in trials])
+    return [*contexts, sweep(options, trials)]
+
+
+@dataclass(kw_only=True)
+class RunSweepPredictOptions(SweepPredictOptions, RunIndexOptions):
+    """Options of all steps from corpus to the table of a sweep over `predict`."""
+
+
+def run_sweep_predict(options: RunSweepPredictOptions) -> list[Summary]:
+    """Check every trial of a sweep over `predict`, find the contexts that they read, and rank the exam in each.
+
+    Raises:
+        InputError: bad input of any step or trial.
+    """
+    trials = sweep_predict_trials(options)
+    exam = check_sweep_predict(trials, options.overwrite and options.corpus is not None)
+    folders = sweep_predict_contexts(trials)
+    summaries = prepare_run_index(options) if folders else []
+    summaries += [find_contexts(each, exam, folder, evidence=False) for folder, each in folders.items()]
+    return [*summaries, sweep_predict(options, trials)]
