@@ -61,7 +61,7 @@ def connect_cluster(options: RayOptions) -> None:
         address = "local" if options.num_cpus else options.address or os.environ.get("RAY_ADDRESS")
         if address and ":" in address:
             _check_reachable(address)
-        address = address or _last_started()
+        address = address or last_started_cluster()
         on_sigterm = signal.getsignal(signal.SIGTERM)
         with contextlib.nullcontext() if is_console_verbose() else _no_core_messages():
             ray.init(
@@ -92,7 +92,7 @@ def _worker_environment() -> dict | None:
     return {"env_vars": {VERBOSE: "1"}}
 
 
-def _last_started() -> str:
+def last_started_cluster() -> str:
     """Return the address of the cluster that `ray start` last started here, or `local` if it is gone.
 
     Ray keeps the address of a killed cluster, and would try to reach it for many minutes.
@@ -238,6 +238,8 @@ def num_cluster_workers(options: ClusterOptions, parts: int, *, whole_nodes: boo
 
     `auto` means one per GPU of the requested type; without GPUs, one per CPU, or one per node if `whole_nodes`.
     """
+    if not ray.is_initialized():
+        return 1
     if options.worker_range:
         available = options.worker_range[-1]
     elif cluster_uses_gpu(options):
@@ -272,6 +274,8 @@ def num_cluster_actors(memory: int) -> int:
 
 def cluster_threads_per_worker(workers: int) -> int:
     """Return the CPU threads per worker: together, workers fill the CPUs, and none needs more than a node has."""
+    if not ray.is_initialized():
+        return len(os.sched_getaffinity(0))
     largest = max(each.get("CPU", 0) for each in _resources())
     return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 
@@ -279,7 +283,7 @@ def cluster_threads_per_worker(workers: int) -> int:
 def cluster_uses_gpu(options: DeviceOptions) -> bool:
     """Whether model workers get a GPU each."""
     if options.accelerator == "auto":
-        return ray.cluster_resources().get("GPU", 0) >= 1
+        return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
     return options.accelerator != "cpu"
 
 

@@ -15,9 +15,11 @@ Device = Literal["cpu", "cuda"]
 
 def check_device(device: Device) -> None:
     """Raise `InputError` if this process is to compute on a GPU and PyTorch finds none."""
+    if device == "cpu":
+        return
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise InputError(
             f"a GPU is to be used that PyTorch {torch.__version__} cannot use; install its CUDA build that fits the "
             "driver (the torch line of constraints.txt), or pass --accelerator cpu"

@@ -1,12 +1,14 @@
 """Stages with a model share worker processes, whose imports take longer than a small stage's work."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+import ray
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from sciqa.core import worker_loss
-from sciqa.core.cluster import cluster_worker_needs, named_cluster_accelerator
+from sciqa.core.cluster import cluster_dataset, cluster_worker_needs, named_cluster_accelerator
+from sciqa.core.local_stage import local_stage_rows
 from sciqa.core.options import ClusterOptions
 
 #: Most bytes that a worker may request for its model to share processes: a process keeps its last model for the next
@@ -39,6 +41,24 @@ def model_worker_pool(options: ClusterOptions, workers: int, parts: int, weights
         "max_restarts": worker_loss.MOST,
         "max_task_retries": worker_loss.MOST,
     }
+
+
+def run_model_workers(
+    options: ClusterOptions, worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list, pool: dict
+) -> Dataset | Iterator[dict]:
+    """Return a row for each part, computed by model workers, or in this process where Ray is not connected.
+
+    Args:
+        options: options of the run.
+        worker: class of the workers, whose instances map a row.
+        arguments: arguments of the class.
+        parts: the parts.
+        pool: arguments of `model_worker_pool`.
+    """
+    if not ray.is_initialized():
+        return local_stage_rows(worker, arguments, parts)
+    made = model_worker_pool(options, **pool)
+    return cluster_dataset(parts).map(**model_worker_arguments(worker, arguments, made))
 
 
 def model_worker_arguments(worker: Callable[..., Callable[[dict], dict]], arguments: dict, pool: dict) -> dict:

@@ -20,8 +20,10 @@ from sciqa.core.errors import find_input_error
 BETWEEN_LINES = 30
 
 
-def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, count: Callable[[dict], int]) -> Iterator:
-    """Yield a dataset's rows as they finish, and show progress.
+def rows_with_progress(
+    dataset: Dataset | Iterator[dict], stage: str, total: int, unit: str, count: Callable[[dict], int]
+) -> Iterator[dict]:
+    """Yield the rows of a dataset, or those of this process, as they finish, and show progress.
 
     A terminal shows a bar; a log gets a line every `BETWEEN_LINES` seconds, and the log of a submitted job also a line
     of JSON per row. Ray's metrics `sciqa_done` and `sciqa_total`, tagged with stage and unit, have the same figures.
@@ -37,9 +39,8 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
         InputError: a worker found bad input.
         LostWorkersError: a worker was lost `worker_loss.MOST` times.
     """
-    metrics = [Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")]
-    tags = {"stage": stage, "unit": unit}
-    metrics[1].set(total, tags)
+    gauge = _gauges(stage, unit)
+    gauge("total", total)
     done, noted = 0, set()
     with (_bar if console.is_terminal else _lines)(stage, total, unit) as show:
         for row in _rows(dataset):
@@ -48,15 +49,25 @@ def rows_with_progress(dataset: Dataset, stage: str, total: int, unit: str, coun
                     console.print(f"{stage}: {note}", markup=False)
                 noted.add(note)
             done += count(row)
-            metrics[0].set(done, tags)
+            gauge("done", done)
             show(done, row)
             yield row
 
 
-def _rows(dataset: Dataset) -> Iterator[dict]:
-    """Yield a dataset's rows; an `InputError` of a worker is raised here too, and a lost worker's error in one line."""
+def _gauges(stage: str, unit: str) -> Callable[[str, int], None]:
+    """Return a function that sets one of Ray's metrics by its name; it does nothing where Ray is not connected."""
+    if not ray.is_initialized():
+        return lambda name, value: None
+    gauges = {
+        name: Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")
+    }
+    return lambda name, value: gauges[name].set(value, {"stage": stage, "unit": unit})
+
+
+def _rows(dataset: Dataset | Iterator[dict]) -> Iterator[dict]:
+    """Yield the rows; an `InputError` of a worker is raised here too, and a lost worker's error in one line."""
     try:
-        yield from dataset.iter_rows()
+        yield from dataset.iter_rows() if isinstance(dataset, Dataset) else dataset
     except Exception as error:
         if bad_input := find_input_error(error):
             raise bad_input from error
@@ -84,7 +95,8 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
 def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
     started = said = time.monotonic()
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    with progress_lines(stage, f"0 of {total} {unit}, starting workers") as say:
+    begun = "starting workers" if ray.is_initialized() else "loading models"
+    with progress_lines(stage, f"0 of {total} {unit}, {begun}") as say:
 
         def show(done: int, row: dict) -> None:
             nonlocal said
@@ -101,6 +113,8 @@ def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], 
 
 def _at_work() -> str:
     """Return the cluster's current nodes, CPUs and GPUs, in words."""
+    if not ray.is_initialized():
+        return "at work"
     resources = ray.cluster_resources()
     kinds = [f"{resources[name]:.0f} {name}s" for name in ("CPU", "GPU") if resources.get(name)]
     nodes = sum(node["Alive"] for node in ray.nodes())

@@ -91,7 +91,7 @@ def open_exam_table(
         options: how its questions are read, and whether another exam's table is replaced.
         name: packaged splits, or a file of questions; the table itself, if it is the run's own exam.
         path: path of the table.
-        shard_questions: rows per shard.
+        shard_questions: most rows per shard.
         write: write a missing table.
 
     Raises:
@@ -100,6 +100,7 @@ def open_exam_table(
     table = _read_own(path, options.context) if name == path else options.read(name).table
     columns = tuple(table.column_names)
     answers = len(table) - table["answer"].null_count
+    shard_questions = -(-len(table) // -(-len(table) // shard_questions))  # as equal as can be
     digest, (first,) = hashes.rows_hash(tables.table_rows(table)), table.slice(0, 1).to_pylist()
     exam = Exam(path, digest, len(table), shard_questions, name, columns, answers, first)
     if (stored := _stored(path)) != (exam.sha256, set(columns)):

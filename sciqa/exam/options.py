@@ -68,7 +68,7 @@ class ExamOptions(ExamQuestionOptions):
     its shards, or a pattern such as test-*.parquet; by default the run's own exam, OUTPUT/exam.parquet, or `test` in a
     new run."""
     shard_questions: int = SHARD_QUESTIONS
-    """Questions per shard, the unit of work and of resuming."""
+    """Most questions per shard, the unit of work and of resuming; shards are as equal as can be."""
 
     def __post_init__(self) -> None:
         """Check `shard_questions`."""

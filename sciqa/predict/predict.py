@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import ray
 
-from sciqa.core import adapter_files, cluster, hashes, model_workers, progress, tables, worker_loss
+from sciqa.core import adapter_files, cluster, hashes, progress, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
+from sciqa.core.local_stage import is_local_stage, run_local_or_task
 from sciqa.core.lock import lock
 from sciqa.core.model_files import (
     find_model,
@@ -21,12 +23,11 @@ from sciqa.core.model_files import (
     model_files_have_head,
     read_model_file,
 )
-from sciqa.core.model_workers import model_worker_arguments
+from sciqa.core.model_workers import model_worker_pool, run_model_workers
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.exam.baselines import BASELINES, baseline_answer_counts
 from sciqa.exam.finished_answers import finished_answers_path
-from sciqa.exam.metrics import metric_scores
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
@@ -35,7 +36,7 @@ from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_pool, ap
 from sciqa.predict.api_records import record_usage_summary
 from sciqa.predict.baseline_reader import BaselineReader
 from sciqa.predict.blend import fit_blend
-from sciqa.predict.options import Doubt, PredictOptions, ReaderModelOptions
+from sciqa.predict.options import PredictOptions, ReaderModelOptions
 from sciqa.predict.reasoned_work import (
     check_reasoned_work,
     check_reasoned_work_model,
@@ -50,7 +51,7 @@ from sciqa.predict.scored_answers import (
     write_scored_answers,
 )
 from sciqa.predict.streamed_passes import report_passes, split_passes
-from sciqa.predict.uncertainty import DOUBT
+from sciqa.predict.uncertainty import uncertainty_of_share
 from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
 from sciqa.predict.work import ReaderWork
 from sciqa.retrieval.contexts import open_contexts
@@ -96,7 +97,8 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     missing = [part for part in range(exam.shards) if tables.table_part_name(part) not in begun.names]
-    cluster.connect_cluster(options)
+    if not _is_local(options, exam):
+        cluster.connect_cluster(options)
     with report_passes("predict") if options.streams else nullcontext() as say:
         work = _work(options, exam, missing, say)
         list(_answer_all(exam, options, folder, work))
@@ -214,6 +216,15 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     return found
 
 
+def _is_local(options: PredictOptions, exam: Exam) -> bool:
+    """Whether this process ranks a small exam by itself; see `is_local_stage`."""
+    if options.blend or options.cascade or options.streams or options.in_vllm or options.in_api or options.is_reasoned:
+        return False
+    models = [options.model] * options.has_model
+    models += [options.embedder] * (options.reader == "retrieval" or bool(options.has_model and options.shots))
+    return is_local_stage(options, exam.questions, sum(map(model_file_bytes, models)))
+
+
 def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> ReaderWork:
     if options.blend:
         return _blending(options, exam, parts)
@@ -251,7 +262,7 @@ def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWo
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
         fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
-        fit = ray.get(ray.remote(num_cpus=cluster.TASK_CPUS)(fit_blend).remote(fitted))
+        fit = run_local_or_task(fit_blend, fitted)
         weights, said = fit.weights, f"; {fit.said()}"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
     seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
@@ -266,7 +277,7 @@ def _cascading(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderW
     if not options.cascade:
         return work
     before = finished_answers_path(options.output, options.cascade)
-    least, asked = ray.get(_least_certain.remote(before, options.cascade_share, options.cascade_by))
+    least, asked = run_local_or_task(uncertainty_of_share, before, options.cascade_share, options.cascade_by)
     return replace(
         work,
         kind="cascade",
@@ -283,36 +294,24 @@ def _cascading(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderW
     )
 
 
-@ray.remote(num_cpus=cluster.TASK_CPUS)
-def _least_certain(folder: str, share: float, measure: Doubt) -> tuple[float, int]:
-    """Return the lowest uncertainty among the given share of least certain answers, and how many answers reach it.
-
-    Ties at that value make the number larger than the share.
-    """
-    answers = tables.read_table(folder).to_pylist()
-    for row in answers:
-        metric_scores(row, None, folder)
-    doubts = np.array([DOUBT[measure](row["probabilities"]) for row in answers])
-    least = float(np.sort(doubts)[-max(1, round(share * len(doubts)))])
-    return least, int((doubts >= least).sum())
-
-
 def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWork) -> Iterator[dict]:
     if not work.parts:
         return
-    parts = cluster.cluster_dataset(work.parts)
     arguments = {"exam": exam, "folder": folder, "work": work}
-    if work.kind == "baseline":
-        rows = parts.map(_answer_shard, fn_kwargs=arguments, num_cpus=cluster.TASK_CPUS, max_retries=worker_loss.MOST)
+    pool = {"workers": work.workers, "parts": len(work.parts), "weights": work.weights}
+    rows: Any
+    if options.in_vllm:
+        shards = cluster.cluster_dataset(work.parts)
+        requests = answer_vllm_requests(shards, exam, options, work, model_worker_pool(options, **pool))
+        rows = VllmShards(requests, exam, folder, work.by, work.sources)
     elif options.in_api:
-        rows = parts.map(PredictShard, fn_constructor_kwargs=arguments, **api_pool(options, exam, work.workers))
+        about = api_pool(options, exam, work.workers)
+        rows = cluster.cluster_dataset(work.parts).map(PredictShard, fn_constructor_kwargs=arguments, **about)
+    elif work.kind == "baseline" and ray.is_initialized():
+        how = {"num_cpus": cluster.TASK_CPUS, "max_retries": worker_loss.MOST}
+        rows = cluster.cluster_dataset(work.parts).map(_answer_shard, fn_kwargs=arguments, **how)
     else:
-        pool = model_workers.model_worker_pool(options, work.workers, len(work.parts), work.weights)
-        if options.in_vllm:
-            requests = answer_vllm_requests(parts, exam, options, work, pool)
-            rows = VllmShards(requests, exam, folder, work.by, work.sources)
-        else:
-            rows = parts.map(**model_worker_arguments(PredictShard, arguments, pool))
+        rows = run_model_workers(options, PredictShard, arguments, work.parts, pool)
     yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
 
 

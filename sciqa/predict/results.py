@@ -4,9 +4,9 @@ import io
 
 import pyarrow as pa
 import pyarrow.csv
-import ray
 
-from sciqa.core import cluster, storage, tables
+from sciqa.core import storage, tables
+from sciqa.core.local_stage import run_local_or_task
 from sciqa.exam.chain_table import USAGE, chain_table_usage
 from sciqa.exam.metrics import score_metrics
 from sciqa.exam.open_exam import Exam
@@ -53,14 +53,14 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
         "contexts": options.contexts if options.has_context else None,
         "seconds": seconds,
     }
-    rows, counts = ray.get(_sum_up.remote(exam, folder, result_submission_path(options.output, options.name)))
+    submission = result_submission_path(options.output, options.name)
+    rows, counts = run_local_or_task(_sum_up, exam, folder, submission)
     rows = [about | row | {"cost": record_token_cost(options.price, row)} for row in rows]
     table = pa.Table.from_pylist(rows, schema=METRICS)
     tables.write_table(result_metrics_path(options.output, options.name), table)
     return counts
 
 
-@ray.remote(num_cpus=cluster.TASK_CPUS)
 def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
     """Write the competition's file, score all answers and each slice, and count as `write_results` returns it."""
     table = QuestionTable(folder, exam.shard_questions).read_all(exam)

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import ray
 
 from sciqa.core import cluster, model_workers, progress
+from sciqa.core.local_stage import is_local_stage
 from sciqa.core.model_files import model_file_bytes
-from sciqa.core.model_workers import model_worker_arguments
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.open_exam import Exam
 from sciqa.retrieval.embedder import Kind, embedder_one_by_one
@@ -122,7 +123,7 @@ class QueryRanker:
 
 @contextmanager
 def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[ShardedSearch | LocalSearch]:
-    """Check the files of an index, and open it for workers of the connected cluster.
+    """Check the files of an index, and open it for workers of the connected cluster, or for this process without one.
 
     A small index is opened by each worker, since that takes less time than the start of another process. Other ones
     have search actors, which end with the context: Python may keep its last reference to them for long, and a later
@@ -130,7 +131,7 @@ def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[Sharded
     """
     check_index_unchanged(options, manifest)
     how = (options.search_parameters, options.candidates, options.cache_bytes)
-    if sum(shard["rows"] for shard in manifest["shards"]) <= SMALL_INDEX:
+    if not ray.is_initialized() or sum(shard["rows"] for shard in manifest["shards"]) <= SMALL_INDEX:
         yield LocalSearch(options.index, manifest, *how)
         return
     actors = min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY))
@@ -150,14 +151,16 @@ def run_query_workers(
     """
     if not parts:
         return
-    cluster.connect_cluster(options)
+    weights = model_file_bytes(options.embedder) + (model_file_bytes(options.rerank) if options.rerank else 0)
+    if not is_local_stage(options, exam.questions, weights):
+        cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_cluster_workers(options, most)
     with open_query_index(options, index) as opened:
         embed = options.embed_arguments(workers)
         arguments = {"exam": exam, "options": options, "index": opened, "embed": embed} | more
-        pool = model_workers.model_worker_pool(options, workers, most, model_file_bytes(options.embedder))
-        rows = cluster.cluster_dataset(parts).map(**model_worker_arguments(worker, arguments, pool))
+        pool = {"workers": workers, "parts": most, "weights": model_file_bytes(options.embedder)}
+        rows = model_workers.run_model_workers(options, worker, arguments, parts, pool)
         yield from progress.rows_with_progress(
             rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
         )

@@ -1,0 +1,55 @@
+"""Small stages, which this process does by itself where no cluster is: starting Ray would take longer than their work.
+
+A process that is not connected to Ray does so in each function here, and `sciqa.core.cluster` tells its own CPUs.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from sciqa.core.cluster import TASK_CPUS, last_started_cluster
+from sciqa.core.options import ClusterOptions
+
+#: Most questions of a small stage, and most bytes of its weights.
+QUESTIONS, WEIGHTS = 64, 1_000_000_000
+#: Where Linux has the drivers of GPUs (NVIDIA's, those of Windows, AMD's).
+GPU_DRIVERS = ("/proc/driver/nvidia/gpus", "/dev/dxg", "/dev/kfd")
+
+
+def is_local_stage(options: ClusterOptions, questions: int, weights: int) -> bool:
+    """Whether a stage is small, and neither a cluster nor its size nor a GPU is asked for or there.
+
+    Args:
+        options: options of the run.
+        questions: number of questions of the stage.
+        weights: bytes of the weights of its models.
+    """
+    if ray.is_initialized() or questions > QUESTIONS or weights > WEIGHTS:
+        return False
+    if options.address or options.num_cpus or os.environ.get("RAY_ADDRESS") or options.num_workers != "auto":
+        return False
+    if options.accelerator != "cpu" and (options.accelerator != "auto" or any(map(os.path.exists, GPU_DRIVERS))):
+        return False
+    return last_started_cluster() == "local"
+
+
+def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list) -> Iterator[dict]:
+    """Yield a row for each part of a stage.
+
+    Args:
+        worker: class of workers, whose instances map a row.
+        arguments: arguments of the class.
+        parts: the parts.
+    """
+    made = worker(**arguments)
+    for part in parts:
+        yield made({"part": part})
+
+
+def run_local_or_task(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 (what it returns)
+    """Return what a function returns, called here or, on a cluster, in a task."""
+    if not ray.is_initialized():
+        return function(*arguments)
+    return ray.get(ray.remote(num_cpus=TASK_CPUS)(function).remote(*arguments))
