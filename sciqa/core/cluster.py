@@ -14,10 +14,10 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray._private.utils import read_ray_address
-from ray.data import DataContext, Dataset
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,6 +28,9 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RayOptions, RunOptions
 from sciqa.core.progress import progress_lines
+
+if TYPE_CHECKING:  # its import takes most of a second, which a small stage does without
+    from ray.data import Dataset
 
 # `Dataset.map` takes the limits of restarts, but no named parameters for them, and warns (seen with Ray 2.60).
 warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated")
@@ -76,7 +79,7 @@ def connect_cluster(options: RayOptions) -> None:
             signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         wait_for_cluster_room({"CPU": 1})
         _check_shared(options.output)
-    context = DataContext.get_current()
+    context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
@@ -330,6 +333,6 @@ def named_cluster_accelerator(options: DeviceOptions) -> str | None:
     return None if options.accelerator in ACCELERATORS else options.accelerator
 
 
-def cluster_dataset(parts: list) -> Dataset:
+def cluster_dataset(parts: list) -> "Dataset":
     """Return a dataset with one block per part, so that each part is scheduled, and lost, on its own."""
     return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=max(1, len(parts)))

@@ -2,14 +2,17 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from sciqa.core import worker_loss
 from sciqa.core.cluster import cluster_dataset, cluster_worker_needs, named_cluster_accelerator
 from sciqa.core.local_stage import local_stage_rows
 from sciqa.core.options import ClusterOptions
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 #: Most bytes that a worker may request for its model to share processes: a process keeps its last model for the next
 #: stage to replace, or until Ray ends it because it is idle.
@@ -33,7 +36,7 @@ def model_worker_pool(options: ClusterOptions, workers: int, parts: int, weights
     needs = cluster_worker_needs(options, workers, weights)
     most = parts if options.num_workers == "auto" else workers
     return {
-        "compute": ActorPoolStrategy(min_size=workers, max_size=most),
+        "compute": ray.data.ActorPoolStrategy(min_size=workers, max_size=most),
         "num_cpus": needs.get("CPU", 0),  # by default, Ray Data takes a whole CPU, which feeding a pool may need
         "num_gpus": needs.get("GPU"),
         "memory": needs.get("memory"),
@@ -45,7 +48,7 @@ def model_worker_pool(options: ClusterOptions, workers: int, parts: int, weights
 
 def run_model_workers(
     options: ClusterOptions, worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list, pool: dict
-) -> Dataset | Iterator[dict]:
+) -> "Dataset | Iterator[dict]":
     """Return a row for each part, computed by model workers, or in this process where Ray is not connected.
 
     Args:
@@ -83,7 +86,7 @@ def model_worker_arguments(worker: Callable[..., Callable[[dict], dict]], argume
     return {
         "fn": run,
         "fn_kwargs": arguments,
-        "compute": TaskPoolStrategy(pool["compute"].max_size),
+        "compute": ray.data.TaskPoolStrategy(pool["compute"].max_size),
         "num_cpus": pool["num_cpus"],
         "memory": pool["memory"],
         "max_retries": worker_loss.MOST,

@@ -6,22 +6,24 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import ray
-from ray.data import Dataset
-from ray.util.metrics import Gauge
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sciqa.core import worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import find_input_error
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
 #: Seconds between two lines of progress, where there is no terminal for a bar.
 BETWEEN_LINES = 30
 
 
 def rows_with_progress(
-    dataset: Dataset | Iterator[dict], stage: str, total: int, unit: str, count: Callable[[dict], int]
+    dataset: "Dataset | Iterator[dict]", stage: str, total: int, unit: str, count: Callable[[dict], int]
 ) -> Iterator[dict]:
     """Yield the rows of a dataset, or those of this process, as they finish, and show progress.
 
@@ -58,16 +60,18 @@ def _gauges(stage: str, unit: str) -> Callable[[str, int], None]:
     """Return a function that sets one of Ray's metrics by its name; it does nothing where Ray is not connected."""
     if not ray.is_initialized():
         return lambda name, value: None
+    from ray.util.metrics import Gauge
+
     gauges = {
         name: Gauge(f"sciqa_{name}", f"Units {name} of a stage.", ("stage", "unit")) for name in ("done", "total")
     }
     return lambda name, value: gauges[name].set(value, {"stage": stage, "unit": unit})
 
 
-def _rows(dataset: Dataset | Iterator[dict]) -> Iterator[dict]:
+def _rows(dataset: "Dataset | Iterator[dict]") -> Iterator[dict]:
     """Yield the rows; an `InputError` of a worker is raised here too, and a lost worker's error in one line."""
     try:
-        yield from dataset.iter_rows() if isinstance(dataset, Dataset) else dataset
+        yield from dataset if isinstance(dataset, Iterator) else dataset.iter_rows()
     except Exception as error:
         if bad_input := find_input_error(error):
             raise bad_input from error

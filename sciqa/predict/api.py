@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ray.data import ActorPoolStrategy
+import ray
 
 from sciqa.core import cluster, worker_loss
 from sciqa.core.errors import InputError
@@ -232,7 +232,7 @@ def api_pool(options: "PredictOptions", exam: Exam, workers: int) -> dict:
 def api_server_pool(workers: int, shards: int) -> dict:
     """Return the arguments of `Dataset.map` for workers that ask a server, each about several shards at a time."""
     return {
-        "compute": ActorPoolStrategy(
+        "compute": ray.data.ActorPoolStrategy(
             size=workers, max_concurrent_calls_per_actor=shards, enable_true_multi_threading=True
         ),
         "num_cpus": cluster.TASK_CPUS,

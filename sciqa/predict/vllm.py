@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, Dataset
 
 from sciqa.core import cluster
 from sciqa.core.console import quiet_console
@@ -26,6 +25,8 @@ from sciqa.predict.rotations import Rotation, mean_over_rotations
 from sciqa.predict.scored_answers import ScoredAnswer, read_scored_answer_sources, write_scored_answers
 
 if TYPE_CHECKING:
+    from ray.data import Dataset
+
     from sciqa.models.scorer import EncodedForScorer
     from sciqa.predict.options import PredictOptions
     from sciqa.predict.work import ReaderWork
@@ -143,8 +144,8 @@ class EncodeVllmShard:
 
 
 def answer_vllm_requests(
-    parts: Dataset, exam: Exam, options: "PredictOptions", work: "ReaderWork", pool: dict
-) -> Dataset:
+    parts: "Dataset", exam: Exam, options: "PredictOptions", work: "ReaderWork", pool: dict
+) -> "Dataset":
     """Send the requests of all questions in some shards to vLLM and return the rows of `add_vllm_option_scores`.
 
     Args:
@@ -189,7 +190,7 @@ def answer_vllm_requests(
     requests = parts.flat_map(
         EncodeVllmShard,
         fn_constructor_kwargs={"exam": exam, "sources": work.sources} | encoder,
-        compute=ActorPoolStrategy(min_size=1, max_size=work.workers),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=work.workers),
         **few,
     )
     return processor(requests)
@@ -209,7 +210,7 @@ class VllmShards:
         sources: tables with a row per question, such as contexts.
     """
 
-    answered: Dataset
+    answered: "Dataset"
     exam: Exam
     folder: str
     model: str

@@ -7,6 +7,7 @@ worker of the node has it mapped, even if all are killed.
 
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,10 +55,12 @@ def write_example_file(exam: Exam, contexts: str, folder: str) -> str:
     batches = example_file_batches(exam, contexts)
     first = next(batches)
     path = str(Path(folder, "examples.arrow"))
-    with storage_errors(path, "written"), pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
-        writer.write_table(first)
-        for batch in batches:
-            writer.write_table(batch)
+    with storage_errors(path, "written"):
+        file = pa.OSFile(path, "wb")
+    with file, pa.ipc.new_file(file, first.schema) as writer:
+        for batch in chain([first], batches):
+            with storage_errors(path, "written"):
+                writer.write_table(batch)
     pa.default_memory_pool().release_unused()
     return path
 
