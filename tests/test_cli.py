@@ -109,13 +109,13 @@ def test_a_cluster_that_is_not_there(tmp_path):
 
 def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(sciqa_cluster, "read_ray_address", lambda: "127.0.0.1:1")
-    assert sciqa_cluster._last_started() == "local"
+    assert sciqa_cluster.last_started_cluster() == "local"
     with socket.socket() as running:
         running.bind(("127.0.0.1", 0))
         running.listen()
         address = f"127.0.0.1:{running.getsockname()[1]}"
         monkeypatch.setattr(sciqa_cluster, "read_ray_address", lambda: address)
-        assert sciqa_cluster._last_started() == address
+        assert sciqa_cluster.last_started_cluster() == address
 
 
 def test_unknown_options_and_steps_exit_2(here):

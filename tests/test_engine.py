@@ -3,6 +3,7 @@
 import importlib.util
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -73,7 +74,7 @@ def test_requests_add_up_to_our_own_scores(style, rotations):
 
 
 def test_a_shard_is_written_once_all_its_requests_are_there(cluster, exam_file, tmp_path):
-    exam = open_exam(ExamOptions(exam=exam_file, output=str(tmp_path), shard_questions=6))
+    exam = replace(open_exam(ExamOptions(exam=exam_file, output=str(tmp_path))), shard_questions=6)
     question = {"part": 0, "requests": 12, "by": 0, "cut": False}
     rows = [
         question | {"request": 2 * number + half, "question": number, "scores": [-1.0, half - 0.5, -2.0, -3.0]}

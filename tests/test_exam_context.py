@@ -7,8 +7,7 @@ import pytest
 from test_exam_shapes import ASKED, CONTEXTS, SHAPES, save
 from tiny import tiny_folder
 
-from sciqa import cli
-from sciqa import pipeline as run
+from sciqa import cli, run_training
 from sciqa.core import cluster, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import ExamOptions, open_exam
@@ -90,8 +89,8 @@ def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatc
         for (prompt, options, right), context in zip(ASKED, CONTEXTS, strict=True)
     ]
     path = save(tmp_path, "jsonl", cells)
-    monkeypatch.setattr(run, "finetune", lambda options: options)
-    monkeypatch.setattr(run, "check_before_finetune", lambda options: None)
+    monkeypatch.setattr(run_training, "finetune", lambda options: options)
+    monkeypatch.setattr(run_training, "check_before_finetune", lambda options: None)
     columns = ("prompt=q", "options=o", "answer=k", "context=c")
     given = {"train": path, "validation": path, "columns": columns, "context": "given", "output": str(tmp_path / "run")}
     run_finetune(RunFinetuneOptions(**given, corpus=("absent.jsonl",)))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.core import adapter_files, cache, storage, tables
@@ -222,6 +223,15 @@ def test_an_exam_is_its_rows(tmp_path):
         path = write_exam(tmp_path / "other.jsonl", rows)
         other = open_exam(ExamOptions(exam=path, output=str(tmp_path / f"other{number}")))
         assert other.sha256 != opened["jsonl"].sha256
+
+
+@pytest.mark.parametrize(("questions", "most", "each"), [(40, 32, 20), (33, 32, 17), (8, 3, 3), (8, 6, 4), (8, 32, 8)])
+def test_shards_are_as_equal_as_can_be(tmp_path, questions, most, each):
+    write_jsonl(tmp_path / "exam.jsonl", read_exam("validation").slice(0, questions).to_pylist())
+    exam = open_exam(ExamOptions(exam=str(tmp_path / "exam.jsonl"), output=str(tmp_path), shard_questions=most))
+    assert exam.shard_questions == each
+    assert sum(len(exam.read_shard(number)) for number in range(exam.shards)) == questions
+    assert exam.shards == -(-questions // most)
 
 
 def test_an_exam_written_over_while_it_is_read_is_noticed(tmp_path):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from conftest import write_jsonl
 
-from sciqa import pipeline as run
+from sciqa import run
 from sciqa.audit import contamination as audited
 from sciqa.core import hashes, tables
 from sciqa.core.errors import InputError
@@ -73,6 +73,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
     rows = [row | {"topic": topic} for row, topic in zip(rows, topics, strict=True)]
     write_jsonl(folder / "exam.jsonl", rows)
     exam = open_exam(ExamOptions(output=output, exam=str(folder / "exam.jsonl"), shard_questions=SHARD))
+    whole = exam.shard_questions
     shards = [exam.read_shard(part) for part in range(exam.shards)]
     found = found | {"exam": exam.sha256}
     if contexts:
@@ -81,7 +82,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
             each = [{"id": q["id"], **c} for q, c in zip(questions, contexts[at:], strict=False)]
             table = pa.Table.from_pylist(each, schema=finding.SCHEMA)
             tables.write_table(tables.table_part_path(f"{output}/contexts", part), table)
-        tables.finish_table(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": SHARD})
+        tables.finish_table(f"{output}/contexts", {"format": finding.CONTEXTS_FORMAT, "inputs": found, "rows": whole})
     for name, (scores, inputs) in readers.items():
         path = finished_answers_path(output, name)
         if "contexts" in inputs:
@@ -93,7 +94,7 @@ def make_run(folder, readers, rows=EXAM, topics=TOPICS, contexts=None, found=FOU
                 path, part, questions, scored, "the test", found_rows if "contexts" in inputs else None
             )
         inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": name} | inputs
-        tables.finish_table(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": SHARD, "seconds": 2.0})
+        tables.finish_table(path, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": whole, "seconds": 2.0})
         answers = tables.read_table(path).to_pylist()
         slices = {"all": answers} | {
             f"topic: {topic}": [row for row, own in zip(answers, topics, strict=True) if own == topic]
@@ -213,7 +214,7 @@ def schema_of(rows):
 
 def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
     seen = []
-    for step in ("check_predict_model", "_prepare_index", "retrieve", "predict"):
+    for step in ("check_predict_model", "prepare_run_index", "retrieve", "predict"):
         monkeypatch.setattr(run, step, lambda *_, **__: [])
     monkeypatch.setattr(run, "report", lambda options: seen.append(options.show))
     run_exam(RunExamOptions(output=str(tmp_path), reader="closed-book", compare=True))

@@ -20,7 +20,7 @@ from test_report import SURE, make_run, page_of
 from test_training import losses, tiny_run, wait_for_checkpoint
 from tiny import tiny_folder
 
-from sciqa import pipeline
+from sciqa import run_training
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.predict import PredictOptions, predict
@@ -117,7 +117,7 @@ def test_every_trial_is_checked_before_any_is_trained(tmp_path, here, monkeypatc
         if options.learning_rate == 1e-05:
             raise InputError("--peft: colour")
 
-    monkeypatch.setattr(pipeline, "check_before_finetune", check)
+    monkeypatch.setattr(run_training, "check_before_finetune", check)
     config = tmp_path / "sweep.yaml"
     lines = [f"output: {tmp_path}/run", "name: s", "trials:", "- {seed: 0}"]
     config.write_text("\n".join([*lines, "- {name: red, peft: {r: 4, colour: red}, learning_rate: 1.0e-05}"]))
