@@ -7,6 +7,7 @@ from functools import partial
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_cluster_accelerator
 from sciqa.core.errors import InputError
+from sciqa.core.local_stage import before_local_stage
 from sciqa.core.options import defaults_of
 from sciqa.core.packaged import is_packaged_installed
 from sciqa.core.summary import Summary
@@ -20,7 +21,7 @@ from sciqa.exam.finished_answers import finished_answers
 from sciqa.exam.open_exam import Exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
-from sciqa.predict.predict import check_predict_model
+from sciqa.predict.predict import READERS_MODULE, check_predict_model, is_local_predict
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
@@ -64,7 +65,10 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         check_predict_model(options, exam.sample)
     summaries = []
     if readers != ["closed-book"]:
-        summaries += [*prepare_run_index(options), retrieve(options)]
+        summaries += prepare_run_index(options)
+        loads = any(each.has_model and is_local_predict(each, exam) for each in asked)
+        with before_local_stage(READERS_MODULE if loads else None):
+            summaries.append(retrieve(options))
     summaries += map(predict, asked)
     shallow = [name for name in _baselines(options, exam) if name not in readers]
     summaries += [predict(_without_model(options, name)) for name in shallow]

@@ -3,8 +3,12 @@
 A process that is not connected to Ray does so in each function here, and `sciqa.core.cluster` tells its own CPUs.
 """
 
+import contextlib
+import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import ray
@@ -16,6 +20,8 @@ from sciqa.core.options import ClusterOptions
 QUESTIONS, WEIGHTS = 64, 1_000_000_000
 #: Where Linux has the drivers of GPUs (NVIDIA's, those of Windows, AMD's).
 GPU_DRIVERS = ("/proc/driver/nvidia/gpus", "/dev/dxg", "/dev/kfd")
+#: Module that the stage after this one needs, if any.
+_next: ContextVar[str | None] = ContextVar("module of the next stage", default=None)
 
 
 def is_local_stage(options: ClusterOptions, questions: int, weights: int) -> bool:
@@ -35,6 +41,16 @@ def is_local_stage(options: ClusterOptions, questions: int, weights: int) -> boo
     return last_started_cluster() == "local"
 
 
+@contextlib.contextmanager
+def before_local_stage(module: str | None) -> Iterator[None]:
+    """Within this context, a local stage imports meanwhile what the next stage needs, which takes seconds."""
+    token = _next.set(module)
+    try:
+        yield
+    finally:
+        _next.reset(token)
+
+
 def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list) -> Iterator[dict]:
     """Yield a row for each part of a stage.
 
@@ -44,6 +60,8 @@ def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: d
         parts: the parts.
     """
     made = worker(**arguments)
+    if module := _next.get():  # not before: two threads that import the same packages could wait for each other
+        threading.Thread(target=importlib.import_module, args=(module,)).start()
     for part in parts:
         yield made({"part": part})
 

@@ -1,5 +1,6 @@
 """The `predict` step: a pool of workers writes ranked answers, and their metrics, to Parquet."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -57,6 +58,8 @@ from sciqa.predict.work import ReaderWork
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
 
+#: Module of the readers, which takes seconds to import.
+READERS_MODULE = "sciqa.predict.readers"
 #: Readers that load no model, by their keys in `sciqa.predict.readers.READERS`.
 WITHOUT_MODEL: dict[str, type] = {"baseline": BaselineReader, "api": ApiReader}
 
@@ -97,7 +100,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
     missing = [part for part in range(exam.shards) if tables.table_part_name(part) not in begun.names]
-    if not _is_local(options, exam):
+    if not is_local_predict(options, exam):
         cluster.connect_cluster(options)
     with report_passes("predict") if options.streams else nullcontext() as say:
         work = _work(options, exam, missing, say)
@@ -216,7 +219,7 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
     return found
 
 
-def _is_local(options: PredictOptions, exam: Exam) -> bool:
+def is_local_predict(options: PredictOptions, exam: Exam) -> bool:
     """Whether this process ranks a small exam by itself; see `is_local_stage`."""
     if options.blend or options.cascade or options.streams or options.in_vllm or options.in_api or options.is_reasoned:
         return False
@@ -336,12 +339,10 @@ class PredictShard:
 
 
 def _reader(kind: str) -> type:
-    """Return a class of readers; one without a model here is found without PyTorch, whose import takes seconds."""
+    """Return a class of readers; one without a model here is found without PyTorch."""
     if kind in WITHOUT_MODEL:
         return WITHOUT_MODEL[kind]
-    from sciqa.predict.readers import READERS
-
-    return READERS[kind]
+    return importlib.import_module(READERS_MODULE).READERS[kind]
 
 
 def _answer_shard(row: dict, exam: Exam, folder: str, work: ReaderWork) -> dict:
