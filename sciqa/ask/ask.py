@@ -1,12 +1,11 @@
 """The `ask` step: rank the options of one question, or answer it in words, in one process without Ray."""
 
-import os
 import time
 
 from sciqa.ask.answerer import Answerer, check_answerer, check_answerer_model, passages_answerer_read
 from sciqa.ask.options import AskOptions
 from sciqa.core.console import console
-from sciqa.core.device import this_device
+from sciqa.core.device import device_cpus, this_device
 from sciqa.core.errors import InputError
 from sciqa.core.progress import progress_lines
 from sciqa.core.summary import Summary
@@ -29,7 +28,7 @@ def ask(options: AskOptions) -> Summary:
     if not options.options:
         check_answerer_model(options.model)
     with progress_lines("ask", f"searching {manifest['rows']:,} passages, loading {options.model}"):
-        device, threads = this_device(options.accelerator), len(os.sched_getaffinity(0))
+        device, threads = this_device(options.accelerator), device_cpus()
         answerer = Answerer(options, manifest, device, threads)
         found = answerer.find(options)
         for note in answerer.notes:

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sciqa.core import worker_loss
 from sciqa.core.console import VERBOSE, is_console_verbose
-from sciqa.core.device import Device
+from sciqa.core.device import Device, device_cpus
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RayOptions, RunOptions
 from sciqa.core.progress import progress_lines
@@ -278,7 +278,7 @@ def num_cluster_actors(memory: int) -> int:
 def cluster_threads_per_worker(workers: int) -> int:
     """Return the CPU threads per worker: together, workers fill the CPUs, and none needs more than a node has."""
     if not ray.is_initialized():
-        return len(os.sched_getaffinity(0))
+        return device_cpus()
     largest = max(each.get("CPU", 0) for each in _resources())
     return max(1, min(cluster_cpus() // workers, math.floor(largest)))
 

@@ -3,6 +3,7 @@
 The driver chooses the device and tells its workers: a worker may see GPUs of its host that belong to another.
 """
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from sciqa.core.errors import InputError
@@ -40,6 +41,13 @@ def this_device(accelerator: str) -> Device:
     device: Device = "cuda" if accelerator != "cpu" and (accelerator != "auto" or torch.cuda.is_available()) else "cpu"
     check_device(device)
     return device
+
+
+def device_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere a process is not kept to some of them
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_half_precision(device: Device) -> "torch.dtype":

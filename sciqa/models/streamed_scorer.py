@@ -312,7 +312,10 @@ def _room(tokens: int, size: int, dtype: torch.dtype, memory: int) -> Iterator[t
         return
     with tempfile.NamedTemporaryFile(prefix="sciqa-states-") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, tokens * size * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, tokens * size * dtype.itemsize)
+            else:  # macOS
+                file.truncate(tokens * size * dtype.itemsize)
         except OSError as error:
             raise InputError(
                 f"{tempfile.gettempdir()}: no room for {tokens * size * dtype.itemsize / 1e9:.1f} GB of hidden states "

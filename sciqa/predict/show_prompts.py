@@ -1,11 +1,11 @@
 """The `prompt` step: print what a model reads of the first questions of an exam, in one process without Ray."""
 
-import os
 import time
 from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
 from sciqa.core.summary import Summary
 from sciqa.exam.answer_options import answer_options_of
@@ -43,7 +43,7 @@ def show_prompts(options: PromptOptions) -> Summary:
     from sciqa.predict.shots import ShotChooser
 
     scorer = load_without_weights(options.model, options.style(), options.adapter)
-    shots = options.shots_arguments("cpu", len(os.sched_getaffinity(0)))
+    shots = options.shots_arguments("cpu", device_cpus())
     chooser = ShotChooser(**shots) if shots else None
     found: list[tuple[dict, ...]] = [(each,) for each in contexts]
     if scorer.style.completion == "reasoned":

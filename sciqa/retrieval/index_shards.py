@@ -1,12 +1,12 @@
 """Worker functions of the `index` step: embed a shard, train FAISS, write a shard's files."""
 
 import io
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sciqa.core import hashes, storage, tables
+from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.retrieval.load_embedder import load_embedder
@@ -93,7 +93,7 @@ def train_index_shards(row: dict, options: IndexOptions) -> dict:
     """Train the factory's index on vectors taken evenly from all shards, and write it as `trained.faiss`."""
     import faiss
 
-    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # nothing else of this job runs at the same time
+    faiss.omp_set_num_threads(device_cpus())  # nothing else of this job runs at the same time
     shards = row["part"]
     step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
 
