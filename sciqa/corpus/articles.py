@@ -37,7 +37,6 @@ from sciqa.corpus.table_files import (
 #: Extras that types of files need.
 NEEDED: dict[str, Extra] = {"dump": "wikipedia", "html": "html", "pdf": "pdf"}
 NO_DUMP = "no dump of MediaWiki, which begins with <mediawiki>"
-DEMO_CREDIT = "Lead sections of English Wikipedia's vital articles, by their authors, CC BY-SA 4.0"
 #: Line that wikiextractor writes before an article.
 DOCUMENT = re.compile(r'<doc id="[^"]*"(?: revid="[^"]*")? url="([^"]*)" title="(.*)">\s*')
 
