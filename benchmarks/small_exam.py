@@ -1,8 +1,9 @@
 """Seconds of small runs, beside another version: 40 questions with the index in place, and the first word of an answer.
 
-Each version runs from its own checkout, in turn, three rounds after one that is not counted; the packaged models and an
+Each version runs from its checkout, in turn, three rounds after one that is not counted; the packaged models and an
 index of the demo corpus are there before (`sciqa corpus --output RUN && sciqa index --output RUN`), and nothing of the
-exam. The first word is that of `sciqa ask` on standard output. Usage: python benchmarks/small_exam.py RUN [CHECKOUT ...]
+exam. The first word is that of `sciqa ask` on standard output.
+Usage: python benchmarks/small_exam.py RUN [CHECKOUT ...]
 """
 
 import os
