@@ -524,6 +524,10 @@ def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, t
     assert (examples.sizes() - examples.sizes(with_context=False)).tolist() == [len(row["context"]) for row in found]
     with pytest.raises(InputError, match="cannot be written"):
         write_example_file(exam, options.train_contexts, str(tmp_path / "missing"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "examples.arrow").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"examples\.arrow: cannot be written \(.*No space"):
+        write_example_file(exam, options.train_contexts, str(tmp_path / "full"))
     turned = tmp_path / "turned.parquet"
     tables.write_table(str(turned), tables.read_table(exam.path).take(pa.array(range(len(asked))[::-1])))
     with pytest.raises(InputError, match="where that of question"):

@@ -1,6 +1,7 @@
 """Ray for every step: connect to a cluster, and request resources so that pools of workers cannot starve."""
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -100,7 +101,11 @@ def last_started_cluster() -> str:
 
     Ray keeps the address of a killed cluster, and would try to reach it for many minutes.
     """
-    address = read_ray_address()
+    return _reachable_or_local(read_ray_address())
+
+
+@functools.cache  # each stage asks, and no answer takes ten seconds
+def _reachable_or_local(address: str | None) -> str:
     with contextlib.suppress(InputError):
         if address:
             _check_reachable(address)

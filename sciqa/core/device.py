@@ -3,7 +3,6 @@
 The driver chooses the device and tells its workers: a worker may see GPUs of its host that belong to another.
 """
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from sciqa.core.errors import InputError
@@ -44,10 +43,10 @@ def this_device(accelerator: str) -> Device:
 
 
 def device_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere a process is not kept to some of them
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many CPUs this process may use, by its affinity and its container's quota."""
+    import joblib
+
+    return joblib.cpu_count()
 
 
 def device_half_precision(device: Device) -> "torch.dtype":

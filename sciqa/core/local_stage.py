@@ -18,8 +18,8 @@ from sciqa.core.options import ClusterOptions
 
 #: Most questions of a small stage, and most bytes of its weights.
 QUESTIONS, WEIGHTS = 64, 1_000_000_000
-#: Where Linux has the drivers of GPUs (NVIDIA's, those of Windows, AMD's).
-GPU_DRIVERS = ("/proc/driver/nvidia/gpus", "/dev/dxg", "/dev/kfd")
+#: Where Linux has GPUs or their drivers (NVIDIA's, those of Windows, AMD's).
+GPU_DRIVERS = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 #: Module that the stage after this one needs, if any.
 _next: ContextVar[str | None] = ContextVar("module of the next stage", default=None)
 
@@ -61,9 +61,14 @@ def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: d
     """
     made = worker(**arguments)
     if module := _next.get():  # not before: two threads that import the same packages could wait for each other
-        threading.Thread(target=importlib.import_module, args=(module,)).start()
+        threading.Thread(target=_import, args=(module,)).start()
     for part in parts:
         yield made({"part": part})
+
+
+def _import(module: str) -> None:
+    with contextlib.suppress(Exception):  # the next stage imports it too, and raises
+        importlib.import_module(module)
 
 
 def run_local_or_task(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 (what it returns)

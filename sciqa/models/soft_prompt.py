@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import peft
     from transformers import PreTrainedModel
 
+#: Kinds of peft's soft prompts that are keys and values of each layer, not vectors in place of embeddings.
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+
 
 def about_soft_prompt(model: "PreTrainedModel | peft.PeftModel") -> list:
     """Return the kind of a model's soft prompt and its number of virtual tokens; [] without one."""
@@ -46,10 +49,9 @@ def add_soft_prompt(
     sees[..., :before] = torch.ones(sees.shape[-1], before, dtype=torch.bool).tril()
     positions = pad(cast("torch.Tensor", rows.positions) + before, (before, 0))
     positions[:, :before] = torch.arange(before)
-    prompt: object = soft.get_prompt(len(ids))
-    if isinstance(prompt, torch.Tensor):
-        embedded = base.get_input_embeddings()(ids)
-        embedded = torch.cat([prompt.to(embedded.dtype), embedded], dim=1)
-        return base, replace(rows, mask=sees, positions=positions), {"inputs_embeds": embedded}
-    given = {"input_ids": ids, "past_key_values": prompt, "use_cache": True}
-    return base, replace(rows, mask=sees[:, :, before:], positions=positions[:, before:]), given
+    if about_soft_prompt(model)[0] in KEYS_AND_VALUES:
+        given = {"input_ids": ids, "past_key_values": soft.get_prompt(len(ids)), "use_cache": True}
+        return base, replace(rows, mask=sees[:, :, before:], positions=positions[:, before:]), given
+    embedded = base.get_input_embeddings()(ids)  # first, as in peft: under ZeRO-3 all ranks gather alike
+    embedded = torch.cat([soft.get_prompt(len(ids)).to(embedded.dtype), embedded], dim=1)
+    return base, replace(rows, mask=sees, positions=positions), {"inputs_embeds": embedded}

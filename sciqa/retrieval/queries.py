@@ -1,10 +1,10 @@
 """Build the queries of questions, dense and BM25, and rank passages by them, here or in workers on a cluster."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import ray
 
 from sciqa.core import cluster, model_workers, progress
 from sciqa.core.local_stage import is_local_stage
@@ -121,9 +121,14 @@ class QueryRanker:
         return rank_queries(rankings, lambda numbers: self.index.search_words([texts[n] for n in numbers], k), k)
 
 
+def is_small_query_index(manifest: dict) -> bool:
+    """Whether an index is so small that each worker opens it."""
+    return sum(shard["rows"] for shard in manifest["shards"]) <= SMALL_INDEX
+
+
 @contextmanager
 def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[ShardedSearch | LocalSearch]:
-    """Check the files of an index, and open it for workers of the connected cluster, or for this process without one.
+    """Check the files of an index, and open it for workers of the connected cluster, or a small one for this process.
 
     A small index is opened by each worker, since that takes less time than the start of another process. Other ones
     have search actors, which end with the context: Python may keep its last reference to them for long, and a later
@@ -131,7 +136,7 @@ def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[Sharded
     """
     check_index_unchanged(options, manifest)
     how = (options.search_parameters, options.candidates, options.cache_bytes)
-    if not ray.is_initialized() or sum(shard["rows"] for shard in manifest["shards"]) <= SMALL_INDEX:
+    if is_small_query_index(manifest):
         yield LocalSearch(options.index, manifest, *how)
         return
     actors = min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY))
@@ -152,7 +157,9 @@ def run_query_workers(
     if not parts:
         return
     weights = model_file_bytes(options.embedder) + (model_file_bytes(options.rerank) if options.rerank else 0)
-    if not is_local_stage(options, exam.questions, weights):
+    if is_small_query_index(index) and is_local_stage(options, exam.questions, weights):
+        importlib.import_module("sciqa.retrieval.bm25")  # here, and not while another thread imports
+    else:
         cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_cluster_workers(options, most)

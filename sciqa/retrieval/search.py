@@ -143,7 +143,7 @@ class SearchActor:
         self.exact = exact
         self.offsets = [shard["offset"] for shard in shards]
         self.shards = [ShardFiles(storage.join_paths(index, shard["name"]), shard, cache_bytes) for shard in shards]
-        self.indexes = storage.map_storage(ShardFiles.faiss, self.shards)
+        self.indexes = storage.map_storage(lambda shard: shard.faiss, self.shards)
         if parameters:
             for opened in self.indexes:
                 faiss.ParameterSpace().set_index_parameters(opened, parameters)  # type: ignore[arg-type]
@@ -162,14 +162,14 @@ class SearchActor:
         """Return the best hits of each query by BM25 in this group's shards."""
         from sciqa.retrieval.bm25 import search_bm25
 
-        return SearchHits(*search_bm25(self._words(), queries, k))
+        return SearchHits(*search_bm25(self._words, queries, k))
 
     def score(self, queries: np.ndarray, questions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the inner product of each pair of a query (by number) and the stored vector of a row of this group."""
         scores = np.empty(len(rows), np.float32)
 
         def score(shard: ShardFiles, places: np.ndarray, inner: np.ndarray) -> None:
-            scores[places] = np.einsum("qd,qd->q", shard.vectors().read(inner), queries[questions[places]])
+            scores[places] = np.einsum("qd,qd->q", shard.vectors.read(inner), queries[questions[places]])
 
         storage.map_storage(lambda part: score(*part), self._by_shard(rows))
         return scores
@@ -181,9 +181,9 @@ class SearchActor:
         found = [passage for some in read for passage in some]
         return [found[at] for at in np.argsort([place for _, places, _ in parts for place in places.tolist()])]
 
-    @functools.cache  # noqa: B019 (an actor lives as long as its process)
+    @functools.cached_property
     def _words(self) -> "list[tuple[Bm25Index, int]]":
-        return list(zip(storage.map_storage(ShardFiles.words, self.shards), self.offsets, strict=True))
+        return list(zip(storage.map_storage(lambda shard: shard.words, self.shards), self.offsets, strict=True))
 
     def _by_shard(self, rows: np.ndarray) -> list[tuple[ShardFiles, np.ndarray, np.ndarray]]:
         """Return each shard that has some of the rows, their places among all, and their numbers within the shard."""

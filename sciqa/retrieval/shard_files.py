@@ -37,7 +37,7 @@ class ShardFiles:
         self.folder, self.record, self.cache_bytes = folder, record, cache_bytes
         self.kept: list[BinaryIO] = []
 
-    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    @functools.cached_property
     def faiss(self) -> "faiss.Index":
         """Return the FAISS index."""
         import faiss
@@ -46,7 +46,7 @@ class ShardFiles:
         self._check_rows("index.faiss", opened.ntotal)
         return opened
 
-    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    @functools.cached_property
     def words(self) -> "Bm25Index":
         """Return the BM25 index."""
         from sciqa.retrieval.bm25 import Bm25Index
@@ -55,14 +55,14 @@ class ShardFiles:
         self._check_rows("words.arrow", opened.passages)
         return opened
 
-    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    @functools.cached_property
     def passages(self) -> pq.ParquetFile:
         """Return the table of passages."""
         opened = tables.open_parquet(storage.join_paths(self.folder, "passages.parquet"))
         self._check_rows("passages.parquet", opened.metadata.num_rows)
         return opened
 
-    @functools.cache  # noqa: B019 (a shard is open as long as its process searches)
+    @functools.cached_property
     def vectors(self) -> StoredVectors:
         """Return the vectors."""
         opened = StoredVectors(storage.join_paths(self.folder, "vectors.npy"))
@@ -72,7 +72,7 @@ class ShardFiles:
     def read_passages(self, rows: np.ndarray) -> list[dict]:
         """Return passages by row number, in that order."""
         groups, places = np.unique(rows // ROW_GROUP, return_inverse=True)
-        table = self.passages().read_row_groups(groups.tolist())
+        table = self.passages.read_row_groups(groups.tolist())
         return table.take(places * ROW_GROUP + rows % ROW_GROUP).to_pylist()
 
     def _check_rows(self, name: str, rows: int) -> None:

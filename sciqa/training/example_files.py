@@ -5,6 +5,7 @@ their neighbours. So what is on storage is copied, shard by shard, to a file of 
 worker of the node has it mapped, even if all are killed.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from itertools import chain
@@ -33,10 +34,12 @@ def share_example_file(exam: Exam, contexts: str) -> pa.Table:
         InputError: see `example_file_batches`, or a disk that cannot be written; on all workers alike.
     """
     context = ray.train.get_context()
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
         written: str | InputError | None = None
         if context.get_local_rank() == 0:
             try:
+                with storage_errors("TMPDIR", "written"):
+                    folder = stack.enter_context(tempfile.TemporaryDirectory())
                 written = write_example_file(exam, contexts, folder)
             except InputError as error:
                 written = error
@@ -55,12 +58,9 @@ def write_example_file(exam: Exam, contexts: str, folder: str) -> str:
     batches = example_file_batches(exam, contexts)
     first = next(batches)
     path = str(Path(folder, "examples.arrow"))
-    with storage_errors(path, "written"):
-        file = pa.OSFile(path, "wb")
-    with file, pa.ipc.new_file(file, first.schema) as writer:
+    with storage_errors(path, "written"), pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
         for batch in chain([first], batches):
-            with storage_errors(path, "written"):
-                writer.write_table(batch)
+            writer.write_table(batch)
     pa.default_memory_pool().release_unused()
     return path
 
