@@ -32,10 +32,10 @@ from sciqa.models.load import load_safetensors_folder
 from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_client import (
+    ApiClientServer,
     ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
-    ClientServer,
     find_client_server,
     read_client_key,
 )
@@ -280,7 +280,7 @@ def short_waits(monkeypatch):
 
 def client_of(server, **about):
     named = {"url": server.url, "model": "small", "key_name": "NO_SUCH_KEY", "has_key": False, "chat": True}
-    return Client(ClientServer(**named | {"timeout": 0.5, "tokens": 8, "listed": 20} | about), retries=1)
+    return Client(ApiClientServer(**named | {"timeout": 0.5, "tokens": 8, "listed": 20} | about), retries=1)
 
 
 @pytest.mark.parametrize("failure", [*FAILURES, "late"])
@@ -315,10 +315,10 @@ def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, me
 def test_a_worker_without_the_key_says_so(monkeypatch):
     about = {"url": "u", "model": "m", "chat": True, "timeout": 1.0, "tokens": 8}
     with pytest.raises(InputError, match="NO_SUCH_KEY: set where the command was given, but not in a worker"):
-        read_client_key(ClientServer(**about, key_name="NO_SUCH_KEY", has_key=True))
+        read_client_key(ApiClientServer(**about, key_name="NO_SUCH_KEY", has_key=True))
     monkeypatch.setenv("BAD_KEY", "sk-sécret")
     with pytest.raises(InputError, match="BAD_KEY: holds characters") as error:
-        read_client_key(ClientServer(**about, key_name="BAD_KEY", has_key=True))
+        read_client_key(ApiClientServer(**about, key_name="BAD_KEY", has_key=True))
     assert "cret" not in str(error.value).replace("the value is not shown", "")
 
 

@@ -13,7 +13,7 @@ from sciqa.generate.options import GenerateOptions
 from sciqa.generate.passage_template import PassageTemplate
 from sciqa.generate.replies import ReplyError, SchemaForm, parse_reply, reply_schema
 from sciqa.generate.server_writer import ServerWriter, ServerWriterReply
-from sciqa.predict.api_client import ClientServer
+from sciqa.predict.api_client import ApiClientServer
 
 PASSAGE = ("passage_id", "title", "section", "text", "url")
 
@@ -52,7 +52,7 @@ class CandidateSettings(NamedTuple):
     device: Device = "cpu"
     threads: int = 1
     form: SchemaForm = "bounded"
-    server: ClientServer | None = None
+    server: ApiClientServer | None = None
     concurrency: int = 1
 
 

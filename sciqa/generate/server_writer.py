@@ -14,11 +14,11 @@ from sciqa.models.prompt_template import TemplatePrompt
 from sciqa.predict.api_client import (
     FIRST_RETRIES,
     TRIAL,
+    ApiClientServer,
     ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
-    ClientServer,
-    named_client_server,
+    named_api_server,
     try_client_forms,
 )
 from sciqa.predict.api_records import RequestRecords, record_key
@@ -56,7 +56,7 @@ class ServerWriter:
         options: seed and temperature.
     """
 
-    def __init__(self, server: ClientServer, concurrency: int, options: GenerateOptions) -> None:
+    def __init__(self, server: ApiClientServer, concurrency: int, options: GenerateOptions) -> None:
         self.client, self.seed = Client(server), options.seed
         self.temperature = (options.temperature or 1.0) if options.draws else 0.0
         self.pool = ThreadPoolExecutor(concurrency)
@@ -113,7 +113,7 @@ def server_schema_fields(schema: dict | None) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
-def find_writer_server(options: GenerateOptions) -> tuple[ClientServer, SchemaForm]:
+def find_writer_server(options: GenerateOptions) -> tuple[ApiClientServer, SchemaForm]:
     """Return the server of the options, and what it takes of the schema of a reply.
 
     It is tried with a few requests of a few tokens.
@@ -122,7 +122,7 @@ def find_writer_server(options: GenerateOptions) -> tuple[ClientServer, SchemaFo
         InputError: as in `sciqa.predict.api_client.find_client_server`.
     """
     require_extra("openai", "--engine openai")
-    server = try_client_forms(named_client_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
+    server = try_client_forms(named_api_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
     client, found = Client(server, FIRST_RETRIES), replace(server, tokens=options.reply_tokens)
     for form in SERVER_FORMS:
         schema = reply_schema(options.kind, options.choices, form, TRIAL_PASSAGE)

@@ -18,7 +18,13 @@ from sciqa.exam.open_exam import Exam
 from sciqa.models.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
 from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import check_template, template_style
-from sciqa.predict.api_client import ApiIncompleteReplyError, ApiRefusedError, Client, ClientServer, find_client_server
+from sciqa.predict.api_client import (
+    ApiClientServer,
+    ApiIncompleteReplyError,
+    ApiRefusedError,
+    Client,
+    find_client_server,
+)
 from sciqa.predict.api_letters import api_letter_prompt, api_letter_scores
 from sciqa.predict.api_records import RequestRecords, record_key
 from sciqa.predict.chain_options import chain_option_inputs
@@ -46,7 +52,7 @@ class ApiReader:
 
     def __init__(
         self,
-        server: ClientServer,
+        server: ApiClientServer,
         answers: str,
         rotations: int,
         settings: "ApiReaderDraws",

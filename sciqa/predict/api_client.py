@@ -42,7 +42,7 @@ class ApiIncompleteReplyError(Exception):
 
 
 @dataclass(frozen=True)
-class ClientServer:
+class ApiClientServer:
     """A server and how it is asked; without its key.
 
     Attributes:
@@ -113,7 +113,7 @@ class Client:
         retries: times that a request is sent again.
     """
 
-    def __init__(self, server: ClientServer, retries: int = RETRIES) -> None:
+    def __init__(self, server: ApiClientServer, retries: int = RETRIES) -> None:
         self.server, self.retries = server, retries
         self.key = read_client_key(server)
 
@@ -126,7 +126,7 @@ class Client:
         return OpenAI(api_key=self.key or "none", base_url=url, timeout=timeout, max_retries=self.retries)
 
     def ask(self, request: dict[str, Any], what: str) -> ApiReply:
-        """Return the answer to a request of `ClientServer.request`.
+        """Return the answer to a request of `ApiClientServer.request`.
 
         Args:
             request: body of the request.
@@ -245,7 +245,7 @@ class ApiRefusedError(InputError):
     """A request that the server refuses as it is, such as one for log-probabilities that it does not give."""
 
 
-def read_client_key(server: ClientServer) -> str:
+def read_client_key(server: ApiClientServer) -> str:
     """Return the key in this process's environment, empty if there is none.
 
     Raises:
@@ -262,7 +262,7 @@ def read_client_key(server: ClientServer) -> str:
     return key
 
 
-def read_client_reply(answered: Any, server: ClientServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
+def read_client_reply(answered: Any, server: ApiClientServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
     """Return the answer in a response, or raise `ApiIncompleteReplyError` if it lacks a part that was asked for."""
     choices = getattr(answered, "choices", None)
     if not choices or not isinstance(choices, list):
@@ -297,7 +297,7 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
     return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
 
 
-def find_client_server(options: "PredictOptions") -> ClientServer:
+def find_client_server(options: "PredictOptions") -> ApiClientServer:
     """Return the server of the options, with the form of request that it takes, found by a trial question.
 
     It is tried once per process, with one to four requests of a few tokens.
@@ -308,11 +308,11 @@ def find_client_server(options: "PredictOptions") -> ClientServer:
     """
     require_extra("openai", "--engine openai")
     tokens = options.tokens_of_answer(options.is_reasoned)
-    server = named_client_server(options, options.model, options.prompt != "plain", tokens)
+    server = named_api_server(options, options.model, options.prompt != "plain", tokens)
     return try_client_forms(server, options.logprobs and not options.is_reasoned)
 
 
-def named_client_server(options: ApiServerOptions, model: str, chat: bool, tokens: int) -> ClientServer:
+def named_api_server(options: ApiServerOptions, model: str, chat: bool, tokens: int) -> ApiClientServer:
     """Return the server of the options, untried.
 
     Args:
@@ -322,11 +322,11 @@ def named_client_server(options: ApiServerOptions, model: str, chat: bool, token
         tokens: most tokens of an answer.
     """
     key = bool(os.environ.get(options.api_key_env, "").strip())
-    return ClientServer(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
+    return ApiClientServer(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
 
 
 @cache
-def try_client_forms(server: ClientServer, logprobs: bool) -> ClientServer:
+def try_client_forms(server: ApiClientServer, logprobs: bool) -> ApiClientServer:
     """Return a server with the form of request that it takes; see `find_client_server`.
 
     Args:
