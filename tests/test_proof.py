@@ -8,6 +8,7 @@ from test_scorers import one_by_one, random_questions
 from tiny import DECODER, tiny_folder, tiny_model
 
 from sciqa.core.errors import InputError
+from sciqa.models import adapter
 from sciqa.models.attention_limits import attention_window
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_base, load_scorer
@@ -118,6 +119,19 @@ def test_a_model_in_16_bits_is_proved_in_32(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_soft_prompt_in_16_bits_is_proved_and_no_weight_changes(tied):
+    """Peft names the embedding a second time, and its head may be the same weight."""
+    model = tiny_model("llama", tie_word_embeddings=tied).bfloat16()
+    model = adapter.add_trainable_adapter(model, "causal", "prompt-tuning", {"num_virtual_tokens": 4})
+    before = {name: (id(weight), weight.dtype) for name, weight in model.named_parameters(remove_duplicate=False)}
+    scorer = CausalScorer(model, None, PromptFormat())
+    assert scorer.layout == "packed"
+    after = {name: (id(weight), weight.dtype) for name, weight in model.named_parameters(remove_duplicate=False)}
+    assert after == before
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+
+
 def test_the_proof_is_kept_and_follows_the_model(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, proved = tiny_folder(tmp_path / "model", "llama"), []

@@ -177,7 +177,7 @@ def run_packing_check(scorer: Scorer, weights: dict | None, function: Callable[[
     """Call a function while other weights, if any, replace the scorer's own."""
     if not weights:
         return function()
-    return torch.func.functional_call(_Call(scorer, function), weights)
+    return torch.func.functional_call(_Call(scorer, function), weights, tie_weights=False)  # each name is given
 
 
 class _Call(torch.nn.Module):
@@ -221,19 +221,23 @@ def packing_check_copies(scorer: Scorer) -> dict[str, torch.Tensor] | None:
     if has_sharded_weights(scorer) or (getattr(scorer.model, "is_quantized", False) and not layers):
         return None
     in_4_bits = {id(layer.weight) for layer in layers}
-    named = {
-        f"scorer.{name}": tensor
-        for name, tensor in [*scorer.named_parameters(), *scorer.named_buffers()]
-        if id(tensor) not in in_4_bits
-    }
-    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in named.values() if tensor.is_floating_point()):
+    # Each module once, since peft names the embedding twice; a tensor that several modules share has a name in each.
+    held = [
+        (".".join(filter(None, ("scorer", path, name))), tensor)
+        for path, module in scorer.named_modules()
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if id(tensor) not in in_4_bits and tensor.is_floating_point()
+    ]
+    tensors = {id(tensor): tensor for _, tensor in held}
+    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors.values()):
         return {}
     free = (
         torch.cuda.mem_get_info(scorer.device)[0] if scorer.device.type == "cuda" else psutil.virtual_memory().available
     )
-    if 4 * sum(tensor.numel() for tensor in named.values()) > free / 2:
+    if 4 * sum(tensor.numel() for tensor in tensors.values()) > free / 2:
         return None
-    return {name: tensor.float() for name, tensor in named.items() if tensor.is_floating_point()}
+    copies = {number: tensor.float() for number, tensor in tensors.items()}
+    return {name: copies[id(tensor)] for name, tensor in held}
 
 
 def _four_bit_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
