@@ -25,6 +25,7 @@ from sciqa.retrieval.search import (
     merge_search_hits,
     search_flat,
 )
+from sciqa.retrieval.shard_files import ShardFiles
 from sciqa.retrieval.vectors import StoredVectors
 
 DIMENSION = 32
@@ -275,7 +276,7 @@ def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(t
     index = LocalSearch(str(tmp_path), manifest)
     index.group.shards[1].record["rows"] += 1
     ask = {
-        "index.faiss": lambda: index.group.shards[1].faiss.__wrapped__(index.group.shards[1]),
+        "index.faiss": lambda: ShardFiles.faiss.func(index.group.shards[1]),
         "words.arrow": lambda: index.search_words(["title"], 1),
         "vectors.npy": lambda: index.search(unit_vectors[:1], 1),
         "passages.parquet": lambda: index.passages(np.array([60])),

@@ -8,6 +8,7 @@ Ray's head the requests that the API would send.
 import atexit
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -182,7 +183,11 @@ def worker_loss_error(error: BaseException | None) -> LostWorkersError | None:
         # A failed health check of Ray Train carries the worker's error, unless the worker was only slow to answer.
         found = [getattr(each, "health_check_failure", each) for each in of_training]
         if _watch and any(map(_is_loss, [error, *found])):
-            _watch.check()
+            for _ in range(20):  # Ray's head may learn of the loss later than this process
+                _watch.check()
+                if _watch.last:
+                    break
+                time.sleep(0.1)
             return _watch.error("a worker was lost again and again")
         error = error.__cause__ or error.__context__
     return None

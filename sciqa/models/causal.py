@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -228,15 +229,15 @@ class CausalScorer(PrefixScorer):
         """Return logits from the first needed column on, shape (rows, columns, vocabulary)."""
         if self.rope.dynamic:  # a short sequence resets the frequencies of a longer one
             self.call(input_ids=rows.ids[:1, :1].to(self.device))
-        columns, model = rows.ids.shape[1] - rows.first, self.model
+        columns, call = rows.ids.shape[1] - rows.first, self.call
         given: dict[str, object] = {"input_ids": rows.ids.to(self.device)}
         if self._soft_prompt and rows.positions is not None:
-            model, rows, given = add_soft_prompt(self.model, rows)
+            base, rows, given = add_soft_prompt(self.model, rows)
+            call = partial(self._call, base)
         elif self.prefix:
             rows = self.prefix.extend(rows)
             given |= {"past_key_values": self.prefix.repeat(len(rows.ids)), "use_cache": True}
-        return self._call(
-            model,
+        return call(
             **given,
             attention_mask=self.mask(rows, next(self.model.parameters()).dtype),
             position_ids=None if rows.positions is None else rows.positions.to(self.device),

@@ -1,6 +1,7 @@
 """Open a shard's files on any storage: FAISS and BM25 indexes, vectors, passages."""
 
 import functools
+import weakref
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     import faiss
 
     from sciqa.retrieval.bm25 import Bm25Index
+
+
+def _close(files: list[BinaryIO]) -> None:
+    for file in files:
+        file.close()
 
 
 class ShardFiles:
@@ -36,6 +42,7 @@ class ShardFiles:
     def __init__(self, folder: str, record: dict, cache_bytes: int) -> None:
         self.folder, self.record, self.cache_bytes = folder, record, cache_bytes
         self.kept: list[BinaryIO] = []
+        weakref.finalize(self, _close, self.kept)
 
     @functools.cached_property
     def faiss(self) -> "faiss.Index":
