@@ -17,8 +17,8 @@ XML_BYTES, PASSAGES, LENGTH = 105e9, 40e6, 2.0
 #: Measured on one core: bytes of XML that `corpus` reads in a second; passages of 107 tokens that `index` embeds by
 #: all-MiniLM-L6-v2 in a second; seconds of `corpus`, and of `index` by a static embedder, a passage of 412 characters.
 READ, EMBEDDED, CORPUS, STATIC = 1.8e6, 44.0, 0.73e-3, 0.24e-3
-#: Measured: seconds between two parts of a worker, seconds until a worker has its model, and seconds of what `index`
-#: does once on two cores (training FAISS, and the static embedder's words).
+#: Measured: seconds between two parts of a worker, seconds until a worker has its model, and the 120 CPU seconds, taken
+#: on two cores, of what `index` does once (training FAISS, and the static embedder's words).
 BETWEEN, START, ONCE = 0.15, 10.0, 60.0
 #: Assumed: cores of a node, and seconds until a node that is asked for is there.
 CORES, NODE = 16, 90.0

@@ -47,19 +47,22 @@ def test_a_small_exam_is_answered_alike_with_and_without_ray(tmp_path, cluster, 
         ("RAY_ADDRESS", 1, 0),
         ("GPU", 1, 0),
         ("connected", 1, 0),
+        ("running", 1, 0),
     ],
 )
 def test_what_is_large_or_asks_for_a_cluster_gets_one(tmp_path, monkeypatch, changed, questions, weights):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(local_stage, "GPU_DRIVERS", ())
-    monkeypatch.setattr(local_stage, "last_started_cluster", lambda: "local")
+    monkeypatch.setattr(local_stage, "is_cluster_started", lambda: False)
     options = PredictOptions(output=str(tmp_path), **(changed if isinstance(changed, dict) else {}))
     assert is_local_stage(PredictOptions(output=str(tmp_path)), local_stage.QUESTIONS, local_stage.WEIGHTS)
     if changed == "RAY_ADDRESS":
         monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     if changed == "GPU":
         monkeypatch.setattr(local_stage, "GPU_DRIVERS", (str(tmp_path),))
+    if changed == "running":
+        monkeypatch.setattr(local_stage, "is_cluster_started", lambda: True)
     if changed == "connected":
         monkeypatch.setattr(ray, "is_initialized", lambda: True)
     assert not is_local_stage(options, questions, weights)

@@ -1,7 +1,6 @@
 """Ray for every step: connect to a cluster, and request resources so that pools of workers cannot starve."""
 
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -101,11 +100,7 @@ def last_started_cluster() -> str:
 
     Ray keeps the address of a killed cluster, and would try to reach it for many minutes.
     """
-    return _reachable_or_local(read_ray_address())
-
-
-@functools.cache  # each stage asks, and no answer takes ten seconds
-def _reachable_or_local(address: str | None) -> str:
+    address = read_ray_address()
     with contextlib.suppress(InputError):
         if address:
             _check_reachable(address)

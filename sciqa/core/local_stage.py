@@ -1,9 +1,11 @@
-"""Small stages, which this process does by itself where no cluster is: starting Ray would take longer than their work.
+"""Small stages run in the process of the command, without Ray, whose start would take longer than their work.
 
-A process that is not connected to Ray does so in each function here, and `sciqa.core.cluster` tells its own CPUs.
+While a process is not connected to Ray, the functions here work in that process, and those of `sciqa.core.cluster` that
+return workers, threads and devices return one worker on the CPUs of this machine.
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import threading
@@ -25,7 +27,9 @@ _next: ContextVar[str | None] = ContextVar("module of the next stage", default=N
 
 
 def is_local_stage(options: ClusterOptions, questions: int, weights: int) -> bool:
-    """Whether a stage is small, and neither a cluster nor its size nor a GPU is asked for or there.
+    """Whether a stage runs in this process: it is small, and there is neither a cluster nor a GPU that it should use.
+
+    It is false if the options ask for a cluster, for a number of CPUs or workers, or for a kind of GPU.
 
     Args:
         options: options of the run.
@@ -38,12 +42,22 @@ def is_local_stage(options: ClusterOptions, questions: int, weights: int) -> boo
         return False
     if options.accelerator != "cpu" and (options.accelerator != "auto" or any(map(os.path.exists, GPU_DRIVERS))):
         return False
-    return last_started_cluster() == "local"
+    return not is_cluster_started()
+
+
+@functools.cache
+def is_cluster_started() -> bool:
+    """Whether a cluster that `ray start` started answers; asked once, as waiting for no answer takes ten seconds."""
+    return last_started_cluster() != "local"
 
 
 @contextlib.contextmanager
 def before_local_stage(module: str | None) -> Iterator[None]:
-    """Within this context, a local stage imports meanwhile what the next stage needs, which takes seconds."""
+    """Name a module that the next stage needs: a local stage within this context imports it while it works.
+
+    Args:
+        module: module whose import takes seconds, or None.
+    """
     token = _next.set(module)
     try:
         yield
@@ -52,7 +66,7 @@ def before_local_stage(module: str | None) -> Iterator[None]:
 
 
 def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list) -> Iterator[dict]:
-    """Yield a row for each part of a stage.
+    """Yield the row that a worker in this process returns for each part of a stage.
 
     Args:
         worker: class of workers, whose instances map a row.

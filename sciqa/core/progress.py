@@ -73,7 +73,8 @@ def _rows(dataset: "Dataset | Iterator[dict]") -> Iterator[dict]:
     try:
         yield from dataset if isinstance(dataset, Iterator) else dataset.iter_rows()
     except Exception as error:
-        if (bad_input := find_input_error(error)) is not error and bad_input:
+        bad_input = find_input_error(error)
+        if bad_input and bad_input is not error:
             raise bad_input from error
         if by_loss := worker_loss.worker_loss_error(error):
             raise by_loss from error

@@ -1,5 +1,6 @@
 """The exam of a run: the options that select its questions, and the table on storage that every step opens."""
 
+import math
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -100,7 +101,8 @@ def open_exam_table(
     table = _read_own(path, options.context) if name == path else options.read(name).table
     columns = tuple(table.column_names)
     answers = len(table) - table["answer"].null_count
-    shard_questions = -(-len(table) // -(-len(table) // shard_questions))  # as equal as can be
+    shards = math.ceil(len(table) / shard_questions)
+    shard_questions = math.ceil(len(table) / shards)  # as equal as can be
     digest, (first,) = hashes.rows_hash(tables.table_rows(table)), table.slice(0, 1).to_pylist()
     exam = Exam(path, digest, len(table), shard_questions, name, columns, answers, first)
     if (stored := _stored(path)) != (exam.sha256, set(columns)):

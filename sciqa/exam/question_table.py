@@ -36,10 +36,18 @@ class QuestionTable:
         Raises:
             InputError: the table's rows at these numbers belong to other questions.
         """
+        if not questions:
+            return []
         return self.read_slice([question["id"] for question in questions], first, columns).to_pylist()
 
     def read_slice(self, ids: list[str], first: int, columns: list[str] | None = None) -> pa.Table:
-        """Return the rows of the questions with some ids as a table; see `read`."""
+        """Return the rows of at least one question as a table; see `read`.
+
+        Args:
+            ids: ids of consecutive questions of the exam.
+            first: number of the first one in the exam, from 0.
+            columns: columns to read besides `id`; by default all.
+        """
         last = first + len(ids)
         columns = columns and ["id", *columns]
         found = []

@@ -117,14 +117,18 @@ class CausalScorer(PrefixScorer):
         return min(self.limit, self.exact_within, self.rope.length or self.limit)
 
     def prove(self) -> BatchLayout:
-        """See `Scorer.prove`; after a soft prompt, rows of a model that computes long ones otherwise are plain."""
+        """See `Scorer.prove`.
+
+        With a soft prompt, a model whose computation depends on the length of a row gets plain rows, untested: the
+        lengths at which it changes are known only without virtual tokens.
+        """
         if self._soft_prompt and not self.any_length:
             return BatchLayout("rows")
         return packing_check_layout(self)
 
     @property
     def any_length(self) -> bool:
-        """Whether the model computes a token alike whatever the length of its row."""
+        """Whether a model computes a token in the same way whatever the length of its row."""
         return self.rope.length is None and self.longest_row == 1 << 62
 
     @property
@@ -172,7 +176,7 @@ class CausalScorer(PrefixScorer):
         for (packed, _), numbers in kinds.items():
             chosen = [questions[number] for number in numbers]
             if packed:
-                rows = pack_by_shared_prefix(chosen, min(budget, self.longest_row) - self._soft_prompt)
+                rows = pack_by_shared_prefix(chosen, max(1, min(budget, self.longest_row) - self._soft_prompt))
                 lengths = [self._row_tokens(chosen, row) for row in rows]
             else:
                 rows = [[number] for number in range(len(chosen))]

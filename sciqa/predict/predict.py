@@ -103,7 +103,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     if not is_local_predict(options, exam):
         cluster.connect_cluster(options)
     with report_passes("predict") if options.streams else nullcontext() as say:
-        work = _work(options, exam, missing, say)
+        work = _cascading(options, exam, _work(options, exam, missing, say))
         list(_answer_all(exam, options, folder, work))
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
@@ -213,19 +213,24 @@ def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None)
         readers: names of the readers.
         exam: exam that the answers must belong to; None accepts any.
     """
-    found = {}
-    for name in readers:
-        found[name] = hashes.fingerprint(open_scored_answers(finished_answers_path(output, name), exam)[1])
-    return found
+    inputs = {name: open_scored_answers(finished_answers_path(output, name), exam)[1] for name in readers}
+    return {name: hashes.fingerprint(each) for name, each in inputs.items()}
 
 
 def is_local_predict(options: PredictOptions, exam: Exam) -> bool:
     """Whether this process ranks a small exam by itself; see `is_local_stage`."""
     if options.blend or options.cascade or options.streams or options.in_vllm or options.in_api or options.is_reasoned:
         return False
-    models = [options.model] * options.has_model
-    models += [options.embedder] * (options.reader == "retrieval" or bool(options.has_model and options.shots))
-    return is_local_stage(options, exam.questions, sum(map(model_file_bytes, models)))
+    return is_local_stage(options, exam.questions, _weights(options))
+
+
+def _weights(options: PredictOptions) -> int:
+    """Return the bytes of the weights that each worker of one reader loads."""
+    embeds = options.reader == "retrieval" or (options.has_model and options.shots)
+    weights = model_file_bytes(options.embedder) if embeds else 0
+    if options.streams:
+        return weights + streamed_weight_bytes(options.model) + options.stream_memory
+    return weights + (model_file_bytes(options.model) if options.has_model and not options.in_api else 0)
 
 
 def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> ReaderWork:
@@ -237,27 +242,22 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
     if options.reader in BASELINES:
         counts = baseline_answer_counts(tables.read_table(exam.path, ["answer"]).to_pylist())
         arguments: dict = {"name": options.reader, "counts": counts}
-        return _cascading(options, exam, ReaderWork(parts, workers, "baseline", arguments, options.reader, sources))
+        return ReaderWork(parts, workers, "baseline", arguments, options.reader, sources)
     if options.reader == "retrieval":
         prefixes = {f"{text}_prefix": options.prefix(text) for text in ("query", "passage")}
-        arguments, weights = {"embed": options.embed_arguments(workers), **prefixes}, model_file_bytes(options.embedder)
-        work = ReaderWork(parts, workers, "retrieval", arguments, options.embedder, sources, weights)
-        return _cascading(options, exam, work)
+        arguments = {"embed": options.embed_arguments(workers), **prefixes}
+        return ReaderWork(parts, workers, "retrieval", arguments, options.embedder, sources, _weights(options))
     if options.in_api:
         workers = api_workers(options, len(parts))
         arguments = api_arguments(options, options.folder, workers)
-        return _cascading(options, exam, ReaderWork(parts, workers, "api", arguments, options.model, sources))
+        return ReaderWork(parts, workers, "api", arguments, options.model, sources)
     arguments = options.reader_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
     if options.streams:
         arguments["streaming"] = StreamedWeightsSettings(options.stream_memory, say)
-        weights = streamed_weight_bytes(options.model) + options.stream_memory
-    else:
-        weights = model_file_bytes(options.model)
-    weights += model_file_bytes(options.embedder) if options.shots else 0
     kind = "model"
     if options.is_reasoned:
         kind, arguments = "reasoned", reasoned_work_arguments(options, arguments)
-    return _cascading(options, exam, ReaderWork(parts, workers, kind, arguments, options.model, sources, weights))
+    return ReaderWork(parts, workers, kind, arguments, options.model, sources, _weights(options))
 
 
 def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWork:

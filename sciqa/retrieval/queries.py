@@ -158,7 +158,7 @@ def run_query_workers(
         return
     weights = model_file_bytes(options.embedder) + (model_file_bytes(options.rerank) if options.rerank else 0)
     if is_small_query_index(index) and is_local_stage(options, exam.questions, weights):
-        importlib.import_module("sciqa.retrieval.bm25")  # here, and not while another thread imports
+        importlib.import_module("sciqa.retrieval.bm25")  # before `local_stage_rows` imports in a thread
     else:
         cluster.connect_cluster(options)
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)

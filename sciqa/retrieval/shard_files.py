@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     import faiss
 
     from sciqa.retrieval.bm25 import Bm25Index
-
-
-def _close(files: list[BinaryIO]) -> None:
-    for file in files:
-        file.close()
 
 
 class ShardFiles:
@@ -41,8 +36,6 @@ class ShardFiles:
 
     def __init__(self, folder: str, record: dict, cache_bytes: int) -> None:
         self.folder, self.record, self.cache_bytes = folder, record, cache_bytes
-        self.kept: list[BinaryIO] = []
-        weakref.finalize(self, _close, self.kept)
 
     @functools.cached_property
     def faiss(self) -> "faiss.Index":
@@ -94,5 +87,5 @@ class ShardFiles:
         if isinstance(filesystem, fs.LocalFileSystem):
             return inner
         file = cached_copy(path, self.record["sha256"][name], self.record["bytes"][name], self.cache_bytes)
-        self.kept.append(file)  # a file that is open is not removed from the cache
+        weakref.finalize(self, file.close)  # a file that is open is not removed from the cache
         return file.name

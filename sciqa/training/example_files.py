@@ -1,13 +1,13 @@
 """Training examples as a file on each node's disk, mapped into the memory of its workers, so that none holds them all.
 
 Steps read questions in an order drawn from the seed, one here and one there, which Parquet cannot do without reading
-their neighbours. So what is on storage is copied, shard by shard, to a file of Arrow's form, which exists as long as a
-worker of the node has it mapped, even if all are killed.
+their neighbours. So what is on storage is copied, shard by shard, to a temporary file in Arrow's form. The file loses
+its name once all workers of the node have mapped it: the system frees its room when they end, even if they are killed.
 """
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -58,16 +58,25 @@ def write_example_file(exam: Exam, contexts: str, folder: str) -> str:
     batches = example_file_batches(exam, contexts)
     first = next(batches)
     path = str(Path(folder, "examples.arrow"))
-    with storage_errors(path, "written"), pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
-        for batch in chain([first], batches):
+    copy_to_example_file(path, first.schema, chain([first], batches))
+    return path
+
+
+def copy_to_example_file(path: str, schema: pa.Schema, batches: Iterable[pa.Table]) -> None:
+    """Write tables of one schema to a file as a stream in Arrow's form, which can be mapped.
+
+    Raises:
+        InputError: a disk that cannot be written.
+    """
+    with storage_errors(path, "written"), pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
             writer.write_table(batch)
     pa.default_memory_pool().release_unused()
-    return path
 
 
 def map_example_file(path: str) -> pa.Table:
     """Return the table in a file that `write_example_file` wrote, mapped."""
-    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    return pa.ipc.open_stream(pa.memory_map(path)).read_all()
 
 
 def example_file_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:

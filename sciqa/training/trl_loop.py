@@ -24,9 +24,9 @@ from sciqa.core import tables
 from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.storage import storage_errors
 from sciqa.models import adapter
 from sciqa.models.load import load_dtype
+from sciqa.training.example_files import copy_to_example_file
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
 from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import sharded_model_figures
@@ -95,13 +95,8 @@ def _train(
 def _mapped(path: str, copy: str) -> datasets.Dataset:
     """Return the rows of a Parquet file, mapped from a copy in Arrow's form; TRL writes what it makes beside it."""
     file = tables.open_parquet(path)
-    with (
-        storage_errors(copy, "written"),
-        pa.OSFile(copy, "wb") as sink,
-        pa.ipc.new_stream(sink, file.schema_arrow) as writer,
-    ):
-        for batch in file.iter_batches():
-            writer.write_batch(batch)
+    batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches())
+    copy_to_example_file(copy, file.schema_arrow, batches)
     return datasets.Dataset.from_file(copy)
 
 
