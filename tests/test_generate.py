@@ -30,7 +30,7 @@ from sciqa.exam import open_exam, read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.options import ExamOptions
 from sciqa.generate import GenerateOptions, generate
-from sciqa.generate.candidates import CandidatePart, CandidateSettings, WriteCandidates, candidates_path
+from sciqa.generate.candidates import CandidatePart, WriteCandidates, candidates_path
 from sciqa.generate.checks import QuestionChecker, checker_options
 from sciqa.generate.filter_results import filter_result_rejects_path, filter_result_schema
 from sciqa.generate.filters import filter_key_words, filter_option_order, filter_question, filter_repeat_text
@@ -413,7 +413,7 @@ def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     for batch in (1, 3):
         options.reply_batch = batch
         template = read_passage_template(None, options.kind)
-        worker = WriteCandidates(CandidateSettings(options, (template.text, template.name)))
+        worker = WriteCandidates(options, (template.text, template.name))
         assert worker({"part": part._asdict()}) == {"passages": 2, "notes": []}
         rows = tables.read_table(candidates_path(options.folder, 0)).to_pylist()
         assert [row["fault"] for row in rows] == ["not-json"] * 2

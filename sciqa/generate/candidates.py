@@ -34,28 +34,6 @@ class CandidatePart(NamedTuple):
     last: int
 
 
-class CandidateSettings(NamedTuple):
-    """How workers write.
-
-    Attributes:
-        options: options of the step.
-        template: text and name of the template.
-        device: device of a local model.
-        threads: its CPU threads.
-        form: form of the schema that replies are limited to.
-        server: a server, which is asked instead of a local model.
-        concurrency: requests that a worker has under way.
-    """
-
-    options: GenerateOptions
-    template: tuple[str, str]
-    device: Device = "cpu"
-    threads: int = 1
-    form: SchemaForm = "bounded"
-    server: ApiClientServer | None = None
-    concurrency: int = 1
-
-
 def candidates_path(folder: str, part: int) -> str:
     """Return the path of a part's candidates, by the folder of the generated table."""
     return tables.table_part_path(tables.table_records_path(folder, "candidates"), part)
@@ -67,48 +45,61 @@ def candidate_entries_path(folder: str, part: int) -> str:
 
 
 class WriteCandidates:
-    """Ray Data worker that writes the candidates of one part of the passages at a time."""
+    """Ray Data worker that writes the candidates of one part of the passages at a time.
 
-    def __init__(self, writing: CandidateSettings) -> None:
-        self.options, self.template, self.form = writing.options, PassageTemplate(*writing.template), writing.form
-        if writing.server:
-            self.writer: Any = ServerWriter(writing.server, writing.concurrency, self.options)
+    Args:
+        options: options of the step.
+        template: text and name of the template.
+        device: device of a local model.
+        threads: its CPU threads.
+        form: form of the schema that replies are limited to.
+        server: a server, which is asked instead of a local model.
+        concurrency: requests that a worker has under way.
+    """
+
+    def __init__(
+        self,
+        options: GenerateOptions,
+        template: tuple[str, str],
+        device: Device = "cpu",
+        threads: int = 1,
+        form: SchemaForm = "bounded",
+        server: ApiClientServer | None = None,
+        concurrency: int = 1,
+    ) -> None:
+        self.options, self.template, self.form = options, PassageTemplate(*template), form
+        if server:
+            self.writer: Any = ServerWriter(server, concurrency, options)
         else:
-            self.writer = _local_writer(writing)
+            from sciqa.generate.local_writer import LocalWriter
+
+            self.writer = LocalWriter(**options.writer_arguments(device, threads))
 
     def __call__(self, row: dict) -> dict:
         """Write the candidates of the part `row["part"]`, and return their number."""
         part, options = CandidatePart(**row["part"]), self.options
         passages = tables.read_table_rows(part.path, part.first, part.last, list(PASSAGE))
-        numbered = [(passage, draw) for passage in passages for draw in range(options.per_passage)]
-        names = [f"{passage['passage_id']}-{draw}" for passage, draw in numbered]
-        prompts = [self.template.render_passage(passage, options.choices) for passage, _ in numbered]
+        asked = [passage for passage in passages for _ in range(options.per_passage)]
+        names = [f"{passage['passage_id']}-{draw}" for passage in passages for draw in range(options.per_passage)]
+        prompts = [self.template.render_passage(passage, options.choices) for passage in asked]
         kept = tables.table_records_path(options.folder, "replies", f"{part.number:05d}")
-        schemas = [reply_schema(options.kind, options.choices, self.form, passage["text"]) for passage, _ in numbered]
+        schemas = [reply_schema(options.kind, options.choices, self.form, passage["text"]) for passage in asked]
         replies = self.writer.write(prompts, names, kept, schemas)
-        asked = zip(names, [passage for passage, _ in numbered], replies, strict=True)
-        rows = [make_candidate(*each, options, self.form) for each in asked]
+        rows = [make_candidate(*each, options, self.form) for each in zip(names, asked, replies, strict=True)]
         write_candidates(options, part.number, rows)
         storage.delete_path(tables.table_records_path(kept))
         return {"passages": len(passages), "notes": self.writer.notes}
 
 
-def _local_writer(writing: CandidateSettings) -> Any:  # noqa: ANN401 (imported only where a model runs)
-    from sciqa.generate.local_writer import LocalWriter
-
-    return LocalWriter(**writing.options.writer_arguments(writing.device, writing.threads))
-
-
 def write_candidates(options: GenerateOptions, part: int, rows: list[dict]) -> None:
     """Write the candidates of a part, and before them what their near duplicates are found by."""
-    good = [row for row in rows if not row["fault"]]
     texts = [
         {"passage_id": row["passage_id"], "title": "", "section": "", "text": filter_repeat_text(row, options.kind)}
-        for row in good
+        for row in rows
+        if not row["fault"]
     ]
-    dedup.write_dedup_entries(
-        candidate_entries_path(options.folder, part), dedup.make_dedup_entries(texts, 0, near=True)
-    )
+    entries = dedup.make_dedup_entries(texts, 0, near=True)
+    dedup.write_dedup_entries(candidate_entries_path(options.folder, part), entries)
     table = pa.Table.from_pylist(rows, schema=candidate_schema(options))
     tables.write_table(candidates_path(options.folder, part), table)
 
@@ -129,19 +120,10 @@ def candidate_fields(options: GenerateOptions) -> list[str]:
 def make_candidate(
     name: str, passage: dict, reply: ServerWriterReply, options: GenerateOptions, form: SchemaForm
 ) -> dict:
-    """Return the row of a reply; `fault` is None if neither its form nor its passage shows one.
-
-    Args:
-        name: id of the candidate.
-        passage: row of the passages table.
-        reply: what a model replied.
-        options: options of the step.
-        form: form of the schema that the reply was limited to.
-    """
+    """Return the row of a reply to a passage; `fault` is None if neither its form nor its passage shows one."""
     text = reply.text.encode(errors="replace").decode()
-    row: dict = {"id": name, "reply": text, "fault": reply.fault}
+    row: dict = {each: passage[each] for each in PASSAGE} | {"id": name, "reply": text, "fault": reply.fault}
     row |= {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
-    row |= {each: passage[each] for each in PASSAGE}
     if reply.fault:
         return row
     try:

@@ -13,9 +13,6 @@ from sciqa.predict.options import PredictOptions
 from sciqa.predict.readers import READERS, Reader
 from sciqa.predict.scorer_reader import ScorerReader
 
-#: What a reader takes for a question with its passage, and for one without.
-Found = tuple[dict, ...]
-
 
 def checker_options(options: GenerateOptions) -> PredictOptions:
     """Return the options of the reader that checks questions: a model, or an adapter of the model that writes.
@@ -58,20 +55,16 @@ class QuestionChecker:
             questions: rows of the exam table.
             contexts: the text of each question's passage.
         """
-        with_passage: list[Found] = [({"context": context, "passages": []},) for context in contexts]
-        right = self._right(questions, with_passage)
-        faults: list[str | None] = [None] * len(questions)
-        for number, each in enumerate(right):
-            if not all(each):
-                faults[number] = "inconsistent" if each[0] else "unanswerable"
+        right = self._right(questions, [({"context": context, "passages": []},) for context in contexts])
+        faults = [None if all(each) else "inconsistent" if each[0] else "unanswerable" for each in right]
         left = [number for number, fault in enumerate(faults) if fault is None]
         known = self._right([questions[number] for number in left], [()] * len(left))
         for number, each in zip(left, known, strict=True):
             faults[number] = "known-without" if all(each) else None
         return faults
 
-    def _right(self, questions: list[dict], found: list[Found]) -> list[list[bool]]:
-        """Return for each question whether the right option is ranked first, in each rotation of the options."""
+    def _right(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[list[bool]]:
+        """Return whether the right option is ranked first, by question, read with what is found, and by rotation."""
         if not questions:
             return []
         turns = [

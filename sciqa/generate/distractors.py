@@ -38,13 +38,7 @@ ASKED = pa.schema([(name, pa.string()) for name in ("id", "prompt", "answer")])
 
 
 class WriteDistractors:
-    """Ray Data worker that makes candidates of one part of the open questions at a time.
-
-    Args:
-        options: options of the step.
-        index: the index.
-        embed: arguments of `load_embedder`.
-    """
+    """Ray Data worker that makes candidates of one part of the open questions at a time."""
 
     def __init__(self, options: GenerateOptions, index: ShardedSearch | LocalSearch, embed: dict) -> None:
         self.options = options
@@ -82,10 +76,8 @@ class WriteDistractors:
         taken, texts = [filter_key_words(answer)], [text for text in found if text != " ".join(sentence.split())]
         if not texts:
             return []
-        vectors = self.finder.embed([answer, *texts], "passage")
-        nearness = (vectors[1:] * vectors[0]).sum(axis=1)
         wrong: list[str] = []
-        for number in np.argsort(-nearness, kind="stable"):
+        for number in np.argsort(-self._nearness(answer, texts), kind="stable"):
             words = filter_key_words(texts[number])
             if words and not any(words <= each or each <= words for each in taken):
                 wrong.append(texts[number])
@@ -95,8 +87,11 @@ class WriteDistractors:
     def _sentence(self, asked: dict, passage: dict) -> str:
         """Return the sentence of the passage that is nearest to question and answer."""
         sentences = [text.strip() for text in split_sentences(passage["text"]) if text.strip()]
-        vectors = self.finder.embed([f"{asked['prompt']} {asked['answer']}", *sentences], "passage")
-        return sentences[int(np.argmax((vectors[1:] * vectors[0]).sum(axis=1)))]
+        return sentences[int(np.argmax(self._nearness(f"{asked['prompt']} {asked['answer']}", sentences)))]
+
+    def _nearness(self, text: str, others: list[str]) -> np.ndarray:
+        vectors = self.finder.embed([text, *others], "passage")
+        return (vectors[1:] * vectors[0]).sum(axis=1)
 
 
 def find_distractors(prompt: str, answer: str, passages: list[dict]) -> Iterator[str]:

@@ -9,13 +9,7 @@ from sciqa.core.adapter_files import adapter_hash, check_adapter_files
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.lock import lock
-from sciqa.core.model_files import (
-    ADAPTER_CONFIG,
-    find_model,
-    model_file_bytes,
-    model_file_family,
-    model_files_name,
-)
+from sciqa.core.model_files import ADAPTER_CONFIG, find_model, model_file_bytes, model_file_family, model_files_name
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.exam.instructions import read_instructions
@@ -101,14 +95,12 @@ def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], m
     from sciqa.generate.text_answers import WriteTextAnswers
 
     workers = cluster.num_cluster_workers(options, len(parts))
-    pool = model_workers.model_worker_pool(
-        options, workers, len(parts), model_file_bytes(model) + model_file_bytes(options.embedder)
-    )
+    weights = model_file_bytes(model) + model_file_bytes(options.embedder)
+    pool = {"workers": workers, "parts": len(parts), "weights": weights}
     writer = options.writer_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
     arguments = {"folder": folder, "writer": writer | {"model": model, "adapter": adapter}}
     arguments |= {"embed": options.embed_arguments(workers), "prefix": options.prefix("passage")}
-    mapped = model_workers.model_worker_arguments(WriteTextAnswers, arguments, pool)
-    dataset = cluster.cluster_dataset(parts).map(**mapped)
+    dataset = model_workers.run_model_workers(options, WriteTextAnswers, arguments, parts, pool)
     total = sum(len(part["rows"]) for part in parts)
     for _ in progress.rows_with_progress(dataset, "evaluate", total, "instructions", lambda row: row["answers"]):
         pass

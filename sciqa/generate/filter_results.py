@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from typing import NamedTuple
+from functools import partial
 
 import pyarrow as pa
 
@@ -19,22 +19,6 @@ from sciqa.models.prompt_template import template_prompt_text
 PROVENANCE = ("title", "passage_id", "source", "generator", "generator_revision", "template", "licence")
 #: Shapes of the JSONL files.
 SHAPES = ("trl", "alpaca")
-
-
-class FilterResultSettings(NamedTuple):
-    """How workers filter.
-
-    Attributes:
-        options: options of the step.
-        provenance: `generator`, `generator_revision`, `template` and `licence` of every row.
-        embed: arguments of `load_embedder` if there are exams to compare with.
-        checker: kind and arguments of the reader that answers the questions, if there is one.
-    """
-
-    options: GenerateOptions
-    provenance: dict[str, str]
-    embed: dict | None = None
-    checker: tuple[str, dict] | None = None
 
 
 def filter_result_rejects_path(folder: str, part: int) -> str:
@@ -58,36 +42,48 @@ def filter_result_jsonl_folder(options: GenerateOptions) -> str:
 
 
 class WriteFilterResults:
-    """Ray Data worker that filters the candidates of one part at a time, and writes its shard last."""
+    """Ray Data worker that filters the candidates of one part at a time, and writes its shard last.
 
-    def __init__(self, filtering: FilterResultSettings) -> None:
-        self.options, self.provenance = filtering.options, filtering.provenance
+    Args:
+        options: options of the step.
+        provenance: `generator`, `generator_revision`, `template` and `licence` of every row.
+        embed: arguments of `load_embedder` if there are exams to compare with.
+        checker: kind and arguments of the reader that answers the questions, if there is one.
+    """
+
+    def __init__(
+        self,
+        options: GenerateOptions,
+        provenance: dict[str, str],
+        embed: dict | None = None,
+        checker: tuple[str, dict] | None = None,
+    ) -> None:
+        self.options, self.provenance = options, provenance
         self.notes: list[str] = []
         self.copies = self.checker = None
-        if filtering.embed:
+        if embed:
             from sciqa.generate.copies import ExamCopies
 
-            self.copies = ExamCopies(filter_result_exams_folder(self.options.folder), self.options, filtering.embed)
+            self.copies = ExamCopies(filter_result_exams_folder(options.folder), options, embed)
             self.notes += self.copies.notes
-        if filtering.checker:
+        if checker:
             from sciqa.generate.checks import QuestionChecker
 
-            self.checker = QuestionChecker(*filtering.checker)
+            self.checker = QuestionChecker(*checker)
             self.notes += self.checker.notes
 
     def __call__(self, row: dict) -> dict:
         """Filter the candidates of the part with the number `row["part"]`."""
         part, options = row["part"], self.options
         rows = tables.read_table(candidates_path(options.folder, part)).to_pylist()
-        self._reject_duplicates(part, rows)
-        self._reject_copies(rows)
-        self._reject_unanswerable(rows)
+        for faults in (partial(self._duplicates, part), self._copies, self._unanswerable):
+            left = [row for row in rows if not row["fault"]]
+            for candidate, fault in zip(left, faults(left), strict=True):
+                candidate["fault"] = fault
         kept = [self._result(row) for row in rows if not row["fault"]]
         rejected = [row for row in rows if row["fault"]]
-        schema = candidate_schema(options)
-        tables.write_table(
-            filter_result_rejects_path(options.folder, part), pa.Table.from_pylist(rejected, schema=schema)
-        )
+        table = pa.Table.from_pylist(rejected, schema=candidate_schema(options))
+        tables.write_table(filter_result_rejects_path(options.folder, part), table)
         for shape in SHAPES:
             lines = [json.dumps(_shaped(each, options, shape), ensure_ascii=False) + "\n" for each in kept]
             path = storage.join_paths(filter_result_jsonl_folder(options), shape, f"{part:05d}.jsonl")
@@ -99,31 +95,23 @@ class WriteFilterResults:
         tables.write_table(tables.table_part_path(options.folder, part), table)
         return {"replies": len(rows), "notes": self.notes}
 
-    def _reject_duplicates(self, part: int, rows: list[dict]) -> None:
+    def _duplicates(self, part: int, rows: list[dict]) -> list[str | None]:
         if "near-duplicate" in self.options.skip_filters:
-            return
+            return [None] * len(rows)
         folder = tables.table_records_path(self.options.folder, "duplicates")
         repeated = set(tables.read_table(folder, ["row"], [("part", "=", part)])["row"].to_pylist())
-        for number, row in enumerate([row for row in rows if not row["fault"]]):
-            if number in repeated:
-                row["fault"] = "near-duplicate"
+        return ["near-duplicate" if number in repeated else None for number in range(len(rows))]
 
-    def _reject_copies(self, rows: list[dict]) -> None:
+    def _copies(self, rows: list[dict]) -> list[str | None]:
         if self.copies is None:
-            return
-        left = [row for row in rows if not row["fault"]]
-        for row, copied in zip(
-            left, self.copies.find([filterable_question(r, self.options.kind) for r in left]), strict=True
-        ):
-            row["fault"] = "exam-copy" if copied else None
+            return [None] * len(rows)
+        copied = self.copies.find([filterable_question(row, self.options.kind) for row in rows])
+        return ["exam-copy" if each else None for each in copied]
 
-    def _reject_unanswerable(self, rows: list[dict]) -> None:
+    def _unanswerable(self, rows: list[dict]) -> list[str | None]:
         if self.checker is None:
-            return
-        left = [row for row in rows if not row["fault"]]
-        questions = [row | {"is_question": True} for row in left]
-        for row, fault in zip(left, self.checker.faults(questions, list(map(_context, left))), strict=True):
-            row["fault"] = fault
+            return [None] * len(rows)
+        return self.checker.faults([row | {"is_question": True} for row in rows], list(map(_context, rows)))
 
     def _result(self, row: dict) -> dict:
         result = {name: row[name] for name in ("id", "title", "passage_id", *candidate_fields(self.options))}

@@ -20,7 +20,7 @@ from sciqa.corpus import dedup
 from sciqa.corpus.parts import write_part_duplicates
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.exam.read_exam import read_exam_questions
-from sciqa.generate.candidates import CandidatePart, CandidateSettings, WriteCandidates, candidate_entries_path
+from sciqa.generate.candidates import CandidatePart, WriteCandidates, candidate_entries_path
 from sciqa.generate.distractors import (
     distractor_inputs,
     distractor_parts,
@@ -29,7 +29,6 @@ from sciqa.generate.distractors import (
     write_distractor_questions,
 )
 from sciqa.generate.filter_results import (
-    FilterResultSettings,
     WriteFilterResults,
     filter_result_counts_path,
     filter_result_exams_folder,
@@ -71,7 +70,9 @@ def generate(options: GenerateOptions) -> Summary:
         require_extra("json", "--engine torch")
     asked = read_distractor_questions(options.distractors) if options.distractors else []
     parts, contents = distractor_parts(options, asked) if asked else generate_parts(options)
-    against = _read_against(options)
+    against = read_named_sources(
+        options.against, lambda name: read_exam_questions(name, options.columns, options.answers_from).table
+    )
     if asked:
         writing, about = None, distractor_inputs(options)
     else:
@@ -119,36 +120,22 @@ def generate_parts(options: GenerateOptions) -> tuple[list[CandidatePart], str]:
     return parts, hashes.fingerprint([shard["content"] for shard in manifest["shards"]])
 
 
-def _read_against(options: GenerateOptions) -> list[OtherSource]:
-    return read_named_sources(
-        options.against, lambda name: read_exam_questions(name, options.columns, options.answers_from).table
-    )
-
-
-def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[CandidateSettings, dict]:
-    """Return how workers write, so far as no cluster is needed for it, and what the replies follow from."""
-    writing = CandidateSettings(options, (template.text, template.name))
-    asking = {"template": hashes.fingerprint(template.text)}
+def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[dict, dict]:
+    """Return the arguments of `WriteCandidates` for which no cluster is needed, and what the replies follow from."""
+    writing: dict = {"options": options, "template": (template.text, template.name)}
+    about: dict = {"template": hashes.fingerprint(template.text), "engine": options.engine}
     if options.engine == "openai":
         server, form = find_writer_server(options)
-        about = asking | {"engine": options.engine, "model": options.model, "server": server.url, "schema": form}
-        return writing._replace(server=server, form=form), about
+        about |= {"model": options.model, "server": server.url, "schema": form}
+        return writing | {"server": server, "form": form}, about
     if (family := model_file_family(options.model)) != "causal":
         raise InputError(f"--model {options.model}: a {family} model, which writes no text; a causal model expected")
-    about = asking | {
-        "engine": options.engine,
-        "model": find_model(options.model).revision,
-        "precision": options.precision,
-    }
-    return writing, about | {"adapter": options.adapter and _check_adapter(options.adapter, options.model, "--adapter")}
-
-
-def _check_adapter(folder: str, model: str, option: str) -> str:
-    """Return the hash of an adapter for a model."""
-    require_extra("train", option)
-    if said := check_adapter_files(folder, model):
-        console.print(said, markup=False, soft_wrap=True)
-    return adapter_hash(folder)
+    about |= {"model": find_model(options.model).revision, "precision": options.precision}
+    if options.adapter:
+        require_extra("train", "--adapter")
+        if said := check_adapter_files(options.adapter, options.model):
+            console.print(said, markup=False, soft_wrap=True)
+    return writing, about | {"adapter": options.adapter and adapter_hash(options.adapter)}
 
 
 def _find_checker(options: GenerateOptions) -> PredictOptions | None:
@@ -177,7 +164,7 @@ def _filter_inputs(options: GenerateOptions, against: list[OtherSource], checker
 def _fill(
     options: GenerateOptions,
     parts: list[CandidatePart],
-    writing: CandidateSettings | None,
+    writing: dict | None,
     against: list[OtherSource],
     checker: PredictOptions | None,
     inputs: dict,
@@ -194,9 +181,8 @@ def _fill(
         for number, others in enumerate(against):
             path = tables.table_part_path(filter_result_exams_folder(options.folder), number)
             tables.write_table(path, others.table.replace_schema_metadata(None))
-    provenance = _provenance(options, inputs)
     left = [part.number for part in parts if tables.table_part_name(part.number) not in done]
-    _filter(options, FilterResultSettings(options, provenance), left, bool(against), checker)
+    _filter(options, _provenance(options, inputs), left, bool(against), checker)
     return _sum_counts(options, parts)
 
 
@@ -212,7 +198,7 @@ def _provenance(options: GenerateOptions, inputs: dict) -> dict[str, str]:
     return made | {"licence": options.licence}
 
 
-def _write_candidates(options: GenerateOptions, writing: CandidateSettings | None, parts: list[CandidatePart]) -> None:
+def _write_candidates(options: GenerateOptions, writing: dict | None, parts: list[CandidatePart]) -> None:
     if not parts:
         return
     if writing is None:
@@ -222,14 +208,14 @@ def _write_candidates(options: GenerateOptions, writing: CandidateSettings | Non
     if options.engine == "openai":
         workers = 1 if options.num_workers == "auto" else cluster.num_cluster_workers(options, len(parts))
         concurrency = max(1, options.concurrency // workers)
-        arguments = {"writing": writing._replace(concurrency=concurrency)}
         pool = api_server_pool(workers, 2 + concurrency // options.part_passages)
+        arguments = writing | {"concurrency": concurrency}
         mapped = {"fn": WriteCandidates, "fn_constructor_kwargs": arguments, **pool}
     else:
         workers = cluster.num_cluster_workers(options, len(parts))
         pool = model_workers.model_worker_pool(options, workers, len(parts), model_file_bytes(options.model))
-        device, threads = cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers)
-        arguments = {"writing": writing._replace(device=device, threads=threads)}
+        threads = cluster.cluster_threads_per_worker(workers)
+        arguments = writing | {"device": cluster.cluster_device(options), "threads": threads}
         mapped = model_workers.model_worker_arguments(WriteCandidates, arguments, pool)
     _map_parts(mapped, parts, "passages")
 
@@ -261,35 +247,32 @@ def _find_duplicates(folder: str, parts: list[CandidatePart]) -> None:
 
 def _filter(
     options: GenerateOptions,
-    filtering: FilterResultSettings,
+    provenance: dict[str, str],
     parts: list[int],
     compares: bool,
     checker: PredictOptions | None,
 ) -> None:
     if not parts:
         return
+    arguments: dict = {"options": options, "provenance": provenance}
     weights = model_file_bytes(options.embedder) if compares else 0
     workers = cluster.num_cluster_workers(options, len(parts)) if compares or checker else 1
     if checker and checker.in_api:
         workers = 1
-        arguments = api_arguments(checker, tables.table_records_path(options.folder, "checks"), workers)
-        filtering = filtering._replace(checker=("api", arguments))
+        asking = api_arguments(checker, tables.table_records_path(options.folder, "checks"), workers)
+        arguments["checker"] = ("api", asking)
     elif checker:
-        arguments = checker.reader_arguments(
-            cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers)
-        )
-        filtering = filtering._replace(checker=("model", arguments))
+        threads = cluster.cluster_threads_per_worker(workers)
+        arguments["checker"] = ("model", checker.reader_arguments(cluster.cluster_device(options), threads))
         weights += model_file_bytes(checker.model)
     if compares:
-        filtering = filtering._replace(embed=options.embed_arguments(workers))
-    mapped: dict = {
-        "fn": WriteFilterResults,
-        "fn_constructor_kwargs": {"filtering": filtering},
-        **api_server_pool(workers, 1),
-    }
+        arguments["embed"] = options.embed_arguments(workers)
     if weights:
         pool = model_workers.model_worker_pool(options, workers, len(parts), weights)
-        mapped = model_workers.model_worker_arguments(WriteFilterResults, {"filtering": filtering}, pool)
+        mapped = model_workers.model_worker_arguments(WriteFilterResults, arguments, pool)
+    else:
+        pool = api_server_pool(workers, 1)
+        mapped = {"fn": WriteFilterResults, "fn_constructor_kwargs": arguments, **pool}
     rows = cluster.cluster_dataset(parts).map(**mapped)
     for _ in progress.rows_with_progress(rows, "generate", len(parts), "parts filtered", lambda row: 1):
         pass
@@ -302,7 +285,7 @@ def _sum_counts(options: GenerateOptions, parts: list[CandidatePart]) -> dict:
         counts = storage.read_json(filter_result_counts_path(options.folder, part.number))
         faults.update(counts.pop("faults"))
         sums.update(counts)
-    return {name: int(number) for name, number in sums.items()} | {"faults": dict(faults)}
+    return {**sums, "faults": dict(faults)}
 
 
 def _made(options: GenerateOptions, manifest: dict) -> str:

@@ -157,9 +157,5 @@ class EvaluateTextOptions(EmbedOptions, ReplyOptions, RunOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute."""
         super().__post_init__()
-        self.text = (
-            storage.absolute_path(self.text)
-            if self.text
-            else storage.join_paths(self.output, "generated", "instructions")
-        )
+        self.fill_folder("text", "generated", "instructions")
         self.tuned = self.tuned and local_model_path(self.tuned)

@@ -1,5 +1,6 @@
 """Worker that writes a model's answers to instructions, and scores them against the references."""
 
+import numpy as np
 import pyarrow as pa
 
 from sciqa.core import tables
@@ -41,28 +42,25 @@ class WriteTextAnswers:
         rows = part["rows"]
         prompts = [TemplatePrompt("", [], instruction_prompt(each)) for each in rows]
         replies = self.writer.write(prompts, [each["id"] for each in rows])
-        answers = [reply.text.strip() for reply in replies]
-        references = [each["output"] for each in rows]
+        answers, references = [reply.text.strip() for reply in replies], [each["output"] for each in rows]
+        nearness, rouge = self._similarities(answers, references), rouge_scores(answers, references)
         scored = [
-            each | {"answer": answer, "fault": reply.fault, "tokens": reply.tokens_out, "similarity": nearness}
-            for each, answer, reply, nearness in zip(
-                rows, answers, replies, self._similarities(answers, references), strict=True
-            )
+            asked
+            | {"answer": answer, "fault": reply.fault, "tokens": reply.tokens_out, "similarity": near}
+            | figures
+            | text_scores(answer, asked["output"])
+            for asked, answer, reply, near, figures in zip(rows, answers, replies, nearness, rouge, strict=True)
         ]
-        for each, answer, rouge in zip(scored, answers, rouge_scores(answers, references), strict=True):
-            each.update(rouge | text_scores(answer, each["output"]))
-        tables.write_table(
-            tables.table_part_path(self.folder, part["number"]), pa.Table.from_pylist(scored, schema=SCHEMA)
-        )
+        table = pa.Table.from_pylist(scored, schema=SCHEMA)
+        tables.write_table(tables.table_part_path(self.folder, part["number"]), table)
         return {"answers": len(rows), "notes": self.embedder.notes}
 
     def _similarities(self, answers: list[str], references: list[str]) -> list[float]:
         """Return the cosine of each answer and its reference; of an empty answer, which has no vector, 0."""
         given = [number for number, answer in enumerate(answers) if answer]
-        found = [0.0] * len(answers)
+        found = np.zeros(len(answers))
         if given:
-            texts = [answers[number] for number in given] + [references[number] for number in given]
+            texts = [side[number] for side in (answers, references) for number in given]
             vectors = embedder_one_by_one(self.embedder, texts, prefix=self.prefix, kind="passage").astype(float)
-            for number, cosine in zip(given, (vectors[: len(given)] * vectors[len(given) :]).sum(axis=1), strict=True):
-                found[number] = float(cosine)
-        return found
+            found[given] = (vectors[: len(given)] * vectors[len(given) :]).sum(axis=1)
+        return found.tolist()

@@ -57,10 +57,9 @@ def rouge_scores(answers: Sequence[str], references: Sequence[str]) -> list[dict
 
 def text_scores(answer: str, reference: str) -> dict[str, float]:
     """Return the figures of an answer that its words give, without those of ROUGE."""
-    equal = normalised_tokens(answer) == normalised_tokens(reference)
     return {
         "token_f1": token_f1(answer, reference),
-        "exact_match": float(equal),
+        "exact_match": float(normalised_tokens(answer) == normalised_tokens(reference)),
         "words": float(len(answer.split())),
     }
 
