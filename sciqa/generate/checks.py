@@ -49,11 +49,7 @@ class QuestionChecker:
         """Return the fault of each question, or None.
 
         A reader that guesses is right for some order of the options, so a question counts as known without its passage
-        only if it is answered in every rotation.
-
-        Args:
-            questions: rows of the exam table.
-            contexts: the text of each question's passage.
+        only if it is answered in every rotation. The contexts are the texts of the passages.
         """
         right = self._right(questions, [({"context": context, "passages": []},) for context in contexts])
         faults = [None if all(each) else "inconsistent" if each[0] else "unanswerable" for each in right]

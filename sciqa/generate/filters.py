@@ -43,12 +43,7 @@ def filter_key_words(text: str) -> frozenset[str]:
 
 
 def filter_option_order(question: dict[str, str], name: str) -> dict[str, str]:
-    """Return a question with its options in an order that only its id decides: models prefer some letters.
-
-    Args:
-        question: fields of a question; see `sciqa.generate.replies.parse_reply`.
-        name: the question's id.
-    """
+    """Return a question with its options in an order that only its id, `name`, decides: models prefer some letters."""
     options = answer_options_of(question)
     order = sorted(options, key=lambda letter: hashlib.sha256(f"{letter} {name}".encode()).digest())
     arranged = {new: options[old] for new, old in zip(string.ascii_uppercase, order, strict=False)}
@@ -56,13 +51,7 @@ def filter_option_order(question: dict[str, str], name: str) -> dict[str, str]:
 
 
 def filter_question(question: dict[str, str], passage: str, skipped: tuple[str, ...]) -> str | None:
-    """Return the first fault of a question that its passage alone shows, or None.
-
-    Args:
-        question: fields of a question.
-        passage: text of its passage, as a reader reads it.
-        skipped: filters that are not applied.
-    """
+    """Return the first fault of a question that its passage's text alone shows, `skipped` ones left out, or None."""
     options = list(answer_options_of(question).values())
     faults = {
         "equal-options": lambda: _repeats(

@@ -61,11 +61,7 @@ class LocalWriter:
     ) -> list[ServerWriterReply]:
         """Return a reply to each prompt; see `sciqa.generate.server_writer.ServerWriter.write`.
 
-        Args:
-            prompts: the prompts.
-            names: ids of the replies.
-            folder: is not used: nothing has to be kept until the replies are in a table.
-            schemas: JSON schema of each reply; without any, the model may write anything.
+        The folder is not used: nothing has to be kept until the replies are in a table.
         """
         encoded = [self._encode(prompt) for prompt in prompts]
         replies = [ServerWriterReply("", "too-long")] * len(prompts)

@@ -29,12 +29,7 @@ class PassageTemplate(PromptTemplate):
             raise self._error("no {{ text }} in it, where the text of a passage belongs; write it into the template")
 
     def render_passage(self, passage: dict, choices: int) -> TemplatePrompt:
-        """Return the prompt for a passage.
-
-        Args:
-            passage: row of the passages table.
-            choices: number of options of a question.
-        """
+        """Return the prompt for a row of the passages table; a question has `choices` options."""
         variables = {name: passage[name] or "" for name in ("title", "section", "text")}
         letters = list(string.ascii_uppercase[:choices])
         system, user = self._parts(variables | {"choices": choices, "letters": letters})

@@ -47,13 +47,8 @@ class ReplyError(Exception):
 def parse_reply(text: str, kind: Kind, choices: int, form: SchemaForm = "free") -> dict[str, str]:
     """Return the fields of a reply, without white space around them.
 
-    The options of a question are the fields `A`, `B`, … beside `prompt`, `answer` and `sentence`.
-
-    Args:
-        text: the reply.
-        kind: what was asked for.
-        choices: number of options of a question.
-        form: form of the schema that the model was limited to.
+    The options of a question are the fields `A`, `B`, … beside `prompt`, `answer` and `sentence`. `form` is that of the
+    schema that the model was limited to.
 
     Raises:
         ReplyError: the reply has a fault.
@@ -117,14 +112,7 @@ def _text(value: object, may_be_empty: bool = False) -> str:
 
 
 def reply_schema(kind: Kind, choices: int, form: SchemaForm, passage: str) -> dict | None:
-    """Return the JSON schema of a reply, for engines that limit what a model writes; None in the form `free`.
-
-    Args:
-        kind: what is asked for.
-        choices: number of options of a question.
-        form: what the engine takes.
-        passage: text of the passage.
-    """
+    """Return the JSON schema of a reply, for engines that limit what a model writes; None in the form `free`."""
     if form == "free":
         return None
     letters = list(string.ascii_uppercase[:choices])

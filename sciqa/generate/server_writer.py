@@ -48,13 +48,7 @@ class ServerWriterReply(NamedTuple):
 
 
 class ServerWriter:
-    """Writer that asks a server; it may be called in several threads, which share the limit of requests.
-
-    Args:
-        server: the server.
-        concurrency: requests that are under way at the same time.
-        options: seed and temperature.
-    """
+    """Writer that asks a server; it may be called in several threads, which share the limit of requests."""
 
     def __init__(self, server: ApiClientServer, concurrency: int, options: GenerateOptions) -> None:
         self.client, self.seed = Client(server), options.seed

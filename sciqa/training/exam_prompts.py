@@ -1,7 +1,5 @@
 """Prompts of exam questions and answers to them, for objectives besides `rank`: of an exam, or of a run's answers."""
 
-from typing import NamedTuple
-
 from sciqa.core import storage, tables
 from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.errors import InputError
@@ -20,26 +18,16 @@ from sciqa.training.options import FinetuneOptions
 Text = list[Message] | str
 
 
-class ExamPromptQuestion(NamedTuple):
-    """A question of a run's answers table.
-
-    Attributes:
-        question: row of the exam, with `passages`, those that the context may be made of.
-        context: what the reader read with it.
-        probabilities: by option, as the reader gave them.
-    """
-
-    question: dict
-    context: str
-    probabilities: list[float]
-
-
-def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[ExamPromptQuestion]:
+def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tuple[dict, str, list[float]]]:
     """Return the questions of an answers table, each with the context that its reader had.
 
     Args:
         folder: folder of the table, RUN/answers/NAME; exam and contexts are those in RUN.
         options: how the exam is read.
+
+    Returns:
+        By question the row of the exam, with `passages`, those that the context may be made of; the context; and the
+        probabilities by option, as the reader gave them.
 
     Raises:
         InputError: a question without an answer, probabilities that are no numbers, or answers to another exam, or from
@@ -67,9 +55,7 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[Ex
             )
         found = contexts.read_all(exam, ["context", "passages"]).to_pylist()
     return [
-        ExamPromptQuestion(
-            question | {"passages": texts.get("passages") or []}, texts.get("context") or "", answer["probabilities"]
-        )
+        (question | {"passages": texts.get("passages") or []}, texts.get("context") or "", answer["probabilities"])
         for question, answer, texts in zip(questions, answers, found, strict=True)
     ]
 

@@ -26,10 +26,6 @@ def share_example_file(exam: Exam, contexts: str) -> pa.Table:
 
     All workers of a training call it at the same time; the first of each node writes.
 
-    Args:
-        exam: the questions.
-        contexts: folder of their contexts table.
-
     Raises:
         InputError: see `example_file_batches`, or a disk that cannot be written; on all workers alike.
     """

@@ -140,12 +140,7 @@ class ExampleOrder:
         return np.random.default_rng([self.seed, 1 << 20, epoch]).permutation(self.questions)
 
     def _following(self, before: np.ndarray, epoch: int) -> np.ndarray:
-        """Return the permutation of an epoch; if it fills up a step, it starts with questions new to that step.
-
-        Args:
-            before: permutation of the epoch before.
-            epoch: number of this epoch.
-        """
+        """Return the permutation that follows; if it fills up a step, it starts with questions new to that step."""
         drawn = self._drawn(epoch)
         left = min(epoch * self.questions % self.batch_size, self.questions)
         if not left:
@@ -157,8 +152,7 @@ class ExampleOrder:
 def check_training_examples(*exams: tuple[pa.Table, str]) -> None:
     """Raise `InputError` if a question has no answer, or is in two exams: memorising would then give a good score.
 
-    Args:
-        exams: pairs of the questions of an exam and its name.
+    Each exam is a pair of its questions and its name.
     """
     seen: dict[bytes, tuple[str, int]] = {}
     for questions, name in exams:

@@ -21,11 +21,12 @@ from sciqa.training.examples import check_training_examples
 from sciqa.training.objectives import check_objective, finetune_objective, keep_best_objective, objective_inputs
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
 from sciqa.training.ray_train import (
+    CHECKPOINTS,
     ELSEWHERE,
     best_ray_train_checkpoint,
     check_ray_train_batch,
     check_ray_train_folder,
-    finish_stopped_ray_train,
+    finish_ray_train,
     num_ray_train_workers,
     ray_train_once,
     reported_ray_train_figures,
@@ -47,11 +48,8 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -
     """Train an adapter or a whole model, and keep the best step by validation MAP@3 in `OUTPUT/trained/NAME/`.
 
     The folder holds the adapter (in peft's format) or model (in that of transformers), `sciqa.json`, `metrics.parquet`
-    and TensorBoard files. With the same options, an unfinished run resumes from its last checkpoint.
-
-    Args:
-        options: options of the step.
-        callbacks: told of every checkpoint by Ray Train.
+    and TensorBoard files. With the same options, an unfinished run resumes from its last checkpoint. The callbacks are
+    told of every checkpoint by Ray Train.
 
     Raises:
         InputError: a bad exam, contexts of another exam, a base model that these options cannot train, or a folder of
@@ -65,13 +63,8 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -
     for split, exam in exams.items():
         open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
-    return ray_train_once(
-        options,
-        lambda workers: _inputs(options, exams, workers),
-        lambda workers: _fit(options, exams, steps, workers, callbacks),
-        _made,
-        started,
-    )
+    fit = partial(_fit, options, exams, steps, callbacks)
+    return ray_train_once(options, _inputs(options, exams), fit, _made, started)
 
 
 def check_before_finetune(options: FinetuneOptions) -> None:
@@ -119,12 +112,14 @@ def finetune_inputs(options: FinetuneOptions) -> dict:
     """
     workers = num_ray_train_workers(options)
     if options.objective != "rank":
-        return objective_inputs(options, check_objective(options)) | {"num_workers": workers}
-    return _inputs(options, {split: open_finetune_split(options, split, write=False) for split in SPLITS}, workers)
+        inputs = objective_inputs(options, check_objective(options))
+    else:
+        inputs = _inputs(options, {split: open_finetune_split(options, split, write=False) for split in SPLITS})
+    return inputs | {"num_workers": workers}
 
 
-def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> dict:
-    """Return all inputs on which the result depends."""
+def _inputs(options: FinetuneOptions, exams: dict[str, Exam]) -> dict:
+    """Return all inputs on which the result depends, besides the number of workers."""
     inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
     for split, exam in exams.items():
         inputs[f"{split} questions"] = exam.sha256
@@ -132,11 +127,11 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam], workers: int) -> d
     files = find_model(options.model)
     inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
     inputs |= {"text of the template": options.template_style().get("template")}
-    return inputs | {"format": TRAINED_FORMAT, "num_workers": workers}
+    return inputs | {"format": TRAINED_FORMAT}
 
 
 def _fit(
-    options: FinetuneOptions, exams: dict[str, Exam], steps: int, workers: int, callbacks: Sequence[UserCallback]
+    options: FinetuneOptions, exams: dict[str, Exam], steps: int, callbacks: Sequence[UserCallback], workers: int
 ) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split in SPLITS:
@@ -145,14 +140,15 @@ def _fit(
     return _keep_best(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 
 
-def keep_stopped_finetune(options: FinetuneOptions) -> dict:
-    """Keep the best step of a run that was stopped before its last one, as `finetune` does; return its manifest.
+def keep_stopped_finetune(options: FinetuneOptions) -> None:
+    """Keep the best step of a run that was stopped before its last one, as `finetune` does.
 
-    Args:
-        options: options of the run, which has reported a checkpoint, and none of whose processes is left.
+    It has reported a checkpoint, and none of its processes is left.
     """
     keep = _keep_best if options.objective == "rank" else keep_best_objective
-    return finish_stopped_ray_train(options, partial(keep, options))
+    figures = keep(options, Result.from_path(storage.join_paths(options.folder, CHECKPOINTS)))
+    inputs = storage.read_json(tables.table_records_path(options.folder, tables.INPUTS))["inputs"]
+    finish_ray_train(options.folder, figures | {"inputs": inputs, "stopped": True})
 
 
 def _keep_best(options: FinetuneOptions, result: Result) -> dict:

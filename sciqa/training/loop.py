@@ -36,7 +36,7 @@ from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.memory_check import check_minimum_memory
-from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm
+from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm, optimizer_is_paged
 from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
 
 #: Padded tokens per evaluation batch of a worker.
@@ -163,8 +163,7 @@ class _Run:
         options = self.options
         trained = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
         rate, decay = options.learning_rate, options.weight_decay
-        own = options.method == "qlora" and self.device == "cuda" and not options.offload
-        if options.optimizer == "paged-adamw" or (options.optimizer == "auto" and own):
+        if optimizer_is_paged(options, self.device):
             from bitsandbytes.optim.adamw import PagedAdamW32bit
 
             return PagedAdamW32bit(trained, lr=rate, weight_decay=decay)

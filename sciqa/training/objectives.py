@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import pyarrow as pa
 from ray.train import Result, UserCallback
@@ -12,12 +13,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.adapter_files import adapter_hash, check_adapter_files, describe_adapter_files, read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
-from sciqa.core.model_files import (
-    ABOUT_TRAINED,
-    ADAPTER_CONFIG,
-    find_model,
-    model_file_family,
-)
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, find_model, model_file_family
 from sciqa.core.summary import Summary
 from sciqa.exam.instructions import read_instructions_examples
 from sciqa.models.prompt_format import Prompt, PromptFormat
@@ -40,8 +36,7 @@ OBJECTIVE_FORMAT = 1
 #: Ends of the files that make up a model or an adapter with its tokenizer; no pickled ones.
 KEPT = (".safetensors", ".json", ".jinja", ".model")
 TRAINER_STATE = "trainer_state.json"
-
-
+#: Functions that read the examples of a split.
 READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
     "instruct": lambda path, _: read_instructions_examples(path),
     "dpo": read_preferences,
@@ -61,14 +56,8 @@ def finetune_objective(options: FinetuneOptions, callbacks: Sequence[UserCallbac
     """
     started = time.monotonic()
     examples = check_objective(options)
-    inputs = objective_inputs(options, examples)
-    return ray_train_once(
-        options,
-        lambda workers: inputs | {"num_workers": workers},
-        lambda workers: _fit(options, examples, workers, callbacks),
-        _made,
-        started,
-    )
+    fit = partial(_fit, options, examples, callbacks)
+    return ray_train_once(options, objective_inputs(options, examples), fit, _made, started)
 
 
 def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
@@ -87,7 +76,11 @@ def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
     from sciqa.training.model_check import check_finetune_model
 
     check_finetune_model(options)
-    _check_chat_template(options, examples)
+    if options.chat_format == "auto" and _has_chats(examples):
+        from sciqa.models.load import load_without_weights
+
+        if not load_without_weights(options.model, {}).tokenizer.chat_template:
+            raise InputError(f"{options.model}: its tokenizer has no chat template; pass --chat-format")
     if options.objective == "grpo":
         _check_rewards(options, examples)
     if options.packing and not options.max_length:
@@ -147,15 +140,6 @@ def _check_prompts(options: FinetuneOptions, examples: dict[str, list[dict]]) ->
         )
 
 
-def _check_chat_template(options: FinetuneOptions, examples: dict[str, list[dict]]) -> None:
-    from sciqa.models.load import load_without_weights
-
-    if options.chat_format != "auto" or not _has_chats(examples):
-        return
-    if not load_without_weights(options.model, {}).tokenizer.chat_template:
-        raise InputError(f"{options.model}: its tokenizer has no chat template; pass --chat-format")
-
-
 def _check_rewards(options: FinetuneOptions, examples: dict[str, list[dict]]) -> None:
     if options.batch_size % options.generations:
         raise InputError(f"--batch-size: {options.batch_size} given, a multiple of --generations expected")
@@ -188,7 +172,7 @@ def _examples_path(options: FinetuneOptions, split: str) -> str:
 
 
 def _fit(
-    options: FinetuneOptions, examples: dict[str, list[dict]], workers: int, callbacks: Sequence[UserCallback]
+    options: FinetuneOptions, examples: dict[str, list[dict]], callbacks: Sequence[UserCallback], workers: int
 ) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split, rows in examples.items():

@@ -4,6 +4,7 @@ import torch
 import transformers
 
 from sciqa.core import cluster
+from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.training.options import FinetuneOptions
 
@@ -12,6 +13,12 @@ def learning_rate_schedule(options: FinetuneOptions, optimizer: torch.optim.Opti
     """Return the learning-rate scheduler, with warm-up."""
     name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     return transformers.get_scheduler(name, optimizer, round(options.warmup * steps), steps)
+
+
+def optimizer_is_paged(options: FinetuneOptions, device: Device) -> bool:
+    """Whether the optimizer is bitsandbytes' paged AdamW, and not that of PyTorch."""
+    own = options.method == "qlora" and device == "cuda" and not options.offload
+    return options.optimizer == "paged-adamw" or (options.optimizer == "auto" and own)
 
 
 def optimizer_gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:

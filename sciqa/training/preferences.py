@@ -35,12 +35,7 @@ def read_preferences(path: str, options: FinetuneOptions) -> list[dict]:
 
 
 def preference_rejected(probabilities: list[float], gold: int) -> int:
-    """Return the index of the wrong option with the highest probability, the first of several.
-
-    Args:
-        probabilities: by option.
-        gold: index of the right option.
-    """
+    """Return the index of the wrong option with the highest probability, the first of several; `gold` is right."""
     wrong = np.array(probabilities, dtype=float)
     wrong[gold] = -np.inf
     return int(wrong.argmax())
@@ -72,9 +67,10 @@ def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
         given = list(by_letter if options.completion == "letter" else by_letter.values())
         gold = list(by_letter).index(question["answer"])
         wrong = preference_rejected(probabilities, gold)
-        prompt = exam_prompt(question, context, style)
-        pairs.append(
-            {"prompt": prompt}
-            | {"chosen": exam_prompt_answer(given[gold], style), "rejected": exam_prompt_answer(given[wrong], style)}
-        )
+        pair = {
+            "prompt": exam_prompt(question, context, style),
+            "chosen": exam_prompt_answer(given[gold], style),
+            "rejected": exam_prompt_answer(given[wrong], style),
+        }
+        pairs.append(pair)
     return pairs

@@ -1,10 +1,11 @@
 """Run a training loop on Ray Train's workers: their number, their progress, and the folder of the result."""
 
+import contextlib
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
@@ -97,14 +98,9 @@ def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool =
 def run_ray_train_workers(
     options: FinetuneOptions, config: dict, steps: int, workers: int, callbacks: Sequence[UserCallback] = ()
 ) -> Result:
-    """Run the loop of the objective on Ray Train's workers to its end.
+    """Run the loop of the objective on Ray Train's workers to its end, and tell the callbacks of every checkpoint.
 
-    Args:
-        options: options of the step.
-        config: arguments of the loop, besides `options`, `threads`, `device` and `progress`.
-        steps: number of optimizer steps, for progress lines.
-        workers: number of workers.
-        callbacks: told of every checkpoint.
+    `config` has the arguments of the loop, besides `options`, `threads`, `device` and `progress`.
 
     Raises:
         InputError: a worker found bad input; the folder of the result is emptied.
@@ -121,15 +117,10 @@ def run_ray_train_workers(
     else:
         from sciqa.training.trl_loop import train_trl_loop as loop
     rows, asked = cluster.cluster_queue(), options.worker_range or range(workers, workers + 1)
-    own = {
-        "options": options,
-        "threads": cluster.cluster_threads_per_worker(workers),
-        "device": device,
-        "progress": rows,
-    }
+    threads = cluster.cluster_threads_per_worker(workers)
     trainer = TorchTrainer(
         loop,
-        train_loop_config=config | own,
+        train_loop_config=config | {"options": options, "threads": threads, "device": device, "progress": rows},
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             # Ray Train starts anew from the last checkpoint with as many workers as there is room for.
@@ -149,7 +140,7 @@ def run_ray_train_workers(
             callbacks=list(callbacks),
         ),
     )
-    with _Watcher(rows, steps):
+    with _progress_of_workers(rows, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
         tables.delete_table(options.folder)  # a retry would fail in the same way, and no other run can use it
@@ -159,7 +150,7 @@ def run_ray_train_workers(
 
 def ray_train_once(
     options: FinetuneOptions,
-    inputs_of: Callable[[int], dict],
+    inputs: dict,
     fit: Callable[[int], dict],
     made: Callable[[dict], str],
     started: float,
@@ -168,7 +159,7 @@ def ray_train_once(
 
     Args:
         options: options of the step.
-        inputs_of: returns all inputs on which the result depends, from the number of workers.
+        inputs: all inputs on which the result depends, besides the number of workers.
         fit: trains on so many workers, writes the result, and returns the figures of its manifest.
         made: returns in words what a manifest tells.
         started: when the step began, by `time.monotonic`.
@@ -180,7 +171,7 @@ def ray_train_once(
     cluster.connect_cluster(options)
     check_optimizer(options)
     workers = num_ray_train_workers(options)
-    inputs = inputs_of(workers)
+    inputs = inputs | {"num_workers": workers}
     begun = check_ray_train_folder(options, inputs)
     if tables.is_finished_table(folder):
         manifest = tables.read_table_manifest(folder, "finetune")
@@ -190,25 +181,12 @@ def ray_train_once(
         if not begun:
             tables.begin_table(folder, inputs)
         manifest = fit(workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
-        _finish(folder, manifest)
+        finish_ray_train(folder, manifest)
     return Summary("finetune", folder, made(manifest), time.monotonic() - started, manifest)
 
 
-def finish_stopped_ray_train(options: FinetuneOptions, keep_best: Callable[[Result], dict]) -> dict:
-    """Make the result of a run that was stopped before its last step from its checkpoints; return its manifest.
-
-    Args:
-        options: options of the run, none of whose processes works any more.
-        keep_best: writes the best model, and returns the figures of the manifest.
-    """
-    folder = options.folder
-    figures = keep_best(Result.from_path(storage.join_paths(folder, CHECKPOINTS)))
-    inputs = storage.read_json(tables.table_records_path(folder, tables.INPUTS))["inputs"]
-    _finish(folder, manifest := figures | {"inputs": inputs, "stopped": True})
-    return manifest
-
-
-def _finish(folder: str, manifest: dict) -> None:
+def finish_ray_train(folder: str, manifest: dict) -> None:
+    """Mark a result as complete, and delete its checkpoints."""
     tables.finish_table(folder, manifest)
     storage.delete_path(storage.join_paths(folder, CHECKPOINTS))
 
@@ -227,33 +205,28 @@ def best_ray_train_checkpoint(result: Result, folder: str) -> tuple[str, str, di
     return paths[0], paths[1], metrics
 
 
-class _Watcher:
-    """Prints progress from the history rows that workers put into a queue."""
+@contextlib.contextmanager
+def _progress_of_workers(rows: Queue, steps: int) -> Iterator[None]:
+    """Print progress meanwhile, from the history rows that workers put into a queue."""
+    done = threading.Event()
+    thread = threading.Thread(target=_say_rows, args=(rows, steps, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        rows.shutdown()
 
-    def __init__(self, rows: Queue, steps: int) -> None:
-        self.rows, self.steps = rows, steps
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join(timeout=10)
-        self.rows.shutdown()
-
-    def _watch(self) -> None:
-        with progress.progress_lines("finetune", f"{self.steps} steps to do, starting workers") as say:
-            self._say_rows(say)
-
-    def _say_rows(self, say: Callable[[str], None]) -> None:
-        said = time.monotonic()
+def _say_rows(rows: Queue, steps: int, done: threading.Event) -> None:
+    said = time.monotonic()
+    with progress.progress_lines("finetune", f"{steps} steps to do, starting workers") as say:
         while True:
             try:
-                row = self.rows.get(timeout=1)
+                row = rows.get(timeout=1)
             except queue.Empty:
-                if self.done.is_set():
+                if done.is_set():
                     return
                 continue
             except ray.exceptions.RayError:
@@ -263,7 +236,7 @@ class _Watcher:
                 say(row["note"])
             elif now - said > progress.BETWEEN_LINES:
                 said = now
-                say(_said(row, self.steps))
+                say(_said(row, steps))
 
 
 def _said(row: dict, steps: int) -> str:

@@ -117,11 +117,7 @@ def _equal_shares(one: nn.Parameter, other: nn.Parameter) -> bool:
 
 
 def find_sharded_layout(scorer: Scorer, name: str) -> None:
-    """Find the batch layout of a model of which each rank holds a share, all ranks together.
-
-    Args:
-        scorer: the model, which DeepSpeed has started.
-        name: name of its base model.
+    """Find the batch layout of a model that DeepSpeed has started, of which each rank holds a share, all together.
 
     Raises:
         InputError: as `Scorer.prove`, or batches differ in their number of model calls.
@@ -153,13 +149,11 @@ def sharded_parameter_bytes(model: nn.Module) -> tuple[int, int]:
     """Return the bytes of parameters that this rank holds between steps, and those of the whole model."""
     held = whole = 0
     for parameter in model.parameters():
-        size = parameter.element_size()
-        if hasattr(parameter, "ds_numel"):
-            whole += parameter.ds_numel * size
-            held += (parameter.ds_numel if parameter.ds_persist else parameter.ds_tensor.numel()) * size  # type: ignore[attr-defined]
+        whole += _whole_bytes(parameter)
+        if getattr(parameter, "ds_persist", True):
+            held += _whole_bytes(parameter)
         else:
-            whole += parameter.numel() * size
-            held += parameter.numel() * size
+            held += parameter.ds_tensor.numel() * parameter.element_size()  # type: ignore[attr-defined]
     return held, whole
 
 
@@ -170,11 +164,10 @@ def sharded_model_figures(model: nn.Module, optimizer: str) -> dict:
     resident, libraries too.
     """
     held, whole = sharded_parameter_bytes(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = sum(getattr(each, "ds_numel", each.numel()) for each in model.parameters() if each.requires_grad)
     on_gpu = next(model.parameters()).device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)
-    return dict(zip(MODEL_FIGURES, (held, whole, count, peak, optimizer), strict=True))
+    return dict(zip(MODEL_FIGURES, (held, whole, trained, peak, optimizer), strict=True))
 
 
 def gather_sharded(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
@@ -204,12 +197,7 @@ def gather_sharded(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
 def save_sharded_model(model: PreTrainedModel, folder: Path, part_bytes: int = PART_BYTES) -> None:
     """Write a sharded model in the format of transformers, from rank 0, which holds one part of it at a time.
 
-    All ranks must call it.
-
-    Args:
-        model: the model.
-        folder: folder of rank 0.
-        part_bytes: most bytes of a part, if no layer is larger.
+    All ranks must call it. A part has at most `part_bytes`, unless a layer is larger.
     """
     weights = dict(model.named_parameters(remove_duplicate=False))
     stored = model.state_dict().keys()

@@ -72,11 +72,8 @@ class SweptStep(NamedTuple):
 def sweep(options: SweepOptions, trials: list[SweepTrial[FinetuneOptions]]) -> Summary:
     """Train every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
-    A trial is an ordinary run of `finetune` with its result in `OUTPUT/trained/`; see `sweep_table`.
-
-    Args:
-        options: options of the step.
-        trials: trials, as `sweep_trials` returns them, after the checks of `finetune`.
+    A trial, as `sweep_trials` returns it, has passed the checks of `finetune`. It is an ordinary run of that, with its
+    result in `OUTPUT/trained/`; see `sweep_table`.
 
     Raises:
         InputError: bad input of a trial, or as `sweep_table`.
@@ -93,14 +90,8 @@ def sweep_table(
     """Run every trial, and write the table `OUTPUT/sweeps/NAME/`: a row for each trial, the best first.
 
     A sweep that was ended goes on: what is finished is kept, what had begun goes on where it was. A trial that fails is
-    a row with its error, and the next run of the same sweep tries it again.
-
-    Args:
-        options: options of the sweep.
-        name: its name.
-        trials: its trials.
-        inputs: what the table follows from; `trials` is what each of them does, by name.
-        step: what a trial runs.
+    a row with its error, and the next run of the same sweep tries it again. `inputs` is what the table follows from,
+    with `trials`, what each of them does, by name.
 
     Raises:
         InputError: all trials failed, or the table of that name was begun with other options.
@@ -125,14 +116,9 @@ def sweep_table(
     return Summary("sweep", folder, made, time.monotonic() - started, printed)
 
 
-def sweep_measure(options: FinetuneOptions) -> str:
-    """Return the name of the validation figure by which trials are compared."""
-    return "map_at_3" if options.objective == "rank" else f"validation_{logged_measure(options)}"
-
-
 def sweep_training_step(options: SweepOptions) -> SweptStep:
     """Return `finetune` as the step of a sweep."""
-    measure = sweep_measure(options)
+    measure = "map_at_3" if options.objective == "rank" else f"validation_{logged_measure(options)}"
     columns = {f"{measure}{end}": pa.float64() for end in ENDS} | {name: kind for name, (_, kind) in FIGURES.items()}
     of_manifest = {name: FIGURES.get(name, (name,))[0] for name in columns}
 
@@ -158,14 +144,8 @@ def run_sweep_trials(
 ) -> dict[str, str]:
     """Run what is not finished, as many trials at once as the cluster has room for; return errors by trial.
 
-    Stopping by ASHA depends on the evaluations of all trials, so finished ones report theirs again.
-
-    Args:
-        options: options of the sweep.
-        trials: all trials.
-        done: names of those that have their results.
-        records: folder of the records of the sweep's table.
-        step: what a trial runs.
+    Stopping by ASHA depends on the evaluations of all trials, so those that are done report theirs again. `records` is
+    the folder of the records of the sweep's table.
 
     Raises:
         InputError: all trials failed; another attempt begins with what each has left.
@@ -299,13 +279,7 @@ def _room_for(options: FinetuneOptions) -> int:
 
 
 def sweep_room(options: RunOptions, workers: int, weights: int) -> int:
-    """Return how many trials the cluster has room for at once.
-
-    Args:
-        options: options of a trial.
-        workers: its number of workers.
-        weights: bytes of the model's weights.
-    """
+    """Return how many trials of so many workers, each with `weights` bytes of a model, the cluster has room for now."""
     return cluster.cluster_workers_that_fit(cluster.cluster_worker_needs(options, workers, weights)) // workers
 
 

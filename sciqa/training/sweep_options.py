@@ -154,7 +154,12 @@ def sweep_option_trials(
     for number, (label, given) in enumerate(chosen, 1):
         parts = [shared["name"], *[label] * bool(label), *[str(number)] * (not label or counts[label] > 1)]
         own = shared | {"name": "-".join(parts)}
-        trials.append(_trial(kind, own, _values(kind, own, given, varying, step), varied))
+        typed = _values(kind, own, given, varying, step)
+        try:
+            trial = kind(**own | typed)
+        except InputError as error:
+            raise InputError(f"{own['name']}: {error}") from error
+        trials.append(SweepTrial(trial, {name: getattr(trial, name) for name in varied}))
     _check_distinct(trials)
     return trials
 
@@ -210,15 +215,6 @@ def _values(kind: type, shared: dict, given: dict, varying: set[str], step: str)
         except ValidationError as error:
             raise InputError(f"{shared['name']}: {name}: {value!r} given; {error.errors()[0]['msg']}") from error
     return values
-
-
-def _trial(kind: type[T], shared: dict, values: dict, varied: list[str]) -> SweepTrial[T]:
-    """Return a trial, whose options check themselves."""
-    try:
-        options = kind(**shared | values)
-    except InputError as error:
-        raise InputError(f"{shared['name']}: {error}") from error
-    return SweepTrial(options, {name: getattr(options, name) for name in varied})
 
 
 def _check_distinct(trials: list[SweepTrial[T]]) -> None:

@@ -15,10 +15,10 @@ import datasets
 import pyarrow as pa
 import ray.train
 import torch
-import transformers
 from ray.train.huggingface.transformers import RayTrainReportCallback
 from ray.util.queue import Queue
 from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sciqa.core import tables
 from sciqa.core.console import quiet_console
@@ -78,7 +78,7 @@ def _train(
         measure = f"validation_{logged_measure(options)}"
         trainer.add_callback(TrlReport(writers, progress if context.get_world_rank() == 0 else None, measure))
         if options.patience:
-            trainer.add_callback(transformers.EarlyStoppingCallback(options.patience))
+            trainer.add_callback(EarlyStoppingCallback(options.patience))
         rows = len(cast("Sized", trainer.train_dataset))  # packed, perhaps
         if context.get_world_rank() == 0 and not options.packing and rows < len(examples[0]):
             left_out = f"{len(examples[0]) - rows} of {len(examples[0])} training examples are left out"
@@ -100,19 +100,13 @@ def _mapped(path: str, copy: str) -> datasets.Dataset:
     return datasets.Dataset.from_file(copy)
 
 
-class TrlReport(transformers.TrainerCallback):
+class TrlReport(TrainerCallback):
     """Reports the figures and the checkpoints of a trainer: to Ray Train, the progress lines and TensorBoard."""
 
     def __init__(self, writers: MetricLoggers, progress: Queue | None, measure: str) -> None:
         self.writers, self.progress, self.measure = writers, progress, measure
 
-    def on_log(
-        self,
-        args: transformers.TrainingArguments,
-        state: transformers.TrainerState,
-        control: transformers.TrainerControl,
-        **_: object,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Show the figures; raise `InputError`, on all workers alike, if one is not finite."""
         row = logged_history_row(state.log_history[-1])
         for name, remedy in MUST_BE_FINITE.items():
@@ -126,22 +120,12 @@ class TrlReport(transformers.TrainerCallback):
                 self.progress.put(row)
 
     def on_optimizer_step(
-        self,
-        args: transformers.TrainingArguments,
-        state: transformers.TrainerState,
-        control: transformers.TrainerControl,
-        **given: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
     ) -> None:
         """Let an adapter change its ranks, while the gradients are there."""
         adapter.update_adapter_ranks(cast("nn.Module", given["model"]), state.global_step + 1)
 
-    def on_save(
-        self,
-        args: transformers.TrainingArguments,
-        state: transformers.TrainerState,
-        control: transformers.TrainerControl,
-        **given: object,
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object) -> None:
         """Report what this worker has saved; Ray Train puts the parts of all workers into one folder."""
         row = next(row for row in map(logged_history_row, reversed(state.log_history)) if "validation_loss" in row)
         with tempfile.TemporaryDirectory() as folder:

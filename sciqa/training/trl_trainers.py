@@ -22,6 +22,7 @@ from sciqa.models import adapter
 from sciqa.models.load import load_base, load_safetensors_folder, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
 from sciqa.training.loggers import logged_measure
+from sciqa.training.optimizer import optimizer_is_paged
 from sciqa.training.options import FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
 from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, shard_while_loading
@@ -34,12 +35,7 @@ def trl_trainer_arguments(
 ) -> dict:
     """Return the arguments that TRL's trainers share, as transformers' `TrainingArguments` has them.
 
-    Args:
-        options: options of the step.
-        folder: folder of this worker's own for unfinished checkpoints.
-        world_size: number of workers.
-        dtype: type of computation.
-        device: device that computes.
+    The folder is this worker's own, for unfinished checkpoints; computation is in `dtype`.
     """
     given = {
         "output_dir": folder,
@@ -52,7 +48,7 @@ def trl_trainer_arguments(
         "lr_scheduler_type": "constant_with_warmup" if options.schedule == "constant" else options.schedule,
         "weight_decay": options.weight_decay,
         "max_grad_norm": options.clip,
-        "optim": _optimizer(options, device),
+        "optim": "paged_adamw_32bit" if optimizer_is_paged(options, device) else "adamw_torch",
         "seed": options.seed,
         "gradient_checkpointing": options.gradient_checkpointing,
         "ddp_find_unused_parameters": False,
@@ -81,14 +77,9 @@ def trl_trainer_arguments(
 def make_trl_trainer(
     options: FinetuneOptions, given: dict, examples: list[datasets.Dataset], dtype: torch.dtype, device: Device
 ) -> transformers.Trainer:
-    """Return TRL's trainer for the objective; the trained weights are float32.
+    """Return TRL's trainer for the objective, with training and validation examples; the trained weights are float32.
 
-    Args:
-        options: options of the step.
-        given: result of `trl_trainer_arguments`.
-        examples: training and validation examples.
-        dtype: type of computation.
-        device: device that computes.
+    `given` is the result of `trl_trainer_arguments`; computation is in `dtype`.
     """
     full = options.method == "full"
     base = torch.float32 if full else dtype
@@ -173,16 +164,12 @@ def _reward(_: FinetuneOptions, given: dict, limit: int, common: dict, *__: obje
 def _grpo(
     options: FinetuneOptions, given: dict, _: int, common: dict, dtype: torch.dtype, device: Device
 ) -> trl.GRPOTrainer:
-    lengths: dict[str, Any] = {
-        "num_generations": options.generations,
-        "max_completion_length": options.completion_tokens,
-    }
-    rewards: list[Any] = []
-    readers: list[Any] = []
-    for name in options.rewards:
-        reward, reader = (REWARDS[name], None) if name in REWARDS else trl_trainer_reward_model(name, dtype, device)
-        rewards.append(reward)
-        readers.append(reader)
+    made: list[Any] = [
+        (REWARDS[name], None) if name in REWARDS else trl_trainer_reward_model(name, dtype, device)
+        for name in options.rewards
+    ]
+    rewards, readers = [reward for reward, _ in made], [reader for _, reader in made]
+    lengths: dict = {"num_generations": options.generations, "max_completion_length": options.completion_tokens}
     arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
     return trl.GRPOTrainer(args=arguments, reward_funcs=rewards, reward_processing_classes=readers, **common)
 
@@ -217,11 +204,6 @@ def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> L
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
     Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
-
-    Args:
-        name: folder of the adapter or the model.
-        dtype: type of the weights.
-        device: device that computes.
     """
     folder = str(local_model_copy(name))
     adapted = Path(folder, ADAPTER_CONFIG).exists()
@@ -235,9 +217,3 @@ def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> L
 
     model.register_forward_hook(show_nan)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def _optimizer(options: FinetuneOptions, device: Device) -> str:
-    own = options.method == "qlora" and device == "cuda" and not options.offload
-    paged = options.optimizer == "paged-adamw" or (options.optimizer == "auto" and own)
-    return "paged_adamw_32bit" if paged else "adamw_torch"
