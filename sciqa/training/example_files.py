@@ -84,7 +84,6 @@ def example_file_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:
     found = open_contexts(contexts, exam)[0]
     for shard in range(exam.shards):
         questions = exam.shard_table(shard).combine_chunks()
-        columns = [column.combine_chunks() for column in questions.itercolumns()]
         rows = found.read_slice(questions["id"].to_pylist(), exam.first(shard), ["context", "passages"])
-        asked = pa.StructArray.from_arrays(columns, fields=list(questions.schema))
+        asked = questions.to_struct_array()
         yield pa.table({"question": asked, "context": rows["context"], "passages": rows["passages"]})

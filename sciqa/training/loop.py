@@ -35,7 +35,7 @@ from sciqa.training.example_files import share_example_file
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
-from sciqa.training.memory_check import check_minimum_memory
+from sciqa.training.model_check import check_minimum_memory
 from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm, optimizer_is_paged
 from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
 

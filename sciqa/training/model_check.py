@@ -1,15 +1,19 @@
-"""Check on the driver, without the values of weights, that a model can be trained as the options say."""
+"""Checks before training: whether a model can be trained as the options say, and the memory that a batch needs."""
 
 import torch
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_file_family
 from sciqa.models import adapter, load
+from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.training.options import FinetuneOptions
 
 
 def check_finetune_model(options: FinetuneOptions) -> None:
-    """Raise `InputError` if the model is incomplete, or peft refuses it or what it is called with."""
+    """Raise `InputError` if the model is incomplete, or peft refuses it or what it is called with.
+
+    This needs no values of weights, so the driver calls it.
+    """
     family = model_file_family(options.model)
     model = load.load_on_meta_device(options.model, family, torch.float32)
     model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
@@ -22,3 +26,17 @@ def check_finetune_model(options: FinetuneOptions) -> None:
             raise InputError(f"--peft: {error}") from error
         except RuntimeError:  # it computes with values, which there are none of here
             return
+
+
+def check_minimum_memory(scorer: Scorer, longest: EncodedForScorer, micro_batch: int) -> int:
+    """Return a lower bound of the bytes that a training step needs beyond the loaded weights.
+
+    It counts gradients and both AdamW moments of the trained weights, in float32, and the input of every layer for the
+    backward pass, at 2 bytes per value (2sbhL: Korthikanti et al. 2022, table 2, with full recomputation).
+    """
+    held = (getattr(each, "ds_tensor", each) for each in scorer.parameters() if each.requires_grad)  # of ZeRO-3
+    trained = sum(each.numel() for each in held)
+    config = scorer.model.config
+    tokens = micro_batch * (scorer.padded_tokens([longest]) if scorer.batch_layout else longest.length)
+    inputs = 2 * tokens * config.hidden_size * config.num_hidden_layers
+    return 12 * trained + inputs

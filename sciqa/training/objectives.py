@@ -45,7 +45,7 @@ READERS: dict[Objective, Callable[[str, FinetuneOptions], list[dict]]] = {
 }
 
 
-def finetune_objective(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -> Summary:
+def finetune_objective(options: FinetuneOptions, callbacks: Sequence[UserCallback]) -> Summary:
     """Train for an objective, and keep the step with the lowest validation loss, or for `grpo` the highest reward.
 
     The folder `OUTPUT/trained/NAME/` holds the same files as that of `finetune`, and `OUTPUT/trained/_NAME/` what was

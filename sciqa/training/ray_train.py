@@ -96,7 +96,7 @@ def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool =
 
 
 def run_ray_train_workers(
-    options: FinetuneOptions, config: dict, steps: int, workers: int, callbacks: Sequence[UserCallback] = ()
+    options: FinetuneOptions, config: dict, steps: int, workers: int, callbacks: Sequence[UserCallback]
 ) -> Result:
     """Run the loop of the objective on Ray Train's workers to its end, and tell the callbacks of every checkpoint.
 
@@ -149,11 +149,7 @@ def run_ray_train_workers(
 
 
 def ray_train_once(
-    options: FinetuneOptions,
-    inputs: dict,
-    fit: Callable[[int], dict],
-    made: Callable[[dict], str],
-    started: float,
+    options: FinetuneOptions, inputs: dict, fit: Callable[[int], dict], made: Callable[[dict], str], started: float
 ) -> Summary:
     """Train unless the result is there, and return the step's summary.
 
