@@ -1,5 +1,6 @@
 """Trials of a sweep: combinations of options, each checked before anything is trained."""
 
+import contextlib
 import itertools
 import math
 import random
@@ -187,13 +188,9 @@ def _alternatives(name: str, given: object) -> list:
     if isinstance(given, list) and given:
         return given
     if isinstance(given, dict) and len(given) == 1 and isinstance(arguments := next(iter(given.values())), list):
-        distribution = next(iter(given))
-        try:
-            draw = partial(DRAWS[distribution], arguments)
+        with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):  # told below
+            draw = partial(DRAWS[next(iter(given))], arguments)
             draw(random.Random())
-        except (KeyError, TypeError, ValueError, IndexError):
-            pass  # told below
-        else:
             return [draw]
     forms = "uniform: [low, high], loguniform: [low, high], randint: [low, high] or choice: [a value, …]"
     raise InputError(f"--search: {name}: {given!r} given, a list of values or one of {{{forms}}} expected")
