@@ -34,7 +34,7 @@ def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list
 
 
 @contextmanager
-def report_passes(stage: str) -> Iterator[Callable[[str], None]]:
+def report_passes() -> Iterator[Callable[[str], None]]:
     """Yield a function by which workers report progress, and print their messages."""
     told = cluster.cluster_queue()
     done = threading.Event()
@@ -42,7 +42,7 @@ def report_passes(stage: str) -> Iterator[Callable[[str], None]]:
     def watch() -> None:
         while not done.is_set():
             try:
-                console.print(f"{stage}: {told.get(timeout=1)}")
+                console.print(f"predict: {told.get(timeout=1)}")
             except queue.Empty:
                 continue
             except RayError:
