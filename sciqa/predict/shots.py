@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -56,7 +55,8 @@ class ShotChooser:
         self.embedder = load_embedder(**embed)
         self.keys = [question_key(row) for row in self.pool]
         about = [revision, prefix, embed["backend"], embed["device"], self.keys]
-        folder = cached_folder(f"examples-{fingerprint(about)}", self._write_vectors)
+        name = f"examples-{fingerprint(about)}"
+        folder = cached_folder(name, lambda aside: np.save(aside / VECTORS, self._embed(self.pool)))
         self.vectors = np.load(folder / VECTORS)
         most = Counter(len(answer_options_of(row)) for row in self.pool).most_common(1)[0][0]
         self.most_of_a_letter = -(-count // most)
@@ -92,9 +92,6 @@ class ShotChooser:
             if taken.total() < self.count and taken[letter] < self.most_of_a_letter:
                 taken[letter] += 1
                 yield at
-
-    def _write_vectors(self, folder: Path) -> None:
-        np.save(folder / VECTORS, self._embed(self.pool))
 
     def _embed(self, questions: list[dict]) -> np.ndarray:
         """Return unit vectors of questions with their options, as the audit compares them."""

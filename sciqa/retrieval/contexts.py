@@ -129,7 +129,10 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
     missing = sorted(set(range(exam.shards)) - set(finished))
     more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
     rows.extend(run_query_workers(FindContexts, exam, options, index, missing, **more))
-    manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    gold = sum(row["gold"] for row in rows)
+    recall = sum(row["found"] for row in rows) / gold if gold else None
+    manifest = {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    manifest |= {"questions": exam.questions, "recall": recall}
     tables.finish_table(folder, manifest)
     return manifest, False
 
@@ -171,11 +174,6 @@ def check_find_contexts(options: SearchOptions, replaced: bool = False) -> None:
     check_index_embedder(options, replaced)
     if options.rerank:
         check_reranker(options.rerank)
-
-
-def _manifest(exam: Exam, rows: list[dict]) -> dict:
-    gold = sum(row["gold"] for row in rows)
-    return {"questions": exam.questions, "recall": sum(row["found"] for row in rows) / gold if gold else None}
 
 
 class FindContexts(QueryRanker):
@@ -230,8 +228,8 @@ class FindContexts(QueryRanker):
         options = self.options
         self.take(questions)
         found = self._passages(options.rerank_passages if options.rerank else options.top_k)
-        if options.rerank:
-            found = self._judge(found)
+        if self.judge:
+            found = self._judge(self.judge, found)
         found = [passages[: options.top_k] for passages in found]
         read = [passages[: self.context.context_passages] for passages in found]
         if self.context.context_sentences or options.context_tokens:
@@ -255,25 +253,22 @@ class FindContexts(QueryRanker):
             for scores, mask in zip(hits.scores, there, strict=True)
         ]
 
-    def _judge(self, found: list[list[dict]]) -> list[list[dict]]:
+    def _judge(self, judge: Reranker | QueryRanker, found: list[list[dict]]) -> list[list[dict]]:
         """Rerank each question's passages by the scores of the cross-encoder or embedder."""
+        scored = self._scores(judge, found) if isinstance(judge, Reranker) else self._cosines(judge, found)
         judged = []
-        for passages, scores in zip(found, self._scores(found), strict=True):
+        for passages, scores in zip(found, scored, strict=True):
             order = np.argsort(-scores, kind="stable")
             judged.append([passages[number] | {"score": float(scores[number])} for number in order])
         return judged
 
-    def _scores(self, found: list[list[dict]]) -> Iterator[np.ndarray]:
-        """Yield the scores of each question's passages by the cross-encoder, or by the embedder that reranks."""
-        if isinstance(self.judge, QueryRanker):
-            yield from self._cosines(self.judge, found)
-            return
-        assert self.judge is not None
+    def _scores(self, judge: Reranker, found: list[list[dict]]) -> Iterator[np.ndarray]:
+        """Yield the scores of each question's passages by the cross-encoder."""
         (asked,) = query_texts(self.questions, "whole")
         for question, text, passages in zip(self.questions, asked, found, strict=True):
             pairs = [(text or "", titled_chunk(p["title"], p["section"], p["text"])) for p in passages]
             names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
-            yield self.judge.score(pairs, names)
+            yield judge.score(pairs, names)
 
     def _cosines(self, finder: QueryRanker, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""

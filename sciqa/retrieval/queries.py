@@ -140,7 +140,7 @@ def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[Sharded
         yield LocalSearch(options.index, manifest, *how)
         return
     actors = min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY))
-    index = ShardedSearch(options.index, manifest, actors, 1, *how)
+    index = ShardedSearch(options.index, manifest, actors, *how)
     try:
         yield index
     finally:
