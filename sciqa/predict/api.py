@@ -171,13 +171,7 @@ def _template(options: "PredictOptions") -> dict:
 
 
 def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
-    """Return the arguments of `ApiReader`, of which each of the workers gets its share of `--concurrency`.
-
-    Args:
-        options: options of the run.
-        answers: folder of the answers table.
-        workers: number of workers.
-    """
+    """Return the arguments of `ApiReader`, of which each of the workers gets its share of `--concurrency`."""
     return {
         "server": find_client_server(options),
         "answers": answers,

@@ -32,11 +32,7 @@ def api_record_path(answers: str) -> str:
 
 
 class RequestRecords:
-    """The records of an answers table.
-
-    Args:
-        answers: folder of the answers table.
-    """
+    """The records of an answers table, which is given by its folder."""
 
     def __init__(self, answers: str) -> None:
         self.folder, self.rows = record_files_folder(answers), _read_table(answers)
@@ -58,8 +54,7 @@ class RequestRecords:
 def collect_records(answers: str) -> dict[str, dict[str, int]]:
     """Turn the files of records into rows of their table; return the sums of `USAGE` by the id of the question.
 
-    Args:
-        answers: folder of the answers table, finished or not; without records, the result is empty.
+    The answers table, given by its folder, may be unfinished; without records, the result is empty.
     """
     folder, rows = record_files_folder(answers), _read_table(answers)
     if files := [storage.join_paths(folder, name) for name in storage.list_names(folder)]:

@@ -206,13 +206,7 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
 
 
 def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
-    """Return the fingerprint of the inputs of each reader's answers, by name.
-
-    Args:
-        output: folder of the run.
-        readers: names of the readers.
-        exam: exam that the answers must belong to; None accepts any.
-    """
+    """Return the fingerprint of the inputs of each reader's answers, by name; see `open_scored_answers`."""
     inputs = {name: open_scored_answers(finished_answers_path(output, name), exam)[1] for name in readers}
     return {name: hashes.fingerprint(each) for name, each in inputs.items()}
 

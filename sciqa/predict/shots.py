@@ -19,12 +19,7 @@ VECTORS = "vectors.npy"
 
 
 def balanced_shots(pool: list[dict], seed: int) -> list[int]:
-    """Return the numbers of questions in random order, their right letters in turn as long as there are some of each.
-
-    Args:
-        pool: questions with answers.
-        seed: random seed.
-    """
+    """Return the numbers of questions in random order, their right letters in turn while there are some of each."""
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(pool)).tolist()
     letters = rng.permutation(sorted({row["answer"] for row in pool})).tolist()

@@ -59,14 +59,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
 
 
 def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool) -> Summary:
-    """Write the contexts table of an exam; see `retrieve`.
-
-    Args:
-        options: how passages are found, and what is read with a question.
-        exam: exam, whose table is written if it is missing.
-        folder: folder of the contexts table.
-        evidence: also find the evidence for each option.
-    """
+    """Write the contexts table of an exam, with evidence or without, and a missing table of the exam; see `retrieve`."""
     started = time.monotonic()
     if options.context == "given":
         with lock(folder):
@@ -140,10 +133,7 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
 def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[QuestionTable, dict]:
     """Return the finished contexts table of an exam, and the inputs that it was made from.
 
-    Args:
-        folder: folder of the table.
-        exam: exam that the table must belong to.
-        context: value of `--context` that the table must match; None if it has been compared before.
+    It must match `context`, the value of `--context`, which is None if it has been compared before.
 
     Raises:
         InputError: there is no finished table, or it was made for another exam, with another `--context`, or by another
@@ -165,12 +155,7 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
 
 
 def check_find_contexts(options: SearchOptions, replaced: bool = False) -> None:
-    """Raise `InputError` if the index was built or begun with another model, or `--rerank` names no model for it.
-
-    Args:
-        options: options of the index and of the reranker.
-        replaced: whether an index of another model may be replaced, so that it is no error.
-    """
+    """Raise `InputError` as `check_index_embedder` does, or if `--rerank` names no model for it."""
     check_index_embedder(options, replaced)
     if options.rerank:
         check_reranker(options.rerank)
@@ -220,11 +205,7 @@ class FindContexts(QueryRanker):
         return _count(questions, contexts) | {"notes": notes}
 
     def find(self, questions: list[dict]) -> list[dict]:
-        """Return a row of the contexts table for each question, plus `read`: the passages that form its context.
-
-        Args:
-            questions: rows of the exam table.
-        """
+        """Return a row of the contexts table for each question, plus `read`: the passages that form its context."""
         options = self.options
         self.take(questions)
         found = self._passages(options.rerank_passages if options.rerank else options.top_k)
@@ -328,12 +309,7 @@ def _join(sentences: list[dict]) -> list[dict]:
 
 
 def context_text(question: dict, passages: list[dict]) -> str:
-    """Return the text for the reader: the context that the exam gives, if any, then the passages.
-
-    Args:
-        question: row of the exam table.
-        passages: `title`, `section` and `text` of each.
-    """
+    """Return the text for the reader: the exam's context, if any, then `title`, `section` and `text` of passages."""
     given = [question["context"]] if question["context"] else []
     return "\n".join(given + [titled_chunk(p["title"], p["section"], p["text"]) for p in passages])
 

@@ -92,12 +92,7 @@ def _read_file(index: str, name: str) -> dict:
 
 
 def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
-    """Raise `InputError` if the existing index was built or begun from another table without a shard in common.
-
-    Args:
-        options: options of the index.
-        shards: shards of the passages to index.
-    """
+    """Raise `InputError` if the existing index was built or begun from another table without a shard in common."""
     contents = {shard["content"] for shard in shards}
     for name in (MANIFEST, "model.json"):
         about = _read_file(options.index, name)
@@ -192,12 +187,7 @@ def check_index(options: IndexOptions, replaced: bool = False) -> None:
 
 
 def check_index_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
-    """Raise `InputError` if the index was built or begun with another embedding model.
-
-    Args:
-        options: folder of the index, and the model.
-        replaced: whether an index of another model may be replaced, so that it is no error.
-    """
+    """Raise `InputError` if the index was built or begun with another embedding model, unless it may be `replaced`."""
     for name in (MANIFEST, "model.json"):
         if made := _read_file(options.index, name):
             files = find_model(options.embedder)
@@ -236,12 +226,7 @@ def _trained_hash(index: str, building: dict) -> dict | None:
 
 
 def train_index_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
-    """Train the factory's index once for all shards, if it needs training.
-
-    Args:
-        options: options of the index.
-        shards: shards of the passages, all embedded.
-        building: everything that determines the index, except the sample.
+    """Train the factory's index once for all shards, which are embedded, if it needs training.
 
     Returns:
         `building` with `trained`, the sha256 of the trained index, or "" if the factory needs no training.

@@ -58,10 +58,6 @@ def check_openvino(model: str, threads: int) -> tuple[Path, dict]:
     `PROVEN_TOKENS`, are compared with those that sentence-transformers computes in float32 one text at a time. If they
     differ, or the model cannot be traced, the backend is PyTorch, and `reason` says why.
 
-    Args:
-        model: name for `sciqa.core.model_files.find_model`.
-        threads: CPU threads of this worker.
-
     Raises:
         InputError: no such model, or one that gives no vectors.
     """
@@ -157,7 +153,8 @@ def _torch_precision(model: str, threads: int, checks: Checks) -> str:
     precision = str(device_half_precision("cpu")).removeprefix("torch.")
     with contextlib.suppress(InputError):
         if precision in LEAST:
-            if _least_cosine(TorchEmbedder(model, threads, "cpu", precision), checks) >= LEAST[precision]:
+            halved = TorchEmbedder(model, threads, "cpu", precision)
+            if _least_cosine(halved, checks) >= LEAST[precision]:
                 return precision
     return "float32"
 

@@ -247,13 +247,7 @@ class LocalSearch:
 class ShardedSearch:
     """Searches all groups of an index, which are Ray actors; it can be sent to any worker.
 
-    Args:
-        index: folder of the index.
-        manifest: its manifest.
-        groups: number of actors to spread its shards over.
-        parameters: FAISS search parameters.
-        candidates: hits that are scored again with the stored vectors, if the FAISS files are not exact.
-        cache_bytes: most bytes of files from object storage in each machine's cache.
+    Its shards are spread over `groups` actors; the other arguments are those of `LocalSearch`.
 
     Raises:
         InputError: no node has the memory of an actor.
@@ -285,12 +279,7 @@ class ShardedSearch:
             ray.kill(group)
 
     def search(self, queries: np.ndarray, k: int) -> SearchHits:
-        """Return the k best hits over all shards.
-
-        Args:
-            queries: unit vectors, float32, shape (questions, dimension).
-            k: hits per question.
-        """
+        """Return the k best hits over all shards for unit vectors, float32, shape (questions, dimension)."""
         reference = ray.put(queries)
         if self.exact:
             return self._search(reference, k)
