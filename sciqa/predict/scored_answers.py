@@ -55,11 +55,7 @@ def tie_scored_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarr
 
     Options with the same text or tokens are then tied, whatever their positions in a batch.
     """
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    which = np.array([numbers[key] for key in keys])
-    largest = np.full(len(numbers), -np.inf)
-    np.maximum.at(largest, which, scores)
-    return largest[which]
+    return np.array([scores[[other == key for other in keys]].max() for key in keys], float)
 
 
 def open_scored_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:

@@ -59,7 +59,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
 
 
 def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool) -> Summary:
-    """Write the contexts table of an exam, with evidence or without, and a missing table of the exam; see `retrieve`."""
+    """Write the contexts table of an exam, with evidence or without, and the exam's own if it is missing."""
     started = time.monotonic()
     if options.context == "given":
         with lock(folder):
