@@ -4,7 +4,6 @@ Votes are letters that are drawn, or with `--completion reasoned` texts that end
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,6 @@ from sciqa.core import cluster, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import fingerprint
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
-from sciqa.exam.open_exam import Exam
 from sciqa.models.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
 from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import check_template, template_style
@@ -45,9 +43,13 @@ class ApiReader:
         server: the server and the form of its requests.
         answers: folder of the answers table, beside which every answer is kept as it comes.
         rotations: number of evenly spaced rotations of the options over which probabilities are averaged.
-        settings: how answers are drawn, if the server gives no log-probabilities.
+        completion: `letter`, or `reasoned` where the model writes its reasons before the letter.
+        samples: answers per question and rotation, if the server gives no log-probabilities; a single one is the
+            likeliest.
+        temperature: temperature of several answers.
+        seed: seed of the first answer; that of each further one is one more.
         concurrency: requests that this worker has under way at the same time.
-        template: as `template_style` returns it; None or empty is the built-in prompt.
+        template: as `template_style` returns it; empty is the built-in prompt.
     """
 
     def __init__(
@@ -55,12 +57,15 @@ class ApiReader:
         server: ApiClientServer,
         answers: str,
         rotations: int,
-        settings: "ApiReaderDraws",
+        completion: Completion,
+        samples: int,
+        temperature: float,
+        seed: int,
         concurrency: int,
-        template: dict | None = None,
+        template: dict,
     ) -> None:
-        self.server, self.rotations, self.template = server, rotations, template
-        self.settings, self.samples = settings, 1 if server.listed else settings.samples
+        self.server, self.rotations, self.completion, self.template = server, rotations, completion, template
+        self.samples, self.temperature, self.seed = 1 if server.listed else samples, temperature, seed
         self.client, self.records = Client(server), RequestRecords(answers)
         self.pool = ThreadPoolExecutor(concurrency)
         self.error: Exception | None = None
@@ -86,7 +91,7 @@ class ApiReader:
         by_turn = [records[at : at + self.samples] for at in range(0, len(records), self.samples)]
         letters = [list(answer_options_of(questions[turn.number])) for turn in turns]
         scores = [self._scores(*pair) for pair in zip(by_turn, letters, strict=True)]
-        if self.settings.reasoned:
+        if self.completion == "reasoned":
             pairs = zip(scores, by_turn, strict=True)
             return [ScoredAnswer(each, chains=tuple(map(_chain_row, wrote))) for each, wrote in pairs]
         return mean_over_rotations(turns, scores, set())
@@ -119,10 +124,9 @@ class ApiReader:
 
     def _ask(self, question: dict, context: str, by: int, sample: int) -> dict:
         rotated = rotate_answer_options(question, by)
-        completion: Completion = "reasoned" if self.settings.reasoned else "letter"
-        prompt = api_letter_prompt(rotated, context, self.server.chat, self.template, completion)
-        temperature = self.settings.temperature if self.samples > 1 else 0.0
-        request = self.server.request(prompt, self.settings.seed + sample, temperature)
+        prompt = api_letter_prompt(rotated, context, self.server.chat, self.template, self.completion)
+        temperature = self.temperature if self.samples > 1 else 0.0
+        request = self.server.request(prompt, self.seed + sample, temperature)
         key = record_key(question["id"], by, sample, request)
         if kept := self.records.get(key):
             return kept
@@ -135,23 +139,6 @@ class ApiReader:
         record = {"id": question["id"], "rotation": by, "sample": sample, "letter": letter} | vars(reply)
         self.records.put(key, record)
         return record
-
-
-@dataclass(frozen=True)
-class ApiReaderDraws:
-    """How answers are drawn.
-
-    Attributes:
-        samples: answers per question and rotation; a single one is the likeliest.
-        temperature: temperature of several answers.
-        seed: seed of the first answer; that of each further one is one more.
-        reasoned: whether the model writes its reasons before the letter.
-    """
-
-    samples: int
-    temperature: float = 1.0
-    seed: int = 0
-    reasoned: bool = False
 
 
 def _chain_row(record: dict) -> dict:
@@ -169,11 +156,9 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
     """
     if options.shots:
         raise InputError("--shots: not with --engine openai; write the examples into a --template, or leave it out")
-    style = replace(
-        PromptFormat(completion=_completion(options)), **template_style(options.template, _completion(options))
-    )
+    style = {"completion": _completion(options)} | _template(options)
     if question is not None:
-        check_template(style, question)
+        check_template(PromptFormat(**style), question)
     find_client_server(options)
 
 
@@ -181,28 +166,22 @@ def _completion(options: "PredictOptions") -> Completion:
     return "reasoned" if options.is_reasoned else "letter"
 
 
-def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
-    """Return the arguments of `ApiReader`, of which each of the workers gets its share of `--concurrency`.
+def _template(options: "PredictOptions") -> dict:
+    return template_style(options.template, _completion(options))
 
-    Args:
-        options: options of the run.
-        answers: folder of the answers table.
-        workers: number of workers.
-    """
+
+def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
+    """Return the arguments of `ApiReader`, of which each of the workers gets its share of `--concurrency`."""
     return {
         "server": find_client_server(options),
         "answers": answers,
         "rotations": options.rotations,
-        "settings": ApiReaderDraws(
-            *(
-                options.samples_of_question(options.is_reasoned),
-                options.temperature or 1.0,
-                options.seed,
-                options.is_reasoned,
-            )
-        ),
+        "completion": _completion(options),
+        "samples": options.samples_of_question(options.is_reasoned),
+        "temperature": options.temperature or 1.0,
+        "seed": options.seed,
         "concurrency": max(1, options.concurrency // workers),
-        "template": template_style(options.template, _completion(options)),
+        "template": _template(options),
     }
 
 
@@ -211,7 +190,7 @@ def api_inputs(options: "PredictOptions") -> dict:
     server = find_client_server(options)
     given = {"engine": options.engine, "model": options.model, "rotations": options.rotations}
     given |= {"server": server.url, "prompt": "chat" if server.chat else "plain"}
-    if template := template_style(options.template, _completion(options)).get("template"):
+    if template := _template(options).get("template"):
         given["template"] = fingerprint(template)
     if server.listed:
         return given | {"ranked_by": f"{server.listed} log-probabilities"}
@@ -222,17 +201,6 @@ def api_inputs(options: "PredictOptions") -> dict:
 def api_workers(options: "PredictOptions", parts: int) -> int:
     """Return the number of workers: one, which waits for the server most of the time, unless more are asked for."""
     return max(1, min(options.worker_range[-1] if options.worker_range else 1, parts, options.concurrency))
-
-
-def api_pool(options: "PredictOptions", exam: Exam, workers: int) -> dict:
-    """Return the arguments of `Dataset.map` for the workers; each answers several shards at the same time.
-
-    Args:
-        options: options of the run.
-        exam: the questions.
-        workers: number of workers.
-    """
-    return api_server_pool(workers, 2 + options.concurrency // workers // exam.shard_questions)
 
 
 def api_server_pool(workers: int, shards: int) -> dict:

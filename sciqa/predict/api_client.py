@@ -70,10 +70,7 @@ class ApiClientServer:
     def request(self, prompt: str | list[dict[str, str]], seed: int, temperature: float) -> dict[str, Any]:
         """Return the body of a request; that for the likeliest first tokens has neither seed nor temperature.
 
-        Args:
-            prompt: a text, or for a chat its messages.
-            seed: seed of the answer.
-            temperature: how far answers differ.
+        The prompt is a text, or for a chat its messages.
         """
         body: dict[str, Any] = {"model": self.model}
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -313,26 +310,14 @@ def find_client_server(options: "PredictOptions") -> ApiClientServer:
 
 
 def named_api_server(options: ApiServerOptions, model: str, chat: bool, tokens: int) -> ApiClientServer:
-    """Return the server of the options, untried.
-
-    Args:
-        options: its address, and how long it may take.
-        model: name of the model.
-        chat: whether to ask the endpoint for chats.
-        tokens: most tokens of an answer.
-    """
+    """Return the server of the options, untried; see `ApiClientServer`."""
     key = bool(os.environ.get(options.api_key_env, "").strip())
     return ApiClientServer(options.base_url, model, options.api_key_env, key, chat, options.timeout, tokens)
 
 
 @cache
 def try_client_forms(server: ApiClientServer, logprobs: bool) -> ApiClientServer:
-    """Return a server with the form of request that it takes; see `find_client_server`.
-
-    Args:
-        server: the server.
-        logprobs: whether to prefer a form with the log-probabilities of the first token.
-    """
+    """Return a server with the form of request that it takes, with `logprobs` if possible; see `find_client_server`."""
     Client(server, FIRST_RETRIES).check_listed()
     forms = [replace(server, listed=number) for number in LISTED if logprobs]
     forms += [server] + [replace(server, newer=True)] * server.chat

@@ -56,13 +56,7 @@ class ApiOptions(ApiServerOptions, ChainOptions):
     """Rank by the log-probabilities of the letters if the server gives them; --no-logprobs: always by votes."""
 
     def check_engine(self, engine: str, completion: str, normalise: str) -> None:
-        """Raise `InputError` unless the options of the model go with a server, or no server is named.
-
-        Args:
-            engine: what runs the model.
-            completion: what is scored.
-            normalise: what divides its score.
-        """
+        """Raise `InputError` unless the options of the model go with a server, or no server is named."""
         self.check_address(engine)
         if engine != "openai":
             return

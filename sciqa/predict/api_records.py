@@ -4,8 +4,6 @@ They lie in the records of the answers table. A run that is stopped, or whose wo
 been answered and kept, whatever its shards.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pyarrow as pa
 
 from sciqa.core import hashes, storage, tables
@@ -21,8 +19,6 @@ SCHEMA = pa.schema(
         ("finished", pa.bool_()),
     ]
 )
-#: Files that are read, or deleted, at the same time.
-AT_ONCE = 32
 
 
 def record_files_folder(answers: str) -> str:
@@ -36,16 +32,10 @@ def api_record_path(answers: str) -> str:
 
 
 class RequestRecords:
-    """The records of an answers table.
-
-    Args:
-        answers: folder of the answers table.
-    """
+    """The records of an answers table, which is given by its folder."""
 
     def __init__(self, answers: str) -> None:
-        self.folder = record_files_folder(answers)
-        path = api_record_path(answers)
-        self.rows = {row["key"]: row for row in _read_table(path)} if storage.path_exists(path) else {}
+        self.folder, self.rows = record_files_folder(answers), _read_table(answers)
 
     def get(self, key: str) -> dict | None:
         """Return the record of a request that has been answered, by this worker or another, or None."""
@@ -64,17 +54,14 @@ class RequestRecords:
 def collect_records(answers: str) -> dict[str, dict[str, int]]:
     """Turn the files of records into rows of their table; return the sums of `USAGE` by the id of the question.
 
-    Args:
-        answers: folder of the answers table, finished or not; without records, the result is empty.
+    The answers table, given by its folder, may be unfinished; without records, the result is empty.
     """
-    folder, path = record_files_folder(answers), api_record_path(answers)
-    rows = {row["key"]: row for row in _read_table(path)} if storage.path_exists(path) else {}
+    folder, rows = record_files_folder(answers), _read_table(answers)
     if files := [storage.join_paths(folder, name) for name in storage.list_names(folder)]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            rows |= {row["key"]: row for row in pool.map(storage.read_json, files)}
+        rows |= {row["key"]: row for row in storage.map_storage(storage.read_json, files)}
         ordered = sorted(rows.values(), key=lambda row: (row["id"], row["rotation"], row["sample"], row["key"]))
         written = [row | {"logprobs": list(row["logprobs"].items())} for row in ordered]
-        tables.write_table(path, pa.Table.from_pylist(written, schema=SCHEMA))
+        tables.write_table(api_record_path(answers), pa.Table.from_pylist(written, schema=SCHEMA))
         storage.delete_path(folder)
     sums: dict[str, dict[str, int]] = {}
     for row in rows.values():
@@ -85,9 +72,11 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
     return sums
 
 
-def _read_table(path: str) -> list[dict]:
-    rows = tables.read_table(path).to_pylist()
-    return [row | {"logprobs": dict(row["logprobs"] or ())} for row in rows]
+def _read_table(answers: str) -> dict[str, dict]:
+    """Return the records in the table by their keys; none without a table."""
+    path = api_record_path(answers)
+    rows = tables.read_table(path).to_pylist() if storage.path_exists(path) else []
+    return {row["key"]: row | {"logprobs": dict(row["logprobs"] or ())} for row in rows}
 
 
 def record_key(question: str, rotation: int, sample: int, request: dict) -> str:

@@ -6,7 +6,6 @@ also calibrate: with one reader, the weight is the inverse of a temperature (Guo
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
 from string import ascii_uppercase
 
 import numpy as np
@@ -18,37 +17,15 @@ from sciqa.exam.probabilities import log_softmax, settle_probability_ties, softm
 
 #: Number of folds in cross-validation.
 FOLDS = 5
+#: Metrics that are said of a blend, and their names there.
+SAID = {"map_at_3": "MAP@3", "log_loss": "log loss", "calibration_error": "calibration error"}
 
 
-@dataclass(frozen=True)
-class BlendFit:
-    """Fitted weights of a blend and their cross-validated metrics.
+def fit_blend(folders: dict[str, str]) -> tuple[dict[str, float], str]:
+    """Return the weights that `blend_weights` fits to several readers' answers, by reader, and their metrics in words.
 
-    Attributes:
-        weights: weight of each reader, by name.
-        questions: number of questions that the weights were fitted on.
-        map_at_3, log_loss, calibration_error: cross-validated metrics; each question is answered by weights that were
-            fitted without it.
-        even: the same metrics for equal weights that sum to 1.
-    """
-
-    weights: dict[str, float]
-    questions: int
-    map_at_3: float
-    log_loss: float
-    calibration_error: float
-    even: dict[str, float]
-
-    def said(self) -> str:
-        """Return the metrics as text."""
-        figures = [f"{name} {value:.3f}" for name, value in asdict(self).items() if name in self.even]
-        before = [f"{name} {value:.3f}" for name, value in self.even.items()]
-        said = f"cross-validated on {self.questions} questions: {', '.join(figures)}; evenly: {', '.join(before)}"
-        return said.replace("map_at_3", "MAP@3").replace("_", " ")
-
-
-def fit_blend(folders: dict[str, str]) -> BlendFit:
-    """Return the weights that `blend_weights` fits to several readers' answers to the same questions.
+    The metrics are cross-validated: each question is answered by weights that were fitted without it. Those of equal
+    weights that sum to 1 stand beside them.
 
     Args:
         folders: folder of each reader's answers table, by reader name.
@@ -71,9 +48,8 @@ def fit_blend(folders: dict[str, str]) -> BlendFit:
         for number in np.flatnonzero(folds == fold):
             blended[number] = blend_log_linear(weights, logs[number])
     even = [each.mean(axis=0) for each in logs]
-    figures = _figures(blended, golds)
-    weights = blend_weights(logs, golds).round(4).tolist()
-    return BlendFit(dict(zip(folders, weights, strict=True)), len(golds), **figures, even=_figures(even, golds))
+    said = f"cross-validated on {len(golds)} questions: {_figures(blended, golds)}; evenly: {_figures(even, golds)}"
+    return dict(zip(folders, blend_weights(logs, golds).round(4).tolist(), strict=True)), said
 
 
 def blend_scores(rows: tuple[dict, ...], tables: list[str], question: dict | None = None) -> np.ndarray:
@@ -141,14 +117,10 @@ def _answered(folder: str) -> list[dict]:
     return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
 
 
-#: Figures of a blend on the questions that its weights are fitted to.
-FITTED = ("map_at_3", "log_loss", "calibration_error")
-
-
-def _figures(scores: list[np.ndarray], golds: np.ndarray) -> dict[str, float]:
+def _figures(scores: list[np.ndarray], golds: np.ndarray) -> str:
     rows = [
         {"scores": settle_probability_ties(each), "probabilities": softmax(each), "answer": ascii_uppercase[gold]}
         for each, gold in zip(scores, golds, strict=True)
     ]
     figures = score_metrics(rows) or {}
-    return {name: value for name in FITTED if (value := figures[name]) is not None}
+    return ", ".join(f"{said} {figures[name]:.3f}" for name, said in SAID.items())

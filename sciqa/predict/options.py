@@ -89,13 +89,7 @@ class ShotOptions(EmbedOptions):
 
 
 def read_shots_like_exam(options: ExamOptions, path: str, contexts: bool) -> list[dict]:
-    """Return the questions of a split or file that has the form of the exam.
-
-    Args:
-        options: options that say how the exam is read.
-        path: the split or file.
-        contexts: whether to keep the contexts that it gives.
-    """
+    """Return the questions of a split or file that has the form of the exam, with the contexts that it gives or not."""
     rows = read_exam(path, options.columns, options.answers_from).to_pylist()
     return rows if contexts else [row | {"context": None} for row in rows]
 

@@ -33,7 +33,7 @@ from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
 from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights, streamed_weight_bytes
-from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_pool, api_workers, check_api
+from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_server_pool, api_workers, check_api
 from sciqa.predict.api_records import record_usage_summary
 from sciqa.predict.baseline_reader import BaselineReader
 from sciqa.predict.blend import fit_blend
@@ -102,7 +102,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     missing = [part for part in range(exam.shards) if tables.table_part_name(part) not in begun.names]
     if not is_local_predict(options, exam):
         cluster.connect_cluster(options)
-    with report_passes("predict") if options.streams else nullcontext() as say:
+    with report_passes() if options.streams else nullcontext() as say:
         work = _cascading(options, exam, _work(options, exam, missing, say))
         list(_answer_all(exam, options, folder, work))
     seconds = time.monotonic() - started + work.seconds_before
@@ -206,13 +206,7 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
 
 
 def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
-    """Return the fingerprint of the inputs of each reader's answers, by name.
-
-    Args:
-        output: folder of the run.
-        readers: names of the readers.
-        exam: exam that the answers must belong to; None accepts any.
-    """
+    """Return the fingerprint of the inputs of each reader's answers, by name; see `open_scored_answers`."""
     inputs = {name: open_scored_answers(finished_answers_path(output, name), exam)[1] for name in readers}
     return {name: hashes.fingerprint(each) for name, each in inputs.items()}
 
@@ -265,8 +259,8 @@ def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWo
     weights, said = {name: 1 / len(folders) for name in folders}, ""
     if options.blend_fit:
         fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
-        fit = run_local_or_task(fit_blend, fitted)
-        weights, said = fit.weights, f"; {fit.said()}"
+        weights, metrics = run_local_or_task(fit_blend, fitted)
+        said = f"; {metrics}"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
     seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_cluster_workers(options, len(parts))
@@ -308,7 +302,7 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWo
         requests = answer_vllm_requests(shards, exam, options, work, model_worker_pool(options, **pool))
         rows = VllmShards(requests, exam, folder, work.by, work.sources)
     elif options.in_api:
-        about = api_pool(options, exam, work.workers)
+        about = api_server_pool(work.workers, 2 + options.concurrency // work.workers // exam.shard_questions)
         rows = cluster.cluster_dataset(work.parts).map(PredictShard, fn_constructor_kwargs=arguments, **about)
     elif work.kind == "baseline" and ray.is_initialized():
         how = {"num_cpus": cluster.TASK_CPUS, "max_retries": worker_loss.MOST}

@@ -12,9 +12,8 @@ from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_chain_letters, write_chains
 from sciqa.models.letters import ends_with_letter, find_letter, scores_by_letter_votes
 from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
-from sciqa.predict.question_sources import join_question_sources
 from sciqa.predict.scored_answers import ScoredAnswer
-from sciqa.predict.scorer_reader import ScorerReader
+from sciqa.predict.scorer_reader import ScorerReader, join_question_sources
 from sciqa.predict.shots import ShotChooser
 
 
@@ -76,14 +75,7 @@ class ReasonedReader(ScorerReader):
         ]
         scores = iter(score_options(self.scorer, ends, self.tokens_per_batch))
         return [
-            _vote(
-                question,
-                len(each.prompt),
-                cut=each.cut,
-                chains=wrote,
-                named=names,
-                scores=[next(scores) for _ in wrote],
-            )
+            _vote(question, each, wrote, names, [next(scores) for _ in wrote])
             for question, each, wrote, names in zip(questions, asked, chains, named, strict=True)
         ]
 
@@ -96,9 +88,7 @@ def _named_letter(chain: Chain, options: dict[str, str]) -> tuple[str, int] | No
 
 def _vote(
     question: dict,
-    prompt_tokens: int,
-    *,
-    cut: bool,
+    asked: EncodedForScorer,
     chains: list[Chain],
     named: list[tuple[str, int] | None],
     scores: list[np.ndarray],
@@ -107,8 +97,7 @@ def _vote(
 
     Args:
         question: row of the exam table.
-        prompt_tokens: tokens of its prompt.
-        cut: whether its context was cut.
+        asked: its prompt.
         chains: what was written.
         named: letter and place that each chain names, if any.
         scores: score of each letter at the end of each chain, each of shape (options,).
@@ -120,6 +109,6 @@ def _vote(
         forced = None if chain.finished else letters[int(likelihoods[number].argmax())]
         votes.append(name[0] if name else forced)
         row = {"id": question["id"], "sample": number, "text": chain.whole_text, "letter": votes[-1]}
-        rows.append(row | {"prompt_tokens": prompt_tokens, "tokens": len(chain.tokens), "finished": chain.finished})
+        rows.append(row | {"prompt_tokens": len(asked.prompt), "tokens": len(chain.tokens), "finished": chain.finished})
     voted = scores_by_letter_votes(votes, letters, likelihoods.mean(axis=0))
-    return ScoredAnswer(settle_probability_ties(voted, NOISE), cut, tuple(rows))
+    return ScoredAnswer(settle_probability_ties(voted, NOISE), asked.cut, tuple(rows))

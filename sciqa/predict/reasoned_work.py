@@ -45,12 +45,7 @@ def check_reasoned_work_model(model: str, family: Family) -> None:
 
 
 def reasoned_work_arguments(options: "PredictOptions", arguments: dict) -> dict:
-    """Return the arguments of `sciqa.predict.reasoned.ReasonedReader`.
-
-    Args:
-        options: options of the run.
-        arguments: arguments of `sciqa.predict.readers.ModelReader`.
-    """
+    """Return the arguments of `sciqa.predict.reasoned.ReasonedReader`, made from those of a `ModelReader`."""
     settings = {
         "samples": options.samples_of_question(True),
         "max_tokens": options.tokens_of_answer(True),

@@ -33,11 +33,6 @@ def result_metrics_path(output: str, name: str) -> str:
     return storage.join_paths(output, "metrics", f"{name}.parquet")
 
 
-def result_submission_path(output: str, name: str) -> str:
-    """Return the path of a reader's answers in the competition's CSV format."""
-    return storage.join_paths(output, "submissions", f"{name}.csv")
-
-
 def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
     """Write the metrics table and the competition's file.
 
@@ -53,7 +48,7 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
         "contexts": options.contexts if options.has_context else None,
         "seconds": seconds,
     }
-    submission = result_submission_path(options.output, options.name)
+    submission = storage.join_paths(options.output, "submissions", f"{options.name}.csv")
     rows, counts = run_local_or_task(_sum_up, exam, folder, submission)
     rows = [about | row | {"cost": record_token_cost(options.price, row)} for row in rows]
     table = pa.Table.from_pylist(rows, schema=METRICS)

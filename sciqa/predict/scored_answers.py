@@ -55,19 +55,11 @@ def tie_scored_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarr
 
     Options with the same text or tokens are then tied, whatever their positions in a batch.
     """
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    which = np.array([numbers[key] for key in keys])
-    largest = np.full(len(numbers), -np.inf)
-    np.maximum.at(largest, which, scores)
-    return largest[which]
+    return np.array([scores[[other == key for other in keys]].max() for key in keys], float)
 
 
 def open_scored_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
-    """Return a finished answers table and the inputs recorded in its manifest.
-
-    Args:
-        folder: folder of the table.
-        exam: exam that the answers must belong to; None accepts any.
+    """Return a finished answers table and the inputs recorded in its manifest; without an exam, to any exam.
 
     Raises:
         InputError: the table is missing, belongs to another exam, or was made by another version of the program.
@@ -102,17 +94,11 @@ def write_scored_answers(
 ) -> None:
     """Write one shard of the answers table, and before it that of the chains that the answers follow from, if any.
 
-    Args:
-        folder: folder of the table.
-        part: number of the shard.
-        questions: questions of the shard.
-        scored: scores of each question.
-        by: name of the model or reader that scored them, for messages.
-        found: rows that each question was answered from, as `read_scored_answer_sources` returns them; the evidence for
-            the option ranked first is taken from that of contexts.
+    The evidence for the option ranked first is taken from that of contexts in `found`, the rows that each question was
+    answered from, as `read_scored_answer_sources` returns them. For the other arguments see `scored_answer_row`.
 
     Raises:
-        InputError: see `scored_answer_row`.
+        InputError: a score is not a finite number.
     """
     rows = [scored_answer_row(*pair, by) for pair in zip(questions, scored, strict=True)]
     for row, sources in zip(rows, found or (), strict=False):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -20,12 +19,7 @@ VECTORS = "vectors.npy"
 
 
 def balanced_shots(pool: list[dict], seed: int) -> list[int]:
-    """Return the numbers of questions in random order, their right letters in turn as long as there are some of each.
-
-    Args:
-        pool: questions with answers.
-        seed: random seed.
-    """
+    """Return the numbers of questions in random order, their right letters in turn while there are some of each."""
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(pool)).tolist()
     letters = rng.permutation(sorted({row["answer"] for row in pool})).tolist()
@@ -56,7 +50,8 @@ class ShotChooser:
         self.embedder = load_embedder(**embed)
         self.keys = [question_key(row) for row in self.pool]
         about = [revision, prefix, embed["backend"], embed["device"], self.keys]
-        folder = cached_folder(f"examples-{fingerprint(about)}", self._write_vectors)
+        name = f"examples-{fingerprint(about)}"
+        folder = cached_folder(name, lambda aside: np.save(aside / VECTORS, self._embed(self.pool)))
         self.vectors = np.load(folder / VECTORS)
         most = Counter(len(answer_options_of(row)) for row in self.pool).most_common(1)[0][0]
         self.most_of_a_letter = -(-count // most)
@@ -92,9 +87,6 @@ class ShotChooser:
             if taken.total() < self.count and taken[letter] < self.most_of_a_letter:
                 taken[letter] += 1
                 yield at
-
-    def _write_vectors(self, folder: Path) -> None:
-        np.save(folder / VECTORS, self._embed(self.pool))
 
     def _embed(self, questions: list[dict]) -> np.ndarray:
         """Return unit vectors of questions with their options, as the audit compares them."""

@@ -16,25 +16,20 @@ if TYPE_CHECKING:
     from sciqa.predict.options import PredictOptions
 
 
-def split_passes(options: "PredictOptions", rows: int, parts: list[int]) -> list[list[int]]:
-    """Return shards in groups; each group passes through the model once.
+def split_passes(options: "PredictOptions", shard_questions: int, parts: list[int]) -> list[list[int]]:
+    """Return the numbers of shards in groups; each group passes through the model once.
 
     There are as few groups as `--stream-questions` allows, but at least one for every worker where shards suffice.
-
-    Args:
-        options: options of the run.
-        rows: questions per shard.
-        parts: numbers of the shards.
     """
     if not parts:
         return []
-    fewest = -(-len(parts) * rows // options.stream_questions)
+    fewest = -(-len(parts) * shard_questions // options.stream_questions)
     workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=True)
     return [group.tolist() for group in np.array_split(parts, min(len(parts), max(fewest, workers)))]
 
 
 @contextmanager
-def report_passes(stage: str) -> Iterator[Callable[[str], None]]:
+def report_passes() -> Iterator[Callable[[str], None]]:
     """Yield a function by which workers report progress, and print their messages."""
     told = cluster.cluster_queue()
     done = threading.Event()
@@ -42,7 +37,7 @@ def report_passes(stage: str) -> Iterator[Callable[[str], None]]:
     def watch() -> None:
         while not done.is_set():
             try:
-                console.print(f"{stage}: {told.get(timeout=1)}")
+                console.print(f"predict: {told.get(timeout=1)}")
             except queue.Empty:
                 continue
             except RayError:

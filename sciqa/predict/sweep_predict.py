@@ -73,9 +73,7 @@ def sweep_predict_contexts(
 def check_sweep_predict(trials: Sequence[SweepTrial[SweepPredictTrialOptions]], replaced: bool) -> Exam:
     """Check everything of all trials that needs neither contexts nor a cluster; return the exam.
 
-    Args:
-        trials: trials, as `sweep_predict_trials` returns them.
-        replaced: whether an index of another model may be replaced.
+    An index of another model is no error if it may be `replaced`.
 
     Raises:
         InputError: no question has an answer, or a trial cannot rank the options of these questions.
@@ -94,11 +92,7 @@ def check_sweep_predict(trials: Sequence[SweepTrial[SweepPredictTrialOptions]], 
 
 
 def sweep_predict(options: SweepPredictOptions, trials: list[SweepTrial[SweepPredictTrialOptions]]) -> Summary:
-    """Rank the exam in every trial, and write the table `OUTPUT/sweeps/NAME/`; see `sweep_table`.
-
-    Args:
-        options: options of the step.
-        trials: trials, as `sweep_predict_trials` returns them, whose contexts are found.
+    """Rank the exam in every trial, whose contexts are found, and write `OUTPUT/sweeps/NAME/`; see `sweep_table`.
 
     Raises:
         InputError: bad input of a trial, or as `sweep_table`.

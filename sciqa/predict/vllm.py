@@ -103,13 +103,7 @@ def add_vllm_option_scores(row: dict) -> dict:
 class EncodeVllmShard:
     """Ray Data worker that turns shards of questions into requests; it holds a tokenizer and no weights.
 
-    Args:
-        exam: the questions.
-        sources: tables with a row per question, such as contexts.
-        name: name of the model.
-        style: fields of `sciqa.models.prompt_format.PromptFormat` that override those used in training.
-        rotations: number of rotations of the options.
-        shots: arguments of `ShotChooser`; None for no examples.
+    Its sources are tables with a row per question, such as contexts; the other arguments are those of `ModelReader`.
     """
 
     def __init__(
@@ -148,13 +142,8 @@ def answer_vllm_requests(
 ) -> "Dataset":
     """Send the requests of all questions in some shards to vLLM and return the rows of `add_vllm_option_scores`.
 
-    Args:
-        parts: rows with the numbers of the shards.
-        exam: the questions.
-        options: options of the run.
-        work: configuration of the reader.
-        pool: resources of the engines, from `sciqa.core.model_workers.model_worker_pool`; its memory is unused, since
-            `ray.data.llm` accepts no memory request.
+    The engines take the resources of `pool`, from `sciqa.core.model_workers.model_worker_pool`, but for the memory:
+    `ray.data.llm` accepts no memory request.
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 

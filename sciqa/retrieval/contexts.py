@@ -59,14 +59,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
 
 
 def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool) -> Summary:
-    """Write the contexts table of an exam; see `retrieve`.
-
-    Args:
-        options: how passages are found, and what is read with a question.
-        exam: exam, whose table is written if it is missing.
-        folder: folder of the contexts table.
-        evidence: also find the evidence for each option.
-    """
+    """Write the contexts table of an exam, with evidence or without, and the exam's own if it is missing."""
     started = time.monotonic()
     if options.context == "given":
         with lock(folder):
@@ -129,7 +122,10 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
     missing = sorted(set(range(exam.shards)) - set(finished))
     more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
     rows.extend(run_query_workers(FindContexts, exam, options, index, missing, **more))
-    manifest = _manifest(exam, rows) | {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    gold = sum(row["gold"] for row in rows)
+    recall = sum(row["found"] for row in rows) / gold if gold else None
+    manifest = {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
+    manifest |= {"questions": exam.questions, "recall": recall}
     tables.finish_table(folder, manifest)
     return manifest, False
 
@@ -137,10 +133,7 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
 def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[QuestionTable, dict]:
     """Return the finished contexts table of an exam, and the inputs that it was made from.
 
-    Args:
-        folder: folder of the table.
-        exam: exam that the table must belong to.
-        context: value of `--context` that the table must match; None if it has been compared before.
+    It must match `context`, the value of `--context`, which is None if it has been compared before.
 
     Raises:
         InputError: there is no finished table, or it was made for another exam, with another `--context`, or by another
@@ -162,20 +155,10 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
 
 
 def check_find_contexts(options: SearchOptions, replaced: bool = False) -> None:
-    """Raise `InputError` if the index was built or begun with another model, or `--rerank` names no model for it.
-
-    Args:
-        options: options of the index and of the reranker.
-        replaced: whether an index of another model may be replaced, so that it is no error.
-    """
+    """Raise `InputError` as `check_index_embedder` does, or if `--rerank` names no model for it."""
     check_index_embedder(options, replaced)
     if options.rerank:
         check_reranker(options.rerank)
-
-
-def _manifest(exam: Exam, rows: list[dict]) -> dict:
-    gold = sum(row["gold"] for row in rows)
-    return {"questions": exam.questions, "recall": sum(row["found"] for row in rows) / gold if gold else None}
 
 
 class FindContexts(QueryRanker):
@@ -222,16 +205,12 @@ class FindContexts(QueryRanker):
         return _count(questions, contexts) | {"notes": notes}
 
     def find(self, questions: list[dict]) -> list[dict]:
-        """Return a row of the contexts table for each question, plus `read`: the passages that form its context.
-
-        Args:
-            questions: rows of the exam table.
-        """
+        """Return a row of the contexts table for each question, plus `read`: the passages that form its context."""
         options = self.options
         self.take(questions)
         found = self._passages(options.rerank_passages if options.rerank else options.top_k)
-        if options.rerank:
-            found = self._judge(found)
+        if self.judge:
+            found = self._judge(self.judge, found)
         found = [passages[: options.top_k] for passages in found]
         read = [passages[: self.context.context_passages] for passages in found]
         if self.context.context_sentences or options.context_tokens:
@@ -255,25 +234,22 @@ class FindContexts(QueryRanker):
             for scores, mask in zip(hits.scores, there, strict=True)
         ]
 
-    def _judge(self, found: list[list[dict]]) -> list[list[dict]]:
+    def _judge(self, judge: Reranker | QueryRanker, found: list[list[dict]]) -> list[list[dict]]:
         """Rerank each question's passages by the scores of the cross-encoder or embedder."""
+        scored = self._scores(judge, found) if isinstance(judge, Reranker) else self._cosines(judge, found)
         judged = []
-        for passages, scores in zip(found, self._scores(found), strict=True):
+        for passages, scores in zip(found, scored, strict=True):
             order = np.argsort(-scores, kind="stable")
             judged.append([passages[number] | {"score": float(scores[number])} for number in order])
         return judged
 
-    def _scores(self, found: list[list[dict]]) -> Iterator[np.ndarray]:
-        """Yield the scores of each question's passages by the cross-encoder, or by the embedder that reranks."""
-        if isinstance(self.judge, QueryRanker):
-            yield from self._cosines(self.judge, found)
-            return
-        assert self.judge is not None
+    def _scores(self, judge: Reranker, found: list[list[dict]]) -> Iterator[np.ndarray]:
+        """Yield the scores of each question's passages by the cross-encoder."""
         (asked,) = query_texts(self.questions, "whole")
         for question, text, passages in zip(self.questions, asked, found, strict=True):
             pairs = [(text or "", titled_chunk(p["title"], p["section"], p["text"])) for p in passages]
             names = [f"question {question['id']!r} with passage {p['passage_id']!r}" for p in passages]
-            yield self.judge.score(pairs, names)
+            yield judge.score(pairs, names)
 
     def _cosines(self, finder: QueryRanker, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""
@@ -333,12 +309,7 @@ def _join(sentences: list[dict]) -> list[dict]:
 
 
 def context_text(question: dict, passages: list[dict]) -> str:
-    """Return the text for the reader: the context that the exam gives, if any, then the passages.
-
-    Args:
-        question: row of the exam table.
-        passages: `title`, `section` and `text` of each.
-    """
+    """Return the text for the reader: the exam's context, if any, then `title`, `section` and `text` of passages."""
     given = [question["context"]] if question["context"] else []
     return "\n".join(given + [titled_chunk(p["title"], p["section"], p["text"]) for p in passages])
 

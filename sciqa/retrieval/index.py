@@ -75,27 +75,27 @@ def build_index(options: IndexOptions) -> Summary:
         **built_of,
         **building,
     }
-    path = storage.join_paths(options.index, MANIFEST)
-    if not storage.path_exists(path) or index_identity(storage.read_json(path)) != index_identity(manifest):
+    made = _read_file(options.index, MANIFEST)
+    if not made or index_identity(made) != index_identity(manifest):
         _check_passages(options, shards)
-        storage.write_json(path, manifest)
+        storage.write_json(storage.join_paths(options.index, MANIFEST), manifest)
     kept = len(shards) - len(missing)
-    made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {options.factory}; "
-    made += f"{len(missing)} shards built, {kept} kept"
-    return Summary("index", options.index, made, time.monotonic() - started, {"built": len(missing), "kept": kept})
+    said = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {options.factory}; "
+    said += f"{len(missing)} shards built, {kept} kept"
+    return Summary("index", options.index, said, time.monotonic() - started, {"built": len(missing), "kept": kept})
+
+
+def _read_file(index: str, name: str) -> dict:
+    """Return the content of a JSON file of an index, or {} if there is none."""
+    path = storage.join_paths(index, name)
+    return storage.read_json(path) if storage.path_exists(path) else {}
 
 
 def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
-    """Raise `InputError` if the existing index was built or begun from another table without a shard in common.
-
-    Args:
-        options: options of the index.
-        shards: shards of the passages to index.
-    """
+    """Raise `InputError` if the existing index was built or begun from another table without a shard in common."""
     contents = {shard["content"] for shard in shards}
     for name in (MANIFEST, "model.json"):
-        path = storage.join_paths(options.index, name)
-        about = storage.read_json(path) if storage.path_exists(path) else {}
+        about = _read_file(options.index, name)
         made, held = about.get("passages", options.passages), about.get("contents", contents)
         if made != options.passages and not contents & set(held) and not options.overwrite:
             raise InputError(
@@ -114,8 +114,7 @@ def finished_index(options: IndexOptions) -> dict | None:
         InputError: the index was built with another embedding model, or with another value of a given option.
     """
     check_index(options)
-    path = storage.join_paths(options.index, MANIFEST)
-    manifest = storage.read_json(path) if storage.path_exists(path) else {}
+    manifest = _read_file(options.index, MANIFEST)
     if not _is_current(manifest):
         return None
     defaults = defaults_of(IndexOptions)
@@ -135,12 +134,11 @@ def finished_index(options: IndexOptions) -> dict | None:
 
 def read_index_manifest(index: str) -> dict:
     """Return the manifest of a finished index, or raise `InputError`."""
-    path = storage.join_paths(index, MANIFEST)
-    if not storage.path_exists(path):
+    manifest = _read_file(index, MANIFEST)
+    if not manifest:
         raise InputError(f"{index}: no finished index; run `sciqa index` with the same --output first")
-    manifest = storage.read_json(path)
     if not _is_current(manifest):
-        raise InputError(f"{path}: {tables.OTHERWISE}; run `sciqa index --overwrite`")
+        raise InputError(f"{storage.join_paths(index, MANIFEST)}: {tables.OTHERWISE}; run `sciqa index --overwrite`")
     return manifest
 
 
@@ -159,9 +157,9 @@ def _check_format(options: IndexOptions) -> dict:
     Raises:
         InputError: another version built it, and `overwrite` is off.
     """
-    path = storage.join_paths(options.index, MANIFEST)
-    manifest = storage.read_json(path) if storage.path_exists(path) else {}
+    manifest = _read_file(options.index, MANIFEST)
     if manifest and not _is_current(manifest) and not options.overwrite:
+        path = storage.join_paths(options.index, MANIFEST)
         raise InputError(f"{path}: {tables.OTHERWISE}; pass another --index, or --overwrite to build it anew")
     return manifest if _is_current(manifest) else {}
 
@@ -173,8 +171,8 @@ def index_identity(manifest: dict) -> str:
 
 def options_of_index(options: IndexOptions) -> IndexOptions:
     """Return the options, with defaults replaced by the values that a finished index was built with."""
-    path = storage.join_paths(options.index, MANIFEST)
-    if not storage.path_exists(path) or not _is_current(manifest := storage.read_json(path)):
+    manifest = _read_file(options.index, MANIFEST)
+    if not _is_current(manifest):
         return options
     defaults = defaults_of(IndexOptions)
     names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in manifest]
@@ -189,20 +187,14 @@ def check_index(options: IndexOptions, replaced: bool = False) -> None:
 
 
 def check_index_embedder(options: IndexFolderOptions, replaced: bool = False) -> None:
-    """Raise `InputError` if the index was built or begun with another embedding model.
-
-    Args:
-        options: folder of the index, and the model.
-        replaced: whether an index of another model may be replaced, so that it is no error.
-    """
+    """Raise `InputError` if the index was built or begun with another embedding model, unless it may be `replaced`."""
     for name in (MANIFEST, "model.json"):
-        path = storage.join_paths(options.index, name)
-        if storage.path_exists(path):
-            made = storage.read_json(path)
+        if made := _read_file(options.index, name):
             files = find_model(options.embedder)
             # Earlier versions kept a hash of the weights alone.
             revision = files.revision if made.get("format") else files.weights_hash
             if made.get("revision") != revision and not replaced:
+                path = storage.join_paths(options.index, name)
                 raise InputError(
                     f"{path}: this index was built with the embedding model {made.get('model')} "
                     f"(revision {made.get('revision')}), not {options.embedder} as it is now ({revision}: weights, "
@@ -229,19 +221,12 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
 
 def _trained_hash(index: str, building: dict) -> dict | None:
     """Return `building` with the hash of the existing trained index, or None if other settings trained it."""
-    path = storage.join_paths(index, "trained.json")
-    if not storage.path_exists(path) or (made := storage.read_json(path))["building"] != building:
-        return None
-    return building | {"trained": made["sha256"]}
+    made = _read_file(index, "trained.json")
+    return building | {"trained": made["sha256"]} if made.get("building") == building else None
 
 
 def train_index_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
-    """Train the factory's index once for all shards, if it needs training.
-
-    Args:
-        options: options of the index.
-        shards: shards of the passages, all embedded.
-        building: everything that determines the index, except the sample.
+    """Train the factory's index once for all shards, which are embedded, if it needs training.
 
     Returns:
         `building` with `trained`, the sha256 of the trained index, or "" if the factory needs no training.

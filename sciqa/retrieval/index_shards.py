@@ -49,18 +49,15 @@ class EmbedIndexShard:
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         storage.delete_path(storage.join_paths(folder, "embedded.json"))
+        passages = tables.write_table(storage.join_paths(folder, "passages.parquet"), table, ROW_GROUP)
+        stored = storage.write_bytes(storage.join_paths(folder, "vectors.npy"), buffer.getvalue())
         record = {
             "name": shard["name"],
             "key": index_shard_key(shard, embedding),
             "embedding": embedding,
             "rows": len(vectors),
             "dimension": vectors.shape[1],
-            "sha256": {
-                "passages.parquet": tables.write_table(
-                    storage.join_paths(folder, "passages.parquet"), table, ROW_GROUP
-                ),
-                "vectors.npy": storage.write_bytes(storage.join_paths(folder, "vectors.npy"), buffer.getvalue()),
-            },
+            "sha256": {"passages.parquet": passages, "vectors.npy": stored},
         }
         storage.write_json(storage.join_paths(folder, "embedded.json"), _with_sizes(folder, record))
         return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
@@ -134,18 +131,14 @@ def write_index_shard(row: dict, options: IndexOptions, trained: dict) -> dict:
         index = empty_shards_index(options.factory, vectors.shape[1], options.metric)
     for start in range(0, len(vectors), ADDED):
         index.add(vectors[start : start + ADDED].astype(np.float32))
-    digests = {
-        "index.faiss": storage.write_bytes(
-            storage.join_paths(folder, "index.faiss"), faiss.serialize_index(index).tobytes()
-        )
-    }
+    path = storage.join_paths(folder, "index.faiss")
+    digests = {"index.faiss": storage.write_bytes(path, faiss.serialize_index(index).tobytes())}
     table = tables.read_table(storage.join_paths(folder, "passages.parquet"), ["title", "section", "text"])
     words = bm25_file([titled_chunk(**passage) for passage in table.to_pylist()])
     digests["words.arrow"] = storage.write_bytes(storage.join_paths(folder, "words.arrow"), words)
     record.pop("embedding", None)
-    record = _with_sizes(
-        folder, record | {"key": index_shard_key(shard, trained), "sha256": record["sha256"] | digests}
-    )
+    record |= {"key": index_shard_key(shard, trained), "sha256": record["sha256"] | digests}
+    record = _with_sizes(folder, record)
     storage.write_json(storage.join_paths(folder, "shard.json"), record)
     return {"record": record}
 

@@ -47,16 +47,16 @@ class OpenVinoCheckBatch:
     kind: Kind | None
 
 
+#: Batches to compare, each with the model's own vectors of its texts, shape (texts, dimension).
+Checks = list[tuple[OpenVinoCheckBatch, np.ndarray]]
+
+
 def check_openvino(model: str, threads: int) -> tuple[Path, dict]:
     """Return the cache folder with a model's trace, and a record that tells which backend computes its vectors.
 
     Vectors of the traced model, in batches of several sizes and up to the longest text that the model reads or
     `PROVEN_TOKENS`, are compared with those that sentence-transformers computes in float32 one text at a time. If they
     differ, or the model cannot be traced, the backend is PyTorch, and `reason` says why.
-
-    Args:
-        model: name for `sciqa.core.model_files.find_model`.
-        threads: CPU threads of this worker.
 
     Raises:
         InputError: no such model, or one that gives no vectors.
@@ -82,23 +82,16 @@ def _prove(model: str, threads: int, folder: Path) -> None:
     batches = _batches(own, limit)
     truth = [_unit(own.raw([*each.texts], 1, each.prefix, each.kind)) for each in batches]
     del own
-    about = _chosen(model, threads, folder, limit, batches, truth)
+    about = _chosen(model, threads, folder, limit, list(zip(batches, truth, strict=True)))
     (folder / "embedder.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _chosen(
-    model: str,
-    threads: int,
-    folder: Path,
-    limit: int | None,
-    batches: list[OpenVinoCheckBatch],
-    truth: list[np.ndarray],
-) -> dict:
+def _chosen(model: str, threads: int, folder: Path, limit: int | None, checks: Checks) -> dict:
     """Choose the backend for a model's vectors; the trace stays in the folder only if OpenVINO is chosen."""
-    if not all(np.isfinite(each).all(axis=1).any() for each in truth):
+    if not all(np.isfinite(truth).all(axis=1).any() for _, truth in checks):
         return {"backend": "torch", "precision": "float32", "reason": "its own vectors are not finite or zero"}
     try:
-        about = _traced(model, threads, folder, limit, batches, truth)
+        about = _traced(model, threads, folder, limit, checks)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # tracing runs third-party code, which can raise anything
@@ -107,23 +100,16 @@ def _chosen(
     if about["backend"] == "torch":
         for file in folder.iterdir():
             file.unlink()
-        about["precision"] = _torch_precision(model, threads, batches, truth)
+        about["precision"] = _torch_precision(model, threads, checks)
     return about
 
 
-def _traced(
-    model: str,
-    threads: int,
-    folder: Path,
-    limit: int | None,
-    batches: list[OpenVinoCheckBatch],
-    truth: list[np.ndarray],
-) -> dict:
+def _traced(model: str, threads: int, folder: Path, limit: int | None, checks: Checks) -> dict:
     """Trace a model and check the trace; return how to use it, or that PyTorch is to be used."""
     about = _trace(model, threads, folder, limit)
     for precision in _precisions():
         about["precision"] = precision
-        cosine = _least_cosine(OpenVinoEmbedder(model, threads, folder, about), batches, truth)
+        cosine = _least_cosine(OpenVinoEmbedder(model, threads, folder, about), checks)
         if cosine >= LEAST[precision]:
             return about
     return {"backend": "torch", "reason": f"traced, its vectors differ from the model's own (cosine {cosine:.2f})"}
@@ -147,10 +133,10 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _least_cosine(embedder: Embedder, batches: list[OpenVinoCheckBatch], truth: list[np.ndarray]) -> float:
+def _least_cosine(embedder: Embedder, checks: Checks) -> float:
     """Return the smallest cosine of a vector to the model's own, NaN if a vector is not finite."""
     least = np.float32(1)
-    for batch, expected in zip(batches, truth, strict=True):
+    for batch, expected in checks:
         there = np.isfinite(expected).all(axis=1)
         for size in batch.sizes:
             # An empty text, which is padding alone, must not change the other vectors of its batch.
@@ -162,13 +148,13 @@ def _least_cosine(embedder: Embedder, batches: list[OpenVinoCheckBatch], truth: 
     return float(least)
 
 
-def _torch_precision(model: str, threads: int, batches: list[OpenVinoCheckBatch], truth: list[np.ndarray]) -> str:
+def _torch_precision(model: str, threads: int, checks: Checks) -> str:
     """Return the fastest precision of PyTorch that gives the model's vectors."""
     precision = str(device_half_precision("cpu")).removeprefix("torch.")
     with contextlib.suppress(InputError):
         if precision in LEAST:
             halved = TorchEmbedder(model, threads, "cpu", precision)
-            if _least_cosine(halved, batches, truth) >= LEAST[precision]:
+            if _least_cosine(halved, checks) >= LEAST[precision]:
                 return precision
     return "float32"
 

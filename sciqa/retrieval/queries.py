@@ -81,13 +81,7 @@ class QueryRanker:
         self.questions, self._vectors = questions, {}
 
     def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
-        """Return unit vectors of texts, shape (texts, dimension); each depends on its own text alone.
-
-        Args:
-            texts: texts to embed.
-            kind: kind of the texts.
-            names: label of each text for error messages.
-        """
+        """Return unit vectors of texts, shape (texts, dimension); each depends on its own text alone."""
         return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:
@@ -140,7 +134,7 @@ def open_query_index(options: SearchOptions, manifest: dict) -> Iterator[Sharded
         yield LocalSearch(options.index, manifest, *how)
         return
     actors = min(len(manifest["shards"]), cluster.num_cluster_actors(SEARCH_MEMORY))
-    index = ShardedSearch(options.index, manifest, actors, 1, *how)
+    index = ShardedSearch(options.index, manifest, actors, *how)
     try:
         yield index
     finally:

@@ -21,11 +21,7 @@ def is_embedding_reranker(name: str) -> bool:
 
 
 def check_reranker(name: str) -> None:
-    """Raise `InputError` if a model is neither an embedder nor a cross-encoder with one score, by its configuration.
-
-    Args:
-        name: name for `sciqa.core.model_files.find_model`.
-    """
+    """Raise `InputError` if a model is neither an embedder nor a cross-encoder with one score, by its configuration."""
     if is_embedding_reranker(name):
         return
     about = read_model_file(name, "config.json")
@@ -43,10 +39,6 @@ def check_reranker(name: str) -> None:
 class Reranker:
     """A cross-encoder that runs through sentence-transformers.
 
-    Args:
-        name: name for `sciqa.core.model_files.find_model`.
-        device: device to compute on.
-
     Raises:
         InputError: not a cross-encoder with one score, or files that lack some weights, such as those of its head.
     """
@@ -62,11 +54,7 @@ class Reranker:
             raise InputError(f"--rerank {name}: gives {self.module.num_labels} numbers for a pair; {EXPECTED}")
 
     def score(self, pairs: list[tuple[str, str]], names: Sequence[str]) -> np.ndarray:
-        """Return the scores of pairs of question and passage, shape (pairs,).
-
-        Args:
-            pairs: texts of question and passage.
-            names: label of each pair for error messages.
+        """Return the scores of pairs of question and passage, shape (pairs,); messages call a pair by its name.
 
         Raises:
             InputError: a pair whose score is not a finite number.

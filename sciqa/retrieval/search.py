@@ -125,7 +125,6 @@ class SearchActor:
     Args:
         index: folder of the index.
         shards: shard records of its manifest, with `offset`, the number of the shard's first row.
-        threads: FAISS threads.
         exact: whether the FAISS files are flat.
         parameters: FAISS search parameters, such as `nprobe=32`.
         cache_bytes: most bytes of files from object storage in the machine's cache.
@@ -134,12 +133,10 @@ class SearchActor:
         InputError: a file that is not there, or holds another number of rows than its record says.
     """
 
-    def __init__(
-        self, index: str, shards: list[dict], threads: int, exact: bool, parameters: str | None, cache_bytes: int
-    ) -> None:
+    def __init__(self, index: str, shards: list[dict], exact: bool, parameters: str | None, cache_bytes: int) -> None:
         import faiss
 
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(1)
         self.exact = exact
         self.offsets = [shard["offset"] for shard in shards]
         self.shards = [ShardFiles(storage.join_paths(index, shard["name"]), shard, cache_bytes) for shard in shards]
@@ -232,7 +229,7 @@ class LocalSearch:
     ) -> None:
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.arguments = (index, manifest, parameters, candidates, cache_bytes)
-        self.group = SearchActor(index, _placed(manifest), 1, self.exact, parameters, cache_bytes)
+        self.group = SearchActor(index, _placed(manifest), self.exact, parameters, cache_bytes)
         self.search_words, self.passages = self.group.search_words, self.group.passages
 
     def __reduce__(self) -> tuple:
@@ -250,14 +247,7 @@ class LocalSearch:
 class ShardedSearch:
     """Searches all groups of an index, which are Ray actors; it can be sent to any worker.
 
-    Args:
-        index: folder of the index.
-        manifest: its manifest.
-        groups: number of actors to spread its shards over.
-        threads: FAISS threads per actor.
-        parameters: FAISS search parameters.
-        candidates: hits that are scored again with the stored vectors, if the FAISS files are not exact.
-        cache_bytes: most bytes of files from object storage in each machine's cache.
+    Its shards are spread over `groups` actors; the other arguments are those of `LocalSearch`.
 
     Raises:
         InputError: no node has the memory of an actor.
@@ -268,7 +258,6 @@ class ShardedSearch:
         index: str,
         manifest: dict,
         groups: int,
-        threads: int = 1,
         parameters: str | None = None,
         candidates: int = 100,
         cache_bytes: int = CACHE_BYTES,
@@ -281,7 +270,7 @@ class ShardedSearch:
         actor = ray.remote(SearchActor).options(**needs, **limits)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.firsts = [placed[part[0]]["offset"] for part in parts]
-        start, how = cast("Callable[..., ActorHandle]", actor.remote), (threads, self.exact, parameters, cache_bytes)
+        start, how = cast("Callable[..., ActorHandle]", actor.remote), (self.exact, parameters, cache_bytes)
         self.groups = [start(index, [placed[number] for number in part], *how) for part in parts]
 
     def close(self) -> None:
@@ -290,12 +279,7 @@ class ShardedSearch:
             ray.kill(group)
 
     def search(self, queries: np.ndarray, k: int) -> SearchHits:
-        """Return the k best hits over all shards.
-
-        Args:
-            queries: unit vectors, float32, shape (questions, dimension).
-            k: hits per question.
-        """
+        """Return the k best hits over all shards for unit vectors, float32, shape (questions, dimension)."""
         reference = ray.put(queries)
         if self.exact:
             return self._search(reference, k)

@@ -20,10 +20,6 @@ class StaticEmbedder(TorchEmbedder):
     that does not give sentence-transformers' own vectors of a few texts, every text is embedded by
     `SentenceTransformer.encode` instead, and a note says so.
 
-    Args:
-        model: name of the model.
-        threads: CPU threads.
-
     Raises:
         InputError: no such model, or one whose table has fewer rows than its tokenizer has tokens.
     """

@@ -34,8 +34,6 @@ POOLING = {"mean": "mean", "cls": "first", "lasttoken": "last"}
 #: counts in a text without any known word, whose vector must not be zero.
 UNKNOWN, UNKNOWN_LENGTH = "[UNK]", 1e-3
 WEIGHTS = "model.safetensors"
-
-
 #: Options that a method does not use.
 UNUSED = {
     "distil": ("passages", "window", "min_count", "sample", "epochs", "seed", "threads"),
