@@ -3,15 +3,13 @@
 import ast
 import difflib
 import re
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from sciqa.core.errors import InputError
 from sciqa.exam.exam_files import parse_exam_file_json
-from sciqa.exam.row import Row
+from sciqa.exam.row import LETTERS, Row
 
-LETTERS = string.ascii_uppercase
 #: Names of each part in public exams, likelier names first; `a.b` is the field b of the column a.
 PROMPTS = (
     *("prompt", "question", "question.stem", "question_stem", "query", "Question", "ctx", "goal", "sentence"),
