@@ -123,25 +123,19 @@ class AnswerKeyColumn:
 
     def _first(self) -> int | None:
         """Return the first option's number, as known, or as shown by a 0 or the last option's number; else None."""
-        numbered = [
-            (at, reading)
-            for at, reading in enumerate(self.readings)
-            if reading.number is not None and reading.letter is None
-        ]
+        numbered = [at for at, each in enumerate(self.readings) if each.number is not None and each.letter is None]
         if not numbered:
             return 0
         if self.counted:
             return int(self.counted)
-        zero = next((at for at, reading in numbered if reading.number == 0), None)
-        last = next((at for at, reading in numbered if reading.number == len(self.options[at].texts)), None)
+        zero = next((at for at in numbered if self.readings[at].number == 0), None)
+        last = next((at for at in numbered if self.readings[at].number == len(self.options[at].texts)), None)
         if zero is not None and last is not None:
             raise self._error(last, f"{self.readings[last].text!r} found, but elsewhere 0 is, for the first")
-        from_zero = self.own or (self.listed and all(self._trusted(at) for at, _ in numbered))
+        from_zero = self.own or (self.listed and all(map(self._trusted, numbered)))
         if zero is None and last is None and (len(numbered) > 1 or not from_zero):
             return None
-        if from_zero:
-            return 0
-        return 0 if last is None else 1
+        return 0 if from_zero or last is None else 1
 
     def _trusted(self, at: int) -> bool:
         """Whether a number cannot be an option's text, since the file stores it as a number and options as text."""
@@ -180,7 +174,8 @@ class AnswerKeyColumn:
             return self._text(at)
         if reading.number is None or "".join(self.options[at].labels).isdecimal():
             raise self._expected(at)
-        if not self._trusted(at) and reading.place is not None and not self._agrees(reading):
+        agrees = self.first is not None and reading.place == reading.number - self.first and not reading.same
+        if reading.place is not None and not agrees and not self._trusted(at):
             raise self._two(at, "number")
         if self.first is None:
             raise self._error(
@@ -189,11 +184,6 @@ class AnswerKeyColumn:
                 "--answers-from 1 what the first option is",
             )
         return self._key(at)
-
-    def _agrees(self, reading: AnswerKeyReadings) -> bool:
-        if self.first is None or reading.number is None:
-            return False
-        return reading.place == reading.number - self.first and not reading.same
 
     def _two(self, at: int, other: str) -> InputError:
         return self._error(

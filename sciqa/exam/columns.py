@@ -163,12 +163,7 @@ def structured_column_cell(cell: object) -> object:
 
 
 def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
-    """Return the columns of an exam: the given ones, and for other parts the first known name that is present.
-
-    Args:
-        exam: name of the exam, for messages.
-        rows: all rows of the exam.
-        given: as `parse_columns` returns it.
+    """Return the columns of an exam: those of `parse_columns`, and for other parts the first known name in its rows.
 
     Raises:
         InputError: lists all missing columns, with similar names that are present.

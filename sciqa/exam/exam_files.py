@@ -59,10 +59,8 @@ def read_exam_files(exam: str) -> list[Row]:
         return [row for name, each in data for row in _read_jsonl(name, _decode(name, each))]
     try:
         rows = [row for path in _find_files(exam) for row in _read_file(path)]
-    except InputError:
-        raise
     except Exception as error:
-        if "://" not in exam:
+        if isinstance(error, InputError) or "://" not in exam:
             raise
         raise InputError(f"{exam}: cannot be read ({type(error).__name__}: {error})") from error
     if not rows:
