@@ -104,7 +104,7 @@ def _shallow(rows: list[dict], gold_texts: Callable[[set[str]], dict[str, str]])
     scores: dict[str, Scores] = {
         "overlap with the prompt": _overlap_with(lambda row: row["prompt"]),
         "overlap with the context": _overlap_with(lambda row: row["context"]),
-        "overlap with the gold article": _overlap_with(lambda row: articles.get(row.get("title"))),
+        "overlap with the gold article": _overlap_with(lambda row: articles.get(row.get("title", ""))),
         "longest option": lambda row: longest(row, ""),
         "shortest option": lambda row: -longest(row, ""),
         "most frequent letter": lambda row: majority(row, ""),
