@@ -69,9 +69,9 @@ def find_article_files(corpus: tuple[str, ...], left_out: dict[str, str] | None 
     """Return the files of a corpus in order, each with [size in bytes, modification time in ns].
 
     Args:
-        corpus: `demo`, files, or folders; `sources.KINDS` lists the file types. Tables (Parquet, JSONL, CSV, TSV) have
-            columns `title` and `text`, and optionally `section` and `url`. A text, web page or PDF is one article; its
-            title comes from its content, else from the file name.
+        corpus: `demo`, files, or folders; `corpus_files.KINDS` lists the file types. Tables (Parquet, JSONL, CSV, TSV)
+            have columns `title` and `text`, and optionally `section` and `url`. A text, web page or PDF is one article;
+            its title comes from its content, else from the file name.
         left_out: receives the path of each other file in a folder, with the reason why it is left out.
 
     Raises:
@@ -155,11 +155,9 @@ def _pieces(path: str, size: int, part_bytes: int) -> Iterator[tuple[ArticleRang
                 start = end
     elif (kind, compression) in (("dump", ".bz2"), ("jsonl", "")):
         for start in range(0, size, part_bytes):
-            last = start + part_bytes >= size
-            yield (
-                ArticleRange(path=path, start=start, end=None if last else start + part_bytes),
-                min(part_bytes, size - start),
-            )
+            end = start + part_bytes
+            piece = ArticleRange(path=path, start=start, end=end if end < size else None)
+            yield piece, min(part_bytes, size - start)
     else:
         yield ArticleRange(path=path, start=0, end=None), size
 
@@ -180,7 +178,7 @@ def read_articles(
     """
     tally = ArticleCounts() if tally is None else tally
     readers = {
-        "demo": lambda: _read_demo(),
+        "demo": _read_demo,
         "dump": lambda: _read_dump(path, start, end, tally),
         "parquet": lambda: check_table_file_rows(path, read_parquet_table_file(path, start, end)),
         "jsonl": lambda: check_table_file_rows(path, read_jsonl_table_file(path, start, end)),
@@ -289,8 +287,8 @@ def _read_pdf(path: str, tally: ArticleCounts) -> Iterator[list[dict]]:
 def _read_extracted(path: str) -> Iterator[list[dict]]:
     """Yield the articles of a file that wikiextractor wrote, in <doc> elements or as JSON lines."""
     with open_corpus_file(path) as file:
-        marked = file.read(1) != b"{"
-    if not marked:
+        lines_of_json = file.read(1) == b"{"
+    if lines_of_json:
         yield from check_table_file_rows(path, read_jsonl_table_file(path))
         return
     article: dict | None = None

@@ -71,11 +71,10 @@ def kind_of_corpus_file(path: str) -> tuple[str, str]:
 def list_corpus_files(folder: str) -> list[tuple[str, list]]:
     """Return all files below a folder, sorted, each with [size in bytes, modification time in ns]."""
     filesystem, inner = storage.resolve_storage(folder)
-    entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
-    files = [entry for entry in entries if entry.type != fs.FileType.Directory]
     return sorted(
         (storage.join_paths(folder, entry.path[len(inner) :].lstrip("/")), [entry.size, entry.mtime_ns])
-        for entry in files
+        for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+        if entry.type != fs.FileType.Directory
     )
 
 
@@ -85,8 +84,11 @@ def is_hidden_corpus_file(path: str, folder: str) -> bool:
 
 
 Source = BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
-#: By suffix: opens a stream that is compressed.
-OPENERS: dict[str, Callable[[pa.NativeFile], Source]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+#: Functions that open a stream, by the suffix of its compression.
+OPENERS: dict[str, Callable[[pa.NativeFile], Source]] = {
+    "": BufferedReader, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
+    ".zst": lambda raw: BufferedReader(pa.CompressedInputStream(raw, "zstd")),
+}  # fmt: skip
 
 
 @contextmanager
@@ -100,12 +102,7 @@ def open_corpus_file(path: str) -> Iterator[Source]:
     filesystem, inner = storage.resolve_storage(path)
     try:
         with filesystem.open_input_stream(inner, compression=None) as raw:
-            if compression == ".zst":
-                yield BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-            elif compression:
-                yield OPENERS[compression](raw)
-            else:
-                yield BufferedReader(raw)
+            yield OPENERS[compression](raw)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except BROKEN as error:

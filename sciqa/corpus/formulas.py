@@ -226,8 +226,7 @@ def _converter() -> tuple[LatexNodes2Text, LatexContextDb]:
     macros += [MacroTextSpec(name, _formed) for name in FORMS]
     macros += [MacroTextSpec(name, _chemical) for name in ("ce", "pu", "cf")]
     macros += [MacroTextSpec("sqrt", _root), MacroTextSpec("operatorname", "%(2)s ")]
-    stars = [f"{name}*" for name in MATRICES]
-    environments = [EnvironmentTextSpec(name, _matrix) for name in (*MATRICES, *stars)]
+    environments = [EnvironmentTextSpec(f"{name}{star}", _matrix) for name in MATRICES for star in ("", "*")]
     texts.add_context_category("formulas", macros, environments, prepend=True)
     texts.set_unknown_macro_spec(MacroTextSpec("", _unknown))
     logging.getLogger("pylatexenc").setLevel(logging.CRITICAL)

@@ -9,7 +9,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 from sciqa.core.errors import InputError
 from sciqa.corpus.corpus_files import decode_corpus_file
 from sciqa.corpus.formulas import math_formula, superscript
-from sciqa.corpus.table_text import TableCell, table_cell_span, table_lines
+from sciqa.corpus.table_text import TableCell, read_table_cell, table_lines
 from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_wikitext_cell_lines, join_wikitext_lines
 
 #: Declaration of the encoding in a web page.
@@ -48,20 +48,18 @@ def read_html(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
     page = LexborHTMLParser(text)
     heading = page.css_first("title") or page.css_first("h1")
     title = " ".join(heading.text().split()) if heading is not None else ""
-    path_of: list[tuple[int, str]] = []
-    sections, parts = [], [""]
+    # By section: the headings above it and its own, each with its level, and its text in pieces.
+    sections: list[tuple[list[tuple[int, str]], list[str]]] = [([], [])]
     root = page.body or page.root
     for piece in _pieces(root) if root is not None else ():
+        headings, parts = sections[-1]
         if isinstance(piece, str):
             parts.append(piece)
-            continue
-        level, name = piece
-        sections.append((path_of, "".join(parts)))
-        parts = []
-        path_of = [*(above for above in path_of if above[0] < level), (level, name)]
-    sections.append((path_of, "".join(parts)))
+        else:
+            sections.append(([*(above for above in headings if above[0] < piece[0]), piece], []))
     named = (
-        (" > ".join(name for _, name in names if name != title), join_wikitext_lines(text)) for names, text in sections
+        (" > ".join(name for _, name in headings if name != title), join_wikitext_lines("".join(parts)))
+        for headings, parts in sections
     )
     return title, [(name, text) for name, text in named if text]
 
@@ -112,12 +110,10 @@ def _text(node: LexborNode) -> str:
 def _rows(table: LexborNode) -> Iterator[list[TableCell]]:
     for part in table.iter():
         if part.tag == "tr":
-            cells = [cell for cell in part.iter() if cell.tag in ("td", "th")]
-            sizes = [(cell.attributes.get("colspan"), cell.attributes.get("rowspan")) for cell in cells]
-            texts = [join_wikitext_cell_lines(_text(cell)) for cell in cells]
             yield [
-                TableCell(text, cell.tag == "th", table_cell_span(columns), table_cell_span(rows))
-                for text, cell, (columns, rows) in zip(texts, cells, sizes, strict=True)
+                read_table_cell(_text(cell), cell.tag == "th", cell.attributes)
+                for cell in part.iter()
+                if cell.tag in ("td", "th")
             ]
         elif part.tag == "caption":
             yield [TableCell(join_wikitext_cell_lines(_text(part)))]

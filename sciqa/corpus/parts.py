@@ -59,7 +59,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         entries.append(duplicates.make_dedup_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
     duplicates.write_dedup_entries(storage.join_paths(folder, "entries.arrow"), np.concatenate(entries))
-    beside = tables.table_part_path(tables.table_records_path(options.passages, LEFT_OUT), part["number"])
+    beside = tables.table_records_path(options.passages, LEFT_OUT, tables.table_part_name(part["number"]))
     write_corpus_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
     done = {"number": part["number"], "key": part["key"], "articles": tally.pop("articles", 0)}
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
@@ -104,9 +104,8 @@ def write_parts(row: dict, folder: str, removed: list[str]) -> dict:
     for chunk in range(storage.read_json(part_path(folder, number, "part.json"))["chunks"]):
         table = tables.read_table(part_path(folder, number, f"{chunk:05d}.parquet"))
         keep = ~np.isin(np.arange(first, first + len(table)), dropped)
-        for at in np.flatnonzero(~keep):
+        for at, row in zip(np.flatnonzero(~keep), table.filter(pa.array(~keep)).to_pylist(), strict=True):
             about = repeats[first + int(at)]
-            row = table.slice(int(at), 1).to_pylist()[0]
             repeated.append(row | {"repeats": f"{about['repeats']:016x}", "kind": about["kind"]})
         named = pc.is_in(table["title"], pa.array(removed, pa.string())).to_numpy()
         done["removed"] += int((keep & named).sum())
@@ -119,9 +118,8 @@ def write_parts(row: dict, folder: str, removed: list[str]) -> dict:
             content = hashes.rows_hash(table.to_pylist())
             done["shards"].append({"name": name, "rows": len(table), "sha256": digest, "content": content})
             done["passages"] += len(table)
-    write_corpus_part_rows(
-        tables.table_part_path(tables.table_records_path(folder, REPEATS), number), repeated, REPEATS_SCHEMA
-    )
+    beside = tables.table_records_path(folder, REPEATS, tables.table_part_name(number))
+    write_corpus_part_rows(beside, repeated, REPEATS_SCHEMA)
     done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}

@@ -49,13 +49,13 @@ def build_passages(options: CorpusOptions) -> Summary:
         InputError: a corpus that cannot be read, with file, row and column.
     """
     started = time.monotonic()
-    if as_it_is := finished_passages(options):
-        return Summary("corpus", options.passages, _made(as_it_is, kept=True), time.monotonic() - started, as_it_is)
-    left_out: dict[str, str] = {}
-    sources = check_passage_sources(options, left_out)
-    removed = _read_titles(options.remove) if options.remove else []
-    with lock(options.passages):
-        manifest, kept = _fill(options, sources, left_out, removed)
+    manifest, kept = finished_passages(options), True
+    if manifest is None:
+        left_out: dict[str, str] = {}
+        sources = check_passage_sources(options, left_out)
+        removed = _read_titles(options.remove) if options.remove else []
+        with lock(options.passages):
+            manifest, kept = _fill(options, sources, left_out, removed)
     return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
 
 
@@ -70,9 +70,8 @@ def _fill(
     if not (kept := manifest.get("inputs") == inputs):
         paths = [path for path, _ in sources]
         _check_sources(options, paths)
-        storage.write_json(
-            tables.table_records_path(options.passages, CORPUS), {"corpus": _corpus_of(options), "sources": paths}
-        )
+        about = {"corpus": _corpus_of(options), "sources": paths}
+        storage.write_json(tables.table_records_path(options.passages, CORPUS), about)
         storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
         cluster.connect_cluster(options)
         manifest = _build(options, sources, left_out, removed)
@@ -114,10 +113,9 @@ def _check_sources(options: CorpusOptions, paths: list[str]) -> None:
     """
     begun = tables.table_records_path(options.passages, CORPUS)
     made = set(storage.read_json(begun).get("sources", ())) if storage.path_exists(begun) else set()
-    deleted = storage.path_exists(
-        tables.table_records_path(options.passages, tables.MANIFEST)
-    ) and not storage.path_exists(options.passages)
-    if made and not deleted and not made & set(paths) and not options.overwrite:
+    manifest = tables.table_records_path(options.passages, tables.MANIFEST)
+    deleted = storage.path_exists(manifest) and not storage.path_exists(options.passages)
+    if made and not deleted and made.isdisjoint(paths) and not options.overwrite:
         raise InputError(
             f"{options.passages}: made from other inputs ({min(made)} is not in --corpus); {tables.REMEDY}"
         )
@@ -196,10 +194,8 @@ def _build(
         for number, buckets in enumerate(np.array_split(np.arange(duplicates.BUCKETS), tasks))
     ]
     storage.delete_path(tables.table_records_path(options.passages, "duplicates"))
-    arguments = {"folder": options.passages, "paths": paths, "removed": digests}
-    _run(ranges, write_part_duplicates, "ranges compared", **arguments)
-    arguments = {"folder": options.passages, "removed": removed}
-    written = _run(parts, write_parts, "parts written", **arguments)
+    _run(ranges, write_part_duplicates, "ranges compared", folder=options.passages, paths=paths, removed=digests)
+    written = _run(parts, write_parts, "parts written", folder=options.passages, removed=removed)
     skipped = sum((Counter(row["skipped"]) for row in split), Counter())
     files = [f"{path} ({reason.partition(';')[0]})" for path, reason in sorted(left_out.items())]
     found = {title for row in written for title in row["titles"]}

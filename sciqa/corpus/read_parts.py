@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 from sciqa.corpus.chunking import split_sentences, titled_chunk
 
@@ -26,7 +27,11 @@ def split_read_parts(passages: Sequence[dict], context: str, given: str | None) 
             return [[(each["text"], place < number)] for place, each in enumerate(passages)]
     sentences = [split_sentences(each["text"]) for each in passages]
     read = _sentences_read(sentences, left)
-    return [_joined([(text, (n, m) in read) for m, text in enumerate(several)]) for n, several in enumerate(sentences)]
+    marked = [[(text, (n, m) in read) for m, text in enumerate(several)] for n, several in enumerate(sentences)]
+    return [
+        [("".join(text for text, _ in group), is_read) for is_read, group in groupby(parts, key=lambda part: part[1])]
+        for parts in marked
+    ]
 
 
 def _sentences_read(sentences: list[list[str]], left: str) -> set[tuple[int, int]]:
@@ -39,14 +44,3 @@ def _sentences_read(sentences: list[list[str]], left: str) -> set[tuple[int, int
             read.add((passage, number))
             left = f"{left[: found.start()]}\0{left[found.end() :]}"
     return read
-
-
-def _joined(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Return the parts with neighbours merged where both are read or both are not."""
-    joined: list[tuple[str, bool]] = []
-    for text, read in parts:
-        if joined and joined[-1][1] == read:
-            joined[-1] = joined[-1][0] + text, read
-        else:
-            joined.append((text, read))
-    return joined

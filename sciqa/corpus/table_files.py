@@ -104,19 +104,17 @@ def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
     _, encoding = find_corpus_file_encoding(file.peek(4)[:4])
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]  # these codecs drop the byte order mark
     lines = TextIOWrapper(file, encoding, newline="")
-    rows = csv.reader(lines, delimiter=DELIMITERS[kind_of_corpus_file(path)[0]], strict=True)
+    kind = kind_of_corpus_file(path)[0]
     number = 0
     try:
-        for row in rows:
+        for row in csv.reader(lines, delimiter=DELIMITERS[kind], strict=True):
             number += 1
             if row:
                 yield row
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, row {number}: not {error.encoding.upper()}; convert it to UTF-8") from error
     except csv.Error as error:
-        raise InputError(
-            f"{path}, row {number}: no row of a {kind_of_corpus_file(path)[0].upper()} file ({error})"
-        ) from error
+        raise InputError(f"{path}, row {number}: no row of a {kind.upper()} file ({error})") from error
 
 
 def _parse_json_line(path: str, at: int, line: bytes) -> object:

@@ -1,8 +1,10 @@
 """Convert tables to lines "Row: column value; column value", so that each line is understandable on its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+
+from sciqa.corpus.wikitext_lines import join_wikitext_cell_lines
 
 #: Limits: columns and rows that a cell may span, and cells of a table that are laid out as a grid.
 WIDEST, DEEPEST, MOST = 100, 1000, 100_000
@@ -18,10 +20,11 @@ class TableCell:
     rows: int = 1
 
 
-def table_cell_span(text: object) -> int:
-    """Return the value of a `colspan` or `rowspan` attribute; 1 if it is not a number."""
-    text = str(text or "").strip(" \"'")
-    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 1
+def read_table_cell(text: str, header: bool, attributes: Mapping[str, object]) -> TableCell:
+    """Return a cell by its text and attributes; a `colspan` or `rowspan` that is not a number counts as 1."""
+    sizes = [str(attributes.get(name) or "").strip(" \"'") for name in ("colspan", "rowspan")]
+    spans = [max(1, int(size)) if size.isascii() and size.isdecimal() and len(size) < 6 else 1 for size in sizes]
+    return TableCell(join_wikitext_cell_lines(text), header, *spans)
 
 
 def table_lines(rows: Iterable[list[TableCell]]) -> list[str]:

@@ -5,23 +5,12 @@ import re
 from collections.abc import Callable, Iterator
 
 import mwparserfromhell
-from mwparserfromhell.nodes import (
-    Argument,
-    Comment,
-    ExternalLink,
-    Heading,
-    HTMLEntity,
-    Node,
-    Tag,
-    Template,
-    Text,
-    Wikilink,
-)
+from mwparserfromhell.nodes import Argument, Comment, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
 from sciqa.corpus.formulas import chemical_formula, math_formula, superscript
-from sciqa.corpus.table_text import TableCell, table_cell_span, table_lines
+from sciqa.corpus.table_text import TableCell, read_table_cell, table_lines
 from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_wikitext_cell_lines, join_wikitext_lines
 from sciqa.corpus.wikitext_templates import WikitextTemplateArguments, find_template_rule
 
@@ -263,13 +252,7 @@ def _rows(contents: Wikicode | None) -> Iterator[list[TableCell]]:
         text = RENDERED[type(node)](node) if tag is None else _text(tag.contents) if name in CELLS else ""
         if tag is not None and name in CELLS and not (tag.wiki_markup and text.startswith("+")):
             sizes = {_source(size.name).strip().lower(): size.value for size in tag.attributes}
-            cell = TableCell(
-                join_wikitext_cell_lines(text),
-                name == "th",
-                table_cell_span(sizes.get("colspan")),
-                table_cell_span(sizes.get("rowspan")),
-            )
-            loose.append(cell)
+            loose.append(read_table_cell(text, name == "th", sizes))
         elif name in ROWS or text.strip():
             if loose:
                 yield loose
@@ -296,7 +279,7 @@ def _template(node: Template) -> str:
 
 
 FORMULAS: dict[str, Callable[[str], str]] = {"math": math_formula, "chem": chemical_formula, "ce": chemical_formula}
-RENDERED: dict[type[Node], Callable[..., str]] = {
+RENDERED: dict[type, Callable[..., str]] = {
     Text: lambda node: _plain(node.value),
     Template: _template,
     Wikilink: _link,

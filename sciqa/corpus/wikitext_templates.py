@@ -62,10 +62,6 @@ class WikitextTemplateArguments(dict):
         keys = sorted(key for key in self if isinstance(key, int) and key >= first)
         return [self[key] for key in keys if self[key]]
 
-    def named(self) -> dict[str, str]:
-        """Return the non-empty named arguments."""
-        return {key: value for key, value in self.items() if isinstance(key, str) and value}
-
 
 Rule = Callable[[WikitextTemplateArguments], str]
 
@@ -89,14 +85,6 @@ def find_template_rule(name: str) -> tuple[Rule | None, str]:
 
 def _first(arguments: WikitextTemplateArguments) -> str:
     return arguments[1]
-
-
-def _second(arguments: WikitextTemplateArguments) -> str:
-    return arguments[2]
-
-
-def _last(arguments: WikitextTemplateArguments) -> str:
-    return (arguments.numbered() or [""])[-1]
 
 
 def _joined(arguments: WikitextTemplateArguments) -> str:
@@ -144,8 +132,8 @@ def _boxed(arguments: WikitextTemplateArguments) -> str:
 
 
 def _telling(arguments: WikitextTemplateArguments) -> dict[str, str]:
-    """Return the named arguments that concern the article, not its layout."""
-    named = arguments.named().items()
+    """Return the non-empty named arguments that concern the article, not its layout."""
+    named = ((key, value) for key, value in arguments.items() if isinstance(key, str) and value)
     return {key: value for key, value in named if not _is_furniture(key) and not SETTING.fullmatch(value)}
 
 
@@ -345,13 +333,9 @@ def _around(left: str, right: str) -> Rule:
 
 
 def _grouped(arguments: WikitextTemplateArguments) -> str:
-    number = arguments[1].replace(",", "")
-    whole, point, decimals = number.partition(".")
-    return f"{int(whole):,}{point}{decimals}" if whole.isdecimal() and len(whole) < 100 else arguments[1]
-
-
-def _sorted_number(arguments: WikitextTemplateArguments) -> str:
-    return arguments["prefix"] + _grouped(arguments) + arguments["suffix"]
+    whole, point, decimals = arguments[1].replace(",", "").partition(".")
+    grouped = f"{int(whole):,}{point}{decimals}" if whole.isdecimal() and len(whole) < 100 else arguments[1]
+    return arguments["prefix"] + grouped + arguments["suffix"]
 
 
 def _root(arguments: WikitextTemplateArguments) -> str:
@@ -458,8 +442,8 @@ CURRENCIES = {
 TEMPLATES: dict[str, Rule] = {
     **{name: _always(sign) for name, sign in SIGNS.items()},
     **dict.fromkeys(FIRST, _first),
-    **dict.fromkeys(SECOND, _second),
-    **dict.fromkeys(LAST, _last),
+    **dict.fromkeys(SECOND, lambda arguments: arguments[2]),
+    **dict.fromkeys(LAST, lambda arguments: (arguments.numbered() or [""])[-1]),
     **{name: _around(sign, "") for name, sign in CURRENCIES.items()},
     **dict.fromkeys(("convert", "cvt", "conv", "unit"), _convert),
     **dict.fromkeys(("frac", "fraction", "sfrac", "tfrac", "dfrac", "mfrac", "nicefrac"), _fraction),
@@ -483,22 +467,18 @@ TEMPLATES: dict[str, Rule] = {
     **dict.fromkeys(("ship", "species", "sortname", "sort name", "hidden"), _spaced),
     **dict.fromkeys(("angbr", "angle bracket"), _around("⟨", "⟩")),
     **dict.fromkeys(("interlanguage link", "ill"), lambda arguments: arguments["lt"] or arguments[1]),
-    **dict.fromkeys(
-        ("birth date", "birth date and age", "bda", "birth year and age", "birth-date and given age"), _birth
-    ),
-    **dict.fromkeys(("death date", "death year", "dts", "date table sorting", "dob", "dod", "birth year"), _birth),
-    **dict.fromkeys(
-        ("start date", "start date and age", "end date", "end date and age", "date", "date and age"), _date
-    ),
+    **dict.fromkeys(("birth date", "birth date and age", "birth-date and given age", "bda", "dob"), _birth),
+    **dict.fromkeys(("birth year", "birth year and age", "death date", "death year", "dod"), _birth),
+    **dict.fromkeys(("dts", "date table sorting"), _birth),
+    **dict.fromkeys(("start date", "start date and age", "end date", "end date and age"), _date),
+    **dict.fromkeys(("date", "date and age"), _date),
     **dict.fromkeys(("death date and age", "dda", "death-date and age"), _death),
     **dict.fromkeys(("death year and age",), _death_year),
     **dict.fromkeys(("age", "age in years", "ayd", "age in years and days"), _age),
     **dict.fromkeys(("film date", "filmdate", "television date", "video game release date"), _dates),
     **dict.fromkeys(("height", "infobox person/height", "hgt", "weight"), _height),
     **dict.fromkeys(("coord", "coords", "coordinates"), _coordinates),
-    **dict.fromkeys(
-        ("nts", "number table sorting", "ntsc", "formatnum", "formatnum:", "num", "commas"), _sorted_number
-    ),
+    **dict.fromkeys(("nts", "number table sorting", "ntsc", "formatnum", "formatnum:", "num", "commas"), _grouped),
     **dict.fromkeys(("percentage", "percent", "pct"), _share),
     **dict.fromkeys(("rating", "stars"), _with("/", "")),
     **dict.fromkeys(("flagiocathlete", "flagiocmedalist", "flagathlete", "flagioc2athlete"), _with(" (", ")")),

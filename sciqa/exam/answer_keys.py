@@ -1,13 +1,12 @@
 """Right options: find out whether a cell of the answer column is a letter, a label, a number or an option's text."""
 
 import re
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.exam.answer_options import BEFORE, LETTERS, LetteredOptions, answer_option_text, is_number_answer_option
+from sciqa.exam.answer_options import BEFORE, LetteredOptions, answer_option_text, is_number_answer_option
 from sciqa.exam.columns import Columns, find_column_cell, structured_column_cell
-from sciqa.exam.row import Row
+from sciqa.exam.row import LETTERS, Row
 
 #: Values of `--answers-from`.
 AnswersFrom = Literal["0", "1", "letter", "text"]
@@ -33,11 +32,6 @@ class AnswerKeyReadings(NamedTuple):
     typed: bool = False
     place: int | None = None
     same: bool = False
-
-    @property
-    def can_be_answer(self) -> bool:
-        """Whether the cell is a letter, a label or a text of the question's options."""
-        return self.letter is not None or self.place is not None
 
 
 def _read(cell: object, options: LetteredOptions) -> AnswerKeyReadings:
@@ -78,27 +72,19 @@ class AnswerKeyColumn:
         name: name of the column.
         rows: rows of the exam.
         options: options of each row.
-        fail: makes the error about a row from its number (from 0), the column and the problem.
         columns: columns of the exam. If one cell lists all options, answers stored as numbers count from 0; if the
             columns are those of the exam table itself, a letter is not taken for an option's text.
     """
 
-    def __init__(
-        self,
-        name: str,
-        rows: list[Row],
-        options: list[LetteredOptions],
-        fail: Callable[[int, str, str], InputError],
-        columns: Columns,
-    ) -> None:
-        self.name, self.options, self.fail, self.own = name, options, fail, columns.own
+    def __init__(self, name: str, rows: list[Row], options: list[LetteredOptions], columns: Columns) -> None:
+        self.name, self.rows, self.options, self.own = name, rows, options, columns.own
         self.counted, self.listed = columns.first, len(columns.options) == 1
         self.readings: list[AnswerKeyReadings] = []
-        for at, row in enumerate(rows):
+        for row, each in zip(rows, options, strict=True):
             try:
-                self.readings.append(_read(find_column_cell(row.cells, name), options[at]))
+                self.readings.append(_read(find_column_cell(row.cells, name), each))
             except ValueError as error:
-                raise fail(at, name, str(error)) from error
+                raise row.error(name, str(error)) from error
 
     def places(self, meant: AnswersFrom | None) -> list[int | None]:
         """Return the index of each right option, None where the cell is empty.
@@ -117,45 +103,39 @@ class AnswerKeyColumn:
         )
         if meant is None and self.all_text and not (all(keyed) and in_range):
             meant = "text"
-        readers = {"text": self._text, "letter": self._letter, "0": self._key, "1": self._key}
-        read = readers[meant] if meant else self._any
-        return [None if self.readings[at].text is None else read(at) for at in range(len(self.readings))]
+        read = {None: self._any, "text": self._text, "letter": self._letter, "0": self._key, "1": self._key}[meant]
+        return [None if reading.text is None else read(at) for at, reading in enumerate(self.readings)]
 
-    def agree(self, places: list[int | None], other: str) -> list[int | None]:
-        """Return the indices read from another column, after checking that each answer in this column agrees."""
-        merged = []
+    def check_agrees(self, places: list[int | None], other: str) -> None:
+        """Raise `InputError` unless each answer in this column agrees with the index read from another column."""
         for at, (place, reading) in enumerate(zip(places, self.readings, strict=True)):
+            if reading.text is None:
+                continue
+            if place is None:
+                raise self.rows[at].error(other, f"empty, but column {self.name!r} says {reading.text!r}")
             means = {reading.letter, reading.place, reading.number, (reading.number or 0) - 1}
-            if reading.text is not None and place is None:
-                raise self.fail(at, other, f"empty, but column {self.name!r} says {reading.text!r}")
-            same = place is not None and reading.same and self.options[at].texts[place] == reading.text
-            if reading.text is not None and place is not None and place not in means and not same:
-                letter = LETTERS[place]
-                raise self.fail(at, self.name, f"{reading.text!r} found, but column {other!r} says {letter}")
-            merged.append(place)
-        return merged
+            same = reading.same and self.options[at].texts[place] == reading.text
+            if place not in means and not same:
+                raise self._error(at, f"{reading.text!r} found, but column {other!r} says {LETTERS[place]}")
+
+    def _error(self, at: int, problem: str) -> InputError:
+        return self.rows[at].error(self.name, problem)
 
     def _first(self) -> int | None:
         """Return the first option's number, as known, or as shown by a 0 or the last option's number; else None."""
-        numbered = [
-            (at, reading)
-            for at, reading in enumerate(self.readings)
-            if reading.number is not None and reading.letter is None
-        ]
+        numbered = [at for at, each in enumerate(self.readings) if each.number is not None and each.letter is None]
         if not numbered:
             return 0
         if self.counted:
             return int(self.counted)
-        zero = next((at for at, reading in numbered if reading.number == 0), None)
-        last = next((at for at, reading in numbered if reading.number == len(self.options[at].texts)), None)
+        zero = next((at for at in numbered if self.readings[at].number == 0), None)
+        last = next((at for at in numbered if self.readings[at].number == len(self.options[at].texts)), None)
         if zero is not None and last is not None:
-            raise self.fail(last, self.name, f"{self.readings[last].text!r} found, but elsewhere 0 is, for the first")
-        from_zero = self.own or (self.listed and all(self._trusted(at) for at, _ in numbered))
+            raise self._error(last, f"{self.readings[last].text!r} found, but elsewhere 0 is, for the first")
+        from_zero = self.own or (self.listed and all(map(self._trusted, numbered)))
         if zero is None and last is None and (len(numbered) > 1 or not from_zero):
             return None
-        if from_zero:
-            return 0
-        return 0 if last is None else 1
+        return 0 if from_zero or last is None else 1
 
     def _trusted(self, at: int) -> bool:
         """Whether a number cannot be an option's text, since the file stores it as a number and options as text."""
@@ -164,16 +144,14 @@ class AnswerKeyColumn:
     def _text(self, at: int) -> int:
         reading = self.readings[at]
         if reading.same:
-            raise self.fail(
-                at, self.name, f"{reading.text!r} found, the text of several options; name one by its letter"
-            )
+            raise self._error(at, f"{reading.text!r} found, the text of several options; name one by its letter")
         if reading.place is None:
-            raise self.fail(at, self.name, f"{reading.text!r} found, the text of an option expected")
+            raise self._error(at, f"{reading.text!r} found, the text of an option expected")
         return reading.place
 
     def _letter(self, at: int) -> int:
         if (letter := self.readings[at].letter) is None:
-            raise self.fail(at, self.name, f"{self.readings[at].text!r} found, {self._letters(at)} expected")
+            raise self._error(at, f"{self.readings[at].text!r} found, {self._letters(at)} expected")
         return letter
 
     def _key(self, at: int) -> int:
@@ -196,29 +174,22 @@ class AnswerKeyColumn:
             return self._text(at)
         if reading.number is None or "".join(self.options[at].labels).isdecimal():
             raise self._expected(at)
-        if not self._trusted(at) and reading.place is not None and not self._agrees(reading):
+        agrees = self.first is not None and reading.place == reading.number - self.first and not reading.same
+        if reading.place is not None and not agrees and not self._trusted(at):
             raise self._two(at, "number")
         if self.first is None:
-            raise self.fail(
+            raise self._error(
                 at,
-                self.name,
                 f"{reading.text!r} found, and nowhere a 0 or the number of a last option; say by --answers-from 0 or "
                 "--answers-from 1 what the first option is",
             )
         return self._key(at)
 
-    def _agrees(self, reading: AnswerKeyReadings) -> bool:
-        if self.first is None or reading.number is None:
-            return False
-        return reading.place == reading.number - self.first and not reading.same
-
     def _two(self, at: int, other: str) -> InputError:
-        text = self.readings[at].text
-        return self.fail(
+        return self._error(
             at,
-            self.name,
-            f"{text!r} found, which is the text of an option and may be a {other} too; say by --answers-from what it "
-            "is: text, letter, or 0 or 1, the number of the first option",
+            f"{self.readings[at].text!r} found, which is the text of an option and may be a {other} too; say by "
+            "--answers-from what it is: text, letter, or 0 or 1, the number of the first option",
         )
 
     def _letters(self, at: int) -> str:
@@ -232,4 +203,4 @@ class AnswerKeyColumn:
         what = f"{reading.text!r} found, {self._letters(at)} or an index from {first} to {last + first} expected"
         if reading.number == last + 1 and not first:
             what += "; where the first option is 1, pass --answers-from 1"
-        return self.fail(at, self.name, what)
+        return self._error(at, what)

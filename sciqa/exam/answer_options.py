@@ -1,16 +1,13 @@
 """Read the options of a question: from one cell, a column each, or columns of the right and of the wrong ones."""
 
 import re
-import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from sciqa.core.errors import InputError
 from sciqa.exam.columns import MARKED, Columns, find_column_cell, structured_column_cell
-from sciqa.exam.row import Row, RowNumber
+from sciqa.exam.row import LETTERS, Row, RowNumber
 
-LETTERS = string.ascii_uppercase
 #: Fields that hold the text and the label of options.
 TEXTS = ("text", "choices", "value", "content", "option", "atext")
 LABELS = ("label", "labels", "key", "letter", "aid")
@@ -18,8 +15,6 @@ LABELS = ("label", "labels", "key", "letter", "aid")
 MARKS = ("correct", "is_correct", "isCorrect", "right", "is_right")
 #: Prefix of the text of a lettered option: `(A)`, `A.`, `A)`, `A:`.
 BEFORE = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.IGNORECASE)
-#: Makes the error about a question from the column and the problem.
-Fail = Callable[[str, str], InputError]
 
 
 class LetteredOptions(NamedTuple):
@@ -70,19 +65,19 @@ def answer_option_text(cell: object) -> str | None:
     return text.strip() or None
 
 
-def read_answer_options(row: Row, columns: Columns, fail: Fail) -> LetteredOptions:
+def read_answer_options(row: Row, columns: Columns) -> LetteredOptions:
     """Return a question's options, or raise `InputError` if they are not valid."""
     if columns.correct:
-        return _apart(row, columns.correct, columns, fail)
+        return _apart(row, columns.correct, columns)
     if len(columns.options) > 1:
         cells = [find_column_cell(row.cells, name) for name in columns.options]
-        return _checked(cells, [], list(columns.options), fail)
+        return _checked(row, cells, [], list(columns.options))
     path = columns.options[0]
     cell = structured_column_cell(find_column_cell(row.cells, path))
     labels: object = []
     marks: object = _field(cell, MARKS) if not columns.answer else None
     if isinstance(cell, dict) and not path.startswith(MARKED) and _are_marks(cell):
-        raise fail(path, f"options as a list, or by letters, expected; {str(cell)[:60]} found")
+        raise row.error(path, f"options as a list, or by letters, expected; {str(cell)[:60]} found")
     if isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
         cell, labels = _split(cell)
     elif isinstance(cell, str):
@@ -90,13 +85,13 @@ def read_answer_options(row: Row, columns: Columns, fail: Fail) -> LetteredOptio
     elif path not in row.cells:  # labels are in a field beside that of the texts
         labels = _field(structured_column_cell(find_column_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
-        raise fail(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
+        raise row.error(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
-        raise fail(path, f"{len(cell)} options, but labels {str(labels)[:60]}")
+        raise row.error(path, f"{len(cell)} options, but labels {str(labels)[:60]}")
     marks = labels if path.partition(".")[0] == MARKED else marks
     if isinstance(marks, list):
-        return _marked(cell, marks, path, fail)
-    return _checked(cell, labels, [path] * len(cell), fail)
+        return _marked(row, cell, marks, path)
+    return _checked(row, cell, labels, [path] * len(cell))
 
 
 def _are_marks(cell: dict) -> bool:
@@ -151,32 +146,34 @@ def split_lettered_options(text: str) -> list[str] | str:
     return text
 
 
-def _apart(row: Row, correct: str, columns: Columns, fail: Fail) -> LetteredOptions:
+def _apart(row: Row, correct: str, columns: Columns) -> LetteredOptions:
     names = [correct, *columns.incorrect]
     cells = [find_column_cell(row.cells, name) for name in names]
     if columns.listed and isinstance(wrong := structured_column_cell(cells[1]), list):
         cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
-    return _checked(cells, [], names, fail)._replace(right=0)
+    return _checked(row, cells, [], names)._replace(right=0)
 
 
-def _marked(cell: list, marks: list, path: str, fail: Fail) -> LetteredOptions:
+def _marked(row: Row, cell: list, marks: list, path: str) -> LetteredOptions:
     """Return options of which one is marked as right: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
     if marks and {str(each) for each in cell} <= {"0", "1"}:  # the keys are the texts
         cell, marks = marks, cell
     marks = [str(int(each) if isinstance(each, bool) else each) for each in marks]
     if marks.count("1") != 1 or set(marks) > {"0", "1"}:
-        raise fail(path, f"labels {', '.join(marks)[:60]} found; 1 for the right option and 0 for the others expected")
-    return _checked(cell, [], [path] * len(cell), fail)._replace(right=marks.index("1"))
+        raise row.error(
+            path, f"labels {', '.join(marks)[:60]} found; 1 for the right option and 0 for the others expected"
+        )
+    return _checked(row, cell, [], [path] * len(cell))._replace(right=marks.index("1"))
 
 
-def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> LetteredOptions:
+def _checked(row: Row, cells: list, labels: list, names: list[str]) -> LetteredOptions:
     """Return options after checking that no text is missing; empty columns at the end are dropped."""
     read = []
     for cell, name in zip(cells, names, strict=True):
         try:
             read.append(answer_option_text(cell))
         except ValueError as error:
-            raise fail(name, str(error)) from error
+            raise row.error(name, str(error)) from error
     several = len(set(names)) > 1
     while several and read and read[-1] is None:
         read.pop()
@@ -185,20 +182,19 @@ def _checked(cells: list, labels: list, names: list[str], fail: Fail) -> Lettere
         gap = read.index(None) if None in read else len(read)
         name = names[gap] if gap < len(names) else names[-1] if names else "options"
         where = "" if several else f" as option {gap + 1}"
-        raise fail(name, f"empty{where}; a question has at least two options and no gap between them")
+        raise row.error(name, f"empty{where}; a question has at least two options and no gap between them")
     if len(texts) > len(LETTERS):
-        raise fail(names[0], f"{len(texts)} options found, at most {len(LETTERS)} can be read")
-    return _in_order(texts, [str(label).strip() for label in labels], names[0], fail)._replace(
-        numbers=any(map(is_number_answer_option, cells))
-    )
+        raise row.error(names[0], f"{len(texts)} options found, at most {len(LETTERS)} can be read")
+    ordered = _in_order(row, texts, [str(label).strip() for label in labels], names[0])
+    return ordered._replace(numbers=any(map(is_number_answer_option, cells)))
 
 
-def _in_order(texts: list[str], labels: list[str], name: str, fail: Fail) -> LetteredOptions:
+def _in_order(row: Row, texts: list[str], labels: list[str], name: str) -> LetteredOptions:
     """Return options sorted by label, if the labels are the first letters in any order."""
     if not labels:
         return LetteredOptions(texts)
     if len(set(labels)) < len(labels):
-        raise fail(name, f"labels {', '.join(labels)[:60]} found; each must be another")
+        raise row.error(name, f"labels {', '.join(labels)[:60]} found; each must be another")
     order = list(range(len(texts)))
     if set(labels) == set(LETTERS[: len(texts)]):
         order = sorted(order, key=lambda at: labels[at])
@@ -219,15 +215,15 @@ def options_without_letters(options: list[LetteredOptions]) -> list[LetteredOpti
 
 def answer_options_of(question: dict) -> dict[str, str]:
     """Return a question's options by letter, without empty ones."""
-    return {letter: question[letter] for letter in string.ascii_uppercase if question.get(letter)}
+    return {letter: question[letter] for letter in LETTERS if question.get(letter)}
 
 
 def rotate_answer_options(question: dict, by: int) -> dict:
     """Return a question with its options moved on by `by` places; those past the end move to the front."""
     texts = list(answer_options_of(question).values())
     moved = texts[-by:] + texts[:-by] if by else texts
-    rotated = question | dict(zip(string.ascii_uppercase, moved, strict=False))
+    rotated = question | dict(zip(LETTERS, moved, strict=False))
     if question.get("answer"):
-        place = string.ascii_uppercase.index(question["answer"]) + by
-        rotated["answer"] = string.ascii_uppercase[place % len(texts)]
+        place = LETTERS.index(question["answer"]) + by
+        rotated["answer"] = LETTERS[place % len(texts)]
     return rotated

@@ -26,13 +26,7 @@ def chain_table_folder(answers: str) -> str:
 
 
 def write_chain_rows(answers: str, part: int, rows: Sequence[dict]) -> None:
-    """Write one shard of the table of chains; it has the number of the shard of answers that they lead to.
-
-    Args:
-        answers: folder of the answers table.
-        part: number of the shard.
-        rows: rows with the fields of `SCHEMA`.
-    """
+    """Write rows of `SCHEMA` as a shard of the table of chains, numbered as the shard of answers that they lead to."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     tables.write_table(tables.table_part_path(chain_table_folder(answers), part), table)
 

@@ -1,6 +1,5 @@
 """`sciqa exam --check`: show how an exam is understood, without running or writing anything."""
 
-import string
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -10,19 +9,15 @@ import numpy as np
 
 from sciqa.core.summary import Summary
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.exam.baselines import (
-    baseline_answer_counts,
-    longest_baseline_scores,
-    majority_baseline_scores,
-    overlap_baseline_scores,
-)
+from sciqa.exam.baselines import baseline_answer_counts, baseline_scores
 from sciqa.exam.metrics import average_precision_at_3, metric_rank_range, metrics_by_chance, right_at_first
 from sciqa.exam.options import ExamOptions
+from sciqa.exam.row import LETTERS
 
 #: Number of questions shown, and of characters shown of each text.
 SHOWN, WIDTH = 3, 300
-#: Scores of the options of a question, from its row and the options by letter; None if it cannot be scored.
-Scores = Callable[[dict, dict[str, str]], np.ndarray | None]
+#: Scores of the options of a question, from its row; None if it cannot be scored.
+Scores = Callable[[dict], np.ndarray | None]
 
 
 def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, str]]) -> Summary:
@@ -43,7 +38,7 @@ def check_exam(options: ExamOptions, gold_texts: Callable[[set[str]], dict[str, 
     for row in rows[:SHOWN]:
         lines += ["", *_shown(row)]
     given = [answer_options_of(row) for row in rows]
-    lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given), *_shallow(rows, given, gold_texts)]
+    lines += ["", _letters(rows), *_repeats(rows, given), _chance(rows, given), *_shallow(rows, gold_texts)]
     made = f"{len(rows):,} questions of {exam}, only shown"
     return Summary("check", "", made, time.monotonic() - started, {"lines": lines})
 
@@ -66,7 +61,7 @@ def _cut(text: str) -> str:
 
 def _letters(rows: list[dict]) -> str:
     counts = Counter(row["answer"] for row in rows if row["answer"])
-    letters = [letter for letter in string.ascii_uppercase if letter in rows[0]]
+    letters = [letter for letter in LETTERS if letter in rows[0]]
     said = ", ".join(f"{letter} {counts[letter]:,}" for letter in letters) if counts else "none"
     return f"right options: {said}; {len(rows) - counts.total():,} of {len(rows):,} questions without an answer"
 
@@ -100,39 +95,31 @@ def _chance(rows: list[dict], given: list[dict[str, str]]) -> str:
     return f"by chance: accuracy {accuracy:.3f}, MAP@3 {map_at_3:.3f} (questions by number of options: {said})"
 
 
-def _shallow(
-    rows: list[dict], given: list[dict[str, str]], gold_texts: Callable[[set[str]], dict[str, str]]
-) -> list[str]:
+def _shallow(rows: list[dict], gold_texts: Callable[[set[str]], dict[str, str]]) -> list[str]:
     """Return lines with the scores of the shallow baselines, each on the answered questions that it can rank."""
-    pairs = [(row, options) for row, options in zip(rows, given, strict=True) if row["answer"]]
-    titles = {row["title"] for row, _ in pairs if row.get("title")}
+    rows = [row for row in rows if row["answer"]]
+    titles = {row["title"] for row in rows if row.get("title")}
     articles = gold_texts(titles) if titles else {}
-    counts = baseline_answer_counts([row for row, _ in pairs])
-    texts = {
-        "overlap with the prompt": lambda row: row["prompt"],
-        "overlap with the context": lambda row: row["context"],
-        "overlap with the gold article": lambda row: articles.get(row.get("title")),
-    }
-    scores: dict[str, Scores] = {name: _overlap_with(text) for name, text in texts.items()}
-    scores |= {
-        "longest option": lambda _, options: longest_baseline_scores(list(options.values())),
-        "shortest option": lambda _, options: -longest_baseline_scores(list(options.values())),
-        "most frequent letter": lambda _, options: majority_baseline_scores(list(options), counts),
+    longest, majority = (baseline_scores(name, baseline_answer_counts(rows)) for name in ("longest", "majority"))
+    scores: dict[str, Scores] = {
+        "overlap with the prompt": _overlap_with(lambda row: row["prompt"]),
+        "overlap with the context": _overlap_with(lambda row: row["context"]),
+        "overlap with the gold article": _overlap_with(lambda row: articles.get(row.get("title", ""))),
+        "longest option": lambda row: longest(row, ""),
+        "shortest option": lambda row: -longest(row, ""),
+        "most frequent letter": lambda row: majority(row, ""),
     }
     lines = []
     for name, score in scores.items():
-        places = [
-            metric_rank_range(scored, ord(row["answer"]) - ord("A"))
-            for row, options in pairs
-            if (scored := score(row, options)) is not None
-        ]
-        if places:
-            ranks, tied = np.array(places).T
+        scored = [(row, found) for row in rows if (found := score(row)) is not None]
+        if scored:
+            ranks, tied = np.array([metric_rank_range(found, LETTERS.index(row["answer"])) for row, found in scored]).T
             accuracy, map_at_3 = right_at_first(ranks, tied).mean(), average_precision_at_3(ranks, tied).mean()
-            on = f" (on {len(places):,} questions)" * (len(places) < len(pairs))
+            on = f" (on {len(scored):,} questions)" * (len(scored) < len(rows))
             lines.append(f"by {name}: accuracy {accuracy:.3f}, MAP@3 {map_at_3:.3f}{on}")
     return lines
 
 
 def _overlap_with(text: Callable[[dict], str | None]) -> Scores:
-    return lambda row, options: overlap_baseline_scores(list(options.values()), said) if (said := text(row)) else None
+    overlap = baseline_scores("overlap", {})
+    return lambda row: overlap(row, said) if (said := text(row)) else None

@@ -3,15 +3,13 @@
 import ast
 import difflib
 import re
-import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from sciqa.core.errors import InputError
 from sciqa.exam.exam_files import parse_exam_file_json
-from sciqa.exam.row import Row
+from sciqa.exam.row import LETTERS, Row
 
-LETTERS = string.ascii_uppercase
 #: Names of each part in public exams, likelier names first; `a.b` is the field b of the column a.
 PROMPTS = (
     *("prompt", "question", "question.stem", "question_stem", "query", "Question", "ctx", "goal", "sentence"),
@@ -57,10 +55,8 @@ COUNTED = {
     ("mc_answer1", "correct_answer_num"): "1",
     ("endings", "label"): "0",
 }
-
-
-#: Fields of `Columns` that are not parts of a question.
-NO_PARTS = ("kept", "own", "listed", "also")
+#: Fields of `Columns` that are parts of a question.
+PARTS = ("prompt", "options", "answer", "correct", "incorrect", "context", "id")
 
 
 @dataclass(frozen=True)
@@ -96,8 +92,8 @@ class Columns:
     @property
     def first(self) -> str | None:
         """Number of the first option, "0" or "1"; None if the columns' names do not tell."""
-        known = [COUNTED.get((option, answer)) for option in self.options[:1] for answer in self.answer[:1]]
-        return known[0] if known and known[0] else "0" if (self.options or ("",))[0].endswith("0") else None
+        option, answer = next(iter(self.options), ""), next(iter(self.answer), "")
+        return COUNTED.get((option, answer)) or ("0" if option.endswith("0") else None)
 
     @property
     def used(self) -> set[str]:
@@ -107,12 +103,8 @@ class Columns:
 
     def said(self) -> str:
         """Return these columns in the syntax of `--columns`."""
-        parts = []
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value and each.name not in NO_PARTS:
-                parts.append(f"{each.name}={value if isinstance(value, str) else ','.join(value)}")
-        parts += [f"{name}={path}" for name, path in self.kept.items()]
+        paths = {name: getattr(self, name) for name in PARTS} | self.kept
+        parts = [f"{name}={path if isinstance(path, str) else ','.join(path)}" for name, path in paths.items() if path]
         return " ".join(f"'{part}'" if " " in part else part for part in parts)
 
 
@@ -122,7 +114,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: an unknown part, a part that is given twice, or no `=`.
     """
-    parts = [each.name for each in fields(Columns) if each.name not in NO_PARTS] + [*KEPT]
+    parts = (*PARTS, *KEPT)
     found = {}
     for each in given:
         name, equals, column = each.partition("=")
@@ -171,12 +163,7 @@ def structured_column_cell(cell: object) -> object:
 
 
 def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
-    """Return the columns of an exam: the given ones, and for other parts the first known name that is present.
-
-    Args:
-        exam: name of the exam, for messages.
-        rows: all rows of the exam.
-        given: as `parse_columns` returns it.
+    """Return the columns of an exam: those of `parse_columns`, and for other parts the first known name in its rows.
 
     Raises:
         InputError: lists all missing columns, with similar names that are present.

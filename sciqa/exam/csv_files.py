@@ -28,17 +28,16 @@ def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
     named = iter(clean_row_names(path, filter(None, header)))
     header, width = [name and next(named) for name in header], len(header)
     for number, (line, cells) in enumerate(body, 1):
-        if len(cells) < width or any(cell.strip() for cell in cells[width:]):
-            place = Row(path, number, line, {}).place
-            raise InputError(f"{place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
-        if swallowed := next((cell for cell in cells if _holds_rows(cell, width)), None):
-            place = Row(path, number, line, {}).place
-            raise InputError(
-                f"{place}: a cell that holds whole rows, {swallowed[:60]!r}; a quote before it is not closed, or not "
-                "doubled inside its cell"
-            )
         given = zip(header, cells, strict=False)  # cells beyond the header are empty
-        yield Row(path, number, line, {name: cell for name, cell in given if name})
+        row = Row(path, number, line, {name: cell for name, cell in given if name})
+        if len(cells) < width or any(cell.strip() for cell in cells[width:]):
+            raise InputError(f"{row.place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
+        if swallowed := next((cell for cell in cells if _holds_rows(cell, width)), None):
+            raise InputError(
+                f"{row.place}: a cell that holds whole rows, {swallowed[:60]!r}; a quote before it is not closed, or "
+                "not doubled inside its cell"
+            )
+        yield row
 
 
 def _holds_rows(cell: str, width: int) -> bool:

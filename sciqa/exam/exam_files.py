@@ -59,10 +59,8 @@ def read_exam_files(exam: str) -> list[Row]:
         return [row for name, each in data for row in _read_jsonl(name, _decode(name, each))]
     try:
         rows = [row for path in _find_files(exam) for row in _read_file(path)]
-    except InputError:
-        raise
     except Exception as error:
-        if "://" not in exam:
+        if isinstance(error, InputError) or "://" not in exam:
             raise
         raise InputError(f"{exam}: cannot be read ({type(error).__name__}: {error})") from error
     if not rows:
@@ -117,11 +115,7 @@ def _read_file(path: str) -> Iterable[Row]:
         except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
             raise InputError(f"{path}: not a whole .{packing} file ({error}); write or fetch it again") from error
     if kind == "parquet":
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
-        return _read_parquet(path, file)
+        return _read_parquet(path, pa.BufferReader(data))
     if kind == "arrow":
         return _read_arrow(path, data)
     text = _decode(path, data)
@@ -139,7 +133,7 @@ def _read_arrow(path: str, data: bytes) -> Iterator[Row]:
         raise InputError(f"{path}: not a whole Arrow file ({error}); write or fetch it again") from error
     written = io.BytesIO()
     pq.write_table(table, written)
-    return _read_parquet(path, pq.ParquetFile(written))
+    return _read_parquet(path, written)
 
 
 def _decode(path: str, data: bytes) -> str:
@@ -245,10 +239,11 @@ def _row(path: str, number: int, line: int | None, cells: object) -> Row:
     return row._replace(cells=cells)
 
 
-def _read_parquet(path: str, file: pq.ParquetFile) -> Iterator[Row]:
-    names = clean_row_names(path, file.schema_arrow.names)
+def _read_parquet(path: str, source: pq.ParquetFile | pa.BufferReader | io.BytesIO) -> Iterator[Row]:
     number = 0
     try:
+        file = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(source)
+        names = clean_row_names(path, file.schema_arrow.names)
         for batch in file.iter_batches(1024):
             columns = [_shortest_decimals(column).to_pylist() for column in batch.columns]
             for cells in zip(*columns, strict=True):

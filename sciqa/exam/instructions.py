@@ -39,12 +39,7 @@ def read_instructions_examples(path: str) -> list[dict]:
 
 
 def instruction_text(row: Row, column: str, optional: bool = False) -> str:
-    """Return the text of a cell.
-
-    Args:
-        row: row of a file.
-        column: name of the column.
-        optional: return "" for a missing or empty cell.
+    """Return the text of a cell; if it is `optional`, "" for a missing or empty one.
 
     Raises:
         InputError: the cell is missing or empty, or holds something else than text.

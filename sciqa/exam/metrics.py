@@ -13,6 +13,8 @@ from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.probabilities import softmax
 
+#: Bins of equal width of a reliability diagram.
+BINS = 10
 RESAMPLES = 10_000
 #: Number of resampled counts held in memory at once.
 HELD = 1 << 22
@@ -99,29 +101,30 @@ def log_loss(probabilities: np.ndarray) -> float:
     return float(-np.log(np.maximum(probabilities, 1e-12)).mean())
 
 
-def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
-    """Return the points of a reliability diagram: questions in bins by the probability of the first answer.
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Return the points of a reliability diagram: questions in `BINS` by the probability of the first answer.
+
+    Empty bins are left out.
 
     Args:
         confidence: probability of the option ranked first, shape (questions,).
         correct: whether that option is the correct one, shape (questions,); a share where several are tied.
-        bins: number of bins of equal width; empty ones are left out.
     """
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         {
             "confidence": float(confidence[which == number].mean()),
             "accuracy": float(correct[which == number].mean()),
             "questions": int((which == number).sum()),
         }
-        for number in range(bins)
+        for number in range(BINS)
         if (which == number).any()
     ]
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> float:
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Return the expected calibration error (Guo et al. 2017, section 2), arguments as `calibration_bins`."""
-    points = calibration_bins(confidence, correct, bins)
+    points = calibration_bins(confidence, correct)
     gaps = [point["questions"] * abs(point["confidence"] - point["accuracy"]) for point in points]
     return float(sum(gaps) / len(confidence))
 

@@ -26,27 +26,21 @@ class QuestionTable:
     rows: int
 
     def read(self, questions: Sequence[dict], first: int, columns: list[str] | None = None) -> list[dict]:
-        """Return the rows of consecutive questions of an exam.
-
-        Args:
-            questions: the questions, in the order of the exam.
-            first: number of the first one in the exam, from 0.
-            columns: columns to read besides `id`; by default all.
-
-        Raises:
-            InputError: the table's rows at these numbers belong to other questions.
-        """
+        """Return the rows of consecutive questions of an exam, in its order; see `read_slice`."""
         if not questions:
             return []
         return self.read_slice([question["id"] for question in questions], first, columns).to_pylist()
 
     def read_slice(self, ids: list[str], first: int, columns: list[str] | None = None) -> pa.Table:
-        """Return the rows of at least one question as a table; see `read`.
+        """Return the rows of at least one question as a table.
 
         Args:
             ids: ids of consecutive questions of the exam.
             first: number of the first one in the exam, from 0.
             columns: columns to read besides `id`; by default all.
+
+        Raises:
+            InputError: the table's rows at these numbers belong to other questions.
         """
         last = first + len(ids)
         columns = columns and ["id", *columns]
@@ -55,35 +49,25 @@ class QuestionTable:
             start = part * self.rows
             path = tables.table_part_path(self.folder, part)
             found.append(tables.read_table_slice(path, max(first - start, 0), min(last - start, self.rows), columns))
-        table = pa.concat_tables(found)
-        check_question_table_ids(self.folder, table["id"].to_pylist(), ids, first)
-        return table
+        return self._checked(pa.concat_tables(found), ids, first)
 
     def read_all(self, exam: "Exam", columns: list[str] | None = None) -> pa.Table:
-        """Return the rows of all questions of an exam, in its order; see `read`."""
+        """Return the rows of all questions of an exam, in its order; see `read_slice`."""
         columns = columns and ["id", *columns]
         paths = [tables.table_part_path(self.folder, part) for part in range(-(-exam.questions // self.rows))]
         table = pa.concat_tables([tables.open_parquet(path).read(columns) for path in paths])
-        check_question_table_ids(self.folder, table["id"].to_pylist(), exam.read_ids(), 0)
-        return table
+        return self._checked(table, exam.read_ids(), 0)
 
-
-def check_question_table_ids(folder: str, found: list[str], expected: list[str], first: int) -> None:
-    """Raise `InputError` unless the rows of a table belong to the questions that are read with it.
-
-    Args:
-        folder: folder of the table.
-        found: ids of the rows.
-        expected: ids of the questions.
-        first: number of the first question in the exam, from 0.
-    """
-    if found == expected:
-        return
-    pairs = zip(found, expected, strict=False)
-    at = next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
-    there = f"the row of question {found[at]!r}" if at < len(found) else "no row"
-    wanted = f"that of question {expected[at]!r}" if at < len(expected) else "none"
-    raise InputError(
-        f"{folder}, row {first + at + 1}: {there} where {wanted} is expected; "
-        "its shards are of another exam; delete the folder and run the step that makes it again"
-    )
+    def _checked(self, table: pa.Table, expected: list[str], first: int) -> pa.Table:
+        """Return rows if their ids are those of questions, of which the first has the number `first` in the exam."""
+        found = table["id"].to_pylist()
+        if found == expected:
+            return table
+        pairs = zip(found, expected, strict=False)
+        at = next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
+        there = f"the row of question {found[at]!r}" if at < len(found) else "no row"
+        wanted = f"that of question {expected[at]!r}" if at < len(expected) else "none"
+        raise InputError(
+            f"{self.folder}, row {first + at + 1}: {there} where {wanted} is expected; "
+            "its shards are of another exam; delete the folder and run the step that makes it again"
+        )

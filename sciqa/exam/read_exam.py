@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -12,26 +11,17 @@ import pyarrow as pa
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_keys import AnswerKeyColumn, AnswersFrom
-from sciqa.exam.answer_options import (
-    Fail,
-    LetteredOptions,
-    answer_option_text,
-    options_without_letters,
-    read_answer_options,
-)
+from sciqa.exam.answer_options import LetteredOptions, answer_option_text, options_without_letters, read_answer_options
 from sciqa.exam.columns import KEPT, Columns, find_column_cell, parse_columns, recognise_columns, unwrap_columns
 from sciqa.exam.exam_files import exam_file_splits, read_exam_files
-from sciqa.exam.row import Row
+from sciqa.exam.row import LETTERS, Row
 
 #: Accepted values of `is_question`.
-BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-BOOLEANS |= {"1.0": True, "0.0": False}
+BOOLEANS = dict.fromkeys(("true", "1", "1.0", "yes"), True) | dict.fromkeys(("false", "0", "0.0", "no"), False)
 #: Values of `--context`: the exam's own column, passages that are found, or both.
 ContextFrom = Literal["both", "given", "found"]
 #: Columns of the exam table that this program reads.
-READ = ("id", "prompt", "is_question", "context", "answer", *string.ascii_uppercase)
-#: Makes the error about a row from its number (from 0), the column and the problem.
-FailAt = Callable[[int, str, str], InputError]
+READ = ("id", "prompt", "is_question", "context", "answer", *LETTERS)
 
 
 @dataclass(frozen=True)
@@ -76,26 +66,16 @@ def read_exam_questions(
 ) -> ReadExam:
     """Read an exam as `read_exam` does, and also return how the file was understood.
 
-    Args:
-        exam: as in `read_exam`.
-        columns: as in `read_exam`.
-        answers_from: as in `read_exam`.
-        context: `given`: some question must have a context of its own; `found`: such contexts are left out.
+    With the context `given`, some question must have a context of its own; with `found`, such contexts are left out.
     """
     rows = unwrap_columns(read_exam_files(exam))
     found = recognise_columns(exam, rows, {} if exam_file_splits(exam) else parse_columns(columns))
-
-    def fail(at: int, column: str, what: str) -> InputError:
-        return InputError(f"{rows[at].place}, column {column!r}: {what}")
-
-    ids = _ids(rows, found, fail)
-    contexts = [_context(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
+    ids = _ids(rows, found)
+    contexts = [_context(row, found) for row in rows]
     parts: dict[str, Sequence[object]] = {
         "id": ids,
-        "prompt": [
-            "\n".join(_needed(row, path, _failing(fail, at)) for path in found.prompt) for at, row in enumerate(rows)
-        ],
-        "is_question": [_is_question(row, found, _failing(fail, at)) for at, row in enumerate(rows)],
+        "prompt": ["\n".join(_needed(row, path) for path in found.prompt) for row in rows],
+        "is_question": [_is_question(row, found) for row in rows],
         "context": [None] * len(rows) if context == "found" else contexts,
     }
     if context == "given" and not any(contexts):
@@ -104,93 +84,82 @@ def read_exam_questions(
             f"{exam}: --context given, but no question has one (column {names}); name it by --columns context=…, or "
             "leave --context out"
         )
-    options = [read_answer_options(row, found, _failing(fail, at)) for at, row in enumerate(rows)]
-    lettered = options
-    if len(found.options) == 1:
-        options = options_without_letters(options)
-    places = _places(found, rows, options, fail, answers_from)
+    lettered = [read_answer_options(row, found) for row in rows]
+    options = options_without_letters(lettered) if len(found.options) == 1 else lettered
+    places = _places(found, rows, options, answers_from)
     texts, places = _arranged(ids, options, places)
     width = max(len(found.options) if len(found.options) > 1 else 2, *map(len, texts))
     parts |= {
-        letter: [each[at] if at < len(each) else None for each in texts]
-        for at, letter in enumerate(string.ascii_uppercase[:width])
+        letter: [each[at] if at < len(each) else None for each in texts] for at, letter in enumerate(LETTERS[:width])
     }
-    parts["answer"] = [None if place is None else string.ascii_uppercase[place] for place in places]
-    parts |= _others(rows, found, set(parts), fail)
+    parts["answer"] = [None if place is None else LETTERS[place] for place in places]
+    parts |= _others(rows, found, set(parts))
     types = {"is_question": pa.bool_()}
     table = pa.table({name: pa.array(cells, types.get(name, pa.string())) for name, cells in parts.items()})
     notes = list(_notes(exam, found, table, texts, context))
-    if options is not lettered and options != lettered:
+    if options != lettered:
         notes.append(f"{exam}: the letters before its options are left out, as in {lettered[0].texts[0][:40]!r}")
     return ReadExam(table, found, notes)
 
 
-def _failing(fail: FailAt, at: int) -> Fail:
-    return lambda column, what: fail(at, column, what)
-
-
-def _text(row: Row, path: str, fail: Fail) -> str | None:
+def _text(row: Row, path: str) -> str | None:
     try:
         return answer_option_text(find_column_cell(row.cells, path))
     except ValueError as error:
-        raise fail(path, str(error)) from error
+        raise row.error(path, str(error)) from error
 
 
-def _needed(row: Row, path: str, fail: Fail) -> str:
-    if (text := _text(row, path, fail)) is None:
-        raise fail(path, "empty; every question needs one")
+def _needed(row: Row, path: str) -> str:
+    if (text := _text(row, path)) is None:
+        raise row.error(path, "empty; every question needs one")
     return text
 
 
-def _ids(rows: list[Row], columns: Columns, fail: FailAt) -> list[str]:
+def _ids(rows: list[Row], columns: Columns) -> list[str]:
     """Return the ids of all questions; if the exam has none, the row numbers."""
     if not columns.id:
         return [str(number) for number in range(1, len(rows) + 1)]
-    seen: dict[str, int] = {}
-    for at, row in enumerate(rows):
-        name = _needed(row, columns.id, _failing(fail, at))
-        if name in seen:
-            first = rows[seen[name]]
+    seen: dict[str, Row] = {}
+    for row in rows:
+        name = _needed(row, columns.id)
+        if first := seen.get(name):
             where = f"row {first.number}" + (f" of {first.path}" if first.path != row.path else "")
-            raise fail(at, columns.id, f"{name!r} stands in {where} already; ids must differ")
-        seen[name] = at
+            raise row.error(columns.id, f"{name!r} stands in {where} already; ids must differ")
+        seen[name] = row
     return list(seen)
 
 
-def _is_question(row: Row, columns: Columns, fail: Fail) -> bool:
+def _is_question(row: Row, columns: Columns) -> bool:
     path = columns.kept.get("is_question", "is_question")
-    text = _text(row, path, fail)
-    if text is not None and text.lower() not in BOOLEANS:
-        raise fail(path, f"{text!r} found, true or false expected")
-    return True if text is None else BOOLEANS[text.lower()]
+    text = _text(row, path) or "true"
+    if text.lower() not in BOOLEANS:
+        raise row.error(path, f"{text!r} found, true or false expected")
+    return BOOLEANS[text.lower()]
 
 
-def _context(row: Row, columns: Columns, fail: Fail) -> str | None:
-    texts = [_text(row, path, fail) for path in columns.context]
-    return "\n".join(filter(None, texts)) or None
+def _context(row: Row, columns: Columns) -> str | None:
+    return "\n".join(filter(None, [_text(row, path) for path in columns.context])) or None
 
 
 def _places(
-    columns: Columns, rows: list[Row], options: list[LetteredOptions], fail: FailAt, meant: AnswersFrom | None
+    columns: Columns, rows: list[Row], options: list[LetteredOptions], meant: AnswersFrom | None
 ) -> list[int | None]:
     """Return the index of each question's right option; None for a question without an answer."""
     if not columns.answer:
         return [each.right for each in options]
-    read = [AnswerKeyColumn(name, rows, options, fail, columns) for name in columns.answer]
-    places = read[0].places(meant)
-    for other in [*read[1:], *_also_answers(columns, rows, options, fail)]:
-        places = other.agree(places, columns.answer[0])
+    first, *others = [AnswerKeyColumn(name, rows, options, columns) for name in columns.answer]
+    places = first.places(meant)
+    for other in [*others, *_also_answers(columns, rows, options)]:
+        other.check_agrees(places, first.name)
     return places
 
 
-def _also_answers(
-    columns: Columns, rows: list[Row], options: list[LetteredOptions], fail: FailAt
-) -> Iterator[AnswerKeyColumn]:
+def _also_answers(columns: Columns, rows: list[Row], options: list[LetteredOptions]) -> Iterator[AnswerKeyColumn]:
     """Yield unread columns whose names and cells look like answers."""
     for name in columns.also:
         with suppress(InputError):
-            column = AnswerKeyColumn(name, rows, options, fail, columns)
-            if all(reading.text is None or reading.can_be_answer for reading in column.readings):
+            column = AnswerKeyColumn(name, rows, options, columns)
+            if all(each.text is None or {each.letter, each.place} != {None} for each in column.readings):
                 yield column
 
 
@@ -210,25 +179,22 @@ def _arranged(
     return texts, right
 
 
-def _others(rows: list[Row], columns: Columns, taken: set[str], fail: FailAt) -> dict[str, list[str | None]]:
+def _others(rows: list[Row], columns: Columns, taken: set[str]) -> dict[str, list[str | None]]:
     """Return the columns that are kept unchanged, lists and objects as JSON; none has a name of the table's own."""
     used = {path if path in row.cells else path.partition(".")[0] for row in rows[:1] for path in columns.used}
-    used |= columns.used | taken | set(string.ascii_uppercase if not columns.own else "")
+    used |= columns.used | taken | set("" if columns.own else LETTERS)
     names = dict.fromkeys(name for row in rows for name in row.cells if name not in used)
     sources = {name: name for name in names} | {new: old for new, old in columns.kept.items() if new != "is_question"}
-    kept: dict[str, list[str | None]] = {}
-    for name, source in sources.items():
-        kept[name] = [_other(row, source, _failing(fail, at)) for at, row in enumerate(rows)]
-    return kept
+    return {name: [_other(row, source) for row in rows] for name, source in sources.items()}
 
 
-def _other(row: Row, path: str, fail: Fail) -> str | None:
+def _other(row: Row, path: str) -> str | None:
     cell = find_column_cell(row.cells, path)
     if isinstance(cell, list | dict):
         return json.dumps(cell, ensure_ascii=False, default=str)
     if isinstance(cell, bytes) and path not in KEPT:
         return cell.hex()
-    return _text(row, path, fail)
+    return _text(row, path)
 
 
 def _notes(exam: str, columns: Columns, table: pa.Table, texts: list[list[str]], context: str) -> Iterator[str]:

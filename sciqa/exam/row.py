@@ -1,10 +1,13 @@
 """A question as read from a file: its cells by column, and its place."""
 
+import string
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from sciqa.core.errors import InputError
 
+#: Names of the options of a question, in order.
+LETTERS = string.ascii_uppercase
 #: Invisible characters that are removed around column names.
 UNSEEN = "\ufeff\u200b\u2060"
 
@@ -35,6 +38,10 @@ class Row(NamedTuple):
         """File, line and row in words; the line is left out if it equals the row."""
         line = f"line {self.line}, " if self.line not in (None, self.number) else ""
         return f"{self.path}, {line}row {self.number}"
+
+    def error(self, column: str, problem: str) -> InputError:
+        """Return the error about a cell of this question."""
+        return InputError(f"{self.place}, column {column!r}: {problem}")
 
 
 def clean_row_names(path: str, names: Iterable[str]) -> list[str]:
