@@ -59,8 +59,7 @@ class ModelFiles:
     @property
     def tokenizer(self) -> str:
         """Hash of the files that `tokenizer_of_model_files` reads."""
-        others = self.others
-        return others.get("tokenizer.json") or self.revision
+        return self.others.get("tokenizer.json") or self.revision
 
 
 def local_model_path(name: str) -> str:
