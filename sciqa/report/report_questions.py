@@ -51,14 +51,10 @@ class ReportQuestionContexts(NamedTuple):
 def report_questions(
     output: str, exam: Exam, readers: dict[str, dict], shown: str, most: int
 ) -> tuple[list[dict], dict[str, dict]]:
-    """Return the questions that a page lists, and each reader's answers to them.
+    """Return the questions that a page lists, at most so many, and each reader's answers to them.
 
-    Args:
-        output: folder of the run.
-        exam: the questions.
-        readers: result of `sciqa.exam.finished_answers.readers_of_finished_answers`.
-        shown: reader whose contexts are shown, where there are several tables of contexts.
-        most: maximum number of questions.
+    The readers are those of `sciqa.exam.finished_answers.readers_of_finished_answers`; where there are several tables
+    of contexts, those of the reader `shown` are shown.
 
     Returns:
         The questions with `options` by letter, `slices`, and `passages` in `parts`; and for each reader its `ways` and
@@ -78,14 +74,9 @@ def report_questions(
 
 
 def report_question_chains(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
-    """Return what readers wrote before their answers: rows of the table of chains by question and reader.
+    """Return what readers wrote before their answers to the first questions: rows of chains by question and reader.
 
     A text longer than `CHAIN_CHARACTERS` loses its middle.
-
-    Args:
-        output: folder of the run.
-        readers: names of the readers.
-        most: questions for which chains are needed.
     """
     found: dict[str, dict[str, list[dict]]] = {}
     for name in readers:

@@ -96,10 +96,7 @@ def stop_serve() -> None:
 def serve_application(options: ServeOptions, manifest: dict, token: str | None) -> "Application":
     """Return the application for Ray Serve: one web application, and replicas of the models behind it.
 
-    Args:
-        options: options of the server.
-        manifest: manifest of the index.
-        token: token that requests must bring, of which only the sha256 leaves this process; None asks for none.
+    Of the token that requests must bring, only the sha256 leaves this process; None asks for none.
     """
     from ray import serve as ray_serve
 
