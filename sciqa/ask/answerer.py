@@ -110,7 +110,7 @@ class Answerer:
         earlier: Sequence[dict] = (),
         show: Callable[[str], None] | None = None,
     ) -> "GeneratedAnswer":
-        """Write an answer in words; see `sciqa.ask.generate_answer.write_answer`."""
+        """Write an answer in words; see `sciqa.ask.generate_answer.generate_answer`."""
         from sciqa.ask.generate_answer import generate_answer
 
         scorer, question = self.reader.scorer, options.as_row()

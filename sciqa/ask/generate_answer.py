@@ -95,17 +95,15 @@ def generate_answer(
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
         settings["stopping_criteria"] = StoppingCriteriaList([stop_generated_answer(tokenizer, start)])
-    working: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if options.num_beams == 1:
+    beams = options.num_beams > 1
+    if not beams:
         settings["streamer"] = stream
-    else:
-        working = progress_lines("ask", f"writing with {options.num_beams} beams")
-    with working:
+    with progress_lines("ask", f"writing with {options.num_beams} beams") if beams else contextlib.nullcontext():
         torch.manual_seed(options.seed)
         made = cast("Any", scorer.model).generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **generated_answer_arguments(options)
         )[0, start:]
-    if options.num_beams > 1:
+    if beams:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
     return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1])
 

@@ -15,6 +15,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.options import WriteOptions
 from sciqa.core.summary import Summary, interval_text
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import RESAMPLES, metric_scores, score_metrics
 from sciqa.models.prompt_template import built_in_template, prompt_template_names
 from sciqa.report.page import render_page
@@ -125,10 +126,10 @@ def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict
         raise InputError(
             f"{runs[0]}: one reader, {found[0][1]}, at least two expected; name more runs, or more --names"
         )
-    first = storage.join_paths(found[0][0], "answers", found[0][1])
+    first = finished_answers_path(*found[0])
     exams, readers = [], []
     for run, name in found:
-        folder = storage.join_paths(run, "answers", name)
+        folder = finished_answers_path(run, name)
         inputs = tables.read_table_manifest(folder, "predict")["inputs"]
         exams.append(inputs["exam"])
         if inputs["exam"] != exams[0]:
@@ -140,7 +141,7 @@ def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict
     read = [_read_reader(*reader) for reader in readers]
     for reader in read[1:]:
         if [row["id"] for row in reader.answers] != [row["id"] for row in read[0].answers]:
-            folder = storage.join_paths(reader.run, "answers", reader.name)
+            folder = finished_answers_path(reader.run, reader.name)
             raise InputError(
                 f"{folder}: rows of other questions than in {first}, though both are of one exam; files of one of them "
                 "were changed or lost: run `sciqa predict --overwrite` for that one"
@@ -164,7 +165,7 @@ def _reader_names(run: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _read_reader(run: str, name: str, inputs: dict) -> ComparedReader:
-    folder = storage.join_paths(run, "answers", name)
+    folder = finished_answers_path(run, name)
     columns = ["id", "scores", "probabilities", "answer", "average_precision"]
     answers = tables.read_table(folder, columns).to_pylist()
     for row in answers:

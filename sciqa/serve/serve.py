@@ -52,7 +52,7 @@ def serve(options: ServeOptions) -> Summary:
 
 
 def start_serve(options: ServeOptions) -> str:
-    """Start the application and return its address once it answers; `stop` ends it.
+    """Start the application and return its address once it answers; `stop_serve` ends it.
 
     Raises:
         InputError: see `serve`.
@@ -87,7 +87,7 @@ def start_serve(options: ServeOptions) -> str:
 
 
 def stop_serve() -> None:
-    """End the application and the Ray Serve that `start` has started."""
+    """End the application and the Ray Serve that `start_serve` has started."""
     from ray import serve as ray_serve
 
     ray_serve.shutdown()
