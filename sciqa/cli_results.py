@@ -1,19 +1,15 @@
 """What the command line prints of finished steps: figures as tables, and where the results are."""
 
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from rich.console import Console
+from rich.table import Table
 
-    from sciqa.core.summary import Summary
+from sciqa.core.summary import Summary, interval_text
 
 
-def print_cli_results(summaries: "list[Summary]", seconds: float) -> None:
+def print_cli_results(summaries: list[Summary], seconds: float) -> None:
     """Print the results: figures as tables, then a line per step with its path."""
-    from rich.console import Console
-
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     predicted = [summary.details for summary in summaries if summary.stage == "predict" and summary.details]
     if predicted:
@@ -35,7 +31,7 @@ def print_cli_results(summaries: "list[Summary]", seconds: float) -> None:
         print(f"{'total':<9} {seconds:6.1f} s")
 
 
-def _show_differences(details: dict, ran: list[str], console: "Console") -> None:
+def _show_differences(details: dict, ran: list[str], console: Console) -> None:
     """Print the gains of the reader shown first over the others; if `ran` names any readers, over those only."""
     from sciqa.report.report import report_gains
 
@@ -48,12 +44,12 @@ def _show_differences(details: dict, ran: list[str], console: "Console") -> None
             )
 
 
-def _show_lines(details: dict, console: "Console") -> None:
+def _show_lines(details: dict, console: Console) -> None:
     """Print how an exam is understood, or what a model reads of it."""
     console.print("\n".join(details["lines"]), markup=False, soft_wrap=True)
 
 
-def _show_sources(details: dict, console: "Console") -> None:
+def _show_sources(details: dict, console: Console) -> None:
     """Print the ranking, if any, and the passages that an answer cites, or all passages read if it cites none."""
     for place, (option, probability) in enumerate(details.get("ranking", ()), 1):
         console.print(f"{place:>2}  {probability:.3f}  {option}", markup=False)
@@ -65,9 +61,7 @@ def _show_sources(details: dict, console: "Console") -> None:
         console.print(f"[{number}] {where}  {passage.get('url') or ''}".rstrip(), markup=False, soft_wrap=True)
 
 
-def _score_table(readers: list[dict]) -> "Table":
-    from rich.table import Table
-
+def _score_table(readers: list[dict]) -> Table:
     table = Table(title="Exam scores, 95 % bootstrap intervals", title_justify="left")
     for column in ("reader", "n", "MAP@3", "accuracy", "ties", "log loss", "ECE", "position bias", "seconds"):
         left = column == "reader"
@@ -76,8 +70,8 @@ def _score_table(readers: list[dict]) -> "Table":
         table.add_row(
             row["reader"],
             f"{row['questions']:,}",
-            f"{row['map_at_3']:.3f} [{row['map_at_3_low']:.3f}, {row['map_at_3_high']:.3f}]",
-            f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
+            interval_text(row, "map_at_3"),
+            interval_text(row, "accuracy"),
             f"{row['ties']}",
             f"{row['log_loss']:.3f}",
             f"{row['calibration_error']:.3f}",
@@ -90,9 +84,7 @@ def _score_table(readers: list[dict]) -> "Table":
     return table
 
 
-def _retrieval_table(rows: list[dict]) -> "Table":
-    from rich.table import Table
-
+def _retrieval_table(rows: list[dict]) -> Table:
     table = Table(title=f"Retrieval, {rows[0]['questions']} questions", title_justify="left")
     figures = [name for name in rows[0] if name not in ("dense", "words", "questions")]
     for column in ("dense", "words", *figures):
@@ -102,10 +94,8 @@ def _retrieval_table(rows: list[dict]) -> "Table":
     return table
 
 
-def _plain_table(title: str, rows: list[dict]) -> "Table":
+def _plain_table(title: str, rows: list[dict]) -> Table:
     """Return a table with a column for every key; numbers have three digits, missing values show as a dash."""
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left")
     for name in (columns := list(dict.fromkeys(name for row in rows for name in row))):
         number = any(isinstance(row.get(name), int | float) for row in rows)

@@ -39,9 +39,7 @@ class AnswererRanking(NamedTuple):
 def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
     """Check index and reader without loading them; return the manifest of the index.
 
-    Args:
-        options: options of index and reader.
-        question: row of the exam table, on which the template is tried.
+    The question is a row of the exam table, on which the template is tried.
 
     Raises:
         InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
@@ -65,18 +63,13 @@ def check_answerer_model(model: str) -> None:
 class Answerer:
     """Index, embedder and reader; its methods may be called by one thread at a time.
 
-    Args:
-        options: where the index is, and the models.
-        manifest: result of `check_answerer`.
-        device: device that computes.
-        threads: CPU threads.
+    The manifest is the result of `check_answerer`, and `threads` a number of CPU threads.
     """
 
     def __init__(self, options: AskAnswerOptions, manifest: dict, device: Device, threads: int) -> None:
         from sciqa.predict.readers import ModelReader
 
-        search = options.search_parameters, options.candidates, options.cache_bytes
-        index = LocalSearch(options.index, manifest, *search)
+        index = LocalSearch(options.index, manifest, options.search_parameters, options.candidates, options.cache_bytes)
         embed = options.embed_on(device, threads)
         self.finder = FindContexts(None, options, index, embed, options.context_form(ranks=True))
         self.reader = ModelReader(**options.reader_arguments(device, threads))
@@ -117,7 +110,7 @@ class Answerer:
         earlier: Sequence[dict] = (),
         show: Callable[[str], None] | None = None,
     ) -> "GeneratedAnswer":
-        """Write an answer in words; see `sciqa.ask.generate_answer.write_answer`."""
+        """Write an answer in words; see `sciqa.ask.generate_answer.generate_answer`."""
         from sciqa.ask.generate_answer import generate_answer
 
         scorer, question = self.reader.scorer, options.as_row()

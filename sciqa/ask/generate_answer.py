@@ -56,16 +56,11 @@ def generate_answer(
     earlier: Sequence[dict] = (),
     show: Callable[[str], None] | None = None,
 ) -> GeneratedAnswer:
-    """Write an answer, word by word unless beam search is used.
+    """Write an answer to a question of the exam table, by a causal or encoder-decoder model.
 
-    Args:
-        options: options of the step, such as those of sampling.
-        question: row of the exam table.
-        found: the question's row of the contexts table.
-        scorer: a causal or encoder-decoder model.
-        finder: embedder of sentences.
-        earlier: messages (`role`, `content`) of a conversation before the question, for the model's chat template.
-        show: takes each piece of text as it is written; by default it is printed. What it raises ends the answer.
+    It is written word by word unless beam search is used; `show` takes each piece of text, which by default is printed,
+    and what it raises ends the answer. `found` is the question's row of the contexts table, `finder` embeds sentences,
+    and `earlier` are messages (`role`, `content`) of a conversation before it, for the model's chat template.
 
     Raises:
         InputError: the question does not fit the model, or a conversation or `--prompt chat` is given and the model has
@@ -100,17 +95,15 @@ def generate_answer(
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
     if not chat:
         settings["stopping_criteria"] = StoppingCriteriaList([stop_generated_answer(tokenizer, start)])
-    working: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if options.num_beams == 1:
+    beams = options.num_beams > 1
+    if not beams:
         settings["streamer"] = stream
-    else:
-        working = progress_lines("ask", f"writing with {options.num_beams} beams")
-    with working:
+    with progress_lines("ask", f"writing with {options.num_beams} beams") if beams else contextlib.nullcontext():
         torch.manual_seed(options.seed)
         made = cast("Any", scorer.model).generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **generated_answer_arguments(options)
         )[0, start:]
-    if options.num_beams > 1:
+    if beams:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
     return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1])
 
@@ -157,12 +150,8 @@ def generated_answer_citation(passages: list[dict], finder: FindContexts) -> Cal
 class GeneratedAnswerStream(TextStreamer):
     """Streamer that shows words as they are generated, and after each sentence the passage number from `cite`.
 
-    A sentence is known to end only when the next one begins, so trailing white space is held back until then.
-
-    Args:
-        tokenizer: tokenizer of the model.
-        cite: function from a sentence to the number of a passage, or None.
-        show: takes each piece of text; by default it is printed.
+    A sentence is known to end only when the next one begins, so trailing white space is held back until then. `cite`
+    maps a sentence to the number of a passage, or None; `show` takes each piece of text, which by default is printed.
 
     Attributes:
         cited: passage numbers cited so far.

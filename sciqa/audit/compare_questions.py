@@ -26,9 +26,7 @@ ROUNDING = 1e-5
 class EmbedComparedQuestions:
     """Ray Data worker that writes the vectors of a part of a table of questions, each embedded with its options.
 
-    Args:
-        embed: arguments of `load_embedder`.
-        prefix: text before each question.
+    `embed` has the arguments of `load_embedder`; `prefix` is the text before each question.
     """
 
     def __init__(self, embed: dict, prefix: str) -> None:
@@ -37,7 +35,7 @@ class EmbedComparedQuestions:
     def __call__(self, row: dict) -> dict:
         """Write the vectors of the questions that `row["part"]` names to its path `vectors`."""
         part = row["part"]
-        questions = read_compared_part(part)
+        questions = tables.read_table_rows(part["table"], part["first"], part["last"])
         whole = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r} of {part['source']}" for question in questions]
         vectors = embedder_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
@@ -47,23 +45,13 @@ class EmbedComparedQuestions:
         return {"questions": len(questions), "notes": self.embedder.notes}
 
 
-def read_compared_part(part: dict) -> list[dict]:
-    """Return the questions of a part: rows `first` to `last` of its `table`."""
-    return tables.read_table_rows(part["table"], part["first"], part["last"])
-
-
 def read_compared_question_vectors(parts: list[dict]) -> np.ndarray:
     """Return the vectors of parts of a table, float32, shape (questions, dimension)."""
     return np.concatenate([np.load(io.BytesIO(storage.read_bytes(part["vectors"]))) for part in parts])
 
 
 class ComparedExam:
-    """What is held in memory of an exam to compare others with.
-
-    Args:
-        exam: the exam.
-        seed: fewest words of a run.
-    """
+    """What is held in memory of an exam to compare others with; runs have at least `seed` words."""
 
     def __init__(self, exam: Exam, seed: int) -> None:
         questions = [question for part in range(exam.shards) for question in exam.read_shard(part)]
@@ -76,22 +64,17 @@ class ComparedExam:
                 self.titles.setdefault(question["title"], []).append(number)
 
 
-@lru_cache(1)
-def questions_to_compare(exam: Exam, seed: int) -> ComparedExam:
-    """Return what is held of an exam, made once in each worker process."""
-    return ComparedExam(exam, seed)
+#: Made once in each worker process.
+_compared_exam = lru_cache(1)(ComparedExam)
 
 
 def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> dict:
     """Compare an exam with the part `row["part"]` of other questions or of texts, and write what is found.
 
-    Args:
-        row: the part, with `findings`, the path to write to.
-        exam: the exam.
-        seed: fewest words of a run.
-        exam_parts: parts of the exam's table, with their vectors.
+    The part names the path to write to, `findings`; `exam_parts` are those of the exam's table, with their vectors, and
+    runs of words have at least `seed`.
     """
-    part, held, findings = row["part"], questions_to_compare(exam, seed), ContaminationFindings()
+    part, held, findings = row["part"], _compared_exam(exam, seed), ContaminationFindings()
     if part.get("table"):
         _compare_questions(part, held, findings, exam_parts)
     else:
@@ -101,8 +84,8 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
 
 
 def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFindings, exam_parts: list[dict]) -> None:
-    others, source = read_compared_part(part), part["source"]
-    places = [(source, question["id"], question.get("title") or "") for question in others]
+    others = tables.read_table_rows(part["table"], part["first"], part["last"])
+    places = [(part["source"], question["id"], question.get("title") or "") for question in others]
     asked, vectors = read_compared_question_vectors(exam_parts), read_compared_question_vectors([part])
     for number, several in enumerate(compare_question_vectors(asked, vectors)):
         for at, cosine in several:

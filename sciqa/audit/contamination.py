@@ -82,13 +82,10 @@ class ContaminationFindings:
 def contamination_rows(
     questions: Sequence[dict], findings: ContaminationFindings, inputs: dict, seed: int
 ) -> list[dict]:
-    """Return the rows of the audit table, in the order of the questions.
+    """Return the rows of the audit table, in the order of the questions, which are all of the exam.
 
-    Args:
-        questions: all questions of the exam.
-        findings: what was found for them.
-        inputs: inputs of the table: `ngram`, `similarity`, `share`, and what was compared, `against` and `texts`.
-        seed: fewest words of a run.
+    Of the table's inputs, `ngram`, `similarity`, `share`, and what was compared, `against` and `texts`, are taken; runs
+    of words have at least `seed`.
     """
     found: dict[str, dict[int, list]] = {}
     for (what, question, start), finding in findings.best.items():
@@ -150,15 +147,10 @@ def contamination_slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[i
 
 
 def contamination_slice_scores(rows: list[dict], inputs: dict, readers: dict[str, dict]) -> list[dict]:
-    """Return the scores of each reader on each of the `audit_slices` that has answers.
-
-    Args:
-        rows: rows of the audit table.
-        inputs: inputs of the table.
-        readers: result of `sciqa.exam.finished_answers.readers_of_finished_answers`.
+    """Return the scores of each reader of `readers_of_finished_answers` on each of the slices that has answers.
 
     Returns:
-        Rows with `reader`, `slice` and the figures of `sciqa.exam.metrics.score`.
+        Rows with `reader`, `slice` and the figures of `sciqa.exam.metrics.score_metrics`.
     """
     scored = []
     for name, numbers in contamination_slices(rows, inputs).items():
@@ -187,12 +179,7 @@ def contamination_summary(rows: list[dict], inputs: dict) -> str:
 
 
 def contamination_mark(row: dict, inputs: dict) -> str:
-    """Return in words where a question stands, for its row on a page; an empty text if nowhere.
-
-    Args:
-        row: row of the audit table.
-        inputs: inputs of the table.
-    """
+    """Return in words where a question stands, from its row and the table's inputs; an empty text if nowhere."""
     parts = []
     if row["kind"] in KINDS[:2]:
         words = f", {row['question_run']:,} words in a row" * bool(row["question_run"])

@@ -47,11 +47,7 @@ class TextSource(NamedTuple):
 
 
 def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[OtherSource]:
-    """Return the other questions, sorted by name.
-
-    Args:
-        options: options that name them.
-        readers: readers of the run, whose trained models are taken if the options name nothing.
+    """Return the other questions, sorted by name; by default those of the trained models among the run's readers.
 
     Raises:
         InputError: names file, row and column of the problem; or a trained model whose questions are not known.
@@ -62,12 +58,7 @@ def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[
 
 
 def read_named_sources(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[OtherSource]:
-    """Return the questions that `--against` names, sorted by name.
-
-    Args:
-        names: packaged splits, files, or folders of trained models.
-        read: function that reads a split or a file.
-    """
+    """Return the questions that `--against` names, sorted by name; `read` reads a packaged split or a file."""
     found: dict[str, pa.Table] = {}
     for name in names:
         if _is_trained(name):

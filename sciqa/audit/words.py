@@ -53,12 +53,7 @@ def question_word_texts(question: dict) -> list[str]:
 
 
 class ExamWords:
-    """The words of an exam's questions, in which runs of other texts are found.
-
-    Args:
-        questions: words of each question.
-        seed: fewest words of a run.
-    """
+    """The words of each of an exam's questions, in which runs of at least `seed` words of other texts are found."""
 
     def __init__(self, questions: Sequence[Sequence[str]], seed: int) -> None:
         known = dict.fromkeys(word for words in questions for word in words)
@@ -75,13 +70,10 @@ class ExamWords:
         self.sorted = ranks[self.order]
 
     def runs(self, texts: Iterable[Sequence[str]]) -> WordRuns:
-        """Return the runs of at least `seed` words in other texts.
+        """Return the runs of at least `seed` words in other texts, of which the words are given.
 
         Of the runs that begin at the same word of a question, only the longest one is returned, and of equally long
         ones that of the first text.
-
-        Args:
-            texts: words of each text.
         """
         ids, starts = self._joined(texts)
         ranks = ids

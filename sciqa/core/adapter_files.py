@@ -4,15 +4,7 @@ from pathlib import Path
 
 from sciqa.core import hashes, storage
 from sciqa.core.errors import InputError
-from sciqa.core.hashes import hash_weights
-from sciqa.core.model_files import (
-    ABOUT_TRAINED,
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    ModelFiles,
-    find_model,
-    local_model_copy,
-)
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, local_model_copy
 
 #: File of a chat template, as transformers names it; an adapter that was trained with one has it beside it.
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -57,8 +49,9 @@ def check_adapter_files(folder: str, model: str) -> str | None:
     made_for = read_adapter_record(folder)
     if not made_for:
         return None
-    files = find_model(model)
-    if made_for.get("revision") != files.weights_hash and made_for.get("revision") != adapter_base_hash(files):
+    files, revision = find_model(model), made_for.get("revision")
+    every = sorted(Path(files.folder).glob("*.safetensors"))  # of which earlier versions stored the hash
+    if revision != files.weights_hash and revision != hashes.hash_weights(every):
         raise InputError(
             f"{folder}: an adapter for the base model {made_for.get('base')}, not for {model}; "
             f"pass --model {made_for.get('base')}"
@@ -74,8 +67,3 @@ def describe_adapter_files(name: str) -> dict:
     """Return the record of its base model that an adapter or fine-tuned model stores, for `check_adapter_files`."""
     files = find_model(name)
     return {"base": name, "revision": files.weights_hash, "others": files.others}
-
-
-def adapter_base_hash(files: ModelFiles) -> str:
-    """Return the hash that earlier versions stored with an adapter: of all safetensors files in its base's folder."""
-    return hash_weights(sorted(Path(files.folder).glob("*.safetensors")))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -132,10 +131,7 @@ def _no_core_messages() -> Iterator[None]:
 
 
 def wait_for_cluster_room(needs: dict[str, float]) -> None:
-    """Wait until some node of the cluster is large enough for a worker.
-
-    Args:
-        needs: the worker's resources by Ray's names.
+    """Wait until some node of the cluster is large enough for a worker, whose `needs` are by Ray's names.
 
     Raises:
         InputError: no node is large enough, and none is being started.
@@ -210,8 +206,8 @@ def _check_shared(output: str) -> None:
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error}); pass --output a folder that can") from error
     try:
-        place = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others}
-        asked = [sees.options(scheduling_strategy=place[node["NodeID"]]).remote(str(marker)) for node in others]
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
+        asked = [sees.options(scheduling_strategy=place).remote(str(marker)) for place in places]
         blind = [node["NodeManagerAddress"] for node, seen in zip(others, asked, strict=True) if _is_false(seen)]
     finally:
         marker.unlink()
@@ -256,17 +252,13 @@ def num_cluster_workers(options: ClusterOptions, parts: int, *, whole_nodes: boo
 
 
 def cluster_workers_that_fit(needs: dict[str, float]) -> int:
-    """Return how many workers the cluster's current nodes have room for at once, whatever runs on them now.
-
-    Args:
-        needs: resources of a worker, as `cluster_worker_needs` returns them.
-    """
+    """Return how many workers with such needs the cluster's current nodes have room for, whatever runs there now."""
     return sum(min(int(each.get(name, 0) // amount) for name, amount in needs.items()) for each in _resources())
 
 
 def cluster_cpus() -> int:
     """Return the current number of CPUs of the cluster, at least 1."""
-    return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def num_cluster_actors(memory: int) -> int:
@@ -280,7 +272,7 @@ def cluster_threads_per_worker(workers: int) -> int:
     if not ray.is_initialized():
         return device_cpus()
     largest = max(each.get("CPU", 0) for each in _resources())
-    return max(1, min(cluster_cpus() // workers, math.floor(largest)))
+    return max(1, min(cluster_cpus() // workers, int(largest)))
 
 
 def cluster_uses_gpu(options: DeviceOptions) -> bool:
@@ -296,12 +288,9 @@ def cluster_device(options: DeviceOptions) -> Device:
 
 
 def cluster_worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str, float]:
-    """Return the resources that each model worker requests, by Ray's names; wait for a node that has them.
+    """Return the resources that each of some model workers requests, by Ray's names; wait for a node that has them.
 
-    Args:
-        options: options of the run.
-        workers: number of workers.
-        weights: bytes of the weights that each worker loads.
+    `weights` are the bytes of the weights that each worker loads.
     """
     needs: dict[str, float] = (
         {"GPU": 1} if cluster_uses_gpu(options) else {"CPU": MODEL_CPUS * cluster_threads_per_worker(workers)}

@@ -27,10 +27,7 @@ def check_device(device: Device) -> None:
 
 
 def this_device(accelerator: str) -> Device:
-    """Return the device of a process that has no driver.
-
-    Args:
-        accelerator: value of `--accelerator`; `auto` is a GPU where there is one.
+    """Return the device of a process that has no driver; with `--accelerator auto`, a GPU where there is one.
 
     Raises:
         InputError: a GPU is requested, and there is none.

@@ -46,9 +46,7 @@ def missing_of_extra(extra: Extra) -> list[str]:
 def require_extra(extra: Extra, what: str) -> None:
     """Raise `InputError` unless all modules of an extra are installed; steps call this before any work.
 
-    Args:
-        extra: name of the extra.
-        what: the option or file that needs it, with which the message begins.
+    The message begins with `what`, the option or file that needs the extra.
     """
     if absent := missing_of_extra(extra):
         raise InputError(f"{what}: {', '.join(absent)} not installed; run `pip install 'sciqa[{extra}]'`")

@@ -73,9 +73,7 @@ def _content(file: Path) -> str:
 def hash_other_files(folder: Path, gguf: bool) -> dict[str, str]:
     """Return a short hash of each file, besides weights, that a model is loaded from, by its path in the folder.
 
-    Args:
-        folder: the model's folder; it is searched three levels deep.
-        gguf: whether the weights are a GGUF file.
+    The folder is searched three levels deep; `gguf` says that the weights are a GGUF file.
     """
     if gguf:
         found = [path for name in BESIDE_GGUF if (path := folder / name).is_file()]

@@ -29,12 +29,8 @@ _next: ContextVar[str | None] = ContextVar("module of the next stage", default=N
 def is_local_stage(options: ClusterOptions, questions: int, weights: int) -> bool:
     """Whether a stage runs in this process: it is small, and there is neither a cluster nor a GPU that it should use.
 
-    It is false if the options ask for a cluster, for a number of CPUs or workers, or for a kind of GPU.
-
-    Args:
-        options: options of the run.
-        questions: number of questions of the stage.
-        weights: bytes of the weights of its models.
+    It is false if the options ask for a cluster, for a number of CPUs or workers, or for a kind of GPU. `weights` are
+    the bytes of the weights of the stage's models.
     """
     if ray.is_initialized() or questions > QUESTIONS or weights > WEIGHTS:
         return False
@@ -53,11 +49,7 @@ def is_cluster_started() -> bool:
 
 @contextlib.contextmanager
 def before_local_stage(module: str | None) -> Iterator[None]:
-    """Name a module that the next stage needs: a local stage within this context imports it while it works.
-
-    Args:
-        module: module whose import takes seconds, or None.
-    """
+    """Name a module that the next stage needs, if any: a local stage in this context imports it while it works."""
     token = _next.set(module)
     try:
         yield
@@ -66,13 +58,7 @@ def before_local_stage(module: str | None) -> Iterator[None]:
 
 
 def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list) -> Iterator[dict]:
-    """Yield the row that a worker in this process returns for each part of a stage.
-
-    Args:
-        worker: class of workers, whose instances map a row.
-        arguments: arguments of the class.
-        parts: the parts.
-    """
+    """Yield the row for each part that a worker returns, which is made here of its class and arguments."""
     made = worker(**arguments)
     if module := _next.get():  # not before: two threads that import the same packages could wait for each other
         threading.Thread(target=_import, args=(module,)).start()

@@ -21,8 +21,7 @@ from sciqa.core.errors import InputError
 BEAT, LOST = 10.0, 60.0
 
 
-@contextlib.contextmanager
-def lock(folder: str) -> Iterator[None]:
+def lock(folder: str) -> contextlib.AbstractContextManager[None]:
     """Hold the lock of a table's folder while the table is written.
 
     The lock lies beside the folder, so that it survives the folder's deletion. For a local path it is a kernel
@@ -35,11 +34,8 @@ def lock(folder: str) -> Iterator[None]:
     filesystem, inner = storage.resolve_storage(folder)
     parent, _, name = inner.rstrip("/").rpartition("/")
     if isinstance(filesystem, fs.LocalFileSystem):
-        held = _lock_file(folder, Path(parent, f".{name}.lock"))
-    else:
-        held = _lock_objects(folder, filesystem, parent, f".{name}.lock-")
-    with held:
-        yield
+        return _lock_file(folder, Path(parent, f".{name}.lock"))
+    return _lock_objects(folder, filesystem, parent, f".{name}.lock-")
 
 
 @contextlib.contextmanager

@@ -59,8 +59,7 @@ class ModelFiles:
     @property
     def tokenizer(self) -> str:
         """Hash of the files that `tokenizer_of_model_files` reads."""
-        others = self.others
-        return others.get("tokenizer.json") or self.revision
+        return self.others.get("tokenizer.json") or self.revision
 
 
 def local_model_path(name: str) -> str:
@@ -109,7 +108,7 @@ def config_files(name: str) -> tuple[Path, str | None]:
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
     if not path.is_dir():
-        path = _fetch(name, ("config.json",))
+        path = _fetch(name, "config.json")
     _read_config(name, path)
     return path, None
 
@@ -262,12 +261,12 @@ def _copy(address: str, only: tuple[str, ...]) -> Path:
 
 
 @functools.cache
-def _fetch(name: str, only: tuple[str, ...] | None = None) -> Path:
+def _fetch(name: str, only: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(only) if only else None, ignore_patterns=NEVER_FETCHED))
+        return Path(snapshot_download(name, allow_patterns=only, ignore_patterns=NEVER_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name}: neither a folder, a .gguf file, a packaged model ({', '.join(PACKAGED)}), "

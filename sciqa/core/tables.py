@@ -56,12 +56,8 @@ def table_records_path(folder: str, *names: str) -> str:
 def differing_table_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[str, tuple]:
     """Return the differences between two tables' inputs: (there, now) by name, or by `outer: inner` if nested.
 
-    A missing name counts as the option's default, so that options added later change nothing.
-
-    Args:
-        begun: stored inputs, as read from JSON.
-        inputs: current inputs.
-        defaults: defaults of the options, by name.
+    A missing name counts as the option's default, so that options added later change nothing. `begun` are the stored
+    inputs, as read from JSON, and `inputs` the current ones.
     """
     inputs = json.loads(json.dumps(inputs))
     defaults = json.loads(json.dumps(defaults, default=str))
@@ -69,9 +65,8 @@ def differing_table_inputs(begun: dict, inputs: dict, defaults: dict) -> dict[st
     for name in sorted(begun.keys() | inputs.keys()):
         there, now = (each.get(name, defaults.get(name)) for each in (begun, inputs))
         if isinstance(there, dict) and isinstance(now, dict):
-            changed |= {
-                f"{name}: {inner}": pair for inner, pair in differing_table_inputs(there, now, defaults).items()
-            }
+            within = differing_table_inputs(there, now, defaults)
+            changed |= {f"{name}: {inner}": pair for inner, pair in within.items()}
         elif there != now:
             changed[name] = there, now
     return changed
@@ -112,7 +107,7 @@ def begin_table(
         delete_table(folder)
     else:
         for each in (folder, table_records_path(folder)):
-            if any(True for _ in storage.list_names(each)):
+            if storage.list_names(each):
                 raise InputError(f"{each}: holds files that no step of sciqa made; pass another folder")
     storage.write_json(table_records_path(folder, INPUTS), {"inputs": inputs, "rows": rows})
     return BegunTable(set(), rows, False)
@@ -135,7 +130,7 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 
 def finish_table(folder: str, manifest: dict) -> None:
     """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
-    storage.write_json(table_records_path(folder, MANIFEST), manifest | {"files": len(set(storage.list_names(folder)))})
+    storage.write_json(table_records_path(folder, MANIFEST), manifest | {"files": len(storage.list_names(folder))})
 
 
 def finished_tables(folder: str) -> Iterator[tuple[str, str]]:
@@ -147,16 +142,13 @@ def finished_tables(folder: str) -> Iterator[tuple[str, str]]:
 
 def is_finished_table(folder: str) -> bool:
     """Whether a table, or a trained model, exists and is complete."""
-    return storage.path_exists(table_records_path(folder, MANIFEST)) and any(True for _ in storage.list_names(folder))
+    return storage.path_exists(table_records_path(folder, MANIFEST)) and bool(storage.list_names(folder))
 
 
 def read_table_manifest(folder: str, step: str, version: int | None = None) -> dict:
     """Return the manifest of a complete table, or raise `InputError` that names the step to run.
 
-    Args:
-        folder: folder of the table.
-        step: name of the step that makes the table.
-        version: the `format` that the table must have; by default any.
+    `version` is the `format` that the table must have; by default any.
     """
     if not is_finished_table(folder):
         if storage.path_exists(storage.join_paths(folder, "_manifest.json")):

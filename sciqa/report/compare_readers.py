@@ -14,11 +14,12 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.options import WriteOptions
-from sciqa.core.summary import Summary
+from sciqa.core.summary import Summary, interval_text
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import RESAMPLES, metric_scores, score_metrics
 from sciqa.models.prompt_template import built_in_template, prompt_template_names
 from sciqa.report.page import render_page
-from sciqa.report.report import report_gains, report_inputs
+from sciqa.report.report import answer_precisions, report_gains, report_inputs
 
 #: Version of what a comparison computes. Raise it with every change, so that older tables are told apart.
 COMPARISON_FORMAT = 1
@@ -90,7 +91,9 @@ def compare_readers(options: CompareOptions) -> Summary:
     """
     started = time.monotonic()
     readers = read_compared_readers(options.runs, options.names)
-    check_compare_baseline(options.baseline, readers)
+    if options.baseline is not None and options.baseline not in readers:
+        among = ", ".join(sorted(readers))
+        raise InputError(f"--baseline: no reader {options.baseline!r} among those compared: {among}")
     folder = storage.join_paths(options.output, "comparison")
     identities = {label: hashes.rows_hash(reader.answers) for label, reader in readers.items()}
     inputs = {"format": COMPARISON_FORMAT, "readers": identities, "baseline": options.baseline}
@@ -110,9 +113,7 @@ def compare_readers(options: CompareOptions) -> Summary:
 def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict[str, ComparedReader]:
     """Return the readers of runs by their labels: the name, or RUN/NAME where several runs have one of that name.
 
-    Args:
-        runs: folders of runs.
-        names: names of the readers; none takes all.
+    Without names, all readers are taken.
 
     Raises:
         InputError: see `compare_readers`.
@@ -125,10 +126,10 @@ def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict
         raise InputError(
             f"{runs[0]}: one reader, {found[0][1]}, at least two expected; name more runs, or more --names"
         )
-    first = storage.join_paths(found[0][0], "answers", found[0][1])
+    first = finished_answers_path(*found[0])
     exams, readers = [], []
     for run, name in found:
-        folder = storage.join_paths(run, "answers", name)
+        folder = finished_answers_path(run, name)
         inputs = tables.read_table_manifest(folder, "predict")["inputs"]
         exams.append(inputs["exam"])
         if inputs["exam"] != exams[0]:
@@ -140,7 +141,7 @@ def read_compared_readers(runs: tuple[str, ...], names: tuple[str, ...]) -> dict
     read = [_read_reader(*reader) for reader in readers]
     for reader in read[1:]:
         if [row["id"] for row in reader.answers] != [row["id"] for row in read[0].answers]:
-            folder = storage.join_paths(reader.run, "answers", reader.name)
+            folder = finished_answers_path(reader.run, reader.name)
             raise InputError(
                 f"{folder}: rows of other questions than in {first}, though both are of one exam; files of one of them "
                 "were changed or lost: run `sciqa predict --overwrite` for that one"
@@ -164,7 +165,7 @@ def _reader_names(run: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _read_reader(run: str, name: str, inputs: dict) -> ComparedReader:
-    folder = storage.join_paths(run, "answers", name)
+    folder = finished_answers_path(run, name)
     columns = ["id", "scores", "probabilities", "answer", "average_precision"]
     answers = tables.read_table(folder, columns).to_pylist()
     for row in answers:
@@ -184,23 +185,14 @@ def _labels(found: list[tuple[str, str]]) -> list[str]:
     return [name if times[name] == 1 else f"{run}/{name}" for run, (_, name) in zip(short, found, strict=True)]
 
 
-def check_compare_baseline(baseline: str | None, readers: dict[str, ComparedReader]) -> None:
-    """Raise `InputError` unless the baseline is one of the readers, by its label."""
-    if baseline is not None and baseline not in readers:
-        raise InputError(f"--baseline: no reader {baseline!r} among those compared: {', '.join(sorted(readers))}")
-
-
 def comparison_rows(
     readers: dict[str, ComparedReader], baseline: str | None = None
 ) -> tuple[list[dict], list[tuple[str, str]]]:
     """Return the rows of the comparison, and the options that all readers have in common.
 
-    The best is chosen by the same answers, so that any pair might have been the one that is looked at; without a
-    baseline, p-values are therefore adjusted for all pairs.
-
-    Args:
-        readers: the readers by label, in any order.
-        baseline: label of the reader that the others are compared with; None is the best.
+    Readers are compared with that of the label `baseline`, by default with the best. The best is chosen by the same
+    answers, so that any pair might have been the one that is looked at; without a baseline, p-values are therefore
+    adjusted for all pairs.
 
     Returns:
         Rows as in `SCHEMA`, best MAP@3 first, then best accuracy, then by label, with `options` by name; and names and
@@ -213,10 +205,7 @@ def comparison_rows(
     reference = baseline or order[0]
     others = [label for label in order if label != reference]
     pairs = [(reference, label) for label in others] if baseline else list(combinations(order, 2))
-    precisions = {
-        label: np.array([row["average_precision"] for row in reader.answers if row["answer"]])
-        for label, reader in readers.items()
-    }
+    precisions = {label: answer_precisions(reader.answers) for label, reader in readers.items()}
     p_values = np.array([sign_flip_p_value(precisions[one] - precisions[other]) for one, other in pairs])
     tests = dict(zip(pairs, zip(p_values.tolist(), holm(p_values).tolist(), strict=True), strict=True))
     answers = {label: {"answers": reader.answers} for label, reader in readers.items()}
@@ -290,9 +279,9 @@ def _printed(rows: list[dict]) -> dict[str, list[dict]]:
     """Return tables to print, by title: the scores, what readers take, and the options in which they differ."""
     reference = next(row["reader"] for row in rows if row["reference"])
     scores = [
-        {"reader": row["reader"], "n": row["questions"], "MAP@3": _interval(row, "map_at_3")}
-        | {"accuracy": _interval(row, "accuracy")}
-        | ({} if row["reference"] else {f"MAP@3 less {reference}": _interval(row, "difference", "+.3f")})
+        {"reader": row["reader"], "n": row["questions"], "MAP@3": interval_text(row, "map_at_3")}
+        | {"accuracy": interval_text(row, "accuracy")}
+        | ({} if row["reference"] else {f"MAP@3 less {reference}": interval_text(row, "difference", "+.3f")})
         | ({} if row["reference"] else {"p": f"{row['p_value']:.4f}", "p (Holm)": f"{row['p_holm']:.4f}"})
         for row in rows
     ]
@@ -307,10 +296,6 @@ def _printed(rows: list[dict]) -> dict[str, list[dict]]:
     differing = [{"option": name} | {row["reader"]: row["options"].get(name, "–") for row in rows} for name in names]
     shown = {"Scores, 95 % bootstrap intervals": scores, "What the answers took": taken}
     return shown | ({"Options in which the readers differ": differing} if differing else {})
-
-
-def _interval(row: dict, name: str, form: str = ".3f") -> str:
-    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -9,12 +9,7 @@ from sciqa.report.texts import report_formulas_as_html
 
 
 def render_page(template: str, **values: object) -> bytes:
-    """Return a page as UTF-8.
-
-    Args:
-        template: file name of the template in this package.
-        values: variables of the template, besides `made` (time) and `version` (of the program).
-    """
+    """Return a page as UTF-8, by a template of this package, which also has `made` (time) and `version` (of sciqa)."""
     environment = Environment(
         loader=PackageLoader("sciqa.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )

@@ -107,10 +107,7 @@ def check_report_reader(show: str | None, readers: "list[str] | dict") -> None:
 
 def report_gains(readers: dict[str, dict], first: str) -> list[dict]:
     """Return the gain in MAP@3 of one reader over each other reader, with 95 % paired-bootstrap intervals."""
-    precisions = {
-        name: np.array([row["average_precision"] for row in reader["answers"] if row["answer"]])
-        for name, reader in readers.items()
-    }
+    precisions = {name: answer_precisions(reader["answers"]) for name, reader in readers.items()}
     gains = []
     for other in (name for name in precisions if name != first):
         gain = precisions[first] - precisions[other]
@@ -119,6 +116,11 @@ def report_gains(readers: dict[str, dict], first: str) -> list[dict]:
             about = {"reader": first, "other": other, "questions": len(gain)}
             gains.append(about | {"gain": float(gain.mean()), "low": low, "high": high})
     return gains
+
+
+def answer_precisions(answers: list[dict]) -> np.ndarray:
+    """Return the AP@3 of the questions with a known answer, shape (questions,), from rows of the answers table."""
+    return np.array([row["average_precision"] for row in answers if row["answer"]])
 
 
 def _stands(audited: tuple[list[dict], dict] | None, number: int) -> dict[str, str]:
@@ -187,10 +189,7 @@ def _rank_counts(scored: list[dict]) -> list[float]:
 def report_confusion(scored: list[dict]) -> dict[str, list[float]]:
     """Return for each right letter how often each letter, from A on, is ranked first.
 
-    Options tied for the first rank count in equal parts.
-
-    Args:
-        scored: rows of the answers table with a known answer.
+    Options tied for the first rank count in equal parts. The rows are of the answers table, with a known answer.
     """
     letters = max((len(row["scores"]) for row in scored), default=0)
     counts = {row["answer"]: np.zeros(letters) for row in sorted(scored, key=lambda row: row["answer"])}
@@ -212,17 +211,11 @@ def _training_curves(output: str) -> list[dict]:
             curves.append(curve | {"charts": _trainer_charts(rows, last), "map_at_3": []})
             continue
         highest = max(max(row["loss"] or 0, row["validation_loss"] or 0) for row in rows) or 1
-        curves.append(
-            curve
-            | {
-                "highest": highest,
-                "loss": [(row["step"] / last, row["loss"] / highest) for row in rows if row["loss"] is not None],
-            }
-            | {
-                key: [(row["step"] / last, row[key] / scale) for row in rows if row.get(key) is not None]
-                for key, scale in (("validation_loss", highest), ("map_at_3", 1))
-            }
-        )
+        lines = {
+            key: [(row["step"] / last, row[key] / scale) for row in rows if row.get(key) is not None]
+            for key, scale in (("loss", highest), ("validation_loss", highest), ("map_at_3", 1))
+        }
+        curves.append(curve | {"highest": highest} | lines)
     return curves
 
 

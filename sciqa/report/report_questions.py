@@ -9,6 +9,7 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import read_chain_table
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import answer_rank_range
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
@@ -51,14 +52,10 @@ class ReportQuestionContexts(NamedTuple):
 def report_questions(
     output: str, exam: Exam, readers: dict[str, dict], shown: str, most: int
 ) -> tuple[list[dict], dict[str, dict]]:
-    """Return the questions that a page lists, and each reader's answers to them.
+    """Return the questions that a page lists, at most so many, and each reader's answers to them.
 
-    Args:
-        output: folder of the run.
-        exam: the questions.
-        readers: result of `sciqa.exam.finished_answers.readers_of_finished_answers`.
-        shown: reader whose contexts are shown, where there are several tables of contexts.
-        most: maximum number of questions.
+    The readers are those of `sciqa.exam.finished_answers.readers_of_finished_answers`; where there are several tables
+    of contexts, those of the reader `shown` are shown.
 
     Returns:
         The questions with `options` by letter, `slices`, and `passages` in `parts`; and for each reader its `ways` and
@@ -78,18 +75,13 @@ def report_questions(
 
 
 def report_question_chains(output: str, readers: Iterable[str], most: int) -> dict[str, dict[str, list[dict]]]:
-    """Return what readers wrote before their answers: rows of the table of chains by question and reader.
+    """Return what readers wrote before their answers to the first questions: rows of chains by question and reader.
 
     A text longer than `CHAIN_CHARACTERS` loses its middle.
-
-    Args:
-        output: folder of the run.
-        readers: names of the readers.
-        most: questions for which chains are needed.
     """
     found: dict[str, dict[str, list[dict]]] = {}
     for name in readers:
-        for question, chains in read_chain_table(storage.join_paths(output, "answers", name), questions=most).items():
+        for question, chains in read_chain_table(finished_answers_path(output, name), questions=most).items():
             found.setdefault(question, {})[name] = [chain | {"text": _shortened(chain["text"])} for chain in chains]
     return found
 
@@ -113,7 +105,7 @@ def _contexts(output: str, exam: Exam, reader: dict) -> ReportQuestionContexts |
 
 def _question(question: dict, found: dict, contexts: ReportQuestionContexts | None) -> dict:
     """Return a question with its passages; those that may be in the context are split into read and unread parts."""
-    passages, given = found["passages"] or [], question.get("context")
+    passages, given, gold = found["passages"] or [], question.get("context"), question.get("title")
     most = contexts.inputs.get("context_passages", 1) if contexts else 0
     parts = split_read_parts(passages[:most], found["context"] or "", given)
     parts += [[(passage["text"], False)] for passage in passages[most:]]
@@ -124,7 +116,6 @@ def _question(question: dict, found: dict, contexts: ReportQuestionContexts | No
         "given_read": bool(given) and (found["context"] or "").startswith(given or ""),
         "passages": [
             passage | {"parts": each, "read": _share(each), "gold": bool(gold) and passage["title"] == gold}
-            for gold in [question.get("title")]
             for passage, each in zip(passages, parts, strict=True)
         ],
     }

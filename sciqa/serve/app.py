@@ -48,10 +48,7 @@ FAILED = "the request failed; the log of the server says why"
 def create_app(models: ModelsInterface, options: ServeOptions, digest: str | None) -> FastAPI:
     """Return the web application.
 
-    Args:
-        models: what answers.
-        options: options of the server.
-        digest: sha256 of the token that requests must bring, in hexadecimal; None asks for none.
+    `digest` is the sha256 of the token that requests must bring, in hexadecimal; None asks for none.
     """
     # The pages of documentation that FastAPI makes would load scripts from elsewhere.
     app = FastAPI(title="sciqa", version=__version__, docs_url=None, redoc_url=None)
@@ -118,14 +115,11 @@ class AppRoutes:
         )
         events = await self._write(request.question, [], settings)
         if not request.stream:
-            whole = await gather_app_events(events)
-            return JSONResponse({"model": self.model} | whole)
+            return JSONResponse({"model": self.model} | await gather_app_events(events))
         lines = JSON_LINES in http.headers.get("accept", "")
         form = "{}\n" if lines else "data: {}\n\n"
         pieces = (form.format(json.dumps(event, ensure_ascii=False)) async for event in _until_error(events))
-        return StreamingResponse(
-            pieces, media_type=JSON_LINES if lines else EVENTS, headers={"Cache-Control": "no-store"}
-        )
+        return StreamingResponse(pieces, media_type=JSON_LINES if lines else EVENTS, headers=NOT_STORED)
 
     async def complete_chat(self, request: ChatRequest) -> JSONResponse | StreamingResponse:
         """Answer the last message of a conversation, in the form of OpenAI's chat completions."""
@@ -166,10 +160,8 @@ async def _until_error(events: AsyncIterator[dict]) -> AsyncIterator[dict]:
     try:
         async for event in events:
             yield event
-    except BusyServedModelsError:
-        yield {"type": "error", "message": BUSY}
-    except LostServedModelsError:
-        yield {"type": "error", "message": LOST}
+    except (BusyServedModelsError, LostServedModelsError) as error:
+        yield {"type": "error", "message": BUSY if isinstance(error, BusyServedModelsError) else LOST}
 
 
 async def gather_app_events(events: AsyncIterator[dict]) -> dict:

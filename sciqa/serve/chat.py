@@ -23,12 +23,7 @@ def split_chat_messages(messages: list[MessageSchema]) -> tuple[list[dict], str]
 
 
 def chat_completion(model: str, whole: dict) -> dict:
-    """Return a whole answer as a chat completion; `passages` and `cited` are added to OpenAI's fields.
-
-    Args:
-        model: name of the model.
-        whole: result of `sciqa.serve.app.gather_app_events`.
-    """
+    """Return a whole answer, of `gather_app_events`, as a chat completion with `passages` and `cited` besides."""
     message = {"role": "assistant", "content": whole["answer"]}
     choice = {"index": 0, "message": message, "finish_reason": whole["finish_reason"], "logprobs": None}
     about = _about(model, "chat.completion") | {"choices": [choice], "usage": _usage(whole)}
@@ -38,12 +33,8 @@ def chat_completion(model: str, whole: dict) -> dict:
 async def chat_chunks(model: str, events: AsyncIterator[dict], usage: bool) -> AsyncIterator[str]:
     """Yield an answer as server-sent chunks of a chat completion, as it is written.
 
-    The first chunk has the `passages`, the last one the numbers `cited`, beside OpenAI's fields.
-
-    Args:
-        model: name of the model.
-        events: events of `sciqa.serve.replica.Replica.write`.
-        usage: whether a last chunk counts the tokens.
+    The first chunk has the `passages`, the last one the numbers `cited`, beside OpenAI's fields. The events are those
+    of `sciqa.serve.replica.Replica.write`; with `usage`, one more chunk counts the tokens.
     """
     about = _about(model, "chat.completion.chunk")
 

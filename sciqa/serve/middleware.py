@@ -62,9 +62,7 @@ class CountRequestsMiddleware:
 class TokenMiddleware:
     """Middleware that answers 401 to requests for `/v1/…` and `/metrics` without the token.
 
-    Args:
-        app: the application behind it.
-        digest: sha256 of the token, in hexadecimal; None asks for no token.
+    `digest` is the sha256 of the token, in hexadecimal; None asks for no token.
     """
 
     def __init__(self, app: ASGIApp, digest: str | None) -> None:

@@ -46,12 +46,9 @@ class ServeOptions(AskAnswerOptions, RayOptions):
             raise InputError(f"--port: {self.port} given, at most 65535 expected")
 
     def for_question(self, question: str, options: tuple[str, ...] = (), **settings: object) -> AskOptions:
-        """Return the options of `ask` for one request.
+        """Return the options of `ask` for one question; without options to rank, it is answered in words.
 
-        Args:
-            question: the question.
-            options: its options; without any, it is answered in words.
-            settings: fields of `AskAnswerOptions` that the request overrides, such as `temperature`.
+        `settings` are fields of `AskAnswerOptions` that the request overrides, such as `temperature`.
 
         Raises:
             InputError: the question or a setting is invalid.

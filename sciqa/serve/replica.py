@@ -20,13 +20,8 @@ LOGGER = logging.getLogger("ray.serve")
 class Replica:
     """Index, embedder and reader behind two asynchronous methods.
 
-    Results are dictionaries with a `type`; bad input gives `error` with a `message`, and nothing is raised for it.
-
-    Args:
-        options: options of the server.
-        manifest: manifest of the index, as `sciqa.ask.answerer.check_answerer` returns it.
-        device: device that computes.
-        threads: CPU threads.
+    Results are dictionaries with a `type`; bad input gives `error` with a `message`, and nothing is raised for it. The
+    manifest of the index is what `sciqa.ask.answerer.check_answerer` returns.
     """
 
     def __init__(self, options: ServeOptions, manifest: dict, device: Device, threads: int) -> None:
@@ -88,10 +83,7 @@ class Replica:
     async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
         """Answer a question in words; between words, requests to rank that wait are answered.
 
-        Args:
-            question: the question.
-            earlier: messages of the conversation before it.
-            settings: fields of `AskOptions` for this answer.
+        `earlier` are messages of the conversation before it, `settings` fields of `AskOptions` for this answer.
 
         Yields:
             `type` `passages` with the `passages`; `text` with a piece of `text`, as often as there is one; last `done`

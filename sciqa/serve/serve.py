@@ -52,7 +52,7 @@ def serve(options: ServeOptions) -> Summary:
 
 
 def start_serve(options: ServeOptions) -> str:
-    """Start the application and return its address once it answers; `stop` ends it.
+    """Start the application and return its address once it answers; `stop_serve` ends it.
 
     Raises:
         InputError: see `serve`.
@@ -87,7 +87,7 @@ def start_serve(options: ServeOptions) -> str:
 
 
 def stop_serve() -> None:
-    """End the application and the Ray Serve that `start` has started."""
+    """End the application and the Ray Serve that `start_serve` has started."""
     from ray import serve as ray_serve
 
     ray_serve.shutdown()
@@ -96,10 +96,7 @@ def stop_serve() -> None:
 def serve_application(options: ServeOptions, manifest: dict, token: str | None) -> "Application":
     """Return the application for Ray Serve: one web application, and replicas of the models behind it.
 
-    Args:
-        options: options of the server.
-        manifest: manifest of the index.
-        token: token that requests must bring, of which only the sha256 leaves this process; None asks for none.
+    Of the token that requests must bring, only the sha256 leaves this process; None asks for none.
     """
     from ray import serve as ray_serve
 

@@ -41,7 +41,7 @@ class ServedModels:
         self.handle = serve.get_deployment_handle(MODELS, app_name=APPLICATION)
 
     async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
-        """See `Models.rank`."""
+        """See `ModelsInterface.rank`."""
         try:
             return await self.handle.rank.remote(question, options, evidence)
         except BackPressureError as error:
@@ -50,7 +50,7 @@ class ServedModels:
             raise LostServedModelsError from error
 
     async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
-        """See `Models.write`."""
+        """See `ModelsInterface.write`."""
         handle = self.handle.options(stream=True)
         response = cast("DeploymentResponseGenerator", handle.write.remote(question, earlier, settings))
         try:
@@ -66,7 +66,7 @@ class ServedModels:
                 response.cancel()  # without effect on an answer that is whole
 
     def replicas(self) -> int:
-        """See `Models.replicas`."""
+        """See `ModelsInterface.replicas`."""
         application = serve.status().applications.get(APPLICATION)
         deployment = application and application.deployments.get(MODELS)
         states = deployment.replica_states.items() if deployment else ()
