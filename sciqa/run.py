@@ -77,8 +77,8 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
 
 def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOptions:
     """Return the options of a baseline: without those that belong to a model."""
-    plain = replace(options, reader=baseline, name="", adapter=None, stream=False)
-    return replace(plain, blend=(), blend_fit=None, cascade=None)
+    own = {"adapter": None, "stream": False, "blend": (), "blend_fit": None, "cascade": None}
+    return replace(options, reader=baseline, name="", **own)
 
 
 def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:

@@ -60,6 +60,16 @@ def test_baselines_are_readers_of_a_run(tmp_path, cluster, exam_file, small_inde
                 assert row["ranking"][0] in best
 
 
+def test_baselines_beside_a_blend_keep_their_names(tmp_path, cluster, exam_file, small_index):
+    common = {"output": str(tmp_path), "exam": exam_file}
+    blend = ("longest", "majority")
+    for name in blend:
+        predict(PredictOptions(reader=name, **common))
+    run_exam(RunExamOptions(index=f"{small_index}/index", blend=blend, **common))
+    made = {path.name for path in (tmp_path / "answers").iterdir() if path.name[0] not in "._"}
+    assert made == {"blend", *BASELINES}
+
+
 def test_a_gold_article_that_was_not_found_ties_all_options(tmp_path, cluster, exam_file, small_index):
     rows = [json.loads(line) for line in Path(exam_file).read_text().splitlines()][:2]
     rows[1]["title"] = "Another article"

@@ -199,8 +199,8 @@ from sciqa.core.options import RunOptions
 import ray
 connect_cluster(RunOptions(num_cpus=1, output=sys.argv[1]))
 def speak():
-    from sciqa.core.console import quiet
-    quiet("transformers")
+    from sciqa.core.console import quiet_console
+    quiet_console("transformers")
     logging.basicConfig()
     logging.getLogger("transformers").warning("a warning of a worker")
 ray.get(ray.remote(num_cpus=0)(speak).remote())
