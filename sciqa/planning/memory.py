@@ -2,9 +2,11 @@
 
 import itertools
 import math
-import re
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +43,6 @@ REUSE_DISTANCE = 1_000_000_000
 RESERVED = 1.12
 #: Copies of a weight that are in memory while a rank takes its share: as it is read, as it is trained, as it is sent.
 READ_AT_ONCE = 3
-#: Names in T5 and BART of the cross-attention projections that take the encoder's output.
-CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,20 @@ def nf4_memory(weights: int) -> tuple[int, int]:
     return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
 
 
-def build_memory_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> MemorySketch:
+def build_memory_sketch(name: str, method: Method, fields: dict) -> MemorySketch:
     """Return a model without weights, prepared as for training.
 
     Args:
         name: a name that `sciqa.core.model_files.find_model` takes, or a folder with a config.json and no weights.
         method: training method.
         fields: fields of peft's configuration.
-        dtype: data type of the base model's weights.
 
     Raises:
         InputError: the model does not exist, or peft rejects the fields.
     """
     folder, gguf_file = config_files(name)
     family = model_folder_family(name, folder, gguf_file)
-    base = load_empty_model(folder, gguf_file, family, dtype)
+    base = load_empty_model(folder, gguf_file, family, torch.bfloat16)
     parameters = sum(each.numel() for each in base.parameters())
     kept = Bnb4BitHfQuantizer.get_modules_to_not_convert(base, None, list(base._keep_in_fp32_modules or ()))
     quantised = {
@@ -176,11 +175,6 @@ def loading_memory(model: MemorySketch, options: TrainOptions, workers: int) -> 
 
     A ZeRO-3 rank holds its share of the weights and at most `READ_AT_ONCE` times the largest one, from which its part
     is taken; in NF4 that is read in 16 bits. On a GPU the shares are there, and less is needed.
-
-    Args:
-        model: model with its adapter.
-        options: options of training.
-        workers: number of workers.
     """
     if options.zero < 3 or workers == 1:
         return int(LOADING * model.weight_bytes("bfloat16"))
@@ -251,15 +245,30 @@ def peak_activation_memory(
     Raises:
         InputError: the shapes of the model's tensors depend on computed values.
     """
+    # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
+    batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
+    with run_on_fake_tensors(model, batch, training, checkpointing) as (held, run), _Living() as living:
+        living.ignore(*held)
+        run()
+    return living.peak + (2 * max(model.quantised, default=0) if nf4 else 0)
+
+
+@contextmanager
+def run_on_fake_tensors(
+    model: MemorySketch, batch: list[EncodedForScorer], training: bool, checkpointing: bool
+) -> Iterator[tuple[list[torch.Tensor], Callable[[], object]]]:
+    """Yield the fake parameters, buffers and gradients of a model, and a function that runs a step with them.
+
+    The arguments and errors are those of `peak_activation_memory`.
+    """
     # A minimal tokenizer that can pad rows of token 0, since the model may have none.
     padding = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"[SEP]": 0, "[PAD]": 1}, unk_token="[PAD]")),
         **{"sep_token": "[SEP]", "pad_token": "[PAD]", "model_input_names": ["input_ids", "attention_mask"]},
     )
-    # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
-    batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
     scorer = SCORERS[model.family](model.model, padding, PromptFormat()).train(training)
-    scorer.batch_layout = BatchLayout("packed")  # the proof of the layout needs weights
+    # The proof of the layout needs weights.
+    scorer.batch_layout = BatchLayout("packed" if model.family == "causal" else "padded")
     step = _Step(scorer, training)
     if checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -270,11 +279,12 @@ def peak_activation_memory(
                 name: torch.empty(each.shape, dtype=each.dtype).requires_grad_(each.requires_grad)
                 for name, each in itertools.chain(step.named_parameters(), step.named_buffers())
             }
+            held = list(tensors.values())
             for each in tensors.values():
-                each.grad = torch.empty_like(each) if each.requires_grad else None
-            with _Living() as living:
-                living.ignore(*tensors.values(), *(each.grad for each in tensors.values() if each.requires_grad))
-                torch.func.functional_call(step, tensors, (batch,))
+                if each.requires_grad:
+                    each.grad = torch.empty_like(each)
+                    held.append(each.grad)
+            yield held, partial(torch.func.functional_call, step, tensors, (batch,))
     except (
         fake_tensor.DynamicOutputShapeException,
         fake_tensor.DataDependentOutputException,
@@ -285,7 +295,6 @@ def peak_activation_memory(
         if checkpointing:
             model.model.gradient_checkpointing_disable()
             model.model.disable_input_require_grads()
-    return living.peak + (2 * max(model.quantised, default=0) if nf4 else 0)
 
 
 class _Step(nn.Module):
