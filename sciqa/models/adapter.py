@@ -55,7 +55,7 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
     _check_shared(wrapped, "--peft")
     _check_tied(wrapped)
     adapter_weights_as_float32(wrapped)
-    return adapter_as_model(wrapped)
+    return cast("PreTrainedModel", wrapped)  # which hands on to its base model what it does not have itself
 
 
 def adapter_weights_as_float32(model: nn.Module) -> None:
@@ -91,11 +91,6 @@ def adapter_without_input_casts(model: nn.Module, active: bool) -> AbstractConte
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     able = all(hasattr(layer, "cast_input_dtype_enabled") for layer in layers)
     return disable_input_dtype_casting(model, active=active and able)
-
-
-def adapter_as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:
-    """Return a model with an adapter unchanged; it hands on to its base model what it does not have itself."""
-    return cast("PreTrainedModel", wrapped)
 
 
 def adapter_peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
@@ -237,11 +232,6 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
-def adapter_is_lora(attached: "peft.PeftModel") -> bool:
-    """Whether an adapter is a plain LoRA; some kinds are never merged, others not exactly."""
-    return attached.active_peft_config.peft_type == "LORA"
-
-
 def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
     """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
@@ -249,7 +239,7 @@ def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
     training changed only the adapted layer.
     """
     if attached.active_peft_config.is_prompt_learning:
-        return adapter_as_model(attached)
+        return cast("PreTrainedModel", attached)
     for _, layer, own in _adapted_shared(attached):
         setattr(layer, own, nn.Parameter(getattr(layer, own).detach().clone(), requires_grad=False))
     said = attached.config.tie_word_embeddings

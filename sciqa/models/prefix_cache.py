@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import Cache
 
-from sciqa.models.packing import SHARED_AT_LEAST, PackedRows
+from sciqa.models.packing import SHARED_AT_LEAST, PackedRows, packed_prefix_tokens
 from sciqa.models.packing_check import PackingCheckedScorer
-from sciqa.models.scorer import EncodedForScorer, scorer_common_tokens
+from sciqa.models.scorer import EncodedForScorer
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ class PrefixScorer(PackingCheckedScorer):
     def _find_prefix(self, questions: Sequence[EncodedForScorer], budget: int) -> PrefixCache | None:
         if len(questions) < 2 or self._prefix_differs:
             return None
-        prompts = [question.prompt for question in questions]
-        shared = min(scorer_common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
+        shared = packed_prefix_tokens(questions)
         if shared < SHARED_AT_LEAST or not self.takes_prefix or not all(map(self.packs, questions)):
             return None
         kept = self._kept_prefix
@@ -104,7 +103,7 @@ class PrefixScorer(PackingCheckedScorer):
             return kept
         if self.padded_tokens(questions) <= budget:
             return None
-        prefix = self._compute_prefix(prompts[0][:shared], min(questions, key=lambda each: each.length))
+        prefix = self._compute_prefix(questions[0].prompt[:shared], min(questions, key=lambda each: each.length))
         self._kept_prefix, self._prefix_differs = prefix, prefix is None
         return prefix
 

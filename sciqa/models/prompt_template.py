@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, get_args
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sciqa.core import storage
@@ -156,7 +155,7 @@ class PromptTemplate:
         """Return the system message and all the rest."""
         context = self._compiled.new_context(variables)
         blocks = context.blocks.pop("system", [])
-        context.blocks["system"] = [_no_block]
+        context.blocks["system"] = [lambda _: iter(())]  # renders nothing
         try:
             user = "".join(self._compiled.root_render_func(context))
             return "".join(part for block in blocks[:1] for part in block(context)), user
@@ -191,11 +190,6 @@ class PromptTemplate:
         if line is None:
             return InputError(f"{self.name}: {what}")
         return InputError(f"{self.name}, line {line}: {what}, in {self.text.splitlines()[line - 1].strip()!r}")
-
-
-def _no_block(context: Context) -> Iterator[str]:
-    """Render nothing."""
-    return iter(())
 
 
 def _passages(question: dict, context: str) -> Iterator[dict]:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 import torch
@@ -78,10 +79,8 @@ def list_weight_names(names: Iterable[str]) -> str:
 
 def shared_weights(model: nn.Module) -> set[int]:
     """Return the `id()` of the weights that several layers of a model share."""
-    seen: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        seen[id(parameter)] = seen.get(id(parameter), 0) + 1
-    return {number for number, count in seen.items() if count > 1}
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {number for number, count in counts.items() if count > 1}
 
 
 def settle_tied_weights(model: PreTrainedModel) -> None:
