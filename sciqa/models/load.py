@@ -143,10 +143,8 @@ def _load_streamed(
 def load_without_weights(name: str, style: dict, adapter: str | None = None) -> Scorer:
     """Return the scorer of a model without its weights: it can encode questions but not score them.
 
-    Args:
-        name: name of a model, as for `sciqa.core.model_files.find_model`.
-        style: fields of `PromptFormat` that override those the model or adapter was trained with.
-        adapter: folder of an adapter, of which only the format is read.
+    The style has fields of `PromptFormat` that override those the model or adapter was trained with; of an adapter,
+    only the format is read.
 
     Raises:
         InputError: the model has no tokenizer, or no configuration of a supported model.

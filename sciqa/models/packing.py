@@ -113,12 +113,7 @@ def pack_rows(questions: Sequence[EncodedForScorer]) -> PackedRows:
 
 
 def unpacked_rows(questions: Sequence[EncodedForScorer], options: Sequence[tuple[int, int]]) -> PackedRows:
-    """Return plain rows: one for each given option, with the prompt before it.
-
-    Args:
-        questions: questions that the options belong to.
-        options: pairs (question index, option index).
-    """
+    """Return plain rows: one for each given option, a pair (question index, option index), after its prompt."""
     rows = [questions[question].prompt + questions[question].options[option] for question, option in options]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])

@@ -19,12 +19,7 @@ from sciqa.models.scorer import EncodedForScorer
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """A prefix and its keys and values.
-
-    Attributes:
-        tokens: the tokens.
-        states: keys and values of one row.
-    """
+    """The tokens of a prefix, and their keys and values in one row."""
 
     tokens: list[int]
     states: Cache
@@ -53,12 +48,9 @@ class PrefixCache:
 
 
 class PrefixScorer(PackingCheckedScorer):
-    """A scorer that can keep the keys and values of what all prompts begin with.
+    """A scorer that can keep the keys and values of what all prompts begin with."""
 
-    Attributes:
-        prefix: what packed rows follow at the moment, if anything.
-    """
-
+    #: What packed rows follow at the moment, if anything.
     prefix: PrefixCache | None = None
     _kept_prefix: PrefixCache | None = None
     _prefix_differs = False

@@ -54,11 +54,7 @@ class TemplatePrompt(NamedTuple):
         return self.system + "".join(f"{asked} {answer}{BETWEEN}" for asked, answer in self.turns) + self.user
 
     def messages(self, clean: Callable[[str], str] = str) -> list[dict[str, str]]:
-        """Return the prompt as messages for a chat template.
-
-        Args:
-            clean: function that every text passes through.
-        """
+        """Return the prompt as messages for a chat template; every text passes through `clean`."""
         system = [("system", self.system.strip())] if self.system.strip() else []
         turns = [pair for asked, answer in self.turns for pair in (("user", asked), ("assistant", answer))]
         pairs = [*system, *turns, ("user", self.user)]
@@ -67,11 +63,7 @@ class TemplatePrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A template.
-
-    Attributes:
-        text: its source.
-        name: name of its file, for messages.
+    """The text of a template, and the name of its file for messages.
 
     Raises:
         InputError: a syntax error, a variable that does not exist, or an unknown completion.
@@ -242,11 +234,9 @@ def read_template(path: str) -> PromptTemplate:
 
 
 def template_style(path: str | None, completion: str = "auto") -> dict:
-    """Return the fields of `PromptFormat` that a template sets.
+    """Return the fields of `PromptFormat` that a template sets, given its file or name; None sets nothing.
 
-    Args:
-        path: file or name of a template; None sets nothing.
-        completion: what the options say is scored; `auto` takes what the template says, if it does.
+    What is scored is `completion`, as the options say; `auto` takes what the template says, if it does.
 
     Raises:
         InputError: the template is for another completion.

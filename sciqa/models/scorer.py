@@ -69,13 +69,7 @@ class EncodedForScorer:
 
 
 class Scorer(nn.Module):
-    """Model with tokenizer that scores the options of questions.
-
-    Args:
-        model: a transformers model, or one wrapped by peft.
-        tokenizer: its tokenizer.
-        style: its question format.
-    """
+    """Model, perhaps wrapped by peft, with its tokenizer and question format: it scores the options of questions."""
 
     #: Name of the transformers class that loads such a model.
     auto_class: str

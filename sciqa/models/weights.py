@@ -22,12 +22,7 @@ def check_all_weights_read(name: str, model: PreTrainedModel, found: dict) -> fr
     """Check a model's weights against its files, and return the names of new ones: an encoder's untrained head.
 
     A plain encoder has no multiple-choice head, and may lack the pooler before it; loading creates both. Its heads for
-    other tasks are ignored.
-
-    Args:
-        name: name of the model.
-        model: the loaded model.
-        found: transformers' loading report, as `from_pretrained` returns it.
+    other tasks are ignored. What is `found` is transformers' loading report, as `from_pretrained` returns it.
 
     Raises:
         InputError: the files lack weights of the model, hold unknown ones, or hold some of another shape.

@@ -128,12 +128,9 @@ def nf4_memory(weights: int) -> tuple[int, int]:
 
 
 def build_memory_sketch(name: str, method: Method, fields: dict) -> MemorySketch:
-    """Return a model without weights, prepared as for training.
+    """Return a model without weights, prepared as for training, with the fields of peft's configuration.
 
-    Args:
-        name: a name that `sciqa.core.model_files.find_model` takes, or a folder with a config.json and no weights.
-        method: training method.
-        fields: fields of peft's configuration.
+    The name is one that `sciqa.core.model_files.find_model` takes, or a folder with a config.json and no weights.
 
     Raises:
         InputError: the model does not exist, or peft rejects the fields.
@@ -191,13 +188,7 @@ def training_memory(model: MemorySketch, options: TrainOptions, workers: int, ac
     gradients and both AdamW moments are float32; frozen weights keep the type in which they are loaded. In ZeRO-2,
     DeepSpeed keeps a second copy of a rank's share of the trained weights, whatever their type. In ZeRO-3, gathered
     parameters stay in memory until their backward pass if at most `REUSE_DISTANCE` elements come between the two uses;
-    in a small model this holds for all.
-
-    Args:
-        model: model with its adapter.
-        options: options of training.
-        workers: number of workers.
-        activations: result of `peak_activation_memory`, in bytes.
+    in a small model this holds for all. The bytes of activations are those of `peak_activation_memory`.
     """
     trained = 4 * model.trained
     share = math.ceil(trained / workers)

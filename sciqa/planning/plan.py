@@ -41,13 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanQuestions:
-    """The size of an exam in tokens.
-
-    Attributes:
-        count: number of questions.
-        mean: a question of average length.
-        longest: a question of the greatest length.
-    """
+    """The size of an exam: its number of questions, one of average length in tokens, and one of the greatest."""
 
     count: int
     mean: "EncodedForScorer"
