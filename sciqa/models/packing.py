@@ -19,13 +19,9 @@ SHARED_AT_LEAST = 64
 
 @dataclass(frozen=True)
 class PackedOption:
-    """Place in a batch of rows where the scored tokens of one option are predicted.
+    """Place of an option in a batch of rows: the columns of its row whose logits predict its scored tokens, in order.
 
-    Attributes:
-        question: index of the question among those laid out.
-        option: index of the option.
-        row: index of the row that holds the option.
-        columns: columns whose logits predict its last tokens, in order.
+    Question, option and row are indices too.
     """
 
     question: int

@@ -6,6 +6,7 @@ sandbox, and an unknown variable is an error.
 """
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -171,12 +172,9 @@ class PromptTemplate:
 
     def _line(self, error: Exception) -> int | None:
         """Return the line of the template in which an error was raised."""
-        line, trace = None, error.__traceback__
-        while trace:
-            if trace.tb_frame.f_globals.get("__jinja_template__") is self._compiled:
-                line = self._compiled.get_corresponding_lineno(trace.tb_lineno)
-            trace = trace.tb_next
-        return line
+        frames = reversed([*traceback.walk_tb(error.__traceback__)])
+        own = (at for frame, at in frames if frame.f_globals.get("__jinja_template__") is self._compiled)
+        return next(map(self._compiled.get_corresponding_lineno, own), None)
 
     def _error(self, what: str, line: int | None = None) -> InputError:
         if line is None:

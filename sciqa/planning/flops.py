@@ -16,6 +16,9 @@ def question_flops(
 
     Frozen weights need no gradients (Dettmers et al. 2023, section 3), so training takes about 4 per weight and token
     with LoRA, and 6 without (Kaplan et al. 2020, Scaling Laws, table 1). Checkpointing adds another forward pass.
+
+    Raises:
+        InputError: the shapes of the model's tensors depend on computed values.
     """
     with (
         run_on_fake_tensors(model, [question], training, checkpointing) as (_, run),

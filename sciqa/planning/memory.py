@@ -238,8 +238,7 @@ def peak_activation_memory(
     """
     # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
     batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
-    with run_on_fake_tensors(model, batch, training, checkpointing) as (held, run), _Living() as living:
-        living.ignore(*held)
+    with run_on_fake_tensors(model, batch, training, checkpointing) as (held, run), _Living(held) as living:
         run()
     return living.peak + (2 * max(model.quantised, default=0) if nf4 else 0)
 
@@ -305,18 +304,13 @@ class _Step(nn.Module):
 
 
 class _Living(TorchDispatchMode):
-    """Counter of the bytes of live tensors, each storage once; `peak` is the highest count."""
+    """Counter of the bytes of live tensors but those held before, each storage once; `peak` is the highest count."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: list[torch.Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known: dict[int, weakref.ref] = {}
-
-    def ignore(self, *tensors: torch.Tensor) -> None:
-        """Exclude tensors from the count."""
-        for each in tensors:
-            storage = each.untyped_storage()
-            self.known[storage._cdata] = weakref.ref(storage)
+        storages = [each.untyped_storage() for each in held]
+        self.known = {storage._cdata: weakref.ref(storage) for storage in storages}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run an operation and count the tensors that it made."""
