@@ -28,13 +28,9 @@ AGAIN = "copy its folder again whole, pass the base model that it was made for, 
 
 
 def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> PreTrainedModel:
-    """Prepare a model for training, with an adapter or as a whole; the trained weights are float32.
+    """Prepare a model, in place, for training with an adapter or as a whole; the trained weights are float32.
 
-    Args:
-        model: base model, changed in place.
-        family: family of the model.
-        method: training method; `lora` and `qlora` differ only in how the base model was loaded.
-        fields: fields of peft's `LoraConfig` or `PromptTuningConfig`.
+    The fields are those of `adapter_peft_config`; `lora` and `qlora` differ only in how the base model was loaded.
 
     Raises:
         InputError: peft refuses the fields or finds none of the modules they name, or they name a module whose
@@ -55,7 +51,7 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
     _check_shared(wrapped, "--peft")
     _check_tied(wrapped)
     adapter_weights_as_float32(wrapped)
-    return adapter_as_model(wrapped)
+    return cast("PreTrainedModel", wrapped)  # which hands on to its base model what it does not have itself
 
 
 def adapter_weights_as_float32(model: nn.Module) -> None:
@@ -79,11 +75,9 @@ def update_adapter_ranks(model: nn.Module, step: int) -> None:
 
 
 def adapter_without_input_casts(model: nn.Module, active: bool) -> AbstractContextManager:
-    """Leave out the casts of adapters' inputs to float32 and back, which autocast makes a waste of time.
+    """Leave out, if `active`, the casts of adapters' inputs to float32 and back: autocast makes them a waste of time.
 
-    Args:
-        model: model, perhaps with an adapter; some kinds of adapters cannot leave them out, and keep them.
-        active: whether to do so.
+    Some kinds of adapters cannot leave them out, and keep them.
     """
     from peft.helpers import disable_input_dtype_casting
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -93,20 +87,12 @@ def adapter_without_input_casts(model: nn.Module, active: bool) -> AbstractConte
     return disable_input_dtype_casting(model, active=active and able)
 
 
-def adapter_as_model(wrapped: "peft.PeftModel") -> PreTrainedModel:
-    """Return a model with an adapter unchanged; it hands on to its base model what it does not have itself."""
-    return cast("PreTrainedModel", wrapped)
-
-
 def adapter_peft_config(model: PreTrainedModel, family: Family, method: Method, fields: dict) -> "peft.PeftConfig":
     """Return the configuration of an adapter of any kind that peft has.
 
-    Args:
-        model: base model.
-        family: family of the model.
-        method: training method; it names the kind of adapter where the fields do not.
-        fields: fields of the configuration, and `peft_type`, its name in peft's registry. By default LoRA has all
-            linear layers, and a soft prompt 16 tokens. Heads and new modules are always saved.
+    The fields are those of the configuration, and `peft_type`, its name in peft's registry, which follows from the
+    method where it is not given. By default LoRA has all linear layers, and a soft prompt 16 tokens. Heads and new
+    modules are always saved.
 
     Raises:
         InputError: no such kind, or one that cannot hold the new weights of the model.
@@ -237,11 +223,6 @@ def _adapted_shared(wrapped: "peft.PeftModel") -> list[tuple[str, nn.Module, str
     return found
 
 
-def adapter_is_lora(attached: "peft.PeftModel") -> bool:
-    """Whether an adapter is a plain LoRA; some kinds are never merged, others not exactly."""
-    return attached.active_peft_config.peft_type == "LORA"
-
-
 def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
     """Return the model with the adapter merged into its weights; with a soft prompt, return it unchanged.
 
@@ -249,7 +230,7 @@ def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
     training changed only the adapted layer.
     """
     if attached.active_peft_config.is_prompt_learning:
-        return adapter_as_model(attached)
+        return cast("PreTrainedModel", attached)
     for _, layer, own in _adapted_shared(attached):
         setattr(layer, own, nn.Parameter(getattr(layer, own).detach().clone(), requires_grad=False))
     said = attached.config.tie_word_embeddings
@@ -279,11 +260,8 @@ def save_adapter_or_model(
 ) -> None:
     """Write an adapter or a fully fine-tuned model, in the format of peft or transformers.
 
-    Args:
-        model: the trained model.
-        folder: where to write it.
-        state: trained weights by name, gathered if they are sharded; None if they are written already.
-        description: content of `sciqa.json`.
+    The state has the trained weights by name, gathered if they are sharded; it is None if they are written already.
+    The description is the content of `sciqa.json`.
     """
     import peft
 

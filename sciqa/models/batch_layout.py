@@ -4,12 +4,9 @@ from dataclasses import dataclass
 
 
 def batch_by_tokens(rows: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
-    """Group rows of similar length into batches; return the question indices of each batch.
+    """Group rows of similar length, given by their question indices, into batches; return those of each batch.
 
-    Args:
-        rows: question indices of each row.
-        lengths: number of tokens of each row.
-        budget: most padded tokens of a batch; a longer row is a batch of its own.
+    A batch has at most `budget` padded tokens; a longer row is a batch of its own.
     """
     batches: list[list[list[int]]] = []
     longest = 0

@@ -57,10 +57,7 @@ class CausalScorer(PrefixScorer):
     def encode_to_write(self, question: dict, context: str, tokens: int) -> EncodedForScorer:
         """Tokenise a question up to where the model begins to write; it has no options.
 
-        Args:
-            question: row of the exam table.
-            context: text that is read with it; it is cut if it is too long.
-            tokens: tokens that the model's limit must leave for what is written.
+        The context is cut so that the model's limit leaves room for what is written, `tokens` tokens.
 
         Raises:
             InputError: the question is too long without any context, or its template cannot be rendered.
@@ -302,10 +299,7 @@ def causal_option_sums(
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Return the log-likelihood, a scalar, of each option in some rows, by (question index, option index).
 
-    Args:
-        logits: logits from the first needed column on, shape (rows, columns, vocabulary).
-        rows: the rows, with the places of the options.
-        batch: the questions.
+    The logits are those from the first needed column on, shape (rows, columns, vocabulary).
     """
     sums = {}
     for number, group in groupby(rows.places, key=lambda place: place.question):

@@ -68,13 +68,9 @@ class Chain(NamedTuple):
 
 
 class StopChainAtEnd(StoppingCriteria):
-    """Ends a row where a line ends and its text is whole.
+    """Ends a row where a line ends and its text, with the mark of thoughts that its prompt has opened, is whole.
 
-    Args:
-        tokenizer: tokenizer of the model.
-        start: tokens of the prompts.
-        ends: tells of a text whether it is whole.
-        opened: mark of thoughts that each row's prompt has opened.
+    The text of a row begins after `start` tokens; `ends` tells whether it is whole.
     """
 
     def __init__(
@@ -101,12 +97,8 @@ def write_chains(
 ) -> list[list[Chain]]:
     """Return the chains of each prompt, `settings.samples` of them.
 
-    Args:
-        scorer: the model.
-        prompts: tokens of the prompts.
-        settings: number, length and draws of the chains.
-        tokens_per_batch: tokens of a batch that is scored; a batch of chains keeps `KEPT` times as many.
-        ends: tells of a text that ends with a line whether it is whole, so that nothing has to follow.
+    `tokens_per_batch` is for batches that are scored; a batch of chains keeps `KEPT` times as many. `ends` tells of a
+    text that ends with a line whether it is whole, so that nothing has to follow.
     """
     tokenizer, samples = scorer.tokenizer, settings.samples
     found = [OPENED.search(decode_tokens(tokenizer, prompt[-MARK_TOKENS:])) for prompt in prompts]
@@ -138,15 +130,9 @@ def encode_chain_letters(
 ) -> EncodedForScorer:
     """Return the letters of a question as options that follow a chain, to be scored.
 
-    They stand where the chain names its letter. Where it names none, they follow a cue: the thoughts that are open are
-    closed, and "Answer:" is written (budget forcing: Muennighoff et al. 2025, s1, section 3.1).
-
-    Args:
-        scorer: the model.
-        prompt: tokens of the prompt.
-        chain: what the model has written after it.
-        at: place of the letter in the chain's text; None if it names none.
-        letters: letters of the options.
+    They stand where the chain names its letter, at the place `at` in its text. Where it names none, and `at` is None,
+    they follow a cue: the thoughts that are open are closed, and "Answer:" is written (budget forcing: Muennighoff et
+    al. 2025, s1, section 3.1).
     """
     kept, before, space = chain.tokens, "", " "
     if at is None:

@@ -40,12 +40,8 @@ class TokenDraws(NamedTuple):
 class SeededTokenDraws(LogitsProcessor):
     """Adds noise to scores, so that the token with the largest sum is drawn by their softmax (the Gumbel-max trick).
 
-    Each row has a random generator of its own. Unlike a draw by cumulative probabilities, one changes by rounding only
-    where two sums are equal but for rounding.
-
-    Args:
-        seeds: seed of each row.
-        device: device of the scores.
+    Each row has a random generator and a seed of its own. Unlike a draw by cumulative probabilities, one changes by
+    rounding only where two sums are equal but for rounding.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:

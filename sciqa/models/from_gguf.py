@@ -29,11 +29,7 @@ LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
 class GgufMetadata:
-    """Architecture metadata of a GGUF file; values are removed as they are handled, so that unknown ones remain.
-
-    Args:
-        path: path of the file.
-    """
+    """Architecture metadata of a GGUF file; values are removed as they are handled, so that unknown ones remain."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

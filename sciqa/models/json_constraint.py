@@ -33,9 +33,7 @@ def constraint_tokenizer(scorer: CausalScorer) -> LLTokenizer:
 class JsonConstraint(LogitsProcessor):
     """Leaves each row only the tokens that its schema allows next; of a whole object, only those that end the text.
 
-    Args:
-        tokenizer: result of `constraint_tokenizer`.
-        schemas: JSON schema of each row.
+    The tokenizer is the result of `constraint_tokenizer`.
 
     Raises:
         ValueError: a schema that llguidance does not support.

@@ -32,12 +32,8 @@ def scores_by_letter_votes(
     """Return the score of each letter, shape (letters,): the logarithm of its share of the votes.
 
     Votes for no letter do not count, and all letters share one vote more. They share it evenly, or half of it evenly
-    and half by their likelihood: letters are then ranked by votes, and those with equal votes by likelihood.
-
-    Args:
-        votes: letter of each drawn answer, None without one.
-        letters: letters of the options.
-        likelihood: probability of each letter, shape (letters,), with the sum 1.
+    and half by their likelihood, shape (letters,), with the sum 1: letters are then ranked by votes, and those with
+    equal votes by likelihood.
     """
     counts = np.array([sum(vote == letter for vote in votes) for letter in letters], float)
     even = np.full(len(letters), 1 / len(letters))
@@ -58,10 +54,6 @@ def find_letter(answer: str, options: Mapping[str, str]) -> tuple[str, int] | No
 
     Of several statements the last one counts. A letter of no option is no answer, also where an earlier statement
     names an option. Lower case is no letter.
-
-    Args:
-        answer: text of the answer.
-        options: texts of the options by letter.
     """
     if thoughts_start_mark(answer):  # cut off before the answer
         return None

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
@@ -66,7 +67,7 @@ def load_scorer(
 
     Args:
         name: model name, as for `sciqa.core.model_files.find_model`.
-        style: question format; by default that of the adapter or fine-tuned model, else `Format()`.
+        style: question format; by default that of the adapter or fine-tuned model, else `PromptFormat()`.
         precision: type of computation and weights; `auto` is bfloat16 where the device supports it, float16 on older
             GPUs, float32 on older CPUs.
         nf4: keep the linear layers in 4 bits (NF4 with double quantisation: Dettmers et al. 2023, QLoRA).
@@ -93,13 +94,11 @@ def load_scorer(
         check_adapter_files(folder, name)
         tokenizer.chat_template = adapter_files_chat_template(folder) or tokenizer.chat_template
         attached = adapters.attach_adapter(model, folder)
-        # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes.
-        exact = (
-            attached.dtype == torch.float32
-            and not has_quantised_weights(attached)
-            and adapters.adapter_is_lora(attached)
-        )
-        model = adapters.adapter_merged_model(attached) if exact else adapters.adapter_as_model(attached)
+        # Merging saves the adapter's matrix products in every batch. In 16 bits the sum would lose small changes, and
+        # adapters of other kinds than LoRA are never merged, or not exactly.
+        is_lora = attached.active_peft_config.peft_type == "LORA"
+        exact = attached.dtype == torch.float32 and not has_quantised_weights(attached) and is_lora
+        model = adapters.adapter_merged_model(attached) if exact else cast("PreTrainedModel", attached)
     elif new := newly_initialised_weights(model):
         raise InputError(
             f"{name}: its files hold no head that scores options ({list_weight_names(new)}); run `sciqa finetune` on "
@@ -144,10 +143,8 @@ def _load_streamed(
 def load_without_weights(name: str, style: dict, adapter: str | None = None) -> Scorer:
     """Return the scorer of a model without its weights: it can encode questions but not score them.
 
-    Args:
-        name: name of a model, as for `sciqa.core.model_files.find_model`.
-        style: fields of `PromptFormat` that override those the model or adapter was trained with.
-        adapter: folder of an adapter, of which only the format is read.
+    The style has fields of `PromptFormat` that override those the model or adapter was trained with; of an adapter,
+    only the format is read.
 
     Raises:
         InputError: the model has no tokenizer, or no configuration of a supported model.

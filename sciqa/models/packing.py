@@ -19,13 +19,9 @@ SHARED_AT_LEAST = 64
 
 @dataclass(frozen=True)
 class PackedOption:
-    """Place in a batch of rows where the scored tokens of one option are predicted.
+    """Place of an option in a batch of rows: the columns of its row whose logits predict its scored tokens, in order.
 
-    Attributes:
-        question: index of the question among those laid out.
-        option: index of the option.
-        row: index of the row that holds the option.
-        columns: columns whose logits predict its last tokens, in order.
+    Question, option and row are indices too.
     """
 
     question: int
@@ -113,12 +109,7 @@ def pack_rows(questions: Sequence[EncodedForScorer]) -> PackedRows:
 
 
 def unpacked_rows(questions: Sequence[EncodedForScorer], options: Sequence[tuple[int, int]]) -> PackedRows:
-    """Return plain rows: one for each given option, with the prompt before it.
-
-    Args:
-        questions: questions that the options belong to.
-        options: pairs (question index, option index).
-    """
+    """Return plain rows: one for each given option, a pair (question index, option index), after its prompt."""
     rows = [questions[question].prompt + questions[question].options[option] for question, option in options]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])

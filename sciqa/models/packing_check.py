@@ -9,7 +9,7 @@ option's sequence alone, as transformers computes it. If the two differ, the nex
 import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -82,7 +82,9 @@ def packing_check_layout(scorer: PackingCheckedScorer) -> BatchLayout:
     training = scorer.model.training
     scorer.model.eval()
     try:
-        with torch.no_grad(), _four_bits_in_float32(scorer.model), _shares_in_float32(scorer):
+        # There are no copies of a sharded model's weights: each is converted when it is used.
+        in_float32 = _InFloat32() if has_sharded_weights(scorer) else nullcontext()
+        with torch.no_grad(), _four_bits_in_float32(scorer.model), in_float32:
             probe, weights = _probe(scorer), packing_check_copies(scorer)
             with clear_packing_check_errors(scorer):
                 exact, rounding = _alone(scorer, probe, weights)
@@ -278,11 +280,6 @@ class _InFloat32(TorchFunctionMode):
 
 def _as_float32(value: object) -> object:
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-
-def _shares_in_float32(scorer: Scorer) -> AbstractContextManager:
-    """Let a sharded model compute in float32, each weight converted when it is used: there are no copies of shares."""
-    return _InFloat32() if has_sharded_weights(scorer) else nullcontext()
 
 
 def _alone(

@@ -31,8 +31,19 @@ class PaddedScorer(Scorer):
     """A scorer that pads rows if a test shows that padding changes no score."""
 
     def prove(self) -> BatchLayout:
-        """See `Scorer.prove`."""
-        return fastest_padding(self)
+        """See `Scorer.prove`.
+
+        Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a
+        float32 copy does not fit in memory, they are compared in the model's own type, within its rounding error.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return _quickest(self, _probe(self), packing_check_copies(self))
+        finally:
+            self.batch_layout = None
+            self.model.train(training)
 
     @property
     def calls_vary(self) -> bool:
@@ -56,25 +67,6 @@ def padded(rows: Sequence[list[int]], fill: int, width: int, side: str = "right"
     each = [[fill] * (width - len(row)) for row in rows]
     pairs = zip(rows, each, strict=True)
     return torch.tensor([row + empty if side == "right" else empty + row for row, empty in pairs])
-
-
-def fastest_padding(scorer: PaddedScorer) -> BatchLayout:
-    """Return the fastest layout in which a model scores test questions as it scores each row alone.
-
-    Scores are compared in float32, where they are equal except for rounding. If the weights are quantised, or a float32
-    copy does not fit in memory, they are compared in the model's own type, within its rounding error.
-
-    Raises:
-        InputError: the model cannot score options, its scores are not numbers, or they differ every time.
-    """
-    training = scorer.model.training
-    scorer.model.eval()
-    try:
-        with torch.no_grad():
-            return _quickest(scorer, _probe(scorer), packing_check_copies(scorer))
-    finally:
-        scorer.batch_layout = None
-        scorer.model.train(training)
 
 
 def _quickest(scorer: PaddedScorer, probe: list[EncodedForScorer], weights: dict | None) -> BatchLayout:

@@ -12,19 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import Cache
 
-from sciqa.models.packing import SHARED_AT_LEAST, PackedRows
+from sciqa.models.packing import SHARED_AT_LEAST, PackedRows, packed_prefix_tokens
 from sciqa.models.packing_check import PackingCheckedScorer
-from sciqa.models.scorer import EncodedForScorer, scorer_common_tokens
+from sciqa.models.scorer import EncodedForScorer
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """A prefix and its keys and values.
-
-    Attributes:
-        tokens: the tokens.
-        states: keys and values of one row.
-    """
+    """The tokens of a prefix, and their keys and values in one row."""
 
     tokens: list[int]
     states: Cache
@@ -53,12 +48,9 @@ class PrefixCache:
 
 
 class PrefixScorer(PackingCheckedScorer):
-    """A scorer that can keep the keys and values of what all prompts begin with.
+    """A scorer that can keep the keys and values of what all prompts begin with."""
 
-    Attributes:
-        prefix: what packed rows follow at the moment, if anything.
-    """
-
+    #: What packed rows follow at the moment, if anything.
     prefix: PrefixCache | None = None
     _kept_prefix: PrefixCache | None = None
     _prefix_differs = False
@@ -95,8 +87,7 @@ class PrefixScorer(PackingCheckedScorer):
     def _find_prefix(self, questions: Sequence[EncodedForScorer], budget: int) -> PrefixCache | None:
         if len(questions) < 2 or self._prefix_differs:
             return None
-        prompts = [question.prompt for question in questions]
-        shared = min(scorer_common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
+        shared = packed_prefix_tokens(questions)
         if shared < SHARED_AT_LEAST or not self.takes_prefix or not all(map(self.packs, questions)):
             return None
         kept = self._kept_prefix
@@ -104,7 +95,7 @@ class PrefixScorer(PackingCheckedScorer):
             return kept
         if self.padded_tokens(questions) <= budget:
             return None
-        prefix = self._compute_prefix(prompts[0][:shared], min(questions, key=lambda each: each.length))
+        prefix = self._compute_prefix(questions[0].prompt[:shared], min(questions, key=lambda each: each.length))
         self._kept_prefix, self._prefix_differs = prefix, prefix is None
         return prefix
 

@@ -6,6 +6,7 @@ sandbox, and an unknown variable is an error.
 """
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, get_args
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sciqa.core import storage
@@ -55,11 +55,7 @@ class TemplatePrompt(NamedTuple):
         return self.system + "".join(f"{asked} {answer}{BETWEEN}" for asked, answer in self.turns) + self.user
 
     def messages(self, clean: Callable[[str], str] = str) -> list[dict[str, str]]:
-        """Return the prompt as messages for a chat template.
-
-        Args:
-            clean: function that every text passes through.
-        """
+        """Return the prompt as messages for a chat template; every text passes through `clean`."""
         system = [("system", self.system.strip())] if self.system.strip() else []
         turns = [pair for asked, answer in self.turns for pair in (("user", asked), ("assistant", answer))]
         pairs = [*system, *turns, ("user", self.user)]
@@ -68,11 +64,7 @@ class TemplatePrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A template.
-
-    Attributes:
-        text: its source.
-        name: name of its file, for messages.
+    """The text of a template, and the name of its file for messages.
 
     Raises:
         InputError: a syntax error, a variable that does not exist, or an unknown completion.
@@ -156,7 +148,7 @@ class PromptTemplate:
         """Return the system message and all the rest."""
         context = self._compiled.new_context(variables)
         blocks = context.blocks.pop("system", [])
-        context.blocks["system"] = [_no_block]
+        context.blocks["system"] = [lambda _: iter(())]  # renders nothing
         try:
             user = "".join(self._compiled.root_render_func(context))
             return "".join(part for block in blocks[:1] for part in block(context)), user
@@ -180,22 +172,14 @@ class PromptTemplate:
 
     def _line(self, error: Exception) -> int | None:
         """Return the line of the template in which an error was raised."""
-        line, trace = None, error.__traceback__
-        while trace:
-            if trace.tb_frame.f_globals.get("__jinja_template__") is self._compiled:
-                line = self._compiled.get_corresponding_lineno(trace.tb_lineno)
-            trace = trace.tb_next
-        return line
+        frames = reversed([*traceback.walk_tb(error.__traceback__)])
+        own = (at for frame, at in frames if frame.f_globals.get("__jinja_template__") is self._compiled)
+        return next(map(self._compiled.get_corresponding_lineno, own), None)
 
     def _error(self, what: str, line: int | None = None) -> InputError:
         if line is None:
             return InputError(f"{self.name}: {what}")
         return InputError(f"{self.name}, line {line}: {what}, in {self.text.splitlines()[line - 1].strip()!r}")
-
-
-def _no_block(context: Context) -> Iterator[str]:
-    """Render nothing."""
-    return iter(())
 
 
 def _passages(question: dict, context: str) -> Iterator[dict]:
@@ -248,11 +232,9 @@ def read_template(path: str) -> PromptTemplate:
 
 
 def template_style(path: str | None, completion: str = "auto") -> dict:
-    """Return the fields of `PromptFormat` that a template sets.
+    """Return the fields of `PromptFormat` that a template sets, given its file or name; None sets nothing.
 
-    Args:
-        path: file or name of a template; None sets nothing.
-        completion: what the options say is scored; `auto` takes what the template says, if it does.
+    What is scored is `completion`, as the options say; `auto` takes what the template says, if it does.
 
     Raises:
         InputError: the template is for another completion.

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,11 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import split_sentences
 from sciqa.models.attention_limits import position_limit
-from sciqa.models.batch_layout import batch_by_tokens
+from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
 from sciqa.models.prompt_format import Normalise, PromptFormat
-
-if TYPE_CHECKING:
-    from sciqa.models.batch_layout import BatchLayout
 
 
 @dataclass(frozen=True)
@@ -73,18 +69,12 @@ class EncodedForScorer:
 
 
 class Scorer(nn.Module):
-    """Model with tokenizer that scores the options of questions.
-
-    Args:
-        model: a transformers model, or one wrapped by peft.
-        tokenizer: its tokenizer.
-        style: its question format.
-    """
+    """Model, perhaps wrapped by peft, with its tokenizer and question format: it scores the options of questions."""
 
     #: Name of the transformers class that loads such a model.
     auto_class: str
     #: Result of the layout test; None before it.
-    batch_layout: "BatchLayout | None" = None
+    batch_layout: BatchLayout | None = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: PromptFormat) -> None:
         super().__init__()
@@ -92,7 +82,7 @@ class Scorer(nn.Module):
         own = position_limit(model, model.config.get_text_config())
         self.limit = min(own, style.max_length or own)
 
-    def prove(self) -> "BatchLayout":
+    def prove(self) -> BatchLayout:
         """Return the fastest batch layout in which the model scores each row as it scores it alone.
 
         Raises:
@@ -194,12 +184,7 @@ class Scorer(nn.Module):
 
 
 def fit_context_for_scorer(context: str, fits: Callable[[str], bool]) -> str:
-    """Return as many first sentences of a context as fit, or first words if not even one sentence fits.
-
-    Args:
-        context: text that is too long.
-        fits: tells whether a text is short enough, which the empty text must be.
-    """
+    """Return as many first sentences of a context that is too long as fit, or first words if not even one fits."""
     sentences = np.cumsum([len(sentence) for sentence in split_sentences(context)]).tolist()
     words = [found.end() for found in re.finditer(r"\S+", context[: sentences[0] if sentences else 0])]
     return _longest(context, sentences, fits) or _longest(context, words, fits)
@@ -220,13 +205,7 @@ def too_long_for_scorer(question: dict, tokens: int, limit: int) -> InputError:
 
 
 def check_scorer_option(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
-    """Raise `InputError` for an option without tokens.
-
-    Args:
-        question: row of the exam table.
-        options: its options by letter.
-        tokens: tokens of each option.
-    """
+    """Raise `InputError` for an option without tokens; `options` are texts by letter."""
     for letter, ids in zip(options, tokens, strict=True):
         if not ids:
             raise InputError(

@@ -37,10 +37,6 @@ def add_soft_prompt(
     Every token sees the whole soft prompt, and positions count from its end. Prefix tuning gives keys and values of
     each layer, which are not computed again; other kinds give vectors in place of embeddings, shape (rows, virtual
     tokens, hidden), which are columns of the rows.
-
-    Args:
-        model: model with a soft prompt.
-        rows: packed rows.
     """
     soft = cast("peft.PeftModel", model)
     base = cast("PreTrainedModel", soft.get_base_model())

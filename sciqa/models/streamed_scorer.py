@@ -52,13 +52,8 @@ Step = tuple[Piece, Callable[[Weights], None]]
 class StreamedScorer(CausalScorer):
     """Scores as `CausalScorer` does, with the weights of one layer at a time.
 
-    Args:
-        folder: folder of a model whose type is in `sciqa.models.streamed_weights.STREAMED`.
-        tokenizer: its tokenizer.
-        style: its question format.
-        dtype: type of computation.
-        streaming: settings for reading the model.
-        device: device that computes; hidden states are in host memory.
+    The folder has a model whose type is in `sciqa.models.streamed_weights.STREAMED`. The device computes, in `dtype`;
+    hidden states are in host memory.
 
     Raises:
         InputError: the files lack weights of the model, hold unknown ones, or hold some of another shape or type.
@@ -175,10 +170,7 @@ class StreamedScorer(CausalScorer):
 class _Pass:
     """State of one pass of question batches through a model.
 
-    Args:
-        scorer: the model.
-        batches: the questions.
-        states: buffer for the hidden states of all batches, padding included, shape (tokens, hidden size).
+    The hidden states of all batches, padding included, have the shape (tokens, hidden size).
     """
 
     def __init__(

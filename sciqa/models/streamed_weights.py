@@ -1,7 +1,6 @@
 """Find tensors in safetensors files, and read them from disk ahead of their use."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +17,6 @@ from sciqa.core.model_files import find_model, model_file_bytes, read_model_file
 #: Decoders (`model_type` of config.json) that can be streamed: only their layers change the hidden states, and their
 #: logits are the normalised last hidden states times the head.
 STREAMED = ("llama", "mistral", "phi3", "qwen2", "qwen3")
-#: Bytes per element, by type name of safetensors.
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 #: Reading threads, and bytes per read. Two threads reach the full speed of the disk, through the page cache too.
 READERS, CHUNK = 2, 8 << 20
 #: Alignment of tensors in a buffer, in bytes, as in torch.
@@ -48,17 +45,14 @@ class StreamedTensor:
         kind: element type, by its name in safetensors.
         shape: shape of the tensor.
         offset: first byte of the tensor in the file.
+        nbytes: size of the tensor in bytes.
     """
 
     path: str
     kind: str
     shape: tuple[int, ...]
     offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor in bytes."""
-        return math.prod(self.shape) * BYTES[self.kind]
+    nbytes: int
 
     @property
     def row_bytes(self) -> int:
@@ -67,7 +61,8 @@ class StreamedTensor:
 
     def rows(self, start: int, stop: int) -> "StreamedTensor":
         """Return the rows from `start` up to, not including, `stop`."""
-        return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * self.row_bytes)
+        begin, end = start * self.row_bytes, stop * self.row_bytes
+        return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + begin, nbytes=end - begin)
 
 
 Piece = dict[str, StreamedTensor]
@@ -107,8 +102,10 @@ def find_streamed_tensors(folder: str) -> dict[str, StreamedTensor]:
             raise InputError(f"{path}: not a whole safetensors file ({error}); write or fetch it again") from error
         header.pop("__metadata__", None)
         for name, about in header.items():
-            begin = 8 + size + about["data_offsets"][0]
-            found[name] = StreamedTensor(str(path), about["dtype"], tuple(about["shape"]), begin)
+            begin, end = about["data_offsets"]
+            found[name] = StreamedTensor(
+                str(path), about["dtype"], tuple(about["shape"]), 8 + size + begin, end - begin
+            )
     return found
 
 

@@ -17,11 +17,7 @@ OPENED = re.compile(rf"(?P<mark>{OPENING})\s*$")
 
 
 class TextEncoder:
-    """Wrapper of a tokenizer for the scorers.
-
-    Args:
-        tokenizer: tokenizer of a causal or encoder-decoder model.
-    """
+    """Wrapper of a causal model's tokenizer for the scorers."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -37,11 +33,9 @@ class TextEncoder:
         return text
 
     def encode(self, texts: Sequence[str], start: bool) -> list[list[int]]:
-        """Return the tokens of texts.
+        """Return the tokens of one or more texts, perhaps from `literal`.
 
-        Args:
-            texts: one or more texts, perhaps from `literal`.
-            start: put the tokenizer's own first token, such as `<s>`, before each text.
+        With `start`, the tokenizer's own first token, such as `<s>`, is put before each text.
         """
         pieces = [text.split(CUT) for text in texts]
         tokens = iter(self.tokenizer([p for each in pieces for p in each], add_special_tokens=False)["input_ids"])
@@ -49,16 +43,11 @@ class TextEncoder:
         return [first + [token for _ in each for token in next(tokens)] for each in pieces]
 
     def continued(self, prompt: str, options: Sequence[str], start: bool) -> tuple[list[int], list[list[int]]]:
-        """Return the tokens of a prompt, and of each option after it.
+        """Return the tokens of a prompt, and of each option (a text with the space before it, if any) after it.
 
         They are split as in lm-evaluation-harness: prompt and option are tokenised together, and an option's tokens
         are those after the tokens of the prompt alone. If a token spans prompt and option, part of the prompt would
-        count as the option; the options are then tokenised separately.
-
-        Args:
-            prompt: text, perhaps from `literal`.
-            options: texts, each with the space before it, if any.
-            start: as for `encode`.
+        count as the option; the options are then tokenised separately. `start` is as for `encode`.
         """
         first, *whole = self.encode([prompt, *(prompt + option for option in options)], start)
         if all(tokens[: len(first)] == first for tokens in whole):
@@ -69,11 +58,8 @@ class TextEncoder:
         """Return messages, perhaps from `literal`, in the tokenizer's chat template, up to the start of the answer.
 
         The prompt includes what a template puts before an answer, such as the channel of final answers or an empty
-        reasoning block. Without it an option would be scored as the start of reasoning.
-
-        Args:
-            messages: messages with `role` and `content`.
-            thinks: whether the model may think first: the prompt then ends as the template ends it for this.
+        reasoning block. Without it an option would be scored as the start of reasoning. If the model may think first
+        (`thinks`), the prompt ends as the template ends it for this.
         """
         if thinks:
             return self._render(messages, thinks=True)

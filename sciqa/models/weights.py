@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 import torch
@@ -21,12 +22,7 @@ def check_all_weights_read(name: str, model: PreTrainedModel, found: dict) -> fr
     """Check a model's weights against its files, and return the names of new ones: an encoder's untrained head.
 
     A plain encoder has no multiple-choice head, and may lack the pooler before it; loading creates both. Its heads for
-    other tasks are ignored.
-
-    Args:
-        name: name of the model.
-        model: the loaded model.
-        found: transformers' loading report, as `from_pretrained` returns it.
+    other tasks are ignored. What is `found` is transformers' loading report, as `from_pretrained` returns it.
 
     Raises:
         InputError: the files lack weights of the model, hold unknown ones, or hold some of another shape.
@@ -78,10 +74,8 @@ def list_weight_names(names: Iterable[str]) -> str:
 
 def shared_weights(model: nn.Module) -> set[int]:
     """Return the `id()` of the weights that several layers of a model share."""
-    seen: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        seen[id(parameter)] = seen.get(id(parameter), 0) + 1
-    return {number for number, count in seen.items() if count > 1}
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {number for number, count in counts.items() if count > 1}
 
 
 def settle_tied_weights(model: PreTrainedModel) -> None:

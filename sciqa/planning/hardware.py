@@ -136,10 +136,7 @@ def hardware_fits(kind: str, size: int) -> bool:
 def missing_hardware(node: NodeType, need: HardwareNeed, has_gpus: bool) -> str | None:
     """Return a text on what a node type lacks for a stage, or None where the stage can run on it.
 
-    Args:
-        node: the node type.
-        need: requirements of the stage.
-        has_gpus: whether the cluster has GPUs; if so, models run on them.
+    If the cluster has GPUs, models run on them.
     """
     if node.cpus < 1:
         return "has no CPU for work"

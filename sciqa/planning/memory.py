@@ -2,9 +2,11 @@
 
 import itertools
 import math
-import re
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +43,6 @@ REUSE_DISTANCE = 1_000_000_000
 RESERVED = 1.12
 #: Copies of a weight that are in memory while a rank takes its share: as it is read, as it is trained, as it is sent.
 READ_AT_ONCE = 3
-#: Names in T5 and BART of the cross-attention projections that take the encoder's output.
-CROSS = re.compile(r"EncDecAttention\.[kv]\b|encoder_attn\.[kv]_proj\b")
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,17 @@ def nf4_memory(weights: int) -> tuple[int, int]:
     return math.ceil(weights / 2), blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODE_BOOKS
 
 
-def build_memory_sketch(name: str, method: Method, fields: dict, dtype: torch.dtype = torch.bfloat16) -> MemorySketch:
-    """Return a model without weights, prepared as for training.
+def build_memory_sketch(name: str, method: Method, fields: dict) -> MemorySketch:
+    """Return a model without weights, prepared as for training, with the fields of peft's configuration.
 
-    Args:
-        name: a name that `sciqa.core.model_files.find_model` takes, or a folder with a config.json and no weights.
-        method: training method.
-        fields: fields of peft's configuration.
-        dtype: data type of the base model's weights.
+    The name is one that `sciqa.core.model_files.find_model` takes, or a folder with a config.json and no weights.
 
     Raises:
         InputError: the model does not exist, or peft rejects the fields.
     """
     folder, gguf_file = config_files(name)
     family = model_folder_family(name, folder, gguf_file)
-    base = load_empty_model(folder, gguf_file, family, dtype)
+    base = load_empty_model(folder, gguf_file, family, torch.bfloat16)
     parameters = sum(each.numel() for each in base.parameters())
     kept = Bnb4BitHfQuantizer.get_modules_to_not_convert(base, None, list(base._keep_in_fp32_modules or ()))
     quantised = {
@@ -176,11 +172,6 @@ def loading_memory(model: MemorySketch, options: TrainOptions, workers: int) -> 
 
     A ZeRO-3 rank holds its share of the weights and at most `READ_AT_ONCE` times the largest one, from which its part
     is taken; in NF4 that is read in 16 bits. On a GPU the shares are there, and less is needed.
-
-    Args:
-        model: model with its adapter.
-        options: options of training.
-        workers: number of workers.
     """
     if options.zero < 3 or workers == 1:
         return int(LOADING * model.weight_bytes("bfloat16"))
@@ -197,13 +188,7 @@ def training_memory(model: MemorySketch, options: TrainOptions, workers: int, ac
     gradients and both AdamW moments are float32; frozen weights keep the type in which they are loaded. In ZeRO-2,
     DeepSpeed keeps a second copy of a rank's share of the trained weights, whatever their type. In ZeRO-3, gathered
     parameters stay in memory until their backward pass if at most `REUSE_DISTANCE` elements come between the two uses;
-    in a small model this holds for all.
-
-    Args:
-        model: model with its adapter.
-        options: options of training.
-        workers: number of workers.
-        activations: result of `peak_activation_memory`, in bytes.
+    in a small model this holds for all. The bytes of activations are those of `peak_activation_memory`.
     """
     trained = 4 * model.trained
     share = math.ceil(trained / workers)
@@ -251,15 +236,29 @@ def peak_activation_memory(
     Raises:
         InputError: the shapes of the model's tensors depend on computed values.
     """
+    # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
+    batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
+    with run_on_fake_tensors(model, batch, training, checkpointing) as (held, run), _Living(held) as living:
+        run()
+    return living.peak + (2 * max(model.quantised, default=0) if nf4 else 0)
+
+
+@contextmanager
+def run_on_fake_tensors(
+    model: MemorySketch, batch: list[EncodedForScorer], training: bool, checkpointing: bool
+) -> Iterator[tuple[list[torch.Tensor], Callable[[], object]]]:
+    """Yield the fake parameters, buffers and gradients of a model, and a function that runs a step with them.
+
+    The arguments and errors are those of `peak_activation_memory`.
+    """
     # A minimal tokenizer that can pad rows of token 0, since the model may have none.
     padding = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"[SEP]": 0, "[PAD]": 1}, unk_token="[PAD]")),
         **{"sep_token": "[SEP]", "pad_token": "[PAD]", "model_input_names": ["input_ids", "attention_mask"]},
     )
-    # Give each prompt its own token: questions with a common beginning would share a row, which is rare in an exam.
-    batch = [replace(question, prompt=[number] * len(question.prompt)) for number, question in enumerate(batch)]
     scorer = SCORERS[model.family](model.model, padding, PromptFormat()).train(training)
-    scorer.batch_layout = BatchLayout("packed")  # the proof of the layout needs weights
+    # The proof of the layout needs weights.
+    scorer.batch_layout = BatchLayout("packed" if model.family == "causal" else "padded")
     step = _Step(scorer, training)
     if checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -270,11 +269,12 @@ def peak_activation_memory(
                 name: torch.empty(each.shape, dtype=each.dtype).requires_grad_(each.requires_grad)
                 for name, each in itertools.chain(step.named_parameters(), step.named_buffers())
             }
+            held = list(tensors.values())
             for each in tensors.values():
-                each.grad = torch.empty_like(each) if each.requires_grad else None
-            with _Living() as living:
-                living.ignore(*tensors.values(), *(each.grad for each in tensors.values() if each.requires_grad))
-                torch.func.functional_call(step, tensors, (batch,))
+                if each.requires_grad:
+                    each.grad = torch.empty_like(each)
+                    held.append(each.grad)
+            yield held, partial(torch.func.functional_call, step, tensors, (batch,))
     except (
         fake_tensor.DynamicOutputShapeException,
         fake_tensor.DataDependentOutputException,
@@ -285,7 +285,6 @@ def peak_activation_memory(
         if checkpointing:
             model.model.gradient_checkpointing_disable()
             model.model.disable_input_require_grads()
-    return living.peak + (2 * max(model.quantised, default=0) if nf4 else 0)
 
 
 class _Step(nn.Module):
@@ -305,18 +304,13 @@ class _Step(nn.Module):
 
 
 class _Living(TorchDispatchMode):
-    """Counter of the bytes of live tensors, each storage once; `peak` is the highest count."""
+    """Counter of the bytes of live tensors but those held before, each storage once; `peak` is the highest count."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: list[torch.Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known: dict[int, weakref.ref] = {}
-
-    def ignore(self, *tensors: torch.Tensor) -> None:
-        """Exclude tensors from the count."""
-        for each in tensors:
-            storage = each.untyped_storage()
-            self.known[storage._cdata] = weakref.ref(storage)
+        storages = [each.untyped_storage() for each in held]
+        self.known = {storage._cdata: weakref.ref(storage) for storage in storages}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run an operation and count the tensors that it made."""

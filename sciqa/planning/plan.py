@@ -41,13 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanQuestions:
-    """The size of an exam in tokens.
-
-    Attributes:
-        count: number of questions.
-        mean: a question of average length.
-        longest: a question of the greatest length.
-    """
+    """The size of an exam: its number of questions, one of average length in tokens, and one of the greatest."""
 
     count: int
     mean: "EncodedForScorer"
@@ -81,7 +75,11 @@ def plan(options: PlanOptions) -> Summary:
         flops = _stage_flops(options, model, volume, exams)
     longest = f"{options.micro_batch} questions of {exams['train'].longest.length} tokens at once"
     details = {
-        f"Model {options.model}": [_model_row(options, model)],
+        f"Model {options.model}": [
+            {"parameters": model.parameters}
+            | {f"{name} GB": model.weight_bytes(name) / 1e9 for name in ("float32", "bfloat16", "nf4")}
+            | {f"trained ({options.method})": model.trained}
+        ],
         f"Memory of a training worker, of {options.num_workers}, in GB, its allocator's in the total: {longest}": [
             about | {name: size / 1e9 for name, size in vars(memory).items()} | {"total": memory.total / 1e9}
             for about, memory in rows
@@ -118,14 +116,7 @@ def _read_questions(options: PlanOptions, model: "MemorySketch", volume: Volume,
 
 
 def _shape(options: PlanOptions, model: "MemorySketch", prompt: int, lengths: list[int]) -> "EncodedForScorer":
-    """Return a dummy question with these numbers of tokens, truncated to the model's limit.
-
-    Args:
-        options: options of the plan.
-        model: the model.
-        prompt: tokens of the prompt.
-        lengths: tokens of each option.
-    """
+    """Return a dummy question with so many tokens in its prompt and each option, truncated to the model's limit."""
     from sciqa.models.scorer import EncodedForScorer
 
     own = getattr(model.model.config, "max_position_embeddings", None) or 1 << 20
@@ -273,8 +264,7 @@ def _stage_flops(
 
     steps = max(1, round(options.epochs * exams["train"].count / options.batch_size))
     evaluations = 1 + math.ceil(steps / (options.eval_every or max(1, steps // 10)))
-    checkpointing = options.gradient_checkpointing
-    trained = question_flops(model, exams["train"].mean, training=True, checkpointing=checkpointing)
+    trained = question_flops(model, exams["train"].mean, training=True, checkpointing=options.gradient_checkpointing)
     evaluated = question_flops(model, exams["validation"].mean, training=False)
     flops = {
         "index": volume.passages * text_flops(volume_embedder(options), round(volume.tokens)),
@@ -282,11 +272,6 @@ def _stage_flops(
         "predict": exams["exam"].count * question_flops(model, exams["exam"].mean, training=False),
     }
     return {stage: count for stage, count in flops.items() if stage in options.stages}
-
-
-def _model_row(options: PlanOptions, model: "MemorySketch") -> dict:
-    sizes = {f"{name} GB": model.weight_bytes(name) / 1e9 for name in ("float32", "bfloat16", "nf4")}
-    return {"parameters": model.parameters, **sizes, f"trained ({options.method})": model.trained}
 
 
 def _hour_rows(
