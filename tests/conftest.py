@@ -3,13 +3,8 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 from api_server import KEY, KEY_NAME
+from s3_server import choose_address, s3_server
 
 from sciqa.cli import main
 from sciqa.core import cluster as core_cluster
@@ -42,32 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def s3_address() -> str:
     """Where the S3 server of the tests will be, in the environment of this process and of the workers it starts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://{address}", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_EC2_METADATA_DISABLED": "true"}
-    return address
+    return choose_address()
 
 
 @pytest.fixture(scope="session")
 def s3(s3_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An S3 server with the bucket `bucket`; the file of its log, a line for every request."""
     log = tmp_path_factory.mktemp("s3") / "log"
-    host, port = s3_address.split(":")
-    with log.open("w") as lines:
-        command = [sys.executable, "-m", "moto.server", "--host", host, "--port", port]
-        server = subprocess.Popen(command, stdout=lines, stderr=lines)
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"http://{s3_address}/bucket", method="PUT"))
-            break
-        except urllib.error.URLError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.05)
-    yield log
-    server.kill()
-    server.wait()
+    with s3_server(s3_address, log):
+        yield log
 
 
 @pytest.fixture(params=["local", "file", "s3"])

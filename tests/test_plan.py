@@ -207,6 +207,19 @@ def test_operations_are_those_that_pytorch_counts(tmp_path, family, method):
     counted = forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
     ours = [question_flops(planned, question, training=training) for training in (False, True)]
     np.testing.assert_allclose(ours, counted, rtol=0.1)
+    if method == "full":  # two backward products for each one forward (Kaplan et al. 2020), none for the input
+        assert 2.8 * ours[0] < ours[1] <= 3 * ours[0]
+
+
+@pytest.mark.parametrize("family", ["t5", "deberta-v2"])
+def test_encoders_and_encoder_decoders_are_planned(tmp_path, family):
+    planned = build_memory_sketch(tiny_folder(tmp_path / family, family), "lora", {})
+    short, long = ([encoded(length, 10, 10) if family == "t5" else encoded(0, length, length)] for length in (100, 200))
+    answering = [peak_activation_memory(planned, batch, training=False) for batch in (short, long)]
+    training = [peak_activation_memory(planned, batch) for batch in (short, long)]
+    assert answering[0] < answering[1] < training[1]
+    assert answering[0] < training[0] < training[1]
+    assert question_flops(planned, short[0], training=True) < question_flops(planned, long[0], training=True)
 
 
 @pytest.mark.parametrize(
