@@ -1,7 +1,9 @@
 """The command line: `sciqa STEP --option value`; every file of `jobs/` uses it too."""
 
+import atexit
 import dataclasses
 import difflib
+import gc
 import importlib
 import json
 import os
@@ -15,6 +17,7 @@ from sciqa import __version__
 from sciqa.cli_results import print_cli_results
 from sciqa.core.console import VERBOSE, console, is_console_verbose, quiet_console
 from sciqa.core.errors import InputError, find_input_error
+from sciqa.core.imports import quick_imports
 
 
 class Step(NamedTuple):
@@ -105,11 +108,13 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     step = STEPS[name]
     signal.signal(signal.SIGTERM, _interrupt)
+    atexit.register(gc.freeze)  # else Python, when it ends, looks a last time at all that has been imported: a second
     if not {"-h", "--help"} & set(arguments):
         console.print(f"{name}: {FIRST_WORDS}", highlight=False)
     try:
-        function, kind = step.load()
-        options = parse_cli_options(kind, name, step.about, arguments[1:])
+        with quick_imports():
+            function, kind = step.load()
+            options = parse_cli_options(kind, name, step.about, arguments[1:])
         quiet_console("ray", "bitsandbytes", "transformers", "DeepSpeed")
         made = function(options)
     except KeyboardInterrupt:

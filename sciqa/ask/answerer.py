@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sciqa.ask.options import AskAnswerOptions, AskOptions
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
+from sciqa.core.imports import quick_imports
 from sciqa.core.model_files import model_file_family
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.predict.predict import check_predict_reader
@@ -67,7 +68,8 @@ class Answerer:
     """
 
     def __init__(self, options: AskAnswerOptions, manifest: dict, device: Device, threads: int) -> None:
-        from sciqa.predict.readers import ModelReader
+        with quick_imports():
+            from sciqa.predict.readers import ModelReader
 
         index = LocalSearch(options.index, manifest, options.search_parameters, options.candidates, options.cache_bytes)
         embed = options.embed_on(device, threads)

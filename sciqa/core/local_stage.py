@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from sciqa.core.cluster import TASK_CPUS, last_started_cluster
+from sciqa.core.imports import quick_imports
 from sciqa.core.options import ClusterOptions
 
 #: Most questions of a small stage, and most bytes of its weights.
@@ -59,7 +60,8 @@ def before_local_stage(module: str | None) -> Iterator[None]:
 
 def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list) -> Iterator[dict]:
     """Yield the row for each part that a worker returns, which is made here of its class and arguments."""
-    made = worker(**arguments)
+    with quick_imports():
+        made = worker(**arguments)
     if module := _next.get():  # not before: two threads that import the same packages could wait for each other
         threading.Thread(target=_import, args=(module,)).start()
     for part in parts:
@@ -67,7 +69,7 @@ def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: d
 
 
 def _import(module: str) -> None:
-    with contextlib.suppress(Exception):  # the next stage imports it too, and raises
+    with quick_imports(), contextlib.suppress(Exception):  # the next stage imports it too, and raises
         importlib.import_module(module)
 
 
