@@ -309,7 +309,7 @@ def passages_table(output: str, embedder: str, sizes: tuple[int, ...], real: str
 
 def s3_table(output: str, embedder: str, passages: int) -> Iterator[list[str]]:
     """Yield the row of the table of passages with everything on an S3 server."""
-    os.environ["XDG_CACHE_HOME"] = f"{output}/cache"
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=output)
     address = choose_address()
     with s3_server(address, Path(output, "s3.log")) as process:
         Peak.others = frozenset({process})

@@ -28,7 +28,7 @@ def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
     named = iter(clean_row_names(path, filter(None, header)))
     header, width = [name and next(named) for name in header], len(header)
     for number, (line, cells) in enumerate(body, 1):
-        given = zip(header, cells, strict=False)  # cells beyond the header are empty
+        given = zip(header, cells, strict=False)  # those beyond the header are empty, or refused
         row = Row(path, number, line, {name: cell for name, cell in given if name})
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):
             raise InputError(f"{row.place}: {len(cells)} cells, {width} expected; quote cells with separators in them")

@@ -38,7 +38,10 @@ ASKED = pa.schema([(name, pa.string()) for name in ("id", "prompt", "answer")])
 
 
 class WriteDistractors:
-    """Ray Data worker that makes candidates of one part of the open questions at a time."""
+    """Ray Data worker that makes candidates of one part of the open questions at a time.
+
+    `embed` has the arguments of `load_embedder`.
+    """
 
     def __init__(self, options: GenerateOptions, index: ShardedSearch | LocalSearch, embed: dict) -> None:
         self.options = options

@@ -51,7 +51,10 @@ def filter_option_order(question: dict[str, str], name: str) -> dict[str, str]:
 
 
 def filter_question(question: dict[str, str], passage: str, skipped: tuple[str, ...]) -> str | None:
-    """Return the first fault of a question that its passage's text alone shows, `skipped` ones left out, or None."""
+    """Return the first fault of a question that its passage alone shows, `skipped` ones left out, or None.
+
+    The passage is the text that a reader reads, with its headings.
+    """
     options = list(answer_options_of(question).values())
     faults = {
         "equal-options": lambda: _repeats(

@@ -97,7 +97,7 @@ def _vote(
 
     Args:
         question: row of the exam table.
-        asked: its prompt.
+        asked: its prompt, and whether its context was cut.
         chains: what was written.
         named: letter and place that each chain names, if any.
         scores: score of each letter at the end of each chain, each of shape (options,).

@@ -59,7 +59,9 @@ def tie_scored_answers(scores: np.ndarray, keys: Sequence[Hashable]) -> np.ndarr
 
 
 def open_scored_answers(folder: str, exam: Exam | None = None) -> tuple[QuestionTable, dict]:
-    """Return a finished answers table and the inputs recorded in its manifest; without an exam, to any exam.
+    """Return a finished answers table and the inputs recorded in its manifest.
+
+    They must be answers to the exam, unless it is None.
 
     Raises:
         InputError: the table is missing, belongs to another exam, or was made by another version of the program.
@@ -95,7 +97,8 @@ def write_scored_answers(
     """Write one shard of the answers table, and before it that of the chains that the answers follow from, if any.
 
     The evidence for the option ranked first is taken from that of contexts in `found`, the rows that each question was
-    answered from, as `read_scored_answer_sources` returns them. For the other arguments see `scored_answer_row`.
+    answered from, as `read_scored_answer_sources` returns them. `folder` is that of the answers table, `part` the number of
+    the shard; for `by` see `scored_answer_row`.
 
     Raises:
         InputError: a score is not a finite number.

@@ -103,7 +103,8 @@ def add_vllm_option_scores(row: dict) -> dict:
 class EncodeVllmShard:
     """Ray Data worker that turns shards of questions into requests; it holds a tokenizer and no weights.
 
-    Its sources are tables with a row per question, such as contexts; the other arguments are those of `ModelReader`.
+    Its sources are tables with a row per question, such as contexts. `style`, `rotations` and `shots` are those of
+    `ModelReader`, and `name` is that of the model.
     """
 
     def __init__(

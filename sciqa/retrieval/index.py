@@ -228,6 +228,8 @@ def _trained_hash(index: str, building: dict) -> dict | None:
 def train_index_factory(options: IndexOptions, shards: list[dict], building: dict) -> dict:
     """Train the factory's index once for all shards, which are embedded, if it needs training.
 
+    `building` is everything that determines the index, except the sample.
+
     Returns:
         `building` with `trained`, the sha256 of the trained index, or "" if the factory needs no training.
     """

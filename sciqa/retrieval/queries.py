@@ -81,7 +81,7 @@ class QueryRanker:
         self.questions, self._vectors = questions, {}
 
     def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
-        """Return unit vectors of texts, shape (texts, dimension); each depends on its own text alone."""
+        """Return unit vectors of texts, shape (texts, dimension), each by its own text alone; messages use `names`."""
         return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:

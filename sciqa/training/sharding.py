@@ -117,7 +117,9 @@ def _equal_shares(one: nn.Parameter, other: nn.Parameter) -> bool:
 
 
 def find_sharded_layout(scorer: Scorer, name: str) -> None:
-    """Find the batch layout of a model that DeepSpeed has started, of which each rank holds a share, all together.
+    """Find the batch layout of a model that DeepSpeed has started, of which each rank holds a share.
+
+    All ranks must call it; `name` is that of the base model.
 
     Raises:
         InputError: as `Scorer.prove`, or batches differ in their number of model calls.

@@ -279,7 +279,7 @@ def _room_for(options: FinetuneOptions) -> int:
 
 
 def sweep_room(options: RunOptions, workers: int, weights: int) -> int:
-    """Return how many trials of so many workers, each with `weights` bytes of a model, the cluster has room for now."""
+    """Return how many trials of so many workers, each with `weights` bytes of a model, the cluster holds at once."""
     return cluster.cluster_workers_that_fit(cluster.cluster_worker_needs(options, workers, weights)) // workers
 
 

@@ -203,6 +203,8 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
 def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
+    `name` is the folder of an adapter or of a whole model.
+
     Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
     """
     folder = str(local_model_copy(name))
