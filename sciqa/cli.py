@@ -101,14 +101,15 @@ _signals: list[int] = []
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one step. Exit codes: 0 done; 2 bad input and 1 lost workers, each with one message; 130 or 143 stopped."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        atexit.register(gc.freeze)  # else Python looks a last time at all that has been imported, for a second
     name = arguments[0] if arguments else ""
     if name not in STEPS:
         _answer_without_step(arguments)
     started = time.monotonic()
     step = STEPS[name]
     signal.signal(signal.SIGTERM, _interrupt)
-    atexit.register(gc.freeze)  # else Python, when it ends, looks a last time at all that has been imported: a second
     if not {"-h", "--help"} & set(arguments):
         console.print(f"{name}: {FIRST_WORDS}", highlight=False)
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_cluster_accelerator
@@ -77,8 +78,8 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
 
 def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOptions:
     """Return the options of a baseline: without those that belong to a model."""
-    own = {"adapter": None, "stream": False, "blend": (), "blend_fit": None, "cascade": None}
-    return replace(options, reader=baseline, name="", **own)
+    without: dict[str, Any] = {"adapter": None, "stream": False, "blend": (), "blend_fit": None, "cascade": None}
+    return replace(options, reader=baseline, name="", **without)
 
 
 def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:

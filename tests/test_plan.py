@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -33,6 +34,8 @@ from sciqa.planning.memory import (
     rank_memory,
     training_memory,
 )
+from sciqa.planning.options import PlanOptions
+from sciqa.planning.plan import _memory_rows, plan
 from sciqa.planning.volume import faiss_volume_bytes
 from sciqa.training import FinetuneOptions, finetune
 
@@ -246,6 +249,29 @@ def cluster_file(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(CLUSTER)
     return str(path)
+
+
+def test_operations_of_a_mixture_count_the_experts_of_each_token(tmp_path):
+    mixtral = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 300, "hidden_size": 64}
+    mixtral |= {"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    counts = []
+    for chosen in (1, 3):
+        folder = config_folder(tmp_path / f"{chosen}", mixtral | {"num_experts_per_tok": chosen})
+        planned = build_memory_sketch(folder, "lora", {"target_modules": ["q_proj"]})
+        counts.append(question_flops(planned, encoded(200, 10, 10), training=False))
+    products = 2 * 3 * 64 * 128  # of a token with the three weights of an expert
+    assert counts[1] - counts[0] == 2 * 2 * 220 * products
+
+
+def test_a_model_that_keeps_its_activations_is_planned_so(tmp_path):
+    albert = {"architectures": ["AlbertModel"], "model_type": "albert", "vocab_size": 300, "hidden_size": 64}
+    albert |= {"embedding_size": 32, "intermediate_size": 128, "num_attention_heads": 4}
+    options = PlanOptions(model=config_folder(tmp_path / "albert", albert), method="full")
+    model = build_memory_sketch(options.model, "full", {})
+    rows = [about["checkpointing"] for about, _ in _memory_rows(options, model, encoded(0, 30, 30))]
+    assert rows == ["no"] * 3
+    with pytest.raises(InputError, match="--gradient-checkpointing: albert models cannot compute activations again"):
+        plan(replace(options, gradient_checkpointing=True, articles=1000))
 
 
 def test_node_types_and_what_they_lack(cluster_file):

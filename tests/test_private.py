@@ -18,6 +18,7 @@ PRIVATE = {
 }
 #: Attributes of objects, which only running tests can miss.
 ATTRIBUTES = {"_cdata", "_keep_in_fp32_modules", "_attn_implementation"}
+ATTRIBUTES |= {"_grouped_mm"}  # torch 2.13: has no formula for the operations of mixtures of experts
 ATTRIBUTES |= {"_parameters", "_in_forward"}  # DeepSpeed 0.19: its dictionary of weights gathers those read elsewhere
 #: Of this package's own objects, and of Python's.
 OWN = {"_replace", "_asdict", "_fields", "_exit"}

@@ -58,7 +58,10 @@ def read_other_sources(options: AuditOptions, readers: dict[str, dict]) -> list[
 
 
 def read_named_sources(names: Iterable[str], read: Callable[[str], pa.Table]) -> list[OtherSource]:
-    """Return the questions that `--against` names, sorted by name; `read` reads a packaged split or a file."""
+    """Return the questions that `--against` names, sorted by name.
+
+    They are packaged splits or files, which `read` reads, or folders of trained models, with what they were trained on.
+    """
     found: dict[str, pa.Table] = {}
     for name in names:
         if _is_trained(name):

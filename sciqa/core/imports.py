@@ -2,7 +2,10 @@
 
 import contextlib
 import gc
+import threading
 from collections.abc import Iterator
+
+_lock = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -11,10 +14,11 @@ def quick_imports() -> Iterator[None]:
 
     They find next to nothing, as modules stay, and look at all that has been imported again and again.
     """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    with _lock:  # else a thread could take another one's pause for what is to be restored
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()

@@ -60,8 +60,7 @@ def before_local_stage(module: str | None) -> Iterator[None]:
 
 def local_stage_rows(worker: Callable[..., Callable[[dict], dict]], arguments: dict, parts: list) -> Iterator[dict]:
     """Yield the row for each part that a worker returns, which is made here of its class and arguments."""
-    with quick_imports():
-        made = worker(**arguments)
+    made = worker(**arguments)
     if module := _next.get():  # not before: two threads that import the same packages could wait for each other
         threading.Thread(target=_import, args=(module,)).start()
     for part in parts:

@@ -8,7 +8,6 @@ import ray
 
 from sciqa.core import worker_loss
 from sciqa.core.cluster import cluster_dataset, cluster_worker_needs, named_cluster_accelerator
-from sciqa.core.imports import quick_imports
 from sciqa.core.local_stage import local_stage_rows
 from sciqa.core.options import ClusterOptions
 
@@ -83,6 +82,5 @@ def model_worker_arguments(worker: Callable[..., Callable[[dict], dict]], argume
 def _worker_of_stage(stage: str, worker: Callable[..., Callable[[dict], dict]], arguments: dict) -> Callable:
     if stage not in _workers:
         _workers.clear()  # frees the model of the stage before
-        with quick_imports():
-            _workers[stage] = worker(**arguments)
+        _workers[stage] = worker(**arguments)
     return _workers[stage]

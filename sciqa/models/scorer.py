@@ -184,7 +184,10 @@ class Scorer(nn.Module):
 
 
 def fit_context_for_scorer(context: str, fits: Callable[[str], bool]) -> str:
-    """Return as many first sentences of a context that is too long as fit, or first words if not even one fits."""
+    """Return as many first sentences of a context that is too long as fit, or first words if not even one fits.
+
+    The empty text must fit.
+    """
     sentences = np.cumsum([len(sentence) for sentence in split_sentences(context)]).tolist()
     words = [found.end() for found in re.finditer(r"\S+", context[: sentences[0] if sentences else 0])]
     return _longest(context, sentences, fits) or _longest(context, words, fits)

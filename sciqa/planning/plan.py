@@ -61,10 +61,8 @@ def plan(options: PlanOptions) -> Summary:
     require_extra("train", "sciqa plan")
     nodes = read_node_types(options.cluster) if options.cluster else []
     with progress.progress_lines("plan", f"counting what {options.model} and the corpus take"):
-        from sciqa.planning.memory import build_memory_sketch
-
         volume = corpus_volume(options)
-        model = build_memory_sketch(options.model, options.method, options.peft_fields())
+        model = _sketch(options)
         exams = {name: _read_questions(options, model, volume, name) for name in ("train", "validation", "exam")}
         rows = list(_memory_rows(options, model, exams["train"].longest))
         memory = next(memory for about, memory in rows if about["chosen"])
@@ -91,6 +89,15 @@ def plan(options: PlanOptions) -> Summary:
         details[f"Node types of {options.cluster}"] = room
     made = f"{model.parameters:,} parameters, {model.trained:,} trained; training takes {memory.total / 1e9:.2f} GB"
     return Summary("plan", "", f"{made} on a worker", time.monotonic() - started, details)
+
+
+def _sketch(options: PlanOptions) -> "MemorySketch":
+    from sciqa.planning.memory import build_memory_sketch
+    from sciqa.training.model_check import check_checkpointing
+
+    model = build_memory_sketch(options.model, options.method, options.peft_fields())
+    check_checkpointing(options, model.model)
+    return model
 
 
 def _read_questions(options: PlanOptions, model: "MemorySketch", volume: Volume, name: str) -> PlanQuestions:
@@ -133,7 +140,7 @@ def _memory_rows(
     """Yield the memory of a training worker for each ZeRO stage, with and without checkpointing."""
     from sciqa.planning.memory import training_memory
 
-    for checkpointing in (False, True):
+    for checkpointing in (False, True) if model.model.supports_gradient_checkpointing else (False,):
         activations = _activations(options, model, longest, checkpointing)
         for zero in (0, 2, 3):
             offload = options.offload and zero > 0 and not (zero == 3 and options.method == "qlora")
@@ -248,9 +255,9 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
 
 def _device_bytes(options: PlanOptions, stage: str, longest: "EncodedForScorer") -> int:
     """Return the bytes of GPU memory that a stage needs with the given options."""
-    from sciqa.planning.memory import build_memory_sketch, training_memory
+    from sciqa.planning.memory import training_memory
 
-    model = build_memory_sketch(options.model, options.method, options.peft_fields())
+    model = _sketch(options)
     activations = _activations(options, model, longest, options.gradient_checkpointing)
     memory = training_memory(model, options, options.num_workers, activations)
     return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)

@@ -15,6 +15,7 @@ from sciqa.core import adapter_files, cluster, hashes, progress, tables, worker_
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
+from sciqa.core.imports import quick_imports
 from sciqa.core.local_stage import is_local_stage, run_local_or_task
 from sciqa.core.lock import lock
 from sciqa.core.model_files import (
@@ -336,7 +337,8 @@ def _reader(kind: str) -> type:
     """Return a class of readers; one without a model here is found without PyTorch."""
     if kind in WITHOUT_MODEL:
         return WITHOUT_MODEL[kind]
-    return importlib.import_module(READERS_MODULE).READERS[kind]
+    with quick_imports():
+        return importlib.import_module(READERS_MODULE).READERS[kind]
 
 
 def _answer_shard(row: dict, exam: Exam, folder: str, work: ReaderWork) -> dict:

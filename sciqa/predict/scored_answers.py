@@ -97,8 +97,8 @@ def write_scored_answers(
     """Write one shard of the answers table, and before it that of the chains that the answers follow from, if any.
 
     The evidence for the option ranked first is taken from that of contexts in `found`, the rows that each question was
-    answered from, as `read_scored_answer_sources` returns them. `folder` is that of the answers table, `part` the number of
-    the shard; for `by` see `scored_answer_row`.
+    answered from, as `read_scored_answer_sources` returns them. `folder` is that of the answers table, `part` the
+    number of the shard; for `by` see `scored_answer_row`.
 
     Raises:
         InputError: a score is not a finite number.

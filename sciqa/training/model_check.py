@@ -1,22 +1,24 @@
 """Checks before training: whether a model can be trained as the options say, and the memory that a batch needs."""
 
 import torch
+from transformers import PreTrainedModel
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_file_family
 from sciqa.models import adapter, load
 from sciqa.models.scorer import EncodedForScorer, Scorer
-from sciqa.training.options import FinetuneOptions
+from sciqa.training.options import FinetuneOptions, TrainOptions
 
 
 def check_finetune_model(options: FinetuneOptions) -> None:
-    """Raise `InputError` if the model is incomplete, or peft refuses it or what it is called with.
+    """Raise `InputError` if the model is incomplete, or peft or `--gradient-checkpointing` cannot be used with it.
 
     This needs no values of weights, so the driver calls it.
     """
     family = model_file_family(options.model)
     model = load.load_on_meta_device(options.model, family, torch.float32)
     model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
+    check_checkpointing(options, model)
     if options.zero and adapter.adapts_ranks(model):
         raise InputError("--zero: this adapter reads whole gradients, which ZeRO shards; use --zero 0")
     if "peft_type" in options.peft_fields() and family == "causal":
@@ -26,6 +28,14 @@ def check_finetune_model(options: FinetuneOptions) -> None:
             raise InputError(f"--peft: {error}") from error
         except RuntimeError:  # it computes with values, which there are none of here
             return
+
+
+def check_checkpointing(options: TrainOptions, model: PreTrainedModel) -> None:
+    """Raise `InputError` if activations are to be computed again, and transformers cannot do so for the model."""
+    if options.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"--gradient-checkpointing: {model.config.model_type} models cannot compute activations again; leave it out"
+        )
 
 
 def check_minimum_memory(scorer: Scorer, longest: EncodedForScorer, micro_batch: int) -> int:
