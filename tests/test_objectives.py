@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,10 +37,11 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.training import FinetuneOptions, finetune, trl_trainers
+from sciqa.training.exam_prompts import exam_prompt_style
 from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
-from sciqa.training.objectives import check_objective
+from sciqa.training.objectives import check_objective, objective_inputs
 from sciqa.training.preferences import preference_rejected, read_preferences
 from sciqa.training.rewards import letter_alone, read_reward_prompts, right_answer
 from sciqa.training.sharding import gather_sharded
@@ -103,7 +105,8 @@ def options(tmp_path, model, files):
 
     def make(objective="instruct", **changes):
         common = {"model": model, "precision": "float32", "batch_size": BATCH, "micro_batch": MICRO, "eval_every": 3}
-        common |= {"output": str(tmp_path), "steps": STEPS, "learning_rate": 5e-3, "max_length": 128}
+        common |= {"output": str(tmp_path), "steps": STEPS, "learning_rate": 5e-3}
+        common |= {"max_length": 128} if objective != "grpo" else {}
         return FinetuneOptions(**files.get(objective, {"objective": objective}) | common | changes)
 
     return make
@@ -406,6 +409,47 @@ def test_grpo_is_rewarded_by_a_reward_model(tmp_path, cluster, options, exam, ze
     assert load_scorer(options().model, adapter=made.path).style.prompt == "chat"
 
 
+def test_another_reward_model_is_another_input(tmp_path, options, exam):
+    inputs = []
+    for name in ("one", "other"):
+        judge = tiny_folder(tmp_path / name, "llama")
+        path = Path(judge, "model.safetensors")
+        save_file({key: weight + (name == "other") for key, weight in load_file(path).items()}, path, {"format": "pt"})
+        storage.write_json(f"{judge}/sciqa.json", {"objective": "reward"})
+        inputs.append(objective_inputs(options("grpo", **exam, rewards=(judge,)), {}))
+    assert inputs[0]["rewards"] != inputs[1]["rewards"]
+
+
+def test_grpo_leaves_room_for_an_answer(tmp_path, options, exam):
+    short = tiny_folder(tmp_path / "short", "llama", max_position_embeddings=64)
+    asked = options("grpo", **exam, model=short, generations=2, batch_size=2, completion_tokens=4)
+    with pytest.raises(InputError, match=r"--train: .*has a prompt of \d+ tokens, and at most 60 leave room for"):
+        in_process(asked, tmp_path, 1)
+
+
+def test_a_template_is_kept_where_the_form_is_the_same(tmp_path, options, exam, model):
+    trained = shutil.copytree(model, tmp_path / "trained")
+    form = {"prompt": "plain", "completion": "letter", "template": "{{ prompt }} Letter:", "template_name": "own"}
+    storage.write_json(str(trained / "sciqa.json"), {"style": form})
+    asked = options("grpo", **exam, model=str(trained))
+    assert asdict(exam_prompt_style(asked, "letter")).items() >= form.items()
+    assert read_reward_prompts(exam["train"], asked)[0]["prompt"].endswith(" Letter:")
+    assert exam_prompt_style(asked, "text").template is None
+    assert exam_prompt_style(replace(asked, prompt="chat"), "letter").template is None
+    given = replace(asked, template="mmlu")
+    assert "Letter:" not in exam_prompt_style(given, "letter").template
+    texts = [objective_inputs(each, {})["text of the template"] for each in (asked, given, options("grpo", **exam))]
+    assert len(set(texts)) == 3
+
+
+def test_every_validation_example_counts(tmp_path, options, files):
+    asked = options("dpo", micro_batch=4, batch_size=4)
+    trainer = in_process(asked, tmp_path, 1)
+    seven = trainer.get_eval_dataloader(trainer.train_dataset.select(range(7)))
+    assert trainer.evaluation_loop(seven, "seven examples").num_samples == 7
+    assert len(list(trainer.get_train_dataloader())) == len(trainer.train_dataset) // 4
+
+
 def test_packed_examples_do_not_see_each_other(tmp_path, options):
     """Rows of several examples have the loss that these have one by one."""
     asked = options(packing=True, batch_size=2)
@@ -493,6 +537,7 @@ def test_bad_rows_are_refused_by_file_row_and_column(tmp_path, options, objectiv
         ({"prompt": "plain"}, ["--prompt plain", "read as chats"]),
         ({"packing": True, "max_length": None}, ["--packing", "--max-length"]),
         ({"peft": "{target_modules: [no_such]}"}, ["--peft", "no_such"]),
+        ({"objective": "grpo", "max_length": 64}, ["--max-length", "--objective rank"]),
         ({"beta": 0.5}, ["--beta", "--objective dpo"]),
         ({"objective": "dpo", "packing": True}, ["--packing", "--objective instruct"]),
         ({"rotate": False}, ["--rotate", "--objective rank"]),
@@ -687,6 +732,41 @@ def test_bad_adapters_are_refused(options):
         check_finetune_model(options(peft="{peft_type: ADALORA}"))
     with pytest.raises(InputError, match=r"--zero: .*whole gradients"):
         check_finetune_model(options(peft="{peft_type: ADALORA, total_step: 9}", zero=2))
+    with pytest.raises(InputError, match=r"--peft: deltaT: .* leave it at 1"):
+        check_finetune_model(options(peft="{peft_type: ADALORA, total_step: 9, deltaT: 3}"))
+
+
+def test_an_adapter_that_adapts_its_ranks_goes_on_with_what_it_has_seen(tmp_path, model):
+    fields = {"peft_type": "ADALORA", "total_step": 6, "tinit": 1, "tfinal": 2, "init_r": 8, "target_r": 2}
+
+    def train(first, last, start=None):
+        base, tokenizer = load_base(model, "causal", torch.float32)
+        torch.manual_seed(0)
+        trained = adapter.add_trainable_adapter(base, "causal", "lora", fields)
+        scorer = scorer_of_loaded(model, "causal", trained, tokenizer, PromptFormat(prompt="chat")).train()
+        if start:
+            trained.load_state_dict(start.state_dict())
+            adapter.load_adapter_ranks(trained, tmp_path)
+        optimizer = torch.optim.SGD([each for each in scorer.parameters() if each.requires_grad], lr=0.5)
+        for step in range(first, last):
+            optimizer.zero_grad()
+            mean_loss(scorer([scorer.encode(QUESTION, "")]), [0], "ranking").backward()
+            optimizer.step()
+            adapter.update_adapter_ranks(trained, step + 1)
+        adapter.save_adapter_ranks(trained, tmp_path)
+        return trained
+
+    whole = train(0, 6)
+    for killed in (3, 5):  # while ranks are chosen, and after
+        rest = train(killed, 6, train(0, killed))
+        pattern = whole.peft_config["default"].rank_pattern
+        assert rest.peft_config["default"].rank_pattern == pattern
+        assert not all(all(kept) for kept in pattern.values())
+        for name, weight in whole.named_parameters():
+            torch.testing.assert_close(rest.get_parameter(name), weight)
+    (tmp_path / adapter.RANKS).unlink()
+    with pytest.raises(InputError, match="kept no ranks"):
+        train(3, 6, whole)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from sciqa.training import finetune
 from sciqa.training import sweep as sweeping
 from sciqa.training.left_groups import left_groups_removed
 from sciqa.training.sweep import (
+    _is_done,
     run_sweep_trial,
     sweep,
     sweep_asha_scheduler,
@@ -164,6 +165,18 @@ def test_a_failed_trial_is_a_row_and_the_page_plots_the_others(tmp_path):
     across = [np.log10(2) / 2, np.log10(4_000 / 100) / 2, 1, 1, 0.5, 1]
     np.testing.assert_allclose([float(x) for x, _ in plots], [40 + 200 * x for x in across], atol=0.06)
     np.testing.assert_allclose([float(y) for _, y in plots], [160 - 150 * y for y in (0.625, 0.5)] * 3, atol=0.06)
+
+
+def test_a_trial_that_was_stopped_early_is_trained_again_where_none_is_stopped(tmp_path):
+    folder, inputs = str(tmp_path / "trial"), {"seed": 1}
+    trial = SimpleNamespace(options=SimpleNamespace(folder=folder))
+    storage.write_bytes(f"{folder}/adapter.json", b"{}")
+    tables.finish_table(folder, {"inputs": inputs, "stopped": True})
+    assert _is_done(trial, inputs, {}, SimpleNamespace(scheduler="asha"))
+    assert not _is_done(trial, {"seed": 2}, {}, SimpleNamespace(scheduler=None))
+    assert Path(folder).exists()
+    assert not _is_done(trial, inputs, {}, SimpleNamespace(scheduler=None))
+    assert not Path(folder).exists()
 
 
 def test_asha_stops_what_is_not_among_the_best_third_after_a_fifth_and_three_fifths():

@@ -29,6 +29,7 @@ from tiny import CAUSAL, FAMILIES, tiny_folder
 
 from sciqa.core import storage, tables, worker_loss
 from sciqa.core.errors import InputError
+from sciqa.core.lock import lock
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models import adapter
@@ -38,9 +39,10 @@ from sciqa.models.options import MergeOptions
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
-from sciqa.training import FinetuneOptions, finetune
+from sciqa.training import FinetuneOptions, finetune, ray_train
 from sciqa.training.example_files import example_file_batches, map_example_file, write_example_file
 from sciqa.training.examples import ExampleOrder, Examples
+from sciqa.training.finetune import check_before_finetune
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
 from sciqa.training.ray_train import check_ray_train_batch, check_ray_train_folder, num_ray_train_workers
@@ -572,6 +574,38 @@ def test_bad_options_are_refused_before_any_work(tmp_path, cluster, data, models
         finetune(tiny_run(data, tmp_path, model=models("llama"), **changes))
     assert all(part in str(error.value) for part in parts), error.value
     assert not (tmp_path / "trained").exists()
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path, data):
+    with pytest.raises(InputError, match=r"--loss completion: all-MiniLM-L6-v2 is an encoder, whose scores are no"):
+        check_before_finetune(tiny_run(data, tmp_path, model="all-MiniLM-L6-v2", method="full", loss="completion"))
+    untitled = tmp_path / "untitled.jsonl"
+    write_jsonl(untitled, [row | {"title": None} for row in read_exam(data["train"]).to_pylist()])
+    with pytest.raises(InputError, match=r"--hide-gold: .*untitled.jsonl has no column `title`"):
+        check_before_finetune(tiny_run(data | {"train": str(untitled)}, tmp_path, hide_gold=0.5, max_passages=2))
+
+
+@pytest.mark.parametrize(
+    ("diverged", "checkpoint", "kept"), [(False, "3", True), (False, None, False), (True, "3", False)]
+)
+def test_only_a_run_that_cannot_go_on_is_deleted(
+    tmp_path, cluster, data, models, monkeypatch, diverged, checkpoint, kept
+):
+    options = tiny_run(data, tmp_path, model=models("llama"))
+    tables.begin_table(options.folder, {})
+    ended = SimpleNamespace(return_value={"input_error": "TMPDIR: full", "diverged": diverged}, checkpoint=checkpoint)
+    monkeypatch.setattr(ray_train, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lambda: ended))
+    with pytest.raises(InputError, match="TMPDIR: full" + "; the checkpoints are kept" * kept):
+        ray_train.run_ray_train_workers(options, {}, STEPS, 1, ())
+    assert Path(tables.table_records_path(options.folder, tables.INPUTS)).exists() == kept
+
+
+def test_overwriting_waits_for_no_other_process_and_deletes_nothing_of_it(tmp_path, cluster, data, models):
+    options = tiny_run(data, tmp_path, model=models("llama"))
+    tables.begin_table(options.folder, {"clip": 7.0})
+    with lock(options.folder), pytest.raises(InputError, match="is writing there"):
+        finetune(replace(options, overwrite=True))
+    assert Path(tables.table_records_path(options.folder, tables.INPUTS)).exists()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # importing peft takes a second, which models without an adap
 #: Task types of peft. It has none for multiple choice; with None it passes all arguments through to the model.
 TASKS: dict[Family, str | None] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "multiple-choice": None}
 
+#: File of a checkpoint with what `update_adapter_ranks` has seen, and the names that peft gives it.
+RANKS, SEEN = "ranks.safetensors", ("ipt", "exp_avg_ipt", "exp_avg_unc")
 #: Advice in errors about an incomplete adapter.
 AGAIN = "copy its folder again whole, pass the base model that it was made for, or train it again"
 
@@ -48,6 +51,8 @@ def add_trainable_adapter(model: PreTrainedModel, family: Family, method: Method
         raise InputError(f"--peft: {advice} ({error})") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"--peft: {error}") from error
+    if any(getattr(config, "deltaT", 1) != 1 for config in wrapped.peft_config.values()):
+        raise InputError("--peft: deltaT: between its steps a model has ranks that its file leaves out; leave it at 1")
     _check_shared(wrapped, "--peft")
     _check_tied(wrapped)
     adapter_weights_as_float32(wrapped)
@@ -72,6 +77,28 @@ def update_adapter_ranks(model: nn.Module, step: int) -> None:
     """Let an adapter choose its ranks by the gradients of an optimizer step that was taken, counted from 1."""
     if adapts_ranks(model):
         cast("peft.AdaLoraModel", model.base_model).update_and_allocate(step)
+
+
+def save_adapter_ranks(model: nn.Module, folder: Path) -> None:
+    """Write what `update_adapter_ranks` has seen of earlier gradients into a checkpoint, if the adapter uses it."""
+    if adapts_ranks(model):
+        allocator = cast("peft.AdaLoraModel", model.base_model).rankallocator
+        seen = {f"{kind}.{name}": each for kind in SEEN for name, each in getattr(allocator, kind).items()}
+        save_file(seen, folder / RANKS, {"rank_pattern": json.dumps(allocator.peft_config.rank_pattern)})
+
+
+def load_adapter_ranks(model: nn.Module, folder: Path) -> None:
+    """Read what `save_adapter_ranks` has written, or raise `InputError` if a checkpoint that needs it lacks it."""
+    if not adapts_ranks(model):
+        return
+    if not (folder / RANKS).exists():
+        raise InputError("this run was begun by a version that kept no ranks of an adapter; pass --overwrite")
+    allocator = cast("peft.AdaLoraModel", model.base_model).rankallocator
+    with safe_open(folder / RANKS, "pt", device=str(next(model.parameters()).device)) as file:
+        for key in file.keys():  # noqa: SIM118 (no dictionary)
+            kind, _, name = key.partition(".")
+            getattr(allocator, kind)[name] = file.get_tensor(key)
+        allocator.peft_config.rank_pattern = json.loads(file.metadata()["rank_pattern"])
 
 
 def adapter_without_input_casts(model: nn.Module, active: bool) -> AbstractContextManager:

@@ -48,9 +48,7 @@ def merge(options: MergeOptions) -> Summary:
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         weights = sum(file.stat().st_size for file in Path(aside).glob("*.safetensors"))
+        storage.write_json(f"{aside}/{ABOUT_TRAINED}", adapter_files.read_adapter_record(options.adapter))
         storage.copy_files(aside, options.output)
-    storage.write_json(
-        storage.join_paths(options.output, ABOUT_TRAINED), adapter_files.read_adapter_record(options.adapter)
-    )
     made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
     return Summary("merge", options.output, made, time.monotonic() - started)

@@ -18,6 +18,11 @@ from sciqa.training.options import FinetuneOptions
 Text = list[Message] | str
 
 
+def is_answers_table(folder: str) -> bool:
+    """Whether a folder holds what `sciqa predict` has finished."""
+    return tables.is_finished_table(folder) and "reader" in tables.read_table_manifest(folder, "predict")["inputs"]
+
+
 def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tuple[dict, str, list[float]]]:
     """Return the questions of an answers table, each with the context that its reader had.
 
@@ -35,6 +40,8 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tu
     """
     folder = storage.absolute_path(folder)
     run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
+    if not is_answers_table(folder):
+        raise InputError(f"{folder}: a table, but not of answers; RUN/answers/NAME expected")
     path = storage.join_paths(run, "exam.parquet")
     exam = open_exam_table(options, path, path, write=False)
     table = tables.read_table(path)
@@ -63,16 +70,20 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tu
 def exam_prompt_style(options: FinetuneOptions, completion: Completion) -> PromptFormat:
     """Return the form of exam questions' prompts.
 
-    `--prompt auto` is the form that the model was fine-tuned with before, if it was, else a chat.
+    `--prompt auto` is the form that the model was fine-tuned with before, if it was, else a chat. A template that it
+    was fine-tuned with is kept where the form is the same and `--template` gives no other.
 
     Raises:
         InputError: `--template` is missing, has an error, or is for another completion.
     """
+    trained = read_adapter_record(find_model(options.model).folder).get("style") or {}
     prompt = options.prompt
     if prompt == "auto":
-        trained = read_adapter_record(find_model(options.model).folder).get("style") or {}
         prompt = trained.get("prompt", "chat") if options.objective != "reward" else "chat"
-    return PromptFormat(**{"prompt": prompt, "completion": completion} | options.template_style(completion))
+    form = {"prompt": prompt, "completion": completion}
+    if form.items() <= trained.items():
+        form |= {name: trained[name] for name in ("template", "template_name") if name in trained}
+    return PromptFormat(**form | options.template_style(completion))
 
 
 def exam_prompt(question: dict, context: str, style: PromptFormat) -> Text:

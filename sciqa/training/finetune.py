@@ -85,6 +85,7 @@ def check_before_finetune(options: FinetuneOptions) -> None:
     from sciqa.training.model_check import check_finetune_model
 
     check_finetune_model(options)
+    _check_uses(options, read[0][0])
     if template := options.template_style():
         if model_file_family(options.model) == "multiple-choice":
             raise InputError(f"--template: {options.model} is an encoder, which reads no prompt; leave it out")
@@ -96,6 +97,19 @@ def check_before_finetune(options: FinetuneOptions) -> None:
     check_ray_train_folder(
         options, {name: value for name, value in vars(options).items() if name != "num_workers"}, early=True
     )
+
+
+def _check_uses(options: FinetuneOptions, train: pa.Table) -> None:
+    """Raise `InputError` if an option asks for what the model or the training questions do not have."""
+    if options.loss == "completion" and model_file_family(options.model) == "multiple-choice":
+        raise InputError(
+            f"--loss completion: {options.model} is an encoder, whose scores are no likelihoods; leave it out"
+        )
+    titled = "title" in train.column_names and train["title"].null_count < len(train)
+    if options.hide_gold and not titled:
+        raise InputError(
+            f"--hide-gold: {options.train} has no column `title`, which names the gold passage; leave it out"
+        )
 
 
 def open_finetune_split(options: FinetuneOptions, split: str, write: bool = True) -> Exam:

@@ -34,7 +34,7 @@ from sciqa.training import sharding
 from sciqa.training.example_files import share_example_file
 from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.loggers import MetricLoggers
-from sciqa.training.loss import mean_loss
+from sciqa.training.loss import DivergedError, mean_loss
 from sciqa.training.model_check import check_minimum_memory
 from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm, optimizer_is_paged
 from sciqa.training.options import HISTORY, NO_SCALER, FinetuneOptions
@@ -56,12 +56,12 @@ def train_loop(config: dict) -> dict:
             `PromptFormat`.
 
     Returns:
-        Nothing, or `input_error` if the input is bad.
+        Nothing, or `input_error` if the input is bad, and whether the run `diverged`.
     """
     try:
         _Run(**config).train()
-    except InputError as error:  # every worker raises the same, and a retry would not help
-        return {"input_error": str(error)}
+    except InputError as error:  # every worker raises the same, and a retry would not help now
+        return {"input_error": str(error), "diverged": isinstance(error, DivergedError)}
     return {}
 
 
@@ -125,14 +125,14 @@ class _Run:
             if not self.history:
                 self._evaluate(0, writers)
             for step in range(first + 1, self.steps + 1):
+                if self.options.patience and _evaluations_since_best(self.history) >= self.options.patience:
+                    break
                 row = self._step(step)
                 self.history.append(row)
                 writers.write(row)
                 self._show(row)
                 if step % every == 0 or step == self.steps:
                     self._evaluate(step, writers)
-                    if self.options.patience and _evaluations_since_best(self.history) >= self.options.patience:
-                        break
 
     def _build(self) -> Scorer:
         options = self.options
@@ -218,7 +218,7 @@ class _Run:
             if not np.isfinite(value):
                 remedies = [f"a lower --learning-rate than {self.options.learning_rate:g}"] * (step > 0)
                 remedies += ["--precision float32"] * (self.dtype != torch.float32)
-                raise InputError(
+                raise DivergedError(
                     f"step {step}: the {name} is not a finite number{', untrained' * (not step)}; nothing of this run "
                     f"is kept; try {' and '.join(remedies) or 'another --model'}"
                 )
@@ -268,6 +268,7 @@ class _Run:
             self.engine.save_checkpoint(folder, tag="state", exclude_frozen_parameters=True)
             if self.rank == 0:
                 Path(folder, HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
+                adapter.save_adapter_ranks(self.scorer.model, Path(folder))
             self._save_model(Path(folder, "model"))
             # At equal MAP@3 the lower loss is better. Ray Train keeps the best and the last checkpoint.
             metrics = row | sharding.sharded_model_figures(self.engine.module, type(self.optimizer).__name__)
@@ -293,6 +294,7 @@ class _Run:
             return 0
         with checkpoint.as_directory() as folder:
             self.engine.load_checkpoint(folder, tag="state", load_module_strict=False)
+            adapter.load_adapter_ranks(self.scorer.model, Path(folder))
             self.history = json.loads(Path(folder, HISTORY).read_text(encoding="utf-8"))
         return self.history[-1]["step"]
 

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from sciqa.core.errors import InputError
 from sciqa.training.options import Loss
+
+
+class DivergedError(InputError):
+    """A figure of training is not a finite number, and would not be if the run went on from a checkpoint."""
 
 
 def mean_loss(scores: Sequence[torch.Tensor], golds: list[int], loss: Loss) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, find_model, mo
 from sciqa.core.summary import Summary
 from sciqa.exam.instructions import read_instructions_examples
 from sciqa.models.prompt_format import Prompt, PromptFormat
+from sciqa.training.exam_prompts import exam_prompt_style
 from sciqa.training.loggers import logged_history_row, logged_measure
 from sciqa.training.options import SPLITS, FinetuneOptions, Objective
 from sciqa.training.preferences import read_preferences
@@ -32,7 +33,7 @@ from sciqa.training.ray_train import (
 from sciqa.training.rewards import REWARDS, read_reward_prompts
 
 #: Version of what is computed from the same examples; raise it when that changes.
-OBJECTIVE_FORMAT = 1
+OBJECTIVE_FORMAT = 2
 #: Ends of the files that make up a model or an adapter with its tokenizer; no pickled ones.
 KEPT = (".safetensors", ".json", ".jinja", ".model")
 TRAINER_STATE = "trainer_state.json"
@@ -161,10 +162,18 @@ def objective_inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) 
     ignored = (*ELSEWHERE, "num_workers")
     inputs = {name: value for name, value in vars(options).items() if name not in ignored}
     files = find_model(options.model)
-    inputs |= {"rewards": [name if name in REWARDS else adapter_hash(name) for name in options.rewards]}
+    inputs |= {"rewards": [name if name in REWARDS else _judge_hash(name) for name in options.rewards]}
     inputs |= {f"{split} examples": hashes.rows_hash(rows) for split, rows in examples.items()}
     inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
+    inputs |= {"text of the template": _exam_style(options).template}
     return inputs | {"format": OBJECTIVE_FORMAT}
+
+
+def _judge_hash(folder: str) -> str:
+    """Return a hash of a reward model: of an adapter, or of all weights where they were trained."""
+    if storage.path_exists(storage.join_paths(folder, ADAPTER_CONFIG)):
+        return adapter_hash(folder)
+    return find_model(folder).revision
 
 
 def _examples_path(options: FinetuneOptions, split: str) -> str:
@@ -215,10 +224,17 @@ def _keep_model(options: FinetuneOptions, checkpoint: str, prompt: Prompt) -> No
         storage.write_json(path, storage.read_json(path) | {"base_model_name_or_path": about["base"]})
     about |= {"objective": options.objective}
     if options.objective != "reward":  # which ranks no options
-        completion = "letter" if options.objective == "grpo" else options.completion
-        given = {"prompt": prompt, "completion": completion} | options.template_style(completion)
-        about |= {"style": asdict(PromptFormat(normalise=options.normalise, max_length=options.max_length, **given))}
+        style = _exam_style(options)
+        if style.prompt != prompt and not options.template:  # examples in a file, in another form than before
+            style = PromptFormat(completion=style.completion)
+        style = replace(style, prompt=prompt)
+        about |= {"style": asdict(replace(style, normalise=options.normalise, max_length=options.max_length))}
     storage.write_json(storage.join_paths(options.folder, ABOUT_TRAINED), about)
+
+
+def _exam_style(options: FinetuneOptions) -> PromptFormat:
+    """Return the form in which the trained model is asked exam questions."""
+    return exam_prompt_style(options, "letter" if options.objective == "grpo" else options.completion)
 
 
 def _made(manifest: dict) -> str:

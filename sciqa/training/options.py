@@ -43,6 +43,7 @@ NO_SCALER = (
 #: Objectives that options other than their defaults belong to.
 OBJECTIVES_OF: dict[str, tuple[Objective, ...]] = {
     **dict.fromkeys(("loss", "hide_gold", "min_passages", "max_passages", "rotate"), ("rank",)),
+    "max_length": ("rank", "instruct", "dpo", "reward"),
     "template": ("rank", "dpo", "reward", "grpo"),
     "chat_format": ("instruct", "dpo", "reward", "grpo"),
     "packing": ("instruct",),

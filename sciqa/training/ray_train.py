@@ -103,7 +103,7 @@ def run_ray_train_workers(
     `config` has the arguments of the loop, besides `options`, `threads`, `device` and `progress`.
 
     Raises:
-        InputError: a worker found bad input; the folder of the result is emptied.
+        InputError: a worker found bad input. The folder of the result is emptied if training diverged or had not begun.
     """
     device = cluster.cluster_device(options)
     environment: dict[str, str] = {"DS_ACCELERATOR": device, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -143,6 +143,8 @@ def run_ray_train_workers(
     with _progress_of_workers(rows, steps):
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
+        if result.checkpoint and not result.return_value["diverged"]:
+            raise InputError(f"{message}; the checkpoints are kept, and the same command goes on from them")
         tables.delete_table(options.folder)  # a retry would fail in the same way, and no other run can use it
         raise InputError(message)
     return result
@@ -168,11 +170,14 @@ def ray_train_once(
     check_optimizer(options)
     workers = num_ray_train_workers(options)
     inputs = inputs | {"num_workers": workers}
-    begun = check_ray_train_folder(options, inputs)
-    if tables.is_finished_table(folder):
-        manifest = tables.read_table_manifest(folder, "finetune")
-        return Summary("finetune", folder, made(manifest) + ", kept", time.monotonic() - started, manifest)
     with lock(folder):
+        begun = check_ray_train_folder(options, inputs)
+        if tables.is_finished_table(folder):
+            manifest = tables.read_table_manifest(folder, "finetune")
+            said = made(manifest) + ", kept"
+            if manifest.get("stopped"):
+                said += "; a sweep stopped it there, pass another --name to train to the end"
+            return Summary("finetune", folder, said, time.monotonic() - started, manifest)
         storage.check_storage_writable(folder)
         if not begun:
             tables.begin_table(folder, inputs)

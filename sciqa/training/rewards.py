@@ -3,10 +3,15 @@
 Rewards are functions as TRL's GRPOTrainer calls them: with the answers, and the columns of their examples.
 """
 
-from sciqa.core import tables
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.letters import read_letter
-from sciqa.training.exam_prompts import Text, exam_prompt, exam_prompt_style, read_exam_prompt_questions
+from sciqa.training.exam_prompts import (
+    Text,
+    exam_prompt,
+    exam_prompt_style,
+    is_answers_table,
+    read_exam_prompt_questions,
+)
 from sciqa.training.examples import check_example_answers
 from sciqa.training.options import FinetuneOptions
 
@@ -27,7 +32,7 @@ def read_reward_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
         InputError: a bad exam, or a question without an answer.
     """
     style = exam_prompt_style(options, "letter")
-    if tables.is_finished_table(exam):
+    if is_answers_table(exam):
         asked = [(question, context) for question, context, _ in read_exam_prompt_questions(exam, options)]
     else:
         table = options.read(exam).table

@@ -104,11 +104,12 @@ def sweep_table(
         begun = tables.begin_table(folder, inputs, defaults, overwrite=options.overwrite)
         kept = begun.whole and not any(tables.read_table(folder, ["error"])["error"].to_pylist())
         if not kept:
-            done = {trial.name for trial in trials if _is_done(trial, inputs["trials"][trial.name], defaults)}
+            done = {trial.name for trial in trials if _is_done(trial, inputs["trials"][trial.name], defaults, step)}
             errors = run_sweep_trials(options, trials, done, tables.table_records_path(folder), step)
             tables.write_table(tables.table_part_path(folder, 0), sweep_rows(trials, errors, step))
             tables.finish_table(folder, {"format": SWEEP_FORMAT, "inputs": inputs, "measure": step.measure})
-            storage.delete_path(tables.table_records_path(folder, EVALUATIONS))
+            if not errors:  # with which failed trials are compared when they are tried again
+                storage.delete_path(tables.table_records_path(folder, EVALUATIONS))
     rows = tables.read_table(folder).to_pylist()
     failed = sum(bool(row["error"]) for row in rows)
     made = f"{len(rows)} trials, {failed} failed; best {rows[0]['trial']}" + ", kept" * kept
@@ -131,12 +132,21 @@ def sweep_training_step(options: SweepOptions) -> SweptStep:
     )
 
 
-def _is_done(trial: SweepTrial[Any], inputs: dict, defaults: dict) -> bool:
-    """Whether a trial has its result; what has other inputs is for its step to refuse or replace."""
-    if not tables.is_finished_table(trial.options.folder):
+def _is_done(trial: SweepTrial[Any], inputs: dict, defaults: dict, step: SweptStep) -> bool:
+    """Whether a trial has its result; what has other inputs is for its step to refuse or replace.
+
+    The result of a trial that another sweep stopped early is deleted if this one stops none.
+    """
+    folder = trial.options.folder
+    if not tables.is_finished_table(folder):
         return False
-    made = tables.read_table_manifest(trial.options.folder, "sweep").get("inputs", {})
-    return not tables.differing_table_inputs(made, inputs, defaults)
+    manifest = tables.read_table_manifest(folder, "sweep")
+    if tables.differing_table_inputs(manifest.get("inputs", {}), inputs, defaults):
+        return False
+    if manifest.get("stopped") and step.scheduler is None:
+        tables.delete_table(folder)
+        return False
+    return True
 
 
 def run_sweep_trials(

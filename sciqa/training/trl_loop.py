@@ -7,7 +7,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +28,7 @@ from sciqa.models import adapter
 from sciqa.models.load import load_dtype
 from sciqa.training.example_files import copy_to_example_file
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
+from sciqa.training.loss import DivergedError
 from sciqa.training.options import NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import sharded_model_figures
 from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments
@@ -50,12 +51,12 @@ def train_trl_loop(config: dict) -> dict:
             worker, and `progress`, a queue that takes the rows of the history.
 
     Returns:
-        Nothing, or `input_error` if the input is bad.
+        Nothing, or `input_error` if the input is bad, and whether the run `diverged`.
     """
     try:
         return _train(**config)
-    except InputError as error:  # every worker raises the same, and a retry would not help
-        return {"input_error": str(error)}
+    except InputError as error:  # every worker raises the same, and a retry would not help now
+        return {"input_error": str(error), "diverged": isinstance(error, DivergedError)}
 
 
 def _train(
@@ -80,16 +81,26 @@ def _train(
         if options.patience:
             trainer.add_callback(EarlyStoppingCallback(options.patience))
         rows = len(cast("Sized", trainer.train_dataset))  # packed, perhaps
-        if context.get_world_rank() == 0 and not options.packing and rows < len(examples[0]):
-            left_out = f"{len(examples[0]) - rows} of {len(examples[0])} training examples are left out"
-            progress.put({"step": 0, "note": f"{left_out}: their prompts alone fill --max-length"})
+        if context.get_world_rank() == 0 and not options.packing:
+            for note in _left_out(options, examples, [trainer.train_dataset, trainer.eval_dataset]):
+                progress.put({"step": 0, "note": note})
         steps = options.steps or max(1, round(options.epochs * rows / options.examples_per_step))
         every = options.eval_every or max(1, steps // 10)
         trainer.args.max_steps, trainer.args.eval_steps, trainer.args.save_steps = steps, every, every
         trainer.args.warmup_steps = round(options.warmup * steps)
-        state = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
-        trainer.train(resume_from_checkpoint=state and str(Path(state, CHECKPOINT)))
+        state = Path(stack.enter_context(checkpoint.as_directory()), CHECKPOINT) if checkpoint else None
+        if state:
+            adapter.load_adapter_ranks(cast("nn.Module", trainer.model), state)
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
     return {}
+
+
+def _left_out(options: FinetuneOptions, examples: list[datasets.Dataset], taken: list) -> Iterator[str]:
+    """Yield a note for each split of which TRL takes fewer examples than there are."""
+    why = "longer than" if options.objective == "reward" else "their prompts alone fill"
+    for split, given, there in zip(("training", "validation"), examples, taken, strict=True):
+        if left := len(given) - len(there):
+            yield f"{left} of {len(given)} {split} examples are left out: {why} --max-length, or the model's limit"
 
 
 def _mapped(path: str, copy: str) -> datasets.Dataset:
@@ -111,7 +122,7 @@ class TrlReport(TrainerCallback):
         row = logged_history_row(state.log_history[-1])
         for name, remedy in MUST_BE_FINITE.items():
             if not math.isfinite(row.get(name, 0.0)):
-                raise InputError(
+                raise DivergedError(
                     f"step {row['step']}: {name} is not a finite number; nothing of this run is kept; {remedy}"
                 )
         if row:
@@ -130,6 +141,8 @@ class TrlReport(TrainerCallback):
         row = next(row for row in map(logged_history_row, reversed(state.log_history)) if "validation_loss" in row)
         with tempfile.TemporaryDirectory() as folder:
             shutil.move(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), Path(folder, CHECKPOINT))
+            if state.is_world_process_zero:
+                adapter.save_adapter_ranks(cast("nn.Module", given["model"]), Path(folder, CHECKPOINT))
             saved = ray.train.Checkpoint.from_directory(folder)
             quality = -row[self.measure] if self.measure == "validation_loss" else row[self.measure]
             optimizer = str(getattr(args.optim, "value", args.optim))

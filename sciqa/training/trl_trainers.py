@@ -1,6 +1,7 @@
 """TRL's trainers for the objectives besides `rank`, with the models that they train and compare with."""
 
 import functools
+import heapq
 import os
 import types
 from collections.abc import Callable
@@ -17,16 +18,19 @@ from torch import nn
 
 from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.device import Device
+from sciqa.core.errors import InputError
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
 from sciqa.models.load import load_base, load_safetensors_folder, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
 from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
-from sciqa.training.options import FinetuneOptions, Objective
+from sciqa.training.options import SPLITS, FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
 from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, shard_while_loading
 
+#: Prompts of each split, the longest in characters, whose tokens are counted before GRPO.
+LONGEST_CHECKED = 16
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
 
@@ -97,6 +101,7 @@ def make_trl_trainer(
     common |= {"model": model.train(), "processing_class": tokenizer, "peft_config": config}
     limit = options.max_length or model.config.get_text_config().max_position_embeddings
     trainer = MAKERS[options.objective](options, given, limit, common, base, device)
+    _evaluate_all(trainer)
     # TRL keeps some adapters in 16 bits, in which small changes are lost.
     adapter.adapter_weights_as_float32(cast("nn.Module", trainer.model))
     if device == "cpu" and options.objective != "reward":
@@ -104,6 +109,20 @@ def make_trl_trainer(
             causal = each.get_base_model() if isinstance(each, peft.PeftModel) else each
             trl_trainer_labelled_head(cast("transformers.PreTrainedModel", causal))
     return trainer
+
+
+def _evaluate_all(trainer: transformers.Trainer) -> None:
+    """Let a trainer evaluate all examples: it would leave out those that fill no batch, as it does in training."""
+    loader = trainer.get_eval_dataloader
+
+    def whole(*given: Any) -> Any:  # noqa: ANN401 (as transformers')
+        trainer.args.dataloader_drop_last = False
+        try:
+            return loader(*given)
+        finally:
+            trainer.args.dataloader_drop_last = True
+
+    cast("Any", trainer).get_eval_dataloader = whole
 
 
 def trl_trainer_labelled_head(model: transformers.PreTrainedModel) -> None:
@@ -162,8 +181,9 @@ def _reward(_: FinetuneOptions, given: dict, limit: int, common: dict, *__: obje
 
 
 def _grpo(
-    options: FinetuneOptions, given: dict, _: int, common: dict, dtype: torch.dtype, device: Device
+    options: FinetuneOptions, given: dict, limit: int, common: dict, dtype: torch.dtype, device: Device
 ) -> trl.GRPOTrainer:
+    _check_prompts(options, common, limit - options.completion_tokens)
     made: list[Any] = [
         (REWARDS[name], None) if name in REWARDS else trl_trainer_reward_model(name, dtype, device)
         for name in options.rewards
@@ -172,6 +192,21 @@ def _grpo(
     lengths: dict = {"num_generations": options.generations, "max_completion_length": options.completion_tokens}
     arguments = trl.GRPOConfig(**given, **lengths, beta=options.beta)
     return trl.GRPOTrainer(args=arguments, reward_funcs=rewards, reward_processing_classes=readers, **common)
+
+
+def _check_prompts(options: FinetuneOptions, common: dict, most: int) -> None:
+    """Raise `InputError` if one of the longest prompts leaves no room for an answer, since TRL cuts none for GRPO."""
+    read = common["processing_class"]
+    for split, name in zip(SPLITS, ("train_dataset", "eval_dataset"), strict=True):
+        prompts = common[name]["prompt"]
+        for prompt in heapq.nlargest(LONGEST_CHECKED, prompts, key=lambda each: len(str(each))):
+            chat = {"add_generation_prompt": True, "return_dict": False}
+            ids = read(prompt)["input_ids"] if isinstance(prompt, str) else read.apply_chat_template(prompt, **chat)
+            if len(ids) > most:
+                raise InputError(
+                    f"--{split}: {getattr(options, split)} has a prompt of {len(ids)} tokens, and at most {most} leave "
+                    "room for --completion-tokens; pass answers that were given with shorter contexts"
+                )
 
 
 MAKERS: dict[Objective, Callable[..., transformers.Trainer]] = {
