@@ -429,7 +429,7 @@ def test_grpo_leaves_room_for_an_answer(tmp_path, options, exam):
 
 def test_a_template_is_kept_where_the_form_is_the_same(tmp_path, options, exam, model):
     trained = shutil.copytree(model, tmp_path / "trained")
-    form = {"prompt": "plain", "completion": "letter", "template": "{{ prompt }} Letter:", "template_name": "own"}
+    form = {"prompt": "plain", "completion": "letter", "template": "{{ question }} Letter:", "template_name": "own"}
     storage.write_json(str(trained / "sciqa.json"), {"style": form})
     asked = options("grpo", **exam, model=str(trained))
     assert asdict(exam_prompt_style(asked, "letter")).items() >= form.items()

@@ -21,6 +21,7 @@ import peft
 import psutil
 import pyarrow as pa
 import pytest
+import ray.train.torch
 import torch
 import transformers
 from conftest import QUESTIONS, write_jsonl
@@ -594,7 +595,7 @@ def test_only_a_run_that_cannot_go_on_is_deleted(
     options = tiny_run(data, tmp_path, model=models("llama"))
     tables.begin_table(options.folder, {})
     ended = SimpleNamespace(return_value={"input_error": "TMPDIR: full", "diverged": diverged}, checkpoint=checkpoint)
-    monkeypatch.setattr(ray_train, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lambda: ended))
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lambda: ended))
     with pytest.raises(InputError, match="TMPDIR: full" + "; the checkpoints are kept" * kept):
         ray_train.run_ray_train_workers(options, {}, STEPS, 1, ())
     assert Path(tables.table_records_path(options.folder, tables.INPUTS)).exists() == kept
