@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sciqa.core.errors import InputError
+from sciqa.core.extras import require_extra
 from sciqa.core.summary import Summary
 from sciqa.predict.sweep_predict import (
     SweepPredictOptions,
@@ -80,6 +81,7 @@ def run_sweep_predict(options: RunSweepPredictOptions) -> list[Summary]:
     Raises:
         InputError: bad input of any step or trial.
     """
+    require_extra("train", "sciqa sweep-predict")  # Ray Tune
     trials = sweep_predict_trials(options)
     exam = check_sweep_predict(trials, options.overwrite and options.corpus is not None)
     folders = sweep_predict_contexts(trials)
