@@ -385,6 +385,13 @@ def test_answers_from_says_what_an_answer_is(tmp_path, said, letter):
             read_exam(path, answers_from=said)
 
 
+def test_an_empty_answers_from_says_nothing(tmp_path):
+    rows, letters = KEYS["all are texts"]
+    rows = [{"id": str(number)} | row for number, row in enumerate(rows)]
+    path = write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_exam(path, answers_from="")["answer"].to_pylist() == letters
+
+
 def test_a_27th_column_is_refused(tmp_path):
     names = [chr(65 + number) for number in range(26)] + ["AA"]
     with pytest.raises(InputError, match="27th option"):
