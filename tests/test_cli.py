@@ -19,9 +19,11 @@ from tiny import tiny_folder
 
 from sciqa import cli
 from sciqa.cli import parse_cli_options
+from sciqa.cli_results import print_cli_results
 from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
+from sciqa.core.summary import Summary
 from sciqa.retrieval import IndexOptions
 from sciqa.run import RunExamOptions
 from sciqa.run_training import RunFinetuneOptions
@@ -225,6 +227,13 @@ def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
     assert (train.model, train.train_contexts) == (f"{tmp_path}/model", f"{tmp_path}/contexts")
     assert train.validation_contexts == "s3://bucket/run/validation/contexts"
     assert FinetuneOptions(model="SmolLM2-135M-Instruct").model == "SmolLM2-135M-Instruct"
+
+
+def test_tables_are_printed_with_their_texts_as_they_are(capsys):
+    row = {"trial": "s-1", "peft": "{target_modules: [q_proj]}", "template": "[/x]", "shots_from": ":smile:"}
+    print_cli_results([Summary("sweep", "", "1 trial", 0.0, {"Trials of [s]": [row]})], 0.0)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in (*row, *row.values(), "Trials of [s]")), shown
 
 
 def test_the_version_and_a_step_that_is_misspelt():
