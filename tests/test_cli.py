@@ -18,7 +18,7 @@ from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa import cli
-from sciqa.cli import parse_cli_options
+from sciqa.cli import parse_cli_options, read_cli_config
 from sciqa.cli_results import print_cli_results
 from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
@@ -150,6 +150,38 @@ def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
     path.write_text("topk: 7\n")
     with pytest.raises(InputError, match="no option 'topk'"):
         parse_cli_options(IndexOptions, "index", "embed", ["--config", str(path)])
+
+
+def test_texts_of_a_yaml_file_are_taken_as_they_are_written(tmp_path):
+    path = tmp_path / "options.yaml"
+    lines = ["name: 1.10", "show: 010", "columns: [Yes, no, 10:30, 2020-01-01, '', {a: Yes}]", "rerank: 'null'"]
+    lines += ["query_prefix: 'Off: '", "corpus: On", "adapter: null", "nf4: no", "compare: on", "verbose: true"]
+    path.write_text("\n".join(lines))
+    columns = ["Yes", "no", "10:30", "2020-01-01", "", '{"a": true}']
+    texts = ["--query-prefix", "Off: ", "--corpus", "On", "--no-nf4", "--compare", "--verbose"]
+    flags = ["--name", "1.10", "--show", "010", "--columns", *columns, "--rerank", "null", *texts]
+    assert read_cli_config(str(path), RunExamOptions) == flags
+    for nothing in ("", "# nothing\n", "---\n", "{}"):
+        path.write_text(nothing)
+        assert read_cli_config(str(path), RunExamOptions) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rate: 1.0e-3\nlearning-rate: 2.0e-3\n", "line 2: 'learning-rate' stands in line 1 too"),
+        ("{seed: 3, seed: 4}", "line 1: 'seed' stands in line 1 too"),
+        ("- seed\n", "`option: value` lines expected"),
+        ("<<: {seed: 3}\n", "no option '<<'"),
+        ("seed: [3\n", "not YAML"),
+        ("peft: {r: !unknown 3}\n", "not YAML"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_taken_is_refused(tmp_path, content, message):
+    path = tmp_path / "options.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_cli_config(str(path), RunFinetuneOptions)
 
 
 def read_run(output):
