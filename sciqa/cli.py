@@ -96,6 +96,8 @@ COMMON = (
     "its workers and libraries print, from warnings on."
 )
 SHELLS = ("bash", "zsh", "tcsh")
+#: List options that may be given without a value: no ranking of that kind.
+MAY_BE_EMPTY = {"dense", "words"}
 #: Printed before the imports, which take a second or more.
 FIRST_WORDS = "reading options and input"
 #: Signals other than SIGINT that stopped this process; Ray Train raises a `KeyboardInterrupt` without their number.
@@ -191,7 +193,8 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     `--verbose`, which every step takes, becomes an environment variable, so that workers have it too.
 
     Raises:
-        InputError: the file is missing, is not a mapping, or names an option that the step does not have.
+        InputError: the file is missing, is not a mapping, or names an option that the step does not have; or an option
+            that takes a list is given without a value.
     """
     import tyro
 
@@ -204,12 +207,22 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     if "--verbose" in arguments:
         os.environ[VERBOSE] = "1"
         arguments = [argument for argument in arguments if argument != "--verbose"]
+    _check_lists(kind, arguments)
     return tyro.cli(
         kind,
         prog=f"sciqa {step}",
         description=about[0].upper() + about[1:] + ". " + COMMON,
         args=arguments,
     )
+
+
+def _check_lists(kind: type, arguments: list[str]) -> None:
+    """Raise `InputError` for a list option without a value, which its step would take for one that is not given."""
+    lists = {field.name for field in dataclasses.fields(kind) if "tuple[" in str(field.type)} - MAY_BE_EMPTY
+    flags = {f"--{name.replace('_', '-')}" for name in lists}
+    for argument, value in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.replace("_", "-") in flags and value.startswith("--"):
+            raise InputError(f"{argument}: no value given, at least one expected; leave it out for its default")
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -18,12 +18,15 @@ from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa import cli
+from sciqa.audit.options import AuditOptions
 from sciqa.cli import parse_cli_options, read_cli_config
 from sciqa.cli_results import print_cli_results
 from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
+from sciqa.core.console import VERBOSE
 from sciqa.core.errors import InputError
 from sciqa.core.summary import Summary
+from sciqa.planning.options import PlanOptions
 from sciqa.retrieval import IndexOptions
 from sciqa.run import RunExamOptions
 from sciqa.run_training import RunFinetuneOptions
@@ -182,6 +185,34 @@ def test_a_yaml_file_that_cannot_be_taken_is_refused(tmp_path, content, message)
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         read_cli_config(str(path), RunFinetuneOptions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "flag"),
+    [
+        (RunExamOptions, ["--blend"], "--blend"),
+        (RunExamOptions, ["--corpus", "--top-k", "3"], "--corpus"),
+        (RunExamOptions, ["--config", "{}"], "--columns"),
+        (AuditOptions, ["--ngram", "9", "--against", "--verbose"], "--against"),
+        (PlanOptions, ["--price", "--gpus", "A10G"], "--price"),
+        (RunFinetuneOptions, ["--objective", "grpo", "--rewards"], "--rewards"),
+    ],
+)
+def test_a_list_option_without_a_value_is_not_taken_for_its_default(tmp_path, monkeypatch, kind, given, flag):
+    monkeypatch.setenv(VERBOSE, "0")
+    path = tmp_path / "options.yaml"
+    path.write_text("columns: []\n")
+    with pytest.raises(InputError, match=f"^{flag}: no value given, at least one expected"):
+        parse_cli_options(kind, "step", "about", [each.format(path) for each in given])
+
+
+def test_rankings_may_be_none_and_a_corpus_may_not(tmp_path):
+    given = ["--blend", "columns", "--dense", "--output", str(tmp_path)]
+    options = parse_cli_options(RunExamOptions, "exam", "answer", given)
+    assert (options.blend, options.dense, options.corpus) == (("columns",), (), None)
+    for kind in (RunExamOptions, AuditOptions, PlanOptions):
+        with pytest.raises(InputError, match="--corpus: no source given"):
+            kind(corpus=())
 
 
 def read_run(output):
