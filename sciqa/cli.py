@@ -11,13 +11,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sciqa import __version__
 from sciqa.cli_results import print_cli_results
 from sciqa.core.console import VERBOSE, console, is_console_verbose, quiet_console
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.imports import quick_imports
+
+if TYPE_CHECKING:
+    import yaml
 
 
 class Step(NamedTuple):
@@ -93,6 +96,8 @@ COMMON = (
     "its workers and libraries print, from warnings on."
 )
 SHELLS = ("bash", "zsh", "tcsh")
+#: List options that may be given without a value: no ranking of that kind.
+MAY_BE_EMPTY = {"dense", "words"}
 #: Printed before the imports, which take a second or more.
 FIRST_WORDS = "reading options and input"
 #: Signals other than SIGINT that stopped this process; Ray Train raises a `KeyboardInterrupt` without their number.
@@ -188,7 +193,8 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     `--verbose`, which every step takes, becomes an environment variable, so that workers have it too.
 
     Raises:
-        InputError: the file is missing, is not a mapping, or names an option that the step does not have.
+        InputError: the file is missing, is not a mapping, or names an option that the step does not have; or an option
+            that takes a list is given without a value.
     """
     import tyro
 
@@ -201,12 +207,22 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     if "--verbose" in arguments:
         os.environ[VERBOSE] = "1"
         arguments = [argument for argument in arguments if argument != "--verbose"]
+    _check_lists(kind, arguments)
     return tyro.cli(
         kind,
         prog=f"sciqa {step}",
         description=about[0].upper() + about[1:] + ". " + COMMON,
         args=arguments,
     )
+
+
+def _check_lists(kind: type, arguments: list[str]) -> None:
+    """Raise `InputError` for a list option without a value, which its step would take for one that is not given."""
+    lists = {field.name for field in dataclasses.fields(kind) if "tuple[" in str(field.type)} - MAY_BE_EMPTY
+    flags = {f"--{name.replace('_', '-')}" for name in lists}
+    for argument, value in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.replace("_", "-") in flags and value.startswith("--"):
+            raise InputError(f"{argument}: no value given, at least one expected; leave it out for its default")
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -222,28 +238,50 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def read_cli_config(path: str, kind: type) -> list[str]:
-    """Return the options of a YAML file as flags; their names may have hyphens or underscores."""
+    """Return the options of a YAML file as flags, texts and numbers as they are written there.
+
+    Names may have hyphens or underscores. Booleans of options that are flags are read as such; null is not given.
+    """
     import yaml
 
     from sciqa.core import storage
 
+    kinds = {field.name: field.type for field in dataclasses.fields(kind)} | {"verbose": bool}
+    flags: list[str] = []
+    lines: dict[str, int] = {}
     try:
-        given = yaml.safe_load(storage.read_bytes(path)) or {}
+        loader = yaml.SafeLoader(storage.read_bytes(path))
+        for key, node in _config_pairs(path, loader.get_single_node()):
+            name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+            if name not in kinds:
+                raise InputError(f"{path}: no option {key.value!r}; there are {', '.join(sorted(kinds))}")
+            if name in lines:
+                raise InputError(f"{path}, line {line}: {key.value!r} stands in line {lines[name]} too; leave out one")
+            lines[name] = line
+            value, flag = _config_value(loader, node, kinds[name] is bool), name.replace("_", "-")
+            if isinstance(value, list):
+                flags += [f"--{flag}", *value]
+            elif value is not None:
+                flags += [f"--{flag}"] if value else [f"--no-{flag}"] * (name != "verbose")
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({error})") from error
-    if not isinstance(given, dict):
-        raise InputError(f"{path}: `option: value` lines expected")
-    names = {field.name for field in dataclasses.fields(kind)} | {"verbose"}
-    flags = []
-    for option, value in given.items():
-        name = str(option).replace("-", "_")
-        if name not in names:
-            raise InputError(f"{path}: no option {option!r}; there are {', '.join(sorted(names))}")
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags += [f"--{flag}"] if value else [f"--no-{flag}"] * (name != "verbose")
-        elif isinstance(value, list):
-            flags += [f"--{flag}", *(json.dumps(each) if isinstance(each, dict) else str(each) for each in value)]
-        elif value is not None:
-            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return flags
+
+
+def _config_pairs(path: str, root: "yaml.Node | None") -> list[tuple]:
+    """Return the nodes of a YAML file's options and values; none of a file without a value."""
+    if root is None or root.tag.endswith(":null"):
+        return []
+    if root.id != "mapping":
+        raise InputError(f"{path}: `option: value` lines expected")
+    return root.value
+
+
+def _config_value(loader: "yaml.SafeLoader", node: "yaml.Node", is_flag: bool) -> bool | list[str] | None:
+    """Return an option's value from its node in a YAML file: None for null, else texts, mappings as JSON."""
+    if node.tag.endswith(":null") or (is_flag and node.tag.endswith(":bool")):
+        return loader.construct_object(node)
+    return [
+        each.value if each.id == "scalar" else json.dumps(loader.construct_object(each, deep=True))
+        for each in (node.value if node.id == "sequence" else [node])
+    ]

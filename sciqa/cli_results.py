@@ -10,7 +10,8 @@ from sciqa.core.summary import Summary, interval_text
 
 def print_cli_results(summaries: list[Summary], seconds: float) -> None:
     """Print the results: figures as tables, then a line per step with its path."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, highlight=False, markup=False, emoji=False)  # texts are printed as they are
     predicted = [summary.details for summary in summaries if summary.stage == "predict" and summary.details]
     if predicted:
         console.print(_score_table(predicted))
@@ -39,26 +40,25 @@ def _show_differences(details: dict, ran: list[str], console: Console) -> None:
         if not ran or gain["other"] in ran:
             console.print(
                 f"{gain['reader']} over {gain['other']}: {gain['gain']:+.3f} MAP@3, "
-                f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}], {gain['questions']:,} questions",
-                markup=False,
+                f"paired interval [{gain['low']:+.3f}, {gain['high']:+.3f}], {gain['questions']:,} questions"
             )
 
 
 def _show_lines(details: dict, console: Console) -> None:
     """Print how an exam is understood, or what a model reads of it."""
-    console.print("\n".join(details["lines"]), markup=False, soft_wrap=True)
+    console.print("\n".join(details["lines"]), soft_wrap=True)
 
 
 def _show_sources(details: dict, console: Console) -> None:
     """Print the ranking, if any, and the passages that an answer cites, or all passages read if it cites none."""
     for place, (option, probability) in enumerate(details.get("ranking", ()), 1):
-        console.print(f"{place:>2}  {probability:.3f}  {option}", markup=False)
+        console.print(f"{place:>2}  {probability:.3f}  {option}")
     cited = details.get("cited")
     console.print("\npassages cited" if cited else "\npassages read" + ", none is cited" * (cited is not None))
     for number in cited or details["read"]:
         passage = details["passages"][number - 1]
         where = ", ".join(filter(None, [passage["title"], passage["section"]]))
-        console.print(f"[{number}] {where}  {passage.get('url') or ''}".rstrip(), markup=False, soft_wrap=True)
+        console.print(f"[{number}] {where}  {passage.get('url') or ''}".rstrip(), soft_wrap=True)
 
 
 def _score_table(readers: list[dict]) -> Table:

@@ -30,6 +30,8 @@ from sciqa.retrieval.contexts import check_find_contexts
 from sciqa.retrieval.index import check_index, finished_index, options_of_index
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
+#: Options of a reader that is asked beside that of the command: it has its own name, and takes no others' answers.
+BESIDE: dict[str, Any] = {"name": "", "blend": (), "blend_fit": None, "cascade": None}
 
 
 @dataclass(kw_only=True)
@@ -59,11 +61,13 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         return [check_exam(options, partial(_gold_texts, options))]
     exam = open_exam(options, write=False)
     compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
-    readers: list[ReaderName] = [options.reader, *(name for name in compared if name != options.reader)]
-    asked = [options, *(replace(options, reader=reader, name="") for reader in readers[1:])]
+    mixed = bool(options.blend or options.cascade)
+    others = [name for name in compared if mixed or name != options.reader]
+    readers: list[ReaderName] = [options.reader, *others]
+    asked = [options, *(replace(options, reader=reader, **BESIDE) for reader in others)]
     check_report_reader(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if readers != ["retrieval"]:
-        check_predict_model(options, exam.sample)
+        check_predict_model(asked[1] if others else options, exam.sample)
     summaries = []
     if readers != ["closed-book"]:
         summaries += prepare_run_index(options)
@@ -78,8 +82,7 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
 
 def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOptions:
     """Return the options of a baseline: without those that belong to a model."""
-    without: dict[str, Any] = {"adapter": None, "stream": False, "blend": (), "blend_fit": None, "cascade": None}
-    return replace(options, reader=baseline, name="", **without)
+    return replace(options, reader=baseline, adapter=None, stream=False, **BESIDE)
 
 
 def _gold_texts(options: RunExamOptions, titles: set[str]) -> dict[str, str]:

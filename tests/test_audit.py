@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 from test_report import READERS, SURE, make_run, write_audit
+from test_sources import write_pdf
 
 from sciqa.audit import audit as step
 from sciqa.audit import sources
@@ -171,6 +172,42 @@ def test_copies_paraphrases_articles_and_words_are_found(tmp_path, base, monkeyp
     again = step.audit(AuditOptions(output=str(tmp_path / "again"), shard_questions=3, **base | turned))
     assert tables.read_table(again.path).to_pylist() == rows
     assert len(storage.list_files(again.path, "parquet")) == 2
+
+
+def test_what_of_a_corpus_is_not_compared_is_named(tmp_path, cluster, monkeypatch, capsys):
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    write(papers / "texts.jsonl", TEXTS)
+    (papers / "notes.docx").write_bytes(b"x")
+    (papers / "empty.txt").write_text("")
+    write_pdf(papers / "scan.pdf")
+    write_pdf(papers / "secret.pdf", "Secret", user_password="a", owner_password="b")
+    exam = write(tmp_path / "exam.jsonl", EXAM)
+    options = AuditOptions(output=str(tmp_path / "run"), exam=exam, corpus=(str(papers),))
+    expected = ("notes.docx: an archive or document", "empty.txt: no text", "scan.pdf: no text")
+    expected += ("secret.pdf: unreadable PDF: FileNotDecryptedError",)
+    for _ in range(2):  # the second run keeps all
+        made = step.audit(options)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audit: not compared: ")]
+        for line, start in zip(lines, expected, strict=True):
+            assert line.startswith(f"audit: not compared: {papers}/{start}")
+    assert made.made.endswith("in papers, kept")
+    monkeypatch.setattr(sources, "NAMED", 1)
+    step.audit(options)
+    assert "audit: not compared: 2 more; `sciqa corpus` writes all to" in capsys.readouterr().err
+
+
+def test_a_corpus_of_which_no_article_is_read_is_bad_input(tmp_path, cluster):
+    exam, corpus = write(tmp_path / "exam.jsonl", EXAM), write(tmp_path / "a.jsonl", [])
+    options = AuditOptions(output=str(tmp_path / "run"), exam=exam, corpus=(corpus,))
+    with pytest.raises(InputError, match=r"a\.jsonl: empty; files with articles expected"):
+        step.audit(options)
+    write(tmp_path / "a.jsonl", [{"title": "Nothing", "text": " "}])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"a\.jsonl: 0 articles read; files with articles that have text"):
+            step.audit(options)
+    write(tmp_path / "a.jsonl", TEXTS)
+    assert step.audit(options).made.endswith("1 of 4 questions have an n-gram of 8 words in a.jsonl")
 
 
 def test_an_audit_that_was_stopped_goes_on_from_its_parts(tmp_path, base, monkeypatch):

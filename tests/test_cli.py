@@ -18,10 +18,15 @@ from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa import cli
-from sciqa.cli import parse_cli_options
+from sciqa.audit.options import AuditOptions
+from sciqa.cli import parse_cli_options, read_cli_config
+from sciqa.cli_results import print_cli_results
 from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
+from sciqa.core.console import VERBOSE
 from sciqa.core.errors import InputError
+from sciqa.core.summary import Summary
+from sciqa.planning.options import PlanOptions
 from sciqa.retrieval import IndexOptions
 from sciqa.run import RunExamOptions
 from sciqa.run_training import RunFinetuneOptions
@@ -150,6 +155,66 @@ def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
         parse_cli_options(IndexOptions, "index", "embed", ["--config", str(path)])
 
 
+def test_texts_of_a_yaml_file_are_taken_as_they_are_written(tmp_path):
+    path = tmp_path / "options.yaml"
+    lines = ["name: 1.10", "show: 010", "columns: [Yes, no, 10:30, 2020-01-01, '', {a: Yes}]", "rerank: 'null'"]
+    lines += ["query_prefix: 'Off: '", "corpus: On", "adapter: null", "nf4: no", "compare: on", "verbose: true"]
+    path.write_text("\n".join(lines))
+    columns = ["Yes", "no", "10:30", "2020-01-01", "", '{"a": true}']
+    texts = ["--query-prefix", "Off: ", "--corpus", "On", "--no-nf4", "--compare", "--verbose"]
+    flags = ["--name", "1.10", "--show", "010", "--columns", *columns, "--rerank", "null", *texts]
+    assert read_cli_config(str(path), RunExamOptions) == flags
+    for nothing in ("", "# nothing\n", "---\n", "{}"):
+        path.write_text(nothing)
+        assert read_cli_config(str(path), RunExamOptions) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rate: 1.0e-3\nlearning-rate: 2.0e-3\n", "line 2: 'learning-rate' stands in line 1 too"),
+        ("{seed: 3, seed: 4}", "line 1: 'seed' stands in line 1 too"),
+        ("- seed\n", "`option: value` lines expected"),
+        ("<<: {seed: 3}\n", "no option '<<'"),
+        ("seed: [3\n", "not YAML"),
+        ("peft: {r: !unknown 3}\n", "not YAML"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_taken_is_refused(tmp_path, content, message):
+    path = tmp_path / "options.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_cli_config(str(path), RunFinetuneOptions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "flag"),
+    [
+        (RunExamOptions, ["--blend"], "--blend"),
+        (RunExamOptions, ["--corpus", "--top-k", "3"], "--corpus"),
+        (RunExamOptions, ["--config", "{}"], "--columns"),
+        (AuditOptions, ["--ngram", "9", "--against", "--verbose"], "--against"),
+        (PlanOptions, ["--price", "--gpus", "A10G"], "--price"),
+        (RunFinetuneOptions, ["--objective", "grpo", "--rewards"], "--rewards"),
+    ],
+)
+def test_a_list_option_without_a_value_is_not_taken_for_its_default(tmp_path, monkeypatch, kind, given, flag):
+    monkeypatch.setenv(VERBOSE, "0")
+    path = tmp_path / "options.yaml"
+    path.write_text("columns: []\n")
+    with pytest.raises(InputError, match=f"^{flag}: no value given, at least one expected"):
+        parse_cli_options(kind, "step", "about", [each.format(path) for each in given])
+
+
+def test_rankings_may_be_none_and_a_corpus_may_not(tmp_path):
+    given = ["--blend", "columns", "--dense", "--output", str(tmp_path)]
+    options = parse_cli_options(RunExamOptions, "exam", "answer", given)
+    assert (options.blend, options.dense, options.corpus) == (("columns",), (), None)
+    for kind in (RunExamOptions, AuditOptions, PlanOptions):
+        with pytest.raises(InputError, match="--corpus: no source given"):
+            kind(corpus=())
+
+
 def read_run(output):
     """All that a run's tables hold, the figures of time left out."""
     names = ("passages", "contexts", "answers/open-book-llama", "metrics/open-book-llama.parquet")
@@ -225,6 +290,13 @@ def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
     assert (train.model, train.train_contexts) == (f"{tmp_path}/model", f"{tmp_path}/contexts")
     assert train.validation_contexts == "s3://bucket/run/validation/contexts"
     assert FinetuneOptions(model="SmolLM2-135M-Instruct").model == "SmolLM2-135M-Instruct"
+
+
+def test_tables_are_printed_with_their_texts_as_they_are(capsys):
+    row = {"trial": "s-1", "peft": "{target_modules: [q_proj]}", "template": "[/x]", "shots_from": ":smile:"}
+    print_cli_results([Summary("sweep", "", "1 trial", 0.0, {"Trials of [s]": [row]})], 0.0)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in (*row, *row.values(), "Trials of [s]")), shown
 
 
 def test_the_version_and_a_step_that_is_misspelt():

@@ -16,9 +16,10 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError, find_input_error
 from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
-from sciqa.corpus.articles import find_article_files, read_articles
+from sciqa.corpus.articles import find_article_files, read_articles, split_articles
 from sciqa.corpus.chunking import ChunkSplitter, split_sentences, titled_chunk
 from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.parts import part_path, split_part, write_part_duplicates, write_parts
 from sciqa.corpus.passages import build_passages
 
 LONG = " ".join(f"Sentence number {number} says that water boils at {number} degrees." for number in range(60))
@@ -117,6 +118,30 @@ def test_a_rerun_writes_nothing_and_a_changed_corpus_replaces_the_table(tmp_path
     write_jsonl(corpus, ARTICLES[1:2])
     build(tmp_path, corpus)
     assert [row["title"] for row in passages_of(output)] == ["Ice"]
+
+
+def test_shards_that_a_killed_run_left_or_that_are_gone_are_written_again(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", ARTICLES)
+    options = CorpusOptions(output=str(tmp_path / "run"), corpus=(str(tmp_path / "a.jsonl"),))
+    (pieces,) = split_articles(find_article_files(options.corpus), options.part_bytes)
+    row, folder = {"part": {"number": 0, "pieces": pieces, "key": "of the corpus"}}, options.passages
+    split_part(row, options)
+    buckets = {"part": {"number": 0, "buckets": list(range(duplicates.BUCKETS))}}
+    write_part_duplicates(buckets, folder, [part_path(folder, 0, "entries.arrow")], np.array([], np.uint64))
+    made, path = write_parts(row, folder, []), tmp_path / "run" / "passages" / "00000-00000.parquet"
+    content, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert write_parts(row, folder, []) == made
+    assert path.stat().st_mtime_ns == written
+    with monkeypatch.context() as killed:
+        killed.setattr(storage, "write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_parts(row, folder, ["Ice"])
+    assert path.read_bytes() != content
+    assert write_parts(row, folder, []) == made
+    assert path.read_bytes() == content
+    path.unlink()
+    assert write_parts(row, folder, []) == made
+    assert path.read_bytes() == content
 
 
 def test_manifest_has_the_checksum_of_every_shard(tmp_path, cluster):

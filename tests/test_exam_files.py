@@ -113,6 +113,18 @@ def test_a_folder_of_shards_is_one_exam_and_several_exams_are_refused(tmp_path):
         read_exam(str(tmp_path / "empty"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "formats"),
+    [("q.jsonl", JSONL, "csv, jsonl"), ("q.csv.gz", gzip.compress(CSV.encode()), "csv, csv.gz")],
+)
+def test_an_exam_in_two_formats_is_not_taken_for_two_shards(tmp_path, name, content, formats):
+    write(tmp_path, "q.csv", CSV)
+    write(tmp_path, name, content)
+    with pytest.raises(InputError, match=rf"holds files of 2 formats \({formats}\), one expected"):
+        read_exam(str(tmp_path))
+    assert reads(f"{tmp_path}/*.csv") == reads(str(tmp_path / name)) == GIVEN
+
+
 def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     code = "from sciqa.exam.read_exam import read_exam; read_exam('hf://datasets/none/such/test.parquet')"
@@ -371,6 +383,13 @@ def test_answers_from_says_what_an_answer_is(tmp_path, said, letter):
     else:
         with pytest.raises(InputError, match="row 1, column 'answer': '4' found, a letter from A to E expected"):
             read_exam(path, answers_from=said)
+
+
+def test_an_empty_answers_from_says_nothing(tmp_path):
+    rows, letters = KEYS["all are texts"]
+    rows = [{"id": str(number)} | row for number, row in enumerate(rows)]
+    path = write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_exam(path, answers_from="")["answer"].to_pylist() == letters
 
 
 def test_a_27th_column_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from sciqa.core.model_files import find_model
 from sciqa.corpus.articles import read_articles
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_listing, retrieve
 from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
+from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
 
 MINILM = "all-MiniLM-L6-v2"
@@ -111,6 +112,17 @@ def test_index_builds_a_damaged_shard_again(indexed, name, kind):
     spoil(path, kind)
     assert build_index(options).details == {"built": 1, "kept": 1}
     assert path.read_bytes() == before
+
+
+def test_passages_that_are_not_those_of_the_manifest_are_not_embedded(indexed):
+    options = IndexOptions(**indexed)
+    shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
+    first, second = (Path(options.passages, f"{shard['name']}.parquet") for shard in shards)
+    embed = {"model": options.embedder, "threads": 1, "backend": "torch", "device": "cpu"}
+    worker = EmbedIndexShard(options, embed, options.embedding())
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=f"^{second}: not the passages .* delete this file, then run `sciqa corpus`"):
+        worker({"part": shards[1]})
 
 
 def test_an_index_of_another_model_is_refused(tmp_path, small_index):

@@ -225,6 +225,21 @@ def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
         run_exam(RunExamOptions(output=str(tmp_path), name="mine", show="retrieval"))
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({"blend": ("a", "b"), "blend_fit": "other"}, "blend"), ({"cascade": "a"}, "a-then-open-book")],
+)
+def test_readers_compared_with_a_blend_or_a_cascade_answer_alone(monkeypatch, tmp_path, given, name):
+    asked = []
+    for step in ("check_predict_model", "prepare_run_index", "retrieve", "report"):
+        monkeypatch.setattr(run, step, lambda *_, **__: [])
+    monkeypatch.setattr(run, "predict", asked.append)
+    run_exam(RunExamOptions(output=str(tmp_path), compare=True, baselines=False, **given))
+    assert [each.name for each in asked] == [name, *run.COMPARED]
+    assert [each.reader for each in asked] == ["open-book", *run.COMPARED]
+    assert not any(each.blend or each.blend_fit or each.cascade for each in asked[1:])
+
+
 def test_confusion_counts_letters_that_are_first_and_ties_in_part():
     rows = [
         {"answer": "A", "scores": [2, 1, 0]},

@@ -176,6 +176,24 @@ def test_what_is_left_out_is_in_the_summary_and_in_a_table(tmp_path, cluster):
     assert "notes" not in str(tables.read_table(f"{tmp_path}/run/_passages/left_out").to_pylist())
 
 
+def test_what_was_left_out_of_files_that_are_gone_is_not_told_of(tmp_path, cluster):
+    paths = tuple(str(tmp_path / f"{name}.jsonl") for name in "ab")
+    for name in "ab":
+        own = [{"title": f"Own {name}", "text": f"Only in {name}."}, {"title": f"Nothing in {name}", "text": " "}]
+        write_jsonl(tmp_path / f"{name}.jsonl", [ROW, ROW, *own])
+    options = {"output": str(tmp_path / "run"), "part_bytes": (tmp_path / "a.jsonl").stat().st_size}
+    both = build_passages(CorpusOptions(corpus=paths, **options)).details
+    assert both["duplicates"] == 3
+    build_passages(CorpusOptions(corpus=paths[:1], **options))
+    beside = tmp_path / "run" / "_passages"
+    assert [row["title"] for row in tables.read_table(f"{beside}/left_out").to_pylist()] == ["Nothing in a"]
+    assert len(tables.read_table(f"{beside}/repeats").to_pylist()) == 1
+    assert [path.name for path in (beside / "parts").iterdir()] == ["00000"]
+    assert build_passages(CorpusOptions(corpus=paths, **options)).details == both
+    titles = tables.read_table(f"{tmp_path}/run/passages")["title"].to_pylist()
+    assert titles == ["Ice", "Own a", "Own b"]
+
+
 def test_a_corpus_of_which_nothing_is_read_is_refused(tmp_path, cluster):
     write_jsonl(tmp_path / "a.jsonl", [{"title": "Nothing", "text": " "}])
     with pytest.raises(InputError, match=r"a\.jsonl: 0 passages .* left out: 1 no text"):

@@ -179,6 +179,29 @@ def test_a_trial_that_was_stopped_early_is_trained_again_where_none_is_stopped(t
     assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize(
+    ("rewards", "ends", "heights"),
+    [
+        ((-0.5, -2.0), ("-2", "0"), ["47.5", "160.0"]),
+        ((1.0, -3.0), ("-3", "1"), ["10.0", "160.0"]),
+        ((1.5, 3.0), ("0", "3"), ["85.0", "10.0"]),
+        ((0.0, 0.0), ("0", "1"), ["160.0", "160.0"]),
+    ],
+)
+def test_figures_on_either_side_of_0_are_drawn_within_the_frame(tmp_path, rewards, ends, heights):
+    output = make_run(tmp_path, {"open-book": (SURE, {})})
+    about = {"validation_reward_low": None, "validation_reward_untrained": -3.0, "trained_parameters": 100}
+    about |= {"peak_memory": 10**9, "seconds": 9.0, "steps_done": 5, "stopped": False, "error": None}
+    rows = [{"trial": f"r-{seed}", "seed": seed, "validation_reward": at} | about for seed, at in enumerate(rewards)]
+    tables.write_table(f"{output}/sweeps/r/00000.parquet", sweeping.pa.Table.from_pylist(rows))
+    tables.finish_table(f"{output}/sweeps/r", {"measure": "validation_reward"})
+    page = page_of(output)
+    plots = page[page.index("Sweep r</h2>") : page.index("<h2>Questions")]
+    assert re.findall(r'cy="([^"]+)"', plots) == heights * 3
+    labels = re.findall(r'<text x="34" y="(?:18|164)" text-anchor="end">([^<]+)</text>', plots)
+    assert labels == [*reversed(ends)] * 3
+
+
 def test_asha_stops_what_is_not_among_the_best_third_after_a_fifth_and_three_fifths():
     scheduler = sweep_asha_scheduler(SweepOptions(asha=3))
     scheduler.set_search_properties("quality", "max")

@@ -18,7 +18,7 @@ from sciqa.audit.contamination import (
     read_contamination,
 )
 from sciqa.audit.options import AuditOptions
-from sciqa.audit.sources import OtherSource, TextSource, find_text_source, read_other_sources
+from sciqa.audit.sources import OtherSource, TextSource, find_text_source, read_other_sources, say_sources_left_out
 from sciqa.audit.words import SEED
 from sciqa.core import cluster, model_workers, progress, storage, tables
 from sciqa.core.errors import InputError
@@ -41,7 +41,8 @@ def audit(options: AuditOptions) -> Summary:
     """Write the audit table, a row per question, and `contamination.parquet`, the readers' scores on its slices.
 
     Raises:
-        InputError: a bad exam or other file, trained questions that are not known, or nothing to compare with.
+        InputError: a bad exam or other file, trained questions that are not known, nothing to compare with, or a corpus
+            of which no article can be read.
     """
     started = time.monotonic()
     exam = open_exam(options, write=False)
@@ -55,6 +56,7 @@ def audit(options: AuditOptions) -> Summary:
     inputs = _inputs(options, exam, against, texts)
     with lock(options.folder):
         kept = _fill(options, exam, inputs, against, texts)
+    say_sources_left_out(tables.read_table_manifest(options.folder, "audit").get("left_out", []))
     found = read_contamination(options.output, exam)
     assert found is not None  # it has just been written
     rows, inputs = found
@@ -95,12 +97,18 @@ def _fill(
     findings = ContaminationFindings()
     for part in parts:
         findings.read(part["findings"])
+    left_out = sorted(findings.left_out)
+    if options.corpus and not findings.articles:
+        say_sources_left_out(left_out)
+        tables.delete_table(folder)  # so that nothing stands in the way of a mended corpus
+        raise InputError(f"{', '.join(options.corpus)}: 0 articles read; files with articles that have text expected")
     questions = [question for number in range(exam.shards) for question in exam.read_shard(number)]
     rows = contamination_rows(questions, findings, inputs, seed)
     for number in range(exam.shards):
         shard = rows[exam.first(number) : exam.first(number + 1)]
         tables.write_table(tables.table_part_path(folder, number), pa.Table.from_pylist(shard, schema=SCHEMA))
-    tables.finish_table(folder, {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows})
+    manifest = {"format": AUDIT_FORMAT, "inputs": inputs, "rows": begun.rows, "left_out": left_out}
+    tables.finish_table(folder, manifest)
     for name in ("questions", "vectors", "findings"):
         storage.delete_path(tables.table_records_path(folder, name))
     return False

@@ -10,7 +10,7 @@ import numpy as np
 from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTION_RUN, ContaminationFindings
 from sciqa.audit.words import ExamWords, question_word_texts, question_words, split_words
 from sciqa.core import storage, tables
-from sciqa.corpus.articles import read_articles
+from sciqa.corpus.articles import ArticleCounts, read_articles
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_key import question_key
 from sciqa.retrieval.embedder import embedder_one_by_one
@@ -78,7 +78,12 @@ def compare_part(row: dict, exam: Exam, seed: int, exam_parts: list[dict]) -> di
     if part.get("table"):
         _compare_questions(part, held, findings, exam_parts)
     else:
-        _add_runs(PASSAGE_RUN, held, _texts(part), findings)
+        tally = ArticleCounts()
+        _add_runs(PASSAGE_RUN, held, _texts(part, tally), findings)
+        findings.articles = tally["articles"]
+        findings.left_out = {
+            f"{row['path']}: {row['reason']}" + f" ({row['title']})" * bool(row["title"]) for row in tally.named
+        }
     findings.write(part["findings"])
     return {"done": 1}
 
@@ -120,14 +125,14 @@ def compare_question_cosines(vector: np.ndarray, others: np.ndarray) -> list[flo
     return np.minimum(1.0, (others * vector).sum(axis=1)).tolist()
 
 
-def _texts(part: dict) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Yield the place (source, name, title) and the text of each passage or article of a part."""
+def _texts(part: dict, tally: ArticleCounts) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yield the place (source, name, title) and the text of each passage or article of a part; count the articles."""
     if part.get("path"):
         for batch in tables.open_parquet(part["path"]).iter_batches(TEXTS, columns=["passage_id", "title", "text"]):
             for passage in batch.to_pylist():
                 yield ("", passage["passage_id"], passage["title"]), passage["text"]
     for piece in part.get("pieces") or ():
-        for article in read_articles(**piece):
+        for article in read_articles(**piece, tally=tally):
             yield ("", piece["path"], article["title"]), article["text"]
 
 

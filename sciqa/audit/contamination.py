@@ -18,6 +18,8 @@ AUDIT_FORMAT = 1
 EXACT, NEAR, ARTICLE, QUESTION_RUN, PASSAGE_RUN = "exact", "near", "article", "question run", "passage run"
 #: Kinds of questions, the strongest first; the first two are contaminated.
 KINDS = (EXACT, NEAR, "same article", "clean")
+#: What a file of findings says besides them of its part of a corpus: articles compared, and what was not.
+ARTICLES, LEFT_OUT = "articles", "left out"
 #: Slices by kind.
 SLICES = ("clean", "contaminated", "same article")
 FINDINGS = pa.schema(
@@ -47,10 +49,17 @@ class ContaminationFindings:
     """The strongest finding of each kind for each question, whatever the order in which findings are added.
 
     Runs of words are kept by their first word, since several together can cover a question.
+
+    Attributes:
+        best: the findings.
+        articles: number of articles of a corpus that were compared.
+        left_out: files and articles of a corpus that were not, each with its reason.
     """
 
     def __init__(self) -> None:
         self.best: dict[tuple[str, int, int], tuple[float, str, str, str]] = {}
+        self.articles = 0
+        self.left_out: set[str] = set()
 
     def add(self, what: str, question: int, value: float, place: tuple[str, str, str], start: int = 0) -> None:
         """Keep a finding unless there is a stronger one; of equally strong ones, that of the first place by name.
@@ -69,12 +78,19 @@ class ContaminationFindings:
     def read(self, path: str) -> None:
         """Add the findings of a file that `write` wrote."""
         for row in tables.read_table(path).to_pylist():
-            place = (row["source"], row["name"], row["title"])
-            self.add(row["what"], row["question"], row["value"], place, row["start"])
+            if row["what"] == ARTICLES:
+                self.articles += int(row["value"])
+            elif row["what"] == LEFT_OUT:
+                self.left_out.add(row["name"])
+            else:
+                place = (row["source"], row["name"], row["title"])
+                self.add(row["what"], row["question"], row["value"], place, row["start"])
 
     def write(self, path: str) -> None:
         """Write all findings as a Parquet file."""
-        rows = [(*key, -value, *place) for key, (value, *place) in sorted(self.best.items())]
+        rows: list[tuple] = [(*key, -value, *place) for key, (value, *place) in sorted(self.best.items())]
+        rows.append((ARTICLES, -1, 0, float(self.articles), "", "", ""))
+        rows += [(LEFT_OUT, -1, 0, 0.0, "", line, "") for line in sorted(self.left_out)]
         named = [dict(zip(FINDINGS.names, row, strict=True)) for row in rows]
         tables.write_table(path, pa.Table.from_pylist(named, schema=FINDINGS))
 

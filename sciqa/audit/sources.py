@@ -16,6 +16,8 @@ from sciqa.retrieval.index import MANIFEST, read_index_manifest
 
 #: Bytes of a corpus that a task reads.
 PART_BYTES = 8_000_000
+#: Most files and articles that are named as not compared.
+NAMED = 20
 
 
 class OtherSource(NamedTuple):
@@ -88,8 +90,15 @@ def _of_readers(readers: dict[str, dict]) -> dict[str, pa.Table]:
             if _is_trained(folder):
                 found |= _trained_on(folder)
         except InputError as error:
-            console.print(f"audit: not compared: {error}", markup=False, soft_wrap=True)
+            say_sources_left_out([str(error)])
     return found
+
+
+def say_sources_left_out(lines: list[str]) -> None:
+    """Print what is not compared, each with its reason; of many, the first `NAMED`."""
+    more = [f"{len(lines) - NAMED:,} more; `sciqa corpus` writes all to _passages/left_out/"] * (len(lines) > NAMED)
+    for line in [*lines[:NAMED], *more]:
+        console.print(f"audit: not compared: {line}", markup=False, soft_wrap=True)
 
 
 def _is_trained(name: str) -> bool:
@@ -118,13 +127,10 @@ def find_text_source(options: AuditOptions) -> TextSource | None:
     """Return the corpus of the options, else the passages or index that are there, else None.
 
     Raises:
-        InputError: a corpus that cannot be read, or passages or an index that are named but not finished.
+        InputError: a corpus that is empty or cannot be read, or passages or an index that are named but not finished.
     """
     if options.corpus is not None:
-        sources = sorted(find_article_files(options.corpus))
-        names = [path.rstrip("/").rpartition("/")[2] for path in options.corpus]
-        parts = [{"pieces": pieces} for pieces in split_articles(sources, PART_BYTES)]
-        return TextSource(", ".join(names), hashes.fingerprint(sources), parts)
+        return _corpus_source(options.corpus)
     passages = options.passages or storage.join_paths(options.output, "passages")
     if options.passages or (options.index is None and tables.is_finished_table(passages)):
         manifest = tables.read_table_manifest(passages, "corpus", PASSAGES_FORMAT)
@@ -137,3 +143,15 @@ def find_text_source(options: AuditOptions) -> TextSource | None:
     manifest = read_index_manifest(index)
     found = [{"path": storage.join_paths(index, shard["name"], "passages.parquet")} for shard in manifest["shards"]]
     return TextSource("passages", hashes.fingerprint(sorted(manifest["contents"])), found)
+
+
+def _corpus_source(corpus: tuple[str, ...]) -> TextSource:
+    """Return the files of a corpus, and print which others lie in its folders."""
+    left_out: dict[str, str] = {}
+    sources = sorted(find_article_files(corpus, left_out))
+    say_sources_left_out([f"{path}: {reason.partition(';')[0]}" for path, reason in sorted(left_out.items())])
+    parts = [{"pieces": pieces} for pieces in split_articles(sources, PART_BYTES)]
+    if not parts:
+        raise InputError(f"{', '.join(corpus)}: empty; files with articles expected")
+    names = [path.rstrip("/").rpartition("/")[2] for path in corpus]
+    return TextSource(", ".join(names), hashes.fingerprint(sources), parts)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sciqa.core import storage
+from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, OutputOptions, RunOptions
 
@@ -82,5 +83,7 @@ class CorpusOptions(ChunkingOptions, PassagesOptions, RunOptions):
 
 
 def absolute_corpus_sources(corpus: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the sources of a corpus with absolute local paths."""
+    """Return the sources of a corpus with absolute local paths; raise `InputError` if there are none."""
+    if not corpus:
+        raise InputError("--corpus: no source given, `demo`, files or folders expected; leave it out for its default")
     return tuple(path if path == "demo" else storage.absolute_path(path) for path in corpus)

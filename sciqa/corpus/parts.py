@@ -95,8 +95,9 @@ def write_parts(row: dict, folder: str, removed: list[str]) -> dict:
     dropped = np.array(list(repeats), np.int64)
     record = part_path(folder, number, "shards.json")
     key = hashes.fingerprint([row["part"]["key"], list(repeats.values()), removed])
-    if storage.path_exists(record) and (done := storage.read_json(record))["key"] == key:
+    if done := _written_parts(folder, record, key):
         return {"done": done}
+    storage.delete_path(record)  # its shards are written over
     done = {"number": number, "key": key, "passages": 0, "duplicates": len(dropped), "removed": 0, "shards": []}
     titles: set[str] = set()
     repeated: list[dict] = []
@@ -123,3 +124,11 @@ def write_parts(row: dict, folder: str, removed: list[str]) -> dict:
     done["titles"] = sorted(titles)
     storage.write_json(record, done)
     return {"done": done}
+
+
+def _written_parts(folder: str, record: str, key: str) -> dict | None:
+    """Return the record of a part's shards if it has this key and all of them are there, else None."""
+    if not storage.path_exists(record) or (done := storage.read_json(record))["key"] != key:
+        return None
+    paths = [storage.join_paths(folder, f"{shard['name']}.parquet") for shard in done["shards"]]
+    return done if all(storage.map_storage(storage.path_exists, paths)) else None

@@ -76,7 +76,6 @@ def _fill(
         cluster.connect_cluster(options)
         manifest = _build(options, sources, left_out, removed)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
-        _tidy(options.passages, manifest)
         tables.finish_table(options.passages, manifest)
     return manifest, kept
 
@@ -214,19 +213,20 @@ def _build(
     write_corpus_part_rows(
         tables.table_records_path(options.passages, LEFT_OUT, "files.parquet"), rows, LEFT_OUT_SCHEMA
     )
+    _tidy(options.passages, manifest, len(parts))
     return manifest
 
 
-def _tidy(folder: str, manifest: dict) -> None:
-    """Delete shards and side tables that do not belong to this corpus."""
+def _tidy(folder: str, manifest: dict, parts: int) -> None:
+    """Delete shards, parts and side tables that do not belong to this corpus, which has this number of parts."""
     current = {f"{shard['name']}.parquet" for shard in manifest["shards"]}
     for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete_path(storage.join_paths(folder, name))
-    parts = set(storage.list_folders(tables.table_records_path(folder, "parts")))
-    for beside in (LEFT_OUT, REPEATS):
+    numbers = {f"{number:05d}" for number in range(parts)}
+    for beside in ("parts", LEFT_OUT, REPEATS):
         for name in storage.list_names(tables.table_records_path(folder, beside)):
-            if name != "files.parquet" and name.removesuffix(".parquet") not in parts:
+            if name != "files.parquet" and name.removesuffix(".parquet") not in numbers:
                 storage.delete_path(tables.table_records_path(folder, beside, name))
 
 

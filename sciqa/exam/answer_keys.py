@@ -87,11 +87,12 @@ class AnswerKeyColumn:
                 raise row.error(name, str(error)) from error
 
     def places(self, meant: AnswersFrom | None) -> list[int | None]:
-        """Return the index of each right option, None where the cell is empty.
+        """Return the index of each right option, None where the cell is empty; an empty text means what None does.
 
         Raises:
             InputError: a cell matches no option, or may mean two.
         """
+        meant = meant or None
         self.first = int(meant) if meant in ("0", "1") else self._first()
         given = [reading for reading in self.readings if reading.text is not None]
         self.all_text = all(reading.place is not None for reading in given)

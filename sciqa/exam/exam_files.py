@@ -52,7 +52,7 @@ def read_exam_files(exam: str) -> list[Row]:
             pyarrow's filesystems support.
 
     Raises:
-        InputError: no such file, a file of another format than its name says, or a folder of several exams.
+        InputError: no such file, a file of another format than its name says, or a folder of several exams or formats.
     """
     if splits := exam_file_splits(exam):
         data = [(name, files("sciqa.exam").joinpath(f"data/{name}.jsonl").read_bytes()) for name in splits]
@@ -86,6 +86,12 @@ def _find_files(exam: str) -> list[str]:
         raise InputError(
             f"{exam}: holds {len(names)} exams ({', '.join(names[:5])}{', …' if names[5:] else ''}); name one of its "
             "files, or several by a pattern such as test-*.parquet"
+        )
+    formats = sorted({".".join(filter(None, _kind(path) or ())) for path in found})
+    if len(formats) > 1:
+        raise InputError(
+            f"{exam}: holds files of {len(formats)} formats ({', '.join(formats)}), one expected, since the same "
+            f"questions may stand in each; name one of its files, or several by a pattern such as *.{formats[0]}"
         )
     return found
 

@@ -37,7 +37,8 @@ def sweeps_plot(rows: list[dict], about: str, measure: str, takes: str, log: boo
     Args:
         rows: rows of a table; a row's number counts from 1.
         about: what the plot shows, in words.
-        measure: column of the vertical figure; MAP@3 reaches to 1, another to its largest value.
+        measure: column of the vertical figure; MAP@3 reaches from 0 to 1, another from its least value to its largest,
+            or from or to 0 if all are on one side of it.
         takes: column of the horizontal figure.
         log: begin and end the horizontal axis at powers of ten; otherwise it begins at 0.
     """
@@ -46,12 +47,14 @@ def sweeps_plot(rows: list[dict], about: str, measure: str, takes: str, log: boo
     low, high = (math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs)))) if log and xs else (0, 1)
     high += high == low
     longest = max(xs, default=1) or 1
-    top = 1 if measure == "map_at_3" else max([row[measure] for _, row in given], default=1) or 1
+    ys = [0, 1] if measure == "map_at_3" else [0, *(row[measure] for _, row in given)]
+    bottom, top = min(ys), max(ys)
+    top += top == bottom
     points = [
         {
             "number": number,
             "x": (math.log10(row[takes]) - low) / (high - low) if log else row[takes] / longest,
-            "y": max(0, row[measure] / top),
+            "y": (row[measure] - bottom) / (top - bottom),
             "low": row.get(f"{measure}_low"),
             "high": row.get(f"{measure}_high"),
             "said": f"{row.get('trial') or row['reader']}: {row[measure]:.3f}, {row[takes]:,.0f}",
@@ -59,4 +62,4 @@ def sweeps_plot(rows: list[dict], about: str, measure: str, takes: str, log: boo
         for number, row in given
     ]
     ends = {"left": f"1e{low}", "right": f"1e{high}"} if log else {"left": "0", "right": f"{longest:.3g}"}
-    return {"about": about, "top": f"{top:.3g}", "points": points} | ends
+    return {"about": about, "top": f"{top:.3g}", "bottom": f"{bottom:.3g}", "points": points} | ends

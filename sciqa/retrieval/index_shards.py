@@ -32,7 +32,13 @@ class EmbedIndexShard:
     def __call__(self, row: dict) -> dict:
         """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
         shard, options, embedding = row["part"], self.options, self.embedding
-        table = tables.read_table(storage.join_paths(options.passages, f"{shard['name']}.parquet"))
+        path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
+        table = tables.read_table(path)
+        if hashes.rows_hash(table.to_pylist()) != shard["content"]:
+            raise InputError(
+                f"{path}: not the passages that the manifest names; delete this file, then run `sciqa corpus` with the "
+                "same --corpus, which writes it anew"
+            )
         folder = storage.join_paths(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
         columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
