@@ -255,9 +255,11 @@ def local_model_copy(name: str, only: tuple[str, ...] = ("*",)) -> Path:
     return _copy(name, only) if "://" in name else Path(name)
 
 
-@functools.cache
 def _copy(address: str, only: tuple[str, ...]) -> Path:
-    """Return a copy in the machine's cache of a file or folder on other storage; a changed source is copied anew."""
+    """Return a copy in the machine's cache of a file or folder on other storage, which is listed each time.
+
+    A changed source is copied anew.
+    """
     never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
     address = address.rstrip("/")
     files = [

@@ -26,6 +26,7 @@ class Replica:
 
     def __init__(self, options: ServeOptions, manifest: dict, device: Device, threads: int) -> None:
         self.options = options
+        self.writes = model_file_family(options.model) != "multiple-choice"  # asked once: a URI is listed each time
         self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], dict]]] = queue.SimpleQueue()
         self.thread = ThreadPoolExecutor(1, "models")
         self.answerer = self.thread.submit(Answerer, options, manifest, device, threads).result()
@@ -35,7 +36,7 @@ class Replica:
         """Answer once, so that the first request waits for no check of the models and no compilation."""
         options = self.options.for_question("Which?", ("One", "Two"))
         self.answerer.rank(options, self.answerer.find(options))
-        if model_file_family(self.options.model) != "multiple-choice":
+        if self.writes:
             options = self.options.for_question("Which?", max_new_tokens=1)
             self.answerer.write(options, self.answerer.find(options), show=lambda text: None)
 
@@ -121,7 +122,8 @@ class Replica:
         try:
             show("")  # ends at once if the client has gone while it waited
             options = self.options.for_question(question, **settings)
-            check_answerer_model(options.model)
+            if not self.writes:
+                check_answerer_model(options.model)
             found = self.answerer.find(options)
             send({"type": "passages", "passages": replica_passages(found)})
             written = self.answerer.write(options, found, earlier, show)
