@@ -76,6 +76,14 @@ def test_passages_that_have_changed_are_indexed_by_the_same_factory(tmp_path, in
     assert (manifest["rows"], manifest["factory"]) == (4, "HNSW4")
 
 
+def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed):
+    build_index(IndexOptions(factory="HNSW4", vector_type="float16", **indexed))
+    Path(indexed["output"], "index", "manifest.json").unlink()  # as a run that was killed amid its work leaves it
+    assert find_run_passages(RunExamOptions(**indexed))[-1].details == {"built": 0, "kept": 2}
+    manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
+    assert (manifest["factory"], manifest["vector_type"]) == ("HNSW4", "float16")
+
+
 def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, indexed):
     other = tmp_path / "other.jsonl"
     write_jsonl(other, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])

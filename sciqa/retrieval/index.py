@@ -22,7 +22,8 @@ from sciqa.retrieval.index_shards import (
 )
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
 
-MANIFEST = "manifest.json"
+#: Records of an index: of all of it, written last, and of what its FAISS files are trained with.
+MANIFEST, TRAINED = "manifest.json", "trained.json"
 
 
 def build_index(options: IndexOptions) -> Summary:
@@ -170,13 +171,16 @@ def index_identity(manifest: dict) -> str:
 
 
 def options_of_index(options: IndexOptions) -> IndexOptions:
-    """Return the options, with defaults replaced by the values that a finished index was built with."""
-    manifest = _read_file(options.index, MANIFEST)
-    if not _is_current(manifest):
+    """Return the options, with defaults replaced by the values that an index was built with.
+
+    While it is built anew it has no manifest, and the record of its trained index says them.
+    """
+    made = _read_file(options.index, MANIFEST) or _read_file(options.index, TRAINED).get("building", {})
+    if not _is_current(made):
         return options
     defaults = defaults_of(IndexOptions)
-    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in manifest]
-    return replace(options, **{n: manifest[n] for n in names if getattr(options, n) == defaults[n]})
+    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in made]
+    return replace(options, **{n: made[n] for n in names if getattr(options, n) == defaults[n]})
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
@@ -221,7 +225,7 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
 
 def _trained_hash(index: str, building: dict) -> dict | None:
     """Return `building` with the hash of the existing trained index, or None if other settings trained it."""
-    made = _read_file(index, "trained.json")
+    made = _read_file(index, TRAINED)
     return building | {"trained": made["sha256"]} if made.get("building") == building else None
 
 
@@ -242,7 +246,7 @@ def train_index_factory(options: IndexOptions, shards: list[dict], building: dic
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
         for row in progress.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
             digest = row["sha256"]
-    storage.write_json(storage.join_paths(options.index, "trained.json"), {"building": building, "sha256": digest})
+    storage.write_json(storage.join_paths(options.index, TRAINED), {"building": building, "sha256": digest})
     return building | {"trained": digest}
 
 
