@@ -13,6 +13,8 @@ import pytest
 from conftest import write_jsonl
 from pyarrow import fs
 
+from sciqa.ask import AskOptions
+from sciqa.ask.answerer import check_answerer
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
@@ -59,7 +61,8 @@ def test_finished_tables_are_used_as_they_are(tmp_path, indexed, given):
     rows = storage.read_json(f"{options.index}/manifest.json")["rows"]
     assert rows == storage.read_json(f"{run}/index/manifest.json")["rows"] == 3
     if "index" in given:
-        for wrong in ({"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"passage_tokens": 64}):
+        wrongs = [{"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"train_vectors": 9}, {"passage_prefix": "p: "}]
+        for wrong in ({"passage_tokens": 64}, *wrongs):
             with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
                 check_run_passages(RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong))
     assert files(run) == before
@@ -82,6 +85,23 @@ def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed
     assert find_run_passages(RunExamOptions(**indexed))[-1].details == {"built": 0, "kept": 2}
     manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
     assert (manifest["factory"], manifest["vector_type"]) == ("HNSW4", "float16")
+
+
+def test_another_prefix_than_that_of_the_passages_in_the_index_is_refused(indexed, exam):
+    options = RetrieveOptions(exam=exam, passage_prefix="p: ", **indexed)
+    build_index(options)
+    asked = AskOptions(question="Which rusts?", **indexed)
+    for step in (
+        lambda: retrieve(RetrieveOptions(exam=exam, **indexed)),
+        lambda: check_answerer(asked, asked.as_row()),
+        lambda: find_run_passages(RunExamOptions(**indexed)),
+    ):
+        with pytest.raises(
+            InputError, match=r"index: built with --passage-prefix 'p: ', not ''; pass --passage-prefix"
+        ):
+            step()
+    retrieve(options)
+    assert find_run_passages(RunExamOptions(passage_prefix="p: ", **indexed))[-1].details["built"] == 0
 
 
 def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, indexed):

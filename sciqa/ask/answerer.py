@@ -14,7 +14,7 @@ from sciqa.predict.predict import check_predict_reader
 from sciqa.predict.scored_answers import has_tied_scored_answers, scored_answer_row
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
+from sciqa.retrieval.index import check_index_prefix, check_index_unchanged, read_index_manifest
 from sciqa.retrieval.search import LocalSearch
 
 if TYPE_CHECKING:  # spares the command line the import of PyTorch
@@ -43,11 +43,13 @@ def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
     The question is a row of the exam table, on which the template is tried.
 
     Raises:
-        InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
+        InputError: the index is missing or made with another embedder or prefix of passages, or the reader is missing
+            or not a reader.
     """
     manifest = read_index_manifest(options.index)
     check_index_unchanged(options, manifest)
     check_find_contexts(options)
+    check_index_prefix(options, manifest)
     check_predict_reader(options, question)
     return manifest
 

@@ -119,13 +119,14 @@ def finished_index(options: IndexOptions) -> dict | None:
     if not _is_current(manifest):
         return None
     defaults = defaults_of(IndexOptions)
-    for name in ("factory", "metric", "vector_type"):
-        if (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
+    for name in ("factory", "metric", "vector_type", "train_vectors"):
+        if name in manifest and (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
                 f"{options.index}: built with {flag} {manifest[name]}, not {wanted}; "
                 f"leave {flag} out, or run `sciqa index` with it"
             )
+    check_index_prefix(options, manifest)
     if manifest.get("passages") == options.passages and tables.is_finished_table(options.passages):
         shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
         if [shard.get("content") for shard in shards] != manifest["contents"]:
@@ -146,6 +147,15 @@ def read_index_manifest(index: str) -> dict:
 def check_index_unchanged(options: IndexFolderOptions, manifest: dict) -> None:
     """Raise `InputError` if a file of the index is not the one that was written; see `IndexListing`."""
     IndexListing(options.index, MANIFEST, options.verify).check(manifest["shards"])
+
+
+def check_index_prefix(options: IndexFolderOptions, made: dict) -> None:
+    """Raise `InputError` if passages get another prefix than those of the index, of which `made` is a record."""
+    if (wanted := options.prefix("passage")) != made["prefix"]:
+        raise InputError(
+            f"{options.index}: built with --passage-prefix {made['prefix']!r}, not {wanted!r}; "
+            f"pass --passage-prefix {made['prefix']!r}, or run `sciqa index` with another"
+        )
 
 
 def _is_current(manifest: dict) -> bool:
@@ -174,10 +184,14 @@ def options_of_index(options: IndexOptions) -> IndexOptions:
     """Return the options, with defaults replaced by the values that an index was built with.
 
     While it is built anew it has no manifest, and the record of its trained index says them.
+
+    Raises:
+        InputError: as `check_index_prefix`.
     """
     made = _read_file(options.index, MANIFEST) or _read_file(options.index, TRAINED).get("building", {})
     if not _is_current(made):
         return options
+    check_index_prefix(options, made)
     defaults = defaults_of(IndexOptions)
     names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in made]
     return replace(options, **{n: made[n] for n in names if getattr(options, n) == defaults[n]})

@@ -41,7 +41,8 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
     query_prefix: str | None = None
     """Text before every query; by default the prompt for queries in the model's configuration."""
     passage_prefix: str | None = None
-    """Text before every passage; by default the prompt for passages or documents in the model's configuration."""
+    """Text before every passage; by default the prompt for passages or documents in the model's configuration. It
+    is the same for an index and for all that reads it."""
 
     def __post_init__(self) -> None:
         """Check that the backend is installed."""
