@@ -50,6 +50,7 @@ from sciqa.predict.scored_answers import (
     ANSWERS_FORMAT,
     open_scored_answers,
     read_scored_answer_sources,
+    scored_answer_inputs,
     write_scored_answers,
 )
 from sciqa.predict.streamed_passes import report_passes, split_passes
@@ -180,10 +181,10 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     """
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     if options.blend:
-        inputs["answers"] = _answers_of(options.output, options.blend, exam)
-        return inputs | {"fit": options.blend_fit and _answers_of(options.blend_fit, options.blend)}
+        inputs["answers"] = scored_answer_inputs(options.output, options.blend, exam)
+        return inputs | {"fit": options.blend_fit and scored_answer_inputs(options.blend_fit, options.blend)}
     if options.cascade:
-        inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
+        inputs |= {"cascade": scored_answer_inputs(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
     if options.has_context and found:
         inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
@@ -204,12 +205,6 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     inputs |= options.shots_identity()
     given = ("prompt", "completion", "normalise", "rotations", "engine")
     return inputs | {name: getattr(options, name) for name in given} | reasoned_work_inputs(options)
-
-
-def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
-    """Return the fingerprint of the inputs of each reader's answers, by name; see `open_scored_answers`."""
-    inputs = {name: open_scored_answers(finished_answers_path(output, name), exam)[1] for name in readers}
-    return {name: hashes.fingerprint(each) for name, each in inputs.items()}
 
 
 def is_local_predict(options: PredictOptions, exam: Exam) -> bool:
