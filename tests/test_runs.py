@@ -1,5 +1,6 @@
 """Run folders: what is there is used and never lost, one exam a folder, one writer a table."""
 
+import importlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -303,6 +304,24 @@ def test_a_table_that_has_lost_a_shard_is_not_whole(indexed, exam):
     with pytest.raises(InputError, match="contexts: not there, or not finished"):
         predict(PredictOptions(reader="retrieval", **indexed))
     assert "kept" not in retrieve(options).made
+
+
+def test_contexts_that_are_replaced_while_they_are_read_leave_no_answers(indexed, exam, monkeypatch):
+    step = importlib.import_module("sciqa.predict.predict")
+    retrieve(RetrieveOptions(exam=exam, **indexed))
+    answer_all, options = step._answer_all, PredictOptions(reader="retrieval", **indexed)
+
+    def replaced(*given):
+        yield from answer_all(*given)
+        retrieve(RetrieveOptions(exam=exam, top_k=1, overwrite=True, **indexed))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "_answer_all", replaced)
+        with pytest.raises(InputError, match=r"contexts: replaced by other contexts while retrieval read them"):
+            predict(options)
+    assert not Path(options.folder).exists()
+    assert not Path(indexed["output"], "submissions").exists()
+    assert "kept" not in predict(options).made
 
 
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):

@@ -107,6 +107,12 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     with report_passes() if options.streams else nullcontext() as say:
         work = _cascading(options, exam, _work(options, exam, missing, say))
         list(_answer_all(exam, options, folder, work))
+    if "contexts" in inputs and open_contexts(options.contexts, exam)[1] != inputs["contexts"]:
+        tables.delete_table(folder)
+        raise InputError(
+            f"{options.contexts}: replaced by other contexts while {options.name} read them, so its answers were "
+            "deleted; run `sciqa predict` again"
+        )
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
