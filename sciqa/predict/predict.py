@@ -45,7 +45,7 @@ from sciqa.predict.reasoned_work import (
     reasoned_work_arguments,
     reasoned_work_inputs,
 )
-from sciqa.predict.results import result_metrics_path, write_results
+from sciqa.predict.results import result_metrics_path, update_results_cost, write_results
 from sciqa.predict.scored_answers import (
     ANSWERS_FORMAT,
     open_scored_answers,
@@ -98,6 +98,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     defaults = defaults_of(PredictOptions, RetrieveOptions)
     begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
+        update_results_cost(options)
         return tables.read_table_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
