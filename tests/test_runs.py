@@ -80,6 +80,21 @@ def test_passages_that_have_changed_are_indexed_by_the_same_factory(tmp_path, in
     assert (manifest["rows"], manifest["factory"]) == (4, "HNSW4")
 
 
+def test_passages_of_a_copied_run_that_have_changed_are_indexed_too(tmp_path, indexed):
+    manifest = f"{indexed['output']}/index/manifest.json"
+    assert storage.read_json(manifest)["passages"] != f"{indexed['output']}/passages"  # but of the run it is a copy of
+    assert find_run_passages(RunExamOptions(**indexed))[-1].details == {"built": 0, "kept": 2}
+    write_jsonl(tmp_path / "more.jsonl", [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
+    corpus = {"corpus": (str(tmp_path / "articles.jsonl"), str(tmp_path / "more.jsonl")), "shard_passages": 2}
+    other = indexed | {"output": str(tmp_path / "other")}
+    build_passages(CorpusOptions(**corpus, **other))
+    find_run_passages(RunExamOptions(index=f"{indexed['output']}/index", **other))
+    assert storage.read_json(manifest)["rows"] == 3, "an index of another run is used as it is"
+    build_passages(CorpusOptions(**corpus, **indexed))
+    find_run_passages(RunExamOptions(**indexed))
+    assert storage.read_json(manifest)["rows"] == 4
+
+
 def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed):
     build_index(IndexOptions(factory="HNSW4", vector_type="float16", **indexed))
     Path(indexed["output"], "index", "manifest.json").unlink()  # as a run that was killed amid its work leaves it

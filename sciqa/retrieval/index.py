@@ -109,7 +109,8 @@ def finished_index(options: IndexOptions) -> dict | None:
     """Return the manifest of an index that can be used unchanged, whatever passages and factory it was built from.
 
     Return None if there is no finished index, if another version of the program built it, or if it was built from the
-    passages of these options and they have changed since.
+    passages of these options and they have changed since. Passages beside the index are its own: a run that was copied
+    or moved has another path than the manifest says.
 
     Raises:
         InputError: the index was built with another embedding model, or with another value of a given option.
@@ -127,7 +128,8 @@ def finished_index(options: IndexOptions) -> dict | None:
                 f"leave {flag} out, or run `sciqa index` with it"
             )
     check_index_prefix(options, manifest)
-    if manifest.get("passages") == options.passages and tables.is_finished_table(options.passages):
+    beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
+    if (beside or manifest.get("passages") == options.passages) and tables.is_finished_table(options.passages):
         shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
         if [shard.get("content") for shard in shards] != manifest["contents"]:
             return None
