@@ -10,9 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -46,6 +48,7 @@ from sciqa.predict.api_records import (
     record_usage_summary,
     sum_record_usage,
 )
+from sciqa.predict.results import METRICS, result_metrics_path, update_results_cost
 from sciqa.run import RunExamOptions, run_exam
 
 
@@ -112,6 +115,22 @@ def test_a_failing_server_gives_the_table_of_a_healthy_one(serve, tmp_path, clus
     lacking = sum(failing.failed[name] for name in LACKING[2:])
     paid = tables.read_table(f"{disturbed.output}/metrics/api.parquet")["tokens_out"][0].as_py()
     assert QUESTIONS < paid <= QUESTIONS + lacking
+
+
+def test_a_later_price_is_that_of_the_metrics(tmp_path):
+    options = PredictOptions(output=str(tmp_path), name="api", price=(2.0, 10.0))
+    path = result_metrics_path(options.output, options.name)
+    row = {"slice": "all", "reader": "api", "log_loss": float("nan"), "tokens_in": 1000, "tokens_out": 10, "cost": None}
+    tables.write_table(path, pa.Table.from_pylist([row, row | {"tokens_in": None}], schema=METRICS))
+    update_results_cost(replace(options, price=None))
+    assert tables.read_table(path)["cost"].to_pylist() == [None, None]
+    update_results_cost(options)
+    assert tables.read_table(path)["cost"].to_pylist() == [pytest.approx(0.0021), None]
+    update_results_cost(replace(options, price=None))
+    assert tables.read_table(path)["cost"].to_pylist() == [pytest.approx(0.0021), None]
+    written = Path(path).stat().st_mtime_ns
+    update_results_cost(options)
+    assert Path(path).stat().st_mtime_ns == written
 
 
 def test_a_stopped_run_asks_nothing_twice(serve, tmp_path, cluster, exam_file):

@@ -13,6 +13,7 @@ from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
+from sciqa.ask.answerer import passages_answerer_read
 from sciqa.ask.generate_answer import NEAR, GeneratedAnswerStream, generated_answer_citation
 from sciqa.cli import FIRST_WORDS, main, parse_cli_options
 from sciqa.core import tables
@@ -24,7 +25,7 @@ from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.load import load_safetensors_folder
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
-from sciqa.retrieval.contexts import FindContexts
+from sciqa.retrieval.contexts import FindContexts, context_text
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.search import LocalSearch
 
@@ -248,10 +249,26 @@ def test_a_long_context_is_cut_to_leave_room_for_the_answer(tmp_path, asked, cap
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", measured)
     folder = tiny_folder(tmp_path / "llama", "llama", max_position_embeddings=96)
-    asked(QUESTION, model=folder, context_passages=5, max_new_tokens=16, prompt="chat")
+    written = asked(QUESTION, model=folder, context_passages=5, max_new_tokens=16, prompt="chat")
     ((given, made),) = lengths
     assert 60 < given <= 80  # whole sentences, so not to the last token
     assert made <= 96
+    ranked = asked(QUESTION, model=folder, context_passages=5, options=("Jupiter", "Mars"))
+    for summary in (written, ranked):
+        assert summary.made.endswith("; context cut to the model's limit")
+        assert 5 not in summary.details["read"]
+
+
+def test_passages_that_are_cut_off_are_not_read():
+    texts = [("b", "One."), ("a", "Two."), ("b", "Three."), ("c", "Four.")]
+    read = [{"passage_id": name, "title": "T", "section": "", "text": text} for name, text in texts]
+    found = {"read": read, "passages": [{"passage_id": name} for name in "abcd"]}
+    context = context_text({"context": None}, read)
+    assert passages_answerer_read(found) == passages_answerer_read(found, len(context)) == [1, 2, 3]
+    assert passages_answerer_read(found, context.index("Three.")) == [1, 2]
+    assert passages_answerer_read(found, context.index("Two.") + 4) == [1, 2]
+    assert passages_answerer_read(found, context.index("One.") + 4) == [2]
+    assert passages_answerer_read(found, 0) == []
 
 
 def test_a_question_stays_apart_from_lists_of_a_config_file(tmp_path):

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 
 from sciqa.core import cache, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model
+from sciqa.core.model_files import find_model, model_file_sequence_length
 from sciqa.corpus.chunking import titled_chunk
-from sciqa.corpus.options import CorpusOptions
-from sciqa.corpus.passages import build_passages
+from sciqa.corpus.options import ChunkingOptions, CorpusOptions
+from sciqa.corpus.passages import build_passages, check_passage_tokens
 from sciqa.predict.readers import RetrievalReader
 from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
@@ -305,6 +305,50 @@ def test_two_workers_at_once_build_a_cached_folder_once(tmp_path):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert built.value == 1
+
+
+@pytest.mark.parametrize(("family", "longest"), [("bert", 96), ("roberta", 95)])
+def test_the_limit_in_the_files_is_the_one_that_texts_are_cut_at(tmp_path, family, longest):
+    folder = tiny_embedder(tmp_path, family)
+    assert "max_seq_length" not in json.loads(Path(folder, "sentence_bert_config.json").read_text())
+    assert model_file_sequence_length(folder) == load_embedder(folder, 2, "torch").module.max_seq_length == longest
+    model = SentenceTransformer(folder, device="cpu")
+    model.max_seq_length = 40
+    model.save(str(tmp_path / "short"))
+    assert model_file_sequence_length(str(tmp_path / "short")) == 40
+    with pytest.raises(InputError, match=r"--passage-tokens: 256 given, but .*short reads no more than 40"):
+        check_passage_tokens(ChunkingOptions(embedder=str(tmp_path / "short")))
+
+
+@pytest.mark.parametrize("inner", ["", "0_Transformer"])
+@pytest.mark.parametrize(
+    ("own", "tokenizer", "config", "longest"),
+    [
+        ({"max_seq_length": 40}, {"model_max_length": 20}, {"max_position_embeddings": 30}, 40),
+        ({"max_seq_length": None}, {"model_max_length": 512}, {"max_position_embeddings": 8192}, 512),
+        ({}, {"model_max_length": 10**30}, {"max_position_embeddings": 8192}, 8192),
+        ({}, {"model_max_length": 1e30}, {"max_position_embeddings": -1}, None),
+        (
+            {},
+            {"model_max_length": 514},
+            {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1},
+            512,
+        ),
+        ({}, {}, {}, None),
+    ],
+)
+def test_the_limit_of_an_embedder_is_its_own_or_the_least_of_its_parts(
+    tmp_path, inner, own, tokenizer, config, longest
+):
+    (tmp_path / inner).mkdir(exist_ok=True)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"path": inner, "type": "sentence_transformers.models.Transformer"}])
+    )
+    about = {"sentence_bert_config.json": own, "tokenizer_config.json": tokenizer, "config.json": config}
+    for name, fields in about.items():
+        (tmp_path / inner / name).write_text(json.dumps(fields))
+    assert model_file_sequence_length(str(tmp_path)) == longest
 
 
 def test_the_packaged_model_is_computed_by_openvino():

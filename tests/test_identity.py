@@ -156,6 +156,19 @@ def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(model, tmp_p
     assert len(reads) == before
 
 
+def test_a_model_that_is_replaced_at_its_address_is_copied_anew(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    address = f"file://{model}"
+    first = find_model(address)
+    assert find_model(address).folder == first.folder != str(model)
+    before = first.revision
+    (model / "config.json").write_text(json.dumps({"name": "of another model"}))
+    again = find_model(address)
+    assert again.revision == revision(model) != before
+    assert Path(first.folder, "config.json").read_text() != (model / "config.json").read_text()
+    assert Path(adapter_files.local_adapter(address), "config.json").read_text() == (model / "config.json").read_text()
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "sciqa.json"])
 def test_every_file_of_an_adapter_counts(tmp_path, name):
     for each in ("adapter_config.json", "adapter_model.safetensors", "sciqa.json", "README.md"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from conftest import QUESTIONS
 from tiny import tiny_folder
@@ -21,9 +22,11 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import rotate_answer_options
+from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.predict import PredictOptions, predict, uncertainty
 from sciqa.predict.blend import blend_weights
 from sciqa.predict.readers import ModelReader
+from sciqa.predict.scored_answers import ANSWERS_FORMAT, scored_answer_inputs
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 
@@ -120,6 +123,17 @@ def test_a_blend_is_the_log_linear_pool(run, llama):
         np.testing.assert_allclose(pooled["probabilities"], product / product.sum(), atol=1e-9)
     with pytest.raises(InputError, match="absent"):
         predict(PredictOptions(**run, blend=("absent",)))
+
+
+def test_a_blend_is_fitted_on_answers_to_one_exam(tmp_path):
+    output = str(tmp_path)
+    for name, exam in (("one", "a"), ("two", "a"), ("other", "b")):
+        folder = finished_answers_path(output, name)
+        tables.write_table(tables.table_part_path(folder, 0), pa.table({"id": ["1"]}))
+        tables.finish_table(folder, {"format": ANSWERS_FORMAT, "inputs": {"exam": exam}, "rows": 1})
+    assert scored_answer_inputs(output, ("one", "two")).keys() == {"one", "two"}
+    with pytest.raises(InputError, match=r"answers/other: answers to another exam than those of one, the same exam"):
+        scored_answer_inputs(output, ("one", "two", "other"))
 
 
 def test_one_reader_in_a_blend_is_calibrated_by_its_temperature():

@@ -13,6 +13,7 @@ from tiny_embedders import ENCODER, MINILM, tiny_embedder, tiny_tokenizer
 
 from sciqa.core.errors import InputError
 from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.retrieval.options import SearchOptions
 from sciqa.retrieval.rerank import Reranker, check_reranker
 
 PAIRS = [("What is iron?", "Iron is a metal."), ("What is iron?", " ".join(["Rain is water."] * 60)), ("Why?", "So.")]
@@ -70,6 +71,15 @@ def test_an_encoder_without_a_head_is_refused(tmp_path):
         with pytest.raises(InputError, match="which has no head that scores pairs"):
             check_reranker(folder)
     check_reranker(MINILM)  # an embedder, whose vectors are compared
+
+
+def test_no_more_passages_are_kept_than_are_reranked():
+    for given in ({"top_k": 21}, {"rerank_passages": 4}):
+        with pytest.raises(InputError, match=r"--rerank-passages: \d+ given, at least --top-k \(\d+\) expected"):
+            SearchOptions(rerank=MINILM, **given)
+        SearchOptions(**given)
+    SearchOptions(rerank=MINILM)
+    SearchOptions(rerank=MINILM, top_k=30, rerank_passages=30)
 
 
 def test_weights_that_a_file_lacks_are_refused_by_name(tmp_path):

@@ -1,5 +1,6 @@
 """Run folders: what is there is used and never lost, one exam a folder, one writer a table."""
 
+import importlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from conftest import write_jsonl
 from pyarrow import fs
 
+from sciqa.ask import AskOptions
+from sciqa.ask.answerer import check_answerer
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
@@ -59,7 +62,8 @@ def test_finished_tables_are_used_as_they_are(tmp_path, indexed, given):
     rows = storage.read_json(f"{options.index}/manifest.json")["rows"]
     assert rows == storage.read_json(f"{run}/index/manifest.json")["rows"] == 3
     if "index" in given:
-        for wrong in ({"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"passage_tokens": 64}):
+        wrongs = [{"factory": "IVF1,Flat"}, {"vector_type": "float16"}, {"train_vectors": 9}, {"passage_prefix": "p: "}]
+        for wrong in ({"passage_tokens": 64}, *wrongs):
             with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
                 check_run_passages(RunExamOptions(**indexed | {"output": str(tmp_path / "other")}, **mine, **wrong))
     assert files(run) == before
@@ -74,6 +78,46 @@ def test_passages_that_have_changed_are_indexed_by_the_same_factory(tmp_path, in
     find_run_passages(RunExamOptions(**indexed))
     manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
     assert (manifest["rows"], manifest["factory"]) == (4, "HNSW4")
+
+
+def test_passages_of_a_copied_run_that_have_changed_are_indexed_too(tmp_path, indexed):
+    manifest = f"{indexed['output']}/index/manifest.json"
+    assert storage.read_json(manifest)["passages"] != f"{indexed['output']}/passages"  # but of the run it is a copy of
+    assert find_run_passages(RunExamOptions(**indexed))[-1].details == {"built": 0, "kept": 2}
+    write_jsonl(tmp_path / "more.jsonl", [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
+    corpus = {"corpus": (str(tmp_path / "articles.jsonl"), str(tmp_path / "more.jsonl")), "shard_passages": 2}
+    other = indexed | {"output": str(tmp_path / "other")}
+    build_passages(CorpusOptions(**corpus, **other))
+    find_run_passages(RunExamOptions(index=f"{indexed['output']}/index", **other))
+    assert storage.read_json(manifest)["rows"] == 3, "an index of another run is used as it is"
+    build_passages(CorpusOptions(**corpus, **indexed))
+    find_run_passages(RunExamOptions(**indexed))
+    assert storage.read_json(manifest)["rows"] == 4
+
+
+def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed):
+    build_index(IndexOptions(factory="HNSW4", vector_type="float16", **indexed))
+    Path(indexed["output"], "index", "manifest.json").unlink()  # as a run that was killed amid its work leaves it
+    assert find_run_passages(RunExamOptions(**indexed))[-1].details == {"built": 0, "kept": 2}
+    manifest = storage.read_json(f"{indexed['output']}/index/manifest.json")
+    assert (manifest["factory"], manifest["vector_type"]) == ("HNSW4", "float16")
+
+
+def test_another_prefix_than_that_of_the_passages_in_the_index_is_refused(indexed, exam):
+    options = RetrieveOptions(exam=exam, passage_prefix="p: ", **indexed)
+    build_index(options)
+    asked = AskOptions(question="Which rusts?", **indexed)
+    for step in (
+        lambda: retrieve(RetrieveOptions(exam=exam, **indexed)),
+        lambda: check_answerer(asked, asked.as_row()),
+        lambda: find_run_passages(RunExamOptions(**indexed)),
+    ):
+        with pytest.raises(
+            InputError, match=r"index: built with --passage-prefix 'p: ', not ''; pass --passage-prefix"
+        ):
+            step()
+    retrieve(options)
+    assert find_run_passages(RunExamOptions(passage_prefix="p: ", **indexed))[-1].details["built"] == 0
 
 
 def test_another_corpus_replaces_passages_and_index_only_when_told(tmp_path, indexed):
@@ -275,6 +319,24 @@ def test_a_table_that_has_lost_a_shard_is_not_whole(indexed, exam):
     with pytest.raises(InputError, match="contexts: not there, or not finished"):
         predict(PredictOptions(reader="retrieval", **indexed))
     assert "kept" not in retrieve(options).made
+
+
+def test_contexts_that_are_replaced_while_they_are_read_leave_no_answers(indexed, exam, monkeypatch):
+    step = importlib.import_module("sciqa.predict.predict")
+    retrieve(RetrieveOptions(exam=exam, **indexed))
+    answer_all, options = step._answer_all, PredictOptions(reader="retrieval", **indexed)
+
+    def replaced(*given):
+        yield from answer_all(*given)
+        retrieve(RetrieveOptions(exam=exam, top_k=1, overwrite=True, **indexed))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "_answer_all", replaced)
+        with pytest.raises(InputError, match=r"contexts: replaced by other contexts while retrieval read them"):
+            predict(options)
+    assert not Path(options.folder).exists()
+    assert not Path(indexed["output"], "submissions").exists()
+    assert "kept" not in predict(options).made
 
 
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):

@@ -49,8 +49,9 @@ def make_index(folder, vectors, shards, **options):
         np.save(_made(folder / name) / "vectors.npy", vectors[rows].astype(options.vector_type))
         columns = {name: [f"{name} {row}" for row in rows] for name in ("title", "section", "text")}
         table = pa.table({"passage_id": [str(row) for row in rows], **columns})
-        tables.write_table(str(folder / name / "passages.parquet"), table, ROW_GROUP)
-        record = {"name": name, "rows": len(rows), "dimension": DIMENSION, "sha256": {}}
+        written = tables.write_table(str(folder / name / "passages.parquet"), table, ROW_GROUP)
+        digests = {"passages.parquet": written}
+        record = {"name": name, "rows": len(rows), "dimension": DIMENSION, "sha256": digests}
         storage.write_json(str(folder / name / "embedded.json"), record)
         named.append({"name": name, "rows": len(rows), "sha256": "", "content": name})
     trained = train_index_factory(options, named, options.building(options.embedding()))
@@ -284,6 +285,17 @@ def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(t
     for name, action in ask.items():
         with pytest.raises(InputError, match=f"{name}: 45 rows, 46 expected; run `sciqa index --verify`"):
             action()
+
+
+def test_passages_of_an_index_that_was_built_anew_are_not_taken_for_those_that_were_found(tmp_path, unit_vectors):
+    index = LocalSearch(str(tmp_path), make_index(tmp_path, unit_vectors[:90], 2))
+    path = str(tmp_path / "00001" / "passages.parquet")
+    table = tables.read_table(path)
+    others = pa.array([f"another text, {row}" for row in range(len(table))])
+    tables.write_table(path, table.set_column(table.column_names.index("text"), "text", others), ROW_GROUP)
+    assert index.passages(np.array([0]))[0]["text"] == "text 0"
+    with pytest.raises(InputError, match=r"00001/passages\.parquet: not the file that was written .* start this step"):
+        index.passages(np.array([60]))
 
 
 def test_shards_on_object_storage_are_searched_from_the_cache(tmp_path, s3, monkeypatch, unit_vectors):

@@ -129,15 +129,23 @@ def test_words_are_those_of_ask_in_every_form(client, settings, capsys, drawn):
     assert chat["choices"][0]["message"] == {"role": "assistant", "content": text}
     assert chat["choices"][0]["finish_reason"] == "length"
     assert chat["usage"]["completion_tokens"] == 24
-    assert (chat["cited"], chat["passages"]) == (whole["cited"], whole["passages"])
+    for name in ("cited", "passages", "context_cut"):
+        assert chat[name] == whole[name]
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, usage, end = events_of(client.post("/v1/chat/completions", json=CHAT | drawn | streamed))
     assert end == "[DONE]"
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "length"]
+    assert (chunks[-1]["cited"], chunks[-1]["context_cut"]) == (whole["cited"], False)
     assert (usage["choices"], usage["usage"]) == ([], chat["usage"])
     assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
+
+
+def test_an_answer_says_that_its_context_was_cut(client, replica, monkeypatch):
+    monkeypatch.setattr(replica.answerer.reader.scorer, "limit", 120)
+    assert client.post("/v1/ask", json={"question": QUESTION}).json()["context_cut"] is True
+    assert client.post("/v1/chat/completions", json=CHAT).json()["context_cut"] is True
 
 
 def test_a_conversation_goes_through_the_chat_template(client, settings, replica):

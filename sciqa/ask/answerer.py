@@ -9,16 +9,18 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.imports import quick_imports
 from sciqa.core.model_files import model_file_family
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.predict.predict import check_predict_reader
 from sciqa.predict.scored_answers import has_tied_scored_answers, scored_answer_row
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
+from sciqa.retrieval.index import check_index_prefix, check_index_unchanged, read_index_manifest
 from sciqa.retrieval.search import LocalSearch
 
 if TYPE_CHECKING:  # spares the command line the import of PyTorch
     from sciqa.ask.generate_answer import GeneratedAnswer
+    from sciqa.models.scorer import EncodedForScorer
 
 
 class AnswererRanking(NamedTuple):
@@ -29,12 +31,14 @@ class AnswererRanking(NamedTuple):
         ranking: pairs of option and probability, in that order.
         tied: whether a tie affects the first three.
         cut: whether the context was cut to fit the model.
+        kept: number of characters of a context that are left of it if it was cut, where that is known.
     """
 
     letters: list[str]
     ranking: list[tuple[str, float]]
     tied: bool
     cut: bool
+    kept: int | None
 
 
 def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
@@ -43,11 +47,13 @@ def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
     The question is a row of the exam table, on which the template is tried.
 
     Raises:
-        InputError: the index is missing or made with another embedder, or the reader is missing or not a reader.
+        InputError: the index is missing or made with another embedder or prefix of passages, or the reader is missing
+            or not a reader.
     """
     manifest = read_index_manifest(options.index)
     check_index_unchanged(options, manifest)
     check_find_contexts(options)
+    check_index_prefix(options, manifest)
     check_predict_reader(options, question)
     return manifest
 
@@ -99,27 +105,45 @@ class Answerer:
         row = scored_answer_row(question, scored, options.model)
         probabilities = dict(zip(answer_options_of(question), row["probabilities"], strict=True))
         ranking = [(question[letter], probabilities[letter]) for letter in row["ranking"]]
-        return AnswererRanking(row["ranking"], ranking, has_tied_scored_answers(row), row["context_cut"])
+        kept = self._kept(question, found) if row["context_cut"] else None
+        return AnswererRanking(row["ranking"], ranking, has_tied_scored_answers(row), row["context_cut"], kept)
+
+    def _kept(self, question: dict, found: dict) -> int | None:
+        """Return how many characters of a context that is cut the model reads, at most, in any turn of the options."""
+        from sciqa.predict.readers import encode_for_reader
+
+        reader = self.reader
+        _, turns = encode_for_reader(reader.scorer, [question], [(found,)], reader.rotations, reader.chooser)
+        kept = [turn.kept for turn in turns if turn.kept is not None]
+        return max(kept) if len(kept) == len(turns) else None
 
     def evidence(self, options: AskOptions, found: dict) -> list[dict] | None:
         """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`."""
         return find_evidence([options.as_row()], [found["read"]], self.finder.embed)[0]
 
+    def encode(self, options: AskOptions, found: dict, earlier: Sequence[dict] = ()) -> "EncodedForScorer":
+        """Return the prompt of an answer in words; see `sciqa.ask.generate_answer.encode_for_generated_answer`."""
+        from sciqa.ask.generate_answer import encode_for_generated_answer
+
+        return encode_for_generated_answer(options, options.as_row(), found, self.reader.scorer, earlier)
+
     def write(
-        self,
-        options: AskOptions,
-        found: dict,
-        earlier: Sequence[dict] = (),
-        show: Callable[[str], None] | None = None,
+        self, options: AskOptions, found: dict, prompt: "EncodedForScorer", show: Callable[[str], None] | None = None
     ) -> "GeneratedAnswer":
         """Write an answer in words; see `sciqa.ask.generate_answer.generate_answer`."""
         from sciqa.ask.generate_answer import generate_answer
 
-        scorer, question = self.reader.scorer, options.as_row()
-        return generate_answer(options, question, found, scorer, self.finder, earlier=earlier, show=show)
+        return generate_answer(options, prompt, found["passages"], self.reader.scorer, self.finder, show)
 
 
-def passages_answerer_read(found: dict) -> list[int]:
-    """Return the numbers, from 1, of the passages found that the context consists of."""
-    read = {passage["passage_id"] for passage in found["read"]}
+def passages_answerer_read(found: dict, kept: int | None = None) -> list[int]:
+    """Return the numbers, from 1, of the passages found that the context consists of.
+
+    Of a context that was cut, only the first `kept` characters count.
+    """
+    start, read = 0, set[str]()
+    for passage in found["read"]:
+        if kept is None or start < kept:
+            read.add(passage["passage_id"])
+        start += len(titled_chunk(passage["title"], passage["section"], passage["text"])) + 1  # and the end of its line
     return [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]

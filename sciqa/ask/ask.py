@@ -15,8 +15,8 @@ def ask(options: AskOptions) -> Summary:
     """Find passages for a question, then rank its options or write an answer to standard output.
 
     The summary's details hold `passages`, the passages found, best first; `read`, the numbers (from 1) of those that
-    the model read; and either `ranking`, pairs of option and probability, likeliest first, or `cited`, the numbers of
-    the passages that the written answer cites.
+    the model read, without those that were cut off; and either `ranking`, pairs of option and probability, likeliest
+    first, or `cited`, the numbers of the passages that the written answer cites.
 
     Raises:
         InputError: the index is missing or made with another embedder, or the reader is missing or cannot write text.
@@ -34,13 +34,16 @@ def ask(options: AskOptions) -> Summary:
         for note in answerer.notes:
             console.print(f"ask: {note}", markup=False)
         ranked = answerer.rank(options, found) if options.options else None
-    details = {"passages": found["passages"], "read": passages_answerer_read(found)}
+    details: dict = {"passages": found["passages"]}
     if ranked:
-        details["ranking"] = ranked.ranking
+        cut, kept, details["ranking"] = ranked.cut, ranked.kept, ranked.ranking
         made = f"{len(ranked.ranking)} options ranked by {options.model}" + "; some are tied" * ranked.tied
     else:
-        written = answerer.write(options, found)
-        details["cited"] = written.cited
+        prompt = answerer.encode(options, found)
+        written = answerer.write(options, found, prompt)
+        cut, kept, details["cited"] = prompt.cut, prompt.kept, written.cited
         made = f"{written.tokens} tokens written by {options.model}"
         made += ", cut at --max-new-tokens" * (written.tokens == options.max_new_tokens)
+    details["read"] = passages_answerer_read(found, kept)
+    made += "; context cut to the model's limit" * cut
     return Summary("ask", options.index, made, time.monotonic() - started, details)

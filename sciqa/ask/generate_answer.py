@@ -46,27 +46,19 @@ class GeneratedAnswer(NamedTuple):
     prompt_tokens: int
 
 
-def generate_answer(
-    options: AskAnswerOptions,
-    question: dict,
-    found: dict,
-    scorer: Scorer,
-    finder: FindContexts,
-    *,
-    earlier: Sequence[dict] = (),
-    show: Callable[[str], None] | None = None,
-) -> GeneratedAnswer:
-    """Write an answer to a question of the exam table, by a causal or encoder-decoder model.
+def encode_for_generated_answer(
+    options: AskAnswerOptions, question: dict, found: dict, scorer: Scorer, earlier: Sequence[dict] = ()
+) -> EncodedForScorer:
+    """Tokenise a question of the exam table up to where the answer begins; its context is cut to leave room for that.
 
-    It is written word by word unless beam search is used; `show` takes each piece of text, which by default is printed,
-    and what it raises ends the answer. `found` is the question's row of the contexts table, `finder` embeds sentences,
-    and `earlier` are messages (`role`, `content`) of a conversation before it, for the model's chat template.
+    `found` is the question's row of the contexts table, and `earlier` are messages (`role`, `content`) of a
+    conversation before it, for the model's chat template.
 
     Raises:
         InputError: the question does not fit the model, or a conversation or `--prompt chat` is given and the model has
             no chat template.
     """
-    tokenizer, chat = scorer.tokenizer, options.prompt != "plain" and bool(scorer.tokenizer.chat_template)
+    tokenizer, chat = scorer.tokenizer, _is_chat(options, scorer)
     if earlier and not chat:
         raise InputError(f"messages: {options.model} is given no chat template, so one question alone is expected")
     if options.prompt == "chat" and not chat:
@@ -89,11 +81,33 @@ def generate_answer(
             ids = tokenizer(prompt.plain)["input_ids"]
         return EncodedForScorer(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
 
-    ids = torch.tensor([scorer._cut(question, found["context"], encode).prompt], device=scorer.device)
-    stream = GeneratedAnswerStream(tokenizer, generated_answer_citation(found["passages"], finder), show)
+    return scorer._cut(question, found["context"], encode)
+
+
+def _is_chat(options: AskAnswerOptions, scorer: Scorer) -> bool:
+    """Whether the prompt goes through the model's chat template."""
+    return options.prompt != "plain" and bool(scorer.tokenizer.chat_template)
+
+
+def generate_answer(
+    options: AskAnswerOptions,
+    prompt: EncodedForScorer,
+    passages: list[dict],
+    scorer: Scorer,
+    finder: FindContexts,
+    show: Callable[[str], None] | None = None,
+) -> GeneratedAnswer:
+    """Write an answer after a prompt of `encode_for_generated_answer`, by a causal or encoder-decoder model.
+
+    It is written word by word unless beam search is used; `show` takes each piece of text, which by default is printed,
+    and what it raises ends the answer. `finder` embeds its sentences and those of the passages, which these may cite.
+    """
+    tokenizer = scorer.tokenizer
+    ids = torch.tensor([prompt.prompt], device=scorer.device)
+    stream = GeneratedAnswerStream(tokenizer, generated_answer_citation(passages, finder), show)
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
-    if not chat:
+    if not _is_chat(options, scorer):
         settings["stopping_criteria"] = StoppingCriteriaList([stop_generated_answer(tokenizer, start)])
     beams = options.num_beams > 1
     if not beams:

@@ -22,6 +22,9 @@ Family = Literal["causal", "multiple-choice", "seq2seq"]
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED = "adapter_config.json", "adapter_model.safetensors", "sciqa.json"
 #: Pickled weights can run code when they are loaded, so they are never fetched.
 NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx", "*.ot", "openvino/*", "*.py"]
+#: Types of models whose positions begin behind the number of the padding token: the places up to it are never used.
+BEHIND_PADDING = ["camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta"]
+BEHIND_PADDING += ["roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,21 @@ def has_static_model_files(name: str) -> bool:
 
 
 def model_file_sequence_length(name: str) -> int | None:
-    """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say."""
-    return read_model_file(name, "sentence_bert_config.json").get("max_seq_length")
+    """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say.
+
+    As in sentence-transformers, that is its own setting, or else the least of its tokenizer's and its positions.
+    """
+    if has_static_model_files(name):
+        return None
+    folder = Path(_first_module(name).get("path", ""))
+    if own := read_model_file(name, str(folder / "sentence_bert_config.json")).get("max_seq_length"):
+        return own
+    about = read_model_file(name, str(folder / "config.json"))
+    positions = about.get("max_position_embeddings")
+    if positions and about.get("model_type") in BEHIND_PADDING:
+        positions -= 1 + (about.get("pad_token_id") or 0)
+    said = read_model_file(name, str(folder / "tokenizer_config.json")).get("model_max_length")
+    return min((limit for limit in (said, positions) if isinstance(limit, int) and 0 < limit < 1 << 30), default=None)
 
 
 def model_file_dimension(name: str) -> int | None:
@@ -239,9 +255,11 @@ def local_model_copy(name: str, only: tuple[str, ...] = ("*",)) -> Path:
     return _copy(name, only) if "://" in name else Path(name)
 
 
-@functools.cache
 def _copy(address: str, only: tuple[str, ...]) -> Path:
-    """Return a copy in the machine's cache of a file or folder on other storage; a changed source is copied anew."""
+    """Return a copy in the machine's cache of a file or folder on other storage, which is listed each time.
+
+    A changed source is copied anew.
+    """
     never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
     address = address.rstrip("/")
     files = [

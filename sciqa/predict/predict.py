@@ -45,11 +45,12 @@ from sciqa.predict.reasoned_work import (
     reasoned_work_arguments,
     reasoned_work_inputs,
 )
-from sciqa.predict.results import result_metrics_path, write_results
+from sciqa.predict.results import result_metrics_path, update_results_cost, write_results
 from sciqa.predict.scored_answers import (
     ANSWERS_FORMAT,
     open_scored_answers,
     read_scored_answer_sources,
+    scored_answer_inputs,
     write_scored_answers,
 )
 from sciqa.predict.streamed_passes import report_passes, split_passes
@@ -97,6 +98,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     defaults = defaults_of(PredictOptions, RetrieveOptions)
     begun = tables.begin_table(folder, inputs, defaults, exam.shard_questions, options.overwrite)
     if begun.whole:
+        update_results_cost(options)
         return tables.read_table_manifest(folder, "predict"), ", kept"
     open_exam(options)
     exam = replace(exam, shard_questions=begun.rows or exam.shard_questions)
@@ -106,6 +108,12 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     with report_passes() if options.streams else nullcontext() as say:
         work = _cascading(options, exam, _work(options, exam, missing, say))
         list(_answer_all(exam, options, folder, work))
+    if "contexts" in inputs and open_contexts(options.contexts, exam)[1] != inputs["contexts"]:
+        tables.delete_table(folder)
+        raise InputError(
+            f"{options.contexts}: replaced by other contexts while {options.name} read them, so its answers were "
+            "deleted; run `sciqa predict` again"
+        )
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
@@ -180,10 +188,10 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     """
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     if options.blend:
-        inputs["answers"] = _answers_of(options.output, options.blend, exam)
-        return inputs | {"fit": options.blend_fit and _answers_of(options.blend_fit, options.blend)}
+        inputs["answers"] = scored_answer_inputs(options.output, options.blend, exam)
+        return inputs | {"fit": options.blend_fit and scored_answer_inputs(options.blend_fit, options.blend)}
     if options.cascade:
-        inputs |= {"cascade": _answers_of(options.output, (options.cascade,), exam)}
+        inputs |= {"cascade": scored_answer_inputs(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
     if options.has_context and found:
         inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
@@ -204,12 +212,6 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     inputs |= options.shots_identity()
     given = ("prompt", "completion", "normalise", "rotations", "engine")
     return inputs | {name: getattr(options, name) for name in given} | reasoned_work_inputs(options)
-
-
-def _answers_of(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
-    """Return the fingerprint of the inputs of each reader's answers, by name; see `open_scored_answers`."""
-    inputs = {name: open_scored_answers(finished_answers_path(output, name), exam)[1] for name in readers}
-    return {name: hashes.fingerprint(each) for name, each in inputs.items()}
 
 
 def is_local_predict(options: PredictOptions, exam: Exam) -> bool:

@@ -56,6 +56,15 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
     return counts
 
 
+def update_results_cost(options: PredictOptions) -> None:
+    """Write the metrics of finished answers anew if `--price` gives another cost of their tokens than that in them."""
+    path = result_metrics_path(options.output, options.name)
+    rows = tables.read_table(path).to_pylist() if options.price else []
+    priced = [row | {"cost": record_token_cost(options.price, row)} for row in rows]
+    if priced != rows:
+        tables.write_table(path, pa.Table.from_pylist(priced, schema=METRICS))
+
+
 def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[str, int]]:
     """Write the competition's file, score all answers and each slice, and count as `write_results` returns it."""
     table = QuestionTable(folder, exam.shard_questions).read_all(exam)

@@ -17,7 +17,13 @@ from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.exam.open_exam import Exam, open_exam, open_exam_table
 from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_index, check_index_embedder, index_identity, read_index_manifest
+from sciqa.retrieval.index import (
+    check_index,
+    check_index_embedder,
+    check_index_prefix,
+    index_identity,
+    read_index_manifest,
+)
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
 from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
 from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker
@@ -68,6 +74,7 @@ def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool)
         return Summary("retrieve", folder, made, time.monotonic() - started)
     check_find_contexts(options)
     index = read_index_manifest(options.index)
+    check_index_prefix(options, index)
     inputs = {
         "format": CONTEXTS_FORMAT,
         "exam": exam.sha256,

@@ -22,7 +22,8 @@ from sciqa.retrieval.index_shards import (
 )
 from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOptions, IndexOptions
 
-MANIFEST = "manifest.json"
+#: Records of an index: of all of it, written last, and of what its FAISS files are trained with.
+MANIFEST, TRAINED = "manifest.json", "trained.json"
 
 
 def build_index(options: IndexOptions) -> Summary:
@@ -108,7 +109,8 @@ def finished_index(options: IndexOptions) -> dict | None:
     """Return the manifest of an index that can be used unchanged, whatever passages and factory it was built from.
 
     Return None if there is no finished index, if another version of the program built it, or if it was built from the
-    passages of these options and they have changed since.
+    passages of these options and they have changed since. Passages beside the index are its own: a run that was copied
+    or moved has another path than the manifest says.
 
     Raises:
         InputError: the index was built with another embedding model, or with another value of a given option.
@@ -118,14 +120,16 @@ def finished_index(options: IndexOptions) -> dict | None:
     if not _is_current(manifest):
         return None
     defaults = defaults_of(IndexOptions)
-    for name in ("factory", "metric", "vector_type"):
-        if (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
+    for name in ("factory", "metric", "vector_type", "train_vectors"):
+        if name in manifest and (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
                 f"{options.index}: built with {flag} {manifest[name]}, not {wanted}; "
                 f"leave {flag} out, or run `sciqa index` with it"
             )
-    if manifest.get("passages") == options.passages and tables.is_finished_table(options.passages):
+    check_index_prefix(options, manifest)
+    beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
+    if (beside or manifest.get("passages") == options.passages) and tables.is_finished_table(options.passages):
         shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
         if [shard.get("content") for shard in shards] != manifest["contents"]:
             return None
@@ -145,6 +149,15 @@ def read_index_manifest(index: str) -> dict:
 def check_index_unchanged(options: IndexFolderOptions, manifest: dict) -> None:
     """Raise `InputError` if a file of the index is not the one that was written; see `IndexListing`."""
     IndexListing(options.index, MANIFEST, options.verify).check(manifest["shards"])
+
+
+def check_index_prefix(options: IndexFolderOptions, made: dict) -> None:
+    """Raise `InputError` if passages get another prefix than those of the index, of which `made` is a record."""
+    if (wanted := options.prefix("passage")) != made["prefix"]:
+        raise InputError(
+            f"{options.index}: built with --passage-prefix {made['prefix']!r}, not {wanted!r}; "
+            f"pass --passage-prefix {made['prefix']!r}, or run `sciqa index` with another"
+        )
 
 
 def _is_current(manifest: dict) -> bool:
@@ -170,13 +183,20 @@ def index_identity(manifest: dict) -> str:
 
 
 def options_of_index(options: IndexOptions) -> IndexOptions:
-    """Return the options, with defaults replaced by the values that a finished index was built with."""
-    manifest = _read_file(options.index, MANIFEST)
-    if not _is_current(manifest):
+    """Return the options, with defaults replaced by the values that an index was built with.
+
+    While it is built anew it has no manifest, and the record of its trained index says them.
+
+    Raises:
+        InputError: as `check_index_prefix`.
+    """
+    made = _read_file(options.index, MANIFEST) or _read_file(options.index, TRAINED).get("building", {})
+    if not _is_current(made):
         return options
+    check_index_prefix(options, made)
     defaults = defaults_of(IndexOptions)
-    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in manifest]
-    return replace(options, **{n: manifest[n] for n in names if getattr(options, n) == defaults[n]})
+    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in made]
+    return replace(options, **{n: made[n] for n in names if getattr(options, n) == defaults[n]})
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
@@ -221,7 +241,7 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
 
 def _trained_hash(index: str, building: dict) -> dict | None:
     """Return `building` with the hash of the existing trained index, or None if other settings trained it."""
-    made = _read_file(index, "trained.json")
+    made = _read_file(index, TRAINED)
     return building | {"trained": made["sha256"]} if made.get("building") == building else None
 
 
@@ -242,7 +262,7 @@ def train_index_factory(options: IndexOptions, shards: list[dict], building: dic
         total = min(options.train_vectors, sum(shard["rows"] for shard in shards))
         for row in progress.rows_with_progress(rows, "training", total, "vectors", lambda row: row["rows"]):
             digest = row["sha256"]
-    storage.write_json(storage.join_paths(options.index, "trained.json"), {"building": building, "sha256": digest})
+    storage.write_json(storage.join_paths(options.index, TRAINED), {"building": building, "sha256": digest})
     return building | {"trained": digest}
 
 

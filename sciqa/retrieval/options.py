@@ -41,7 +41,8 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
     query_prefix: str | None = None
     """Text before every query; by default the prompt for queries in the model's configuration."""
     passage_prefix: str | None = None
-    """Text before every passage; by default the prompt for passages or documents in the model's configuration."""
+    """Text before every passage; by default the prompt for passages or documents in the model's configuration. It
+    is the same for an index and for all that reads it."""
 
     def __post_init__(self) -> None:
         """Check that the backend is installed."""
@@ -147,7 +148,7 @@ class SearchOptions(IndexFolderOptions):
     """Model (packaged, folder or hub id) that reranks the best passages: a cross-encoder, which scores pairs of
     question and passage, or an embedder, by the cosine of their vectors."""
     rerank_passages: int = 20
-    """Number of passages that are reranked."""
+    """Number of passages that are reranked, at least --top-k."""
     top_k: int = 5
     """Number of passages kept for each question, best first."""
     context_tokens: int | None = None
@@ -158,6 +159,11 @@ class SearchOptions(IndexFolderOptions):
         super().__post_init__()
         self.rerank = self.rerank and local_model_path(self.rerank)
         self.at_least(1, "top_k", "depth", "candidates", "rerank_passages", "context_tokens")
+        if self.rerank and self.rerank_passages < self.top_k:
+            raise InputError(
+                f"--rerank-passages: {self.rerank_passages} given, at least --top-k ({self.top_k}) expected, as only "
+                "reranked passages are kept; raise it, or lower --top-k"
+            )
         if not self.dense and not self.words:
             raise InputError("--dense: none given and no --words, at least one query of either expected")
 

@@ -31,7 +31,8 @@ class ShardFiles:
         cache_bytes: most bytes of files from object storage in the machine's cache.
 
     Raises:
-        InputError: when a file is opened that is not there, or holds another number of rows than the record says.
+        InputError: when a file is opened that is not there, or holds another number of rows than the record says; or a
+            table of passages of another size.
     """
 
     def __init__(self, folder: str, record: dict, cache_bytes: int) -> None:
@@ -57,9 +58,16 @@ class ShardFiles:
 
     @functools.cached_property
     def passages(self) -> pq.ParquetFile:
-        """Return the table of passages."""
-        opened = tables.open_parquet(storage.join_paths(self.folder, "passages.parquet"))
+        """Return the table of passages, which may have been replaced before the first of them is asked for."""
+        path = storage.join_paths(self.folder, "passages.parquet")
+        opened = tables.open_parquet(path)
         self._check_rows("passages.parquet", opened.metadata.num_rows)
+        ((_, (size, _)),) = storage.stat_files(path)
+        if size != (expected := self.record["bytes"]["passages.parquet"]):
+            raise InputError(
+                f"{path}: not the file that was written ({size:,} bytes, {expected:,} expected); if the index was "
+                "built anew while it was searched, start this step again, else run `sciqa index`"
+            )
         return opened
 
     @functools.cached_property

@@ -23,18 +23,18 @@ def split_chat_messages(messages: list[MessageSchema]) -> tuple[list[dict], str]
 
 
 def chat_completion(model: str, whole: dict) -> dict:
-    """Return a whole answer, of `gather_app_events`, as a chat completion with `passages` and `cited` besides."""
+    """Return a whole answer, of `gather_app_events`, as a chat completion with what of it is not OpenAI's besides."""
     message = {"role": "assistant", "content": whole["answer"]}
     choice = {"index": 0, "message": message, "finish_reason": whole["finish_reason"], "logprobs": None}
     about = _about(model, "chat.completion") | {"choices": [choice], "usage": _usage(whole)}
-    return about | {"passages": whole["passages"], "cited": whole["cited"]}
+    return about | {name: whole[name] for name in ("passages", "cited", "context_cut")}
 
 
 async def chat_chunks(model: str, events: AsyncIterator[dict], usage: bool) -> AsyncIterator[str]:
     """Yield an answer as server-sent chunks of a chat completion, as it is written.
 
-    The first chunk has the `passages`, the last one the numbers `cited`, beside OpenAI's fields. The events are those
-    of `sciqa.serve.replica.Replica.write`; with `usage`, one more chunk counts the tokens.
+    The first chunk has the `passages`, the last one the numbers `cited` and `context_cut`, beside OpenAI's fields. The
+    events are those of `sciqa.serve.replica.Replica.write`; with `usage`, one more chunk counts the tokens.
     """
     about = _about(model, "chat.completion.chunk")
 
@@ -48,7 +48,7 @@ async def chat_chunks(model: str, events: AsyncIterator[dict], usage: bool) -> A
         elif event["type"] == "text":
             yield chunk({"content": event["text"]})
         elif event["type"] == "done":
-            yield chunk({}, event["finish_reason"], cited=event["cited"])
+            yield chunk({}, event["finish_reason"], cited=event["cited"], context_cut=event["context_cut"])
             if usage:
                 yield _event(about | {"choices": [], "usage": _usage(event)})
         else:

@@ -26,6 +26,7 @@ class Replica:
 
     def __init__(self, options: ServeOptions, manifest: dict, device: Device, threads: int) -> None:
         self.options = options
+        self.writes = model_file_family(options.model) != "multiple-choice"  # asked once: a URI is listed each time
         self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], dict]]] = queue.SimpleQueue()
         self.thread = ThreadPoolExecutor(1, "models")
         self.answerer = self.thread.submit(Answerer, options, manifest, device, threads).result()
@@ -35,9 +36,10 @@ class Replica:
         """Answer once, so that the first request waits for no check of the models and no compilation."""
         options = self.options.for_question("Which?", ("One", "Two"))
         self.answerer.rank(options, self.answerer.find(options))
-        if model_file_family(self.options.model) != "multiple-choice":
+        if self.writes:
             options = self.options.for_question("Which?", max_new_tokens=1)
-            self.answerer.write(options, self.answerer.find(options), show=lambda text: None)
+            found = self.answerer.find(options)
+            self.answerer.write(options, found, self.answerer.encode(options, found), lambda text: None)
 
     async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
         """Rank the options of a question.
@@ -58,7 +60,7 @@ class Replica:
                 for letter, (option, probability) in zip(ranked.letters, ranked.ranking, strict=True)
             ]
             about = {"type": "ranked", "ranking": ranking, "tied": ranked.tied, "context_cut": ranked.cut}
-            return about | {"passages": replica_passages(found)}
+            return about | {"passages": replica_passages(found, ranked.kept)}
 
         done: Future = Future()
         self.waiting.put((done, work))
@@ -87,8 +89,8 @@ class Replica:
 
         Yields:
             `type` `passages` with the `passages`; `text` with a piece of `text`, as often as there is one; last `done`
-            with the numbers of the passages `cited`, `tokens`, `prompt_tokens` and `finish_reason` (`stop` or
-            `length`). `error` or `failure` comes instead where there is one.
+            with the numbers of the passages `cited`, `tokens`, `prompt_tokens`, `finish_reason` (`stop` or `length`)
+            and `context_cut`. `error` or `failure` comes instead where there is one.
         """
         loop, events, gone = asyncio.get_running_loop(), asyncio.Queue[dict | None](), threading.Event()
 
@@ -121,12 +123,14 @@ class Replica:
         try:
             show("")  # ends at once if the client has gone while it waited
             options = self.options.for_question(question, **settings)
-            check_answerer_model(options.model)
+            if not self.writes:
+                check_answerer_model(options.model)
             found = self.answerer.find(options)
-            send({"type": "passages", "passages": replica_passages(found)})
-            written = self.answerer.write(options, found, earlier, show)
+            prompt = self.answerer.encode(options, found, earlier)
+            send({"type": "passages", "passages": replica_passages(found, prompt.kept)})
+            written = self.answerer.write(options, found, prompt, show)
             reason = "length" if written.tokens == options.max_new_tokens else "stop"
-            send({"type": "done", "finish_reason": reason} | written._asdict())
+            send({"type": "done", "finish_reason": reason, "context_cut": prompt.cut} | written._asdict())
         except _ClientGoneError:
             pass
         except InputError as error:
@@ -142,7 +146,10 @@ class _ClientGoneError(Exception):
     """Ends the writing of an answer that nobody reads."""
 
 
-def replica_passages(found: dict) -> list[dict]:
-    """Return the passages found, best first, each with its `number` and whether the model `read` it."""
-    read = passages_answerer_read(found)
+def replica_passages(found: dict, kept: int | None) -> list[dict]:
+    """Return the passages found, best first, each with its `number` and whether the model `read` it.
+
+    For `kept` see `passages_answerer_read`.
+    """
+    read = passages_answerer_read(found, kept)
     return [passage | {"number": n, "read": n in read} for n, passage in enumerate(found["passages"], 1)]
