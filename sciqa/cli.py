@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import gc
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -220,7 +221,7 @@ def _check_lists(kind: type, arguments: list[str]) -> None:
     """Raise `InputError` for a list option without a value, which its step would take for one that is not given."""
     lists = {field.name for field in dataclasses.fields(kind) if "tuple[" in str(field.type)} - MAY_BE_EMPTY
     flags = {f"--{name.replace('_', '-')}" for name in lists}
-    for argument, value in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, value in itertools.pairwise([*arguments, "--"]):
         if argument.replace("_", "-") in flags and value.startswith("--"):
             raise InputError(f"{argument}: no value given, at least one expected; leave it out for its default")
 
