@@ -172,10 +172,10 @@ def test_a_trial_that_was_stopped_early_is_trained_again_where_none_is_stopped(t
     trial = SimpleNamespace(options=SimpleNamespace(folder=folder))
     storage.write_bytes(f"{folder}/adapter.json", b"{}")
     tables.finish_table(folder, {"inputs": inputs, "stopped": True})
-    assert _is_done(trial, inputs, {}, SimpleNamespace(scheduler="asha"))
-    assert not _is_done(trial, {"seed": 2}, {}, SimpleNamespace(scheduler=None))
+    assert _is_done(trial, inputs, {}, whole=False)
+    assert not _is_done(trial, {"seed": 2}, {}, whole=True)
     assert Path(folder).exists()
-    assert not _is_done(trial, inputs, {}, SimpleNamespace(scheduler=None))
+    assert not _is_done(trial, inputs, {}, whole=True)
     assert not Path(folder).exists()
 
 

@@ -92,7 +92,7 @@ def load_adapter_ranks(model: nn.Module, folder: Path) -> None:
     if not adapts_ranks(model):
         return
     if not (folder / RANKS).exists():
-        raise InputError("this run was begun by a version that kept no ranks of an adapter; pass --overwrite")
+        raise InputError("begun by a version that kept no ranks of such an adapter; pass another --name to train anew")
     allocator = cast("peft.AdaLoraModel", model.base_model).rankallocator
     with safe_open(folder / RANKS, "pt", device=str(next(model.parameters()).device)) as file:
         for key in file.keys():  # noqa: SIM118 (no dictionary)

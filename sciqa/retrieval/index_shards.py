@@ -34,15 +34,15 @@ class EmbedIndexShard:
         shard, options, embedding = row["part"], self.options, self.embedding
         path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
         table = tables.read_table(path)
-        if hashes.rows_hash(table.to_pylist()) != shard["content"]:
+        rows = table.to_pylist()
+        if hashes.rows_hash(rows) != shard["content"]:
             raise InputError(
                 f"{path}: not the passages that the manifest names; delete this file, then run `sciqa corpus` with the "
                 "same --corpus, which writes it anew"
             )
         folder = storage.join_paths(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
-        columns = (table[name].to_pylist() for name in ("passage_id", "title", "section", "text"))
-        texts = {name: titled_chunk(*text) for name, *text in zip(*columns, strict=True)}
+        texts = {row["passage_id"]: titled_chunk(row["title"], row["section"], row["text"]) for row in rows}
         new = [name for name in texts if name not in known]
         vectors = self.embedder.encode(
             [texts[name] for name in new],
@@ -51,7 +51,7 @@ class EmbedIndexShard:
             names=[f"passage {name!r} of {shard['name']}" for name in new],
         )
         known |= dict(zip(new, vectors, strict=True))
-        vectors = np.stack([known[name] for name in table["passage_id"].to_pylist()]).astype(options.vector_type)
+        vectors = np.stack([known[row["passage_id"]] for row in rows]).astype(options.vector_type)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         storage.delete_path(storage.join_paths(folder, "embedded.json"))

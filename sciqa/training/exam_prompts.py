@@ -20,7 +20,11 @@ Text = list[Message] | str
 
 def is_answers_table(folder: str) -> bool:
     """Whether a folder holds what `sciqa predict` has finished."""
-    return tables.is_finished_table(folder) and "reader" in tables.read_table_manifest(folder, "predict")["inputs"]
+    return tables.is_finished_table(folder) and _is_of_answers(tables.read_table_manifest(folder, "predict"))
+
+
+def _is_of_answers(manifest: dict) -> bool:
+    return "reader" in manifest.get("inputs", {})
 
 
 def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tuple[dict, str, list[float]]]:
@@ -40,7 +44,7 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tu
     """
     folder = storage.absolute_path(folder)
     run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
-    if not is_answers_table(folder):
+    if not _is_of_answers(manifest):
         raise InputError(f"{folder}: a table, but not of answers; RUN/answers/NAME expected")
     path = storage.join_paths(run, "exam.parquet")
     exam = open_exam_table(options, path, path, write=False)

@@ -40,6 +40,8 @@ NO_SCALER = (
 )
 
 
+#: Number of questions or prompts of a split, the longest in characters, whose tokens are counted before the first step.
+LONGEST_CHECKED = 16
 #: Objectives that options other than their defaults belong to.
 OBJECTIVES_OF: dict[str, tuple[Objective, ...]] = {
     **dict.fromkeys(("loss", "hide_gold", "min_passages", "max_passages", "rotate"), ("rank",)),

@@ -144,7 +144,7 @@ def run_ray_train_workers(
         result = trainer.fit()
     if message := result.return_value.get("input_error"):
         if result.checkpoint and not result.return_value["diverged"]:
-            raise InputError(f"{message}; the checkpoints are kept, and the same command goes on from them")
+            raise InputError(f"{message}; the checkpoints are kept, and once this is mended the run goes on from them")
         tables.delete_table(options.folder)  # a retry would fail in the same way, and no other run can use it
         raise InputError(message)
     return result

@@ -104,7 +104,8 @@ def sweep_table(
         begun = tables.begin_table(folder, inputs, defaults, overwrite=options.overwrite)
         kept = begun.whole and not any(tables.read_table(folder, ["error"])["error"].to_pylist())
         if not kept:
-            done = {trial.name for trial in trials if _is_done(trial, inputs["trials"][trial.name], defaults, step)}
+            whole = options.overwrite and step.scheduler is None
+            done = {trial.name for trial in trials if _is_done(trial, inputs["trials"][trial.name], defaults, whole)}
             errors = run_sweep_trials(options, trials, done, tables.table_records_path(folder), step)
             tables.write_table(tables.table_part_path(folder, 0), sweep_rows(trials, errors, step))
             tables.finish_table(folder, {"format": SWEEP_FORMAT, "inputs": inputs, "measure": step.measure})
@@ -132,10 +133,10 @@ def sweep_training_step(options: SweepOptions) -> SweptStep:
     )
 
 
-def _is_done(trial: SweepTrial[Any], inputs: dict, defaults: dict, step: SweptStep) -> bool:
+def _is_done(trial: SweepTrial[Any], inputs: dict, defaults: dict, whole: bool) -> bool:
     """Whether a trial has its result; what has other inputs is for its step to refuse or replace.
 
-    The result of a trial that another sweep stopped early is deleted if this one stops none.
+    With `whole`, the result of a trial that a sweep has stopped early is deleted, so that it is trained to the end.
     """
     folder = trial.options.folder
     if not tables.is_finished_table(folder):
@@ -143,8 +144,9 @@ def _is_done(trial: SweepTrial[Any], inputs: dict, defaults: dict, step: SweptSt
     manifest = tables.read_table_manifest(folder, "sweep")
     if tables.differing_table_inputs(manifest.get("inputs", {}), inputs, defaults):
         return False
-    if manifest.get("stopped") and step.scheduler is None:
-        tables.delete_table(folder)
+    if manifest.get("stopped") and whole:
+        with lock(folder):
+            tables.delete_table(folder)
         return False
     return True
 

@@ -99,7 +99,7 @@ def _left_out(options: FinetuneOptions, examples: list[datasets.Dataset], taken:
     """Yield a note for each split of which TRL takes fewer examples than there are."""
     why = "longer than" if options.objective == "reward" else "their prompts alone fill"
     for split, given, there in zip(("training", "validation"), examples, taken, strict=True):
-        if left := len(given) - len(there):
+        if (left := len(given) - len(there)) > 0:
             yield f"{left} of {len(given)} {split} examples are left out: {why} --max-length, or the model's limit"
 
 

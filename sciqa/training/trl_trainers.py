@@ -25,12 +25,10 @@ from sciqa.models.load import load_base, load_safetensors_folder, nf4_load_confi
 from sciqa.models.prompt_template import FOLDER
 from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
-from sciqa.training.options import SPLITS, FinetuneOptions, Objective
+from sciqa.training.options import LONGEST_CHECKED, SPLITS, FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
 from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, shard_while_loading
 
-#: Prompts of each split, the longest in characters, whose tokens are counted before GRPO.
-LONGEST_CHECKED = 16
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
 
@@ -183,7 +181,7 @@ def _reward(_: FinetuneOptions, given: dict, limit: int, common: dict, *__: obje
 def _grpo(
     options: FinetuneOptions, given: dict, limit: int, common: dict, dtype: torch.dtype, device: Device
 ) -> trl.GRPOTrainer:
-    _check_prompts(options, common, limit - options.completion_tokens)
+    _check_prompt_lengths(options, common, limit - options.completion_tokens)
     made: list[Any] = [
         (REWARDS[name], None) if name in REWARDS else trl_trainer_reward_model(name, dtype, device)
         for name in options.rewards
@@ -194,7 +192,7 @@ def _grpo(
     return trl.GRPOTrainer(args=arguments, reward_funcs=rewards, reward_processing_classes=readers, **common)
 
 
-def _check_prompts(options: FinetuneOptions, common: dict, most: int) -> None:
+def _check_prompt_lengths(options: FinetuneOptions, common: dict, most: int) -> None:
     """Raise `InputError` if one of the longest prompts leaves no room for an answer, since TRL cuts none for GRPO."""
     read = common["processing_class"]
     for split, name in zip(SPLITS, ("train_dataset", "eval_dataset"), strict=True):
