@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from sciqa.core.summary import Summary, interval_text
+from sciqa.core.summary import Summary, summary_interval_text
 
 
 def print_cli_results(summaries: list[Summary], seconds: float) -> None:
@@ -70,8 +70,8 @@ def _score_table(readers: list[dict]) -> Table:
         table.add_row(
             row["reader"],
             f"{row['questions']:,}",
-            interval_text(row, "map_at_3"),
-            interval_text(row, "accuracy"),
+            summary_interval_text(row, "map_at_3"),
+            summary_interval_text(row, "accuracy"),
             f"{row['ties']}",
             f"{row['log_loss']:.3f}",
             f"{row['calibration_error']:.3f}",

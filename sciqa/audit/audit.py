@@ -25,7 +25,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, model_file_bytes
 from sciqa.core.model_workers import model_worker_arguments
-from sciqa.core.summary import Summary, interval_text
+from sciqa.core.summary import Summary, summary_interval_text
 from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.exam.open_exam import Exam, open_exam
 
@@ -174,7 +174,7 @@ def _shown(rows: list[dict], scored: list[dict]) -> dict[str, list[dict]]:
     if scored:
         shown["Scores by contamination, 95 % bootstrap intervals"] = [
             {"slice": row["slice"], "reader": row["reader"], "questions": row["questions"]}
-            | {"MAP@3": interval_text(row, "map_at_3"), "accuracy": interval_text(row, "accuracy")}
+            | {"MAP@3": summary_interval_text(row, "map_at_3"), "accuracy": summary_interval_text(row, "accuracy")}
             | {"MAP@3 by chance": f"{row['chance_map_at_3']:.3f}"}
             for row in scored
         ]

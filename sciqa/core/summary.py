@@ -22,6 +22,6 @@ class Summary:
     details: dict = field(default_factory=dict)
 
 
-def interval_text(row: dict, name: str, form: str = ".3f") -> str:
+def summary_interval_text(row: dict, name: str, form: str = ".3f") -> str:
     """Return the column `name` of a row with its interval, the columns `NAME_low` and `NAME_high`, in brackets."""
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"

@@ -4,7 +4,7 @@ import re
 from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
-from sciqa.exam.answer_options import BEFORE, LetteredOptions, answer_option_text, is_number_answer_option
+from sciqa.exam.answer_options import BEFORE, LetteredAnswerOptions, answer_option_text, is_number_answer_option
 from sciqa.exam.columns import Columns, find_column_cell, structured_column_cell
 from sciqa.exam.row import LETTERS, Row
 
@@ -34,7 +34,7 @@ class AnswerKeyReadings(NamedTuple):
     same: bool = False
 
 
-def _read(cell: object, options: LetteredOptions) -> AnswerKeyReadings:
+def _read(cell: object, options: LetteredAnswerOptions) -> AnswerKeyReadings:
     cell = cell if isinstance(cell, str) and cell.strip() in options.texts else structured_column_cell(cell)
     if isinstance(cell, list):
         if len(cell) > 1:
@@ -76,7 +76,7 @@ class AnswerKeyColumn:
             columns are those of the exam table itself, a letter is not taken for an option's text.
     """
 
-    def __init__(self, name: str, rows: list[Row], options: list[LetteredOptions], columns: Columns) -> None:
+    def __init__(self, name: str, rows: list[Row], options: list[LetteredAnswerOptions], columns: Columns) -> None:
         self.name, self.rows, self.options, self.own = name, rows, options, columns.own
         self.counted, self.listed = columns.first, len(columns.options) == 1
         self.readings: list[AnswerKeyReadings] = []

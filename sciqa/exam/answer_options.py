@@ -17,7 +17,7 @@ MARKS = ("correct", "is_correct", "isCorrect", "right", "is_right")
 BEFORE = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.IGNORECASE)
 
 
-class LetteredOptions(NamedTuple):
+class LetteredAnswerOptions(NamedTuple):
     """The options of a question.
 
     Attributes:
@@ -65,7 +65,7 @@ def answer_option_text(cell: object) -> str | None:
     return text.strip() or None
 
 
-def read_answer_options(row: Row, columns: Columns) -> LetteredOptions:
+def read_answer_options(row: Row, columns: Columns) -> LetteredAnswerOptions:
     """Return a question's options, or raise `InputError` if they are not valid."""
     if columns.correct:
         return _apart(row, columns.correct, columns)
@@ -146,7 +146,7 @@ def split_lettered_options(text: str) -> list[str] | str:
     return text
 
 
-def _apart(row: Row, correct: str, columns: Columns) -> LetteredOptions:
+def _apart(row: Row, correct: str, columns: Columns) -> LetteredAnswerOptions:
     names = [correct, *columns.incorrect]
     cells = [find_column_cell(row.cells, name) for name in names]
     if columns.listed and isinstance(wrong := structured_column_cell(cells[1]), list):
@@ -154,7 +154,7 @@ def _apart(row: Row, correct: str, columns: Columns) -> LetteredOptions:
     return _checked(row, cells, [], names)._replace(right=0)
 
 
-def _marked(row: Row, cell: list, marks: list, path: str) -> LetteredOptions:
+def _marked(row: Row, cell: list, marks: list, path: str) -> LetteredAnswerOptions:
     """Return options of which one is marked as right: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
     if marks and {str(each) for each in cell} <= {"0", "1"}:  # the keys are the texts
         cell, marks = marks, cell
@@ -166,7 +166,7 @@ def _marked(row: Row, cell: list, marks: list, path: str) -> LetteredOptions:
     return _checked(row, cell, [], [path] * len(cell))._replace(right=marks.index("1"))
 
 
-def _checked(row: Row, cells: list, labels: list, names: list[str]) -> LetteredOptions:
+def _checked(row: Row, cells: list, labels: list, names: list[str]) -> LetteredAnswerOptions:
     """Return options after checking that no text is missing; empty columns at the end are dropped."""
     read = []
     for cell, name in zip(cells, names, strict=True):
@@ -189,19 +189,19 @@ def _checked(row: Row, cells: list, labels: list, names: list[str]) -> LetteredO
     return ordered._replace(numbers=any(map(is_number_answer_option, cells)))
 
 
-def _in_order(row: Row, texts: list[str], labels: list[str], name: str) -> LetteredOptions:
+def _in_order(row: Row, texts: list[str], labels: list[str], name: str) -> LetteredAnswerOptions:
     """Return options sorted by label, if the labels are the first letters in any order."""
     if not labels:
-        return LetteredOptions(texts)
+        return LetteredAnswerOptions(texts)
     if len(set(labels)) < len(labels):
         raise row.error(name, f"labels {', '.join(labels)[:60]} found; each must be another")
     order = list(range(len(texts)))
     if set(labels) == set(LETTERS[: len(texts)]):
         order = sorted(order, key=lambda at: labels[at])
-    return LetteredOptions([texts[at] for at in order], [labels[at] for at in order])
+    return LetteredAnswerOptions([texts[at] for at in order], [labels[at] for at in order])
 
 
-def options_without_letters(options: list[LetteredOptions]) -> list[LetteredOptions]:
+def options_without_letters(options: list[LetteredAnswerOptions]) -> list[LetteredAnswerOptions]:
     """Return options without the letters before their texts, `(A)` or `A.`, if all options of an exam have them."""
     stripped = []
     for each in options:

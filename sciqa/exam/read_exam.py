@@ -11,7 +11,12 @@ import pyarrow as pa
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_keys import AnswerKeyColumn, AnswersFrom
-from sciqa.exam.answer_options import LetteredOptions, answer_option_text, options_without_letters, read_answer_options
+from sciqa.exam.answer_options import (
+    LetteredAnswerOptions,
+    answer_option_text,
+    options_without_letters,
+    read_answer_options,
+)
 from sciqa.exam.columns import KEPT, Columns, find_column_cell, parse_columns, recognise_columns, unwrap_columns
 from sciqa.exam.exam_files import exam_file_splits, read_exam_files
 from sciqa.exam.row import LETTERS, Row
@@ -142,7 +147,7 @@ def _context(row: Row, columns: Columns) -> str | None:
 
 
 def _places(
-    columns: Columns, rows: list[Row], options: list[LetteredOptions], meant: AnswersFrom | None
+    columns: Columns, rows: list[Row], options: list[LetteredAnswerOptions], meant: AnswersFrom | None
 ) -> list[int | None]:
     """Return the index of each question's right option; None for a question without an answer."""
     if not columns.answer:
@@ -154,7 +159,7 @@ def _places(
     return places
 
 
-def _also_answers(columns: Columns, rows: list[Row], options: list[LetteredOptions]) -> Iterator[AnswerKeyColumn]:
+def _also_answers(columns: Columns, rows: list[Row], options: list[LetteredAnswerOptions]) -> Iterator[AnswerKeyColumn]:
     """Yield unread columns whose names and cells look like answers."""
     for name in columns.also:
         with suppress(InputError):
@@ -164,7 +169,7 @@ def _also_answers(columns: Columns, rows: list[Row], options: list[LetteredOptio
 
 
 def _arranged(
-    ids: list[str], options: list[LetteredOptions], places: list[int | None]
+    ids: list[str], options: list[LetteredAnswerOptions], places: list[int | None]
 ) -> tuple[list[list[str]], list[int | None]]:
     """Return options and right indices; if the right one is marked or apart, a hash of the id decides the order."""
     texts, right = [], []

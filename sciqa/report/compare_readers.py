@@ -14,7 +14,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.options import WriteOptions
-from sciqa.core.summary import Summary, interval_text
+from sciqa.core.summary import Summary, summary_interval_text
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import RESAMPLES, metric_scores, score_metrics
 from sciqa.models.prompt_template import built_in_template, prompt_template_names
@@ -279,9 +279,9 @@ def _printed(rows: list[dict]) -> dict[str, list[dict]]:
     """Return tables to print, by title: the scores, what readers take, and the options in which they differ."""
     reference = next(row["reader"] for row in rows if row["reference"])
     scores = [
-        {"reader": row["reader"], "n": row["questions"], "MAP@3": interval_text(row, "map_at_3")}
-        | {"accuracy": interval_text(row, "accuracy")}
-        | ({} if row["reference"] else {f"MAP@3 less {reference}": interval_text(row, "difference", "+.3f")})
+        {"reader": row["reader"], "n": row["questions"], "MAP@3": summary_interval_text(row, "map_at_3")}
+        | {"accuracy": summary_interval_text(row, "accuracy")}
+        | ({} if row["reference"] else {f"MAP@3 less {reference}": summary_interval_text(row, "difference", "+.3f")})
         | ({} if row["reference"] else {"p": f"{row['p_value']:.4f}", "p (Holm)": f"{row['p_holm']:.4f}"})
         for row in rows
     ]
