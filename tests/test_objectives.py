@@ -112,8 +112,8 @@ def options(tmp_path, model, files):
     return make
 
 
-def trl_losses(options, folder):
-    """The reference: TRL's trainer as its documentation calls it, on one process; no Ray, no DeepSpeed."""
+def trl_alone(options, folder):
+    """The reference: TRL's trainer as its documentation calls it, on one process; no Ray, no DeepSpeed. It has trained."""
     model, tokenizer = load_base(options.model, "causal", torch.float32, nf4=options.method == "qlora")
     full = options.method == "full"
     given = {"output_dir": str(folder), "max_steps": options.steps, "learning_rate": options.learning_rate}
@@ -141,7 +141,11 @@ def trl_losses(options, folder):
         else adapter.adapter_peft_config(model, "causal", "lora", kind | options.peft_fields()),
     )
     made.train()
-    return np.array([row["loss"] for row in made.state.log_history if "loss" in row])
+    return made
+
+
+def trl_losses(trainer):
+    return np.array([row["loss"] for row in trainer.state.log_history if "loss" in row])
 
 
 def scoring_model(options):
@@ -170,7 +174,7 @@ def test_chat_formats_are_those_of_the_models(name):
 def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam, objective):
     asked = options(objective)
     made = finetune(asked)
-    np.testing.assert_allclose(losses(made.path), trl_losses(asked, tmp_path / "alone"), atol=1e-4)
+    np.testing.assert_allclose(losses(made.path), trl_losses(trl_alone(asked, tmp_path / "alone")), atol=1e-4)
     rows = history(made.path)
     validated = {row["step"]: row["validation_loss"] for row in rows if row["validation_loss"] is not None}
     assert list(validated) == [0, 3, 6]
@@ -204,16 +208,20 @@ def test_one_worker_has_the_losses_of_trl_alone(tmp_path, cluster, options, exam
 )
 def test_two_workers_and_shards_have_the_losses_of_trl_alone(tmp_path, cluster, options, objective, method, zero):
     asked = options(objective, method=method, zero=zero, num_workers=2)
-    made = finetune(asked)
+    made, alone = finetune(asked), trl_alone(asked, tmp_path / "alone")
     # Half a batch rounds otherwise than a whole one, which the matrix products of 4-bit layers make larger.
     atol = 1e-3 if method == "qlora" else 1e-4
-    np.testing.assert_allclose(losses(made.path), trl_losses(asked, tmp_path / "alone"), atol=atol)
+    np.testing.assert_allclose(losses(made.path), trl_losses(alone), atol=atol)
     if objective == "reward":
         with pytest.raises(InputError, match="does not fit the model"):
             load_scorer(asked.model, adapter=made.path)
         return
     scorer = load_scorer(**{"name": made.path} if method == "full" else {"name": asked.model, "adapter": made.path})
     assert scorer.style.prompt == "chat"
+    if method == "full":
+        assert made.details["best_step"] == STEPS
+        for name, weight in alone.model.state_dict().items():
+            torch.testing.assert_close(scorer.model.state_dict()[name], weight, atol=1e-3, rtol=0, msg=name)
 
 
 def log_probability(model, tokenizer, prompt, answer):

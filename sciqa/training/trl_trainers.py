@@ -27,7 +27,7 @@ from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
 from sciqa.training.options import LONGEST_CHECKED, SPLITS, FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
-from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, shard_while_loading
+from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, save_sharded_model, shard_while_loading
 
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
@@ -100,6 +100,8 @@ def make_trl_trainer(
     limit = options.max_length or model.config.get_text_config().max_position_embeddings
     trainer = MAKERS[options.objective](options, given, limit, common, base, device)
     _evaluate_all(trainer)
+    if full and options.zero == 3:
+        cast("Any", trainer).save_model = functools.partial(_save_by_parts, trainer)
     # TRL keeps some adapters in 16 bits, in which small changes are lost.
     adapter.adapter_weights_as_float32(cast("nn.Module", trainer.model))
     if device == "cpu" and options.objective != "reward":
@@ -121,6 +123,16 @@ def _evaluate_all(trainer: transformers.Trainer) -> None:
             trainer.args.dataloader_drop_last = True
 
     cast("Any", trainer).get_eval_dataloader = whole
+
+
+def _save_by_parts(trainer: transformers.Trainer, folder: str, _internal_call: bool = False) -> None:
+    """Save a sharded model without gathering all of it on one rank, as transformers would."""
+    path = Path(folder)
+    if trainer.args.should_save:
+        path.mkdir(parents=True, exist_ok=True)
+    save_sharded_model(cast("transformers.PreTrainedModel", trainer.model), path)
+    if trainer.args.should_save:
+        cast("Any", trainer.processing_class).save_pretrained(folder)
 
 
 def trl_trainer_labelled_head(model: transformers.PreTrainedModel) -> None:
