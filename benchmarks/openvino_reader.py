@@ -1,10 +1,11 @@
-"""What the reader would gain on a CPU by OpenVINO: CPU seconds of the same packed batches in PyTorch and in OpenVINO.
+"""What the reader would gain on a CPU by OpenVINO: seconds of the same packed batches in PyTorch and in OpenVINO.
 
 Scores questions of the packaged `test` exam with the packaged SmolLM2-135M-Instruct, each with its gold article, in
-bfloat16 on one thread, in turn. Prints CPU seconds, so that other work on the machine changes little, and operations a
-second beside a bare bfloat16 matrix product of 2048 rows and columns, the machine's own limit. In the first round
-OpenVINO sees each shape of a batch for the first time, as it does in a run. Nothing in the program uses it.
-Usage: python benchmarks/openvino_reader.py [QUESTIONS]
+bfloat16, in turn. Prints operations a second beside a bare bfloat16 matrix product of 2048 rows and columns, the
+machine's own limit. With one thread seconds are CPU seconds, so that other work on the machine changes little; with
+more, the machine must be quiet. In the first round OpenVINO sees each shape of a batch for the first time, as it does
+in a run. Nothing in the program uses it.
+Usage: python benchmarks/openvino_reader.py [QUESTIONS [THREADS]]
 """
 
 import statistics
@@ -30,6 +31,7 @@ from sciqa.models.scorer import score_options
 MODEL = "SmolLM2-135M-Instruct"
 ROUNDS = 4
 SIDE = 2048
+THREADS = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 
 
 class Forward(torch.nn.Module):
@@ -49,7 +51,7 @@ class Forward(torch.nn.Module):
 
 
 def compiled() -> ov.CompiledModel:
-    """Return the model compiled by OpenVINO for bfloat16 and one thread."""
+    """Return the model compiled by OpenVINO for bfloat16."""
     model = load_scorer(MODEL, precision="float32").model
     tokens = 9
     least = torch.finfo(torch.bfloat16).min
@@ -59,25 +61,26 @@ def compiled() -> ov.CompiledModel:
         warnings.simplefilter("ignore")
         traced = ov.convert_model(Forward(model), example_input=(ids, mask, positions, torch.arange(4, tokens)))
         ov.save_model(traced, Path(folder, "model.xml"), compress_to_fp16=False)
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS, "ENABLE_CPU_PINNING": False}
         return ov.Core().compile_model(
             Path(folder, "model.xml"), "CPU", settings | {"INFERENCE_PRECISION_HINT": "bf16"}
         )
 
 
 def timed(work: Callable) -> tuple[float, object]:
-    """Return the CPU seconds of a function, and its result."""
-    started = time.process_time()
+    """Return the seconds of a function, and its result."""
+    clock = time.process_time if THREADS == 1 else time.perf_counter
+    started = clock()
     result = work()
-    return time.process_time() - started, result
+    return clock() - started, result
 
 
 def main() -> None:
     """Measure in rounds and print the ratios."""
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 32
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
-    model, scorer = compiled(), load_scorer(MODEL, precision="bfloat16", threads=1)
+    model, scorer = compiled(), load_scorer(MODEL, precision="bfloat16", threads=THREADS)
     by_torch = scorer._logits
 
     def by_openvino(rows: PackedRows) -> torch.Tensor:
@@ -92,7 +95,9 @@ def main() -> None:
         score_options(scorer, encoded)
     flops = counter.get_total_flops()
     square = torch.randn(SIDE, SIDE, dtype=torch.bfloat16)
-    print(f"{number} questions, {sum(each.length for each in encoded):,} tokens, {flops / 1e12:.2f} TFLOP, one thread")
+    print(
+        f"{number} questions, {sum(each.length for each in encoded):,} tokens, {flops / 1e12:.2f} TFLOP, threads: {THREADS}"
+    )
     seconds: dict[str, list[float]] = {"PyTorch": [], "OpenVINO": [], "product": []}
     for done in range(ROUNDS):
         scores = {}
