@@ -95,9 +95,8 @@ def main() -> None:
         score_options(scorer, encoded)
     flops = counter.get_total_flops()
     square = torch.randn(SIDE, SIDE, dtype=torch.bfloat16)
-    print(
-        f"{number} questions, {sum(each.length for each in encoded):,} tokens, {flops / 1e12:.2f} TFLOP, threads: {THREADS}"
-    )
+    tokens = sum(each.length for each in encoded)
+    print(f"{number} questions, {tokens:,} tokens, {flops / 1e12:.2f} TFLOP, threads: {THREADS}")
     seconds: dict[str, list[float]] = {"PyTorch": [], "OpenVINO": [], "product": []}
     for done in range(ROUNDS):
         scores = {}

@@ -113,7 +113,7 @@ def options(tmp_path, model, files):
 
 
 def trl_alone(options, folder):
-    """The reference: TRL's trainer as its documentation calls it, on one process; no Ray, no DeepSpeed. It has trained."""
+    """The reference: TRL's trainer, as its documentation calls it, on one process, trained; no Ray, no DeepSpeed."""
     model, tokenizer = load_base(options.model, "causal", torch.float32, nf4=options.method == "qlora")
     full = options.method == "full"
     given = {"output_dir": str(folder), "max_steps": options.steps, "learning_rate": options.learning_rate}
