@@ -293,7 +293,9 @@ def test_a_killed_sweep_goes_on_to_the_results_of_finetune(tmp_path, cluster, da
 @pytest.mark.slow
 def test_asha_stops_trials_whose_best_step_is_kept_and_a_failed_one_is_a_row(tmp_path, cluster, data):
     model = tiny_folder(tmp_path / "llama", "llama")
-    options = sweep_options(data, tmp_path / "run", model, "5e-3", "1e-12", "1e+30", asha=2, concurrent=1)
+    # Whichever of the first two is better, it or the third, which is like the first, is stopped.
+    rates = ("5e-3", "1e-12", "4.9e-3", "1e+30")
+    options = sweep_options(data, tmp_path / "run", model, *rates, asha=2, concurrent=1)
     trials = sweep_trials(options)
     rows = {row["trial"]: row for row in tables.read_table(sweep(options, trials).path).to_pylist()}
     failed = rows.pop("s-at-1e+30")
