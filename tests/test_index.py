@@ -114,6 +114,27 @@ def test_index_builds_a_damaged_shard_again(indexed, name, kind):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "verify"),
+    [
+        ("index.faiss", "same size", False),
+        ("vectors.npy", "same size", False),
+        ("vectors.npy", "same size and time", True),
+    ],
+)
+def test_a_stopped_repair_of_a_shard_is_made_up_for(indexed, monkeypatch, name, kind, verify):
+    options = IndexOptions(**indexed)
+    path = Path(options.index, "00000-00001", name)
+    before = path.read_bytes()
+    spoil(path, kind)
+    with monkeypatch.context() as patched:
+        patched.setattr("sciqa.retrieval.index._embed", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_index(replace(options, verify=verify))
+    assert build_index(options).details == {"built": 1, "kept": 1}
+    assert path.read_bytes() == before
+
+
 def test_passages_that_are_not_those_of_the_manifest_are_not_embedded(indexed):
     options = IndexOptions(**indexed)
     shards = tables.read_table_manifest(options.passages, "corpus")["shards"]

@@ -53,11 +53,12 @@ def build_index(options: IndexOptions) -> Summary:
     if trained is not None:
         finished = files.read_records("shard.json", _keys(shards, trained), before.get("shards", ()))
     missing = [shard for shard in shards if not finished.get(shard["name"])]
-    embedded = files.read_records("embedded.json", _keys(missing, embedding))
+    embedded = files.read_records("embedded.json", keys := _keys(missing, embedding))
     if missing:
         _check_passages(options, shards)
         with lock(options.index):
             storage.check_storage_writable(options.index)
+            _delete_wrong_records(files, keys, embedded)
             storage.delete_path(storage.join_paths(options.index, MANIFEST))
             about = {"model": options.embedder, **built_of, **embedding}
             storage.write_json(storage.join_paths(options.index, "model.json"), about)
@@ -90,6 +91,22 @@ def _read_file(index: str, name: str) -> dict:
     """Return the content of a JSON file of an index, or {} if there is none."""
     path = storage.join_paths(index, name)
     return storage.read_json(path) if storage.path_exists(path) else {}
+
+
+def _delete_wrong_records(files: IndexListing, keys: dict[str, str], embedded: dict[str, dict | None]) -> None:
+    """Delete the records of shards that are built again, unless the shard is embedded as they say.
+
+    Without the manifest, only sizes are compared; so a build that goes on after a stop would take a wrong file for the
+    one that was written. An `embedded.json` of another key stays: the vectors in its shard are hashed before use.
+    """
+
+    def delete(shard: str) -> None:
+        storage.delete_path(storage.join_paths(files.index, shard, "shard.json"))
+        path = storage.join_paths(files.index, shard, "embedded.json")
+        if not embedded[shard] and path in files.found and storage.read_json(path)["key"] == keys[shard]:
+            storage.delete_path(path)
+
+    storage.map_storage(delete, keys)
 
 
 def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
