@@ -95,6 +95,21 @@ def test_passages_of_a_copied_run_that_have_changed_are_indexed_too(tmp_path, in
     assert storage.read_json(manifest)["rows"] == 4
 
 
+def test_passages_that_are_being_made_anew_are_finished_before_their_index_is_used(tmp_path, indexed):
+    more, options = tmp_path / "more.jsonl", RunExamOptions(shard_passages=2, **indexed)
+    more.write_text('{"title": "Lead"}\n')
+    with pytest.raises(InputError, match="row 1: no column 'text'"):
+        build_passages(
+            CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"), str(more)), shard_passages=2, **indexed)
+        )
+    with pytest.raises(InputError, match="row 1: no column 'text'"):
+        find_run_passages(options)
+    write_jsonl(more, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
+    check_run_passages(options)
+    find_run_passages(options)
+    assert storage.read_json(f"{options.index}/manifest.json")["rows"] == 4
+
+
 def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed):
     build_index(IndexOptions(factory="HNSW4", vector_type="float16", **indexed))
     Path(indexed["output"], "index", "manifest.json").unlink()  # as a run that was killed amid its work leaves it

@@ -7,10 +7,17 @@ from sciqa import __version__
 from sciqa.core import cluster, hashes, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_file_bytes, model_file_dimension
+from sciqa.core.model_files import (
+    find_model,
+    model_file_bytes,
+    model_file_dimension,
+    model_file_sequence_length,
+    tokenizer_of_model_files,
+)
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.index_shards import (
@@ -35,7 +42,8 @@ def build_index(options: IndexOptions) -> Summary:
     changed, the vectors of the others are kept.
 
     Raises:
-        InputError: no passages, an existing index of another embedding model, or a factory that FAISS rejects.
+        InputError: no passages, passages longer than the embedder reads, an existing index of another embedding model,
+            or a factory that FAISS rejects.
     """
     started = time.monotonic()
     passages = tables.read_table_manifest(options.passages, "corpus", PASSAGES_FORMAT)
@@ -56,6 +64,7 @@ def build_index(options: IndexOptions) -> Summary:
     embedded = files.read_records("embedded.json", keys := _keys(missing, embedding))
     if missing:
         _check_passages(options, shards)
+        check_index_tokens(options, [shard for shard in missing if not embedded[shard["name"]]])
         with lock(options.index):
             storage.check_storage_writable(options.index)
             _delete_wrong_records(files, keys, embedded)
@@ -122,12 +131,35 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
             )
 
 
+def check_index_tokens(options: IndexOptions, shards: list[dict]) -> None:
+    """Raise `InputError` if some shards of passages hold one that is longer than the embedder reads.
+
+    Tokens are counted only where passages may be longer, as when they were made for another embedder.
+    """
+    longest = model_file_sequence_length(options.embedder)
+    made = storage.read_json(tables.table_records_path(options.passages, tables.INPUTS))["inputs"]
+    if not longest or made.get("passage_tokens", 0) <= longest:
+        return
+    tokenizer = tokenizer_of_model_files(options.embedder)
+    for shard in shards:
+        path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
+        rows = tables.read_table(path, ["passage_id", "title", "section", "text"]).to_pylist()
+        texts = [titled_chunk(row["title"], row["section"], row["text"]) for row in rows]
+        for row, tokens in zip(rows, tokenizer.encode_batch(texts), strict=True):
+            if len(tokens.ids) > longest:
+                raise InputError(
+                    f"{path}: passage {row['passage_id']!r} has {len(tokens.ids)} tokens, but {options.embedder} reads "
+                    f"no more than {longest}; run `sciqa corpus --embedder {options.embedder} --passage-tokens "
+                    f"{longest}` with the same --corpus and another --passages, or pass another --embedder"
+                )
+
+
 def finished_index(options: IndexOptions) -> dict | None:
     """Return the manifest of an index that can be used unchanged, whatever passages and factory it was built from.
 
     Return None if there is no finished index, if another version of the program built it, or if it was built from the
-    passages of these options and they have changed since. Passages beside the index are its own: a run that was copied
-    or moved has another path than the manifest says.
+    passages of these options and they have changed since, or are being made anew. Passages beside the index are its
+    own: a run that was copied or moved has another path than the manifest says.
 
     Raises:
         InputError: the index was built with another embedding model, or with another value of a given option.
@@ -146,11 +178,17 @@ def finished_index(options: IndexOptions) -> dict | None:
             )
     check_index_prefix(options, manifest)
     beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
-    if (beside or manifest.get("passages") == options.passages) and tables.is_finished_table(options.passages):
-        shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
-        if [shard.get("content") for shard in shards] != manifest["contents"]:
-            return None
-    return manifest
+    own = beside or manifest.get("passages") == options.passages
+    return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
+
+
+def _have_changed(passages: str, contents: list[str]) -> bool:
+    """Whether passages are begun and not finished, or have other contents; deleted ones have not changed."""
+    if tables.is_finished_table(passages):
+        shards = tables.read_table_manifest(passages, "corpus")["shards"]
+        return [shard.get("content") for shard in shards] != contents
+    begun, finished = (tables.table_records_path(passages, name) for name in (tables.INPUTS, tables.MANIFEST))
+    return storage.path_exists(begun) and not storage.path_exists(finished)
 
 
 def read_index_manifest(index: str) -> dict:
