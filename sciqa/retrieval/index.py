@@ -237,6 +237,12 @@ def index_identity(manifest: dict) -> str:
     return hashes.fingerprint([shard["key"] for shard in manifest["shards"]])
 
 
+def is_same_index(index: str, identity: str) -> bool:
+    """Whether a folder still holds the index of an identity, and it is not being built anew."""
+    manifest = _read_file(index, MANIFEST)
+    return _is_current(manifest) and index_identity(manifest) == identity
+
+
 def options_of_index(options: IndexOptions) -> IndexOptions:
     """Return the options, with defaults replaced by the values that an index was built with.
 
