@@ -27,7 +27,7 @@ from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_find_contexts
-from sciqa.retrieval.index import check_index, finished_index, options_of_index
+from sciqa.retrieval.index import check_index, check_index_tokens, finished_index, options_of_index
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 #: Options of a reader that is asked beside that of the command: it has its own name, and takes no others' answers.
@@ -131,6 +131,8 @@ def check_run_passages(options: RunIndexOptions) -> None:
         if index and not passages and given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")
+        if passages and not index:
+            check_index_tokens(options, passages["shards"])
         if index or passages:
             return
     check_passage_sources(options)

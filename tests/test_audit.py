@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,16 @@ def test_passages_and_an_index_are_looked_up_alike(tmp_path, cluster, small_inde
         assert any(contains(split_words(texts[row["passage"]]), gram) for gram in grams)
     assert {row["kind"] for row in rows[0]} == {"clean"}
     assert rows[0][0]["question_share"] is rows[0][0]["cosine"] is None
+
+
+def test_passages_that_are_not_those_of_the_manifest_are_not_looked_up(tmp_path, cluster, small_index, exam_file):
+    for name in ("passages", "_passages"):
+        shutil.copytree(Path(small_index, name), tmp_path / name)
+    shards = tables.read_table_manifest(str(tmp_path / "passages"), "corpus")["shards"]
+    first, second = (tmp_path / f"passages/{shard['name']}.parquet" for shard in shards[:2])
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=f"{second}: not the passages that the manifest names; delete this file"):
+        step.audit(AuditOptions(output=str(tmp_path), exam=exam_file))
 
 
 def trained_run(folder, train, validation):

@@ -14,8 +14,10 @@ from sciqa.core.model_files import find_model, tokenizer_of_model_files
 from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
+from sciqa.exam import ExamOptions, open_exam
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
 from sciqa.retrieval.evaluate import evaluate_question
+from sciqa.retrieval.index import index_identity, read_index_manifest
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -101,6 +103,27 @@ def test_evaluation_agrees_with_the_contexts_that_the_same_queries_find(tmp_path
             hits = [title in names[:k] for title, names in zip(gold, articles, strict=True)]
             assert row[f"recall_at_{k}"] == pytest.approx(np.mean(hits)), (dense, words, k)
         assert row["questions"] == len(gold)
+    exam = open_exam(ExamOptions(output=str(tmp_path / "all"))).sha256
+    assert {(row["exam"], row["index"]) for row in rows} == {
+        (exam, index_identity(read_index_manifest(options["index"])))
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 5}, "--depth: 5 given, at least 10 expected"),
+        ({"rerank": MINILM}, "--rerank: --evaluate measures the rankings before it; leave it out"),
+        ({}, "exam.jsonl: no question has a title"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, small_index, wrong, message):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"id": "1", "prompt": "Which?", "A": "x", "B": "y", "title": ""}\n')
+    options = {"index": f"{small_index}/index", "exam": str(exam), "output": str(tmp_path / "run")}
+    with pytest.raises(InputError, match=message):
+        evaluate_or_retrieve(EvaluateOptions(evaluate=True, **options, **wrong))
+    assert not (tmp_path / "run/retrieval.parquet").exists()
 
 
 def test_an_exam_without_gold_articles_cannot_be_evaluated(tmp_path, small_index):

@@ -292,6 +292,20 @@ def test_a_later_corpus_and_removed_articles_leave_the_other_shards_alone(tmp_pa
     assert len(passages_of(settings["output"])) == sum(shard["rows"] for shard in before)
 
 
+def test_articles_that_a_killed_run_left_out_stay_left_out(tmp_path, cluster, monkeypatch):
+    articles = [{"title": title, "text": f"{title} is a metal."} for title in ("Iron", "Lead", "Zinc")]
+    write_jsonl(tmp_path / "a.jsonl", articles)
+    (tmp_path / "gone.txt").write_text("Lead\n")
+    output, given = str(tmp_path / "run"), {"corpus": (str(tmp_path / "a.jsonl"),)}
+    with monkeypatch.context() as patched:
+        patched.setattr("sciqa.corpus.passages._run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_passages(CorpusOptions(output=output, remove=str(tmp_path / "gone.txt"), **given))
+    assert build_passages(CorpusOptions(output=output)).details["removed"] == 1
+    assert [row["title"] for row in passages_of(output)] == ["Iron", "Zinc"]
+    assert build_passages(CorpusOptions(output=output, **given)).details["removed"] == 0
+
+
 def test_text_and_pdf_files_are_an_article_each(tmp_path, cluster):
     folder = tmp_path / "papers"
     folder.mkdir()

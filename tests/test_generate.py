@@ -426,6 +426,17 @@ def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     assert [each.fault for each in long] == ["too-long"]
 
 
+def test_passages_that_are_not_those_of_the_manifest_are_not_written_from(indexed, tmp_path):
+    options = tiny_options(indexed, tmp_path, kind="instructions")
+    parts, _ = generate_parts(options)
+    Path(parts[1].path).write_bytes(Path(parts[0].path).read_bytes())
+    template = read_passage_template(None, options.kind)
+    worker = WriteCandidates(options, (template.text, template.name))
+    assert worker({"part": parts[0]._asdict()})["passages"] == 2
+    with pytest.raises(InputError, match=f"^{parts[1].path}: not the passages that the manifest names; delete this"):
+        worker({"part": parts[1]._asdict()})
+
+
 def lora_folder(folder, model, **record):
     """Write a LoRA adapter with random weights, which changes what the model says, and its record."""
     torch.manual_seed(1)

@@ -1,6 +1,7 @@
 """Embedding and index building, on real models."""
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_li
 from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.run import RunExamOptions, check_run_passages
 
 MINILM = "all-MiniLM-L6-v2"
 
@@ -112,6 +114,43 @@ def test_index_builds_a_damaged_shard_again(indexed, name, kind):
     spoil(path, kind)
     assert build_index(options).details == {"built": 1, "kept": 1}
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "verify"),
+    [
+        ("index.faiss", "same size", False),
+        ("vectors.npy", "same size", False),
+        ("vectors.npy", "same size and time", True),
+    ],
+)
+def test_a_stopped_repair_of_a_shard_is_made_up_for(indexed, monkeypatch, name, kind, verify):
+    options = IndexOptions(**indexed)
+    path = Path(options.index, "00000-00001", name)
+    before = path.read_bytes()
+    spoil(path, kind)
+    with monkeypatch.context() as patched:
+        patched.setattr("sciqa.retrieval.index._embed", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_index(replace(options, verify=verify))
+    assert build_index(options).details == {"built": 1, "kept": 1}
+    assert path.read_bytes() == before
+
+
+def test_passages_longer_than_the_embedder_reads_are_not_indexed(tmp_path, indexed):
+    folder = shutil.copytree(indexed["embedder"], tmp_path / "short")
+    about = json.loads((folder / "sentence_bert_config.json").read_text())
+    given = {"output": indexed["output"], "embedder": str(folder), "index": str(tmp_path / "other")}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(about | {"max_seq_length": 8}))
+    said = r"00000-00000.parquet: passage '\w+' has \d+ tokens, but .*short reads no more than 8; run `sciqa corpus"
+    with pytest.raises(InputError, match=said):
+        build_index(IndexOptions(**given))
+    with pytest.raises(InputError, match=said):
+        check_run_passages(RunExamOptions(**given))
+    # Passages of at most 256 tokens may be longer than this embedder reads, but these are not.
+    (folder / "sentence_bert_config.json").write_text(json.dumps(about | {"max_seq_length": 40}))
+    check_run_passages(RunExamOptions(**given))
+    assert build_index(IndexOptions(**given)).details == {"built": 2, "kept": 0}
 
 
 def test_passages_that_are_not_those_of_the_manifest_are_not_embedded(indexed):

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from sciqa.ask import AskOptions
 from sciqa.ask.answerer import check_answerer
-from sciqa.core import hashes, storage, tables
+from sciqa.core import hashes, shared_folders, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
@@ -93,6 +93,19 @@ def test_passages_of_a_copied_run_that_have_changed_are_indexed_too(tmp_path, in
     build_passages(CorpusOptions(**corpus, **indexed))
     find_run_passages(RunExamOptions(**indexed))
     assert storage.read_json(manifest)["rows"] == 4
+
+
+def test_passages_that_are_being_made_anew_are_finished_before_their_index_is_used(tmp_path, indexed):
+    more, options = tmp_path / "more.jsonl", RunExamOptions(shard_passages=2, **indexed)
+    more.write_text('{"title": "Lead"}\n')
+    with pytest.raises(InputError, match="row 1: no column 'text'"):
+        build_passages(CorpusOptions(corpus=(str(tmp_path / "articles.jsonl"), str(more)), shard_passages=2, **indexed))
+    with pytest.raises(InputError, match="row 1: no column 'text'"):
+        find_run_passages(options)
+    write_jsonl(more, [{"title": "Lead", "text": "Lead is heavy. It is grey."}])
+    check_run_passages(options)
+    find_run_passages(options)
+    assert storage.read_json(f"{options.index}/manifest.json")["rows"] == 4
 
 
 def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed):
@@ -337,6 +350,56 @@ def test_contexts_that_are_replaced_while_they_are_read_leave_no_answers(indexed
     assert not Path(options.folder).exists()
     assert not Path(indexed["output"], "submissions").exists()
     assert "kept" not in predict(options).made
+
+
+@pytest.mark.parametrize("step", ["contexts", "evaluate"])
+def test_an_index_that_is_built_anew_while_it_is_searched_leaves_nothing(indexed, exam, monkeypatch, step):
+    module = importlib.import_module(f"sciqa.retrieval.{step}")
+    run_query_workers, options = module.run_query_workers, RetrieveOptions(exam=exam, **indexed)
+
+    def replaced(*given, **more):
+        yield from run_query_workers(*given, **more)
+        build_index(IndexOptions(vector_type="float16", **indexed))
+
+    function = retrieve if step == "contexts" else module.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_query_workers", replaced)
+        with pytest.raises(InputError, match=r"index: built anew while it was searched.*; run this step again"):
+            function(options)
+    made = Path(options.contexts) if step == "contexts" else Path(options.output, "retrieval.parquet")
+    assert not made.exists()
+    assert "kept" not in function(options).made
+    assert made.exists()
+
+
+def test_contexts_that_were_written_on_other_nodes_are_not_taken_for_finished(indexed, exam, monkeypatch):
+    options = RetrieveOptions(exam=exam, **indexed)
+    monkeypatch.setattr("sciqa.retrieval.contexts.run_query_workers", lambda *given, **more: iter(()))
+    with pytest.raises(InputError, match=r"contexts: 1 of 1 shards, written on other nodes, are not seen here"):
+        retrieve(options)
+    assert not tables.is_finished_table(options.contexts)
+
+
+def test_every_folder_of_a_run_is_seen_by_all_nodes(tmp_path, monkeypatch):
+    (tmp_path / "private").mkdir()
+    asked = []
+
+    def find_blind_nodes(path, nodes):
+        asked.append(path)
+        return [node["NodeManagerAddress"] for node in nodes if tmp_path / "private" in path.parents]
+
+    monkeypatch.setattr(shared_folders, "find_blind_nodes", find_blind_nodes)
+    others, output = [{"NodeID": "b", "NodeManagerAddress": "10.0.0.2"}], str(tmp_path / "run")
+    shared_folders.check_shared_folders(RetrieveOptions(output=output, passages="/proc/self"), others)
+    # The passages, which cannot be written, are asked for themselves; index and contexts are in the output folder.
+    assert [asked[0].parent, asked[1:]] == [tmp_path / "run", [Path("/proc/self")]]
+    private = str(tmp_path / "private/new/contexts")
+    with pytest.raises(InputError, match=f"^--contexts {private}: a folder of this machine, .* 10.0.0.2 do not see; "):
+        shared_folders.check_shared_folders(RetrieveOptions(output=output, contexts=private), others)
+    with pytest.raises(InputError, match=f"^--train-contexts {private}: "):
+        shared_folders.check_shared_folders(FinetuneOptions(output=output, train_contexts=private), others)
+    assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+    shared_folders.check_shared_folders(RetrieveOptions(output=output, contexts=private), [])
 
 
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):

@@ -1,5 +1,7 @@
 """Sharded search against one FAISS index over all vectors."""
 
+from functools import partial
+
 import bm25s
 import faiss
 import numpy as np
@@ -159,6 +161,21 @@ def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_
     assert found >= 0.95
     np.testing.assert_allclose(hits.scores, (queries[:, None] * unit_vectors[hits.rows]).sum(axis=2), atol=1e-5)
     assert (np.diff(hits.scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "reason"),
+    [
+        ("Flat", "nprobe=32", "could not set parameter nprobe"),
+        ("HNSW4", "efSerch=9", "could not set parameter efSerch"),
+        ("HNSW4", "efSearch", "could not interpret parameters efSearch"),
+    ],
+)
+def test_search_parameters_that_an_index_has_not_are_refused(tmp_path, unit_vectors, factory, parameters, reason):
+    manifest = make_index(tmp_path, unit_vectors[:40], 2, factory=factory)
+    for opened in (LocalSearch, partial(ShardedSearch, groups=2)):
+        with pytest.raises(InputError, match=rf"--search-parameters {parameters}: .* --factory {factory} \({reason}\)"):
+            opened(str(tmp_path), manifest, parameters=parameters)
 
 
 @pytest.mark.parametrize("factory", ["Flat", pytest.param("IVF32,PQ8", marks=pytest.mark.slow)])

@@ -4,12 +4,14 @@ import bz2
 import codecs
 import csv
 import gzip
+import io
 import json
 import lzma
 import re
 import string
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 from hypothesis import given, settings
@@ -39,6 +41,8 @@ EXTRACTED = (
     b'<doc id="1" url="https://example.org/wiki?curid=1" title="Ice">\nIce\n\nIce is &lt;frozen&gt; water.\n\n</doc>\n'
     b'<doc id="2" url="https://example.org/wiki?curid=2" title="Quotes "x"">\nQuotes "x"\n\nThey are marks.\n\n</doc>\n'
 )
+#: A stream of a dump of which more than its head is read.
+LONG = bz2.compress(DUMP[:-12] + b" " * 300_000)
 PACKED = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -58,11 +62,26 @@ def read(path, tally=None):
     return [(row["title"], row["text"]) for row in rows]
 
 
-def write_pdf(path, *lines, **encrypt):
+def parquet(*names):
+    """The bytes of a Parquet file of one row of text, with these columns."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(["Ice"])] * len(names), names=list(names)), buffer)
+    return buffer.getvalue()
+
+
+def flipped(data, at):
+    """Bytes of which one is another."""
+    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
+
+
+def write_pdf(path, *lines, characters="", **encrypt):
     writer = PdfWriter()
     page = writer.add_blank_page(400, 400)
     font = DictionaryObject({NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")})
     font[NameObject("/BaseFont")] = NameObject("/Helvetica")
+    if characters:
+        font[NameObject("/ToUnicode")] = StreamObject()
+        font["/ToUnicode"].set_data(f"begincmap 1 beginbfchar {characters} endbfchar endcmap".encode())
     fonts = DictionaryObject({NameObject("/F1"): font})
     page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
     stream = StreamObject()
@@ -234,6 +253,12 @@ def test_tables_of_text_are_read_with_their_quotes_and_lines(tmp_path, encoding)
         ("a.tsv", b"title\ttext\nIce\tcaf\xe9\n", "convert it to UTF-8"),
         ("a.jsonl", b'{"title": "Ice", "text": 0}\n', "row 1, column 'text': text expected, 0 found"),
         ("a.jsonl", JSONL + b'{"title": "Ice", "text": "\\ud800"}\n', "row 2, column 'text': half a character"),
+        ("a.csv", b"title,text,text\nIce,a,b\n", "column 'text' stands twice; leave one of them out"),
+        ("a.parquet", parquet("title", "title", "text"), "column 'title' stands twice; leave one of them out"),
+        ("a.jsonl", JSONL + b'{"title": "Ice", "text": "a", "text": "b"}\n', "row 2: not JSON ('text' stands twice"),
+        ("wiki_00", EXTRACTED.replace(b"</doc>\n", b"", 1), "row 6: <doc> begins before </doc> of 'Ice'; extract"),
+        ("wiki_00", EXTRACTED.replace(b"frozen", b"fro\xe9en"), "row 4, byte 15: not UTF-8; convert it to UTF-8"),
+        ("a.xml.bz2", LONG + flipped(bz2.compress(DUMP[-12:]), 30), "its last bz2 stream is damaged"),
         ("a.jsonl.gz", gzip.compress(JSONL + b"[1]\n", mtime=0), "row 2: an object"),
         ("a.txt.gz", gzip.compress(b"Ice" * 999, mtime=0)[:-9], "a.txt.gz: cannot be read, damaged or cut off"),
         ("a.txt.zst", b"nothing", "a.txt.zst: cannot be read, damaged or cut off"),
@@ -313,6 +338,17 @@ def test_joining_lines_neither_drops_nor_moves_a_digit_or_sign(words):
     joined = pdf.join_pdf_lines(page)
     assert re.findall(r"\d+|[+.]", joined) == re.findall(r"\d+|[+.]", page)
     assert joined.replace(" ", "").replace("-", "") == "".join(words).replace("-", "")
+
+
+def test_half_a_character_of_a_pdf_is_replaced(tmp_path):
+    write_pdf(tmp_path / "Ice.pdf", "Ice X.", characters="<58> <D83D>")
+    ((title, text),) = read(tmp_path)
+    assert (title, text) == ("Ice", "Ice \ufffd.")
+
+
+def test_a_path_that_cannot_be_looked_up_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"aaa: cannot be reached \("):
+        read(tmp_path / ("a" * 300))
 
 
 def test_a_pdf_without_end_or_of_too_much_memory_is_left_out(tmp_path, monkeypatch):

@@ -153,6 +153,14 @@ def passages(tmp_path, cluster):
     return output
 
 
+def test_passages_that_are_not_those_of_the_manifest_are_not_trained_on(passages):
+    shards = tables.read_table_manifest(f"{passages}/passages", "corpus")["shards"]
+    first, second = (Path(f"{passages}/passages", f"{shard['name']}.parquet") for shard in shards[:2])
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=f"^{second}: not the passages that the manifest names; delete this file"):
+        make_embedder(EmbedderOptions(output=passages, method="cbow", **SMALL))
+
+
 @pytest.mark.parametrize("method", ["skip-gram", "cbow"])
 def test_trained_vectors_are_those_of_word2vec(passages, method):
     made = make_embedder(EmbedderOptions(output=passages, method=method, sif=1e-2, seed=3, **SMALL | {"epochs": 9}))

@@ -140,6 +140,18 @@ def test_a_holder_on_another_machine_is_gone_when_it_shows_no_life(s3, monkeypat
         assert not storage.path_exists(other)
 
 
+@pytest.mark.parametrize("elsewhere", ["space", "boot", "host"])
+def test_a_holder_is_told_dead_by_its_number_only_where_that_counts(s3, elsewhere):
+    folder, other = f"s3://bucket/{elsewhere}/contexts", f"s3://bucket/{elsewhere}/.contexts.lock-other"
+    dead = locks._holder() | {"started": 0.0}
+    storage.write_json(other, dead | {elsewhere: "another"})
+    with pytest.raises(InputError, match="is writing there"), lock(folder):
+        pass
+    storage.write_json(other, dead)
+    with lock(folder):
+        assert not storage.path_exists(other)
+
+
 def test_a_holder_on_s3_shows_that_it_lives(s3, monkeypatch):
     monkeypatch.setattr(locks, "BEAT", 0.01)
     before = len(s3.read_text())

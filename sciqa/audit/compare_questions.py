@@ -11,6 +11,7 @@ from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTIO
 from sciqa.audit.words import ExamWords, question_word_texts, question_words, split_words
 from sciqa.core import storage, tables
 from sciqa.corpus.articles import ArticleCounts, read_articles
+from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_key import question_key
 from sciqa.retrieval.embedder import embedder_one_by_one
@@ -127,10 +128,11 @@ def compare_question_cosines(vector: np.ndarray, others: np.ndarray) -> list[flo
 
 def _texts(part: dict, tally: ArticleCounts) -> Iterator[tuple[tuple[str, str, str], str]]:
     """Yield the place (source, name, title) and the text of each passage or article of a part; count the articles."""
-    if part.get("path"):
-        for batch in tables.open_parquet(part["path"]).iter_batches(TEXTS, columns=["passage_id", "title", "text"]):
-            for passage in batch.to_pylist():
-                yield ("", passage["passage_id"], passage["title"]), passage["text"]
+    if path := part.get("path"):
+        content = part.get("content")
+        table = read_passage_shard(path, content) if content else tables.read_table(path)
+        for passage in tables.table_rows(table.select(["passage_id", "title", "text"])):
+            yield ("", passage["passage_id"], passage["title"]), passage["text"]
     for piece in part.get("pieces") or ():
         for article in read_articles(**piece, tally=tally):
             yield ("", piece["path"], article["title"]), article["text"]

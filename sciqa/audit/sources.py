@@ -40,7 +40,7 @@ class TextSource(NamedTuple):
     Attributes:
         name: name for messages.
         identity: hash of what they are made from.
-        parts: a task's work each: `path` of a shard of passages, or `pieces` of a corpus.
+        parts: a task's work each: `path` of a shard, of passages with `content`, its hash, or `pieces` of a corpus.
     """
 
     name: str
@@ -134,8 +134,9 @@ def find_text_source(options: AuditOptions) -> TextSource | None:
     passages = options.passages or storage.join_paths(options.output, "passages")
     if options.passages or (options.index is None and tables.is_finished_table(passages)):
         manifest = tables.read_table_manifest(passages, "corpus", PASSAGES_FORMAT)
-        found = [{"path": storage.join_paths(passages, f"{shard['name']}.parquet")} for shard in manifest["shards"]]
         contents = [shard["content"] for shard in manifest["shards"]]
+        paths = [storage.join_paths(passages, f"{shard['name']}.parquet") for shard in manifest["shards"]]
+        found = [{"path": path, "content": each} for path, each in zip(paths, contents, strict=True)]
         return TextSource("passages", hashes.fingerprint(sorted(contents)), found)
     index = options.index or storage.join_paths(options.output, "index")
     if options.index is None and not storage.path_exists(storage.join_paths(index, MANIFEST)):

@@ -9,10 +9,8 @@ import socket
 import sys
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -27,6 +25,7 @@ from sciqa.core.device import Device, device_cpus
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RayOptions, RunOptions
 from sciqa.core.progress import progress_lines
+from sciqa.core.shared_folders import check_shared_folders
 
 if TYPE_CHECKING:  # its import takes most of a second, which a small stage does without
     from ray.data import Dataset
@@ -50,7 +49,7 @@ def connect_cluster(options: RayOptions) -> None:
     """Connect this process to Ray, once. Ray is started on this machine if none runs.
 
     Raises:
-        InputError: no cluster at the address, no room in it for a task, or nodes that do not see the output folder.
+        InputError: no cluster at the address, no room in it for a task, or nodes that do not see a folder of the run.
     """
     if not ray.is_initialized():
         # At its default level, Ray's core warns about constructor arguments that Ray Data itself passes.
@@ -77,7 +76,8 @@ def connect_cluster(options: RayOptions) -> None:
         if threading.current_thread() is threading.main_thread():  # that of Ray prints the stack and aborts
             signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         wait_for_cluster_room({"CPU": 1})
-        _check_shared(options.output)
+        here = ray.get_runtime_context().get_node_id()
+        check_shared_folders(options, [node for node in _nodes() if node["NodeID"] != here])
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -186,44 +186,6 @@ def _node_on_its_way() -> bool:
         return bool(status.pending_launches or status.pending_nodes)
     report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
     return bool(report.get("pending_launches") or report.get("pending_nodes"))
-
-
-def _check_shared(output: str) -> None:
-    """Raise `InputError` if a node does not see the folder that this process writes to."""
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in _nodes() if node["NodeID"] != here]
-    if "://" in output or not others:
-        return
-    marker = Path(output, f".shared-{uuid.uuid4().hex}")
-
-    @ray.remote(num_cpus=0)
-    def sees(path: str) -> bool:  # nested, so that it is pickled whole: a node may have no sciqa yet
-        return Path(path).exists()
-
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error}); pass --output a folder that can") from error
-    try:
-        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
-        asked = [sees.options(scheduling_strategy=place).remote(str(marker)) for place in places]
-        blind = [node["NodeManagerAddress"] for node, seen in zip(others, asked, strict=True) if _is_false(seen)]
-    finally:
-        marker.unlink()
-    if blind:
-        raise InputError(
-            f"--output {output}: a folder of this machine, which the nodes {', '.join(sorted(set(blind)))} do not see; "
-            "pass a folder that all nodes mount, or a URI such as s3://bucket/run"
-        )
-
-
-def _is_false(answer: ray.ObjectRef) -> bool:
-    """Whether a node answers no; a node that has left meanwhile does not count."""
-    try:
-        return not ray.get(answer)
-    except ray.exceptions.RayError:
-        return False
 
 
 def cluster_queue() -> Queue:

@@ -111,7 +111,8 @@ def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
                 holder = json.loads(stream.read())
         except (OSError, ValueError):  # just released, or being written
             continue
-        gone = not _is_here(holder) if holder.get("host") == socket.gethostname() else now - beaten > LOST * 1e9
+        mine_too = all(holder.get(name) == value for name, value in _place().items())
+        gone = not _is_here(holder) if mine_too else now - beaten > LOST * 1e9
         if not gone:
             raise _refusal(folder, json.dumps(holder))
         with contextlib.suppress(OSError):
@@ -119,11 +120,20 @@ def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
 
 
 def _holder() -> dict:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return _place() | {"pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _place() -> dict[str, str]:
+    """Return what tells where a process number counts: machines and containers may have the same host name."""
+    place = {"host": socket.gethostname(), "boot": "", "space": ""}
+    with contextlib.suppress(OSError):  # another system than Linux
+        place["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        place["space"] = str(Path("/proc/self/ns/pid").readlink())
+    return place
 
 
 def _is_here(holder: dict) -> bool:
-    """Whether the process that took a lock still runs on this machine."""
+    """Whether the process that took a lock here, as `_place` tells, still runs."""
     try:
         return psutil.Process(holder["pid"]).create_time() == holder["started"]
     except (psutil.NoSuchProcess, KeyError):

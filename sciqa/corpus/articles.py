@@ -5,7 +5,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from io import TextIOWrapper
 from pathlib import PurePosixPath
 from typing import TypedDict
 from urllib.parse import quote
@@ -20,6 +19,7 @@ from sciqa.corpus import wikimedia as dump
 from sciqa.corpus.corpus_files import (
     COMPRESSIONS,
     LARGEST,
+    Source,
     decode_corpus_file,
     is_hidden_corpus_file,
     kind_of_corpus_file,
@@ -91,7 +91,8 @@ def find_article_files(corpus: tuple[str, ...], left_out: dict[str, str] | None 
 
 def _find_files(path: str, left_out: dict[str, str]) -> list[tuple[str, list]]:
     filesystem, inner = storage.resolve_storage(path)
-    info = filesystem.get_file_info(inner)
+    with storage.storage_errors(path, "reached"):
+        info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{path}: no such file or folder")
     if info.type == fs.FileType.File:
@@ -284,6 +285,15 @@ def _read_pdf(path: str, tally: ArticleCounts) -> Iterator[list[dict]]:
     yield [{"title": title or _stem(path), "section": "", "text": text, "url": path}]
 
 
+def _text_lines(path: str, file: Source) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file in UTF-8 with their numbers, from 1."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield number, line.decode().replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}, row {number}, byte {error.start + 1}: not UTF-8; convert it to UTF-8") from error
+
+
 def _read_extracted(path: str) -> Iterator[list[dict]]:
     """Yield the articles of a file that wikiextractor wrote, in <doc> elements or as JSON lines."""
     with open_corpus_file(path) as file:
@@ -293,8 +303,12 @@ def _read_extracted(path: str) -> Iterator[list[dict]]:
         return
     article: dict | None = None
     with open_corpus_file(path) as file:
-        for number, line in enumerate(TextIOWrapper(file, "utf-8", "strict"), 1):
+        for number, line in _text_lines(path, file):
             if found := DOCUMENT.fullmatch(line):
+                if article:
+                    raise InputError(
+                        f"{path}, row {number}: <doc> begins before </doc> of {article['title']!r}; extract it again"
+                    )
                 article = {"title": html.unescape(found[2]), "section": "", "text": [], "url": html.unescape(found[1])}
             elif article is None and line.strip():
                 raise InputError(f"{path}, row {number}: <doc id=…> expected, as wikiextractor writes it")

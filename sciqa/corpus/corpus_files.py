@@ -71,9 +71,11 @@ def kind_of_corpus_file(path: str) -> tuple[str, str]:
 def list_corpus_files(folder: str) -> list[tuple[str, list]]:
     """Return all files below a folder, sorted, each with [size in bytes, modification time in ns]."""
     filesystem, inner = storage.resolve_storage(folder)
+    with storage.storage_errors(folder, "listed"):
+        entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
     return sorted(
         (storage.join_paths(folder, entry.path[len(inner) :].lstrip("/")), [entry.size, entry.mtime_ns])
-        for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+        for entry in entries
         if entry.type != fs.FileType.Directory
     )
 

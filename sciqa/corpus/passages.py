@@ -53,7 +53,7 @@ def build_passages(options: CorpusOptions) -> Summary:
     if manifest is None:
         left_out: dict[str, str] = {}
         sources = check_passage_sources(options, left_out)
-        removed = _read_titles(options.remove) if options.remove else []
+        removed = _removed_titles(options)
         with lock(options.passages):
             manifest, kept = _fill(options, sources, left_out, removed)
     return Summary("corpus", options.passages, _made(manifest, kept), time.monotonic() - started, manifest)
@@ -70,7 +70,7 @@ def _fill(
     if not (kept := manifest.get("inputs") == inputs):
         paths = [path for path, _ in sources]
         _check_sources(options, paths)
-        about = {"corpus": _corpus_of(options), "sources": paths}
+        about = {"corpus": _corpus_of(options), "sources": paths, "remove": removed}
         storage.write_json(tables.table_records_path(options.passages, CORPUS), about)
         storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
         cluster.connect_cluster(options)
@@ -141,10 +141,18 @@ def check_passage_tokens(options: ChunkingOptions) -> None:
 
 def _corpus_of(options: CorpusOptions) -> tuple[str, ...]:
     """Return the requested corpus; by default that of passages already begun in the folder, else `demo`."""
+    return options.corpus or tuple(_begun_with(options).get("corpus", ("demo",)))
+
+
+def _begun_with(options: CorpusOptions) -> dict:
+    """Return the record of what passages in the folder were begun from, {} if there is none or a corpus is named."""
     begun = tables.table_records_path(options.passages, CORPUS)
-    if options.corpus is not None or not storage.path_exists(begun):
-        return options.corpus or ("demo",)
-    return tuple(storage.read_json(begun)["corpus"])
+    return storage.read_json(begun) if options.corpus is None and storage.path_exists(begun) else {}
+
+
+def _removed_titles(options: CorpusOptions) -> list[str]:
+    """Return the titles of articles to leave out; by default, with the corpus, those of passages already begun."""
+    return _read_titles(options.remove) if options.remove else _begun_with(options).get("remove", [])
 
 
 def _read_titles(path: str) -> list[str]:

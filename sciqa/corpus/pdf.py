@@ -36,7 +36,13 @@ def read_pdf(data: bytes) -> tuple[str, str]:
     found = json.loads(done.stdout)
     if "error" in found:
         raise ValueError(found["error"])
-    return found["title"].strip(), join_pdf_lines("\n".join(found["pages"]))
+    title, text = map(_whole_characters, (found["title"], "\n".join(found["pages"])))
+    return title.strip(), join_pdf_lines(text)
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text with U+FFFD for each half of a surrogate pair without the other, which is no character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def join_pdf_lines(text: str) -> str:

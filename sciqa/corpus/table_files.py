@@ -19,7 +19,7 @@ CHUNK = 1 << 18
 
 
 def check_table_file_columns(path: str) -> None:
-    """Raise `InputError` if a Parquet, CSV or TSV file lacks the column `title` or `text`."""
+    """Raise `InputError` if a Parquet, CSV or TSV file lacks `title` or `text`, or has a column of an article twice."""
     if kind_of_corpus_file(path)[0] == "parquet":
         names = tables.open_parquet(path).schema_arrow.names
     else:
@@ -28,6 +28,13 @@ def check_table_file_columns(path: str) -> None:
     for column in ("title", "text"):
         if column not in names:
             raise InputError(f"{path}: no column {column!r}; it has {', '.join(names) or 'none'}")
+    if twice := _repeated_field(names):
+        raise InputError(f"{path}: column {twice!r} stands twice; leave one of them out, or rename it")
+
+
+def _repeated_field(names: list[str]) -> str | None:
+    """Return the first field of an article that stands more than once among names, or None."""
+    return next((field for field in FIELDS if names.count(field) > 1), None)
 
 
 def check_table_file_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iterator[list[dict]]:
@@ -117,9 +124,17 @@ def _csv_rows(file: Source, path: str) -> Iterator[list[str]]:
         raise InputError(f"{path}, row {number}: no row of a {kind.upper()} file ({error})") from error
 
 
+def _fields_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; raise `ValueError` if a field of an article is repeated, since one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs) and (twice := _repeated_field([name for name, _ in pairs])):
+        raise ValueError(f"{twice!r} stands twice in an object")
+    return found
+
+
 def _parse_json_line(path: str, at: int, line: bytes) -> object:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_fields_once)
     except UnicodeDecodeError as error:
         raise InputError(f"{_place(path, at)}, byte {error.start + 1}: not UTF-8") from error
     except ValueError as error:

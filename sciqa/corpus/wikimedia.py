@@ -108,7 +108,7 @@ def _head(path: str) -> bytes:
 def check_whole_wikimedia_dump(path: str) -> None:
     """Raise `InputError` if a dump is not a bz2 file, or its last stream is truncated."""
     filesystem, inner = storage.resolve_storage(path)
-    with filesystem.open_input_file(inner) as file:
+    with storage.storage_errors(path, "read"), filesystem.open_input_file(inner) as file:
         if not STREAM.match(file.read(MAGIC_BYTES)):
             raise InputError(f"{path}: not a bz2 file; a dump pages-articles*.xml.bz2 expected")
         file.seek(max(0, file.size() - 16 * CHUNK))
@@ -116,7 +116,10 @@ def check_whole_wikimedia_dump(path: str) -> None:
     streams = list(STREAM.finditer(tail))
     if streams:
         stream = bz2.BZ2Decompressor()
-        last = stream.decompress(tail[streams[-1].start() :])
+        try:
+            last = stream.decompress(tail[streams[-1].start() :])
+        except (OSError, EOFError) as error:
+            raise InputError(f"{path}: its last bz2 stream is damaged ({error}); fetch it again") from error
         if not stream.eof or not last.rstrip().endswith(b"</mediawiki>"):
             raise InputError(f"{path}: cut off before its last line, </mediawiki>; fetch it again")
 

@@ -1,5 +1,6 @@
 """Workers that turn passages into candidates: ask for replies, parse them, and look for faults of each alone."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ from sciqa.core import storage, tables
 from sciqa.core.device import Device
 from sciqa.corpus import dedup
 from sciqa.corpus.chunking import titled_chunk
+from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.generate.filters import filter_option_order, filter_question, filter_repeat_text
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.passage_template import PassageTemplate
@@ -26,12 +28,18 @@ class CandidatePart(NamedTuple):
         path: path of the shard.
         first: first row.
         last: row after the last one.
+        content: hash of the shard's rows in the manifest of the passages; "" if the shard is not one of passages.
     """
 
     number: int
     path: str
     first: int
     last: int
+    content: str = ""
+
+
+#: The shard that a worker process read last, of which several parts are taken.
+_last_shard = lru_cache(1)(read_passage_shard)
 
 
 def candidates_path(folder: str, part: int) -> str:
@@ -78,7 +86,8 @@ class WriteCandidates:
     def __call__(self, row: dict) -> dict:
         """Write the candidates of the part `row["part"]`, and return their number."""
         part, options = CandidatePart(**row["part"]), self.options
-        passages = tables.read_table_rows(part.path, part.first, part.last, list(PASSAGE))
+        shard = _last_shard(part.path, part.content).select(PASSAGE)
+        passages = shard.slice(part.first, part.last - part.first).to_pylist()
         asked = [passage for passage in passages for _ in range(options.per_passage)]
         names = [f"{passage['passage_id']}-{draw}" for passage in passages for draw in range(options.per_passage)]
         prompts = [self.template.render_passage(passage, options.choices) for passage in asked]

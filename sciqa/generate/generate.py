@@ -116,7 +116,8 @@ def generate_parts(options: GenerateOptions) -> tuple[list[CandidatePart], str]:
         left -= rows
         for first in range(0, rows, options.part_passages):
             path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
-            parts.append(CandidatePart(len(parts), path, first, min(first + options.part_passages, rows)))
+            last = min(first + options.part_passages, rows)
+            parts.append(CandidatePart(len(parts), path, first, last, shard["content"]))
     return parts, hashes.fingerprint([shard["content"] for shard in manifest["shards"]])
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import tables
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, tokenizer_of_model_files
@@ -22,6 +22,7 @@ from sciqa.retrieval.index import (
     check_index_embedder,
     check_index_prefix,
     index_identity,
+    is_same_index,
     read_index_manifest,
 )
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
@@ -56,7 +57,8 @@ def retrieve(options: RetrieveOptions) -> Summary:
     `evidence` has an entry per option; see `sciqa.retrieval.evidence.find_evidence`.
 
     Raises:
-        InputError: a bad exam, no index, an index of another embedding model, or one whose files were changed.
+        InputError: a bad exam, no index, an index of another embedding model, or one whose files were changed, also
+            while it was searched.
     """
     exam = open_exam(options, write=False)
     if options.context != "given":
@@ -129,12 +131,32 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
     missing = sorted(set(range(exam.shards)) - set(finished))
     more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
     rows.extend(run_query_workers(FindContexts, exam, options, index, missing, **more))
+    _check_filled(options, exam, folder, inputs)
     gold = sum(row["gold"] for row in rows)
     recall = sum(row["found"] for row in rows) / gold if gold else None
     manifest = {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
     manifest |= {"questions": exam.questions, "recall": recall}
     tables.finish_table(folder, manifest)
     return manifest, False
+
+
+def _check_filled(options: FindOptions, exam: Exam, folder: str, inputs: dict) -> None:
+    """Raise `InputError` if shards were written where this process does not see them, or the index has been replaced.
+
+    Contexts of a replaced index are deleted, since some may come from the index that replaced it.
+    """
+    seen = set(storage.list_names(folder))
+    if unseen := sum(tables.table_part_name(part) not in seen for part in range(exam.shards)):
+        raise InputError(
+            f"{folder}: {unseen} of {exam.shards} shards, written on other nodes, are not seen here; pass a folder "
+            "that all nodes mount, or a URI such as s3://bucket/run/contexts"
+        )
+    if not is_same_index(options.index, inputs["index"]):
+        tables.delete_table(folder)
+        raise InputError(
+            f"{options.index}: built anew while it was searched, so the contexts from it in {folder} were deleted; "
+            "run this step again"
+        )
 
 
 def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[QuestionTable, dict]:

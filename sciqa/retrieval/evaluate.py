@@ -12,7 +12,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import open_exam
 from sciqa.retrieval.contexts import retrieve
-from sciqa.retrieval.index import check_index, read_index_manifest
+from sciqa.retrieval.index import check_index, index_identity, is_same_index, read_index_manifest
 from sciqa.retrieval.options import EvaluateOptions, Query, RetrieveOptions
 from sciqa.retrieval.queries import QueryRanker, run_query_workers
 from sciqa.retrieval.search import fuse_search_hits
@@ -38,7 +38,9 @@ SCHEMA = pa.schema(
     [("dense", pa.list_(pa.string())), ("words", pa.list_(pa.string())), ("questions", pa.int64())]
     + [(f"recall_at_{k}", pa.float64()) for k in CUTS]
     + [("mrr", pa.float64()), ("ndcg_at_10", pa.float64())]
+    + [("exam", pa.string()), ("index", pa.string())]
 )
+FIGURES = SCHEMA.names[3:-2]
 
 
 def evaluate_or_retrieve(options: EvaluateOptions) -> Summary:
@@ -49,10 +51,17 @@ def evaluate_or_retrieve(options: EvaluateOptions) -> Summary:
 def evaluate(options: RetrieveOptions) -> Summary:
     """Measure all `SETTINGS` and write the figures to OUTPUT/retrieval.parquet.
 
+    Its columns `exam` and `index` tell by their hashes what was measured.
+
     Raises:
-        InputError: a bad exam or index, or an exam without gold articles or passages.
+        InputError: a bad exam or index, an exam without gold articles or passages, fewer passages than are measured, or
+            a reranker, which is not.
     """
     started = time.monotonic()
+    if options.rerank:
+        raise InputError("--rerank: --evaluate measures the rankings before it; leave it out")
+    if options.depth < max(CUTS):
+        raise InputError(f"--depth: {options.depth} given, at least {max(CUTS)} expected for recall@{max(CUTS)}")
     # Retrieval may be measured on another exam, which must not replace that of the run.
     aside = options.exam and storage.path_exists(storage.join_paths(options.output, "exam.parquet"))
     file = "evaluated.parquet" if aside else "exam.parquet"
@@ -66,12 +75,17 @@ def evaluate(options: RetrieveOptions) -> Summary:
     sums: Counter = Counter()
     for row in run_query_workers(EvaluateRankings, exam, options, index, list(range(exam.shards))):
         sums.update(dict(zip(row["names"], row["sums"], strict=True)))
+    if not sums["gold"]:
+        raise InputError(f"{exam.name}: no question has a title (gold article) or a passage_id to measure retrieval by")
+    measured = {"exam": exam.sha256, "index": index_identity(index)}
+    if not is_same_index(options.index, measured["index"]):
+        raise InputError(f"{options.index}: built anew while it was searched; run this step again")
     rows: list[dict] = []
     for number, (dense, words) in enumerate(SETTINGS):
-        figures = {name: sums[f"{number} {name}"] / max(1, sums["gold"]) for name in SCHEMA.names[3:]}
+        figures = {name: sums[f"{number} {name}"] / sums["gold"] for name in FIGURES}
         rows.append({"dense": dense, "words": words, "questions": int(sums["gold"]), **figures})
     path = storage.join_paths(options.output, "retrieval.parquet")
-    tables.write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    tables.write_table(path, pa.Table.from_pylist([row | measured for row in rows], schema=SCHEMA))
     best = max(rows, key=lambda row: (row["recall_at_5"], row["mrr"]))
     made = f"{len(rows)} settings on {int(sums['gold']):,} questions; best recall@5 {best['recall_at_5']:.3f} by "
     made += " and ".join(f"{kind} {' '.join(best[kind])}" for kind in ("dense", "words") if best[kind])

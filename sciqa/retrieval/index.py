@@ -7,10 +7,17 @@ from sciqa import __version__
 from sciqa.core import cluster, hashes, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_file_bytes, model_file_dimension
+from sciqa.core.model_files import (
+    find_model,
+    model_file_bytes,
+    model_file_dimension,
+    model_file_sequence_length,
+    tokenizer_of_model_files,
+)
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.index_shards import (
@@ -35,7 +42,8 @@ def build_index(options: IndexOptions) -> Summary:
     changed, the vectors of the others are kept.
 
     Raises:
-        InputError: no passages, an existing index of another embedding model, or a factory that FAISS rejects.
+        InputError: no passages, passages longer than the embedder reads, an existing index of another embedding model,
+            or a factory that FAISS rejects.
     """
     started = time.monotonic()
     passages = tables.read_table_manifest(options.passages, "corpus", PASSAGES_FORMAT)
@@ -53,11 +61,13 @@ def build_index(options: IndexOptions) -> Summary:
     if trained is not None:
         finished = files.read_records("shard.json", _keys(shards, trained), before.get("shards", ()))
     missing = [shard for shard in shards if not finished.get(shard["name"])]
-    embedded = files.read_records("embedded.json", _keys(missing, embedding))
+    embedded = files.read_records("embedded.json", keys := _keys(missing, embedding))
     if missing:
         _check_passages(options, shards)
+        check_index_tokens(options, [shard for shard in missing if not embedded[shard["name"]]])
         with lock(options.index):
             storage.check_storage_writable(options.index)
+            _delete_wrong_records(files, keys, embedded)
             storage.delete_path(storage.join_paths(options.index, MANIFEST))
             about = {"model": options.embedder, **built_of, **embedding}
             storage.write_json(storage.join_paths(options.index, "model.json"), about)
@@ -92,6 +102,22 @@ def _read_file(index: str, name: str) -> dict:
     return storage.read_json(path) if storage.path_exists(path) else {}
 
 
+def _delete_wrong_records(files: IndexListing, keys: dict[str, str], embedded: dict[str, dict | None]) -> None:
+    """Delete the records of shards that are built again, unless the shard is embedded as they say.
+
+    Without the manifest, only sizes are compared; so a build that goes on after a stop would take a wrong file for the
+    one that was written. An `embedded.json` of another key stays: the vectors in its shard are hashed before use.
+    """
+
+    def delete(shard: str) -> None:
+        storage.delete_path(storage.join_paths(files.index, shard, "shard.json"))
+        path = storage.join_paths(files.index, shard, "embedded.json")
+        if not embedded[shard] and path in files.found and storage.read_json(path)["key"] == keys[shard]:
+            storage.delete_path(path)
+
+    storage.map_storage(delete, keys)
+
+
 def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
     """Raise `InputError` if the existing index was built or begun from another table without a shard in common."""
     contents = {shard["content"] for shard in shards}
@@ -105,12 +131,35 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
             )
 
 
+def check_index_tokens(options: IndexOptions, shards: list[dict]) -> None:
+    """Raise `InputError` if some shards of passages hold one that is longer than the embedder reads.
+
+    Tokens are counted only where passages may be longer, as when they were made for another embedder.
+    """
+    longest = model_file_sequence_length(options.embedder)
+    made = storage.read_json(tables.table_records_path(options.passages, tables.INPUTS))["inputs"]
+    if not longest or made.get("passage_tokens", 0) <= longest:
+        return
+    tokenizer = tokenizer_of_model_files(options.embedder)
+    for shard in shards:
+        path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
+        rows = tables.read_table(path, ["passage_id", "title", "section", "text"]).to_pylist()
+        texts = [titled_chunk(row["title"], row["section"], row["text"]) for row in rows]
+        for row, tokens in zip(rows, tokenizer.encode_batch(texts), strict=True):
+            if len(tokens.ids) > longest:
+                raise InputError(
+                    f"{path}: passage {row['passage_id']!r} has {len(tokens.ids)} tokens, but {options.embedder} reads "
+                    f"no more than {longest}; run `sciqa corpus --embedder {options.embedder} --passage-tokens "
+                    f"{longest}` with the same --corpus and another --passages, or pass another --embedder"
+                )
+
+
 def finished_index(options: IndexOptions) -> dict | None:
     """Return the manifest of an index that can be used unchanged, whatever passages and factory it was built from.
 
     Return None if there is no finished index, if another version of the program built it, or if it was built from the
-    passages of these options and they have changed since. Passages beside the index are its own: a run that was copied
-    or moved has another path than the manifest says.
+    passages of these options and they have changed since, or are being made anew. Passages beside the index are its
+    own: a run that was copied or moved has another path than the manifest says.
 
     Raises:
         InputError: the index was built with another embedding model, or with another value of a given option.
@@ -129,11 +178,17 @@ def finished_index(options: IndexOptions) -> dict | None:
             )
     check_index_prefix(options, manifest)
     beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
-    if (beside or manifest.get("passages") == options.passages) and tables.is_finished_table(options.passages):
-        shards = tables.read_table_manifest(options.passages, "corpus")["shards"]
-        if [shard.get("content") for shard in shards] != manifest["contents"]:
-            return None
-    return manifest
+    own = beside or manifest.get("passages") == options.passages
+    return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
+
+
+def _have_changed(passages: str, contents: list[str]) -> bool:
+    """Whether passages are begun and not finished, or have other contents; deleted ones have not changed."""
+    if tables.is_finished_table(passages):
+        shards = tables.read_table_manifest(passages, "corpus")["shards"]
+        return [shard.get("content") for shard in shards] != contents
+    begun, finished = (tables.table_records_path(passages, name) for name in (tables.INPUTS, tables.MANIFEST))
+    return storage.path_exists(begun) and not storage.path_exists(finished)
 
 
 def read_index_manifest(index: str) -> dict:
@@ -180,6 +235,12 @@ def _check_format(options: IndexOptions) -> dict:
 def index_identity(manifest: dict) -> str:
     """Return a hash of everything that determines an index: passages, embedding model, factory, formats."""
     return hashes.fingerprint([shard["key"] for shard in manifest["shards"]])
+
+
+def is_same_index(index: str, identity: str) -> bool:
+    """Whether a folder still holds the index of an identity, and it is not being built anew."""
+    manifest = _read_file(index, MANIFEST)
+    return _is_current(manifest) and index_identity(manifest) == identity
 
 
 def options_of_index(options: IndexOptions) -> IndexOptions:

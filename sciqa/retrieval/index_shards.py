@@ -9,6 +9,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import titled_chunk
+from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
 from sciqa.retrieval.vectors import StoredVectors
@@ -33,13 +34,8 @@ class EmbedIndexShard:
         """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
         shard, options, embedding = row["part"], self.options, self.embedding
         path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
-        table = tables.read_table(path)
+        table = read_passage_shard(path, shard["content"])
         rows = table.to_pylist()
-        if hashes.rows_hash(rows) != shard["content"]:
-            raise InputError(
-                f"{path}: not the passages that the manifest names; delete this file, then run `sciqa corpus` with the "
-                "same --corpus, which writes it anew"
-            )
         folder = storage.join_paths(options.index, shard["name"])
         known = _stored_vectors(folder, embedding)
         texts = {row["passage_id"]: titled_chunk(row["title"], row["section"], row["text"]) for row in rows}

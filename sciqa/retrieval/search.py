@@ -10,6 +10,8 @@ import numpy as np
 import ray
 
 from sciqa.core import cluster, storage, worker_loss
+from sciqa.core.errors import InputError
+from sciqa.retrieval.index_shards import empty_shards_index
 from sciqa.retrieval.options import CACHE_BYTES
 from sciqa.retrieval.shard_files import ShardFiles
 
@@ -114,6 +116,22 @@ def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 
     if index.metric_type == faiss.METRIC_L2:
         scores = -scores
     return SearchHits(np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + offset))
+
+
+def check_search_parameters(manifest: dict, parameters: str | None) -> None:
+    """Raise `InputError` if FAISS does not take search parameters for an index, told by an empty one of its factory."""
+    if not parameters:
+        return
+    import faiss
+
+    index = empty_shards_index(manifest["factory"], manifest["shards"][0]["dimension"])
+    try:
+        faiss.ParameterSpace().set_index_parameters(index, parameters)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise InputError(
+            f"--search-parameters {parameters}: not taken by an index of --factory {manifest['factory']} "
+            f"({str(error).rpartition(':')[2].strip()}); leave them out, or give those that FAISS has for it"
+        ) from error
 
 
 class SearchActor:
@@ -227,6 +245,7 @@ class LocalSearch:
         candidates: int = 100,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        check_search_parameters(manifest, parameters)
         self.exact, self.candidates = manifest["factory"] == "Flat", candidates
         self.arguments = (index, manifest, parameters, candidates, cache_bytes)
         self.group = SearchActor(index, _placed(manifest), self.exact, parameters, cache_bytes)
@@ -250,7 +269,7 @@ class ShardedSearch:
     Its shards are spread over `groups` actors; the other arguments are those of `LocalSearch`.
 
     Raises:
-        InputError: no node has the memory of an actor.
+        InputError: no node has the memory of an actor, or FAISS does not take the parameters.
     """
 
     def __init__(
@@ -262,6 +281,7 @@ class ShardedSearch:
         candidates: int = 100,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        check_search_parameters(manifest, parameters)
         placed = _placed(manifest)
         parts = [part for part in np.array_split(np.arange(len(placed)), groups) if len(part)]
         limits = {"max_restarts": worker_loss.MOST, "max_task_retries": worker_loss.MOST}

@@ -19,6 +19,7 @@ from sciqa.core.options import defaults_of
 from sciqa.core.progress import progress_lines
 from sciqa.core.summary import Summary
 from sciqa.corpus.chunking import titled_chunk
+from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.options import EmbedderOptions
 
@@ -154,14 +155,14 @@ def _training(options: EmbedderOptions) -> tuple[dict, Callable[[], "StaticEmbed
     """Return what a trained embedder follows from, and the function that makes it."""
     passages = options.passages
     shards = tables.read_table_manifest(passages, "corpus", PASSAGES_FORMAT)["shards"]
-    paths = [storage.join_paths(passages, f"{shard['name']}.parquet") for shard in shards]
     inputs = _inputs(options) | {"passages": hashes.fingerprint([shard["content"] for shard in shards])}
-    return inputs, lambda: train_static_embedder(options, _texts(paths))
+    return inputs, lambda: train_static_embedder(options, _texts(passages, shards))
 
 
-def _texts(paths: list[str]) -> Iterator[str]:
-    for path in paths:
-        for row in tables.read_table(path, ["title", "section", "text"]).to_pylist():
+def _texts(passages: str, shards: list[dict]) -> Iterator[str]:
+    for shard in shards:
+        table = read_passage_shard(storage.join_paths(passages, f"{shard['name']}.parquet"), shard["content"])
+        for row in tables.table_rows(table.select(["title", "section", "text"])):
             yield titled_chunk(**row)
 
 

@@ -1,0 +1,73 @@
+"""Check that all nodes of a cluster see the folders of a run."""
+
+import contextlib
+import uuid
+from pathlib import Path
+
+import ray
+from pyarrow import fs
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sciqa.core import storage
+from sciqa.core.errors import InputError
+from sciqa.core.options import OutputOptions
+
+#: Options that name folders of tables, which workers read or write.
+FOLDERS = ("output", "passages", "index", "contexts", "train_contexts", "validation_contexts")
+
+
+def check_shared_folders(options: OutputOptions, others: list[dict]) -> None:
+    """Raise `InputError` if a folder of the options is one of this machine that other nodes do not see.
+
+    `others` are the other nodes, as Ray describes them.
+    """
+    for name in FOLDERS if others else ():
+        folder = getattr(options, name, None)
+        if not folder or (name != "output" and folder.startswith(f"{options.output}/")):
+            continue
+        filesystem, inner = storage.resolve_storage(folder)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _check_seen(name, Path(inner), others)
+
+
+def _check_seen(name: str, folder: Path, others: list[dict]) -> None:
+    """Raise `InputError` if other nodes do not see the folder that an option names, by a file that is made in it.
+
+    Of a folder that is not there yet, the nearest folder above it that is there has to be seen. One that cannot be
+    written, as a mount for input alone, has to exist on all nodes.
+    """
+    if name == "output":
+        storage.check_storage_writable(str(folder))
+    there = next(each for each in (folder, *folder.parents) if each.is_dir())
+    marker = there / f".shared-{uuid.uuid4().hex}"
+    with contextlib.suppress(OSError):
+        marker.touch()
+    try:
+        blind = find_blind_nodes(marker if marker.exists() else there, others)
+    finally:
+        marker.unlink(missing_ok=True)
+    if blind:
+        raise InputError(
+            f"--{name.replace('_', '-')} {folder}: a folder of this machine, which the nodes {', '.join(blind)} do not "
+            "see; pass a folder that all nodes mount, or a URI such as s3://bucket/run"
+        )
+
+
+def find_blind_nodes(path: Path, nodes: list[dict]) -> list[str]:
+    """Return the addresses of the nodes on which a path does not exist, sorted."""
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:  # nested, so that it is pickled whole: a node may have no sciqa yet
+        return Path(path).exists()
+
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [sees.options(scheduling_strategy=place).remote(str(path)) for place in places]
+    return sorted({node["NodeManagerAddress"] for node, seen in zip(nodes, asked, strict=True) if _is_false(seen)})
+
+
+def _is_false(answer: ray.ObjectRef) -> bool:
+    """Whether a node answers no; a node that has left meanwhile does not count."""
+    try:
+        return not ray.get(answer)
+    except ray.exceptions.RayError:
+        return False
