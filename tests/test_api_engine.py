@@ -323,12 +323,14 @@ def test_each_failure_is_asked_again(serve, short_waits, failure):
         ("dropped", InputError, r"no answer \(.*[Dd]isconnected.*\)"),
         ("429", InputError, r"no answer \(status 429: slow down\)"),
         ("refused", ApiRefusedError, "a question: refused by .*too long"),
+        ("402", InputError, r"/v1: status 402: no credit is left.*; once that is mended, run the same command"),
     ],
 )
 def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, message):
     client = client_of(serve(fail=lambda *_: failure))
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question")
+    assert raised.type is error
 
 
 def test_a_worker_without_the_key_says_so(monkeypatch):

@@ -364,6 +364,32 @@ def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_pa
     assert set(server.answered.values()) == {1}
 
 
+def test_a_server_without_credit_ends_the_run_and_what_it_refused_is_asked_again(
+    server, indexed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    options = asked_of(server, indexed)
+    writer = ServerWriter(find_writer_server(options)[0], 1, options)
+    titles = dict(zip("abc", REPLIES, strict=True))
+
+    def faults(*names):
+        prompts = [TemplatePrompt("", [], f'Passage from "{titles[name[0]]}"') for name in names]
+        written = writer.write(prompts, list(names), str(tmp_path / "replies"), [None] * len(names))
+        return [each.fault for each in written]
+
+    server.fail = lambda key, attempt: None if "Helium" in key else "402"
+    with pytest.raises(InputError, match="status 402: no credit is left"):
+        faults("a-0", "b-0", "c-0")
+    monkeypatch.setattr("sciqa.generate.server_writer.MOST_REFUSED", 2)
+    server.fail = lambda key, attempt: None if "Helium" in key else "refused"
+    assert faults("b-0", "b-1", "a-1", "c-0") == ["refused", "refused", None, "refused"]
+    with pytest.raises(InputError, match=r"too long.*, as 2 passages in a row; .* run the same command"):
+        faults("a-0", "b-0", "c-0")
+    server.fail = lambda key, attempt: None
+    assert faults("a-0", "a-1", "b-0", "b-1", "c-0") == [None] * 5
+    assert set(server.answered.values()) == {1}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

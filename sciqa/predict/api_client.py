@@ -31,6 +31,8 @@ RETRIES, FIRST_RETRIES = 12, 2
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 #: Numbers of likeliest tokens that servers are asked for: the most that OpenAI's chats give, and that others do.
 LISTED = (20, 5)
+#: Statuses by which a server refuses one request as it is, and may take the next.
+REFUSES = (400, 413, 422)
 #: Question by which a server is tried before a run.
 TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
 #: Suffix of the version, by which some servers answer to a model's plain name: gpt-4o-2024-08-06, name@main.
@@ -177,8 +179,13 @@ class Client:
             )
         if status == 404:
             return InputError(f"--model {model}: not found at {url} (status 404){self._list_models()}")
-        if status is not None and status < 500 and status not in (408, 409, 429):
+        if status in REFUSES:
             return ApiRefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
+        if status is not None and status < 500 and status not in (408, 409, 429):
+            return InputError(
+                f"{url}: status {status}: {self._server_message(error)}; once that is mended, run the same command: "
+                "what has been answered is kept"
+            )
         return InputError(
             f"{url}: no answer ({self._reason(error, status)}) after {self.retries} repeats; when the server answers "
             "again, run the same command: what has been answered is kept"
