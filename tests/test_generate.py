@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -290,6 +291,14 @@ def test_a_reader_finds_what_cannot_be_answered_and_what_is_known(monkeypatch):
     assert checker.faults([], []) == []
 
 
+def test_a_checker_whose_scores_are_no_numbers_rejects_nothing(monkeypatch):
+    broken = types.SimpleNamespace(score=lambda asked, _: [ScoredAnswer(np.array([np.nan, 0.0])) for _ in asked])
+    monkeypatch.setitem(READERS, "broken", lambda: broken)
+    question = {"id": "iron-3", "prompt": "?", "A": "a", "B": "b", "answer": "A"}
+    with pytest.raises(InputError, match=r"question 'iron-3', option A: --checker gives .* nan, .*--precision float32"):
+        QuestionChecker("broken", {}).faults([question], ["text"])
+
+
 def test_a_template_of_the_user_and_what_is_wrong_with_it(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{% block system %}Be brief.{% endblock %}Of {{ title }}: {{ text }} ({{ letters[-1] }})\n")
@@ -450,6 +459,10 @@ def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     assert drawn[0] == drawn[1]
     long = worker.writer.write([TemplatePrompt("", [], "Why? " * 400)], ["a-0"], "")
     assert [each.fault for each in long] == ["too-long"]
+    with torch.no_grad():
+        worker.writer.scorer.model.lm_head.weight.fill_(math.nan)
+    with pytest.raises(InputError, match=r"LlamaForCausalLM: its scores of a next token .*--precision float32"):
+        worker.writer.write([TemplatePrompt("", [], "Why?")], ["a-0"], "")
 
 
 def lora_folder(folder, model, **record):
