@@ -8,6 +8,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sized
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -30,8 +31,8 @@ from sciqa.training.example_files import copy_to_example_file
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
 from sciqa.training.loss import DivergedError
 from sciqa.training.options import NO_SCALER, FinetuneOptions
-from sciqa.training.sharding import sharded_model_figures
-from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments
+from sciqa.training.sharding import sharded_model_figures, sharding_checked
+from sciqa.training.trl_trainers import find_trl_trainer_models, make_trl_trainer, trl_trainer_arguments
 
 #: Part of a Ray Train checkpoint with what the trainer resumes from, by the name that Ray Train itself gives it.
 CHECKPOINT = RayTrainReportCallback.CHECKPOINT_NAME
@@ -69,10 +70,12 @@ def _train(
     dtype = load_dtype(options.precision, device)
     if dtype == torch.float16 and options.zero:
         raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
+    sharding_checked(partial(find_trl_trainer_models, options))
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        examples = [_mapped(path, str(Path(folder, name))) for name, path in (("train", train), ("test", validation))]
+        files = {"train": train, "test": validation}
+        examples = sharding_checked(lambda: [_mapped(path, str(Path(folder, name))) for name, path in files.items()])
         writers = stack.enter_context(contextlib.closing(MetricLoggers(options, context.get_world_rank())))
         given = trl_trainer_arguments(options, folder, context.get_world_size(), dtype, device)
         trainer = make_trl_trainer(options, given | {"eval_on_start": checkpoint is None}, examples, dtype, device)

@@ -3,6 +3,7 @@
 import functools
 import heapq
 import os
+import platform
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,29 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
     return (model if nf4 else model.to(device)), tokenizer
 
 
+def find_trl_trainer_models(options: FinetuneOptions) -> None:
+    """Find the files of the model to train, and of the bases of reward models, on this machine.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    bases = [trl_trainer_reward_base(name) for name in options.rewards if name not in REWARDS]
+    for name in filter(None, [options.model, *bases]):
+        find_model(name)
+
+
+def trl_trainer_reward_base(name: str) -> str | None:
+    """Return the base model of a reward model that is an adapter; None for a whole model.
+
+    Raises:
+        InputError: its folder is not on this machine.
+    """
+    folder = local_model_copy(name)
+    if not folder.is_dir():
+        raise InputError(f"--rewards: {name} is not there on {platform.node()}; put it where all nodes can read it")
+    return read_adapter_record(str(folder))["base"] if Path(folder, ADAPTER_CONFIG).exists() else None
+
+
 def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
@@ -253,10 +277,9 @@ def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> L
     Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
     """
     folder = str(local_model_copy(name))
-    adapted = Path(folder, ADAPTER_CONFIG).exists()
-    base = load_safetensors_folder(find_model(read_adapter_record(folder)["base"])) if adapted else folder
-    model, _ = _load_scoring(base, dtype, device)
-    if adapted:
+    base = trl_trainer_reward_base(name)
+    model, _ = _load_scoring(load_safetensors_folder(find_model(base)) if base else folder, dtype, device)
+    if base:
         model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
     def show_nan(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401 (of any model)
