@@ -5,7 +5,7 @@ import heapq
 import os
 import platform
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import peft
 import torch
 import transformers
 import trl
+from accelerate.data_loader import SeedableRandomSampler
 from torch import nn
 
 from sciqa.core.adapter_files import read_adapter_record
@@ -22,15 +23,17 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
-from sciqa.models.load import load_base, load_safetensors_folder, nf4_load_config
+from sciqa.models.load import load_base, load_safetensors_folder, load_without_weights, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
+from sciqa.training.exam_prompts import Text
 from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
 from sciqa.training.options import LONGEST_CHECKED, SPLITS, FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
 from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, save_sharded_model, shard_while_loading
 
-Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
+Tokenizer = transformers.PreTrainedTokenizerBase
+Loaded = tuple[transformers.PreTrainedModel, Tokenizer]
 
 
 def trl_trainer_arguments(
@@ -89,9 +92,7 @@ def make_trl_trainer(
     with shard_while_loading(given.get("deepspeed")):
         model, tokenizer = _load(options, base, device)
     keep_4bit_sharding(model)
-    if options.chat_format != "auto":
-        path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    _set_chat_format(options, tokenizer)
     kind = {"task_type": "SEQ_CLS"} if options.objective == "reward" else {}
     config = (
         None if full else adapter.adapter_peft_config(model, "causal", options.method, kind | options.peft_fields())
@@ -101,6 +102,8 @@ def make_trl_trainer(
     limit = options.max_length or model.config.get_text_config().max_position_embeddings
     trainer = MAKERS[options.objective](options, given, limit, common, base, device)
     _evaluate_all(trainer)
+    if options.objective != "grpo":  # which samples answers to the same questions several times
+        _draw_whole_batches(trainer, options.batch_size)
     if full and options.zero == 3:
         cast("Any", trainer).save_model = functools.partial(_save_by_parts, trainer)
     # TRL keeps some adapters in 16 bits, in which small changes are lost.
@@ -124,6 +127,25 @@ def _evaluate_all(trainer: transformers.Trainer) -> None:
             trainer.args.dataloader_drop_last = True
 
     cast("Any", trainer).get_eval_dataloader = whole
+
+
+def _draw_whole_batches(trainer: transformers.Trainer, batch_size: int) -> None:
+    """Let each epoch draw as many examples as fill whole batches, others each time.
+
+    Transformers would make a step of the rest, with the whole learning rate. Where there is no rest nothing changes.
+    """
+    rows = len(cast("Sized", trainer.train_dataset))
+    whole = rows // batch_size * batch_size
+    loader = trainer.get_train_dataloader
+
+    def drawn() -> Any:  # noqa: ANN401 (as accelerate's)
+        made: Any = loader()
+        former = made.get_sampler()
+        made.set_sampler(SeedableRandomSampler(former.data_source, num_samples=whole, data_seed=former.initial_seed))
+        return made
+
+    if whole < rows:
+        cast("Any", trainer).get_train_dataloader = drawn
 
 
 def _save_by_parts(trainer: transformers.Trainer, folder: str, _internal_call: bool = False) -> None:
@@ -211,13 +233,37 @@ def _check_prompt_lengths(options: FinetuneOptions, common: dict, most: int) -> 
     for split, name in zip(SPLITS, ("train_dataset", "eval_dataset"), strict=True):
         prompts = common[name]["prompt"]
         for prompt in heapq.nlargest(LONGEST_CHECKED, prompts, key=lambda each: len(str(each))):
-            chat = {"add_generation_prompt": True, "return_dict": False}
-            ids = read(prompt)["input_ids"] if isinstance(prompt, str) else read.apply_chat_template(prompt, **chat)
-            if len(ids) > most:
+            if (length := _prompt_length(read, prompt)) > most:
                 raise InputError(
-                    f"--{split}: {getattr(options, split)} has a prompt of {len(ids)} tokens, and at most {most} leave "
+                    f"--{split}: {getattr(options, split)} has a prompt of {length} tokens, and at most {most} leave "
                     "room for --completion-tokens; pass answers that were given with shorter contexts"
                 )
+
+
+def _prompt_length(tokenizer: Tokenizer, prompt: Text) -> int:
+    """Return the number of tokens of a prompt, as TRL makes them."""
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt)["input_ids"])
+    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+
+def _set_chat_format(options: FinetuneOptions, tokenizer: Tokenizer) -> None:
+    if options.chat_format != "auto":
+        path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+
+
+def packable_trl_examples(options: FinetuneOptions, examples: list[datasets.Dataset]) -> list[datasets.Dataset]:
+    """Return the examples of both splits without those whose prompt alone fills `--max-length`, if they are packed.
+
+    TRL leaves them out by itself where it does not pack; in packed rows they would have nothing to learn.
+    """
+    if not options.packing:
+        return examples
+    limit = cast("int", options.max_length)  # which packing needs
+    tokenizer = load_without_weights(options.model, {}).tokenizer
+    _set_chat_format(options, tokenizer)
+    return [each.filter(lambda row: _prompt_length(tokenizer, row["prompt"]) < limit) for each in examples]
 
 
 MAKERS: dict[Objective, Callable[..., transformers.Trainer]] = {
