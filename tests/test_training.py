@@ -40,6 +40,7 @@ from sciqa.models.options import MergeOptions
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.run_training import RunFinetuneOptions
 from sciqa.training import FinetuneOptions, finetune, ray_train
 from sciqa.training.example_files import example_file_batches, map_example_file, write_example_file
 from sciqa.training.examples import ExampleOrder, Examples
@@ -586,6 +587,30 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, data):
     write_jsonl(untitled, [row | {"title": None} for row in read_exam(data["train"]).to_pylist()])
     with pytest.raises(InputError, match=r"--hide-gold: .*untitled.jsonl has no column `title`"):
         check_before_finetune(tiny_run(data | {"train": str(untitled)}, tmp_path, hide_gold=0.5, max_passages=2))
+
+
+def test_passages_of_training_are_among_those_that_were_found(tmp_path, data, exam_file):
+    check_before_finetune(tiny_run(data, tmp_path, max_passages=5))
+    with pytest.raises(InputError, match=r"--max-passages: 6 given, at most --top-k \(5\) expected"):
+        finetune(tiny_run(data, tmp_path, max_passages=6))
+    contexts = str(tmp_path / "contexts")
+    asked = data | {"train_contexts": contexts, "max_passages": 2}
+    check_before_finetune(tiny_run(asked, tmp_path))  # they may be found later
+    for found, said in (
+        ({"context_sentences": 3}, r"contexts of sentences \(--context-sentences 3\)"),
+        ({"context_tokens": 90}, r"contexts of sentences \(--context-tokens 90\)"),
+        ({"context": "given"}, "--context given, which finds no passages"),
+    ):
+        tables.begin_table(contexts, found, overwrite=True)
+        tables.write_table(tables.table_part_path(contexts, 0), pa.table({"id": ["1"]}))
+        tables.finish_table(contexts, {"inputs": {"top_k": 5} | found})
+        with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
+            check_before_finetune(tiny_run(asked, tmp_path))
+        with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
+            check_before_finetune(RunFinetuneOptions(**vars(tiny_run(data, tmp_path, max_passages=2)) | found))
+        check_before_finetune(tiny_run(asked | {"max_passages": 0}, tmp_path))
+    with pytest.raises(InputError, match=r"--max-passages: 4 given, at most --top-k \(3\)"):
+        check_before_finetune(RunFinetuneOptions(**vars(tiny_run(data, tmp_path, max_passages=4)) | {"top_k": 3}))
 
 
 @pytest.mark.parametrize(
