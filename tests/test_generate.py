@@ -10,6 +10,7 @@ import sys
 import time
 import types
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from sciqa.generate.replies import ReplyError, parse_reply, reply_schema, reply_
 from sciqa.generate.server_writer import ServerWriter, find_writer_server
 from sciqa.models.prompt_template import TemplatePrompt
 from sciqa.predict.api import api_letter_prompt
+from sciqa.predict.api_client import try_client_forms
 from sciqa.predict.readers import READERS
 from sciqa.predict.scored_answers import ScoredAnswer
 
@@ -373,6 +375,22 @@ def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_pa
     assert set(server.answered.values()) == {1}
 
 
+def test_a_model_that_takes_no_temperature_is_given_none(server, indexed, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    server.fail = lambda key, attempt: "refused" if '"max_tokens"' in key else None
+    options = asked_of(server, indexed)
+    with pytest.raises(InputError, match="--temperature: small takes none; leave it out"):
+        find_writer_server(replace(options, temperature=0.7))
+    asked, _ = find_writer_server(options)
+    assert asked.newer
+    writer = ServerWriter(asked, 1, options)
+    assert writer.notes == ["small takes no temperature and no seed: its replies are drawn as it likes"]
+    server.fail = lambda key, attempt: None
+    try_client_forms.cache_clear()
+    plain, _ = find_writer_server(replace(options, temperature=0.7))
+    assert ServerWriter(plain, 1, options).notes == []
+
+
 def test_a_server_without_credit_ends_the_run_and_what_it_refused_is_asked_again(
     server, indexed, tmp_path, monkeypatch
 ):
@@ -539,6 +557,11 @@ def test_a_tiny_model_gives_only_rejects_and_ends(indexed, tmp_path, cluster):
 def test_a_server_checks_the_questions_of_another(server, indexed, cluster):
     options = asked_of(server, indexed, checker="small")
     generate(options)
+    asked = [prompt_of(json.loads(key)) for key in server.answered]
+    written = sum(len(text.split()) for replies in REPLIES.values() for text, _ in replies)
+    counts = tables.read_table_manifest(options.folder, "generate")
+    assert counts["tokens_in"] == sum(len(prompt.split()) for prompt in asked)
+    assert counts["tokens_out"] == written + len(asked) - 15  # a letter for each question that is checked
     expected = {}
     for title, replies in REPLIES.items():
         for draw, (text, fault) in enumerate(replies):

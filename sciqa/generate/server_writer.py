@@ -28,8 +28,8 @@ TRIAL_TOKENS = 16
 #: Passages in a row that a server may refuse; more of them mean that it refuses all, as some do without credit.
 MOST_REFUSED = 20
 MEND_REFUSED = (
-    "once the server takes them (they may be too long for the model, or the credit used up), run the same command: what "
-    "has been answered is kept"
+    "once the server takes them (they may be too long for its model, or the credit used up), run the same command: "
+    "what has been answered is kept"
 )
 #: Forms of schemas that servers are tried with, the strictest first.
 SERVER_FORMS: tuple[SchemaForm, ...] = ("sentences", "fields")
@@ -61,7 +61,7 @@ class ServerWriter:
         self.temperature = (options.temperature or 1.0) if options.draws else 0.0
         self.pool = ThreadPoolExecutor(concurrency)
         self.refused: set[str] = set()  # passages since the last reply
-        self.notes: list[str] = []
+        self.notes = server.notes
 
     def write(
         self, prompts: list[TemplatePrompt], names: list[str], folder: str, schemas: Sequence[dict | None]
@@ -130,6 +130,7 @@ def find_writer_server(options: GenerateOptions) -> tuple[ApiClientServer, Schem
     """
     require_extra("openai", "--engine openai")
     server = try_client_forms(named_api_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
+    server.check_temperature(options.temperature)
     client, found = Client(server, FIRST_RETRIES), replace(server, tokens=options.reply_tokens)
     for form in SERVER_FORMS:
         schema = reply_schema(options.kind, options.choices, form, TRIAL_PASSAGE)

@@ -69,6 +69,17 @@ class ApiClientServer:
     listed: int = 0
     newer: bool = False
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user is told of the server's answers."""
+        said = f"{self.model} takes no temperature and no seed: its replies are drawn as it likes"
+        return [said] * self.newer
+
+    def check_temperature(self, temperature: float | None) -> None:
+        """Raise `InputError` if a temperature is given that the server does not take."""
+        if self.newer and temperature is not None:
+            raise InputError(f"--temperature: {self.model} takes none; leave it out")
+
     def request(self, prompt: str | list[dict[str, str]], seed: int, temperature: float) -> dict[str, Any]:
         """Return the body of a request; that for the likeliest first tokens has neither seed nor temperature.
 
@@ -313,7 +324,9 @@ def find_client_server(options: "PredictOptions") -> ApiClientServer:
     require_extra("openai", "--engine openai")
     tokens = options.tokens_of_answer(options.is_reasoned)
     server = named_api_server(options, options.model, options.prompt != "plain", tokens)
-    return try_client_forms(server, options.logprobs and not options.is_reasoned)
+    found = try_client_forms(server, options.logprobs and not options.is_reasoned)
+    found.check_temperature(options.temperature)
+    return found
 
 
 def named_api_server(options: ApiServerOptions, model: str, chat: bool, tokens: int) -> ApiClientServer:
