@@ -589,28 +589,40 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, data):
         check_before_finetune(tiny_run(data | {"train": str(untitled)}, tmp_path, hide_gold=0.5, max_passages=2))
 
 
-def test_passages_of_training_are_among_those_that_were_found(tmp_path, data, exam_file):
-    check_before_finetune(tiny_run(data, tmp_path, max_passages=5))
+def test_passages_of_training_are_among_those_that_were_found(tmp_path, models):
+    rows = [row | {"context": "A text."} for row in read_exam("direct-validation").slice(0, 4).to_pylist()]
+    splits = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    for number, path in enumerate(splits.values()):
+        write_jsonl(Path(path), rows[2 * number :][:2])
+    contexts = f"{tmp_path}/train/contexts"
+
+    def check(kind=FinetuneOptions, **given):
+        check_before_finetune(kind(**splits, model=models("llama"), output=str(tmp_path), **given))
+
+    def keep(**found):
+        tables.begin_table(contexts, found, overwrite=True)
+        tables.write_table(tables.table_part_path(contexts, 0), pa.table({"id": ["1"]}))
+        tables.finish_table(contexts, {"inputs": found})
+
+    check(max_passages=9)  # which may be found later
+    keep(top_k=5)
+    check(max_passages=5)
     with pytest.raises(InputError, match=r"--max-passages: 6 given, at most --top-k \(5\) expected"):
-        finetune(tiny_run(data, tmp_path, max_passages=6))
-    contexts = str(tmp_path / "contexts")
-    asked = data | {"train_contexts": contexts, "max_passages": 2}
-    check_before_finetune(tiny_run(asked, tmp_path))  # they may be found later
+        check(max_passages=6)
+    with pytest.raises(InputError, match=r"--max-passages: 5 given, at most --top-k \(3\) expected"):
+        check(RunFinetuneOptions, max_passages=5, top_k=3)
     for found, said in (
         ({"context_sentences": 3}, r"contexts of sentences \(--context-sentences 3\)"),
         ({"context_tokens": 90}, r"contexts of sentences \(--context-tokens 90\)"),
         ({"context": "given"}, "--context given, which finds no passages"),
     ):
-        tables.begin_table(contexts, found, overwrite=True)
-        tables.write_table(tables.table_part_path(contexts, 0), pa.table({"id": ["1"]}))
-        tables.finish_table(contexts, {"inputs": {"top_k": 5} | found})
+        keep(**found)
+        check()
+        check(RunFinetuneOptions, max_passages=2)
         with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
-            check_before_finetune(tiny_run(asked, tmp_path))
+            check(max_passages=2)
         with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
-            check_before_finetune(RunFinetuneOptions(**vars(tiny_run(data, tmp_path, max_passages=2)) | found))
-        check_before_finetune(tiny_run(asked | {"max_passages": 0}, tmp_path))
-    with pytest.raises(InputError, match=r"--max-passages: 4 given, at most --top-k \(3\)"):
-        check_before_finetune(RunFinetuneOptions(**vars(tiny_run(data, tmp_path, max_passages=4)) | {"top_k": 3}))
+            check(RunFinetuneOptions, max_passages=2, **found)
 
 
 @pytest.mark.parametrize(

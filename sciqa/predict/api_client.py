@@ -72,8 +72,7 @@ class ApiClientServer:
     @property
     def notes(self) -> list[str]:
         """What the user is told of the server's answers."""
-        said = f"{self.model} takes no temperature and no seed: its replies are drawn as it likes"
-        return [said] * self.newer
+        return [f"{self.model} takes no temperature and no seed: its replies are drawn as it likes"] * self.newer
 
     def check_temperature(self, temperature: float | None) -> None:
         """Raise `InputError` if a temperature is given that the server does not take."""
@@ -190,17 +189,13 @@ class Client:
             )
         if status == 404:
             return InputError(f"--model {model}: not found at {url} (status 404){self._list_models()}")
+        reason, again = self._reason(error, status), "run the same command: what has been answered is kept"
         if status in REFUSES:
-            return ApiRefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
+            return ApiRefusedError(f"{what}: refused by {url} ({reason})")
         if status is not None and status < 500 and status not in (408, 409, 429):
-            return InputError(
-                f"{url}: status {status}: {self._server_message(error)}; once that is mended, run the same command: "
-                "what has been answered is kept"
-            )
-        return InputError(
-            f"{url}: no answer ({self._reason(error, status)}) after {self.retries} repeats; when the server answers "
-            "again, run the same command: what has been answered is kept"
-        )
+            return InputError(f"{url}: {reason}; once that is mended, {again}")
+        said = f"no answer ({reason}) after {self.retries} repeats; when the server answers again, {again}"
+        return InputError(f"{url}: {said}")
 
     def _reason(self, error: "APIError", status: int | None) -> str:
         from openai import APITimeoutError
