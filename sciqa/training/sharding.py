@@ -159,9 +159,9 @@ def sharding_checked(check: Callable[[], Checked]) -> Checked:
         found = check()
     except InputError as error:
         found = error
-    for error in sharding_exchange(found if isinstance(found, InputError) else None):
-        if error is not None:
-            raise error
+    for raised in sharding_exchange(found if isinstance(found, InputError) else None):
+        if raised is not None:
+            raise raised
     return cast("Checked", found)
 
 
