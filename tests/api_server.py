@@ -18,6 +18,8 @@ KEY_NAME, KEY = "SCIQA_TESTS_KEY", "sk-4f1d0c8be2a97"
 LOST = ("429", "500", "dropped", "cut short")
 LACKING = ("half JSON", "a page", "no choices", "no log-probabilities", "NaN")
 FAILURES = LOST + LACKING
+#: Ways to refuse a request: status and message of each.
+REFUSALS = {"refused": (400, "too long"), "402": (402, "no credit is left")}
 
 
 def draw(*named: object) -> int:
@@ -111,8 +113,9 @@ class Handler(BaseHTTPRequestHandler):
         if failure:
             with server.lock:
                 server.failed[failure] += 1
-        if failure == "refused":
-            return self.send({"error": {"message": f"too long, {given}", "code": "context_length_exceeded"}}, 400)
+        if failure in REFUSALS:
+            status, message = REFUSALS[failure]
+            return self.send({"error": {"message": f"{message}, {given}"}}, status)
         if failure == "late":
             time.sleep(4)
         if failure in LOST:

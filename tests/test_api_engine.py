@@ -172,6 +172,16 @@ def test_votes_where_a_server_gives_no_log_probabilities(serve, tmp_path, exam_f
     assert record_usage_summary((1.0, 1.0), usage).endswith(f"; {none} of its answers without a letter")
 
 
+def test_votes_of_a_model_that_takes_no_temperature(serve, tmp_path, exam_file):
+    server = serve(fail=lambda key, attempt: "refused" if '"max_tokens"' in key else None)
+    with pytest.raises(InputError, match="--temperature: small takes none; leave it out"):
+        find_client_server(asked_of(server, tmp_path, exam_file, temperature=0.7))
+    options = asked_of(server, tmp_path, exam_file)
+    reader = ApiReader(**api_arguments(options, str(tmp_path / "answers"), 1))
+    assert reader.notes == ["small takes no temperature and no seed: its replies are drawn as it likes"]
+    assert ApiReader(**api_arguments(asked_of(serve(), tmp_path, exam_file), str(tmp_path / "a"), 1)).notes == []
+
+
 def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, exam_file, monkeypatch):
     monkeypatch.setattr("sciqa.predict.api_client.FIRST_WAIT", 0.01)
     monkeypatch.setenv(KEY_NAME, KEY)
@@ -323,12 +333,14 @@ def test_each_failure_is_asked_again(serve, short_waits, failure):
         ("dropped", InputError, r"no answer \(.*[Dd]isconnected.*\)"),
         ("429", InputError, r"no answer \(status 429: slow down\)"),
         ("refused", ApiRefusedError, "a question: refused by .*too long"),
+        ("402", InputError, r"/v1: status 402: no credit is left.*; once that is mended, run the same command"),
     ],
 )
 def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, message):
     client = client_of(serve(fail=lambda *_: failure))
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question")
+    assert raised.type is error
 
 
 def test_a_worker_without_the_key_says_so(monkeypatch):

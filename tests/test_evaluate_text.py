@@ -104,6 +104,26 @@ def test_an_answer_that_is_the_reference_has_full_marks(tiny_run, tmp_path):
         assert before["similarity"] < 0.999
 
 
+def test_instructions_that_are_too_long_for_a_model_are_told(tiny_run, tmp_path, monkeypatch):
+    tuned = tiny_folder(tmp_path / "other", "llama", max_position_embeddings=64)
+
+    def answer_all(options, folder, rows, model, adapter):
+        writer = options.writer_arguments("cpu", 1) | {"model": model, "adapter": adapter}
+        part = {"number": 0, "rows": rows}
+        WriteTextAnswers(folder, writer, options.embed_on("cpu", 1), "")({"part": part})
+
+    monkeypatch.setitem(evaluate_text.__globals__, "_answer_all", answer_all)
+    texts = ["Why? " * 100, "Name a gas.", "Why? " * 200]
+    write_jsonl(tmp_path / "held.jsonl", [{"instruction": text, "output": "Helium."} for text in texts])
+    made = evaluate_text(EvaluateTextOptions(**tiny_run, tuned=tuned)).made
+    assert made.startswith(
+        "3 instructions answered by llama, tuned-other; 2 of them too long for tuned-other, which counts as an empty "
+    )
+    write_jsonl(tmp_path / "held.jsonl", [{"instruction": text, "output": "Helium."} for text in texts[::2]])
+    with pytest.raises(InputError, match=r"held.jsonl: all 2 instructions are too long for tuned-other .*--reply-tok"):
+        evaluate_text(EvaluateTextOptions(**tiny_run, tuned=tuned))
+
+
 @pytest.mark.slow
 def test_a_base_model_and_what_was_made_of_it(tiny_run, tmp_path, cluster):
     tuned = tiny_folder(tmp_path / "other", "llama", hidden_size=128)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
@@ -214,6 +215,22 @@ def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
     questions = read_exam_questions(path, ["answer="])
     assert questions.table["answer"].to_pylist() == [None]
     assert any("no answers" in note for note in questions.notes)
+
+
+def test_a_table_that_a_step_has_not_finished_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tables.begin_table(f"{tmp_path}/run/questions", {"kind": "questions"})
+    tables.write_table(f"{tmp_path}/run/questions/00000.parquet", pa.Table.from_pylist(GOOD))
+    paths = ["run/questions", "run/questions/", f"{tmp_path}/run/questions", "run/questions/*.parquet"]
+    for path in paths:
+        with pytest.raises(InputError, match=r"run/questions.*: not finished; run the command that writes it"):
+            read_exam(path)
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(InputError, match="questions: not finished"):
+        read_exam("questions")
+    monkeypatch.chdir(tmp_path)
+    tables.finish_table(f"{tmp_path}/run/questions", {})
+    assert [reads(path) for path in paths] == [GIVEN] * 4
 
 
 def test_utf_16_is_named(tmp_path):

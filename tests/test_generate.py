@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ from sciqa.generate.replies import ReplyError, parse_reply, reply_schema, reply_
 from sciqa.generate.server_writer import ServerWriter, find_writer_server
 from sciqa.models.prompt_template import TemplatePrompt
 from sciqa.predict.api import api_letter_prompt
+from sciqa.predict.api_client import try_client_forms
 from sciqa.predict.readers import READERS
 from sciqa.predict.scored_answers import ScoredAnswer
 
@@ -290,6 +293,14 @@ def test_a_reader_finds_what_cannot_be_answered_and_what_is_known(monkeypatch):
     assert checker.faults([], []) == []
 
 
+def test_a_checker_whose_scores_are_no_numbers_rejects_nothing(monkeypatch):
+    broken = types.SimpleNamespace(score=lambda asked, _: [ScoredAnswer(np.array([np.nan, 0.0])) for _ in asked])
+    monkeypatch.setitem(READERS, "broken", lambda: broken)
+    question = {"id": "iron-3", "prompt": "?", "A": "a", "B": "b", "answer": "A"}
+    with pytest.raises(InputError, match=r"question 'iron-3', option A: --checker gives .* nan, .*--precision float32"):
+        QuestionChecker("broken", {}).faults([question], ["text"])
+
+
 def test_a_template_of_the_user_and_what_is_wrong_with_it(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{% block system %}Be brief.{% endblock %}Of {{ title }}: {{ text }} ({{ letters[-1] }})\n")
@@ -364,6 +375,48 @@ def test_a_server_that_lies_and_one_that_takes_no_schema(server, indexed, tmp_pa
     assert set(server.answered.values()) == {1}
 
 
+def test_a_model_that_takes_no_temperature_is_given_none(server, indexed, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    server.fail = lambda key, attempt: "refused" if '"max_tokens"' in key else None
+    options = asked_of(server, indexed)
+    with pytest.raises(InputError, match="--temperature: small takes none; leave it out"):
+        find_writer_server(replace(options, temperature=0.7))
+    asked, _ = find_writer_server(options)
+    assert asked.newer
+    writer = ServerWriter(asked, 1, options)
+    assert writer.notes == ["small takes no temperature and no seed: its replies are drawn as it likes"]
+    server.fail = lambda key, attempt: None
+    try_client_forms.cache_clear()
+    plain, _ = find_writer_server(replace(options, temperature=0.7))
+    assert ServerWriter(plain, 1, options).notes == []
+
+
+def test_a_server_without_credit_ends_the_run_and_what_it_refused_is_asked_again(
+    server, indexed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(KEY_NAME, KEY)
+    options = asked_of(server, indexed)
+    writer = ServerWriter(find_writer_server(options)[0], 1, options)
+    titles = dict(zip("abc", REPLIES, strict=True))
+
+    def faults(*names):
+        prompts = [TemplatePrompt("", [], f'Passage from "{titles[name[0]]}"') for name in names]
+        written = writer.write(prompts, list(names), str(tmp_path / "replies"), [None] * len(names))
+        return [each.fault for each in written]
+
+    server.fail = lambda key, attempt: None if "Helium" in key else "402"
+    with pytest.raises(InputError, match="status 402: no credit is left"):
+        faults("a-0", "b-0", "c-0")
+    monkeypatch.setattr("sciqa.generate.server_writer.MOST_REFUSED", 2)
+    server.fail = lambda key, attempt: None if "Helium" in key else "refused"
+    assert faults("b-0", "b-1", "a-1", "c-0") == ["refused", "refused", None, "refused"]
+    with pytest.raises(InputError, match=r"too long.*, as 2 passages in a row; .* run the same command"):
+        faults("a-0", "b-0", "c-0")
+    server.fail = lambda key, attempt: None
+    assert faults("a-0", "a-1", "b-0", "b-1", "c-0") == [None] * 5
+    assert set(server.answered.values()) == {1}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -424,6 +477,10 @@ def test_a_local_model_writes_the_same_in_any_batch(indexed, tmp_path):
     assert drawn[0] == drawn[1]
     long = worker.writer.write([TemplatePrompt("", [], "Why? " * 400)], ["a-0"], "")
     assert [each.fault for each in long] == ["too-long"]
+    with torch.no_grad():
+        worker.writer.scorer.model.lm_head.weight.fill_(math.nan)
+    with pytest.raises(InputError, match=r"LlamaForCausalLM: its scores of a next token .*--precision float32"):
+        worker.writer.write([TemplatePrompt("", [], "Why?")], ["a-0"], "")
 
 
 def test_passages_that_are_not_those_of_the_manifest_are_not_written_from(indexed, tmp_path):
@@ -511,6 +568,11 @@ def test_a_tiny_model_gives_only_rejects_and_ends(indexed, tmp_path, cluster):
 def test_a_server_checks_the_questions_of_another(server, indexed, cluster):
     options = asked_of(server, indexed, checker="small")
     generate(options)
+    asked = [prompt_of(json.loads(key)) for key in server.answered]
+    written = sum(len(text.split()) for replies in REPLIES.values() for text, _ in replies)
+    counts = tables.read_table_manifest(options.folder, "generate")
+    assert counts["tokens_in"] == sum(len(prompt.split()) for prompt in asked)
+    assert counts["tokens_out"] == written + len(asked) - 15  # a letter for each question that is checked
     expected = {}
     for title, replies in REPLIES.items():
         for draw, (text, fault) in enumerate(replies):

@@ -10,18 +10,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import datasets
 import numpy as np
 import peft
+import pyarrow as pa
 import pytest
 import torch
 import transformers
 import trl
+from accelerate.data_loader import BatchSamplerShard
 from conftest import write_jsonl
 from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 from test_training import history, kill_a_worker, kill_driver, losses
 from tiny import mostly_slow, tiny_folder, tiny_tokenizer
+from torch.utils.data import BatchSampler
 from torch.utils.flop_counter import FlopCounterMode
 
 from sciqa.core import storage, tables
@@ -45,7 +49,7 @@ from sciqa.training.objectives import check_objective, objective_inputs
 from sciqa.training.preferences import preference_rejected, read_preferences
 from sciqa.training.rewards import letter_alone, read_reward_prompts, right_answer
 from sciqa.training.sharding import gather_sharded
-from sciqa.training.trl_loop import TrlReport
+from sciqa.training.trl_loop import TrlReport, train_trl_loop
 from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments, trl_trainer_reward_model
 
 STEPS, BATCH, MICRO = 6, 8, 2
@@ -456,6 +460,120 @@ def test_every_validation_example_counts(tmp_path, options, files):
     seven = trainer.get_eval_dataloader(trainer.train_dataset.select(range(7)))
     assert trainer.evaluation_loop(seven, "seven examples").num_samples == 7
     assert len(list(trainer.get_train_dataloader())) == len(trainer.train_dataset) // 4
+
+
+@pytest.mark.parametrize("objective", ["instruct", "dpo", "reward"])
+def test_an_epoch_draws_whole_batches_anew(tmp_path, options, objective):
+    """Eighteen examples in batches of 16: what is left over makes no step of its own."""
+    asked = options(objective, micro_batch=2, batch_size=16, steps=None, epochs=2.0)
+    rows = [datasets.Dataset.from_list(check_objective(asked)["train"][:18])] * 2
+    given = trl_trainer_arguments(asked, str(tmp_path), 1, torch.float32, "cpu")
+    given |= {"eval_strategy": "no", "save_strategy": "no"}
+    trainer = make_trl_trainer(asked, given, rows, torch.float32, "cpu")
+    assert (asked.trl_steps(18), asked.trl_steps(32)) == (2, 4)
+    sizes, collate = [], trainer.data_collator
+    trainer.data_collator = lambda batch: sizes.append([tuple(row["input_ids"]) for row in batch]) or collate(batch)
+    if objective != "instruct":
+        sizes, key = [], {"dpo": "prompt_ids", "reward": "chosen_ids"}[objective]
+        trainer.data_collator = lambda batch: sizes.append([tuple(row[key]) for row in batch]) or collate(batch)
+    trainer.args.max_steps = 3
+    trainer.train()
+    steps = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(steps) == 3
+    assert steps[-1]["epoch"] == 3
+    epochs = [[row for batch in sizes[first : first + 8] for row in batch] for first in (0, 8, 16)]
+    assert [len(set(each)) for each in epochs] == [16] * 3
+    assert len({frozenset(each) for each in epochs}) > 1
+
+
+def test_workers_share_whole_batches_and_skip_what_is_trained(tmp_path, options):
+    asked = options(micro_batch=2, batch_size=8)
+    rows = [datasets.Dataset.from_list(check_objective(asked)["train"][:19])] * 2
+    given = trl_trainer_arguments(asked, str(tmp_path), 1, torch.float32, "cpu")
+    trainer = make_trl_trainer(asked, given, rows, torch.float32, "cpu")
+
+    def drawn(loader, epoch):
+        loader.set_epoch(epoch)
+        return [row.tolist() for batch in loader for row in batch["input_ids"]]
+
+    loader = trainer.get_train_dataloader()
+    alone = [drawn(loader, epoch) for epoch in (0, 1)]
+    assert [len(each) for each in alone] == [16, 16]
+    assert alone[0] != alone[1]
+    assert drawn(accelerate.skip_first_batches(loader, 3), 1) == alone[1][6:]
+    sampler, found = loader.get_sampler(), []
+    for rank in range(2):
+        sampler.set_epoch(1)
+        shares = BatchSamplerShard(BatchSampler(sampler, 2, drop_last=True), 2, rank)
+        found.append([number for batch in shares for number in batch])
+    sampler.set_epoch(1)
+    assert [len(each) for each in found] == [8, 8]
+    assert sorted(found[0] + found[1]) == sorted(sampler)
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """Run the loop of TRL's trainers as the only worker; return its notes, or raise its error."""
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
+    monkeypatch.setattr("sciqa.training.sharding.sharding_exchange", lambda mine: [mine])
+    monkeypatch.setattr("sciqa.training.trl_loop.MetricLoggers", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(transformers.Trainer, "train", lambda *_, **__: None)
+
+    def run(options, examples):
+        paths, shown = {}, []
+        for split, rows in zip(("train", "validation"), examples, strict=True):
+            paths[split] = str(tmp_path / f"{split}.parquet")
+            tables.write_table(paths[split], pa.Table.from_pylist(rows))
+        told = SimpleNamespace(put=lambda row: shown.append(row["note"]))
+        ended = train_trl_loop(paths | {"options": options, "threads": 1, "device": "cpu", "progress": told})
+        if "input_error" in ended:
+            raise InputError(ended["input_error"])
+        return shown
+
+    return run
+
+
+@pytest.mark.parametrize("objective", ["instruct", "dpo", "reward"])
+def test_too_few_examples_within_max_length_end_the_run(options, alone, objective):
+    asked = options(objective, max_length=64, micro_batch=2, batch_size=4)
+    train, held = (check_objective(asked)[split] for split in ("train", "validation"))
+    long = [
+        json.loads(json.dumps(row).replace("What is", "What, " * 80).replace("Name gas", "Gas " * 80)) for row in train
+    ]
+    why = "longer than" if objective == "reward" else "their prompts alone fill"
+    note = f"3 of 12 training examples are left out: {why} --max-length, or the model's limit"
+    assert alone(asked, [train[:9] + long[9:12], held]) == [note]
+    for left in (3, 0):
+        said = rf"--max-length: {left} of 12 training examples are left, fewer than --batch-size \(4\); raise --max-l"
+        with pytest.raises(InputError, match=said):
+            alone(asked, [train[:left] + long[left:12], held])
+    with pytest.raises(InputError, match="--max-length: none of 5 validation examples is left; raise it"):
+        alone(asked, [train, long[:5]])
+
+
+def test_packing_leaves_out_prompts_that_alone_fill_a_row(options, alone, monkeypatch):
+    asked, made = options(max_length=64, packing=True, micro_batch=1, batch_size=1), []
+    train, held = (check_objective(asked)[split] for split in ("train", "validation"))
+    long = [json.loads(json.dumps(row).replace("Name gas", "Gas " * 80)) for row in train[:3]]
+    take = make_trl_trainer
+    monkeypatch.setattr(
+        "sciqa.training.trl_loop.make_trl_trainer", lambda *given: made.append(take(*given)) or made[-1]
+    )
+    said = "{} of {} {} examples are left out: their prompts alone fill --max-length, or the model's limit"
+    assert alone(asked, [train + long, held + long[:1]]) == [
+        said.format(3, 35, "training"),
+        said.format(1, 9, "validation"),
+    ]
+    for rows in (made[0].train_dataset, made[0].eval_dataset):
+        assert all(any(label != -100 for label in row["labels"]) for row in rows)
+    assert not any("Gas" in made[0].processing_class.decode(row) for row in made[0].train_dataset["input_ids"])
+    with pytest.raises(InputError, match="--max-length: 0 of 3 training examples are left"):
+        alone(asked, [long, held])
+    asked.batch_size = 64
+    with pytest.raises(InputError, match=r"32 training examples are packed into \d+ rows, .*; leave --packing out, or"):
+        alone(asked, [train, held])
 
 
 def test_packed_examples_do_not_see_each_other(tmp_path, options):

@@ -16,6 +16,7 @@ from conftest import write_jsonl
 from tiny import tiny_folder
 
 from sciqa.core import tables
+from sciqa.core.errors import InputError
 from sciqa.corpus.pdf import read_pdf
 from sciqa.generate import EvaluateTextOptions, GenerateOptions, evaluate_text, generate
 from sciqa.generate.filter_results import filter_result_rejects_path
@@ -47,11 +48,16 @@ def test_a_paper_of_two_columns_is_read_as_it_was_written(tmp_path):
 
 def test_splits_share_no_passage_and_stay_as_they_are(tmp_path, monkeypatch, capsys):
     rows = [{"passage_id": f"{n // 2:x}", "source": str(n % 7), "output": str(n)} for n in range(1000)]
-    (tmp_path / "table").mkdir()
+    table = str(tmp_path / "table")
+    tables.begin_table(table, {})
     found = {}
+    monkeypatch.setattr(sys, "argv", ["split", table, str(tmp_path)])
     for taken in (rows, rows[::-1][:900]):
-        tables.write_table(f"{tmp_path}/table/00000.parquet", pa.Table.from_pylist(taken))
-        monkeypatch.setattr(sys, "argv", ["split", str(tmp_path / "table"), str(tmp_path)])
+        tables.write_table(f"{table}/00000.parquet", pa.Table.from_pylist(taken))
+        if not found:
+            with pytest.raises(InputError, match="not finished"):
+                split_triples.main()
+        tables.finish_table(table, {})
         split_triples.main()
         for name in ("train", "validation", "held-out"):
             for row in map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines()):

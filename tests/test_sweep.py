@@ -32,6 +32,7 @@ from sciqa.training.sweep import (
     run_sweep_trial,
     sweep,
     sweep_asha_scheduler,
+    sweep_evaluations_left,
     sweep_rows,
     sweep_training_step,
     train_sweep_trial,
@@ -246,6 +247,16 @@ def test_what_ends_a_trial_is_told_in_one_line(monkeypatch):
     rows = [{"percent": 0.0, "quality": 0.5}, {"percent": 50.0, "quality": 0.6}]
     last = run_sweep_trial({"trial": "s-1"}, {"s-1": SweepOptions(name="s-1")}, {"s-1": rows}, train_sweep_trial)
     assert (last["error"], last["percent"], reported) == ("no room", 0.0, rows)
+
+
+def test_a_trial_of_which_nothing_is_left_is_not_judged_by_what_it_was(tmp_path):
+    options = {name: SweepOptions(output=str(tmp_path), name=name) for name in ("done", "begun", "diverged", "new")}
+    for name in ("begun", "done"):
+        storage.write_bytes(f"{options[name].folder}/checkpoints/state", b"{}")
+    storage.delete_path(f"{options['done'].folder}/checkpoints")
+    before = {name: [{"percent": 20.0, "quality": 0.1}] for name in ("done", "begun", "diverged", "of another sweep")}
+    left = sweep_evaluations_left(before, options, {"done"})
+    assert left == {name: before[name] for name in ("done", "begun")}
 
 
 def sweep_options(data, output, model, *rates, **changes):

@@ -40,6 +40,7 @@ from sciqa.models.options import MergeOptions
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
+from sciqa.run_training import RunFinetuneOptions
 from sciqa.training import FinetuneOptions, finetune, ray_train
 from sciqa.training.example_files import example_file_batches, map_example_file, write_example_file
 from sciqa.training.examples import ExampleOrder, Examples
@@ -586,6 +587,42 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, data):
     write_jsonl(untitled, [row | {"title": None} for row in read_exam(data["train"]).to_pylist()])
     with pytest.raises(InputError, match=r"--hide-gold: .*untitled.jsonl has no column `title`"):
         check_before_finetune(tiny_run(data | {"train": str(untitled)}, tmp_path, hide_gold=0.5, max_passages=2))
+
+
+def test_passages_of_training_are_among_those_that_were_found(tmp_path, models):
+    rows = [row | {"context": "A text."} for row in read_exam("direct-validation").slice(0, 4).to_pylist()]
+    splits = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    for number, path in enumerate(splits.values()):
+        write_jsonl(Path(path), rows[2 * number :][:2])
+    contexts = f"{tmp_path}/train/contexts"
+
+    def check(kind=FinetuneOptions, **given):
+        check_before_finetune(kind(**splits, model=models("llama"), output=str(tmp_path), **given))
+
+    def keep(**found):
+        tables.begin_table(contexts, found, overwrite=True)
+        tables.write_table(tables.table_part_path(contexts, 0), pa.table({"id": ["1"]}))
+        tables.finish_table(contexts, {"inputs": found})
+
+    check(max_passages=9)  # which may be found later
+    keep(top_k=5)
+    check(max_passages=5)
+    with pytest.raises(InputError, match=r"--max-passages: 6 given, at most --top-k \(5\) expected"):
+        check(max_passages=6)
+    with pytest.raises(InputError, match=r"--max-passages: 5 given, at most --top-k \(3\) expected"):
+        check(RunFinetuneOptions, max_passages=5, top_k=3)
+    for found, said in (
+        ({"context_sentences": 3}, r"contexts of sentences \(--context-sentences 3\)"),
+        ({"context_tokens": 90}, r"contexts of sentences \(--context-tokens 90\)"),
+        ({"context": "given"}, "--context given, which finds no passages"),
+    ):
+        keep(**found)
+        check()
+        check(RunFinetuneOptions, max_passages=2)
+        with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
+            check(max_passages=2)
+        with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
+            check(RunFinetuneOptions, max_passages=2, **found)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def read_exam_files(exam: str) -> list[Row]:
             pyarrow's filesystems support.
 
     Raises:
-        InputError: no such file, a file of another format than its name says, or a folder of several exams or formats.
+        InputError: no such file, a file of another format than its name says, a folder of several exams or formats, or
+            that of a table which a step has not finished.
     """
     if splits := exam_file_splits(exam):
         data = [(name, files("sciqa.exam").joinpath(f"data/{name}.jsonl").read_bytes()) for name in splits]
@@ -70,6 +71,7 @@ def read_exam_files(exam: str) -> list[Row]:
 
 def _find_files(exam: str) -> list[str]:
     folder, _, name = exam.rpartition("/")
+    _check_finished(folder if "*" in name else exam)
     if "*" in name:
         found = storage.list_files(folder or ".", *ENDINGS)
         found = [path for path in found if fnmatch.fnmatch(path.rpartition("/")[2], name)]
@@ -94,6 +96,16 @@ def _find_files(exam: str) -> list[str]:
             f"questions may stand in each; name one of its files, or several by a pattern such as *.{formats[0]}"
         )
     return found
+
+
+def _check_finished(folder: str) -> None:
+    """Raise `InputError` if a step of sciqa has begun a table there, and not finished it."""
+    table = storage.absolute_path(folder)
+    begun = storage.path_exists(tables.table_records_path(table, tables.INPUTS))
+    if begun and not tables.is_finished_table(table):
+        raise InputError(
+            f"{folder}: not finished; run the command that writes it, as `sciqa generate`, to its end first"
+        )
 
 
 def _without_shard(name: str) -> str:

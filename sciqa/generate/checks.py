@@ -11,6 +11,7 @@ from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.generate.options import GenerateOptions
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.readers import READERS, Reader
+from sciqa.predict.scored_answers import ScoredAnswer, check_scored_answer
 from sciqa.predict.scorer_reader import ScorerReader
 
 
@@ -50,6 +51,9 @@ class QuestionChecker:
 
         A reader that guesses is right for some order of the options, so a question counts as known without its passage
         only if it is answered in every rotation. The contexts are the texts of the passages.
+
+        Raises:
+            InputError: a score is not a finite number.
         """
         right = self._right(questions, [({"context": context, "passages": []},) for context in contexts])
         faults = [None if all(each) else "inconsistent" if each[0] else "unanswerable" for each in right]
@@ -69,12 +73,14 @@ class QuestionChecker:
             for by in self._rotations(question)
         ]
         scored = iter(self.reader.score([question for question, _ in turns], [rows for _, rows in turns]))
-        right = iter([_ranked_first(next(scored).scores, question["answer"]) for question, _ in turns])
+        right = iter([_ranked_first(next(scored), question) for question, _ in turns])
         return [[next(right) for _ in self._rotations(question)] for question in questions]
 
     def _rotations(self, question: dict) -> range:
         return range(len(answer_options_of(question)) if self.rotates else 1)
 
 
-def _ranked_first(scores: np.ndarray, answer: str) -> bool:
-    return scores.argmax() == string.ascii_uppercase.index(answer) and (scores == scores.max()).sum() == 1
+def _ranked_first(scored: ScoredAnswer, question: dict) -> bool:
+    check_scored_answer(question, scored, "--checker")
+    scores = np.asarray(scored.scores)
+    return scores.argmax() == string.ascii_uppercase.index(question["answer"]) and (scores == scores.max()).sum() == 1

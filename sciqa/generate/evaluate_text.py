@@ -33,7 +33,8 @@ def evaluate_text(options: EvaluateTextOptions) -> Summary:
     """Write the answers of each model, OUTPUT/text/NAME, and the figures of all, OUTPUT/text_figures.parquet.
 
     Raises:
-        InputError: bad instructions, a model that writes no text, or an adapter of another model.
+        InputError: bad instructions, a model that writes no text or for which they all are too long, or an adapter of
+            another model.
     """
     started = time.monotonic()
     require_extra("rouge", "evaluate")
@@ -46,10 +47,11 @@ def evaluate_text(options: EvaluateTextOptions) -> Summary:
             _answer_all(options, folder, rows, model, adapter)
         answers[name] = tables.read_table(folder).to_pylist()
         folders.append(folder)
+    unasked = _unasked(options, answers)
     figures = text_metric_rows(answers)
     path = storage.join_paths(options.output, "text_figures.parquet")
     tables.write_table(path, pa.Table.from_pylist(figures, schema=FIGURES_SCHEMA))
-    made = f"{len(rows):,} instructions answered by {', '.join(models)}; answers in {', '.join(folders)}"
+    made = f"{len(rows):,} instructions answered by {', '.join(models)}{unasked}; answers in {', '.join(folders)}"
     details = {"Free answers, 95 % bootstrap intervals": _shown(figures)}
     return Summary("evaluate", path, made, time.monotonic() - started, details)
 
@@ -104,6 +106,20 @@ def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], m
     total = sum(len(part["rows"]) for part in parts)
     for _ in progress.rows_with_progress(dataset, "evaluate", total, "instructions", lambda row: row["answers"]):
         pass
+
+
+def _unasked(options: EvaluateTextOptions, answers: dict[str, list[dict]]) -> str:
+    """Return in words how many instructions each model was not asked, for the summary; empty if all were asked."""
+    said = ""
+    for name, rows in answers.items():
+        left = sum(row["fault"] is not None for row in rows)
+        if left == len(rows):
+            raise InputError(
+                f"{options.text}: all {left:,} instructions are too long for {name} with --reply-tokens "
+                f"{options.reply_tokens}; pass fewer, shorter instructions, or another --model"
+            )
+        said += f"; {left:,} of them too long for {name}, which counts as an empty answer" * bool(left)
+    return said
 
 
 def _shown(figures: list[dict]) -> list[dict]:

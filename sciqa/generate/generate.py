@@ -40,7 +40,7 @@ from sciqa.generate.passage_template import PassageTemplate, read_passage_templa
 from sciqa.generate.replies import REPLY_FAULTS
 from sciqa.generate.server_writer import find_writer_server
 from sciqa.predict.api import api_arguments, api_server_pool
-from sciqa.predict.api_records import record_usage_summary
+from sciqa.predict.api_records import collect_records, record_usage_summary
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import check_predict_model
 
@@ -184,7 +184,11 @@ def _fill(
             tables.write_table(path, others.table.replace_schema_metadata(None))
     left = [part.number for part in parts if tables.table_part_name(part.number) not in done]
     _filter(options, _provenance(options, inputs), left, bool(against), checker)
-    return _sum_counts(options, parts)
+    counts = _sum_counts(options, parts)
+    if checker and checker.in_api:
+        asked = collect_records(tables.table_records_path(options.folder, "checks")).values()
+        counts |= {name: counts[name] + sum(each[name] for each in asked) for name in ("tokens_in", "tokens_out")}
+    return counts
 
 
 def _provenance(options: GenerateOptions, inputs: dict) -> dict[str, str]:

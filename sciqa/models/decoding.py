@@ -20,6 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import batch_by_tokens
 from sciqa.models.causal import CausalScorer
 from sciqa.models.padding import padded
@@ -55,6 +56,30 @@ class SeededTokenDraws(LogitsProcessor):
         return cast("torch.FloatTensor", scores - noise.log())
 
 
+class CheckTokenScores(LogitsProcessor):
+    """Ends decoding where the scores of tokens are not numbers, which would otherwise be written as some text.
+
+    Args:
+        model: name of the model's class, for the message.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return the scores as they are.
+
+        Raises:
+            InputError: a score is not a number.
+        """
+        if scores.isnan().any():
+            raise InputError(
+                f"{self.model}: its scores of a next token are not numbers; pass --precision float32 (or bfloat16), or "
+                "weights that are whole"
+            )
+        return scores
+
+
 @torch.inference_mode()
 def generate_tokens(
     scorer: CausalScorer,
@@ -75,6 +100,9 @@ def generate_tokens(
         draws: how tokens are drawn; None takes the likeliest ones.
         constrain: returns what limits the tokens of a batch, by the numbers of its prompts.
         stop: returns what ends rows besides the model's own tokens, by these numbers and the length of padded prompts.
+
+    Raises:
+        InputError: scores of tokens are not numbers.
     """
     stops = decoding_end_tokens(scorer)
     lengths = [len(prompt) + max_tokens for prompt in prompts]
@@ -82,7 +110,8 @@ def generate_tokens(
     for batch in _batches(scorer, lengths, tokens_per_batch):
         rows = [prompts[number] for number in batch]
         start = max(map(len, rows))
-        processors = LogitsProcessorList([constrain(batch)] if constrain else [])
+        processors = LogitsProcessorList([CheckTokenScores(type(scorer.model).__name__)])
+        processors += [constrain(batch)] if constrain else []
         if draws:
             processors += _drawn(scorer, [draws.seeds[number] for number in batch], draws.temperature)
         written = (

@@ -69,6 +69,7 @@ class ApiReader:
         self.client, self.records = Client(server), RequestRecords(answers)
         self.pool = ThreadPoolExecutor(concurrency)
         self.error: Exception | None = None
+        self.notes = server.notes
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `sciqa.predict.readers.Reader.score`; without contexts the model is asked the question alone.

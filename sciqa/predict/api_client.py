@@ -31,6 +31,8 @@ RETRIES, FIRST_RETRIES = 12, 2
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 #: Numbers of likeliest tokens that servers are asked for: the most that OpenAI's chats give, and that others do.
 LISTED = (20, 5)
+#: Statuses by which a server refuses one request as it is, and may take the next.
+REFUSES = (400, 413, 422)
 #: Question by which a server is tried before a run.
 TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
 #: Suffix of the version, by which some servers answer to a model's plain name: gpt-4o-2024-08-06, name@main.
@@ -66,6 +68,16 @@ class ApiClientServer:
     tokens: int
     listed: int = 0
     newer: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user is told of the server's answers."""
+        return [f"{self.model} takes no temperature and no seed: its replies are drawn as it likes"] * self.newer
+
+    def check_temperature(self, temperature: float | None) -> None:
+        """Raise `InputError` if a temperature is given that the server does not take."""
+        if self.newer and temperature is not None:
+            raise InputError(f"--temperature: {self.model} takes none; leave it out")
 
     def request(self, prompt: str | list[dict[str, str]], seed: int, temperature: float) -> dict[str, Any]:
         """Return the body of a request; that for the likeliest first tokens has neither seed nor temperature.
@@ -177,12 +189,13 @@ class Client:
             )
         if status == 404:
             return InputError(f"--model {model}: not found at {url} (status 404){self._list_models()}")
+        reason, again = self._reason(error, status), "run the same command: what has been answered is kept"
+        if status in REFUSES:
+            return ApiRefusedError(f"{what}: refused by {url} ({reason})")
         if status is not None and status < 500 and status not in (408, 409, 429):
-            return ApiRefusedError(f"{what}: refused by {url} (status {status}: {self._server_message(error)})")
-        return InputError(
-            f"{url}: no answer ({self._reason(error, status)}) after {self.retries} repeats; when the server answers "
-            "again, run the same command: what has been answered is kept"
-        )
+            return InputError(f"{url}: {reason}; once that is mended, {again}")
+        said = f"no answer ({reason}) after {self.retries} repeats; when the server answers again, {again}"
+        return InputError(f"{url}: {said}")
 
     def _reason(self, error: "APIError", status: int | None) -> str:
         from openai import APITimeoutError
@@ -306,7 +319,9 @@ def find_client_server(options: "PredictOptions") -> ApiClientServer:
     require_extra("openai", "--engine openai")
     tokens = options.tokens_of_answer(options.is_reasoned)
     server = named_api_server(options, options.model, options.prompt != "plain", tokens)
-    return try_client_forms(server, options.logprobs and not options.is_reasoned)
+    found = try_client_forms(server, options.logprobs and not options.is_reasoned)
+    found.check_temperature(options.temperature)
+    return found
 
 
 def named_api_server(options: ApiServerOptions, model: str, chat: bool, tokens: int) -> ApiClientServer:

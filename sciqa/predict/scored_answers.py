@@ -144,13 +144,7 @@ def scored_answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
         InputError: a score is not a finite number.
     """
     options = answer_options_of(question)
-    for letter, score in zip(options, scored.scores, strict=True):
-        if not np.isfinite(score):
-            raise InputError(
-                f"question {question['id']!r}, option {letter}: {by} gives it the score {score}, a finite number "
-                "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
-                "(or bfloat16), for an embedder another --embed-backend"
-            )
+    check_scored_answer(question, scored, by)
     scores = settle_probability_ties(tie_scored_answers(np.asarray(scored.scores, float), list(options.values())))
     drawn = [hashlib.sha256(f"{question['prompt']}\n{text}".encode()).digest() for text in options.values()]
     ranking = [letter for *_, letter in sorted(zip(-scores, drawn, options, strict=True))]
@@ -168,6 +162,17 @@ def scored_answer_row(question: dict, scored: ScoredAnswer, by: str) -> dict:
     if row["answer"]:
         row["average_precision"] = float(average_precision_at_3(*map(np.array, answer_rank_range(row))))
     return row
+
+
+def check_scored_answer(question: dict, scored: ScoredAnswer, by: str) -> None:
+    """Raise `InputError` if a score of a question is not a finite number; see `scored_answer_row`."""
+    for letter, score in zip(answer_options_of(question), scored.scores, strict=True):
+        if not np.isfinite(score):
+            raise InputError(
+                f"question {question['id']!r}, option {letter}: {by} gives it the score {score}, a finite number "
+                "expected; numbers in 16 bits overflow where a model was not made for them: pass --precision float32 "
+                "(or bfloat16), for an embedder another --embed-backend"
+            )
 
 
 def has_tied_scored_answers(row: dict) -> bool:

@@ -17,6 +17,7 @@ from sciqa.exam.open_exam import Exam, open_exam_table
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
+from sciqa.retrieval.options import FindOptions
 from sciqa.training.examples import check_training_examples
 from sciqa.training.objectives import check_objective, finetune_objective, keep_best_objective, objective_inputs
 from sciqa.training.options import HISTORY, SPLITS, TRAINED_FORMAT, FinetuneOptions
@@ -86,6 +87,7 @@ def check_before_finetune(options: FinetuneOptions) -> None:
 
     check_finetune_model(options)
     _check_uses(options, read[0][0])
+    _check_passages(options)
     if template := options.template_style():
         if model_file_family(options.model) == "multiple-choice":
             raise InputError(f"--template: {options.model} is an encoder, which reads no prompt; leave it out")
@@ -109,6 +111,32 @@ def _check_uses(options: FinetuneOptions, train: pa.Table) -> None:
     if options.hide_gold and not titled:
         raise InputError(
             f"--hide-gold: {options.train} has no column `title`, which names the gold passage; leave it out"
+        )
+
+
+def _check_passages(options: FinetuneOptions) -> None:
+    """Raise `InputError` unless the contexts of training questions can be made of up to `--max-passages` passages.
+
+    They are found by these options too, if the run finds contexts itself, or else as the table says that is there.
+    """
+    folder, most = options.train_contexts, options.max_passages
+    if not most or not (isinstance(options, FindOptions) or tables.is_finished_table(folder)):
+        return
+    found = (
+        vars(options) if isinstance(options, FindOptions) else tables.read_table_manifest(folder, "retrieve")["inputs"]
+    )
+    for name in ("context_sentences", "context_tokens"):
+        if found.get(name):
+            raise InputError(
+                f"--max-passages: {most} given, and contexts of sentences (--{name.replace('_', '-')} {found[name]}), "
+                "which whole passages would replace in training; leave out one of them"
+            )
+    if found.get("context") == "given":
+        raise InputError(f"--max-passages: {most} given, and --context given, which finds no passages; leave it out")
+    if most > (kept := found.get("top_k", most)):
+        raise InputError(
+            f"--max-passages: {most} given, at most --top-k ({kept}) expected, as only these are kept for a question; "
+            "lower it, or find the contexts with a larger --top-k"
         )
 
 

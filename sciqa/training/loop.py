@@ -21,7 +21,7 @@ from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_file_family
+from sciqa.core.model_files import find_model, model_file_family
 from sciqa.exam.metrics import average_precision_at_3, metric_bootstrap_interval, metric_rank_range, right_at_first
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.probabilities import NOISE, settle_probability_ties
@@ -84,12 +84,13 @@ class _Run:
         self.device, self.dtype = device, load_dtype(options.precision, device)
         if self.dtype == torch.float16 and options.zero:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
+        sharding.sharding_checked(lambda: find_model(options.model))
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.examples = Examples(share_example_file(train, options.train_contexts))
         self.config = sharding.deepspeed_config(options, self.world_size, self.dtype)
         self.order = ExampleOrder(len(self.examples), steps, options.batch_size, options.seed, self._encode)
-        self.scorer = self._build()
+        self.scorer = self._build() if options.zero == 3 else sharding.sharding_checked(self._build)
         self._check_lengths()
         self._check_memory()
         held_out = Examples(share_example_file(validation, options.validation_contexts))

@@ -33,7 +33,7 @@ from sciqa.training.ray_train import (
 from sciqa.training.rewards import REWARDS, read_reward_prompts
 
 #: Version of what is computed from the same examples; raise it when that changes.
-OBJECTIVE_FORMAT = 2
+OBJECTIVE_FORMAT = 3
 #: Ends of the files that make up a model or an adapter with its tokenizer; no pickled ones.
 KEPT = (".safetensors", ".json", ".jinja", ".model")
 TRAINER_STATE = "trainer_state.json"
@@ -186,7 +186,7 @@ def _fit(
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split, rows in examples.items():
         tables.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
-    steps = options.steps or max(1, round(options.epochs * len(examples["train"]) / options.examples_per_step))
+    steps = options.trl_steps(len(examples["train"]))
     paths = {split: _examples_path(options, split) for split in SPLITS}
     return keep_best_objective(options, run_ray_train_workers(options, paths, steps, workers, callbacks))
 

@@ -259,3 +259,8 @@ class FinetuneOptions(
     def examples_per_step(self) -> int:
         """Number of examples that a batch is made of; `grpo` samples several answers to each."""
         return self.batch_size // (self.generations if self.objective == "grpo" else 1)
+
+    def trl_steps(self, examples: int) -> int:
+        """Return the number of steps of TRL's trainers; an epoch has the examples that fill whole batches."""
+        whole = examples if self.objective == "grpo" else examples // self.batch_size * self.batch_size
+        return self.steps or max(1, round(self.epochs * whole / self.examples_per_step))

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import deepspeed
@@ -27,6 +27,7 @@ from sciqa.models.scorer import Scorer
 from sciqa.models.weights import is_weight_sharded
 from sciqa.training.options import MODEL_FIGURES, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, FinetuneOptions
 
+Checked = TypeVar("Checked")
 #: Gives freed memory back to the system, where C's library has a function for it.
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 #: Most bytes of a file of weights that one rank gathers and writes at once.
@@ -145,6 +146,23 @@ def sharding_exchange(mine: object) -> list:
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
+
+
+def sharding_checked(check: Callable[[], Checked]) -> Checked:
+    """Return what `check` returns on this rank, where it waits for no other; all ranks must call this.
+
+    Raises:
+        InputError: `check` raised it on some rank; the same error is raised on all, so that none waits for another.
+    """
+    found: Checked | InputError
+    try:
+        found = check()
+    except InputError as error:
+        found = error
+    for raised in sharding_exchange(found if isinstance(found, InputError) else None):
+        if raised is not None:
+            raise raised
+    return cast("Checked", found)
 
 
 def sharded_parameter_bytes(model: nn.Module) -> tuple[int, int]:

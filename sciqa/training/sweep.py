@@ -25,7 +25,7 @@ from sciqa.training.finetune import finetune, finetune_inputs, keep_stopped_fine
 from sciqa.training.left_groups import left_groups_removed
 from sciqa.training.loggers import logged_measure
 from sciqa.training.options import FinetuneOptions
-from sciqa.training.ray_train import num_ray_train_workers
+from sciqa.training.ray_train import CHECKPOINTS, num_ray_train_workers
 from sciqa.training.sweep_options import SweepOptions, SweepTrial, TrialsOptions
 
 #: Version of the table; raise it when the same trials give other rows.
@@ -167,6 +167,7 @@ def run_sweep_trials(
         return {}
     path = storage.join_paths(records, EVALUATIONS)
     before = storage.read_json(path) if storage.path_exists(path) else {}
+    before = sweep_evaluations_left(before, chosen, done)
     storage.delete_path(storage.join_paths(records, "tune"))
     os.environ |= TUNE_ENVIRONMENT
     with progress.progress_lines("sweep", f"{len(trials)} trials, {len(done)} of them done"), left_groups_removed():
@@ -200,6 +201,20 @@ def run_sweep_trials(
     if len(errors) == len(trials):
         raise InputError(f"all {len(trials)} trials failed; {next(iter(errors))}: {next(iter(errors.values()))}")
     return errors
+
+
+def sweep_evaluations_left(
+    before: dict[str, list[dict]], chosen: dict[str, Any], done: set[str]
+) -> dict[str, list[dict]]:
+    """Return the evaluations of an earlier attempt that hold, by trial.
+
+    A trial that has left neither result nor checkpoint, as one that diverged, begins anew; were it stopped by its
+    former evaluations, there would be no step of it to keep.
+    """
+    begun = {
+        name for name, options in chosen.items() if storage.list_names(storage.join_paths(options.folder, CHECKPOINTS))
+    }
+    return {name: rows for name, rows in before.items() if name in done | begun}
 
 
 def run_sweep_trial(config: dict, chosen: dict[str, Any], before: dict[str, list[dict]], run: Callable) -> dict:

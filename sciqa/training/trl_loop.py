@@ -7,7 +7,8 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -30,8 +31,13 @@ from sciqa.training.example_files import copy_to_example_file
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
 from sciqa.training.loss import DivergedError
 from sciqa.training.options import NO_SCALER, FinetuneOptions
-from sciqa.training.sharding import sharded_model_figures
-from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments
+from sciqa.training.sharding import sharded_model_figures, sharding_checked
+from sciqa.training.trl_trainers import (
+    find_trl_trainer_models,
+    make_trl_trainer,
+    packable_trl_examples,
+    trl_trainer_arguments,
+)
 
 #: Part of a Ray Train checkpoint with what the trainer resumes from, by the name that Ray Train itself gives it.
 CHECKPOINT = RayTrainReportCallback.CHECKPOINT_NAME
@@ -69,22 +75,27 @@ def _train(
     dtype = load_dtype(options.precision, device)
     if dtype == torch.float16 and options.zero:
         raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
+    sharding_checked(partial(find_trl_trainer_models, options))
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        examples = [_mapped(path, str(Path(folder, name))) for name, path in (("train", train), ("test", validation))]
+        files = {"train": train, "test": validation}
+        examples = sharding_checked(lambda: [_mapped(path, str(Path(folder, name))) for name, path in files.items()])
         writers = stack.enter_context(contextlib.closing(MetricLoggers(options, context.get_world_rank())))
         given = trl_trainer_arguments(options, folder, context.get_world_size(), dtype, device)
-        trainer = make_trl_trainer(options, given | {"eval_on_start": checkpoint is None}, examples, dtype, device)
+        taken = packable_trl_examples(options, examples)
+        _check_left(options, examples, taken, least=1)
+        trainer = make_trl_trainer(options, given | {"eval_on_start": checkpoint is None}, taken, dtype, device)
+        made = [cast("datasets.Dataset", each) for each in (trainer.train_dataset, trainer.eval_dataset)]
+        _check_left(options, examples, made, least=options.examples_per_step)
         measure = f"validation_{logged_measure(options)}"
         trainer.add_callback(TrlReport(writers, progress if context.get_world_rank() == 0 else None, measure))
         if options.patience:
             trainer.add_callback(EarlyStoppingCallback(options.patience))
-        rows = len(cast("Sized", trainer.train_dataset))  # packed, perhaps
-        if context.get_world_rank() == 0 and not options.packing:
-            for note in _left_out(options, examples, [trainer.train_dataset, trainer.eval_dataset]):
+        if context.get_world_rank() == 0:
+            for note in _left_out(options, examples, taken if options.packing else made):
                 progress.put({"step": 0, "note": note})
-        steps = options.steps or max(1, round(options.epochs * rows / options.examples_per_step))
+        steps = options.trl_steps(len(made[0]))  # packed, perhaps
         every = options.eval_every or max(1, steps // 10)
         trainer.args.max_steps, trainer.args.eval_steps, trainer.args.save_steps = steps, every, every
         trainer.args.warmup_steps = round(options.warmup * steps)
@@ -93,6 +104,23 @@ def _train(
             adapter.load_adapter_ranks(cast("nn.Module", trainer.model), state)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     return {}
+
+
+def _check_left(
+    options: FinetuneOptions, examples: list[datasets.Dataset], taken: list[datasets.Dataset], least: int
+) -> None:
+    """Raise `InputError` if TRL is left with fewer than the least number of training examples, or none to validate."""
+    if (left := len(taken[0])) < least:
+        found, remedy = f"{left} of {len(examples[0])} training examples are left", "raise --max-length"
+        if options.packing and left:
+            found, remedy = f"{len(examples[0])} training examples are packed into {left} rows", "leave --packing out"
+        raise InputError(
+            f"--max-length: {found}, fewer than --batch-size ({options.batch_size}); {remedy}, or lower --batch-size"
+        )
+    if not len(taken[1]):
+        raise InputError(
+            f"--max-length: none of {len(examples[1])} validation examples is left; raise it, or pass shorter ones"
+        )
 
 
 def _left_out(options: FinetuneOptions, examples: list[datasets.Dataset], taken: list) -> Iterator[str]:

@@ -3,8 +3,9 @@
 import functools
 import heapq
 import os
+import platform
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import peft
 import torch
 import transformers
 import trl
+from accelerate.data_loader import SeedableRandomSampler
 from torch import nn
 
 from sciqa.core.adapter_files import read_adapter_record
@@ -21,15 +23,17 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
-from sciqa.models.load import load_base, load_safetensors_folder, nf4_load_config
+from sciqa.models.load import load_base, load_safetensors_folder, load_without_weights, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
+from sciqa.training.exam_prompts import Text
 from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
 from sciqa.training.options import LONGEST_CHECKED, SPLITS, FinetuneOptions, Objective
 from sciqa.training.rewards import REWARDS
 from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, save_sharded_model, shard_while_loading
 
-Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
+Tokenizer = transformers.PreTrainedTokenizerBase
+Loaded = tuple[transformers.PreTrainedModel, Tokenizer]
 
 
 def trl_trainer_arguments(
@@ -88,9 +92,7 @@ def make_trl_trainer(
     with shard_while_loading(given.get("deepspeed")):
         model, tokenizer = _load(options, base, device)
     keep_4bit_sharding(model)
-    if options.chat_format != "auto":
-        path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    _set_chat_format(options, tokenizer)
     kind = {"task_type": "SEQ_CLS"} if options.objective == "reward" else {}
     config = (
         None if full else adapter.adapter_peft_config(model, "causal", options.method, kind | options.peft_fields())
@@ -100,6 +102,8 @@ def make_trl_trainer(
     limit = options.max_length or model.config.get_text_config().max_position_embeddings
     trainer = MAKERS[options.objective](options, given, limit, common, base, device)
     _evaluate_all(trainer)
+    if options.objective != "grpo":  # which samples answers to the same questions several times
+        _draw_whole_batches(trainer, options.batch_size)
     if full and options.zero == 3:
         cast("Any", trainer).save_model = functools.partial(_save_by_parts, trainer)
     # TRL keeps some adapters in 16 bits, in which small changes are lost.
@@ -123,6 +127,25 @@ def _evaluate_all(trainer: transformers.Trainer) -> None:
             trainer.args.dataloader_drop_last = True
 
     cast("Any", trainer).get_eval_dataloader = whole
+
+
+def _draw_whole_batches(trainer: transformers.Trainer, batch_size: int) -> None:
+    """Let each epoch draw as many examples as fill whole batches, others each time.
+
+    Transformers would make a step of the rest, with the whole learning rate. Where there is no rest nothing changes.
+    """
+    rows = len(cast("Sized", trainer.train_dataset))
+    whole = rows // batch_size * batch_size
+    loader = trainer.get_train_dataloader
+
+    def drawn() -> Any:  # noqa: ANN401 (as accelerate's)
+        made: Any = loader()
+        former = made.get_sampler()
+        made.set_sampler(SeedableRandomSampler(former.data_source, num_samples=whole, data_seed=former.initial_seed))
+        return made
+
+    if whole < rows:
+        cast("Any", trainer).get_train_dataloader = drawn
 
 
 def _save_by_parts(trainer: transformers.Trainer, folder: str, _internal_call: bool = False) -> None:
@@ -210,13 +233,37 @@ def _check_prompt_lengths(options: FinetuneOptions, common: dict, most: int) -> 
     for split, name in zip(SPLITS, ("train_dataset", "eval_dataset"), strict=True):
         prompts = common[name]["prompt"]
         for prompt in heapq.nlargest(LONGEST_CHECKED, prompts, key=lambda each: len(str(each))):
-            chat = {"add_generation_prompt": True, "return_dict": False}
-            ids = read(prompt)["input_ids"] if isinstance(prompt, str) else read.apply_chat_template(prompt, **chat)
-            if len(ids) > most:
+            if (length := _prompt_length(read, prompt)) > most:
                 raise InputError(
-                    f"--{split}: {getattr(options, split)} has a prompt of {len(ids)} tokens, and at most {most} leave "
+                    f"--{split}: {getattr(options, split)} has a prompt of {length} tokens, and at most {most} leave "
                     "room for --completion-tokens; pass answers that were given with shorter contexts"
                 )
+
+
+def _prompt_length(tokenizer: Tokenizer, prompt: Text) -> int:
+    """Return the number of tokens of a prompt, as TRL makes them."""
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt)["input_ids"])
+    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+
+def _set_chat_format(options: FinetuneOptions, tokenizer: Tokenizer) -> None:
+    if options.chat_format != "auto":
+        path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+
+
+def packable_trl_examples(options: FinetuneOptions, examples: list[datasets.Dataset]) -> list[datasets.Dataset]:
+    """Return the examples of both splits without those whose prompt alone fills `--max-length`, if they are packed.
+
+    TRL leaves them out by itself where it does not pack; in packed rows they would have nothing to learn.
+    """
+    if not options.packing:
+        return examples
+    limit = cast("int", options.max_length)  # which packing needs
+    tokenizer = load_without_weights(options.model, {}).tokenizer
+    _set_chat_format(options, tokenizer)
+    return [each.filter(lambda row: _prompt_length(tokenizer, row["prompt"]) < limit) for each in examples]
 
 
 MAKERS: dict[Objective, Callable[..., transformers.Trainer]] = {
@@ -245,6 +292,29 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
     return (model if nf4 else model.to(device)), tokenizer
 
 
+def find_trl_trainer_models(options: FinetuneOptions) -> None:
+    """Find the files of the model to train, and of the bases of reward models, on this machine.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    bases = [trl_trainer_reward_base(name) for name in options.rewards if name not in REWARDS]
+    for name in filter(None, [options.model, *bases]):
+        find_model(name)
+
+
+def trl_trainer_reward_base(name: str) -> str | None:
+    """Return the base model of a reward model that is an adapter; None for a whole model.
+
+    Raises:
+        InputError: its folder is not on this machine.
+    """
+    folder = local_model_copy(name)
+    if not folder.is_dir():
+        raise InputError(f"--rewards: {name} is not there on {platform.node()}; put it where all nodes can read it")
+    return read_adapter_record(str(folder))["base"] if Path(folder, ADAPTER_CONFIG).exists() else None
+
+
 def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> Loaded:
     """Return a model that `--objective reward` made, which gives each text one score, and its tokenizer.
 
@@ -253,10 +323,9 @@ def trl_trainer_reward_model(name: str, dtype: torch.dtype, device: Device) -> L
     Scores that are not numbers are infinite: TRL takes NaN for a reward that was not given, and leaves it out.
     """
     folder = str(local_model_copy(name))
-    adapted = Path(folder, ADAPTER_CONFIG).exists()
-    base = load_safetensors_folder(find_model(read_adapter_record(folder)["base"])) if adapted else folder
-    model, _ = _load_scoring(base, dtype, device)
-    if adapted:
+    base = trl_trainer_reward_base(name)
+    model, _ = _load_scoring(load_safetensors_folder(find_model(base)) if base else folder, dtype, device)
+    if base:
         model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
     def show_nan(_: nn.Module, __: object, output: Any) -> None:  # noqa: ANN401 (of any model)
