@@ -10,6 +10,7 @@ from sciqa.core.hashes import rows_hash
 from sciqa.core.model_files import find_model, model_files_name
 from sciqa.core.options import RunOptions, check_name_option
 from sciqa.core.packaged import PACKAGED
+from sciqa.exam.exam_files import exam_file_splits
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import read_exam
 from sciqa.exam.options import ExamOptions
@@ -49,6 +50,11 @@ class ShotOptions(EmbedOptions):
     def read_shots_file(self) -> list[dict]:
         """Return the questions of `shots_from`."""
         return read_exam(self.shots_from).to_pylist()
+
+    @property
+    def reads_other_files(self) -> bool:
+        """Whether examples are read from files of questions; see `ExamOptions.reads_other_files`."""
+        return self.shots > 0 and not exam_file_splits(self.shots_from)
 
     def read_shots(self) -> list[dict]:
         """Return the questions that examples are chosen from: those with answers, fixed ones in their order.
