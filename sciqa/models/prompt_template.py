@@ -95,6 +95,16 @@ class PromptTemplate:
         ]
         return found[-1] if found else None
 
+    @property
+    def reads_context(self) -> bool:
+        """Whether the prompt has what is read with a question."""
+        return "context" in self._names or self.reads_passages
+
+    @property
+    def reads_passages(self) -> bool:
+        """Whether the prompt has the passages one by one."""
+        return "passages" in self._names
+
     def render(
         self, question: dict, context: str, completion: Completion, proposed: str | None = None
     ) -> TemplatePrompt:
@@ -140,7 +150,7 @@ class PromptTemplate:
         }
         if proposed is not None:
             found["proposed"] = proposed
-        if "passages" in self._names:
+        if self.reads_passages:
             found["passages"] = list(_passages(question, context))
         return found
 
