@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from string import ascii_uppercase
 
 import lm_eval
 import numpy as np
@@ -318,6 +319,17 @@ def test_shipped_templates_are_those_of_lm_evaluation_harness(name, shots, tmp_p
     encoded = scorer_of(tokenizer, **asdict(style)).encode(question, question["context"] or "")
     assert {tokenizer.decode(option) for option in encoded.options} == set(options)
     assert tokenizer.decode(encoded.prompt) == prompt
+
+
+@pytest.mark.parametrize("number", [2, 4, 5, 10])
+def test_a_template_that_lists_options_lists_all(number):
+    options = {letter: f"option {letter.lower()}" for letter in ascii_uppercase[:number]}
+    question = {"id": "1", "prompt": "Which?", "is_question": True, "subject": "gases"} | options
+    listing = [name for name in prompt_template_names() if "options" in read_template(name).text]
+    assert listing == ["mmlu"]
+    text = render_prompt(question, "", PromptFormat(**PredictOptions(template="mmlu").style())).plain
+    lines = "\n".join(f"{letter}. {option}" for letter, option in options.items())
+    assert text.endswith(f"\n\nWhich?\n{lines}\nAnswer:")
 
 
 def test_every_shipped_template_is_compared():
