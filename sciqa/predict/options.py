@@ -226,6 +226,10 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
             raise InputError(f"--reader {self.reader}: ranks by what is found, and --context given looks nothing up")
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
+        if self.name in (*self.blend, self.cascade):
+            raise InputError(
+                f"--name: {self.name!r} is also what is read; its answers would be deleted; pass another --name"
+            )
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""
@@ -239,25 +243,26 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
     @property
     def streams(self) -> bool:
         """Whether a model is loaded layer by layer."""
-        return self.stream and self._reads
+        return self.stream and self.reads_model
 
     @property
     def in_vllm(self) -> bool:
         """Whether vLLM runs the model."""
-        return self.engine == "vllm" and self._reads
+        return self.engine == "vllm" and self.reads_model
 
     @property
     def in_api(self) -> bool:
         """Whether a server has the model."""
-        return self.engine == "openai" and self._reads
+        return self.engine == "openai" and self.reads_model
 
     @property
     def is_reasoned(self) -> bool:
         """Whether the model writes its reasons before it answers."""
-        return self._reads and self.style().get("completion") == "reasoned"
+        return self.reads_model and self.style().get("completion") == "reasoned"
 
     @property
-    def _reads(self) -> bool:
+    def reads_model(self) -> bool:
+        """Whether a language model reads the questions."""
         return self.has_model and not self.blend
 
     @property
