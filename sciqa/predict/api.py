@@ -153,10 +153,13 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
     """
     if options.shots:
         raise InputError("--shots: not with --engine openai; write the examples into a --template, or leave it out")
-    style = {"completion": _completion(options)} | _template(options)
-    if question is not None:
-        check_template(PromptFormat(**style), question)
+    check_template(api_prompt_format(options), question)
     find_client_server(options)
+
+
+def api_prompt_format(options: "PredictOptions") -> PromptFormat:
+    """Return the format of the prompts but for `prompt`, which the server decides on."""
+    return PromptFormat(**{"completion": _completion(options)} | _template(options))
 
 
 def _completion(options: "PredictOptions") -> Completion:

@@ -7,7 +7,7 @@ from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import rows_hash
-from sciqa.core.model_files import find_model, model_files_name
+from sciqa.core.model_files import Family, find_model, model_files_name
 from sciqa.core.options import RunOptions, check_name_option
 from sciqa.core.packaged import PACKAGED
 from sciqa.exam.exam_files import exam_file_splits
@@ -133,6 +133,18 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
         given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
         given = {name: value for name, value in given.items() if value != "auto"}
         return given | template_style(self.template, self.completion)
+
+    def check_family(self, family: Family) -> None:
+        """Raise `InputError` if an option of the prompt is given that has no effect on a model of this family."""
+        unread = ("template", "shots", "prompt", "completion", "normalise") if family == "multiple-choice" else ()
+        for name in unread:
+            if getattr(self, name) not in (None, 0, "auto"):
+                raise InputError(
+                    f"--{name}: {self.model} is an encoder, which reads no prompt and scores rows by its head; "
+                    "leave it out"
+                )
+        if self.prompt == "chat" and family != "causal":
+            raise InputError(f"--prompt chat: for causal models only, and {self.model} is {family}; leave it out")
 
     def reader_arguments(self, device: Device, threads: int) -> dict:
         """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""

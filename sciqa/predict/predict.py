@@ -32,9 +32,17 @@ from sciqa.exam.baselines import BASELINES, baseline_answer_counts
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.models.prompt_format import PromptFormat
-from sciqa.models.prompt_template import check_template
+from sciqa.models.prompt_template import check_template, check_template_context
 from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights, streamed_weight_bytes
-from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_server_pool, api_workers, check_api
+from sciqa.predict.api import (
+    ApiReader,
+    api_arguments,
+    api_inputs,
+    api_prompt_format,
+    api_server_pool,
+    api_workers,
+    check_api,
+)
 from sciqa.predict.api_records import record_usage_summary
 from sciqa.predict.baseline_reader import BaselineReader
 from sciqa.predict.blend import fit_blend
@@ -124,25 +132,37 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
 
 
 def check_predict_model(options: PredictOptions, question: dict | None = None) -> None:
-    """Raise `InputError` unless the chosen engine can run the model, or as `check_predict_reader` does."""
+    """Raise `InputError` unless the chosen engine can run the model, or as `check_predict_reader` does.
+
+    A reader with contexts also needs a prompt that has them.
+    """
     if options.is_reasoned:
         check_reasoned_work(options)
     if options.engine == "openai":
         check_api(options, question)
-        return
-    if options.engine == "vllm":
-        check_vllm(options)
-    if options.stream:
-        check_streamed_weights(options.model)
-    check_predict_reader(options, question)
+        style = api_prompt_format(options)
+    else:
+        if options.engine == "vllm":
+            check_vllm(options)
+        if options.stream:
+            check_streamed_weights(options.model)
+        style = check_predict_reader(options, question)
+    if options.has_context:
+        check_template_context(style, "--reader closed-book")
 
 
-def check_predict_reader(options: ReaderModelOptions, question: dict | None = None) -> None:
-    """Raise `InputError` unless the model can rank options, the adapter belongs to it, and the template has no error.
+def check_predict_reader(options: ReaderModelOptions, question: dict | None = None) -> PromptFormat:
+    """Check that the model can rank options, the adapter belongs to it, and the template has no error.
 
     Args:
         options: options of the reader.
         question: row of the exam table, on which the template is tried; None does not try it.
+
+    Returns:
+        The format of the prompts: as the options say, else as in training.
+
+    Raises:
+        InputError: one of these is not so, or an option would have no effect on the model.
     """
     _check_extras(options)
     family = model_file_family(options.model)
@@ -156,11 +176,8 @@ def check_predict_reader(options: ReaderModelOptions, question: dict | None = No
         )
     trained = adapter_files.read_adapter_record(options.adapter or find_model(options.model).folder).get("style", {})
     style = PromptFormat(**trained | options.style())
-    for name in ("template", "shots"):
-        if getattr(options, name) and family == "multiple-choice":
-            raise InputError(f"--{name}: {options.model} is an encoder, which reads no prompt; leave it out")
-    if question is not None:
-        check_template(style, question | {"examples": options.read_shots()[: options.shots]})
+    options.check_family(family)
+    check_template(style, None if question is None else question | {"examples": options.read_shots()[: options.shots]})
     if style.completion == "reasoned":
         check_reasoned_work_model(options.model, family)
     if options.rotations > 1 and (family == "multiple-choice" or style.completion != "letter"):
@@ -168,6 +185,7 @@ def check_predict_reader(options: ReaderModelOptions, question: dict | None = No
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
             "changes nothing; it is for prompts that list them (--completion letter)"
         )
+    return style
 
 
 def _check_extras(options: ReaderModelOptions) -> None:
