@@ -339,6 +339,37 @@ def test_contexts_that_are_replaced_while_they_are_read_leave_no_answers(indexed
     assert "kept" not in predict(options).made
 
 
+@pytest.mark.parametrize("kind", ["blend", "cascade", "fit"])
+def test_answers_that_are_replaced_while_they_are_read_leave_none_made_from_them(indexed, tmp_path, monkeypatch, kind):
+    """Also those of another run that weights are fitted to."""
+    step, output = importlib.import_module("sciqa.predict.predict"), indexed["output"]
+    write_jsonl(tmp_path / "exam.jsonl", [row | {"id": f"{row['id']}{n}"} for n in range(2) for row in ROWS])
+    common = {"exam": str(tmp_path / "exam.jsonl")} | indexed
+    for reader in ("longest", "majority"):
+        predict(PredictOptions(reader=reader, **common))
+    shutil.copytree(output, tmp_path / "other")
+    read, where = {"blend": ("longest", "majority")}, output
+    if kind == "cascade":
+        read = {"cascade": "longest", "reader": "majority"}
+    elif kind == "fit":
+        read, where = read | {"blend_fit": str(tmp_path / "other")}, str(tmp_path / "other")
+    answer_all, options = step._answer_all, PredictOptions(name="mixed", **read, **common)
+
+    def replaced(*given):
+        yield from answer_all(*given)
+        monkeypatch.undo()
+        again = {"reader": "majority", "name": "longest", "overwrite": True}
+        predict(PredictOptions(**common | {"output": where} | again))
+
+    monkeypatch.setattr(step, "_answer_all", replaced)
+    with pytest.raises(
+        InputError, match=rf"{where}/answers: longest.* replaced by other answers while mixed read them"
+    ):
+        predict(options)
+    assert not Path(options.folder).exists()
+    assert not Path(output, "submissions", "mixed.csv").exists()
+
+
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):
     folder = str(tmp_path / "answers")
     tables.begin_table(folder, {"format": 1, "k": 1})

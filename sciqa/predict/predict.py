@@ -16,7 +16,7 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.imports import quick_imports
-from sciqa.core.local_stage import is_local_stage, run_local_or_task
+from sciqa.core.local_stage import is_local_stage
 from sciqa.core.lock import lock
 from sciqa.core.model_files import (
     find_model,
@@ -29,7 +29,6 @@ from sciqa.core.model_workers import model_worker_pool, run_model_workers
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.exam.baselines import BASELINES, baseline_answer_counts
-from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import check_template, check_template_context
@@ -45,7 +44,6 @@ from sciqa.predict.api import (
 )
 from sciqa.predict.api_records import record_usage_summary
 from sciqa.predict.baseline_reader import BaselineReader
-from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import PredictOptions, ReaderModelOptions
 from sciqa.predict.reasoned_work import (
     check_reasoned_work,
@@ -56,15 +54,12 @@ from sciqa.predict.reasoned_work import (
 from sciqa.predict.results import result_metrics_path, update_results_cost, write_results
 from sciqa.predict.scored_answers import (
     ANSWERS_FORMAT,
-    open_scored_answers,
     read_scored_answer_sources,
-    scored_answer_inputs,
     write_scored_answers,
 )
 from sciqa.predict.streamed_passes import report_passes, split_passes
-from sciqa.predict.uncertainty import uncertainty_of_share
 from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
-from sciqa.predict.work import ReaderWork
+from sciqa.predict.work import ReaderWork, blend_work, cascade_work, replaced_work_source, work_sources
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
 
@@ -114,13 +109,12 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     if not is_local_predict(options, exam):
         cluster.connect_cluster(options)
     with report_passes() if options.streams else nullcontext() as say:
-        work = _cascading(options, exam, _work(options, exam, missing, say))
+        work = cascade_work(options, exam, _work(options, exam, missing, say))
         list(_answer_all(exam, options, folder, work))
-    if "contexts" in inputs and open_contexts(options.contexts, exam)[1] != inputs["contexts"]:
+    if replaced := replaced_work_source(options, exam, inputs):
         tables.delete_table(folder)
         raise InputError(
-            f"{options.contexts}: replaced by other contexts while {options.name} read them, so its answers were "
-            "deleted; run `sciqa predict` again"
+            f"{replaced} while {options.name} read them, so its answers were deleted; run `sciqa predict` again"
         )
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
@@ -205,14 +199,11 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
         found: whether their contexts are found already; otherwise these are not looked at.
     """
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
+    inputs |= work_sources(options, exam, found)
     if options.blend:
-        inputs["answers"] = scored_answer_inputs(options.output, options.blend, exam)
-        return inputs | {"fit": options.blend_fit and scored_answer_inputs(options.blend_fit, options.blend)}
+        return inputs
     if options.cascade:
-        inputs |= {"cascade": scored_answer_inputs(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
-    if options.has_context and found:
-        inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
     if options.reader == "overlap-gold" and "title" not in exam.columns:
         raise InputError(f"--reader overlap-gold: needs the column `title` (gold article), which {exam.name} lacks")
     if options.reader in BASELINES:
@@ -250,7 +241,7 @@ def _weights(options: PredictOptions) -> int:
 
 def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> ReaderWork:
     if options.blend:
-        return _blending(options, exam, parts)
+        return blend_work(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
     workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
@@ -273,43 +264,6 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
     if options.is_reasoned:
         kind, arguments = "reasoned", reasoned_work_arguments(options, arguments)
     return ReaderWork(parts, workers, kind, arguments, options.model, sources, _weights(options))
-
-
-def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWork:
-    folders = {name: finished_answers_path(options.output, name) for name in options.blend}
-    weights, said = {name: 1 / len(folders) for name in folders}, ""
-    if options.blend_fit:
-        fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
-        weights, metrics = run_local_or_task(fit_blend, fitted)
-        said = f"; {metrics}"
-    about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
-    seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
-    workers = cluster.num_cluster_workers(options, len(parts))
-    arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
-    sources = tuple(open_scored_answers(folder, exam)[0] for folder in folders.values())
-    return ReaderWork(parts, workers, "blend", arguments, "the blend", sources, 0, about, seconds)
-
-
-def _cascading(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderWork:
-    """Return the work unchanged, or with `--cascade` wrapped so that it reads only the uncertain questions."""
-    if not options.cascade:
-        return work
-    before = finished_answers_path(options.output, options.cascade)
-    least, asked = run_local_or_task(uncertainty_of_share, before, options.cascade_share, options.cascade_by)
-    return replace(
-        work,
-        kind="cascade",
-        arguments={
-            "table": before,
-            "measure": options.cascade_by,
-            "least": least,
-            "reader": work.kind,
-            "arguments": work.arguments,
-        },
-        sources=(*work.sources, open_scored_answers(before, exam)[0]),
-        about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
-        seconds_before=tables.read_table_manifest(before, "predict")["seconds"],
-    )
 
 
 def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWork) -> Iterator[dict]:
