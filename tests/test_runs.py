@@ -21,7 +21,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.exam import read_exam
+from sciqa.exam import ExamOptions, open_exam, read_exam
+from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
@@ -368,6 +369,19 @@ def test_answers_that_are_replaced_while_they_are_read_leave_none_made_from_them
         predict(options)
     assert not Path(options.folder).exists()
     assert not Path(output, "submissions", "mixed.csv").exists()
+
+
+def test_a_reader_of_an_exam_without_answers_has_its_model_and_contexts_on_record(indexed, tmp_path):
+    write_jsonl(tmp_path / "exam.jsonl", [row | {"answer": None} for row in ROWS])
+    given = {"exam": str(tmp_path / "exam.jsonl"), "contexts": str(tmp_path / "mine")} | indexed
+    retrieve(RetrieveOptions(**given))
+    predict(PredictOptions(reader="retrieval", **given))
+    output, exam = indexed["output"], open_exam(ExamOptions(output=indexed["output"]))
+    reader = readers_of_finished_answers(output, exam)["retrieval"]
+    assert reader["metrics"] == []
+    named = {name: reader[name] for name in ("model", "adapter", "contexts")}
+    assert named == {"model": indexed["embedder"], "adapter": None, "contexts": str(tmp_path / "mine")}
+    assert "Helium is a noble gas" in Path(report(ReportOptions(output=output)).path).read_text()
 
 
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):

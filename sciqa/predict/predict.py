@@ -51,7 +51,7 @@ from sciqa.predict.reasoned_work import (
     reasoned_work_arguments,
     reasoned_work_inputs,
 )
-from sciqa.predict.results import result_metrics_path, update_results_cost, write_results
+from sciqa.predict.results import result_metrics_path, result_reader, update_results_cost, write_results
 from sciqa.predict.scored_answers import (
     ANSWERS_FORMAT,
     read_scored_answer_sources,
@@ -119,7 +119,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
-    manifest |= {"seconds": seconds, "about": work.about} | counts
+    manifest |= {"seconds": seconds, "about": work.about} | result_reader(options) | counts
     tables.finish_table(folder, manifest)
     kept = exam.shards - len(missing)
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""

@@ -93,8 +93,7 @@ def _shortened(text: str) -> str:
 
 def _contexts(output: str, exam: Exam, reader: dict) -> ReportQuestionContexts | None:
     """Return the contexts that a reader read, else those of the run, or None if neither exists for this exam."""
-    own = reader["metrics"][0]["contexts"] if reader["metrics"] else None
-    for folder in filter(None, (own, storage.join_paths(output, "contexts"))):
+    for folder in filter(None, (reader["contexts"], storage.join_paths(output, "contexts"))):
         there = False
         with suppress(InputError):  # a reader's own folder may be unreachable from here
             there = tables.is_finished_table(folder)
