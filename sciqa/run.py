@@ -60,24 +60,36 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     if options.check:
         return [check_exam(options, partial(_gold_texts, options))]
     exam = open_exam(options, write=False)
-    compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
-    mixed = bool(options.blend or options.cascade)
-    others = [name for name in compared if mixed or name != options.reader]
-    readers: list[ReaderName] = [options.reader, *others]
-    asked = [options, *(replace(options, reader=reader, **BESIDE) for reader in others)]
+    asked = _asked(options, exam)
     check_report_reader(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
-    if readers != ["retrieval"]:
-        check_predict_model(asked[1] if others else options, exam.sample)
+    if reading := sorted((each for each in asked if each.reads_model), key=lambda each: not each.has_context):
+        check_predict_model(reading[0], exam.sample)
     summaries = []
-    if readers != ["closed-book"]:
+    if options.reader != "closed-book" or any(each.has_context for each in asked):
         summaries += prepare_run_index(options)
         loads = any(each.has_model and is_local_predict(each, exam) for each in asked)
         with before_local_stage(READERS_MODULE if loads else None):
             summaries.append(retrieve(options))
     summaries += map(predict, asked)
-    shallow = [name for name in _baselines(options, exam) if name not in readers]
-    summaries += [predict(_without_model(options, name)) for name in shallow]
     return [*summaries, report(replace(options, show=options.show or options.name))]
+
+
+def _asked(options: RunExamOptions, exam: Exam) -> list[RunExamOptions]:
+    """Return the options of all readers of a run in the order in which they answer.
+
+    Raises:
+        InputError: another reader has the name of the run's own.
+    """
+    compared = COMPARED[: 2 if options.context == "given" else 3] if options.compare else ()
+    mixed = bool(options.blend or options.cascade)
+    others = [name for name in compared if mixed or name != options.reader]
+    shallow = [name for name in _baselines(options, exam) if name not in (options.reader, *others)]
+    beside = [replace(options, reader=name, **BESIDE) for name in others]
+    beside += [_without_model(options, name) for name in shallow]
+    if options.name in (each.name for each in beside):
+        raise InputError(f"--name: {options.name!r} is another reader of this run too; pass another --name")
+    # A blend or cascade may read the others' answers, which must not be replaced after it.
+    return [*beside, options] if mixed else [options, *beside]
 
 
 def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOptions:

@@ -1,6 +1,7 @@
 """Models behind an API: the same table from a server that fails, nothing asked twice, and no key anywhere."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -261,6 +262,28 @@ def test_a_server_that_cannot_be_used_ends_a_run_before_it_begins(
     assert KEY not in error
     assert server.answered == {}
     assert not (tmp_path / "run").exists()
+
+
+def test_passages_reach_a_template_that_names_them(serve, tmp_path):
+    server, path = serve(), tmp_path / "listed.jinja"
+    path.write_text(
+        "{% for p in passages %}[{{ p.title }}] {{ p.text }} {% endfor %}{{ question }}\nA. a\nB. b\nAnswer:"
+    )
+    options = asked_of(server, tmp_path, "test", template=str(path), reader="open-book", prompt="plain")
+    passages = [
+        {"title": "Neon", "section": "", "text": "Neon glows."},
+        {"title": "Not", "section": "", "text": "Read."},
+    ]
+    question = {"id": "1", "prompt": "Which glows?", "is_question": True, "context": None, "A": "a", "B": "b"}
+    reader = ApiReader(**api_arguments(options, options.folder, 1))
+    reader.score([question] * 2, [({"context": "Neon. Neon glows.", "passages": passages},), ()])
+    prompts = {prompt_of(json.loads(key)) for key in server.answered}
+    rest = "Which glows?\nA. a\nB. b\nAnswer:"
+    assert prompts == {f"[Neon] Neon glows. {rest}", rest}
+    assert api_inputs(options)["passages"] == "sent"
+    path.write_text("{{ context }} {{ question }}")
+    assert "passages" not in api_inputs(options)
+    assert "passages" not in api_inputs(replace(options, template=None))
 
 
 def test_nobody_listens(serve, tmp_path, exam_file):

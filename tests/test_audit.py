@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import write_jsonl
 from test_report import READERS, SURE, make_run, write_audit
@@ -29,8 +30,11 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.exam import ExamOptions, open_exam
+from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.exam.metrics import score_metrics
 from sciqa.exam.question_key import question_key
+from sciqa.predict.results import METRICS as RESULTS
+from sciqa.predict.results import result_metrics_path
 from sciqa.report import ReportOptions, report
 
 GAS = "Which gas do plants take in during photosynthesis?"
@@ -274,7 +278,7 @@ def test_a_trained_model_stands_for_the_questions_it_was_trained_on(tmp_path, ca
     model = trained_run(tmp_path, [COPY | {"answer": "A"}], [OTHER | {"answer": "A"}])
     named = read_other_sources(AuditOptions(output=str(tmp_path / "run"), against=(model,)), {})
     assert [(each.name, each.table["id"].to_pylist()) for each in named] == [("train", ["t1"]), ("validation", ["t4"])]
-    readers = {"one": {"metrics": [{"adapter": model, "model": "some/model"}]}, "two": {"metrics": []}}
+    readers = {"one": {"adapter": model, "model": "some/model"}, "two": {"adapter": None, "model": None}}
     assert read_other_sources(AuditOptions(output=str(tmp_path / "run")), readers) == named
     alike = read_other_sources(AuditOptions(output=str(tmp_path / "run"), against=(model, "train")), {})
     assert [each.name for each in alike] == [f"{tmp_path}/train", "train", "validation"]
@@ -284,6 +288,24 @@ def test_a_trained_model_stands_for_the_questions_it_was_trained_on(tmp_path, ca
         read_other_sources(AuditOptions(output=str(tmp_path / "run"), against=(model,)), {})
     assert read_other_sources(AuditOptions(output=str(tmp_path / "run")), readers) == []
     assert "not compared" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_trained_readers_are_known_whether_or_not_the_exam_has_answers(tmp_path, answered):
+    """From the manifest, or in runs of earlier versions from the metrics, which are empty without answers."""
+    model = trained_run(tmp_path, [COPY | {"answer": "A"}], [OTHER | {"answer": "A"}])
+    rows = EXAM if answered else [row | {"answer": None} for row in EXAM]
+    output = make_run(tmp_path, {"sure": (SURE, {})}, rows, ["a"] * 4)
+    if answered:
+        path = result_metrics_path(output, "sure")
+        metrics = [row | {"adapter": model} for row in tables.read_table(path).to_pylist()]
+        tables.write_table(path, pa.Table.from_pylist(metrics, schema=RESULTS))
+    else:
+        manifest = tables.read_table_manifest(f"{output}/answers/sure", "predict")
+        tables.finish_table(f"{output}/answers/sure", manifest | {"adapter": model, "model": "m", "contexts": None})
+    readers = readers_of_finished_answers(output, open_exam(ExamOptions(output=output)))
+    found = read_other_sources(AuditOptions(output=output), readers)
+    assert [each.name for each in found] == ["train", "validation"]
 
 
 def test_nothing_to_compare_is_bad_input(tmp_path):

@@ -8,10 +8,12 @@ from test_exam_shapes import ASKED, CONTEXTS, SHAPES, save
 from tiny import tiny_folder
 
 from sciqa import cli, run_training
+from sciqa.audit.options import AuditOptions
 from sciqa.core import cluster, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.predict import PredictOptions, predict
+from sciqa.predict.options import PromptOptions
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.run import RunExamOptions, run_exam
 from sciqa.run_training import RunFinetuneOptions, run_finetune
@@ -81,6 +83,26 @@ def test_questions_without_a_context_are_counted(tmp_path, capsys):
     assert "correct=correct_answer" in said
     open_exam(ExamOptions(exam=path, output=str(tmp_path / "run"), context="given"))
     assert capsys.readouterr().err == "", "once in a process is enough"
+
+
+@pytest.mark.parametrize("option", [{"columns": ("prompt=question",)}, {"answers_from": "0"}])
+def test_how_a_file_is_read_is_refused_where_no_file_is(tmp_path, race, option):
+    flag = f"--{next(iter(option)).replace('_', '-')}"
+    for exam, what in ((None, "test is packaged"), ("train+direct-train", r"train\+direct-train is packaged")):
+        with pytest.raises(InputError, match=rf"{flag}: says how a file is read, and {what}; name the file by --exam"):
+            open_exam(ExamOptions(output=str(tmp_path), exam=exam, **option))
+    assert not list(tmp_path.iterdir())
+    open_exam(ExamOptions(output=str(tmp_path), exam=race))
+    with pytest.raises(InputError, match=rf"{flag}: .* the run's own exam is read already"):
+        open_exam(ExamOptions(output=str(tmp_path), **option))
+    for options in (
+        AuditOptions(output=str(tmp_path), against=(race,), **option),
+        PredictOptions(output=str(tmp_path), shots=1, shots_from=race, **option),
+        PromptOptions(output=str(tmp_path), shots=1, shots_from=race, **option),
+    ):
+        assert open_exam(options).questions == len(CONTEXTS)
+    with pytest.raises(InputError, match=flag):
+        open_exam(PredictOptions(output=str(tmp_path), shots=1, **option))
 
 
 def test_training_takes_given_contexts_and_columns(tmp_path, cluster, monkeypatch):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sciqa.core import tables
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
@@ -123,7 +123,31 @@ def test_an_exam_in_two_formats_is_not_taken_for_two_shards(tmp_path, name, cont
     write(tmp_path, name, content)
     with pytest.raises(InputError, match=rf"holds files of 2 formats \({formats}\), one expected"):
         read_exam(str(tmp_path))
+    with pytest.raises(InputError, match=rf"holds files of 2 formats \({formats}\), one expected"):
+        read_exam(f"{tmp_path}/q*")
     assert reads(f"{tmp_path}/*.csv") == reads(str(tmp_path / name)) == GIVEN
+
+
+def test_a_pattern_names_files_of_its_folder_alone(place, monkeypatch, tmp_path):
+    for name in ("test-0.csv", "algebra/test-0.csv", "algebra/test-1.csv"):
+        storage.write_bytes(f"{place}/{name}", CSV.encode())
+    assert reads(f"{place}/test-*.csv") == reads(f"{place}/*.csv") == GIVEN
+    if place == str(tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert reads("test-*.csv") == GIVEN
+    with pytest.raises(InputError, match="no file of that folder has such a name"):
+        read_exam(f"{place}/test-1*.csv")
+
+
+def test_endings_in_capitals_are_read_in_folders_and_patterns(place):
+    header, first, *others = CSV.splitlines()
+    for name, lines in (("part-1.csv", [header, first]), ("part-2.CSV", [header, *others])):
+        storage.write_bytes(f"{place}/run/{name}", "\n".join(lines).encode())
+    assert reads(f"{place}/run") == reads(f"{place}/run/part-*") == GIVEN
+    storage.write_bytes(f"{place}/notes/about.md", b"nothing")
+    for named in (f"{place}/notes", f"{place}/notes/*"):
+        with pytest.raises(InputError, match=r"notes: holds no file ending in .csv or .csv.gz"):
+            read_exam(named)
 
 
 def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):

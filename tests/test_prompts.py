@@ -1,13 +1,17 @@
 """Templates of prompts: built-in ones, errors, what is cut, those of lm-evaluation-harness, and `sciqa prompt`."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from string import ascii_uppercase
+from unittest import mock
 
 import lm_eval
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import write_jsonl
 from lm_eval.api.task import ConfigurableTask
@@ -26,8 +30,9 @@ from sciqa.models.load import load_without_weights
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import PromptTemplate, prompt_template_names, read_template, render_prompt
 from sciqa.models.scorer import score_options
-from sciqa.predict import PredictOptions, predict
+from sciqa.predict import PredictOptions, api, predict
 from sciqa.predict.options import PromptOptions
+from sciqa.predict.predict import check_predict_model
 from sciqa.predict.show_prompts import show_prompts
 from sciqa.training import FinetuneOptions
 from sciqa.training.loop import training_loop_style
@@ -57,6 +62,16 @@ You know {{ subject or "everything" }}.
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("llama"), "llama", initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An encoder with a head, and an encoder-decoder."""
+    folder = tmp_path_factory.mktemp("models")
+    folders = {family: tiny_folder(folder / family, family) for family in ("bert", "t5")}
+    encoder = transformers.AutoModelForMultipleChoice.from_pretrained(folders["bert"])
+    encoder.save_pretrained(folders["bert"])
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +333,88 @@ def test_shipped_templates_are_those_of_lm_evaluation_harness(name, shots, tmp_p
     encoded = scorer_of(tokenizer, **asdict(style)).encode(question, question["context"] or "")
     assert {tokenizer.decode(option) for option in encoded.options} == set(options)
     assert tokenizer.decode(encoded.prompt) == prompt
+
+
+@pytest.mark.parametrize("number", [2, 4, 5, 10])
+def test_a_template_that_lists_options_lists_all(number):
+    options = {letter: f"option {letter.lower()}" for letter in ascii_uppercase[:number]}
+    question = {"id": "1", "prompt": "Which?", "is_question": True, "subject": "gases"} | options
+    listing = [name for name in prompt_template_names() if "options" in read_template(name).text]
+    assert listing == ["mmlu"]
+    text = render_prompt(question, "", PromptFormat(**PredictOptions(template="mmlu").style())).plain
+    lines = "\n".join(f"{letter}. {option}" for letter, option in options.items())
+    assert text.endswith(f"\n\nWhich?\n{lines}\nAnswer:")
+
+
+@pytest.mark.parametrize("engine", ["torch", "openai"])
+def test_a_reader_with_contexts_has_a_prompt_with_them(llama, tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(api, "find_client_server", lambda options: None)
+    given = {"engine": engine, "model": llama, "base_url": "http://localhost:1/v1" if engine == "openai" else ""}
+
+    def check(text, **more):
+        (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
+        check_predict_model(PredictOptions(**given, template=str(tmp_path / "mine.jinja"), **more), QUESTION)
+
+    for text in ("{{ context }} {{ question }}", "{% for p in passages %}{{ p.text }}{% endfor %}{{ question }}"):
+        check(text)
+    with pytest.raises(InputError, match=r"mine.jinja: .* neither `context` nor `passages`.*--reader closed-book"):
+        check("The context is lost. {{ question }}")
+    check("{{ question }}", reader="closed-book")
+    check_predict_model(PredictOptions(**given), QUESTION)
+
+
+def test_a_trained_template_without_a_context_is_not_read_with_one(llama, tmp_path, exam_file):
+    """Nor with another completion than its own, here or in any other step."""
+    trained = shutil.copytree(llama, tmp_path / "trained")
+    style = PromptFormat(**PredictOptions(template="arc").style())
+    (trained / "sciqa.json").write_text(json.dumps({"style": asdict(style)}))
+    given = {"model": str(trained), "output": str(tmp_path / "run")}
+    with pytest.raises(InputError, match=r"arc.jinja: .* neither `context` nor `passages`"):
+        check_predict_model(PredictOptions(**given))
+    check_predict_model(PredictOptions(**given, reader="closed-book"))
+    for completion in ("letter", "reasoned"):
+        options = PredictOptions(**given, reader="closed-book", completion=completion)
+        for question in (None, QUESTION):
+            with pytest.raises(InputError, match=rf"--completion {completion}: arc.jinja, .* is for text"):
+                check_predict_model(options, question)
+    with pytest.raises(InputError, match=r"--completion letter: arc.jinja"):
+        show_prompts(PromptOptions(**given, exam=exam_file, closed_book=True, completion="letter"))
+    check_predict_model(PredictOptions(**given, reader="closed-book", completion="letter", template="mmlu"))
+
+
+def test_an_exam_is_not_answered_without_the_contexts_that_it_is_said_to_read(llama, exam_file, tmp_path, here):
+    run = ("exam", "--exam", exam_file, "--model", llama, "--template", "arc", "--output", tmp_path / "run")
+    for more in ((), ("--compare",), ("--compare", "--reader", "closed-book")):
+        result = here(*run, *more)
+        assert (result.returncode, "arc.jinja: the template names neither" in result.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_the_prompt_that_a_model_does_not_read_are_refused(tmp_path, models):
+    for name, given, said in (
+        ("bert", {"prompt": "plain"}, "--prompt: .* is an encoder, which reads no prompt"),
+        ("bert", {"completion": "letter"}, "--completion: .* is an encoder, which reads no prompt"),
+        ("bert", {"normalise": "none"}, "--normalise: .* is an encoder, which reads no prompt"),
+        ("bert", {"template": "sciq"}, "--template: .* is an encoder, which reads no prompt"),
+        ("bert", {"shots": 1}, "--shots: .* is an encoder, which reads no prompt"),
+        ("t5", {"prompt": "chat"}, "--prompt chat: for causal models only, and .* is seq2seq"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_predict_model(PredictOptions(model=models[name], **given))
+    check_predict_model(PredictOptions(model=models["bert"]))
+    check_predict_model(PredictOptions(model=models["t5"], prompt="plain", completion="letter", normalise="none"))
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no such role")])
+def test_a_chat_without_a_chat_template_is_bad_input(tokenizer, monkeypatch, error):
+    scorer = scorer_of(tokenizer, prompt="chat")
+    if error:
+        monkeypatch.setattr(type(tokenizer), "apply_chat_template", mock.Mock(side_effect=error))
+    else:
+        monkeypatch.setattr(tokenizer, "chat_template", None)
+    said = r"refuses messages of user \(no such role\)" if error else "has no chat template; pass --prompt plain"
+    with pytest.raises(InputError, match=f"--prompt chat: .*{said}"):
+        scorer.encode(QUESTION, "")
 
 
 def test_every_shipped_template_is_compared():

@@ -22,8 +22,9 @@ from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import metric_bootstrap_interval, score_metrics
+from sciqa.predict import PredictOptions, predict
 from sciqa.predict.results import METRICS, result_metrics_path
-from sciqa.predict.scored_answers import ANSWERS_FORMAT, ScoredAnswer, write_scored_answers
+from sciqa.predict.scored_answers import ANSWERS_FORMAT, ScoredAnswer, scored_answer_inputs, write_scored_answers
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import report_confusion
 from sciqa.report.texts import report_formulas_as_html
@@ -229,15 +230,37 @@ def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
     ("given", "name"),
     [({"blend": ("a", "b"), "blend_fit": "other"}, "blend"), ({"cascade": "a"}, "a-then-open-book")],
 )
-def test_readers_compared_with_a_blend_or_a_cascade_answer_alone(monkeypatch, tmp_path, given, name):
+def test_readers_compared_with_a_blend_or_a_cascade_answer_alone_and_before_it(monkeypatch, tmp_path, given, name):
     asked = []
     for step in ("check_predict_model", "prepare_run_index", "retrieve", "report"):
         monkeypatch.setattr(run, step, lambda *_, **__: [])
     monkeypatch.setattr(run, "predict", asked.append)
     run_exam(RunExamOptions(output=str(tmp_path), compare=True, baselines=False, **given))
-    assert [each.name for each in asked] == [name, *run.COMPARED]
-    assert [each.reader for each in asked] == ["open-book", *run.COMPARED]
-    assert not any(each.blend or each.blend_fit or each.cascade for each in asked[1:])
+    assert [each.name for each in asked] == [*run.COMPARED, name]
+    assert [each.reader for each in asked] == [*run.COMPARED, "open-book"]
+    assert not any(each.blend or each.blend_fit or each.cascade for each in asked[:-1])
+    asked.clear()
+    run_exam(RunExamOptions(output=str(tmp_path), compare=False, **given))
+    assert [each.name for each in asked] == ["overlap", "overlap-gold", "longest", "majority", name]
+
+
+@pytest.mark.parametrize("name", ["closed-book", "longest"])
+def test_two_readers_of_a_run_do_not_have_one_name(monkeypatch, tmp_path, name):
+    for step in ("check_predict_model", "prepare_run_index", "retrieve", "predict", "report"):
+        monkeypatch.setattr(run, step, lambda *_, **__: [])
+    with pytest.raises(InputError, match=rf"--name: '{name}' is another reader of this run too; pass another --name"):
+        run_exam(RunExamOptions(output=str(tmp_path), compare=True, name=name))
+
+
+@pytest.mark.parametrize("given", [{"blend": ("sure", "unsure")}, {"cascade": "sure"}])
+def test_answers_are_not_replaced_by_what_reads_them(tmp_path, given):
+    output = make_run(tmp_path, READERS)
+    before = {path: path.read_bytes() for path in Path(output).rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"--name: 'sure' is also what is read; .* pass another --name"):
+        predict(PredictOptions(output=output, name="sure", reader="longest", overwrite=True, **given))
+    assert {path: path.read_bytes() for path in Path(output).rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match="--name: 'blend' is also what is read"):
+        PredictOptions(output=output, blend=("blend", "sure"))
 
 
 def test_confusion_counts_letters_that_are_first_and_ties_in_part():
@@ -302,11 +325,13 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
     kinds = {
         "sure": READERS["sure"],
         "nearest": (UNSURE, {"contexts": {}, "embedder": "e"}),
-        "pool": (SURE, {"answers": {"sure": "1", "nearest": "2"}}),
     }
     output = make_run(tmp_path, kinds, contexts=[context("It is rare.")] * 6)
     before = tables.read_table_manifest(f"{output}/answers/nearest", "predict")["inputs"]
+    made_from = scored_answer_inputs(output, ("sure", "nearest"))
     cascades = {
+        "pool": (SURE, {"answers": made_from}),
+        "old pool": (SURE, {"answers": made_from | {"nearest": "of other answers", "gone": "1"}}),
         "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": hashes.fingerprint(before)}}),
         "lost": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": "of other answers"}}),
     }
@@ -326,6 +351,10 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
     assert said["sure"] == [("It read what is marked.", True)] * 6
     assert said["nearest"] == [(whole, False)] * 6
     assert said["pool"] == [("Pooled from the answers of nearest, sure, without reading anew.", False)] * 6
+    assert {each for each, _ in said["old pool"]} == {
+        "Pooled from the answers of gone, nearest, sure, without reading anew. Since then, those of gone, nearest were "
+        "replaced or deleted."
+    }
     assert said["then"] == [("It read what is marked.", True)] + [(f"Kept as nearest answered. {whole}", False)] * 5
     assert {each for each, _ in said["lost"]} == {
         "It read only where nearest was least certain; whether it did here is not known."

@@ -21,7 +21,8 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
-from sciqa.exam import read_exam
+from sciqa.exam import ExamOptions, open_exam, read_exam
+from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
@@ -400,6 +401,50 @@ def test_every_folder_of_a_run_is_seen_by_all_nodes(tmp_path, monkeypatch):
         shared_folders.check_shared_folders(FinetuneOptions(output=output, train_contexts=private), others)
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
     shared_folders.check_shared_folders(RetrieveOptions(output=output, contexts=private), [])
+
+
+@pytest.mark.parametrize("kind", ["blend", "cascade", "fit"])
+def test_answers_that_are_replaced_while_they_are_read_leave_none_made_from_them(indexed, tmp_path, monkeypatch, kind):
+    """Also those of another run that weights are fitted to."""
+    step, output = importlib.import_module("sciqa.predict.predict"), indexed["output"]
+    write_jsonl(tmp_path / "exam.jsonl", [row | {"id": f"{row['id']}{n}"} for n in range(2) for row in ROWS])
+    common = {"exam": str(tmp_path / "exam.jsonl")} | indexed
+    for reader in ("longest", "majority"):
+        predict(PredictOptions(reader=reader, **common))
+    shutil.copytree(output, tmp_path / "other")
+    read, where = {"blend": ("longest", "majority")}, output
+    if kind == "cascade":
+        read = {"cascade": "longest", "reader": "majority"}
+    elif kind == "fit":
+        read, where = read | {"blend_fit": str(tmp_path / "other")}, str(tmp_path / "other")
+    answer_all, options = step._answer_all, PredictOptions(name="mixed", **read, **common)
+
+    def replaced(*given):
+        yield from answer_all(*given)
+        monkeypatch.undo()
+        again = {"reader": "majority", "name": "longest", "overwrite": True}
+        predict(PredictOptions(**common | {"output": where} | again))
+
+    monkeypatch.setattr(step, "_answer_all", replaced)
+    with pytest.raises(
+        InputError, match=rf"{where}/answers: longest.* replaced by other answers while mixed read them"
+    ):
+        predict(options)
+    assert not Path(options.folder).exists()
+    assert not Path(output, "submissions", "mixed.csv").exists()
+
+
+def test_a_reader_of_an_exam_without_answers_has_its_model_and_contexts_on_record(indexed, tmp_path):
+    write_jsonl(tmp_path / "exam.jsonl", [row | {"answer": None} for row in ROWS])
+    given = {"exam": str(tmp_path / "exam.jsonl"), "contexts": str(tmp_path / "mine")} | indexed
+    retrieve(RetrieveOptions(**given))
+    predict(PredictOptions(reader="retrieval", **given))
+    output, exam = indexed["output"], open_exam(ExamOptions(output=indexed["output"]))
+    reader = readers_of_finished_answers(output, exam)["retrieval"]
+    assert reader["metrics"] == []
+    named = {name: reader[name] for name in ("model", "adapter", "contexts")}
+    assert named == {"model": indexed["embedder"], "adapter": None, "contexts": str(tmp_path / "mine")}
+    assert "Helium is a noble gas" in Path(report(ReportOptions(output=output)).path).read_text()
 
 
 def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):

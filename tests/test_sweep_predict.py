@@ -97,7 +97,8 @@ def test_every_trial_is_checked_before_anything_is_found_or_ranked(tmp_path, her
     run, model = ["--output", tmp_path / "run", "--name", "s"], ["--model", tiny_folder(tmp_path / "llama", "llama")]
     for search, *parts in (
         ("{adapter: [null, none/there]}", "s-2", "none/there"),
-        ("{template: [arc, none/there.jinja]}", "s-2", "none/there.jinja"),
+        ("{template: [null, none/there.jinja]}", "s-2", "none/there.jinja"),
+        ("{template: [null, arc]}", "s-2", "arc.jinja: the template names neither"),
         ("{rotations: [1, 2]}", "s-2", "--rotations 2", "--completion letter"),
         ("{reader: [closed-book, overlap], cascade: [none]}", "s-1", "answers/none", "not finished"),
         ("{rerank: [null, none/there]}", "s-2", "none/there"),

@@ -583,6 +583,8 @@ def test_bad_options_are_refused_before_any_work(tmp_path, cluster, data, models
 def test_options_that_would_do_nothing_are_refused(tmp_path, data):
     with pytest.raises(InputError, match=r"--loss completion: all-MiniLM-L6-v2 is an encoder, whose scores are no"):
         check_before_finetune(tiny_run(data, tmp_path, model="all-MiniLM-L6-v2", method="full", loss="completion"))
+    with pytest.raises(InputError, match=r"--prompt chat: for causal models only, and all-MiniLM-L6-v2 is multiple-"):
+        check_before_finetune(tiny_run(data, tmp_path, model="all-MiniLM-L6-v2", method="full", prompt="chat"))
     untitled = tmp_path / "untitled.jsonl"
     write_jsonl(untitled, [row | {"title": None} for row in read_exam(data["train"]).to_pylist()])
     with pytest.raises(InputError, match=r"--hide-gold: .*untitled.jsonl has no column `title`"):

@@ -11,6 +11,7 @@ from sciqa.core.imports import quick_imports
 from sciqa.core.model_files import model_file_family
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.answer_options import answer_options_of
+from sciqa.models.prompt_template import check_template_context
 from sciqa.predict.predict import check_predict_reader
 from sciqa.predict.scored_answers import has_tied_scored_answers, scored_answer_row
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
@@ -54,7 +55,9 @@ def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
     check_index_unchanged(options, manifest)
     check_find_contexts(options)
     check_index_prefix(options, manifest)
-    check_predict_reader(options, question)
+    style = check_predict_reader(options, question)
+    if options.template or answer_options_of(question):  # an answer in words has a template of its own
+        check_template_context(style, "another --adapter or --model")
     return manifest
 
 

@@ -60,6 +60,11 @@ class AuditOptions(NearCopyOptions, ExamOptions, RunOptions):
         self.index = self.index and storage.absolute_path(self.index)
 
     @property
+    def reads_other_files(self) -> bool:
+        """See `ExamOptions.reads_other_files`."""
+        return bool(self.against)
+
+    @property
     def folder(self) -> str:
         """Folder of the audit table."""
         return storage.join_paths(self.output, "audit")

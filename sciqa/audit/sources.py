@@ -83,7 +83,7 @@ def _sorted_others(found: dict[str, pa.Table]) -> list[OtherSource]:
 
 def _of_readers(readers: dict[str, dict]) -> dict[str, pa.Table]:
     """Return the questions that the models of a run's readers were trained on, with a note where they are not known."""
-    named = {row.get(kind) for each in readers.values() for row in each["metrics"][:1] for kind in ("adapter", "model")}
+    named = {each[kind] for each in readers.values() for kind in ("adapter", "model")}
     found: dict[str, pa.Table] = {}
     for folder in sorted(filter(None, named)):
         try:

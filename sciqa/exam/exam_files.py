@@ -73,14 +73,15 @@ def _find_files(exam: str) -> list[str]:
     folder, _, name = exam.rpartition("/")
     _check_finished(folder if "*" in name else exam)
     if "*" in name:
-        found = storage.list_files(folder or ".", *ENDINGS)
-        found = [path for path in found if fnmatch.fnmatch(path.rpartition("/")[2], name)]
+        before = storage.join_paths(folder or ".", "")
+        names = [path.removeprefix(before) for path in _list_files(folder or ".")]
+        found = [before + each for each in names if "/" not in each and fnmatch.fnmatch(each, name)]
         if not found:
             raise InputError(f"{exam}: no file of that folder has such a name and ends in .{', .'.join(KINDS)}")
-        return found
+        return _of_one_format(exam, found)
     if not _kind(exam) and not storage.path_exists(exam):
         raise InputError(f"{exam}: no such exam; it is {', '.join(SPLITS)}, or a file ending in .{', .'.join(KINDS)}")
-    found = [path for path in storage.list_files(exam, *ENDINGS) if path.rpartition("/")[2] not in BESIDE]
+    found = _list_files(exam)
     if found == [exam] and not _kind(exam):
         raise InputError(f"{exam}: a file ending in .{', .'.join(KINDS)} expected (and .{', .'.join(PACKINGS)})")
     names = sorted({_without_shard(path[len(exam) :].lstrip("/")) for path in found})
@@ -89,6 +90,23 @@ def _find_files(exam: str) -> list[str]:
             f"{exam}: holds {len(names)} exams ({', '.join(names[:5])}{', …' if names[5:] else ''}); name one of its "
             "files, or several by a pattern such as test-*.parquet"
         )
+    return _of_one_format(exam, found)
+
+
+def _list_files(folder: str) -> list[str]:
+    """Return the path itself if it is a file, else the files of questions in the folder, also with endings in capitals.
+
+    Raises:
+        InputError: there is no such folder, or no file in it ends as one of questions does.
+    """
+    endings = tuple(f".{ending}" for ending in ENDINGS)
+    found = [path for path, _ in storage.stat_files(folder, missing_ok=True) if path.lower().endswith(endings)]
+    found = found or storage.list_files(folder, *ENDINGS)  # of which there are none, and it says so
+    return [path for path in found if path.rpartition("/")[2] not in BESIDE]
+
+
+def _of_one_format(exam: str, found: list[str]) -> list[str]:
+    """Return the files of an exam; raise `InputError` if they are of several formats."""
     formats = sorted({".".join(filter(None, _kind(path) or ())) for path in found})
     if len(formats) > 1:
         raise InputError(

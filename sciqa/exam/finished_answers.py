@@ -22,7 +22,8 @@ def readers_of_finished_answers(output: str, exam: Exam) -> dict[str, dict]:
     """Return the results of each reader of this exam, best MAP@3 first.
 
     Returns:
-        By reader: `answers` (rows), `metrics` (rows, the whole exam first) and `inputs` (recorded in the manifest).
+        By reader: `answers` (rows), `metrics` (rows, the whole exam first), `inputs` (recorded in the manifest), and
+        the names of its `model` and `adapter` and the folder of its `contexts`, each None if it has none.
     """
     readers = {}
     for name, manifest in finished_answers(output, exam).items():
@@ -31,7 +32,9 @@ def readers_of_finished_answers(output: str, exam: Exam) -> dict[str, dict]:
         answers = QuestionTable(folder, manifest["rows"]).read_all(exam).to_pylist()
         for row in answers:
             metric_scores(row, None, folder)
-        readers[name] = {"answers": answers, "metrics": metrics, "inputs": manifest["inputs"]}
+        whole = metrics[0] if metrics else {}  # where versions before kept the names, without which an exam has none
+        about = {kind: manifest.get(kind, whole.get(kind)) for kind in ("model", "adapter", "contexts")}
+        readers[name] = {"answers": answers, "metrics": metrics, "inputs": manifest["inputs"]} | about
     return dict(
         sorted(readers.items(), key=lambda item: -item[1]["metrics"][0]["map_at_3"] if item[1]["metrics"] else 0)
     )

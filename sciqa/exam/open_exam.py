@@ -78,6 +78,9 @@ def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parque
         options: options that name the exam and the output folder.
         write: write a missing table to that folder; steps do so after all other checks.
         file: file name of the table.
+
+    Raises:
+        InputError: as `open_exam_table` and `ExamOptions.exam_name`.
     """
     path = storage.join_paths(options.output, file)
     return open_exam_table(options, options.exam_name(file), path, options.shard_questions, write)

@@ -5,9 +5,11 @@ from functools import cache
 
 from sciqa.core import storage
 from sciqa.core.console import console
+from sciqa.core.errors import InputError
 from sciqa.core.options import Options, WriteOptions
 from sciqa.exam.answer_keys import AnswersFrom
 from sciqa.exam.columns import parse_columns
+from sciqa.exam.exam_files import exam_file_splits
 from sciqa.exam.read_exam import ContextFrom, ReadExam, read_exam_questions
 
 #: Default number of questions per shard.
@@ -75,7 +77,25 @@ class ExamOptions(ExamQuestionOptions):
         super().__post_init__()
         self.at_least(1, "shard_questions")
 
+    @property
+    def reads_other_files(self) -> bool:
+        """Whether `columns` and `answers_from` are also for files of questions besides the exam."""
+        return False
+
     def exam_name(self, file: str = "exam.parquet") -> str:
-        """Return the exam that is asked for; by default the run's own file in the output folder, else `test`."""
+        """Return the exam that is asked for; by default the run's own file in the output folder, else `test`.
+
+        Raises:
+            InputError: an option says how a file of questions is read, and none is read.
+        """
         path = storage.join_paths(self.output, file)
-        return self.exam or (path if storage.path_exists(path) else "test")
+        name = self.exam or (path if storage.path_exists(path) else "test")
+        if self.reads_other_files or not (name == path or exam_file_splits(name)):
+            return name
+        what = "the run's own exam is read already" if name == path else f"{name} is packaged"
+        for flag, given in (("--columns", self.columns), ("--answers-from", self.answers_from)):
+            if given:
+                raise InputError(
+                    f"{flag}: says how a file is read, and {what}; name the file by --exam, or leave it out"
+                )
+        return name

@@ -6,7 +6,7 @@ import numpy as np
 
 from sciqa.core import storage
 from sciqa.core.adapter_files import read_adapter_record
-from sciqa.core.model_files import ADAPTER_CONFIG, find_model
+from sciqa.core.model_files import ADAPTER_CONFIG, find_model, model_file_family
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.generate.options import GenerateOptions
 from sciqa.predict.options import PredictOptions
@@ -28,7 +28,8 @@ def checker_options(options: GenerateOptions) -> PredictOptions:
     names = ("output", "base_url", "api_key_env", "concurrency", "timeout", "engine", "precision", "accelerator")
     given = {name: getattr(options, name) for name in names}
     given |= {"model": options.model, "adapter": options.checker} if adapted else {"model": options.checker}
-    return PredictOptions(**given, completion="auto" if trained else "letter", name="checker")
+    own = trained or (local and model_file_family(given["model"]) == "multiple-choice")
+    return PredictOptions(**given, completion="auto" if own else "letter", name="checker")
 
 
 class QuestionChecker:

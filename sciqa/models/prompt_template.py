@@ -95,6 +95,16 @@ class PromptTemplate:
         ]
         return found[-1] if found else None
 
+    @property
+    def reads_context(self) -> bool:
+        """Whether the prompt has what is read with a question."""
+        return "context" in self._names or self.reads_passages
+
+    @property
+    def reads_passages(self) -> bool:
+        """Whether the prompt has the passages one by one."""
+        return "passages" in self._names
+
     def render(
         self, question: dict, context: str, completion: Completion, proposed: str | None = None
     ) -> TemplatePrompt:
@@ -140,7 +150,7 @@ class PromptTemplate:
         }
         if proposed is not None:
             found["proposed"] = proposed
-        if "passages" in self._names:
+        if self.reads_passages:
             found["passages"] = list(_passages(question, context))
         return found
 
@@ -266,10 +276,37 @@ def template_prompt_text(question: dict, context: str, style: PromptFormat | Non
     return render_prompt(question, context, replace(style or PromptFormat(), prompt="plain")).plain
 
 
-def check_template(style: PromptFormat, question: dict) -> None:
-    """Raise `InputError` unless the template of a format, if it has one, renders a question."""
+def check_template(style: PromptFormat, question: dict | None = None) -> None:
+    """Raise `InputError` unless the template of a format, if it has one, is for its completion and renders a question.
+
+    None for the question does not try to render one.
+    """
     if style.template is None:
+        return
+    own = compiled_template(style.template, style.template_name).completion
+    if own not in (None, style.completion):
+        raise InputError(
+            f"--completion {style.completion}: {style.template_name}, the template of the prompts, is for {own} (its "
+            f"`set completion`); pass --completion {own}, or another --template"
+        )
+    if question is None:
         return
     proposed = next(iter(answer_options_of(question).values()), None) if style.completion == "yes" else None
     for context, passages in (("", []), ("Title. Section. A sentence of a passage.", [PASSAGE])):
         render_prompt(question | {"context": None, "passages": passages}, context, style, proposed)
+
+
+def check_template_context(style: PromptFormat, instead: str) -> None:
+    """Raise `InputError` if the template of a format leaves out what is read with a question.
+
+    Args:
+        style: format of the prompts; the built-in ones have the context.
+        instead: what else the user may pass, for the message.
+    """
+    if style.template is None:
+        return
+    if not compiled_template(style.template, style.template_name).reads_context:
+        raise InputError(
+            f"{style.template_name}: the template names neither `context` nor `passages`, so nothing that is found "
+            f"for a question would be read; pass {instead}, or a --template that has one of them"
+        )

@@ -92,6 +92,9 @@ class TextEncoder:
         return whole[:at]
 
     def _render(self, messages: Sequence[dict[str, str]], thinks: bool = False) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            named = self.tokenizer.name_or_path or "the model"
+            raise InputError(f"--prompt chat: {named} has no chat template; pass --prompt plain")
         try:
             rendered = self.tokenizer.apply_chat_template(
                 list(messages),
@@ -100,7 +103,7 @@ class TextEncoder:
                 enable_thinking=thinks,
                 thinking=thinks,
             )
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(
                 f"--prompt chat: the model's chat template refuses messages of {roles} ({error}); leave the system "

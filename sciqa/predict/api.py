@@ -15,7 +15,7 @@ from sciqa.core.hashes import fingerprint
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.models.letters import LETTERS_FORMAT, read_letter, scores_by_letter_votes
 from sciqa.models.prompt_format import Completion, PromptFormat
-from sciqa.models.prompt_template import check_template, template_style
+from sciqa.models.prompt_template import check_template, read_template, template_style
 from sciqa.predict.api_client import (
     ApiClientServer,
     ApiIncompleteReplyError,
@@ -26,6 +26,7 @@ from sciqa.predict.api_client import (
 from sciqa.predict.api_letters import api_letter_prompt, api_letter_scores
 from sciqa.predict.api_records import RequestRecords, record_key
 from sciqa.predict.chain_options import chain_option_inputs
+from sciqa.predict.question_sources import join_question_sources
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 from sciqa.predict.scored_answers import ScoredAnswer
 
@@ -78,12 +79,8 @@ class ApiReader:
             InputError: the server does not answer, or refuses a request; requests under way are finished and kept.
         """
         turns = rotations_of(questions, self.rotations)
-        texts = [rows[0]["context"] if rows else "" for rows in found]
-        asked = [
-            self._submit(questions[turn.number], texts[turn.number], turn, sample)
-            for turn in turns
-            for sample in range(self.samples)
-        ]
+        read = join_question_sources(questions, found)
+        asked = [self._submit(*read[turn.number], turn, sample) for turn in turns for sample in range(self.samples)]
         wait(asked)
         if self.error:
             self.pool.shutdown(cancel_futures=True)  # waits for the requests of other threads
@@ -157,10 +154,13 @@ def check_api(options: "PredictOptions", question: dict | None) -> None:
     """
     if options.shots:
         raise InputError("--shots: not with --engine openai; write the examples into a --template, or leave it out")
-    style = {"completion": _completion(options)} | _template(options)
-    if question is not None:
-        check_template(PromptFormat(**style), question)
+    check_template(api_prompt_format(options), question)
     find_client_server(options)
+
+
+def api_prompt_format(options: "PredictOptions") -> PromptFormat:
+    """Return the format of the prompts but for `prompt`, which the server decides on."""
+    return PromptFormat(**{"completion": _completion(options)} | _template(options))
 
 
 def _completion(options: "PredictOptions") -> Completion:
@@ -193,6 +193,8 @@ def api_inputs(options: "PredictOptions") -> dict:
     given |= {"server": server.url, "prompt": "chat" if server.chat else "plain"}
     if template := _template(options).get("template"):
         given["template"] = fingerprint(template)
+        if options.has_context and read_template(str(options.template)).reads_passages:
+            given["passages"] = "sent"  # versions that did not record this sent none
     if server.listed:
         return given | {"ranked_by": f"{server.listed} log-probabilities"}
     given |= {"ranked_by": "votes", "letters": LETTERS_FORMAT}

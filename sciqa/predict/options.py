@@ -7,9 +7,10 @@ from sciqa.core import storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import rows_hash
-from sciqa.core.model_files import find_model, model_files_name
+from sciqa.core.model_files import Family, find_model, model_files_name
 from sciqa.core.options import RunOptions, check_name_option
 from sciqa.core.packaged import PACKAGED
+from sciqa.exam.exam_files import exam_file_splits
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import read_exam
 from sciqa.exam.options import ExamOptions
@@ -49,6 +50,11 @@ class ShotOptions(EmbedOptions):
     def read_shots_file(self) -> list[dict]:
         """Return the questions of `shots_from`."""
         return read_exam(self.shots_from).to_pylist()
+
+    @property
+    def reads_other_files(self) -> bool:
+        """Whether examples are read from files of questions; see `ExamOptions.reads_other_files`."""
+        return self.shots > 0 and not exam_file_splits(self.shots_from)
 
     def read_shots(self) -> list[dict]:
         """Return the questions that examples are chosen from: those with answers, fixed ones in their order.
@@ -127,6 +133,18 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
         given = {name: getattr(self, name) for name in ("prompt", "completion", "normalise")}
         given = {name: value for name, value in given.items() if value != "auto"}
         return given | template_style(self.template, self.completion)
+
+    def check_family(self, family: Family) -> None:
+        """Raise `InputError` if an option of the prompt is given that has no effect on a model of this family."""
+        unread = ("template", "shots", "prompt", "completion", "normalise") if family == "multiple-choice" else ()
+        for name in unread:
+            if getattr(self, name) not in (None, 0, "auto"):
+                raise InputError(
+                    f"--{name}: {self.model} is an encoder, which reads no prompt and scores rows by its head; "
+                    "leave it out"
+                )
+        if self.prompt == "chat" and family != "causal":
+            raise InputError(f"--prompt chat: for causal models only, and {self.model} is {family}; leave it out")
 
     def reader_arguments(self, device: Device, threads: int) -> dict:
         """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""
@@ -220,6 +238,10 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
             raise InputError(f"--reader {self.reader}: ranks by what is found, and --context given looks nothing up")
         if not 0 < self.cascade_share <= 1:
             raise InputError(f"--cascade-share: {self.cascade_share} given, more than 0 and at most 1 expected")
+        if self.name in (*self.blend, self.cascade):
+            raise InputError(
+                f"--name: {self.name!r} is also what is read; its answers would be deleted; pass another --name"
+            )
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""
@@ -233,25 +255,26 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
     @property
     def streams(self) -> bool:
         """Whether a model is loaded layer by layer."""
-        return self.stream and self._reads
+        return self.stream and self.reads_model
 
     @property
     def in_vllm(self) -> bool:
         """Whether vLLM runs the model."""
-        return self.engine == "vllm" and self._reads
+        return self.engine == "vllm" and self.reads_model
 
     @property
     def in_api(self) -> bool:
         """Whether a server has the model."""
-        return self.engine == "openai" and self._reads
+        return self.engine == "openai" and self.reads_model
 
     @property
     def is_reasoned(self) -> bool:
         """Whether the model writes its reasons before it answers."""
-        return self._reads and self.style().get("completion") == "reasoned"
+        return self.reads_model and self.style().get("completion") == "reasoned"
 
     @property
-    def _reads(self) -> bool:
+    def reads_model(self) -> bool:
+        """Whether a language model reads the questions."""
         return self.has_model and not self.blend
 
     @property

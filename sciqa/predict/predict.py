@@ -16,7 +16,7 @@ from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.imports import quick_imports
-from sciqa.core.local_stage import is_local_stage, run_local_or_task
+from sciqa.core.local_stage import is_local_stage
 from sciqa.core.lock import lock
 from sciqa.core.model_files import (
     find_model,
@@ -29,15 +29,21 @@ from sciqa.core.model_workers import model_worker_pool, run_model_workers
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.exam.baselines import BASELINES, baseline_answer_counts
-from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import Exam, open_exam
 from sciqa.models.prompt_format import PromptFormat
-from sciqa.models.prompt_template import check_template
+from sciqa.models.prompt_template import check_template, check_template_context
 from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights, streamed_weight_bytes
-from sciqa.predict.api import ApiReader, api_arguments, api_inputs, api_server_pool, api_workers, check_api
+from sciqa.predict.api import (
+    ApiReader,
+    api_arguments,
+    api_inputs,
+    api_prompt_format,
+    api_server_pool,
+    api_workers,
+    check_api,
+)
 from sciqa.predict.api_records import record_usage_summary
 from sciqa.predict.baseline_reader import BaselineReader
-from sciqa.predict.blend import fit_blend
 from sciqa.predict.options import PredictOptions, ReaderModelOptions
 from sciqa.predict.reasoned_work import (
     check_reasoned_work,
@@ -45,18 +51,15 @@ from sciqa.predict.reasoned_work import (
     reasoned_work_arguments,
     reasoned_work_inputs,
 )
-from sciqa.predict.results import result_metrics_path, update_results_cost, write_results
+from sciqa.predict.results import result_metrics_path, result_reader, update_results_cost, write_results
 from sciqa.predict.scored_answers import (
     ANSWERS_FORMAT,
-    open_scored_answers,
     read_scored_answer_sources,
-    scored_answer_inputs,
     write_scored_answers,
 )
 from sciqa.predict.streamed_passes import report_passes, split_passes
-from sciqa.predict.uncertainty import uncertainty_of_share
 from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
-from sciqa.predict.work import ReaderWork
+from sciqa.predict.work import ReaderWork, blend_work, cascade_work, replaced_work_source, work_sources
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
 
@@ -106,43 +109,54 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     if not is_local_predict(options, exam):
         cluster.connect_cluster(options)
     with report_passes() if options.streams else nullcontext() as say:
-        work = _cascading(options, exam, _work(options, exam, missing, say))
+        work = cascade_work(options, exam, _work(options, exam, missing, say))
         list(_answer_all(exam, options, folder, work))
-    if "contexts" in inputs and open_contexts(options.contexts, exam)[1] != inputs["contexts"]:
+    if replaced := replaced_work_source(options, exam, inputs):
         tables.delete_table(folder)
         raise InputError(
-            f"{options.contexts}: replaced by other contexts while {options.name} read them, so its answers were "
-            "deleted; run `sciqa predict` again"
+            f"{replaced} while {options.name} read them, so its answers were deleted; run `sciqa predict` again"
         )
     seconds = time.monotonic() - started + work.seconds_before
     counts = write_results(options, exam, folder, seconds)
     manifest = {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": begun.rows}
-    manifest |= {"seconds": seconds, "about": work.about} | counts
+    manifest |= {"seconds": seconds, "about": work.about} | result_reader(options) | counts
     tables.finish_table(folder, manifest)
     kept = exam.shards - len(missing)
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
 
 
 def check_predict_model(options: PredictOptions, question: dict | None = None) -> None:
-    """Raise `InputError` unless the chosen engine can run the model, or as `check_predict_reader` does."""
+    """Raise `InputError` unless the chosen engine can run the model, or as `check_predict_reader` does.
+
+    A reader with contexts also needs a prompt that has them.
+    """
     if options.is_reasoned:
         check_reasoned_work(options)
     if options.engine == "openai":
         check_api(options, question)
-        return
-    if options.engine == "vllm":
-        check_vllm(options)
-    if options.stream:
-        check_streamed_weights(options.model)
-    check_predict_reader(options, question)
+        style = api_prompt_format(options)
+    else:
+        if options.engine == "vllm":
+            check_vllm(options)
+        if options.stream:
+            check_streamed_weights(options.model)
+        style = check_predict_reader(options, question)
+    if options.has_context:
+        check_template_context(style, "--reader closed-book")
 
 
-def check_predict_reader(options: ReaderModelOptions, question: dict | None = None) -> None:
-    """Raise `InputError` unless the model can rank options, the adapter belongs to it, and the template has no error.
+def check_predict_reader(options: ReaderModelOptions, question: dict | None = None) -> PromptFormat:
+    """Check that the model can rank options, the adapter belongs to it, and the template has no error.
 
     Args:
         options: options of the reader.
         question: row of the exam table, on which the template is tried; None does not try it.
+
+    Returns:
+        The format of the prompts: as the options say, else as in training.
+
+    Raises:
+        InputError: one of these is not so, or an option would have no effect on the model.
     """
     _check_extras(options)
     family = model_file_family(options.model)
@@ -156,11 +170,8 @@ def check_predict_reader(options: ReaderModelOptions, question: dict | None = No
         )
     trained = adapter_files.read_adapter_record(options.adapter or find_model(options.model).folder).get("style", {})
     style = PromptFormat(**trained | options.style())
-    for name in ("template", "shots"):
-        if getattr(options, name) and family == "multiple-choice":
-            raise InputError(f"--{name}: {options.model} is an encoder, which reads no prompt; leave it out")
-    if question is not None:
-        check_template(style, question | {"examples": options.read_shots()[: options.shots]})
+    options.check_family(family)
+    check_template(style, None if question is None else question | {"examples": options.read_shots()[: options.shots]})
     if style.completion == "reasoned":
         check_reasoned_work_model(options.model, family)
     if options.rotations > 1 and (family == "multiple-choice" or style.completion != "letter"):
@@ -168,6 +179,7 @@ def check_predict_reader(options: ReaderModelOptions, question: dict | None = No
             f"--rotations {options.rotations}: this reader scores every option without the others, so their order "
             "changes nothing; it is for prompts that list them (--completion letter)"
         )
+    return style
 
 
 def _check_extras(options: ReaderModelOptions) -> None:
@@ -187,14 +199,11 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
         found: whether their contexts are found already; otherwise these are not looked at.
     """
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
+    inputs |= work_sources(options, exam, found)
     if options.blend:
-        inputs["answers"] = scored_answer_inputs(options.output, options.blend, exam)
-        return inputs | {"fit": options.blend_fit and scored_answer_inputs(options.blend_fit, options.blend)}
+        return inputs
     if options.cascade:
-        inputs |= {"cascade": scored_answer_inputs(options.output, (options.cascade,), exam)}
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
-    if options.has_context and found:
-        inputs["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
     if options.reader == "overlap-gold" and "title" not in exam.columns:
         raise InputError(f"--reader overlap-gold: needs the column `title` (gold article), which {exam.name} lacks")
     if options.reader in BASELINES:
@@ -232,7 +241,7 @@ def _weights(options: PredictOptions) -> int:
 
 def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str], object] | None) -> ReaderWork:
     if options.blend:
-        return _blending(options, exam, parts)
+        return blend_work(options, exam, parts)
     parts = split_passes(options, exam.shard_questions, parts) if options.streams else parts
     workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
@@ -255,43 +264,6 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
     if options.is_reasoned:
         kind, arguments = "reasoned", reasoned_work_arguments(options, arguments)
     return ReaderWork(parts, workers, kind, arguments, options.model, sources, _weights(options))
-
-
-def _blending(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWork:
-    folders = {name: finished_answers_path(options.output, name) for name in options.blend}
-    weights, said = {name: 1 / len(folders) for name in folders}, ""
-    if options.blend_fit:
-        fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
-        weights, metrics = run_local_or_task(fit_blend, fitted)
-        said = f"; {metrics}"
-    about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
-    seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
-    workers = cluster.num_cluster_workers(options, len(parts))
-    arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
-    sources = tuple(open_scored_answers(folder, exam)[0] for folder in folders.values())
-    return ReaderWork(parts, workers, "blend", arguments, "the blend", sources, 0, about, seconds)
-
-
-def _cascading(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderWork:
-    """Return the work unchanged, or with `--cascade` wrapped so that it reads only the uncertain questions."""
-    if not options.cascade:
-        return work
-    before = finished_answers_path(options.output, options.cascade)
-    least, asked = run_local_or_task(uncertainty_of_share, before, options.cascade_share, options.cascade_by)
-    return replace(
-        work,
-        kind="cascade",
-        arguments={
-            "table": before,
-            "measure": options.cascade_by,
-            "least": least,
-            "reader": work.kind,
-            "arguments": work.arguments,
-        },
-        sources=(*work.sources, open_scored_answers(before, exam)[0]),
-        about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
-        seconds_before=tables.read_table_manifest(before, "predict")["seconds"],
-    )
 
 
 def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWork) -> Iterator[dict]:

@@ -16,10 +16,11 @@ from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
 from sciqa.predict.api import ApiReader
 from sciqa.predict.baseline_reader import BaselineReader
 from sciqa.predict.blend import blend_log_linear, blend_scores
+from sciqa.predict.question_sources import join_question_sources
 from sciqa.predict.reasoned import ReasonedReader
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of
 from sciqa.predict.scored_answers import ScoredAnswer, tie_scored_answers
-from sciqa.predict.scorer_reader import ScorerReader, join_question_sources
+from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
 from sciqa.predict.uncertainty import DOUBT
 from sciqa.retrieval.embedder import Kind, embedder_one_by_one

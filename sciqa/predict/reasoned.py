@@ -12,8 +12,9 @@ from sciqa.models.causal import CausalScorer
 from sciqa.models.chains import CUE_TOKENS, Chain, ChainSettings, encode_chain_letters, write_chains
 from sciqa.models.letters import ends_with_letter, find_letter, scores_by_letter_votes
 from sciqa.models.scorer import EncodedForScorer, Scorer, score_options
+from sciqa.predict.question_sources import join_question_sources
 from sciqa.predict.scored_answers import ScoredAnswer
-from sciqa.predict.scorer_reader import ScorerReader, join_question_sources
+from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
 
 

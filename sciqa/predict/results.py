@@ -33,6 +33,16 @@ def result_metrics_path(output: str, name: str) -> str:
     return storage.join_paths(output, "metrics", f"{name}.parquet")
 
 
+def result_reader(options: PredictOptions) -> dict[str, str | None]:
+    """Return the `model`, the `adapter` and the folder of `contexts` of a reader; None for what it does not have."""
+    model = options.model if options.has_model else options.embedder if options.reader == "retrieval" else None
+    return {
+        "model": " + ".join(options.blend) or model,
+        "adapter": options.adapter if options.has_model else None,
+        "contexts": options.contexts if options.has_context else None,
+    }
+
+
 def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: float) -> dict[str, int]:
     """Write the metrics table and the competition's file.
 
@@ -40,14 +50,7 @@ def write_results(options: PredictOptions, exam: Exam, folder: str, seconds: flo
         The counts of truncated contexts (`cut`) and of ties (`tied`); of written answers also those
         of `sciqa.exam.chain_table.USAGE`.
     """
-    model = options.model if options.has_model else options.embedder if options.reader == "retrieval" else None
-    about = {
-        "reader": options.name,
-        "model": " + ".join(options.blend) or model,
-        "adapter": options.adapter if options.has_model else None,
-        "contexts": options.contexts if options.has_context else None,
-        "seconds": seconds,
-    }
+    about = {"reader": options.name, "seconds": seconds} | result_reader(options)
     submission = storage.join_paths(options.output, "submissions", f"{options.name}.csv")
     rows, counts = run_local_or_task(_sum_up, exam, folder, submission)
     rows = [about | row | {"cost": record_token_cost(options.price, row)} for row in rows]

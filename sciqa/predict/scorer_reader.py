@@ -1,4 +1,4 @@
-"""What readers with a language model have in common: the loaded model, and what is read with each question."""
+"""What readers with a language model have in common: the loaded model, and the choice of examples."""
 
 from typing import Any
 
@@ -19,23 +19,3 @@ class ScorerReader:
         self.scorer, self.tokens_per_batch = load_scorer(**model), tokens_per_batch
         self.chooser = ShotChooser(**shots) if shots else None
         self.notes = [self.scorer.note] if self.scorer.note else []
-
-
-def join_question_sources(
-    questions: list[dict], found: list[tuple[dict, ...]], chooser: ShotChooser | None = None
-) -> list[tuple[dict, str]]:
-    """Return each question with its `passages` and `examples`, as templates take them, and its context.
-
-    Args:
-        questions: rows of the exam table.
-        found: for each question, its rows in the tables that the reader takes; the first is that of contexts, if any.
-        chooser: chooses the examples; None for none.
-    """
-    examples = chooser.choose(questions) if chooser else [[]] * len(questions)
-    return [
-        (
-            question | {"passages": rows[0].get("passages") or [] if rows else [], "examples": each},
-            rows[0]["context"] if rows else "",
-        )
-        for question, rows, each in zip(questions, found, examples, strict=True)
-    ]

@@ -1,8 +1,17 @@
-"""Description of the remaining work of the `predict` step: shards to answer, and the reader that answers them."""
+"""The remaining work of the `predict` step: shards to answer, the reader that answers them, what it answers from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sciqa.core import cluster, storage, tables
+from sciqa.core.local_stage import run_local_or_task
+from sciqa.exam.finished_answers import finished_answers_path
+from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
+from sciqa.predict.blend import fit_blend
+from sciqa.predict.options import PredictOptions
+from sciqa.predict.scored_answers import open_scored_answers, scored_answer_inputs
+from sciqa.predict.uncertainty import uncertainty_of_share
+from sciqa.retrieval.contexts import open_contexts
 
 
 @dataclass(frozen=True)
@@ -30,3 +39,70 @@ class ReaderWork:
     weights: int = 0
     about: str = ""
     seconds_before: float = 0.0
+
+
+def blend_work(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderWork:
+    """Return the work of pooling the answers of other readers, in some shards, with fitted or equal weights."""
+    folders = {name: finished_answers_path(options.output, name) for name in options.blend}
+    weights, said = {name: 1 / len(folders) for name in folders}, ""
+    if options.blend_fit:
+        fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
+        weights, metrics = run_local_or_task(fit_blend, fitted)
+        said = f"; {metrics}"
+    about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
+    seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
+    workers = cluster.num_cluster_workers(options, len(parts))
+    arguments = {"weights": dict(zip(folders.values(), weights.values(), strict=True))}
+    sources = tuple(open_scored_answers(folder, exam)[0] for folder in folders.values())
+    return ReaderWork(parts, workers, "blend", arguments, "the blend", sources, 0, about, seconds)
+
+
+def cascade_work(options: PredictOptions, exam: Exam, work: ReaderWork) -> ReaderWork:
+    """Return the work unchanged, or with `--cascade` wrapped so that it reads only the uncertain questions."""
+    if not options.cascade:
+        return work
+    before = finished_answers_path(options.output, options.cascade)
+    least, asked = run_local_or_task(uncertainty_of_share, before, options.cascade_share, options.cascade_by)
+    return replace(
+        work,
+        kind="cascade",
+        arguments={
+            "table": before,
+            "measure": options.cascade_by,
+            "least": least,
+            "reader": work.kind,
+            "arguments": work.arguments,
+        },
+        sources=(*work.sources, open_scored_answers(before, exam)[0]),
+        about=f" ({asked:,} of them read, the others as {options.cascade} answered)",
+        seconds_before=tables.read_table_manifest(before, "predict")["seconds"],
+    )
+
+
+def work_sources(options: PredictOptions, exam: Exam, found: bool = True) -> dict:
+    """Return the identities of the tables that the answers are made from; without contexts, unless they are `found`."""
+    if options.blend:
+        fit = options.blend_fit and scored_answer_inputs(options.blend_fit, options.blend)
+        return {"answers": scored_answer_inputs(options.output, options.blend, exam), "fit": fit}
+    sources = {}
+    if options.cascade:
+        sources["cascade"] = scored_answer_inputs(options.output, (options.cascade,), exam)
+    if options.has_context and found:
+        sources["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
+    return sources
+
+
+def replaced_work_source(options: PredictOptions, exam: Exam, inputs: dict) -> str | None:
+    """Return in words which table among the recorded inputs is another one now; None if all are as they were.
+
+    Raises:
+        InputError: one of them is gone, or cannot be reached.
+    """
+    now = work_sources(options, exam)
+    changed = [name for name in ("answers", "fit", "cascade", "contexts") if now.get(name) != inputs.get(name)]
+    if not changed:
+        return None
+    if changed[0] == "contexts":
+        return f"{options.contexts}: replaced by other contexts"
+    output = options.blend_fit if changed[0] == "fit" else options.output
+    return f"{storage.join_paths(output or '', 'answers')}: {', '.join(inputs[changed[0]])} replaced by other answers"

@@ -93,8 +93,7 @@ def _shortened(text: str) -> str:
 
 def _contexts(output: str, exam: Exam, reader: dict) -> ReportQuestionContexts | None:
     """Return the contexts that a reader read, else those of the run, or None if neither exists for this exam."""
-    own = reader["metrics"][0]["contexts"] if reader["metrics"] else None
-    for folder in filter(None, (own, storage.join_paths(output, "contexts"))):
+    for folder in filter(None, (reader["contexts"], storage.join_paths(output, "contexts"))):
         there = False
         with suppress(InputError):  # a reader's own folder may be unreachable from here
             there = tables.is_finished_table(folder)
@@ -149,11 +148,13 @@ def _evidence(row: dict) -> list[str] | None:
 def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None) -> list[ReportExplanation]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
+    if "answers" in inputs:
+        return [_blend_way(inputs["answers"], readers)] * len(answers)
     own = _way(inputs, contexts)
     if "cascade" not in inputs:
         return [own] * len(answers)
-    ((before, made_from),) = inputs["cascade"].items()
-    if before not in readers or hashes.fingerprint(readers[before]["inputs"]) != made_from:
+    ((before, _),) = inputs["cascade"].items()
+    if _replaced(inputs["cascade"], readers):
         return [
             ReportExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
         ] * len(answers)
@@ -166,9 +167,20 @@ def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts 
     ]
 
 
+def _replaced(made_from: dict[str, str], readers: dict[str, dict]) -> list[str]:
+    """Return the readers whose answers are not those any more, by fingerprint, that others were made from."""
+    now = {name: hashes.fingerprint(reader["inputs"]) for name, reader in readers.items()}
+    return [name for name, recorded in made_from.items() if now.get(name) != recorded]
+
+
+def _blend_way(made_from: dict[str, str], readers: dict[str, dict]) -> ReportExplanation:
+    said = f"Pooled from the answers of {', '.join(made_from)}, without reading anew."
+    if replaced := _replaced(made_from, readers):
+        said += f" Since then, those of {', '.join(replaced)} were replaced or deleted."
+    return ReportExplanation(said)
+
+
 def _way(inputs: dict, contexts: ReportQuestionContexts | None) -> ReportExplanation:
-    if "answers" in inputs:
-        return ReportExplanation(f"Pooled from the answers of {', '.join(inputs['answers'])}, without reading anew.")
     if (baseline := inputs.get("baseline")) in SHALLOW:
         return ReportExplanation(SHALLOW[baseline])
     if "contexts" not in inputs:

@@ -107,6 +107,8 @@ def _check_uses(options: FinetuneOptions, train: pa.Table) -> None:
         raise InputError(
             f"--loss completion: {options.model} is an encoder, whose scores are no likelihoods; leave it out"
         )
+    if options.prompt == "chat" and (family := model_file_family(options.model)) != "causal":
+        raise InputError(f"--prompt chat: for causal models only, and {options.model} is {family}; leave it out")
     titled = "title" in train.column_names and train["title"].null_count < len(train)
     if options.hide_gold and not titled:
         raise InputError(
