@@ -534,6 +534,12 @@ def test_an_adapter_writes_and_another_one_checks(indexed, tmp_path):
     assert QuestionChecker("model", reader.reader_arguments("cpu", 1) | {"style": {"completion": "letter"}}).rotates
 
 
+def test_an_encoder_that_checks_is_asked_for_no_letters(indexed, tmp_path):
+    for family, completion in (("bert", "auto"), ("llama", "letter")):
+        checker = tiny_folder(tmp_path / family, family)
+        assert checker_options(tiny_options(indexed, tmp_path, checker=checker)).completion == completion
+
+
 def test_examples_of_the_question_writer_are_replies_without_a_fault():
     recipe = Path(__file__).parent.parent / "jobs/recipes/question_writer.py"
     make_example = runpy.run_path(str(recipe))["make_example"]

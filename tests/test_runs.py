@@ -117,6 +117,18 @@ def test_an_index_that_was_being_built_anew_goes_on_with_its_own_options(indexed
     assert (manifest["factory"], manifest["vector_type"]) == ("HNSW4", "float16")
 
 
+def test_passages_are_not_looked_up_for_a_prompt_without_them(indexed):
+    given = {"question": "Which rusts?", **indexed}
+    for asked in (
+        AskOptions(options=("iron", "helium"), template="arc", **given),
+        AskOptions(template="openbookqa", **given),
+    ):
+        with pytest.raises(InputError, match="the template names neither `context` nor `passages`"):
+            check_answerer(asked, asked.as_row())
+    read = AskOptions(options=("iron", "helium"), template="sciq", **given)
+    assert check_answerer(read, read.as_row())["rows"] == 3
+
+
 def test_another_prefix_than_that_of_the_passages_in_the_index_is_refused(indexed, exam):
     options = RetrieveOptions(exam=exam, passage_prefix="p: ", **indexed)
     build_index(options)
