@@ -94,7 +94,7 @@ class ShotOptions(EmbedOptions):
         }
 
 
-def read_shots_like_exam(options: ExamOptions, path: str, contexts: bool) -> list[dict]:
+def _read_shots(options: ExamOptions, path: str, contexts: bool) -> list[dict]:
     """Return the questions of a split or file that has the form of the exam, with the contexts that it gives or not."""
     rows = read_exam(path, options.columns, options.answers_from).to_pylist()
     return rows if contexts else [row | {"context": None} for row in rows]
@@ -245,7 +245,7 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""
-        return read_shots_like_exam(self, self.shots_from, self.has_context)
+        return _read_shots(self, self.shots_from, self.has_context)
 
     @property
     def folder(self) -> str:
@@ -304,4 +304,4 @@ class PromptOptions(ChainLengthOptions, ReaderModelOptions, ContextsFolderOption
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""
-        return read_shots_like_exam(self, self.shots_from, not self.closed_book)
+        return _read_shots(self, self.shots_from, not self.closed_book)

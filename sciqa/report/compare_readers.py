@@ -19,7 +19,7 @@ from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.metrics import RESAMPLES, metric_scores, score_metrics
 from sciqa.models.prompt_template import built_in_template, prompt_template_names
 from sciqa.report.page import render_page
-from sciqa.report.report import answer_precisions, report_gains, report_inputs
+from sciqa.report.report import report_answer_precisions, report_gains, report_inputs
 
 #: Version of what a comparison computes. Raise it with every change, so that older tables are told apart.
 COMPARISON_FORMAT = 1
@@ -205,7 +205,7 @@ def comparison_rows(
     reference = baseline or order[0]
     others = [label for label in order if label != reference]
     pairs = [(reference, label) for label in others] if baseline else list(combinations(order, 2))
-    precisions = {label: answer_precisions(reader.answers) for label, reader in readers.items()}
+    precisions = {label: report_answer_precisions(reader.answers) for label, reader in readers.items()}
     p_values = np.array([sign_flip_p_value(precisions[one] - precisions[other]) for one, other in pairs])
     tests = dict(zip(pairs, zip(p_values.tolist(), holm(p_values).tolist(), strict=True), strict=True))
     answers = {label: {"answers": reader.answers} for label, reader in readers.items()}

@@ -107,7 +107,7 @@ def check_report_reader(show: str | None, readers: "list[str] | dict") -> None:
 
 def report_gains(readers: dict[str, dict], first: str) -> list[dict]:
     """Return the gain in MAP@3 of one reader over each other reader, with 95 % paired-bootstrap intervals."""
-    precisions = {name: answer_precisions(reader["answers"]) for name, reader in readers.items()}
+    precisions = {name: report_answer_precisions(reader["answers"]) for name, reader in readers.items()}
     gains = []
     for other in (name for name in precisions if name != first):
         gain = precisions[first] - precisions[other]
@@ -118,7 +118,7 @@ def report_gains(readers: dict[str, dict], first: str) -> list[dict]:
     return gains
 
 
-def answer_precisions(answers: list[dict]) -> np.ndarray:
+def report_answer_precisions(answers: list[dict]) -> np.ndarray:
     """Return the AP@3 of the questions with a known answer, shape (questions,), from rows of the answers table."""
     return np.array([row["average_precision"] for row in answers if row["answer"]])
 

@@ -35,7 +35,7 @@ from sciqa.training.sharding import sharded_model_figures, sharding_checked
 from sciqa.training.trl_trainers import (
     find_trl_trainer_models,
     make_trl_trainer,
-    packable_trl_examples,
+    packable_trl_trainer_examples,
     trl_trainer_arguments,
 )
 
@@ -83,7 +83,7 @@ def _train(
         examples = sharding_checked(lambda: [_mapped(path, str(Path(folder, name))) for name, path in files.items()])
         writers = stack.enter_context(contextlib.closing(MetricLoggers(options, context.get_world_rank())))
         given = trl_trainer_arguments(options, folder, context.get_world_size(), dtype, device)
-        taken = packable_trl_examples(options, examples)
+        taken = packable_trl_trainer_examples(options, examples)
         _check_left(options, examples, taken, least=1)
         trainer = make_trl_trainer(options, given | {"eval_on_start": checkpoint is None}, taken, dtype, device)
         made = [cast("datasets.Dataset", each) for each in (trainer.train_dataset, trainer.eval_dataset)]

@@ -253,7 +253,7 @@ def _set_chat_format(options: FinetuneOptions, tokenizer: Tokenizer) -> None:
         tokenizer.chat_template = path.read_text(encoding="utf-8")
 
 
-def packable_trl_examples(options: FinetuneOptions, examples: list[datasets.Dataset]) -> list[datasets.Dataset]:
+def packable_trl_trainer_examples(options: FinetuneOptions, examples: list[datasets.Dataset]) -> list[datasets.Dataset]:
     """Return the examples of both splits without those whose prompt alone fills `--max-length`, if they are packed.
 
     TRL leaves them out by itself where it does not pack; in packed rows they would have nothing to learn.
