@@ -27,7 +27,7 @@ from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
 from sciqa.retrieval.contexts import check_find_contexts
-from sciqa.retrieval.index import check_index, check_index_tokens, finished_index, options_of_index
+from sciqa.retrieval.index import check_index, finished_index, options_of_index
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 #: Options of a reader that is asked beside that of the command: it has its own name, and takes no others' answers.
@@ -63,7 +63,8 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     asked = _asked(options, exam)
     check_report_reader(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
     if reading := sorted((each for each in asked if each.reads_model), key=lambda each: not each.has_context):
-        check_predict_model(reading[0], exam.sample)
+        alone = " without --compare" if options.compare else ""
+        check_predict_model(reading[0], exam.sample, f"--reader closed-book{alone}")
     summaries = []
     if options.reader != "closed-book" or any(each.has_context for each in asked):
         summaries += prepare_run_index(options)
@@ -143,8 +144,6 @@ def check_run_passages(options: RunIndexOptions) -> None:
         if index and not passages and given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag}: the index in {options.index} is used as it is; leave it out, or pass --corpus")
-        if passages and not index:
-            check_index_tokens(options, passages["shards"])
         if index or passages:
             return
     check_passage_sources(options)

@@ -98,6 +98,7 @@ def test_how_a_file_is_read_is_refused_where_no_file_is(tmp_path, race, option):
     for options in (
         AuditOptions(output=str(tmp_path), against=(race,), **option),
         PredictOptions(output=str(tmp_path), shots=1, shots_from=race, **option),
+        PredictOptions(output=str(tmp_path), shots=0, shots_from=race, **option),  # a trial of a sweep beside others
         PromptOptions(output=str(tmp_path), shots=1, shots_from=race, **option),
     ):
         assert open_exam(options).questions == len(CONTEXTS)

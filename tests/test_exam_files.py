@@ -241,6 +241,13 @@ def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
     assert any("no answers" in note for note in questions.notes)
 
 
+def test_nothing_but_the_file_itself_is_looked_for(tmp_path, monkeypatch):
+    """Where a key may read objects and not list them, S3 refuses to say that another one is not there."""
+    path = write(tmp_path, "exam.csv", "prompt,A,B,answer\np,a,b,A\n")
+    monkeypatch.setattr(storage, "path_exists", lambda name: name == path or pytest.fail(name))
+    assert read_exam(path).num_rows == 1
+
+
 def test_a_table_that_a_step_has_not_finished_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tables.begin_table(f"{tmp_path}/run/questions", {"kind": "questions"})

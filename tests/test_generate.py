@@ -407,10 +407,10 @@ def test_a_server_without_credit_ends_the_run_and_what_it_refused_is_asked_again
     server.fail = lambda key, attempt: None if "Helium" in key else "402"
     with pytest.raises(InputError, match="status 402: no credit is left"):
         faults("a-0", "b-0", "c-0")
-    monkeypatch.setattr("sciqa.generate.server_writer.MOST_REFUSED", 2)
-    server.fail = lambda key, attempt: None if "Helium" in key else "refused"
+    server.fail = lambda key, attempt: None if "Helium" in key or "1 + 1" in key else "refused"
     assert faults("b-0", "b-1", "a-1", "c-0") == ["refused", "refused", None, "refused"]
-    with pytest.raises(InputError, match=r"too long.*, as 2 passages in a row; .* run the same command"):
+    server.fail = lambda key, attempt: None if "Helium" in key else "refused"
+    with pytest.raises(InputError, match=r"a first question: refused by .*; once it takes that again, .* run the same"):
         faults("a-0", "b-0", "c-0")
     server.fail = lambda key, attempt: None
     assert faults("a-0", "a-1", "b-0", "b-1", "c-0") == [None] * 5

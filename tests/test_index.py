@@ -19,7 +19,6 @@ from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_li
 from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
-from sciqa.run import RunExamOptions, check_run_passages
 
 MINILM = "all-MiniLM-L6-v2"
 
@@ -145,12 +144,18 @@ def test_passages_longer_than_the_embedder_reads_are_not_indexed(tmp_path, index
     said = r"00000-00000.parquet: passage '\w+' has \d+ tokens, but .*short reads no more than 8; run `sciqa corpus"
     with pytest.raises(InputError, match=said):
         build_index(IndexOptions(**given))
-    with pytest.raises(InputError, match=said):
-        check_run_passages(RunExamOptions(**given))
+    # Nor are those of as few tokens of another tokenizer.
+    for name in ("passages", "_passages"):
+        shutil.copytree(Path(indexed["output"], name), tmp_path / name)
+    inputs = tmp_path / "_passages/inputs.json"
+    record = json.loads(inputs.read_text())
+    record["inputs"] |= {"passage_tokens": 8, "tokenizer": "another"}
+    inputs.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"passage '\w+' has \d+ tokens, but"):
+        build_index(IndexOptions(**given, passages=str(tmp_path / "passages")))
     # Passages of at most 256 tokens may be longer than this embedder reads, but these are not.
     (folder / "sentence_bert_config.json").write_text(json.dumps(about | {"max_seq_length": 40}))
-    check_run_passages(RunExamOptions(**given))
-    assert build_index(IndexOptions(**given)).details == {"built": 2, "kept": 0}
+    assert build_index(IndexOptions(**given | {"index": str(tmp_path / "third")})).details == {"built": 2, "kept": 0}
 
 
 def test_passages_that_are_not_those_of_the_manifest_are_not_embedded(indexed):

@@ -387,6 +387,7 @@ def test_an_exam_is_not_answered_without_the_contexts_that_it_is_said_to_read(ll
     for more in ((), ("--compare",), ("--compare", "--reader", "closed-book")):
         result = here(*run, *more)
         assert (result.returncode, "arc.jinja: the template names neither" in result.stderr) == (2, True)
+        assert ("--reader closed-book without --compare" in result.stderr) == bool(more)
     assert not (tmp_path / "run").exists()
 
 

@@ -406,6 +406,10 @@ def test_every_folder_of_a_run_is_seen_by_all_nodes(tmp_path, monkeypatch):
     shared_folders.check_shared_folders(RetrieveOptions(output=output, passages="/proc/self"), others)
     # The passages, which cannot be written, are asked for themselves; index and contexts are in the output folder.
     assert [asked[0].parent, asked[1:]] == [tmp_path / "run", [Path("/proc/self")]]
+    # Each node may have a copy of what is finished.
+    tables.finish_table(f"{tmp_path}/passages", {})
+    shared_folders.check_shared_folders(RetrieveOptions(output=output, passages=f"{tmp_path}/passages"), others)
+    assert asked[-1] == tmp_path / "_passages/manifest.json"
     private = str(tmp_path / "private/new/contexts")
     with pytest.raises(InputError, match=f"^--contexts {private}: a folder of this machine, .* 10.0.0.2 do not see; "):
         shared_folders.check_shared_folders(RetrieveOptions(output=output, contexts=private), others)

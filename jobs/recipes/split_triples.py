@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from sciqa.core.storage import absolute_path
 from sciqa.core.tables import read_table, read_table_manifest
 
 #: Share of the passages (or documents) in each file; the rest is for training.
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--by", default="passage_id", choices=("passage_id", "source"))
     given = parser.parse_args()
     splits = {"train": [], "validation": [], "held-out": []}
-    read_table_manifest(given.table, "generate")  # an unfinished table is refused
+    read_table_manifest(absolute_path(given.table), "generate")  # an unfinished table is refused
     for row in read_table(given.table).to_pylist():
         splits[split_of(row[given.by])].append(row)
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,10 @@ import ray
 from pyarrow import fs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sciqa.core import storage
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.options import OutputOptions
+from sciqa.core.tables import MANIFEST
 
 #: Options that name folders of tables, which workers read or write.
 FOLDERS = ("output", "passages", "index", "contexts", "train_contexts", "validation_contexts")
@@ -33,19 +34,24 @@ def check_shared_folders(options: OutputOptions, others: list[dict]) -> None:
 def _check_seen(name: str, folder: Path, others: list[dict]) -> None:
     """Raise `InputError` if other nodes do not see the folder that an option names, by a file that is made in it.
 
-    Of a folder that is not there yet, the nearest folder above it that is there has to be seen. One that cannot be
-    written, as a mount for input alone, has to exist on all nodes.
+    Of a folder that is not there yet, the nearest folder above it that is there has to be seen. Of a finished index or
+    table each node may have a copy, so its manifest is looked for; and a folder that cannot be written, as a mount for
+    input alone, has to exist on all nodes.
     """
     if name == "output":
         storage.check_storage_writable(str(folder))
-    there = next(each for each in (folder, *folder.parents) if each.is_dir())
-    marker = there / f".shared-{uuid.uuid4().hex}"
-    with contextlib.suppress(OSError):
-        marker.touch()
-    try:
-        blind = find_blind_nodes(marker if marker.exists() else there, others)
-    finally:
-        marker.unlink(missing_ok=True)
+    finished = folder / MANIFEST, Path(tables.table_records_path(str(folder), MANIFEST))
+    if manifest := next((path for path in finished if path.exists()), None):
+        blind = find_blind_nodes(manifest, others)
+    else:
+        there = next(each for each in (folder, *folder.parents) if each.is_dir())
+        marker = there / f".shared-{uuid.uuid4().hex}"
+        with contextlib.suppress(OSError):
+            marker.touch()
+        try:
+            blind = find_blind_nodes(marker if marker.exists() else there, others)
+        finally:
+            marker.unlink(missing_ok=True)
     if blind:
         raise InputError(
             f"--{name.replace('_', '-')} {folder}: a folder of this machine, which the nodes {', '.join(blind)} do not "

@@ -71,7 +71,8 @@ def read_exam_files(exam: str) -> list[Row]:
 
 def _find_files(exam: str) -> list[str]:
     folder, _, name = exam.rpartition("/")
-    _check_finished(folder if "*" in name else exam)
+    if "*" in name or not _kind(exam):  # a table is a folder
+        _check_finished(folder if "*" in name else exam)
     if "*" in name:
         before = storage.join_paths(folder or ".", "")
         names = [path.removeprefix(before) for path in _list_files(folder or ".")]

@@ -145,7 +145,7 @@ def _find_checker(options: GenerateOptions) -> PredictOptions | None:
     from sciqa.generate.checks import checker_options
 
     reader = checker_options(options)
-    check_predict_model(reader)
+    check_predict_model(reader, instead="another --checker")
     return reader
 
 

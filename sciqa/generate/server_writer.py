@@ -25,12 +25,7 @@ from sciqa.predict.api_records import RequestRecords, record_key
 
 #: Most tokens of the trial replies.
 TRIAL_TOKENS = 16
-#: Passages in a row that a server may refuse; more of them mean that it refuses all, as some do without credit.
-MOST_REFUSED = 20
-MEND_REFUSED = (
-    "once the server takes them (they may be too long for its model, or the credit used up), run the same command: "
-    "what has been answered is kept"
-)
+AGAIN = "once it takes that again, as with new credit, run the same command: what has been answered is kept"
 #: Forms of schemas that servers are tried with, the strictest first.
 SERVER_FORMS: tuple[SchemaForm, ...] = ("sentences", "fields")
 #: Passage of the trial, with what a server may refuse in a schema.
@@ -60,7 +55,6 @@ class ServerWriter:
         self.client, self.seed = Client(server), options.seed
         self.temperature = (options.temperature or 1.0) if options.draws else 0.0
         self.pool = ThreadPoolExecutor(concurrency)
-        self.refused: set[str] = set()  # passages since the last reply
         self.notes = server.notes
 
     def write(
@@ -75,8 +69,8 @@ class ServerWriter:
             schemas: JSON schema of each reply, or None, with which the model may write anything.
 
         Raises:
-            InputError: the server does not answer as a server in this form does, or refuses `MOST_REFUSED` passages in
-                a row; requests under way are kept.
+            InputError: the server does not answer as a server in this form does, or refuses whatever it is asked, as
+                some do without credit; requests under way are kept.
         """
         records = RequestRecords(folder)
         each = zip(prompts, names, schemas, strict=True)
@@ -98,18 +92,23 @@ class ServerWriter:
         request |= server_schema_fields(schema)
         key = record_key(name, 0, number, request)
         if (kept := records.get(key)) is None:
-            passage = name.rpartition("-")[0]
             try:
-                reply = self.client.ask(request, f"passage {passage}")
-            except ApiRefusedError as error:  # not kept: it costs nothing to ask again
-                self.refused.add(passage)
-                if len(self.refused) >= MOST_REFUSED:
-                    raise InputError(f"{error}, as {MOST_REFUSED} passages in a row; {MEND_REFUSED}") from error
+                reply = self.client.ask(request, f"passage {name.rpartition('-')[0]}")
+            except ApiRefusedError:  # not kept: it costs nothing to ask again
+                self._check_takes_trial()
                 return ServerWriterReply("", "refused")
-            self.refused.clear()
             kept = {"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
             records.put(key, kept)
         return ServerWriterReply(**{field: kept[field] for field in ServerWriterReply._fields if field in kept})
+
+    def _check_takes_trial(self) -> None:
+        """Raise `InputError` if the server now refuses also what it has answered before the run."""
+        try:
+            self.client.ask(replace(self.client.server, tokens=TRIAL_TOKENS).request(TRIAL, 0, 0.0), "a first question")
+        except ApiRefusedError as error:
+            raise InputError(f"{error}; {AGAIN}") from error
+        except ApiIncompleteReplyError:
+            pass
 
 
 def server_schema_fields(schema: dict | None) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def find_writer_server(options: GenerateOptions) -> tuple[ApiClientServer, Schem
     """
     require_extra("openai", "--engine openai")
     server = try_client_forms(named_api_server(options, options.model, chat=True, tokens=TRIAL_TOKENS), False)
-    server.check_temperature(options.temperature)
+    server.check_temperature(options.temperature, options.folder)
     client, found = Client(server, FIRST_RETRIES), replace(server, tokens=options.reply_tokens)
     for form in SERVER_FORMS:
         schema = reply_schema(options.kind, options.choices, form, TRIAL_PASSAGE)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.predict.api_options import ApiServerOptions
@@ -74,9 +75,10 @@ class ApiClientServer:
         """What the user is told of the server's answers."""
         return [f"{self.model} takes no temperature and no seed: its replies are drawn as it likes"] * self.newer
 
-    def check_temperature(self, temperature: float | None) -> None:
-        """Raise `InputError` if a temperature is given that the server does not take."""
-        if self.newer and temperature is not None:
+    def check_temperature(self, temperature: float | None, folder: str) -> None:
+        """Raise `InputError` if a temperature is given that the server does not take, unless the table is begun."""
+        begun = storage.path_exists(tables.table_records_path(folder, tables.INPUTS))
+        if self.newer and temperature is not None and not begun:
             raise InputError(f"--temperature: {self.model} takes none; leave it out")
 
     def request(self, prompt: str | list[dict[str, str]], seed: int, temperature: float) -> dict[str, Any]:
@@ -308,9 +310,7 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
 
 
 def find_client_server(options: "PredictOptions") -> ApiClientServer:
-    """Return the server of the options, with the form of request that it takes, found by a trial question.
-
-    It is tried once per process, with one to four requests of a few tokens.
+    """Return the server of the options, with the form of request that it takes, found by one to four short requests.
 
     Raises:
         InputError: the package `openai` is missing; no server answers at that address; it refuses the key; or it does
@@ -320,7 +320,7 @@ def find_client_server(options: "PredictOptions") -> ApiClientServer:
     tokens = options.tokens_of_answer(options.is_reasoned)
     server = named_api_server(options, options.model, options.prompt != "plain", tokens)
     found = try_client_forms(server, options.logprobs and not options.is_reasoned)
-    found.check_temperature(options.temperature)
+    found.check_temperature(options.temperature, options.folder)
     return found
 
 

@@ -54,7 +54,7 @@ class ShotOptions(EmbedOptions):
     @property
     def reads_other_files(self) -> bool:
         """Whether examples are read from files of questions; see `ExamOptions.reads_other_files`."""
-        return self.shots > 0 and not exam_file_splits(self.shots_from)
+        return not exam_file_splits(self.shots_from)
 
     def read_shots(self) -> list[dict]:
         """Return the questions that examples are chosen from: those with answers, fixed ones in their order.

@@ -125,10 +125,12 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     return manifest, f", {kept} of {exam.shards} shards kept" if kept and missing else ""
 
 
-def check_predict_model(options: PredictOptions, question: dict | None = None) -> None:
+def check_predict_model(
+    options: PredictOptions, question: dict | None = None, instead: str = "--reader closed-book"
+) -> None:
     """Raise `InputError` unless the chosen engine can run the model, or as `check_predict_reader` does.
 
-    A reader with contexts also needs a prompt that has them.
+    A reader with contexts also needs a prompt that has them; `instead` says what to pass where it has none.
     """
     if options.is_reasoned:
         check_reasoned_work(options)
@@ -142,7 +144,7 @@ def check_predict_model(options: PredictOptions, question: dict | None = None) -
             check_streamed_weights(options.model)
         style = check_predict_reader(options, question)
     if options.has_context:
-        check_template_context(style, "--reader closed-book")
+        check_template_context(style, instead)
 
 
 def check_predict_reader(options: ReaderModelOptions, question: dict | None = None) -> PromptFormat:

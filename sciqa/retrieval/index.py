@@ -11,13 +11,10 @@ from sciqa.core.model_files import (
     find_model,
     model_file_bytes,
     model_file_dimension,
-    model_file_sequence_length,
-    tokenizer_of_model_files,
 )
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
-from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.index_shards import (
@@ -64,7 +61,6 @@ def build_index(options: IndexOptions) -> Summary:
     embedded = files.read_records("embedded.json", keys := _keys(missing, embedding))
     if missing:
         _check_passages(options, shards)
-        check_index_tokens(options, [shard for shard in missing if not embedded[shard["name"]]])
         with lock(options.index):
             storage.check_storage_writable(options.index)
             _delete_wrong_records(files, keys, embedded)
@@ -110,7 +106,8 @@ def _delete_wrong_records(files: IndexListing, keys: dict[str, str], embedded: d
     """
 
     def delete(shard: str) -> None:
-        storage.delete_path(storage.join_paths(files.index, shard, "shard.json"))
+        if (finished := storage.join_paths(files.index, shard, "shard.json")) in files.found:
+            storage.delete_path(finished)
         path = storage.join_paths(files.index, shard, "embedded.json")
         if not embedded[shard] and path in files.found and storage.read_json(path)["key"] == keys[shard]:
             storage.delete_path(path)
@@ -129,29 +126,6 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
                 f"{options.index}: made from other inputs (passages: {made} there, {options.passages} now); "
                 "pass another --index, or --overwrite to replace it"
             )
-
-
-def check_index_tokens(options: IndexOptions, shards: list[dict]) -> None:
-    """Raise `InputError` if some shards of passages hold one that is longer than the embedder reads.
-
-    Tokens are counted only where passages may be longer, as when they were made for another embedder.
-    """
-    longest = model_file_sequence_length(options.embedder)
-    made = storage.read_json(tables.table_records_path(options.passages, tables.INPUTS))["inputs"]
-    if not longest or made.get("passage_tokens", 0) <= longest:
-        return
-    tokenizer = tokenizer_of_model_files(options.embedder)
-    for shard in shards:
-        path = storage.join_paths(options.passages, f"{shard['name']}.parquet")
-        rows = tables.read_table(path, ["passage_id", "title", "section", "text"]).to_pylist()
-        texts = [titled_chunk(row["title"], row["section"], row["text"]) for row in rows]
-        for row, tokens in zip(rows, tokenizer.encode_batch(texts), strict=True):
-            if len(tokens.ids) > longest:
-                raise InputError(
-                    f"{path}: passage {row['passage_id']!r} has {len(tokens.ids)} tokens, but {options.embedder} reads "
-                    f"no more than {longest}; run `sciqa corpus --embedder {options.embedder} --passage-tokens "
-                    f"{longest}` with the same --corpus and another --passages, or pass another --embedder"
-                )
 
 
 def finished_index(options: IndexOptions) -> dict | None:

@@ -8,6 +8,7 @@ import numpy as np
 from sciqa.core import hashes, storage, tables
 from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
+from sciqa.core.model_files import find_model, model_file_sequence_length, tokenizer_of_model_files
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.retrieval.load_embedder import load_embedder
@@ -29,6 +30,8 @@ class EmbedIndexShard:
     def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
         self.embedder = load_embedder(**embed)
         self.options, self.embedding = options, embedding
+        self.longest = _longest_to_check(options)
+        self.tokenizer = tokenizer_of_model_files(options.embedder) if self.longest else None
 
     def __call__(self, row: dict) -> dict:
         """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
@@ -40,6 +43,7 @@ class EmbedIndexShard:
         known = _stored_vectors(folder, embedding)
         texts = {row["passage_id"]: titled_chunk(row["title"], row["section"], row["text"]) for row in rows}
         new = [name for name in texts if name not in known]
+        self._check_tokens(path, {name: texts[name] for name in new})
         vectors = self.embedder.encode(
             [texts[name] for name in new],
             prefix=embedding["prefix"],
@@ -63,6 +67,27 @@ class EmbedIndexShard:
         }
         storage.write_json(storage.join_paths(folder, "embedded.json"), _with_sizes(folder, record))
         return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
+
+    def _check_tokens(self, path: str, texts: dict[str, str]) -> None:
+        """Raise `InputError` if the embedder would read only the beginning of one of the passages of a file."""
+        if not (self.tokenizer and self.longest):
+            return
+        embedder, longest = self.options.embedder, self.longest
+        for name, found in zip(texts, self.tokenizer.encode_batch(list(texts.values())), strict=True):
+            if (tokens := len(found.ids)) > longest:
+                raise InputError(
+                    f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}; "
+                    f"run `sciqa corpus --embedder {embedder} --passage-tokens {longest}` with the same --corpus and "
+                    "another --passages, or pass another --embedder"
+                )
+
+
+def _longest_to_check(options: IndexOptions) -> int | None:
+    """Return the most tokens that the embedder reads, or None if no passage can have more, by how they were made."""
+    longest = model_file_sequence_length(options.embedder)
+    made = storage.read_json(tables.table_records_path(options.passages, tables.INPUTS))["inputs"]
+    same = made.get("tokenizer") == find_model(options.embedder).tokenizer
+    return None if same and longest and made["passage_tokens"] <= longest else longest
 
 
 def _with_sizes(folder: str, record: dict) -> dict:

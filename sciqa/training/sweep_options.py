@@ -37,11 +37,11 @@ class TrialsOptions(SeedOptions, WriteOptions):
 
     search: str = "{}"
     """Values of options, all combinations of which are tried: a list, or a distribution of which --num-samples values
-    are drawn, as in '{template: [null, arc], seed: {randint: [0, 99]}}'; there are uniform, loguniform, randint (both
+    are drawn, as in '{template: [null, sciq], seed: {randint: [0, 99]}}'; there are uniform, loguniform, randint (both
     ends included) and choice."""
     trials: tuple[str, ...] = ()
-    """Options that vary together, for each of which --search is tried: '{name: letters, completion: letter, template:
-    arc}', where `name` is the end of the trial's name."""
+    """Options that vary together, for each of which --search is tried: '{name: letters, completion: letter, prompt:
+    plain}', where `name` is the end of the trial's name."""
     num_samples: int = 1
     """Draws for each combination of the other values, if --search has distributions."""
     concurrent: int | None = None
