@@ -363,7 +363,7 @@ def of(folder, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_index, backend):
-    folder = tiny_embedder(tmp_path, edit=spoil(float("inf")))
+    folder = tiny_embedder(tmp_path, edit=spoil(float("inf")), max_position_embeddings=512)
     options = IndexOptions(output=str(tmp_path / "run"), passages=f"{small_index}/passages", embedder=folder)
     for shard in tables.read_table_manifest(options.passages, "corpus")["shards"]:
         wet = [
