@@ -772,8 +772,8 @@ def test_what_a_checkpoint_resumes_has_the_losses_of_an_undisturbed_run(tmp_path
 def test_a_killed_driver_and_a_killed_worker_leave_the_weights_of_an_undisturbed_run(
     tmp_path, cluster, options, exam, capsys, objective
 ):
-    steps = {"steps": 1000, "eval_every": 50} if objective == "reward" else {"steps": 80, "eval_every": 8}
-    common = steps | {"num_workers": 1, "peft": "{lora_dropout: 0.1}"}
+    steps, every = {"reward": (1000, 50), "grpo": (200, 10)}.get(objective, (80, 8))  # long enough to be killed twice
+    common = {"steps": steps, "eval_every": every, "num_workers": 1, "peft": "{lora_dropout: 0.1}"}
     if objective == "grpo":
         common |= exam | {"generations": 2, "completion_tokens": 4, "batch_size": 4}
     expected = finetune(options(objective, **common, name="undisturbed"))
