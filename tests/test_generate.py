@@ -410,7 +410,9 @@ def test_a_server_without_credit_ends_the_run_and_what_it_refused_is_asked_again
     server.fail = lambda key, attempt: None if "Helium" in key or "1 + 1" in key else "refused"
     assert faults("b-0", "b-1", "a-1", "c-0") == ["refused", "refused", None, "refused"]
     server.fail = lambda key, attempt: None if "Helium" in key else "refused"
-    with pytest.raises(InputError, match=r"a first question: refused by .*; once it takes that again, .* run the same"):
+    with pytest.raises(
+        InputError, match=r"a short question, .*: refused by .*; once it takes that again, .* run the same"
+    ):
         faults("a-0", "b-0", "c-0")
     server.fail = lambda key, attempt: None
     assert faults("a-0", "a-1", "b-0", "b-1", "c-0") == [None] * 5

@@ -111,8 +111,8 @@ def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
                 holder = json.loads(stream.read())
         except (OSError, ValueError):  # just released, or being written
             continue
-        mine_too = all(holder.get(name) == value for name, value in _place().items())
-        gone = not _is_here(holder) if mine_too else now - beaten > LOST * 1e9
+        same_place = all(holder.get(name) == value for name, value in _place().items())
+        gone = not _is_here(holder) if same_place else now - beaten > LOST * 1e9
         if not gone:
             raise _refusal(folder, json.dumps(holder))
         with contextlib.suppress(OSError):
@@ -124,7 +124,7 @@ def _holder() -> dict:
 
 
 def _place() -> dict[str, str]:
-    """Return what tells where a process number counts: machines and containers may have the same host name."""
+    """Return what identifies the machine and container of this process; host names alone may be the same."""
     place = {"host": socket.gethostname(), "boot": "", "space": ""}
     with contextlib.suppress(OSError):  # another system than Linux
         place["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -41,7 +41,7 @@ def read_pdf(data: bytes) -> tuple[str, str]:
 
 
 def _whole_characters(text: str) -> str:
-    """Return a text with U+FFFD for each half of a surrogate pair without the other, which is no character."""
+    """Return a text with U+FFFD in place of each unpaired surrogate, which is no character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

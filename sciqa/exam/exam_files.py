@@ -71,17 +71,20 @@ def read_exam_files(exam: str) -> list[Row]:
 
 def _find_files(exam: str) -> list[str]:
     folder, _, name = exam.rpartition("/")
-    if "*" in name or not _kind(exam):  # a table is a folder
-        _check_finished(folder if "*" in name else exam)
     if "*" in name:
+        _check_finished(folder)
         before = storage.join_paths(folder or ".", "")
         names = [path.removeprefix(before) for path in _list_files(folder or ".")]
         found = [before + each for each in names if "/" not in each and fnmatch.fnmatch(each, name)]
         if not found:
             raise InputError(f"{exam}: no file of that folder has such a name and ends in .{', .'.join(KINDS)}")
         return _of_one_format(exam, found)
-    if not _kind(exam) and not storage.path_exists(exam):
-        raise InputError(f"{exam}: no such exam; it is {', '.join(SPLITS)}, or a file ending in .{', .'.join(KINDS)}")
+    if not _kind(exam):  # a folder, which may be a table
+        _check_finished(exam)
+        if not storage.path_exists(exam):
+            raise InputError(
+                f"{exam}: no such exam; it is {', '.join(SPLITS)}, or a file ending in .{', .'.join(KINDS)}"
+            )
     found = _list_files(exam)
     if found == [exam] and not _kind(exam):
         raise InputError(f"{exam}: a file ending in .{', .'.join(KINDS)} expected (and .{', .'.join(PACKINGS)})")

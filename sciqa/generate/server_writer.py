@@ -25,7 +25,6 @@ from sciqa.predict.api_records import RequestRecords, record_key
 
 #: Most tokens of the trial replies.
 TRIAL_TOKENS = 16
-AGAIN = "once it takes that again, as with new credit, run the same command: what has been answered is kept"
 #: Forms of schemas that servers are tried with, the strictest first.
 SERVER_FORMS: tuple[SchemaForm, ...] = ("sentences", "fields")
 #: Passage of the trial, with what a server may refuse in a schema.
@@ -103,12 +102,13 @@ class ServerWriter:
 
     def _check_takes_trial(self) -> None:
         """Raise `InputError` if the server now refuses also what it has answered before the run."""
+        request = replace(self.client.server, tokens=TRIAL_TOKENS).request(TRIAL, 0, 0.0)
         try:
-            self.client.ask(replace(self.client.server, tokens=TRIAL_TOKENS).request(TRIAL, 0, 0.0), "a first question")
+            with suppress(ApiIncompleteReplyError):
+                self.client.ask(request, "a short question, which it has answered before")
         except ApiRefusedError as error:
-            raise InputError(f"{error}; {AGAIN}") from error
-        except ApiIncompleteReplyError:
-            pass
+            again = "once it takes that again, as with new credit, run the same command: what has been answered is kept"
+            raise InputError(f"{error}; {again}") from error
 
 
 def server_schema_fields(schema: dict | None) -> dict[str, Any]:

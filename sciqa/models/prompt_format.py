@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sciqa.core.errors import InputError
+from sciqa.core.model_files import Family
+
 Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Prompt = Literal["plain", "chat"]
@@ -33,3 +36,9 @@ class PromptFormat:
     max_length: int | None = None
     template: str | None = None
     template_name: str = ""
+
+
+def check_prompt_format(prompt: str, model: str, family: Family) -> None:
+    """Raise `InputError` if `--prompt chat` is given for a model that is not causal, and so has no chat template."""
+    if prompt == "chat" and family != "causal":
+        raise InputError(f"--prompt chat: for causal models only, and {model} is {family}; leave it out")

@@ -15,7 +15,7 @@ from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import read_exam
 from sciqa.exam.options import ExamOptions
 from sciqa.models.options import AdapterOptions, ModelEngineOptions, PrecisionOptions, TemplateOptions
-from sciqa.models.prompt_format import Completion, Normalise, Prompt
+from sciqa.models.prompt_format import Completion, Normalise, Prompt, check_prompt_format
 from sciqa.models.prompt_template import template_style
 from sciqa.predict.api_options import ApiOptions
 from sciqa.predict.chain_options import ChainLengthOptions
@@ -143,8 +143,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
                     f"--{name}: {self.model} is an encoder, which reads no prompt and scores rows by its head; "
                     "leave it out"
                 )
-        if self.prompt == "chat" and family != "causal":
-            raise InputError(f"--prompt chat: for causal models only, and {self.model} is {family}; leave it out")
+        check_prompt_format(self.prompt, self.model, family)
 
     def reader_arguments(self, device: Device, threads: int) -> dict:
         """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""

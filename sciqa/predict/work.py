@@ -80,7 +80,7 @@ def cascade_work(options: PredictOptions, exam: Exam, work: ReaderWork) -> Reade
 
 
 def work_sources(options: PredictOptions, exam: Exam, found: bool = True) -> dict:
-    """Return the identities of the tables that the answers are made from; without contexts, unless they are `found`."""
+    """Return the identities of the tables that the answers are made from; contexts only if they are `found`."""
     if options.blend:
         fit = options.blend_fit and scored_answer_inputs(options.blend_fit, options.blend)
         return {"answers": scored_answer_inputs(options.output, options.blend, exam), "fit": fit}

@@ -7,11 +7,7 @@ from sciqa import __version__
 from sciqa.core import cluster, hashes, model_workers, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import (
-    find_model,
-    model_file_bytes,
-    model_file_dimension,
-)
+from sciqa.core.model_files import find_model, model_file_bytes, model_file_dimension
 from sciqa.core.model_workers import model_worker_arguments
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary

@@ -119,7 +119,7 @@ def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 
 
 
 def check_search_parameters(manifest: dict, parameters: str | None) -> None:
-    """Raise `InputError` if FAISS does not take search parameters for an index, told by an empty one of its factory."""
+    """Raise `InputError` if FAISS does not take the search parameters, tried on an empty index of the factory."""
     if not parameters:
         return
     import faiss

@@ -14,7 +14,7 @@ from sciqa.core.extras import require_extra
 from sciqa.core.model_files import find_model, model_file_family
 from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import Exam, open_exam_table
-from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.prompt_format import PromptFormat, check_prompt_format
 from sciqa.models.prompt_template import check_template
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import FindOptions
@@ -107,8 +107,7 @@ def _check_uses(options: FinetuneOptions, train: pa.Table) -> None:
         raise InputError(
             f"--loss completion: {options.model} is an encoder, whose scores are no likelihoods; leave it out"
         )
-    if options.prompt == "chat" and (family := model_file_family(options.model)) != "causal":
-        raise InputError(f"--prompt chat: for causal models only, and {options.model} is {family}; leave it out")
+    check_prompt_format(options.prompt, options.model, model_file_family(options.model))
     titled = "title" in train.column_names and train["title"].null_count < len(train)
     if options.hide_gold and not titled:
         raise InputError(

@@ -149,10 +149,12 @@ def sharding_exchange(mine: object) -> list:
 
 
 def sharding_checked(check: Callable[[], Checked]) -> Checked:
-    """Return what `check` returns on this rank, where it waits for no other; all ranks must call this.
+    """Call a function on every rank and return its result on this one, or raise on all ranks if it fails on any.
+
+    All ranks must call this. The function itself must not wait for other ranks.
 
     Raises:
-        InputError: `check` raised it on some rank; the same error is raised on all, so that none waits for another.
+        InputError: the function raised it on some rank. All ranks raise it, since the others would wait in vain.
     """
     found: Checked | InputError
     try:
