@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import ray
 import torch
 from api_server import FAILURES, KEY, KEY_NAME, LACKING, ApiServer, in_turns, prompt_of, said, weights
 from conftest import QUESTIONS, write_jsonl
+from ports import free_port
 from tiny import mostly_slow
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -403,9 +403,7 @@ def test_a_real_server_says_what_its_model_does(tmp_path, cluster, exam_file, pr
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package)
     folder = load_safetensors_folder(find_model("SmolLM2-135M-Instruct"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     run = "from transformers.cli.transformers import main; main()"
     flags = ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
     server = subprocess.Popen([sys.executable, "-c", run, "serve", folder, *flags])

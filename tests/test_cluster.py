@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import psutil
 import pytest
 import ray
 import yaml
+from ports import free_port
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sciqa.core import tables
@@ -72,12 +72,6 @@ class Head:
 def command(step: str, folder: str = "", **options: object) -> str:
     flags = [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
     return " ".join([sys.executable, f"{folder}{step}.py", *flags])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(true: object, seconds: float = 120) -> None:

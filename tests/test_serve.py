@@ -25,6 +25,7 @@ import torch
 import transformers
 import uvicorn
 from fastapi.testclient import TestClient
+from ports import free_port
 from tiny import tiny_folder
 
 from sciqa.ask import AskOptions, ask
@@ -465,12 +466,6 @@ def test_the_page_works_in_a_browser(page_server, client, width):
         assert all(url.startswith((page_server, "data:")) for url in asked)
         assert [each for each in failures if "422" not in each] == []
         browser.close()
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """ZeRO-3: what two ranks load and save together, beside what one process loads and saves."""
 
 import os
-import socket
 import subprocess
 import sys
 from itertools import product
@@ -12,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from ports import free_port
 from tiny import tiny_folder
 
 from sciqa.core.errors import InputError
@@ -147,9 +147,7 @@ def test_a_model_that_one_node_lacks_ends_both_workers(tmp_path):
 
 def run_two_ranks(call: str) -> None:
     """Run a function of this file in two processes that are a group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     common = os.environ | {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", f"import test_sharding; test_sharding.{call}"]
