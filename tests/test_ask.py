@@ -215,7 +215,14 @@ def test_what_is_missing_exits_2(tmp_path, small_index, capsys):
     for arguments, part in (
         (["Which?", "--output", tmp_path], "run `sciqa index`"),
         (["Which?", "--output", small_index, "--model", encoder], "writes no words"),
-        (["Which? " * 60, "--output", small_index, "--model", llama], "tokens without any context"),
+        (
+            ["Which? " * 60, "--output", small_index, "--model", llama],
+            "--max-new-tokens: 128 given, llama has room for 63",
+        ),
+        (
+            ["Which? " * 60, "--output", small_index, "--model", llama, "--max-new-tokens", "9"],
+            "tokens without any context and 9 to write, the model's limit is 64",
+        ),
         (["Which?", "--output", small_index, "--model", "no/such-model"], "no/such-model"),
         ([" ", "--output", small_index], "question is empty"),
     ):

@@ -411,7 +411,9 @@ def test_every_folder_of_a_run_is_seen_by_all_nodes(tmp_path, monkeypatch):
     shared_folders.check_shared_folders(RetrieveOptions(output=output, passages=f"{tmp_path}/passages"), others)
     assert asked[-1] == tmp_path / "_passages/manifest.json"
     private = str(tmp_path / "private/new/contexts")
-    with pytest.raises(InputError, match=f"^--contexts {private}: a folder of this machine, .* 10.0.0.2 do not see; "):
+    with pytest.raises(
+        InputError, match=f"^--contexts {private}: a folder of this machine, .* 10.0.0.2 do not see as it is here; "
+    ):
         shared_folders.check_shared_folders(RetrieveOptions(output=output, contexts=private), others)
     with pytest.raises(InputError, match=f"^--train-contexts {private}: "):
         shared_folders.check_shared_folders(FinetuneOptions(output=output, train_contexts=private), others)

@@ -29,7 +29,7 @@ from ports import free_port
 from tiny import tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.ask.answerer import check_answerer
+from sciqa.ask.answerer import answerer_identity, check_answerer
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
@@ -54,6 +54,12 @@ class OneReplica(Replica):
         return 1
 
 
+def one_replica(options):
+    """A replica with these options, in this process."""
+    manifest = check_answerer(options, options.for_question("?", ("a", "b")).as_row())
+    return OneReplica(options, manifest, answerer_identity(options), "cpu", 2)
+
+
 @pytest.fixture(scope="module")
 def settings(small_index, tmp_path_factory):
     """Options of `ask` and `serve` alike: a tiny model on the small index."""
@@ -68,7 +74,7 @@ def options(settings):
 
 @pytest.fixture(scope="module")
 def replica(options):
-    return OneReplica(options, check_answerer(options, options.for_question("?", ("a", "b")).as_row()), "cpu", 2)
+    return one_replica(options)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,10 @@ def client(replica, options):
 def answered(settings, capsys, **more):
     """The text that `ask` writes, and its details."""
     capsys.readouterr()
-    details = ask(AskOptions(**settings, **more)).details
+    given = settings | more
+    if more.get("options"):  # how long answers in words are has no effect on them
+        del given["max_new_tokens"]
+    details = ask(AskOptions(**given)).details
     return capsys.readouterr().out.removesuffix("\n"), details
 
 
@@ -214,13 +223,7 @@ def test_an_encoder_ranks_and_writes_nothing(small_index, tmp_path):
     model = tiny_folder(tmp_path, "bert")
     transformers.AutoModelForMultipleChoice.from_pretrained(model).save_pretrained(model)
     options = ServeOptions(output=small_index, model=model)
-    with TestClient(
-        create_app(
-            OneReplica(options, check_answerer(options, options.for_question("?", ("a", "b")).as_row()), "cpu", 2),
-            options,
-            None,
-        )
-    ) as client:
+    with TestClient(create_app(one_replica(options), options, None)) as client:
         assert len(client.post("/v1/rank", json=RANK).json()["ranking"]) == len(OPTIONS)
         refused = client.post("/v1/ask", json={"question": QUESTION})
     assert (refused.status_code, "writes no words" in refused.json()["error"]["message"]) == (422, True)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sciqa.ask.options import AskAnswerOptions, AskOptions
+from sciqa.core.adapter_files import adapter_hash
 from sciqa.core.device import Device
-from sciqa.core.errors import InputError
+from sciqa.core.errors import QuestionError
+from sciqa.core.hashes import fingerprint
 from sciqa.core.imports import quick_imports
-from sciqa.core.model_files import model_file_family
+from sciqa.core.model_files import find_model, model_file_family, model_files_name
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.prompt_template import check_template_context
@@ -16,7 +18,12 @@ from sciqa.predict.predict import check_predict_reader
 from sciqa.predict.scored_answers import has_tied_scored_answers, scored_answer_row
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
 from sciqa.retrieval.evidence import find_evidence
-from sciqa.retrieval.index import check_index_prefix, check_index_unchanged, read_index_manifest
+from sciqa.retrieval.index import (
+    check_index_prefix,
+    check_index_unchanged,
+    index_identity,
+    read_index_manifest,
+)
 from sciqa.retrieval.search import LocalSearch
 
 if TYPE_CHECKING:  # spares the command line the import of PyTorch
@@ -62,12 +69,29 @@ def check_answerer(options: AskAnswerOptions, question: dict) -> dict:
 
 
 def check_answerer_model(model: str) -> None:
-    """Raise `InputError` if a model is an encoder, which ranks options and writes no words."""
+    """Raise `QuestionError` if a model is an encoder, which ranks options and writes no words."""
     if model_file_family(model) == "multiple-choice":
-        raise InputError(
-            f"--model {model}: an encoder, which writes no words; "
+        raise QuestionError(
+            f"--model {model_files_name(model)}: an encoder, which writes no words; "
             "give --options to rank, or another --model (causal, or encoder-decoder such as T5)"
         )
+
+
+def answerer_name(options: AskAnswerOptions) -> str:
+    """Return the name of the model that answers, followed by that of its adapter if it has one."""
+    return "+".join(model_files_name(name) for name in (options.model, options.adapter) if name)
+
+
+def answerer_identity(options: AskAnswerOptions) -> str:
+    """Return a hash of the files that answers follow from, as they are now: index, models, template and examples.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    models = [find_model(name).revision for name in (options.embedder, options.model, options.rerank) if name]
+    adapter = adapter_hash(options.adapter) if options.adapter else None
+    index = index_identity(read_index_manifest(options.index))
+    return fingerprint([index, models, adapter, options.style(), options.shots_identity()])
 
 
 class Answerer:

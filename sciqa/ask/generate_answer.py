@@ -13,15 +13,18 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from sciqa.ask.options import AskAnswerOptions
-from sciqa.core.errors import InputError
+from sciqa.core.errors import InputError, QuestionError
+from sciqa.core.model_files import model_files_name
 from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import split_sentences, titled_chunk
-from sciqa.models.prompt_template import built_in_template, read_template
+from sciqa.models.causal import CausalScorer
+from sciqa.models.decoding import CheckTokenScores, decoding_end_tokens
+from sciqa.models.prompt_template import TemplatePrompt, built_in_template, compiled_template
 from sciqa.models.scorer import EncodedForScorer, Scorer
+from sciqa.models.text_encoder import TextEncoder
 from sciqa.retrieval.contexts import FindContexts
 
 #: Least cosine between a sentence and the nearest sentence of a cited passage. On the packaged validation split, 95 %
@@ -39,11 +42,13 @@ class GeneratedAnswer(NamedTuple):
         cited: numbers, from 1, of the cited passages.
         tokens: number of tokens of the answer.
         prompt_tokens: number of tokens that the model read.
+        finish_reason: `stop` if the model ended it, `length` if the limit of tokens cut it.
     """
 
     cited: list[int]
     tokens: int
     prompt_tokens: int
+    finish_reason: str
 
 
 def encode_for_generated_answer(
@@ -55,33 +60,49 @@ def encode_for_generated_answer(
     conversation before it, for the model's chat template.
 
     Raises:
-        InputError: the question does not fit the model, or a conversation or `--prompt chat` is given and the model has
-            no chat template.
+        QuestionError: the question does not fit the model, or a conversation does not fit its chat template.
+        InputError: `--prompt chat` is given and the model has no chat template, or it writes less than
+            `--max-new-tokens`.
     """
-    tokenizer, chat = scorer.tokenizer, _is_chat(options, scorer)
+    chat, name = _is_chat(options, scorer), model_files_name(options.model)
     if earlier and not chat:
-        raise InputError(f"messages: {options.model} is given no chat template, so one question alone is expected")
+        raise QuestionError(f"messages: {name} is given no chat template, so one question alone is expected")
     if options.prompt == "chat" and not chat:
         raise InputError(f"--prompt chat: {options.model} has no chat template; pass --prompt plain")
+    decodes = scorer.model.config.is_encoder_decoder  # the answer has positions of its own
+    most = cast("Any", scorer).longest_option if decodes else scorer.limit - 1
+    if options.max_new_tokens > most:
+        raise InputError(f"--max-new-tokens: {options.max_new_tokens} given, {name} has room for {most}")
 
-    template = read_template(options.template) if options.template else built_in_template(CHAT if chat else PLAIN)
+    template, style = built_in_template(CHAT if chat else PLAIN), scorer.style
+    if options.template:  # its text, as the reader has it
+        template = compiled_template(cast("str", style.template), style.template_name)
     asked = question | {"passages": found["passages"]}
+    text = scorer.text if isinstance(scorer, CausalScorer) else TextEncoder(scorer.tokenizer)
 
     def encode(context: str) -> EncodedForScorer:
         prompt = template.render(asked, context, "text")
         if chat:
-            *system, last = prompt.messages()
-            try:
-                ids = tokenizer.apply_chat_template(
-                    [*system, *earlier, last], add_generation_prompt=True, return_dict=False
-                )
-            except TemplateError as error:
-                raise InputError(f"messages: the chat template of {options.model} refuses them ({error})") from error
+            ids = _chat_tokens(prompt, text, earlier)
+        elif decodes:
+            ids = scorer.tokenizer(prompt.plain, split_special_tokens=True)["input_ids"]
         else:
-            ids = tokenizer(prompt.plain)["input_ids"]
-        return EncodedForScorer(cast("list[int]", ids), [[0] * options.max_new_tokens], [1.0])
+            (ids,) = text.encode([text.literal(prompt.plain)], start=True)
+        return EncodedForScorer(ids, [], [])
 
-    return scorer._cut(question, found["context"], encode)
+    return scorer.cut(question, found["context"], encode, 0 if decodes else options.max_new_tokens)
+
+
+def _chat_tokens(prompt: TemplatePrompt, text: TextEncoder, earlier: Sequence[dict]) -> list[int]:
+    """Return the tokens of a prompt after earlier messages; control tokens come from the chat template alone."""
+    *system, last = prompt.messages(text.literal)
+    before = [message | {"content": text.literal(message["content"])} for message in earlier]
+    try:
+        return text.encode([text.chat([*system, *before, last])], start=False)[0]
+    except InputError as error:
+        if not earlier:
+            raise
+        raise QuestionError(f"messages: the model's chat template refuses them ({error.__cause__})") from error
 
 
 def _is_chat(options: AskAnswerOptions, scorer: Scorer) -> bool:
@@ -105,21 +126,24 @@ def generate_answer(
     tokenizer = scorer.tokenizer
     ids = torch.tensor([prompt.prompt], device=scorer.device)
     stream = GeneratedAnswerStream(tokenizer, generated_answer_citation(passages, finder), show)
-    settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     start = 1 if scorer.model.config.is_encoder_decoder else ids.shape[1]
-    if not _is_chat(options, scorer):
-        settings["stopping_criteria"] = StoppingCriteriaList([stop_generated_answer(tokenizer, start)])
-    beams = options.num_beams > 1
-    if not beams:
-        settings["streamer"] = stream
+    stops, beams = decoding_end_tokens(scorer), options.num_beams > 1
+    line_ends = [] if _is_chat(options, scorer) else [stop_generated_answer(tokenizer, start)]
+    criteria = StoppingCriteriaList([*line_ends, *([call_between_tokens(show)] if beams and show else [])])
+    settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
+    settings |= {"stopping_criteria": criteria, "streamer": None if beams else stream, "eos_token_id": stops}
+    settings["logits_processor"] = LogitsProcessorList([CheckTokenScores(type(scorer.model).__name__)])
+    scorer.reset()
     with progress_lines("ask", f"writing with {options.num_beams} beams") if beams else contextlib.nullcontext():
         torch.manual_seed(options.seed)
-        made = cast("Any", scorer.model).generate(
+        whole = cast("Any", scorer.model).generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **generated_answer_arguments(options)
-        )[0, start:]
+        )
+    made = whole[0, start:]
     if beams:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
-    return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1])
+    ended = not set(stops).isdisjoint(made.tolist()) or any(line(whole, None).all() for line in line_ends)
+    return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1], "stop" if ended else "length")
 
 
 def generated_answer_arguments(options: AskAnswerOptions) -> dict:
@@ -136,6 +160,16 @@ def stop_generated_answer(tokenizer: PreTrainedTokenizerBase, start: int) -> Cal
         return torch.tensor(lines, device=ids.device)
 
     return ended
+
+
+def call_between_tokens(call: Callable[[str], None]) -> Callable[..., torch.Tensor]:
+    """Return a stopping criterion that stops nothing and calls a function with an empty text after every token."""
+
+    def called(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        call("")
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return called
 
 
 def generated_answer_citation(passages: list[dict], finder: FindContexts) -> Callable[[str], int | None]:
@@ -191,13 +225,14 @@ class GeneratedAnswerStream(TextStreamer):
             whole, self.open = [*whole, self.open.rstrip()], ""
         for sentence in whole:
             said = sentence.rstrip()
-            mark = self.cite(said.strip()) if said else None
+            # What is shown may reach into the next sentence, where the end of this one was not yet seen: no mark there.
+            mark = self.cite(said.strip()) if said and self.shown <= len(said) else None
             self.cited |= {mark} if mark is not None else set()
-            self._show(said[self.shown :] + (f" [{mark}]" if mark else "") + sentence[len(said) :])
-            self.shown = 0
+            self._show(said[self.shown :] + (f" [{mark}]" if mark else "") + sentence[max(self.shown, len(said)) :])
+            self.shown = max(0, self.shown - len(sentence))
         said = self.open.rstrip()
         self._show(said[self.shown :], stream_end)
-        self.shown = len(said)
+        self.shown = max(self.shown, len(said))
 
     def _show(self, text: str, stream_end: bool = False) -> None:
         if self.show is None:

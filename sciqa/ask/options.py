@@ -7,11 +7,16 @@ from typing import Literal
 from tyro.conf import Positional
 
 from sciqa.core.errors import InputError
+from sciqa.core.options import defaults_of
+from sciqa.exam.answer_options import answer_option_text
 from sciqa.models.options import TemperatureOptions
 from sciqa.predict.options import ReaderModelOptions
 from sciqa.retrieval.options import ContextOptions, SearchOptions
 
 SAMPLING = ("temperature", "sample_top_k", "top_p")
+#: Options that have an effect on the ranking of options alone, and on answers in words alone.
+RANKING = ("shots", "rotations", "completion", "normalise")
+WORDS = ("max_new_tokens", "num_beams", "do_sample")
 #: Default number of context sentences for an answer in words. On 36 questions of the packaged validation split,
 #: SmolLM2's answer was nearest to the right option for a share of 0.67 with the four nearest sentences of five
 #: passages, 0.67 with the best passage whole, and 0.44 with the best three. Four sentences add facts that the best
@@ -51,7 +56,7 @@ class AskAnswerOptions(TemperatureOptions, SearchOptions, ReaderModelOptions):
         self.at_least(1, "max_new_tokens", "num_beams", "sample_top_k")
         for name in SAMPLING:
             flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN neither
                 raise InputError(f"{flag}: {value} given, more than 0 expected")
             if value is not None and not self.do_sample:
                 raise InputError(f"{flag}: shapes the draws of --do-sample; pass that too")
@@ -82,8 +87,8 @@ class AskOptions(AskAnswerOptions):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        self.question = self.question.strip()
-        self.options = tuple(option.strip() for option in self.options)
+        self.question = _text("the question", self.question)
+        self.options = tuple(_text("--options", option) for option in self.options)
         if not self.question:
             raise InputError("the question is empty; give it in quotes before all options")
         if len(self.options) == 1 or len(self.options) > len(string.ascii_uppercase):
@@ -98,3 +103,20 @@ class AskOptions(AskAnswerOptions):
         """Return the question as a row of the exam table."""
         lettered = dict(zip(string.ascii_uppercase, self.options, strict=False))
         return {"id": "asked", "prompt": self.question, "is_question": True, "context": None, "answer": None} | lettered
+
+    def check_effect(self) -> None:
+        """Raise `InputError` if an option is given that has an effect on the other kind of answer alone."""
+        unread, instead = (WORDS, "leave it out") if self.options else (RANKING, "give --options too, or leave it out")
+        kind = "answers in words" if self.options else "options that are ranked"
+        defaults = defaults_of(AskAnswerOptions)
+        for name in unread:
+            if getattr(self, name) != defaults[name]:
+                raise InputError(f"--{name.replace('_', '-')}: has an effect on {kind} alone; {instead}")
+
+
+def _text(name: str, given: str) -> str:
+    """Return a text of the command without white space around it, or raise `InputError` if it is none."""
+    try:
+        return answer_option_text(given) or ""
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error

@@ -130,20 +130,21 @@ def _no_core_messages() -> Iterator[None]:
         os.close(nowhere)
 
 
-def wait_for_cluster_room(needs: dict[str, float]) -> None:
-    """Wait until some node of the cluster is large enough for a worker, whose `needs` are by Ray's names.
+def wait_for_cluster_room(needs: dict[str, float], workers: int = 1) -> None:
+    """Wait until the nodes of the cluster are large enough for some workers, whose `needs` are by Ray's names.
 
     Raises:
-        InputError: no node is large enough, and none is being started.
+        InputError: they are not large enough, and none is being started.
     """
-    if _has_room(needs):
+    if cluster_workers_that_fit(needs) >= workers:
         return
-    group = placement_group([needs])  # shows the demand to an autoscaler
+    group = placement_group([needs] * workers)  # shows the demand to an autoscaler
     asked = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
+    asked += f", or several, for {workers} such workers" if workers > 1 else ""
     try:
         waited = time.monotonic()
         with progress_lines("cluster", f"waiting for a node with {asked}"):
-            while not _has_room(needs):
+            while cluster_workers_that_fit(needs) < workers:
                 if _node_on_its_way():
                     waited = time.monotonic()
                 if time.monotonic() - waited > LONGEST_WAIT:
@@ -151,7 +152,7 @@ def wait_for_cluster_room(needs: dict[str, float]) -> None:
                     raise InputError(
                         f"the cluster has too few resources: a worker needs a node with {asked}, there are nodes "
                         f"with {largest}, and no other is being started; add one, or a node type that has it, or "
-                        "pass --accelerator cpu, a smaller --model or another --num-workers"
+                        "pass --accelerator cpu, a smaller --model or another --num-workers (of `serve` --min-replicas)"
                     )
                 time.sleep(0.5)
     finally:
@@ -164,10 +165,6 @@ def _nodes() -> list[dict]:
 
 def _resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in _nodes()]
-
-
-def _has_room(needs: dict[str, float]) -> bool:
-    return any(all(each.get(name, 0) >= amount for name, amount in needs.items()) for each in _resources())
 
 
 def _described(resources: dict[str, float]) -> str:
@@ -215,7 +212,15 @@ def num_cluster_workers(options: ClusterOptions, parts: int, *, whole_nodes: boo
 
 def cluster_workers_that_fit(needs: dict[str, float]) -> int:
     """Return how many workers with such needs the cluster's current nodes have room for, whatever runs there now."""
-    return sum(min(int(each.get(name, 0) // amount) for name, amount in needs.items()) for each in _resources())
+    # Ray counts in steps of 0.0001: ten workers of 0.9 fit nine CPUs, though 9 // 0.9 is 9.
+    rooms = [[int(each.get(name, 0) / amount + 1e-6) for name, amount in needs.items()] for each in _resources()]
+    return sum(map(min, rooms))
+
+
+def is_cluster_head() -> bool:
+    """Return whether this process is on the head node of its cluster."""
+    here = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == here and "node:__internal_head__" in node["Resources"] for node in _nodes())
 
 
 def cluster_cpus() -> int:
@@ -249,17 +254,17 @@ def cluster_device(options: DeviceOptions) -> Device:
     return "cuda" if cluster_uses_gpu(options) else "cpu"
 
 
-def cluster_worker_needs(options: DeviceOptions, workers: int, weights: int) -> dict[str, float]:
-    """Return the resources that each of some model workers requests, by Ray's names; wait for a node that has them.
+def cluster_worker_needs(options: DeviceOptions, workers: int, weights: int, least: int = 1) -> dict[str, float]:
+    """Return the resources that each of some model workers requests, by Ray's names; wait for nodes that have them.
 
-    `weights` are the bytes of the weights that each worker loads.
+    `weights` are the bytes of the weights that each worker loads, and `least` is how many workers need room.
     """
     needs: dict[str, float] = (
         {"GPU": 1} if cluster_uses_gpu(options) else {"CPU": MODEL_CPUS * cluster_threads_per_worker(workers)}
     )
     if weights:
         needs["memory"] = int(LOADING * weights)
-    wait_for_cluster_room(needs | _accelerator_needs(options))
+    wait_for_cluster_room(needs | _accelerator_needs(options), least)
     return needs
 
 

@@ -13,6 +13,10 @@ class InputError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class QuestionError(InputError):
+    """Bad input in a question itself, as its length is. A server tells it to the client whose question it is."""
+
+
 class LostWorkersError(Exception):
     """The end of a run because its workers died. The message of one line says how they died and what to do.
 
@@ -25,7 +29,7 @@ def find_input_error(error: BaseException) -> InputError | None:
 
     Ray Data passes a worker's exception on as text inside its own exception, so it is found there by its name.
     """
-    found = re.findall(rf"{re.escape(f'{__name__}.{InputError.__name__}')}: (.+)", str(error))
+    found = re.findall(rf"{re.escape(__name__)}\.(?:Input|Question)Error: (.+)", str(error))
     if found:  # of a task, with its traceback before it
         return InputError(found[-1])
     return error if isinstance(error, InputError) else None

@@ -23,7 +23,7 @@ class Options:
     def at_least(self, least: float, *names: str) -> None:
         """Raise `InputError` if one of the named options is given and below the minimum."""
         for name in names:
-            if isinstance(value := getattr(self, name), int | float) and value < least:
+            if isinstance(value := getattr(self, name), int | float) and not value >= least:  # NaN neither
                 raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
 
 
@@ -126,6 +126,12 @@ class SeedOptions(Options):
 
     seed: int = 0
     """Random seed: of the order of questions, dropout and new weights in training, of sampled tokens and vectors."""
+
+    def __post_init__(self) -> None:
+        """Check that random generators take the seed."""
+        super().__post_init__()
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed: {self.seed} given, a number from 0 to {(1 << 63) - 1} expected")
 
 
 def check_name_option(name: str) -> None:

@@ -1,6 +1,7 @@
 """Check that all nodes of a cluster see the folders of a run."""
 
 import contextlib
+import hashlib
 import uuid
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def _check_seen(name: str, folder: Path, others: list[dict]) -> None:
     """Raise `InputError` if other nodes do not see the folder that an option names, by a file that is made in it.
 
     Of a folder that is not there yet, the nearest folder above it that is there has to be seen. Of a finished index or
-    table each node may have a copy, so its manifest is looked for; and a folder that cannot be written, as a mount for
+    table each node may have a copy, so its manifest is compared; and a folder that cannot be written, as a mount for
     input alone, has to exist on all nodes.
     """
     if name == "output":
@@ -55,25 +56,26 @@ def _check_seen(name: str, folder: Path, others: list[dict]) -> None:
     if blind:
         raise InputError(
             f"--{name.replace('_', '-')} {folder}: a folder of this machine, which the nodes {', '.join(blind)} do not "
-            "see; pass a folder that all nodes mount, or a URI such as s3://bucket/run"
+            "see as it is here; pass a folder that all nodes mount, or a URI such as s3://bucket/run"
         )
 
 
 def find_blind_nodes(path: Path, nodes: list[dict]) -> list[str]:
-    """Return the addresses of the nodes on which a path does not exist, sorted."""
+    """Return the addresses of the nodes on which a path does not exist, or is a file with other contents, sorted."""
 
-    @ray.remote(num_cpus=0)
-    def sees(path: str) -> bool:  # nested, so that it is pickled whole: a node may have no sciqa yet
-        return Path(path).exists()
+    def look(path: str) -> object:  # nested, so that it is pickled whole: a node may have no sciqa yet
+        there = Path(path)
+        return hashlib.sha256(there.read_bytes()).digest() if there.is_file() else there.exists()
 
+    here, sees = look(str(path)), ray.remote(num_cpus=0)(look)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     asked = [sees.options(scheduling_strategy=place).remote(str(path)) for place in places]
-    return sorted({node["NodeManagerAddress"] for node, seen in zip(nodes, asked, strict=True) if _is_false(seen)})
+    return sorted({node["NodeManagerAddress"] for node, seen in zip(nodes, asked, strict=True) if _differs(seen, here)})
 
 
-def _is_false(answer: ray.ObjectRef) -> bool:
-    """Whether a node answers no; a node that has left meanwhile does not count."""
+def _differs(answer: ray.ObjectRef, here: object) -> bool:
+    """Whether a node answers otherwise than this one; a node that has left meanwhile does not count."""
     try:
-        return not ray.get(answer)
+        return ray.get(answer) != here
     except ray.exceptions.RayError:
         return False

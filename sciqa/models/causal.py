@@ -50,7 +50,7 @@ class CausalScorer(PrefixScorer):
             raise InputError("--completion reasoned: this step scores options as they are; leave it out")
         options = answer_options_of(question)
         check_scorer_option(question, options, self.text.encode(list(options.values()), start=False))
-        encoded = self._cut(question, context, lambda given: self._encode(question, given))
+        encoded = self.cut(question, context, lambda given: self._encode(question, given))
         check_scorer_option(question, options, encoded.options)  # one may have no tokens beyond the prompt's
         return encoded
 
@@ -65,9 +65,9 @@ class CausalScorer(PrefixScorer):
 
         def encode(given: str) -> EncodedForScorer:
             (prompt,) = self.text.encode([self._prompt(question, given)], start=bool(self._space))
-            return EncodedForScorer(prompt, [[0] * tokens], [1.0])
+            return EncodedForScorer(prompt, [], [])
 
-        return replace(self._cut(question, context, encode), options=[], divisors=[], counted=[])
+        return self.cut(question, context, encode, tokens)
 
     def _encode(self, question: dict, context: str) -> EncodedForScorer:
         if self.style.completion == "yes":

@@ -24,6 +24,7 @@ from sciqa.core.errors import InputError
 from sciqa.models.batch_layout import batch_by_tokens
 from sciqa.models.causal import CausalScorer
 from sciqa.models.padding import padded
+from sciqa.models.scorer import Scorer
 
 
 class TokenDraws(NamedTuple):
@@ -147,7 +148,7 @@ def _batches(scorer: CausalScorer, lengths: list[int], budget: int) -> Iterator[
             yield [found[at] for at in batch]
 
 
-def decoding_end_tokens(scorer: CausalScorer) -> list[int]:
+def decoding_end_tokens(scorer: Scorer) -> list[int]:
     """Return the tokens that end a text of a model: those of its files, and its tokenizer's."""
     own = cast("Any", scorer.model).generation_config.eos_token_id
     found = own if isinstance(own, list) else [own]

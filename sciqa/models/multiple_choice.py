@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from transformers import BatchEncoding
 
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.padding import PaddedScorer, padded
@@ -35,8 +36,8 @@ class MultipleChoiceScorer(PaddedScorer):
         if _longest(both) <= limit:
             return both
         if _longest(self._pairs("", asked)) >= limit:  # no room for any context beside its separators
-            return replace(alone, cut=True)
-        return replace(self._pairs(context, asked, truncation="only_first", max_length=limit), cut=True)
+            return replace(alone, cut=True, kept=0)
+        return self._cut_pairs(context, asked, limit)
 
     def _rows(self, context: str, asked: list[str]) -> EncodedForScorer:
         # Longformer's head needs the separators of two texts in every row.
@@ -44,10 +45,22 @@ class MultipleChoiceScorer(PaddedScorer):
             return self._pairs(context, asked)
         return _encoded(self._tokens(asked))
 
-    def _pairs(self, context: str, asked: list[str], **how: object) -> EncodedForScorer:
-        return _encoded(self._tokens([context] * len(asked), asked, **how))
+    def _pairs(self, context: str, asked: list[str]) -> EncodedForScorer:
+        return _encoded(self._tokens([context] * len(asked), asked))
 
-    def _tokens(self, *texts: list[str], **how: object) -> dict[str, list[list[int]]]:
+    def _cut_pairs(self, context: str, asked: list[str], limit: int) -> EncodedForScorer:
+        """Encode rows of at most `limit` tokens, the context cut at its end; in the longest-reading row `kept` ends."""
+        offsets = {"return_offsets_mapping": True} if self.tokenizer.is_fast else {}
+        found = self._tokens([context] * len(asked), asked, truncation="only_first", max_length=limit, **offsets)
+        ends = [
+            end
+            for row, spans in enumerate(found.get("offset_mapping", ()))
+            for (_, end), part in zip(spans, found.sequence_ids(row), strict=True)
+            if part == 0
+        ]
+        return replace(_encoded(found), cut=True, kept=max(ends, default=None))
+
+    def _tokens(self, *texts: list[str], **how: object) -> BatchEncoding:
         """Tokenise texts; a `[SEP]` in them is read as text, not as a separator."""
         return self.tokenizer(*texts, split_special_tokens=True, **how)
 
@@ -88,7 +101,7 @@ class MultipleChoiceScorer(PaddedScorer):
         return {name: value[:, None].to(self.device) for name, value in given.items() if name in self.takes}
 
 
-def _encoded(found: dict[str, list[list[int]]]) -> EncodedForScorer:
+def _encoded(found: BatchEncoding) -> EncodedForScorer:
     """Convert the tokenizer's output for the options of a question."""
     return EncodedForScorer([], found["input_ids"], [], segments=found.get("token_type_ids"))
 

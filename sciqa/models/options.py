@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, SeedOptions
 from sciqa.models.prompt_format import Engine, Precision
@@ -85,8 +84,9 @@ class TemperatureOptions(SeedOptions):
     def __post_init__(self) -> None:
         """Check the value."""
         super().__post_init__()
-        if self.temperature is not None and self.temperature <= 0:
-            raise InputError(f"--temperature: {self.temperature} given, more than 0 expected")
+        if self.temperature is not None:
+            self.temperature = float(self.temperature)
+        self.at_least(0.001, "temperature")  # scores divided by much less are not finite
 
 
 @dataclass(kw_only=True)

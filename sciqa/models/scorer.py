@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sciqa.core.errors import InputError
+from sciqa.core.errors import QuestionError
 from sciqa.corpus.chunking import split_sentences
 from sciqa.models.attention_limits import position_limit
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
@@ -168,17 +168,25 @@ class Scorer(nn.Module):
         """Group questions of similar length, as indices, into batches of at most `budget` padded tokens."""
         return batch_by_tokens([[number] for number in range(len(questions))], [q.length for q in questions], budget)
 
-    def _cut(self, question: dict, context: str, encode: Callable[[str], EncodedForScorer]) -> EncodedForScorer:
-        """Encode with as much context as fits, cut at its end, where the least similar passages are."""
+    def cut(
+        self, question: dict, context: str, encode: Callable[[str], EncodedForScorer], room: int = 0
+    ) -> EncodedForScorer:
+        """Encode with as much context as fits, cut at its end, where the least similar passages are.
+
+        `room` is the number of tokens that the model is to write.
+
+        Raises:
+            QuestionError: the question is too long without any context.
+        """
 
         def over(encoded: EncodedForScorer) -> int:
-            return len(encoded.prompt) + max(map(len, encoded.options)) - self.limit
+            return len(encoded.prompt) + max(map(len, encoded.options), default=0) + room - self.limit
 
         encoded = encode(context)
         if over(encoded) <= 0:
             return encoded
         if (bare := over(encode(""))) > 0:
-            raise too_long_for_scorer(question, self.limit + bare, self.limit)
+            raise too_long_for_scorer(question, self.limit + bare - room, self.limit, room)
         kept = fit_context_for_scorer(context, lambda given: over(encode(given)) <= 0)
         return replace(encode(kept), cut=True, kept=len(kept))
 
@@ -199,19 +207,20 @@ def _longest(text: str, ends: list[int], fits: Callable[[str], bool]) -> str:
     return text[: ends[found - 1]].rstrip() if found else ""
 
 
-def too_long_for_scorer(question: dict, tokens: int, limit: int) -> InputError:
-    """Return the error for a question that does not fit a model even without context."""
-    return InputError(
-        f"question {question['id']!r}: {tokens} tokens without any context, the model's limit is {limit}; "
+def too_long_for_scorer(question: dict, tokens: int, limit: int, room: int = 0) -> QuestionError:
+    """Return the error for a question that does not fit a model even without context; `room` is as for `cut`."""
+    more = f" and {room} to write" if room else ""
+    return QuestionError(
+        f"question {question['id']!r}: {tokens} tokens without any context{more}, the model's limit is {limit}; "
         "shorten it or use a model with a longer context"
     )
 
 
 def check_scorer_option(question: dict, options: dict[str, str], tokens: list[list[int]]) -> None:
-    """Raise `InputError` for an option without tokens; `options` are texts by letter."""
+    """Raise `QuestionError` for an option without tokens; `options` are texts by letter."""
     for letter, ids in zip(options, tokens, strict=True):
         if not ids:
-            raise InputError(
+            raise QuestionError(
                 f"question {question['id']!r}, option {letter}: {options[letter]!r} gives the model no tokens; "
                 "write it in characters that its tokenizer knows, or leave it out"
             )

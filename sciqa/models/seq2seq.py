@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sciqa.core.errors import InputError
+from sciqa.core.errors import InputError, QuestionError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.attention_limits import position_limit
 from sciqa.models.padding import PaddedScorer, padded
@@ -45,7 +45,7 @@ class Seq2SeqScorer(PaddedScorer):
             question, by_letter, self._tokens(text_target=list(by_letter.values()), add_special_tokens=False)
         )
         if (longest := max(map(len, tokens))) > self.longest_option:
-            raise InputError(
+            raise QuestionError(
                 f"question {question['id']!r}: an option of {longest} tokens, the model's decoder takes "
                 f"{self.longest_option}; shorten it or use another model"
             )
@@ -54,7 +54,7 @@ class Seq2SeqScorer(PaddedScorer):
             prompt = self._tokens(template_prompt_text(question, given, self.style))
             return EncodedForScorer(prompt, tokens, scorer_divisors(options, tokens, self.style.normalise))
 
-        return self._cut(question, context, encode)
+        return self.cut(question, context, encode)
 
     def _tokens(self, *texts: str, **how: object) -> list:
         """Tokenise texts; a `</s>` in them is read as text, not as the end."""

@@ -108,7 +108,7 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
     """Keep the linear layers of the model in 4 bits (NF4, double quantisation)."""
     prompt: Literal["auto", Prompt] = "auto"
     """`chat` uses the tokenizer's chat template; `auto` is as in training, else `plain`, and with --completion reasoned
-    `chat` where the tokenizer has a template."""
+    or for an answer in words `chat` where the tokenizer has a template."""
     completion: Literal["auto", Completion] = "auto"
     """Score an option by its text, its letter, or a yes to it; `reasoned`: the model writes its reasons first, and its
     letter is read from their end. `auto` is as the template says, else as trained, else `text`."""

@@ -49,7 +49,7 @@ class ShotChooser:
         self.count, self.similar, self.prefix = count, similar, prefix
         self.embedder = load_embedder(**embed)
         self.keys = [question_key(row) for row in self.pool]
-        about = [revision, prefix, embed["backend"], embed["device"], self.keys]
+        about = [revision, prefix, embed["backend"], embed["device"], _texts(self.pool)]
         name = f"examples-{fingerprint(about)}"
         folder = cached_folder(name, lambda aside: np.save(aside / VECTORS, self._embed(self.pool)))
         self.vectors = np.load(folder / VECTORS)
@@ -90,6 +90,10 @@ class ShotChooser:
 
     def _embed(self, questions: list[dict]) -> np.ndarray:
         """Return unit vectors of questions with their options, as the audit compares them."""
-        texts = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r}" for question in questions]
-        return embedder_one_by_one(self.embedder, texts, prefix=self.prefix, kind="query", names=names)
+        return embedder_one_by_one(self.embedder, _texts(questions), prefix=self.prefix, kind="query", names=names)
+
+
+def _texts(questions: list[dict]) -> list[str]:
+    """Return the text of each question that is embedded: with its options."""
+    return [text or "" for text in query_texts(questions, "whole")[0]]

@@ -15,8 +15,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from sciqa import __version__
+from sciqa.ask.answerer import answerer_name
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_files_name
 from sciqa.serve import chat
 from sciqa.serve.middleware import (
     CountRequestsMiddleware,
@@ -80,7 +80,7 @@ class AppRoutes:
         self, models: ModelsInterface, options: ServeOptions, metrics: MetricsMiddleware, token_required: bool
     ) -> None:
         self.models, self.options, self.metrics, self.token_required = models, options, metrics, token_required
-        self.model = model_files_name(options.model)
+        self.model = answerer_name(options)
 
     async def page(self) -> HTMLResponse:
         """Return the page on which people ask."""
@@ -118,11 +118,13 @@ class AppRoutes:
             return JSONResponse({"model": self.model} | await gather_app_events(events))
         lines = JSON_LINES in http.headers.get("accept", "")
         form = "{}\n" if lines else "data: {}\n\n"
-        pieces = (form.format(json.dumps(event, ensure_ascii=False)) async for event in _until_error(events))
+        pieces = (form.format(json.dumps(event)) async for event in _until_error(events))
         return StreamingResponse(pieces, media_type=JSON_LINES if lines else EVENTS, headers=NOT_STORED)
 
     async def complete_chat(self, request: ChatRequest) -> JSONResponse | StreamingResponse:
         """Answer the last message of a conversation, in the form of OpenAI's chat completions."""
+        if request.model not in (None, self.model, self.options.model):
+            raise HTTPException(404, f"model: no model {request.model!r} here; there is {self.model!r}")
         earlier, question = chat.split_chat_messages(request.messages)
         most = request.max_completion_tokens or request.max_tokens
         settings = self.options.answer_settings(most, request.temperature, request.top_p, request.seed)
@@ -156,10 +158,10 @@ async def _joined(first: list[dict], rest: AsyncIterator[dict]) -> AsyncIterator
 
 
 async def _until_error(events: AsyncIterator[dict]) -> AsyncIterator[dict]:
-    """Yield events; where they end by an error, it is the last one."""
+    """Yield events; where they end by an error, it is the last one, of the type `error`."""
     try:
         async for event in events:
-            yield event
+            yield event | {"type": "error"} if event["type"] == "failure" else event
     except (BusyServedModelsError, LostServedModelsError) as error:
         yield {"type": "error", "message": BUSY if isinstance(error, BusyServedModelsError) else LOST}
 

@@ -66,4 +66,4 @@ def _usage(made: dict) -> dict:
 
 
 def _event(content: dict) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(content)}\n\n"

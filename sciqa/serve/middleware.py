@@ -1,5 +1,6 @@
 """What every request passes first: it is counted, its token is compared, and its size is limited."""
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Paths with a label of their own in the metrics.
 PATHS = ("/", "/healthz", "/metrics", "/v1/rank", "/v1/ask", "/v1/chat/completions", "/v1/models")
+#: Status of requests whose client has gone before there was an answer, as nginx counts them.
+CLIENT_GONE = 499
 #: Upper bounds, in seconds, of the histograms' buckets.
 BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 5, 10, 20, 60)
 
@@ -43,7 +46,7 @@ class CountRequestsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, status, started = scope["path"] if scope["path"] in PATHS else "other", 500, time.monotonic()
+        path, status, started = scope["path"] if scope["path"] in PATHS else "other", 0, time.monotonic()
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -54,9 +57,13 @@ class CountRequestsMiddleware:
         try:
             with self.metrics.active.track_inprogress():
                 await self.app(scope, receive, note)
+        except asyncio.CancelledError:
+            status = status or CLIENT_GONE
+            raise
         finally:
-            self.metrics.requests.labels(path, str(status)).inc()
-            self.metrics.seconds.labels(path).observe(time.monotonic() - started)
+            self.metrics.requests.labels(path, str(status or 500)).inc()
+            if status != CLIENT_GONE:
+                self.metrics.seconds.labels(path).observe(time.monotonic() - started)
 
 
 class TokenMiddleware:

@@ -7,11 +7,13 @@ import string
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
-from sciqa.ask.answerer import Answerer, check_answerer_model, passages_answerer_read
+from sciqa.ask.answerer import Answerer, answerer_identity, check_answerer_model, passages_answerer_read
 from sciqa.core.device import Device
-from sciqa.core.errors import InputError
+from sciqa.core.errors import InputError, QuestionError
 from sciqa.core.model_files import model_file_family
+from sciqa.retrieval.index import check_index_unchanged
 from sciqa.serve.options import ServeOptions
 
 LOGGER = logging.getLogger("ray.serve")
@@ -20,26 +22,60 @@ LOGGER = logging.getLogger("ray.serve")
 class Replica:
     """Index, embedder and reader behind two asynchronous methods.
 
-    Results are dictionaries with a `type`; bad input gives `error` with a `message`, and nothing is raised for it. The
-    manifest of the index is what `sciqa.ask.answerer.check_answerer` returns.
+    Results are dictionaries with a `type`; a question that is refused gives `error` with a `message`, any other fault
+    `failure`, and nothing is raised for either.
+
+    Args:
+        options: options of the server.
+        manifest: manifest of the index, of `sciqa.ask.answerer.check_answerer`.
+        identity: identity of the files that were checked, of `sciqa.ask.answerer.answerer_identity`.
+        device: device that computes.
+        threads: CPU threads.
+
+    Raises:
+        InputError: the files are no longer those that were checked, or do not suit the options.
     """
 
-    def __init__(self, options: ServeOptions, manifest: dict, device: Device, threads: int) -> None:
-        self.options = options
+    def __init__(self, options: ServeOptions, manifest: dict, identity: str, device: Device, threads: int) -> None:
+        self.options, self.broken = options, ""
         self.writes = model_file_family(options.model) != "multiple-choice"  # asked once: a URI is listed each time
         self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], dict]]] = queue.SimpleQueue()
         self.thread = ThreadPoolExecutor(1, "models")
         self.answerer = self.thread.submit(Answerer, options, manifest, device, threads).result()
         self.thread.submit(self._warm_up).result()
+        # Every file is open now, so that none is replaced between this check and its use.
+        check_index_unchanged(options, manifest)
+        if answerer_identity(options) != identity:
+            raise InputError(
+                f"{options.index}: the index, a model, the template or the examples are not those that the server was "
+                "started with; start it again"
+            )
+
+    def check_health(self) -> None:
+        """Raise an error if the device computes nothing any more; Ray Serve then starts another replica."""
+        if self.broken:
+            raise RuntimeError(self.broken)
+
+    def _failed(self, error: Exception) -> dict:
+        """Return what is answered in place of what failed: a client is told what it can change, the log all else."""
+        from torch import AcceleratorError
+
+        if isinstance(error, QuestionError):
+            return {"type": "error", "message": str(error)}
+        LOGGER.error("an answer failed", exc_info=error)
+        if isinstance(error, AcceleratorError):  # no later work in this process can succeed
+            self.broken = str(error)
+        return {"type": "failure", "message": "the answer failed; the log of the server says why"}
 
     def _warm_up(self) -> None:
         """Answer once, so that the first request waits for no check of the models and no compilation."""
         options = self.options.for_question("Which?", ("One", "Two"))
         self.answerer.rank(options, self.answerer.find(options))
         if self.writes:
-            options = self.options.for_question("Which?", max_new_tokens=1)
+            options = self.options.for_question("Which?")
             found = self.answerer.find(options)
-            self.answerer.write(options, found, self.answerer.encode(options, found), lambda text: None)
+            prompt = self.answerer.encode(options, found)  # there is room for an answer of the greatest length
+            self.answerer.write(replace(options, max_new_tokens=1), found, prompt, lambda text: None)
 
     async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
         """Rank the options of a question.
@@ -77,10 +113,8 @@ class Replica:
             return
         try:
             done.set_result(work())
-        except InputError as error:
-            done.set_result({"type": "error", "message": str(error)})
         except Exception as error:
-            done.set_exception(error)
+            done.set_result(self._failed(error))
 
     async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
         """Answer a question in words; between words, requests to rank that wait are answered.
@@ -129,15 +163,11 @@ class Replica:
             prompt = self.answerer.encode(options, found, earlier)
             send({"type": "passages", "passages": replica_passages(found, prompt.kept)})
             written = self.answerer.write(options, found, prompt, show)
-            reason = "length" if written.tokens == options.max_new_tokens else "stop"
-            send({"type": "done", "finish_reason": reason, "context_cut": prompt.cut} | written._asdict())
+            send({"type": "done", "context_cut": prompt.cut} | written._asdict())
         except _ClientGoneError:
             pass
-        except InputError as error:
-            send({"type": "error", "message": str(error)})
-        except Exception:
-            LOGGER.exception("an answer failed")
-            send({"type": "failure", "message": "the answer failed; the log of the server says why"})
+        except Exception as error:
+            send(self._failed(error))
         finally:
             send(None)
 

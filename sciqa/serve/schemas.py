@@ -1,8 +1,8 @@
 """Requests to the server: their fields and types. Rules that `sciqa ask` has too are checked by `AskOptions`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -59,7 +59,6 @@ class MessageSchema(RequestSchema):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[MessagePartSchema]
-    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -77,7 +76,8 @@ class StreamOptionsSchema(RequestSchema):
 class ChatRequest(RequestSchema):
     """`POST /v1/chat/completions`: the fields of OpenAI's interface that are honoured, and those that change nothing.
 
-    Of the latter, only values that ask for nothing are taken. The last message is the question.
+    Of the latter, only values that ask for nothing are taken; `user`, a name for the client's own use, asks for
+    nothing. The last message is the question.
     """
 
     messages: list[MessageSchema] = Field(min_length=1)
@@ -95,5 +95,12 @@ class ChatRequest(RequestSchema):
     logprobs: Literal[False] | None = None
     stop: None = None
     user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("one of max_tokens and max_completion_tokens expected")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options: only with stream")
+        return self

@@ -1,5 +1,6 @@
 """The `serve` step: start the application on Ray Serve, and end it with the command."""
 
+import contextlib
 import hashlib
 import ipaddress
 import logging
@@ -8,9 +9,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sciqa.ask.answerer import check_answerer
+from sciqa.ask.answerer import answerer_identity, check_answerer
 from sciqa.core import cluster
 from sciqa.core.console import console, is_console_verbose
 from sciqa.core.errors import InputError
@@ -62,7 +64,10 @@ def start_serve(options: ServeOptions) -> str:
     manifest = check_answerer(options, options.for_question("Which?", ("One", "Two")).as_row())
     _check_port(options.host, options.port)
     with progress_lines("serve", f"{manifest['rows']:,} passages, loading {options.model}"):
-        cluster.connect_cluster(options)
+        with _token_kept_back():
+            cluster.connect_cluster(options)
+        if not cluster.is_cluster_head():
+            raise InputError("this is not the head node of the cluster, which would listen; start the server there")
         from ray import serve as ray_serve
 
         if ray_serve.status().proxies:
@@ -105,7 +110,10 @@ def serve_application(options: ServeOptions, manifest: dict, token: str | None) 
 
     threads = cluster.cluster_threads_per_worker(options.max_replicas)
     weights = model_file_bytes(options.model) + model_file_bytes(options.embedder)
-    needs = cluster.cluster_worker_needs(options, options.max_replicas, weights)
+    needs = cluster.cluster_worker_needs(options, options.max_replicas, weights, options.min_replicas)
+    if (fits := cluster.cluster_workers_that_fit(needs)) < options.max_replicas:
+        said = f"serve: room for {fits} of --max-replicas {options.max_replicas} now, each with {threads} CPU threads"
+        console.print(said, markup=False, highlight=False)
     models = ray_serve.deployment(
         name=MODELS,
         max_ongoing_requests=max(2, round(2 * options.target_requests)),
@@ -114,7 +122,7 @@ def serve_application(options: ServeOptions, manifest: dict, token: str | None) 
         ray_actor_options=_actor_options(options, needs),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=30,
-    )(Replica).bind(options, manifest, cluster.cluster_device(options), threads)
+    )(Replica).bind(options, manifest, answerer_identity(options), cluster.cluster_device(options), threads)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
 
     def build() -> "FastAPI":
@@ -168,6 +176,17 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@contextlib.contextmanager
+def _token_kept_back() -> Iterator[None]:
+    """Take the token out of the environment, so that no process of a Ray that starts meanwhile has it."""
+    token = os.environ.pop(TOKEN, None)
+    try:
+        yield
+    finally:
+        if token is not None:
+            os.environ[TOKEN] = token
 
 
 def serve_token(host: str) -> str | None:
