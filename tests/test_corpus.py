@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_sources import write_pdf
 
 from sciqa.core import storage, tables
-from sciqa.core.errors import InputError, find_input_error
+from sciqa.core.errors import InputError, QuestionError, find_input_error
 from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import find_article_files, read_articles, split_articles
@@ -167,6 +167,12 @@ def test_an_empty_corpus_is_refused(tmp_path, cluster):
 def test_passages_longer_than_the_embedder_reads_are_refused(tmp_path):
     with pytest.raises(InputError, match="--passage-tokens: 300 given, but all-MiniLM-L6-v2 reads no more than 256"):
         build_passages(CorpusOptions(output=str(tmp_path), passage_tokens=300))
+
+
+def test_bad_input_of_a_worker_is_found_in_its_traceback():
+    for kind in (InputError, QuestionError):
+        said = f"Traceback\n{kind.__module__}.{kind.__name__}: question '1': too long\nmore"
+        assert str(find_input_error(RuntimeError(said))) == "question '1': too long"
 
 
 @pytest.mark.parametrize(

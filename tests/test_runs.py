@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import duckdb
@@ -419,6 +420,29 @@ def test_every_folder_of_a_run_is_seen_by_all_nodes(tmp_path, monkeypatch):
         shared_folders.check_shared_folders(FinetuneOptions(output=output, train_contexts=private), others)
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
     shared_folders.check_shared_folders(RetrieveOptions(output=output, contexts=private), [])
+
+
+@pytest.mark.parametrize(("older", "blind"), [("new", []), ("old", ["10.0.0.2"])])
+def test_a_node_with_an_older_copy_of_a_manifest_does_not_see_it(tmp_path, monkeypatch, older, blind):
+    def remote(**needs):
+        def of(look):
+            def seen(path):
+                now = Path(path).read_text()
+                Path(path).write_text(older)
+                try:
+                    return look(path)
+                finally:
+                    Path(path).write_text(now)
+
+            return SimpleNamespace(options=lambda **place: SimpleNamespace(remote=seen))
+
+        return of
+
+    monkeypatch.setattr(shared_folders.ray, "remote", remote)
+    monkeypatch.setattr(shared_folders.ray, "get", lambda seen: seen)
+    (tmp_path / "manifest.json").write_text("new")
+    nodes = [{"NodeID": "b" * 56, "NodeManagerAddress": "10.0.0.2"}]
+    assert shared_folders.find_blind_nodes(tmp_path / "manifest.json", nodes) == blind
 
 
 @pytest.mark.parametrize("kind", ["blend", "cascade", "fit"])

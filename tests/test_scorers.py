@@ -200,6 +200,20 @@ def test_encoders_read_context_then_question_and_option_and_cut_the_context_alon
         MultipleChoiceScorer(scorer.model, scorer.tokenizer, PromptFormat(max_length=8)).encode(question, "Plants.")
 
 
+def test_encoders_say_how_much_of_a_context_is_left():
+    scorer = MultipleChoiceScorer(choice_model(), tiny_tokenizer("bert"), PromptFormat(max_length=40))
+    question = {"id": "1", "prompt": "Which?", "A": "iron", "B": "a gas that is noble"}
+    context = "Iron rusts. Helium floats. " * 10
+    encoded = scorer.encode(question, context)
+    assert encoded.cut
+    kept = context[: encoded.kept]
+    assert scorer.tokenizer([kept], ["Which? iron"])["input_ids"][0] == encoded.options[0]
+    assert encoded.options[0] == scorer.encode(question, kept).options[0]
+    assert replace(scorer.encode(question, ""), cut=True, kept=0) == MultipleChoiceScorer(
+        scorer.model, scorer.tokenizer, PromptFormat(max_length=len(scorer.encode(question, "").options[1]))
+    ).encode(question, context)
+
+
 def test_encoder_decoders_score_as_their_own_loss():
     scorer = Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), PromptFormat())
     question = read_exam("direct-validation").to_pylist()[0]

@@ -3,8 +3,10 @@
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,18 +28,27 @@ import transformers
 import uvicorn
 from fastapi.testclient import TestClient
 from ports import free_port
+from prometheus_client import generate_latest
 from tiny import tiny_folder
 
 from sciqa.ask import AskOptions, ask
 from sciqa.ask.answerer import answerer_identity, check_answerer
+from sciqa.core import cluster as cluster_module
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.serve import ServeOptions
 from sciqa.serve.app import create_app
+from sciqa.serve.middleware import CountRequestsMiddleware, MetricsMiddleware
 from sciqa.serve.replica import Replica
-from sciqa.serve.serve import TOKEN, serve_scaling, serve_token, start_serve, stop_serve
-from sciqa.serve.served_models import APPLICATION, MODELS, BusyServedModelsError, LostServedModelsError
+from sciqa.serve.serve import TOKEN, serve_application, serve_scaling, serve_token, start_serve, stop_serve
+from sciqa.serve.served_models import (
+    APPLICATION,
+    MODELS,
+    BusyServedModelsError,
+    LostServedModelsError,
+    ServedModels,
+)
 
 SECRET = "a-token-that-nobody-guesses"
 QUESTION = "How do plants differ from animals?"
@@ -206,6 +217,13 @@ def test_a_conversation_goes_through_the_chat_template(client, settings, replica
         ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "?"}]}, 422, "messages.0.role: "),
         ("/v1/chat/completions", CHAT | {"n": 2}, 422, "n: "),
         ("/v1/chat/completions", CHAT | {"tools": []}, 422, "tools: Extra inputs"),
+        ("/v1/chat/completions", CHAT | {"model": "gpt-5"}, 404, "no model 'gpt-5' here; there is 'llama"),
+        ("/v1/chat/completions", CHAT | {"store": True}, 422, "store: "),
+        ("/v1/chat/completions", CHAT | {"metadata": {}}, 422, "metadata: Extra inputs"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "name": "Al", "content": "?"}]}, 422, "0.name: Extra"),
+        ("/v1/chat/completions", CHAT | {"max_tokens": 1, "max_completion_tokens": 2}, 422, "one of max_tokens and"),
+        ("/v1/chat/completions", CHAT | {"stream_options": {}}, 422, "stream_options: only with stream"),
+        ("/v1/ask", {"question": "Why?", "temperature": 1e-40}, 422, "temperature: 1e-40 given, at least 0.001"),
         ("/v1/nothing", {}, 404, "Not Found"),
     ],
 )
@@ -334,6 +352,165 @@ def test_a_refusal_or_a_loss_has_a_status_and_a_loss_amid_words_an_event(options
             assert (last["error"]["type"], end) == ("server_error", "[DONE]")
 
 
+def test_faults_of_the_server_are_logged_and_no_client_is_told_of_its_files(client, replica, monkeypatch, caplog):
+    def fail(*given):
+        raise InputError("/secret/index/vectors.npy: not the file that was written; pass --precision float32")
+
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(replica.answerer, "rank", fail)
+    monkeypatch.setattr(replica.answerer, "write", fail)
+    for path, body in (("/v1/rank", RANK), ("/v1/ask", {"question": QUESTION}), ("/v1/chat/completions", CHAT)):
+        caplog.clear()
+        response = client.post(path, json=body)
+        assert response.status_code == 500
+        assert response.json()["error"]["type"] == "server_error"
+        assert "secret" not in response.text
+        assert "/secret/index" in caplog.text
+    assert replica.check_health() is None
+
+    def break_off(options, found, prompt, show):
+        show("Plants ")
+        fail()
+
+    monkeypatch.setattr(replica.answerer, "write", break_off)
+    *_, last = events_of(client.post("/v1/ask", json={"question": QUESTION, "stream": True}))
+    assert (last["type"], "secret" in last["message"]) == ("error", False)
+
+
+def test_a_replica_whose_device_is_gone_is_not_healthy(settings, replica, monkeypatch):
+    def fail(*given):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(replica, "broken", "")  # set back in the end
+    monkeypatch.setattr(replica.answerer, "find", fail)
+    made = asyncio.run(replica.rank(QUESTION, OPTIONS, evidence=False))
+    assert made["type"] == "failure"
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        replica.check_health()
+
+
+def test_a_replica_does_not_start_with_other_files_than_the_server_was_started_with(settings, tmp_path):
+    shutil.copytree(settings["model"], tmp_path / "model")
+    (tmp_path / "mine.jinja").write_text("{{ context }} {{ question }}")
+    options = ServeOptions(**settings | {"model": str(tmp_path / "model"), "template": str(tmp_path / "mine.jinja")})
+    identity = answerer_identity(options)
+    manifest = check_answerer(options, options.for_question("?", ("a", "b")).as_row())
+    (tmp_path / "mine.jinja").write_text("{{ context }}\n{{ question }}")
+    assert answerer_identity(options) != identity
+    (tmp_path / "mine.jinja").write_text("{{ context }} {{ question }}")
+    assert answerer_identity(options) == identity
+    about = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(about | {"rms_norm_eps": 0.1}))
+    with pytest.raises(InputError, match="are not those that the server was started with; start it again"):
+        OneReplica(options, manifest, identity, "cpu", 2)
+    manifest["shards"][0]["bytes"]["vectors.npy"] += 1  # as of an index that was built anew
+    with pytest.raises(InputError, match=r"vectors\.npy"):
+        OneReplica(options, manifest, answerer_identity(options), "cpu", 2)
+
+
+def test_a_server_without_room_for_its_longest_answer_does_not_start(settings):
+    with pytest.raises(InputError, match=r"--max-new-tokens: 3000 given, .* has room for 511"):
+        one_replica(ServeOptions(**settings | {"max_new_tokens": 3000}))
+    with pytest.raises(InputError, match=r"\d+ tokens without any context and 505 to write, the model's limit is 512"):
+        one_replica(ServeOptions(**settings | {"max_new_tokens": 505}))
+
+
+@pytest.mark.parametrize("error", [ray.exceptions.OutOfMemoryError("killed"), ray.exceptions.NodeDiedError("gone")])
+def test_every_loss_of_a_replica_is_told_as_one(monkeypatch, error):
+    class Lost:
+        """The handle of a deployment whose replica is lost, and the response of each of its methods."""
+
+        def __getattr__(self, name):
+            return self
+
+        def __call__(self, *given, **options):
+            return self
+
+        def remote(self, *given):
+            return self
+
+        def cancel(self):
+            raise error
+
+        def __await__(self):
+            raise error
+            yield
+
+        async def __aiter__(self):
+            yield {"type": "passages"}
+            raise error
+
+    async def use(models):
+        with pytest.raises(LostServedModelsError):
+            await models.rank("?", ["a", "b"], evidence=False)
+        events = models.write("?", [], {})
+        assert await anext(events) == {"type": "passages"}
+        with pytest.raises(LostServedModelsError):
+            await anext(events)
+
+    monkeypatch.setattr("ray.serve.get_deployment_handle", lambda *given, **options: Lost())
+    asyncio.run(use(ServedModels()))
+
+
+def test_a_client_that_has_gone_is_no_fault_of_the_server():
+    async def cancelled(scope, receive, send):
+        if scope["path"] == "/v1/ask":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    async def send(message):
+        pass
+
+    metrics = MetricsMiddleware()
+    for path in ("/v1/rank", "/v1/ask"):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(CountRequestsMiddleware(cancelled, metrics)({"type": "http", "path": path}, None, send))
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    assert 'sciqa_requests_total{path="/v1/rank",status="499"} 1.0' in lines
+    assert 'sciqa_requests_total{path="/v1/ask",status="200"} 1.0' in lines
+    assert 'sciqa_request_seconds_count{path="/v1/rank"} 1.0' not in lines
+    assert not any('status="500"' in line for line in lines)
+
+
+def test_separators_of_lines_in_a_text_do_not_part_an_event(options):
+    begun = [{"type": "passages", "passages": []}, {"type": "text", "text": "one\u2028two\u0085three"}]
+    with TestClient(create_app(BrokenModels(LostServedModelsError(), begun), options, None)) as client:
+        _, text, _ = events_of(client.post("/v1/ask", json={"question": QUESTION, "stream": True}))
+        assert text["text"] == begun[1]["text"]
+        _, text, *_ = events_of(client.post("/v1/chat/completions", json=CHAT | {"stream": True}))
+        assert text["choices"][0]["delta"]["content"] == begun[1]["text"]
+
+
+def test_an_adapter_is_named_with_its_model(options):
+    named = dataclasses.replace(options, adapter="/runs/trained/reader")
+    with TestClient(create_app(BrokenModels(None, []), named, None)) as client:
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["id"].endswith("+reader")
+        assert client.get("/healthz").json()["model"] == model["id"]
+
+
+def test_ray_is_started_without_the_token_and_on_the_head_alone(settings, monkeypatch):
+    monkeypatch.setenv(TOKEN, SECRET)
+    seen = []
+    monkeypatch.setattr(cluster_module, "connect_cluster", lambda options: seen.append(dict(os.environ)))
+    monkeypatch.setattr(cluster_module, "is_cluster_head", lambda: False)
+    with pytest.raises(InputError, match=r"not the head node of the cluster.*; start the server there"):
+        start_serve(ServeOptions(**settings, port=free_port()))
+    assert [TOKEN in each for each in seen] == [False]
+    assert os.environ[TOKEN] == SECRET
+
+
+def test_more_replicas_than_there_is_room_for_are_refused_at_once(settings, cluster, monkeypatch):
+    assert cluster_module.is_cluster_head()
+    monkeypatch.setattr(cluster_module, "LONGEST_WAIT", 0)
+    options = ServeOptions(**settings, min_replicas=4, max_replicas=4)
+    with pytest.raises(
+        InputError, match=r"too few resources: a worker needs a node .*, or several, for 4 such workers"
+    ):
+        serve_application(options, {}, None)
+
+
 def test_a_long_answer_lets_rankings_through_and_ends_with_its_client(replica, monkeypatch):
     ranked, pieces = threading.Event(), []
 
@@ -365,6 +542,8 @@ def test_a_long_answer_lets_rankings_through_and_ends_with_its_client(replica, m
         ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas: 2 given, at least --min-replicas (3)"),
         ({"max_queued_requests": 0}, "--max-queued-requests: 0"),
         ({"target_requests": 0.0}, "--target-requests"),
+        ({"target_requests": float("nan")}, "--target-requests"),
+        ({"scale_up_seconds": float("nan")}, "--scale-up-seconds: nan"),
         ({"port": 65536}, "--port: 65536"),
         ({"context_passages": 9}, "--context-passages: 9"),
         ({"temperature": 0.5}, "--do-sample"),
@@ -394,17 +573,10 @@ def test_options_of_the_server_hold_for_every_question():
 
 @pytest.fixture(scope="module")
 def page_server(replica, options):
-    """The address of the web application, served by uvicorn in a thread."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        digest = hashlib.sha256(SECRET.encode()).hexdigest()
-        config = uvicorn.Config(create_app(replica, options, digest), log_level="critical")
-        running = uvicorn.Server(config)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running.should_exit = True
-        thread.join()
+    """The address of the web application."""
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    with served(create_app(replica, options, digest)) as url:
+        yield url
 
 
 @pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
@@ -468,6 +640,74 @@ def test_the_page_works_in_a_browser(page_server, client, width):
         assert page.input_value("#token") == SECRET
         assert all(url.startswith((page_server, "data:")) for url in asked)
         assert [each for each in failures if "422" not in each] == []
+        browser.close()
+
+
+class SpokenModels(BrokenModels):
+    """Models whose answers are given; the second answer in words breaks off."""
+
+    def __init__(self, ranked, *answers):
+        self.ranked, self.answers = ranked, list(answers)
+
+    async def rank(self, question, options, evidence):
+        return self.ranked
+
+    async def write(self, question, earlier, settings):
+        for event in self.answers.pop(0):
+            yield event
+
+
+@contextlib.contextmanager
+def served(app):
+    """The address of an application, served by uvicorn in a thread."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        running.should_exit = True
+        thread.join()
+
+
+def test_the_page_marks_the_clause_and_says_what_was_cut(options):
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    sentence = "The sign \U00013080\U00013081 of old Egypt, which was cut in stone, means sun god."
+    clause = "which was cut in stone"
+    passage = {"number": 1, "passage_id": "p", "title": "T", "section": "", "url": None, "read": True}
+    passage["text"] = f"\U00013080. {sentence} More."
+    start = sentence.index(clause)
+    evidence = {"passage_id": "p", "sentence": sentence, "start": start, "end": start + len(clause)}
+    rows = [{"option": "a", "letter": "A", "probability": 0.6, "evidence": evidence}]
+    ranked = {"type": "ranked", "ranking": rows, "tied": False, "context_cut": True, "passages": [passage]}
+    begun = [{"type": "passages", "passages": [passage]}, {"type": "text", "text": "Words"}]
+    done = {"type": "done", "finish_reason": "length", "context_cut": True, "cited": [], "tokens": 1}
+    app = create_app(SpokenModels(ranked, [*begun, done], begun), options, None)
+    with served(app) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(url)
+        page.fill("#question", "Which?")
+        page.fill("#options", "a\nb")
+        page.click("#ask")
+        page.wait_for_selector("#result:visible")
+        assert page.locator("mark.clause").all_inner_texts() == [clause]
+        assert "".join(page.locator("blockquote mark").all_inner_texts()) == sentence
+        assert "context was cut" in page.inner_text("#about")
+        page.fill("#options", "")
+        page.click("#ask")
+        page.wait_for_selector("#answer:visible")
+        page.wait_for_selector("#ask:enabled")
+        assert "limit of tokens" in page.inner_text("#about")
+        assert "context was cut" in page.inner_text("#about")
+        assert not page.is_visible("#problem")
+        page.click("#ask")
+        page.wait_for_selector("#problem:visible")
+        assert page.inner_text("#problem") == "The answer broke off."
         browser.close()
 
 

@@ -1,7 +1,9 @@
 """Examples before questions: which are chosen, and that what all prompts begin with is computed once."""
 
+import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tiny import CAUSAL, tiny_folder, tiny_model, tiny_tokenizer
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.question_key import question_key
 from sciqa.models.causal import CausalScorer
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, score_options
@@ -53,6 +56,13 @@ def chooser(monkeypatch, tmp_path):
         return ShotChooser(pool, count, similar, "a revision", "", {"backend": "torch", "device": "cpu"})
 
     return make
+
+
+def test_vectors_of_other_texts_are_not_taken_from_the_cache(chooser):
+    chooser([asked(1, "A")], 1, similar=True)
+    other = asked(1, "A", prompt="Word1 is")  # in which only case and punctuation differ
+    assert chooser([other], 1, similar=True).keys == [question_key(asked(1, "A"))]
+    assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("vectors.npy"))) == 2
 
 
 def test_fixed_examples_are_drawn_by_the_seed_and_balanced_over_letters():
