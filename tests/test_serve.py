@@ -511,6 +511,11 @@ def test_more_replicas_than_there_is_room_for_are_refused_at_once(settings, clus
         serve_application(options, {}, None)
 
 
+def test_replicas_that_have_no_room_yet_are_told_of(settings, cluster, capsys):
+    serve_application(ServeOptions(**settings, max_replicas=4), {}, None)
+    assert "serve: room for 2 of --max-replicas 4 now; CPU threads of each: 1" in capsys.readouterr().err
+
+
 def test_a_long_answer_lets_rankings_through_and_ends_with_its_client(replica, monkeypatch):
     ranked, pieces = threading.Event(), []
 

@@ -112,7 +112,7 @@ def serve_application(options: ServeOptions, manifest: dict, token: str | None) 
     weights = model_file_bytes(options.model) + model_file_bytes(options.embedder)
     needs = cluster.cluster_worker_needs(options, options.max_replicas, weights, options.min_replicas)
     if (fits := cluster.cluster_workers_that_fit(needs)) < options.max_replicas:
-        said = f"serve: room for {fits} of --max-replicas {options.max_replicas} now, each with {threads} CPU threads"
+        said = f"serve: room for {fits} of --max-replicas {options.max_replicas} now; CPU threads of each: {threads}"
         console.print(said, markup=False, highlight=False)
     models = ray_serve.deployment(
         name=MODELS,
