@@ -68,7 +68,7 @@ class OneReplica(Replica):
 def one_replica(options):
     """A replica with these options, in this process."""
     manifest = check_answerer(options, options.for_question("?", ("a", "b")).as_row())
-    return OneReplica(options, manifest, answerer_identity(options), "cpu", 2)
+    return OneReplica(options, manifest, answerer_identity(options, manifest), "cpu", 2)
 
 
 @pytest.fixture(scope="module")
@@ -394,19 +394,19 @@ def test_a_replica_does_not_start_with_other_files_than_the_server_was_started_w
     shutil.copytree(settings["model"], tmp_path / "model")
     (tmp_path / "mine.jinja").write_text("{{ context }} {{ question }}")
     options = ServeOptions(**settings | {"model": str(tmp_path / "model"), "template": str(tmp_path / "mine.jinja")})
-    identity = answerer_identity(options)
     manifest = check_answerer(options, options.for_question("?", ("a", "b")).as_row())
+    identity = answerer_identity(options, manifest)
     (tmp_path / "mine.jinja").write_text("{{ context }}\n{{ question }}")
-    assert answerer_identity(options) != identity
+    assert answerer_identity(options, manifest) != identity
     (tmp_path / "mine.jinja").write_text("{{ context }} {{ question }}")
-    assert answerer_identity(options) == identity
+    assert answerer_identity(options, manifest) == identity
     about = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(about | {"rms_norm_eps": 0.1}))
     with pytest.raises(InputError, match="are not those that the server was started with; start it again"):
         OneReplica(options, manifest, identity, "cpu", 2)
     manifest["shards"][0]["bytes"]["vectors.npy"] += 1  # as of an index that was built anew
     with pytest.raises(InputError, match=r"vectors\.npy"):
-        OneReplica(options, manifest, answerer_identity(options), "cpu", 2)
+        OneReplica(options, manifest, answerer_identity(options, manifest), "cpu", 2)
 
 
 def test_a_server_without_room_for_its_longest_answer_does_not_start(settings):
@@ -512,7 +512,7 @@ def test_more_replicas_than_there_is_room_for_are_refused_at_once(settings, clus
 
 
 def test_replicas_that_have_no_room_yet_are_told_of(settings, cluster, capsys):
-    serve_application(ServeOptions(**settings, max_replicas=4), {}, None)
+    serve_application(ServeOptions(**settings, max_replicas=4), {"shards": []}, None)
     assert "serve: room for 2 of --max-replicas 4 now; CPU threads of each: 1" in capsys.readouterr().err
 
 

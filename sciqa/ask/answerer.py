@@ -82,16 +82,15 @@ def answerer_name(options: AskAnswerOptions) -> str:
     return "+".join(model_files_name(name) for name in (options.model, options.adapter) if name)
 
 
-def answerer_identity(options: AskAnswerOptions) -> str:
-    """Return a hash of the files that answers follow from, as they are now: index, models, template and examples.
+def answerer_identity(options: AskAnswerOptions, manifest: dict) -> str:
+    """Return a hash of what answers follow from: the index of a manifest; models, template and examples as they are.
 
     Raises:
         InputError: one of them is missing.
     """
     models = [find_model(name).revision for name in (options.embedder, options.model, options.rerank) if name]
     adapter = adapter_hash(options.adapter) if options.adapter else None
-    index = index_identity(read_index_manifest(options.index))
-    return fingerprint([index, models, adapter, options.style(), options.shots_identity()])
+    return fingerprint([index_identity(manifest), models, adapter, options.style(), options.shots_identity()])
 
 
 class Answerer:

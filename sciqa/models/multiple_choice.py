@@ -49,7 +49,10 @@ class MultipleChoiceScorer(PaddedScorer):
         return _encoded(self._tokens([context] * len(asked), asked))
 
     def _cut_pairs(self, context: str, asked: list[str], limit: int) -> EncodedForScorer:
-        """Encode rows of at most `limit` tokens, the context cut at its end; in the longest-reading row `kept` ends."""
+        """Encode rows of at most `limit` tokens, the context cut at its end.
+
+        `kept` is what the row with the shortest option has of the context; a tokenizer without offsets does not say.
+        """
         offsets = {"return_offsets_mapping": True} if self.tokenizer.is_fast else {}
         found = self._tokens([context] * len(asked), asked, truncation="only_first", max_length=limit, **offsets)
         ends = [

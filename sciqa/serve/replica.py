@@ -13,7 +13,7 @@ from sciqa.ask.answerer import Answerer, answerer_identity, check_answerer_model
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError, QuestionError
 from sciqa.core.model_files import model_file_family
-from sciqa.retrieval.index import check_index_unchanged
+from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
 from sciqa.serve.options import ServeOptions
 
 LOGGER = logging.getLogger("ray.serve")
@@ -45,7 +45,7 @@ class Replica:
         self.thread.submit(self._warm_up).result()
         # Every file is open now, so that none is replaced between this check and its use.
         check_index_unchanged(options, manifest)
-        if answerer_identity(options) != identity:
+        if answerer_identity(options, read_index_manifest(options.index)) != identity:
             raise InputError(
                 f"{options.index}: the index, a model, the template or the examples are not those that the server was "
                 "started with; start it again"

@@ -108,6 +108,7 @@ def serve_application(options: ServeOptions, manifest: dict, token: str | None) 
     from sciqa.serve.replica import Replica
     from sciqa.serve.served_models import MODELS, WEB
 
+    identity = answerer_identity(options, manifest)
     threads = cluster.cluster_threads_per_worker(options.max_replicas)
     weights = model_file_bytes(options.model) + model_file_bytes(options.embedder)
     needs = cluster.cluster_worker_needs(options, options.max_replicas, weights, options.min_replicas)
@@ -122,7 +123,7 @@ def serve_application(options: ServeOptions, manifest: dict, token: str | None) 
         ray_actor_options=_actor_options(options, needs),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=30,
-    )(Replica).bind(options, manifest, answerer_identity(options), cluster.cluster_device(options), threads)
+    )(Replica).bind(options, manifest, identity, cluster.cluster_device(options), threads)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
 
     def build() -> "FastAPI":
