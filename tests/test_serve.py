@@ -508,7 +508,7 @@ def test_more_replicas_than_there_is_room_for_are_refused_at_once(settings, clus
     with pytest.raises(
         InputError, match=r"too few resources: a worker needs a node .*, or several, for 4 such workers"
     ):
-        serve_application(options, {}, None)
+        serve_application(options, {"shards": []}, None)
 
 
 def test_replicas_that_have_no_room_yet_are_told_of(settings, cluster, capsys):
