@@ -267,3 +267,22 @@ def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):
     odd = changed(trained, tmp_path / "odd", lambda w: {f"x{k}": t for k, t in w.items()}, ADAPTER)
     with pytest.raises(InputError, match="prompt_embeddings"):
         score(folders["llama"], adapter=odd)
+
+
+def test_a_merge_that_is_stopped_leaves_no_part_of_a_model(tmp_path, folders, monkeypatch):
+    _, _, trained = made(folders["llama"], {"r": 2}, tmp_path / "adapter")
+    output = tmp_path / "out" / "merged"
+    options = MergeOptions(model=folders["llama"], adapter=trained, output=str(output))
+
+    def stopped(*given):
+        assert not output.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sciqa.models.merge.storage.write_json", stopped)  # the last of its files
+        patch.setattr("sciqa.models.merge.storage.copy_files", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            merge(options)
+    assert not output.exists()
+    merge(options)
+    assert [path.name for path in output.parent.iterdir()] == ["merged"]
