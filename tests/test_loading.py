@@ -269,20 +269,20 @@ def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):
         score(folders["llama"], adapter=odd)
 
 
-def test_a_merge_that_is_stopped_leaves_no_part_of_a_model(tmp_path, folders, monkeypatch):
+def test_a_merged_model_is_moved_into_place(tmp_path, folders, monkeypatch):
     _, _, trained = made(folders["llama"], {"r": 2}, tmp_path / "adapter")
     output = tmp_path / "out" / "merged"
     options = MergeOptions(model=folders["llama"], adapter=trained, output=str(output))
 
-    def stopped(*given):
-        assert not output.exists()
+    def stopped(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sciqa.models.merge.storage.write_json", stopped)  # the last of its files
-        patch.setattr("sciqa.models.merge.storage.copy_files", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr("sciqa.models.merge.adapter_files.read_adapter_record", lambda _: stopped())
+        patch.setattr("sciqa.models.merge.adapter_files.check_adapter_files", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):  # when all but the record is written
             merge(options)
-    assert not output.exists()
+    assert list(output.parent.iterdir()) == []
+    monkeypatch.setattr("sciqa.models.merge.storage.copy_files", stopped)  # no file is copied there
     merge(options)
     assert [path.name for path in output.parent.iterdir()] == ["merged"]
