@@ -124,8 +124,9 @@ def test_a_rerun_writes_nothing_and_a_changed_corpus_replaces_the_table(tmp_path
 def test_shards_that_a_killed_run_left_or_that_are_gone_are_written_again(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl", ARTICLES)
     options = CorpusOptions(output=str(tmp_path / "run"), corpus=(str(tmp_path / "a.jsonl"),))
-    (pieces,) = split_articles(find_article_files(options.corpus), options.part_bytes)
-    row, folder = {"part": {"number": 0, "pieces": pieces, "key": "of the corpus"}}, options.passages
+    (pieces,) = split_articles(sources := find_article_files(options.corpus), options.part_bytes)
+    part = {"number": 0, "pieces": pieces, "files": dict(sources), "key": "of the corpus"}
+    row, folder = {"part": part}, options.passages
     split_part(row, options)
     buckets = {"part": {"number": 0, "buckets": list(range(duplicates.BUCKETS))}}
     write_part_duplicates(buckets, folder, [part_path(folder, 0, "entries.arrow")], np.array([], np.uint64))
