@@ -146,10 +146,12 @@ def is_finished_table(folder: str) -> bool:
 
     Files of other kinds, as those of a model, are not counted: a training deletes its checkpoints in the end.
     """
+    if not storage.path_exists(table_records_path(folder, MANIFEST)):  # the folder may be a file
+        return False
     names = storage.list_names(folder)
     if all(name.endswith(".parquet") for name in names):
         return bool(names) and _has_all_files(folder, len(names))
-    return storage.path_exists(table_records_path(folder, MANIFEST))
+    return True
 
 
 def _has_all_files(folder: str, files: int) -> bool:
