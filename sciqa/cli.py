@@ -99,6 +99,8 @@ COMMON = (
 SHELLS = ("bash", "zsh", "tcsh")
 #: List options that may be given without a value: no ranking of that kind.
 MAY_BE_EMPTY = {"dense", "words"}
+#: Options whose value may be an empty text: no prefix, no licence.
+MAY_BE_BLANK = {"--query-prefix", "--passage-prefix", "--licence"}
 #: Printed before the imports, which take a second or more.
 FIRST_WORDS = "reading options and input"
 #: Signals other than SIGINT that stopped this process; Ray Train raises a `KeyboardInterrupt` without their number.
@@ -195,7 +197,7 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
 
     Raises:
         InputError: the file is missing, is not a mapping, or names an option that the step does not have; or an option
-            that takes a list is given without a value.
+            is given an empty value, or none where it takes a list.
     """
     import tyro
 
@@ -208,7 +210,7 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     if "--verbose" in arguments:
         os.environ[VERBOSE] = "1"
         arguments = [argument for argument in arguments if argument != "--verbose"]
-    _check_lists(kind, arguments)
+    _check_values(kind, arguments)
     return tyro.cli(
         kind,
         prog=f"sciqa {step}",
@@ -217,13 +219,23 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     )
 
 
-def _check_lists(kind: type, arguments: list[str]) -> None:
-    """Raise `InputError` for a list option without a value, which its step would take for one that is not given."""
+def _check_values(kind: type, arguments: list[str]) -> None:
+    """Raise `InputError` for a list option without a value, and for an empty value, as of a variable that is not set.
+
+    Their steps would take them for options that are not given.
+    """
     lists = {field.name for field in dataclasses.fields(kind) if "tuple[" in str(field.type)} - MAY_BE_EMPTY
     flags = {f"--{name.replace('_', '-')}" for name in lists}
-    for argument, value in itertools.pairwise([*arguments, "--"]):
-        if argument.replace("_", "-") in flags and value.startswith("--"):
+    flag = ""
+    for argument, following in itertools.pairwise([*arguments, "--"]):
+        value = argument
+        if argument.startswith("--"):
+            flag, equals, value = argument.replace("_", "-").partition("=")
+            value = value if equals else flag
+        if argument.replace("_", "-") in flags and following.startswith("--"):
             raise InputError(f"{argument}: no value given, at least one expected; leave it out for its default")
+        if flag and flag not in MAY_BE_BLANK and not value.strip():
+            raise InputError(f"{flag}: an empty value given; leave it out for its default")
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

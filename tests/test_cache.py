@@ -1,5 +1,6 @@
 """Copies of files of other storage in the machine's cache: limited, shared by processes, whole or not at all."""
 
+import errno
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sciqa.core import cache
-from sciqa.core.cache import cached_copy
+from sciqa.core.cache import cached_copy, cached_folder
 from sciqa.core.errors import InputError
 
 SIZE = 1000
@@ -85,3 +86,30 @@ def test_many_at_once_share_their_copies_and_the_limit(tmp_path, copies):
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(read, range(200)))
     assert cached(tmp_path) == list("abcdefgh")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"file/sciqa: this machine's cache cannot be written \(.*XDG_CACHE_HOME"):
+        cached_folder("made", lambda folder: None)
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def wrong(folder):
+        raise OSError("not a model")  # as transformers raises it, without a number
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"cannot be written .*No space left on device"):
+        cached_folder("made", full)
+    with pytest.raises(OSError, match=r"^not a model$"):
+        cached_folder("made", wrong)
+    assert [path.name for path in (tmp_path / "cache/sciqa").iterdir()] == [".made.lock"]
+
+
+def test_other_users_can_read_what_one_has_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "plain").mkdir()
+    made = cached_folder("made", lambda folder: (folder / "file").write_text("x"))
+    assert made.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,6 +1,7 @@
 """The command line as a person uses it: bad input, one CPU, a running cluster, a killed run."""
 
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -25,7 +26,9 @@ from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
 from sciqa.core.console import VERBOSE
 from sciqa.core.errors import InputError
+from sciqa.core.options import RunOptions
 from sciqa.core.summary import Summary
+from sciqa.exam.options import ExamQuestionOptions
 from sciqa.planning.options import PlanOptions
 from sciqa.retrieval import IndexOptions
 from sciqa.run import RunExamOptions
@@ -110,6 +113,37 @@ def test_other_bad_input(tmp_path, here, monkeypatch, arguments, parts):
 def test_a_cluster_that_is_not_there(tmp_path):
     given = ("corpus", "--address", "127.0.0.1:1", "--output", tmp_path / "run")
     assert refused(sciqa(*given), "--address 127.0.0.1:1", "no Ray cluster")
+
+
+@pytest.mark.parametrize("error", [ConnectionError("none found"), ValueError("not an address\nof a cluster")])
+def test_a_cluster_that_ray_does_not_find_is_one_line(tmp_path, monkeypatch, error):
+    def init(**_):
+        raise error
+
+    monkeypatch.setattr(sciqa_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(sciqa_cluster.ray, "init", init)
+    with pytest.raises(InputError, match=r"^--address auto: no Ray cluster answers there \(no[^\n]*\)$"):
+        sciqa_cluster.connect_cluster(RunOptions(address="auto", output=str(tmp_path)))
+
+
+def test_folders_that_nodes_do_not_see_are_refused_by_every_step(tmp_path, cluster, monkeypatch):
+    asked = []
+
+    def check_shared_folders(options, others):
+        asked.append(options.output)
+        if len(asked) < 3:
+            raise InputError("not seen")
+
+    monkeypatch.setattr(sciqa_cluster, "check_shared_folders", check_shared_folders)
+    options = RunOptions(output=str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(InputError, match="not seen"):
+            sciqa_cluster.connect_cluster(options)
+    for _ in range(2):
+        sciqa_cluster.connect_cluster(options)
+    assert len(asked) == 3
+    sciqa_cluster.connect_cluster(RunOptions(output=str(tmp_path / "other")))
+    assert len(asked) == 4
 
 
 def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch):
@@ -206,6 +240,30 @@ def test_a_list_option_without_a_value_is_not_taken_for_its_default(tmp_path, mo
         parse_cli_options(kind, "step", "about", [each.format(path) for each in given])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--adapter", ""],
+        ["--exam", " "],
+        ["--remove="],
+        ["--blend_fit", ""],
+        ["--corpus", "a", ""],
+        ["--config", "{}"],
+    ],
+)
+def test_an_empty_value_is_not_taken_for_an_option_that_is_not_given(tmp_path, given):
+    path = tmp_path / "options.yaml"
+    path.write_text("adapter: ''\n")
+    with pytest.raises(InputError, match=r"^--[a-z-]+: an empty value given; leave it out for its default"):
+        parse_cli_options(RunExamOptions, "exam", "answer", [each.format(path) for each in given])
+
+
+def test_a_prefix_may_be_empty(tmp_path):
+    given = ["--query-prefix", "", "--passage-prefix=", "--output", str(tmp_path)]
+    options = parse_cli_options(RunExamOptions, "exam", "answer", given)
+    assert (options.query_prefix, options.passage_prefix) == ("", "")
+
+
 def test_rankings_may_be_none_and_a_corpus_may_not(tmp_path):
     given = ["--blend", "columns", "--dense", "--output", str(tmp_path)]
     options = parse_cli_options(RunExamOptions, "exam", "answer", given)
@@ -290,6 +348,42 @@ def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
     assert (train.model, train.train_contexts) == (f"{tmp_path}/model", f"{tmp_path}/contexts")
     assert train.validation_contexts == "s3://bucket/run/validation/contexts"
     assert FinetuneOptions(model="SmolLM2-135M-Instruct").model == "SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M-Instruct", "demo"])
+def test_a_packaged_name_that_is_here_too_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    given = {"corpus": ("demo",)} if name == "demo" else {"model": name}
+    with pytest.raises(InputError, match=f"^{name}: packaged, and also a file or folder here; pass ./{name}"):
+        RunExamOptions(**given)
+    there = RunExamOptions(model="./SmolLM2-135M-Instruct") if name != "demo" else RunExamOptions(corpus=("./demo",))
+    assert str(tmp_path / name) in (there.model, *(there.corpus or ()))
+
+
+def test_a_packaged_exam_whose_name_is_here_too_is_told_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "direct-test").mkdir()
+    ExamQuestionOptions().read("direct-test")
+    assert (
+        "direct-test: the packaged exam is read; pass ./direct-test for what has that name" in capsys.readouterr().err
+    )
+
+
+def test_a_job_writes_nothing_into_the_copy_of_its_files(tmp_path, monkeypatch):
+    folder = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for output in ("sciqa-run", str(folder / "run")):
+        with pytest.raises(InputError, match=r"^--output: .* is in Ray's copy of this job's files"):
+            RunExamOptions(output=output)
+    assert RunExamOptions(output=str(tmp_path)).output == str(tmp_path)
+
+
+def test_numbers_of_tables_have_no_exponent(capsys):
+    figures = {"a": 999.6, "b": 999.4, "c": 1234.5, "d": 0.012345}
+    print_cli_results([Summary("plan", "", "", 0.0, {"Hours": [figures]})], 0.0)
+    assert re.search(r"1,000 \W+ 999 \W+ 1,23[45] \W+ 0\.0123", capsys.readouterr().out)
 
 
 def test_tables_are_printed_with_their_texts_as_they_are(capsys):

@@ -16,6 +16,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError, QuestionError, find_input_error
 from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
+from sciqa.corpus import parts
 from sciqa.corpus.articles import find_article_files, read_articles, split_articles
 from sciqa.corpus.chunking import ChunkSplitter, split_sentences, titled_chunk
 from sciqa.corpus.options import CorpusOptions
@@ -123,8 +124,9 @@ def test_a_rerun_writes_nothing_and_a_changed_corpus_replaces_the_table(tmp_path
 def test_shards_that_a_killed_run_left_or_that_are_gone_are_written_again(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl", ARTICLES)
     options = CorpusOptions(output=str(tmp_path / "run"), corpus=(str(tmp_path / "a.jsonl"),))
-    (pieces,) = split_articles(find_article_files(options.corpus), options.part_bytes)
-    row, folder = {"part": {"number": 0, "pieces": pieces, "key": "of the corpus"}}, options.passages
+    (pieces,) = split_articles(sources := find_article_files(options.corpus), options.part_bytes)
+    part = {"number": 0, "pieces": pieces, "files": dict(sources), "key": "of the corpus"}
+    row, folder = {"part": part}, options.passages
     split_part(row, options)
     buckets = {"part": {"number": 0, "buckets": list(range(duplicates.BUCKETS))}}
     write_part_duplicates(buckets, folder, [part_path(folder, 0, "entries.arrow")], np.array([], np.uint64))
@@ -324,3 +326,31 @@ def test_text_and_pdf_files_are_an_article_each(tmp_path, cluster):
         "Steam": "Steam is water vapour.",
     }
     assert summary.details["skipped"] == {"unreadable PDF": 1}
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, when):
+    """Or that is another one on the node that reads it."""
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, ARTICLES)
+    options = CorpusOptions(output=str(tmp_path / "run"), corpus=(str(path),))
+    ((_, state),) = find_article_files(options.corpus)
+    piece = {"path": str(path), "start": 0, "end": None}
+    row = {"part": {"number": 0, "pieces": [piece], "files": {str(path): state}, "key": "key"}}
+    split_all = parts._split_all
+
+    def changed(*given):
+        yield from split_all(*given)
+        write_jsonl(path, ARTICLES[1:])
+
+    if when == "before":
+        write_jsonl(path, ARTICLES[1:])
+    else:
+        monkeypatch.setattr(parts, "_split_all", changed)
+    with pytest.raises(InputError, match=r"a\.jsonl: changed while the corpus was read, or not the same file on"):
+        split_part(row, options)
+    monkeypatch.undo()
+    assert not storage.path_exists(part_path(options.passages, 0, "part.json"))
+    write_jsonl(path, ARTICLES)
+    row["part"]["files"] = dict(find_article_files(options.corpus))
+    assert split_part(row, options)["done"]["articles"] == 3

@@ -1,8 +1,10 @@
 """What is kept and what is made anew: the identity of models, adapters, exams, tables and indexes."""
 
 import hashlib
+import importlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 import torch
 import transformers
 from conftest import write_jsonl
+from test_rerank import cross_encoder
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.core import adapter_files, cache, storage, tables
@@ -23,11 +26,13 @@ from sciqa.core.model_files import find_model
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import ExamOptions, open_exam, read_exam
-from sciqa.models.load import load_base
+from sciqa.models.load import load_base, load_scorer
 from sciqa.predict import PredictOptions, predict
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, contexts, index, retrieve
 from sciqa.retrieval import options as index_options
+from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.rerank import Reranker
 
 READ = [
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model"),
@@ -493,3 +498,73 @@ def test_passages_follow_from_the_tokenizer_and_not_from_the_weights(tmp_path, i
     with pytest.raises(InputError, match=r"passages: made from other inputs \(tokenizer: "):
         build_passages(corpus)
     assert not build_passages(replace(corpus, overwrite=True)).made.endswith("kept")
+
+
+def copied(folder, name, file="config.json"):
+    """A copy of a model's folder in which a file has changed."""
+    made = Path(shutil.copytree(folder, Path(folder).parent / name))
+    about = json.loads((made / file).read_text())
+    (made / file).write_text(json.dumps(about | {"changed": 1}))
+    return str(made)
+
+
+def test_a_worker_refuses_another_model_than_the_command_has(tmp_path, indexed, monkeypatch):
+    """As of a node with an older copy of the same name."""
+    model = tiny_folder(tmp_path / "llama", "llama")
+    options = PredictOptions(model=model, reader="closed-book", **indexed)
+    reader, embed = options.reader_arguments("cpu", 1), options.embed_on("cpu", 1) | {"backend": "torch"}
+    plain = {name: reader[name] for name in ("name", "revision", "threads")}
+    other = rf": other files on {socket.gethostname()} than where the command was given"
+    for load, given, name in (
+        (load_scorer, plain, "name"),
+        (load_embedder, embed, "model"),
+        (Reranker, {"name": cross_encoder(tmp_path / "pairs"), "device": "cpu"}, "name"),
+    ):
+        recorded = {"revision": find_model(given[name]).revision}
+        load(**given | recorded)
+        with pytest.raises(InputError, match=f"{given[name]}-older{other}"):
+            load(**given | recorded | {name: copied(given[name], f"{Path(given[name]).name}-older")})
+
+
+def test_a_worker_refuses_another_adapter_than_the_command_has(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    digest = adapter_files.adapter_hash(str(folder))
+    assert adapter_files.local_adapter(str(folder), digest) == str(folder)
+    (folder / "adapter_model.safetensors").write_text("other")
+    with pytest.raises(InputError, match="adapter: other files on"):
+        adapter_files.local_adapter(str(folder), digest)
+
+
+def test_stages_tell_their_workers_which_models_are_on_record(tmp_path, indexed, monkeypatch):
+    asked = {}
+
+    def run(options, worker, arguments, parts, pool):
+        asked[worker.__name__] = arguments
+        raise InputError("asked")
+
+    def mapped(worker, arguments, pool):
+        run(None, worker, arguments, None, pool)
+
+    monkeypatch.setattr("sciqa.core.model_workers.run_model_workers", run)
+    monkeypatch.setattr(importlib.import_module("sciqa.predict.predict"), "run_model_workers", run)
+    monkeypatch.setattr("sciqa.retrieval.index.model_worker_arguments", mapped)
+    write_jsonl(
+        tmp_path / "exam.jsonl", [{"id": "1", "prompt": "Which rusts?", "A": "iron", "B": "helium", "answer": "A"}]
+    )
+    given = {"exam": str(tmp_path / "exam.jsonl"), "rerank": cross_encoder(tmp_path / "pairs")} | indexed
+    model = tiny_folder(tmp_path / "llama", "llama")
+    for step in (
+        lambda: retrieve(RetrieveOptions(**given)),
+        lambda: build_index(IndexOptions(index=str(tmp_path / "other"), **indexed)),
+        lambda: predict(PredictOptions(reader="closed-book", model=model, exam=given["exam"], **indexed)),
+    ):
+        with pytest.raises(InputError, match="asked"):
+            step()
+    revisions = {name: find_model(name).revision for name in (indexed["embedder"], given["rerank"], model)}
+    assert asked["FindContexts"]["rerank"] == revisions[given["rerank"]]
+    assert {asked[name]["embed"]["revision"] for name in ("FindContexts", "EmbedIndexShard")} == {
+        revisions[indexed["embedder"]]
+    }
+    assert asked["PredictShard"]["work"].arguments["revision"] == revisions[model]

@@ -267,3 +267,22 @@ def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):
     odd = changed(trained, tmp_path / "odd", lambda w: {f"x{k}": t for k, t in w.items()}, ADAPTER)
     with pytest.raises(InputError, match="prompt_embeddings"):
         score(folders["llama"], adapter=odd)
+
+
+def test_a_merged_model_is_moved_into_place(tmp_path, folders, monkeypatch):
+    _, _, trained = made(folders["llama"], {"r": 2}, tmp_path / "adapter")
+    output = tmp_path / "out" / "merged"
+    options = MergeOptions(model=folders["llama"], adapter=trained, output=str(output))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sciqa.models.merge.adapter_files.read_adapter_record", lambda _: stopped())
+        patch.setattr("sciqa.models.merge.adapter_files.check_adapter_files", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):  # when all but the record is written
+            merge(options)
+    assert list(output.parent.iterdir()) == []
+    monkeypatch.setattr("sciqa.models.merge.storage.copy_files", stopped)  # no file is copied there
+    merge(options)
+    assert [path.name for path in output.parent.iterdir()] == ["merged"]

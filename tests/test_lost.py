@@ -21,7 +21,7 @@ from sciqa import cli
 from sciqa import predict as predicting
 from sciqa.core import cluster, model_workers, progress, tables, worker_loss
 from sciqa.core.console import VERBOSE
-from sciqa.core.errors import InputError, LostWorkersError
+from sciqa.core.errors import InputError, LostWorkersError, find_input_error
 from sciqa.core.model_workers import LARGEST, model_worker_arguments
 from sciqa.core.options import RunOptions
 from sciqa.predict import PredictOptions, predict
@@ -179,6 +179,24 @@ def test_bad_input_that_a_task_finds_is_one_line(cluster, monkeypatch, capsys):
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(cli.FIRST_WORDS)]
     assert line == "sciqa predict: error: answers/00003.parquet: no such file"
+
+
+def test_bad_input_that_was_only_being_handled_is_not_the_reason(cluster):
+    def find(fails: bool) -> None:
+        try:
+            raise InputError("a.parquet: no such file")
+        except InputError:
+            if fails:
+                raise ValueError("a defect")  # noqa: B904
+            raise
+
+    task = ray.remote(num_cpus=0)(find)
+    found = []
+    for fails in (True, False):
+        with pytest.raises(ray.exceptions.RayTaskError) as error:
+            ray.get(task.remote(fails))
+        found.append(find_input_error(error.value))
+    assert [found[0], str(found[1])] == [None, "a.parquet: no such file"]
 
 
 def test_a_run_that_a_lost_worker_ends_is_one_line(cluster, monkeypatch, capsys):

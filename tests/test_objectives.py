@@ -530,7 +530,8 @@ def alone(monkeypatch, tmp_path):
             paths[split] = str(tmp_path / f"{split}.parquet")
             tables.write_table(paths[split], pa.Table.from_pylist(rows))
         told = SimpleNamespace(put=lambda row: shown.append(row["note"]))
-        ended = train_trl_loop(paths | {"options": options, "threads": 1, "device": "cpu", "progress": told})
+        about = {"options": options, "threads": 1, "device": "cpu", "progress": told, "recorded": {}}
+        ended = train_trl_loop(paths | about)
         if "input_error" in ended:
             raise InputError(ended["input_error"])
         return shown

@@ -157,3 +157,37 @@ def test_free_answers_of_a_killed_run_are_those_of_another(tmp_path, embedder, c
     for name in ("text/llama", "text/tuned-other", "text_figures.parquet"):
         killed, whole = (tables.read_table(f"{tmp_path}/{run}/{name}") for run in ("run", "whole"))
         assert killed.equals(whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "ran"),
+    [
+        (["--model", "m"], ["corpus", "generate"]),
+        (["--model=m"], ["corpus", "generate"]),
+        (["--config", "a.yaml"], []),
+        (["--config=a.yaml"], []),
+        (["--models", "m"], ["corpus", "finetune", "generate"]),
+    ],
+)
+def test_a_writer_is_trained_only_where_no_model_is_named(tmp_path, given, ran):
+    """By a `sciqa` that only says what it was asked, and a `python` that does nothing."""
+    (tmp_path / "sciqa").write_text('#!/bin/sh\necho "$1" >> "$LOG"\n[ "$1" != generate ]\n')
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    for name in ("sciqa", "python"):
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    log.touch()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+    command = ["bash", str(RECIPES / "papers.sh"), "papers", str(tmp_path / "run"), *given]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert log.read_text().split() == ran
+    assert result.returncode == (1 if ran else 2), result.stderr
+    assert ran or "--config: pass the options of sciqa generate as flags" in result.stderr
+
+
+def test_passages_that_are_no_whole_demo_corpus_teach_no_writer(tmp_path, indexed):
+    question_writer = SimpleNamespace(**runpy.run_path(str(RECIPES / "question_writer.py")))
+    with pytest.raises(SystemExit, match=r"run/passages: no article '.*'; passages of the whole demo corpus expected"):
+        question_writer.main(Path(indexed["output"]))
+    with pytest.raises(InputError, match="passages: not there, or not finished"):
+        question_writer.main(tmp_path / "other")

@@ -1,12 +1,14 @@
 """Plans beside what is measured: weights, adapters, shards, memory, operations, and published figures."""
 
 import ctypes
+import importlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -35,8 +37,8 @@ from sciqa.planning.memory import (
     training_memory,
 )
 from sciqa.planning.options import PlanOptions
-from sciqa.planning.plan import _memory_rows, plan
-from sciqa.planning.volume import faiss_volume_bytes
+from sciqa.planning.plan import PlanQuestions, _memory_rows, _read_questions, plan
+from sciqa.planning.volume import corpus_volume, faiss_volume_bytes, index_volume_row, volume_embedder
 from sciqa.training import FinetuneOptions, finetune
 
 #: Of glibc's malloc.h.
@@ -263,6 +265,47 @@ def test_operations_of_a_mixture_count_the_experts_of_each_token(tmp_path):
     assert counts[1] - counts[0] == 2 * 2 * 220 * products
 
 
+def test_contexts_of_an_exam_are_planned_with_the_passages(tmp_path):
+    row = {"prompt": "Which is a gas?", "A": "iron", "B": "helium", "answer": "B"}
+    lengths = {}
+    for name, context in (("long", "Iron is a metal that rusts. " * 60), ("none", None)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row | {"context": context}))
+        options = PlanOptions(model=config_folder(tmp_path / name, LLAMA), exam=str(path), articles=1000)
+        sketch = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace()), family="causal")
+        read = _read_questions(options, sketch, corpus_volume(options), "exam")
+        lengths[name] = len(read.longest.prompt), len(read.mean.prompt)
+    assert [long - none > 300 for long, none in zip(lengths["long"], lengths["none"], strict=True)] == [True, True]
+
+
+def test_what_would_fit_an_answer_is_counted_with_the_exam_s_own_questions(monkeypatch):
+    asked = []
+    exams = {name: PlanQuestions(1, None, encoded(length, 5)) for name, length in (("train", 900), ("exam", 90))}
+    planning = importlib.import_module("sciqa.planning.plan")
+    monkeypatch.setattr(planning, "_sketch", lambda options: None)
+    monkeypatch.setattr(planning, "_activations", lambda options, model, longest, _: asked.append(longest.length))
+    monkeypatch.setattr("sciqa.planning.memory.training_memory", lambda *_: None)
+
+    def needs(options, model, memory, longest):
+        asked.append(longest.length)
+        return [HardwareNeed("predict", 1, 0, 7)]
+
+    monkeypatch.setattr(planning, "_needs", needs)
+    assert planning._device_bytes(PlanOptions(), "predict", exams) == 7
+    assert asked == [exams["train"].longest.length, exams["exam"].longest.length]
+
+
+def test_an_embedder_that_cannot_be_planned_is_one_line(tmp_path):
+    folder = Path(config_folder(tmp_path / "embedder", {"model_type": "bert"}))
+    (folder / "model.safetensors").write_bytes(b"")
+    options = PlanOptions(embedder=str(folder), articles=1000)
+    with pytest.raises(InputError, match=r"embedder: neither its modules nor its config.json say how long its vectors"):
+        index_volume_row(options, corpus_volume(options))
+    (folder / "config.json").write_text('{"model_type": "no-such-kind"}')
+    with pytest.raises(InputError, match="embedder: not the configuration of an embedder"):
+        volume_embedder(options)
+
+
 def test_a_model_that_keeps_its_activations_is_planned_so(tmp_path):
     albert = {"architectures": ["AlbertModel"], "model_type": "albert", "vocab_size": 300, "hidden_size": 64}
     albert |= {"embedding_size": 32, "intermediate_size": 128, "num_attention_heads": 4}
@@ -292,10 +335,34 @@ def test_node_types_and_what_they_lack(cluster_file):
     assert missing_hardware(nodes["cpu"], HardwareNeed("index", 1, 10**8), has_gpus=True) is None
 
 
+def test_nodes_are_limited_by_their_type_and_by_the_whole_cluster(tmp_path):
+    text = "max_workers: 2\nhead_node_type: head\navailable_node_types:\n"
+    text += "  head: {max_workers: HEAD, resources: {CPU: 8}}\n  cpu: {max_workers: 10, resources: {CPU: 8}}\n"
+    for head, most in (("0", 1), ("1", 2), ("null", None)):
+        (tmp_path / "cluster.yaml").write_text(text.replace("HEAD", head))
+        if most is None:
+            with pytest.raises(InputError, match="node type 'head': max_workers None found, a whole number expected"):
+                read_node_types(str(tmp_path / "cluster.yaml"))
+        else:
+            found = {node.name: node.most for node in read_node_types(str(tmp_path / "cluster.yaml"))}
+            assert found == {"head": most, "cpu": 2}
+
+
+def test_what_is_offloaded_is_in_the_same_memory_where_there_is_no_gpu(cluster_file):
+    node = next(node for node in read_node_types(cluster_file) if node.name == "cpu")
+    held = HardwareNeed("finetune", 1, 30 * 10**9, 20 * 10**9)
+    assert missing_hardware(node, held, has_gpus=False) is None
+    assert "56.8 GB needed" in missing_hardware(node, replace(held, offloaded=20 * 10**9), has_gpus=False)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[a", "not YAML"),
+        ("available_node_types: {a: text}", "node type 'a': a mapping with `resources`"),
+        ("available_node_types: {a: {resources: text}}", "node type 'a': a mapping with `resources`"),
+        ("available_node_types: {a: {resources: {CPU: 1}, max_workers: '3'}}", "max_workers '3' found, a whole number"),
+        ("{max_workers: '3', available_node_types: {a: {resources: {CPU: 1}}}}", "max_workers '3' found"),
         ("cluster_name: x", "available_node_types"),
         ("available_node_types: {a: {resources: {GPU: 1}}}", "no CPU in its resources"),
         ("available_node_types: {a: {resources: {CPU: 4, GPU: 1}}}", "kind of GPU is not known"),
@@ -342,6 +409,10 @@ def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file, he
         (["--utilisation", 2], "--utilisation"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--price", 1, 2], "--price"),
+        (["--price", "nan"], "--price: nan given, a number from 0 expected"),
+        (["--price", "-1"], "--price: -1.0 given"),
+        (["--articles", 9, "--passage-tokens", 128], "--passage-tokens: 128 given, and --articles"),
+        (["--articles", 9, "--passage-overlap", 0], "--passage-overlap: 0 given, and --articles"),
     ],
 )
 def test_bad_options_of_a_plan(arguments, said, here, monkeypatch):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,11 @@ import pyarrow.dataset
 import pytest
 from conftest import write_jsonl
 from pyarrow import fs
+from tiny import tiny_folder
 
 from sciqa.ask import AskOptions
 from sciqa.ask.answerer import check_answerer
-from sciqa.core import hashes, shared_folders, storage, tables
+from sciqa.core import hashes, progress, shared_folders, storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
@@ -496,3 +498,60 @@ def test_a_run_that_was_refused_keeps_nobody_from_another(tmp_path):
     tables.write_table(f"{folder}/00000.parquet", pyarrow.table({"id": ["1"]}))
     with pytest.raises(InputError, match=r"made from other inputs \(k: 2 there, 3 now"):
         tables.begin_table(folder, {"format": 1, "k": 3})
+
+
+def test_an_exam_that_cannot_be_read_is_not_replaced(indexed, exam, monkeypatch):
+    options = ExamOptions(exam=exam, **{"output": indexed["output"]})
+    open_exam(options)
+    path = Path(indexed["output"], "exam.parquet")
+    open_parquet, before = tables.open_parquet, path.read_bytes()
+
+    def failing(asked):
+        if asked == str(path):
+            raise InputError(f"{asked}: cannot be read (403)")
+        return open_parquet(asked)
+
+    monkeypatch.setattr(tables, "open_parquet", failing)
+    with pytest.raises(InputError, match=r"exam\.parquet: cannot be read \(403\)"):
+        open_exam(replace(options, exam="direct-test"))
+    assert path.read_bytes() == before
+
+
+def test_a_template_that_is_edited_before_it_is_read_again_is_refused(indexed, exam, tmp_path, monkeypatch):
+    step, template = importlib.import_module("sciqa.predict.predict"), tmp_path / "template.jinja"
+    template.write_text("{{ question }}\nAnswer:")
+    given = {"model": tiny_folder(tmp_path / "llama", "llama"), "precision": "float32", "template": str(template)}
+    options = PredictOptions(reader="closed-book", exam=exam, name="edited", **given, **indexed)
+    work = step._work
+
+    def edited(*given):
+        template.write_text("Question: {{ question }}\nAnswer:")
+        return work(*given)
+
+    monkeypatch.setattr(step, "_work", edited)
+    with pytest.raises(InputError, match="answers/edited: template changed since the command was given; run it again"):
+        predict(options)
+    assert list(Path(options.folder).glob("*")) == []
+    monkeypatch.undo()
+    assert "kept" not in predict(options).made
+
+
+def test_a_run_that_goes_on_counts_to_what_is_missing(indexed, exam, monkeypatch):
+    asked = []
+    rows_with_progress = progress.rows_with_progress
+
+    def counted(rows, stage, total, unit, number):
+        found = list(rows_with_progress(rows, stage, total, unit, number))
+        asked.append((stage, total, sum(map(number, found))))
+        return found
+
+    monkeypatch.setattr(progress, "rows_with_progress", counted)
+    for step, options in (
+        (retrieve, RetrieveOptions(exam=exam, shard_questions=2, **indexed)),
+        (predict, PredictOptions(exam=exam, reader="retrieval", shard_questions=2, **indexed)),
+    ):
+        step(options)
+        folder = options.contexts if step is retrieve else options.folder
+        Path(folder, "00001.parquet").unlink()
+        step(options)
+    assert asked == [("retrieve", 3, 3), ("retrieve", 1, 1), ("predict", 3, 3), ("predict", 1, 1)]

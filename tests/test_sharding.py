@@ -102,6 +102,7 @@ def test_an_error_of_another_rank_ends_a_loop(tmp_path, monkeypatch, objective, 
     monkeypatch.setattr("sciqa.training.trl_loop._mapped", lambda *_: None)
     options = FinetuneOptions(model=tiny_folder(tmp_path, "llama"), precision="float32", objective=objective)
     config = {"options": options, "train": "", "validation": "", "threads": 1, "device": "cpu", "progress": None}
+    config["recorded"] = {}
     ended = train_loop(config | {"steps": 1}) if objective == "rank" else train_trl_loop(config)
     assert ended == {"input_error": "only there: no room", "diverged": False}
 
@@ -135,7 +136,7 @@ def lose_the_model_on_one_rank(model: str) -> None:
         ranking.find_model = aligning.find_trl_trainer_models = fail
     for objective, loop in (("rank", ranking.train_loop), ("dpo", aligning.train_trl_loop)):
         config = {"options": FinetuneOptions(model=model, precision="float32", objective=objective), "threads": 1}
-        config |= {"train": "", "validation": "", "device": "cpu", "progress": None}
+        config |= {"train": "", "validation": "", "device": "cpu", "progress": None, "recorded": {}}
         ended = loop(config | ({"steps": 1} if objective == "rank" else {}))
         assert ended == {"input_error": "no such model on the second node", "diverged": False}
 

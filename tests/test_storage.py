@@ -18,6 +18,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
+from sciqa.exam.exam_files import read_exam_files
 from sciqa.models.merge import merge
 from sciqa.models.options import MergeOptions
 from sciqa.predict import PredictOptions, predict
@@ -93,10 +94,41 @@ def test_filters_read_no_other_row_group(tmp_path):
     with path.open("r+b") as file:  # the first parts are spoilt
         file.seek(8)
         file.write(b"\xff" * 5000)
-    with pytest.raises((InputError, OSError)):
+    with pytest.raises(InputError):
         tables.read_table(str(tmp_path))
     found = tables.read_table(str(tmp_path), ["row"], [("part", "=", 3)])
     assert found["row"].to_pylist() == columns["row"][3000:].tolist()
+
+
+def test_a_table_whose_shards_were_deleted_is_not_finished(place):
+    folder = storage.join_paths(place, "generated/x")
+    paths = [tables.table_part_path(folder, part) for part in range(3)]
+    for path in paths if not tables.begin_table(folder, {"format": 1}).whole else ():
+        tables.write_table(path, TABLE)
+    tables.finish_table(folder, {})
+    assert tables.begin_table(folder, {"format": 1}).whole
+    storage.delete_path(paths[1])
+    assert not tables.is_finished_table(folder)
+    storage.delete_path(folder)
+    assert not tables.begin_table(folder, {"format": 1}).whole
+    for path in paths:  # all of them again, but what follows from them is not there yet
+        tables.write_table(path, TABLE)
+        assert not tables.is_finished_table(folder)
+        with pytest.raises(InputError, match="generated/x: not there, or not finished"):
+            tables.read_table_manifest(folder, "generate")
+        with pytest.raises(InputError, match="generated/x: not finished"):
+            read_exam_files(folder)
+
+
+def test_damaged_pages_of_a_table_are_one_line(tmp_path):
+    path = str(tmp_path / "table.parquet")
+    tables.write_table(path, pa.table({"text": [str(number) * 50 for number in range(1000)]}))
+    with (tmp_path / "table.parquet").open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff" * 500)
+    for read in (tables.read_table, lambda path: tables.read_table_slice(path, 0, 9)):
+        with pytest.raises(InputError, match=rf"^{path}: cannot be read"):
+            read(path)
 
 
 def test_storage_that_refuses_is_one_line(s3):
@@ -132,7 +164,7 @@ def test_one_writer(place):
 
 def test_a_holder_on_another_machine_is_gone_when_it_shows_no_life(s3, monkeypatch):
     folder, other = "s3://bucket/lost/contexts", "s3://bucket/lost/.contexts.lock-other"
-    storage.write_json(other, {"host": "another", "pid": 1, "started": 0.0})
+    storage.write_json(other, {"host": "another", "pid": 1, "ticks": 0})
     with pytest.raises(InputError, match="process 1 on another is writing there"), lock(folder):
         pass
     monkeypatch.setattr(locks, "LOST", -1.0)  # as if it had been silent for long
@@ -143,13 +175,73 @@ def test_a_holder_on_another_machine_is_gone_when_it_shows_no_life(s3, monkeypat
 @pytest.mark.parametrize("elsewhere", ["space", "boot", "host"])
 def test_a_holder_is_told_dead_by_its_number_only_where_that_counts(s3, elsewhere):
     folder, other = f"s3://bucket/{elsewhere}/contexts", f"s3://bucket/{elsewhere}/.contexts.lock-other"
-    dead = locks._holder() | {"started": 0.0}
+    dead = locks._holder() | {"ticks": 0}
     storage.write_json(other, dead | {elsewhere: "another"})
     with pytest.raises(InputError, match="is writing there"), lock(folder):
         pass
     storage.write_json(other, dead)
     with lock(folder):
         assert not storage.path_exists(other)
+
+
+def test_a_link_to_a_folder_has_the_lock_of_the_folder_too(tmp_path):
+    (tmp_path / "disk" / "index").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "link").symlink_to("index")
+    folder, link = str(tmp_path / "disk/index"), str(tmp_path / "run/link")
+    with lock(link), pytest.raises(InputError, match="is writing there"), lock(folder):
+        pass
+    with lock(folder), pytest.raises(InputError, match="is writing there"), lock(link):
+        pass
+    with lock(link):
+        pass
+
+
+@pytest.mark.parametrize("hidden", ["signal", "stat"])
+def test_a_holder_here_that_cannot_be_looked_at_counts_by_its_silence(s3, monkeypatch, hidden):
+    """As of another user, where /proc shows only one's own processes."""
+    folder, other = f"s3://bucket/{hidden}/contexts", f"s3://bucket/{hidden}/.contexts.lock-other"
+    storage.write_json(other, locks._holder() | {"pid": 1})
+
+    def forbidden(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(*((locks.os, "kill") if hidden == "signal" else (locks, "_ticks")), forbidden)
+    monkeypatch.setattr(locks, "_holder", dict)
+    with pytest.raises(InputError, match=r"process 1 on .* is writing there"), lock(folder):
+        pass
+    monkeypatch.setattr(locks, "LOST", -1.0)
+    with lock(folder):
+        pass
+
+
+def test_a_lock_that_cannot_be_read_is_not_taken_for_free(s3, monkeypatch):
+    folder, other = "s3://bucket/failing/contexts", "s3://bucket/failing/.contexts.lock-other"
+    storage.write_json(other, {"host": "another", "pid": 1, "ticks": 0})
+
+    def failing(*_):
+        raise OSError("503 SLOW_DOWN")
+
+    monkeypatch.setattr(locks, "_read_holder", failing)
+    with pytest.raises(InputError, match=r"contexts: cannot be reached \(503 SLOW_DOWN\)"), lock(folder):
+        pass
+    monkeypatch.undo()
+    storage.delete_path(other)
+    assert locks._read_holder(*storage.resolve_storage(other)) is None  # released meanwhile
+
+
+def test_a_lock_is_held_though_its_first_writing_fails_and_none_where_nothing_can_be_written(s3):
+    beaten = []
+
+    def beat():
+        beaten.append(1)
+        if len(beaten) == 1:
+            raise OSError("503 SLOW_DOWN")
+
+    assert locks._begins(beat, "s3://bucket/beaten")
+    assert len(beaten) == 2
+    beaten.clear()
+    assert not locks._begins(beat, "s3://nobodys/beaten")
 
 
 def test_a_holder_on_s3_shows_that_it_lives(s3, monkeypatch):

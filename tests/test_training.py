@@ -528,6 +528,10 @@ def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, t
     texts = [question["prompt"] + "".join(answer_options_of(question).values()) for question in asked]
     assert examples.sizes(with_context=False).tolist() == list(map(len, texts))
     assert (examples.sizes() - examples.sizes(with_context=False)).tolist() == [len(row["context"]) for row in found]
+    made_from = storage.read_json(tables.table_records_path(options.train_contexts, "inputs.json"))["inputs"]
+    assert len(list(example_file_batches(exam, options.train_contexts, made_from))) == exam.shards
+    with pytest.raises(InputError, match="contexts: replaced by other contexts since this run was begun"):
+        list(example_file_batches(exam, options.train_contexts, made_from | {"top_k": 99}))
     with pytest.raises(InputError, match="cannot be written"):
         write_example_file(exam, options.train_contexts, str(tmp_path / "missing"))
     (tmp_path / "full").mkdir()
@@ -538,6 +542,41 @@ def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, t
     tables.write_table(str(turned), tables.read_table(exam.path).take(pa.array(range(len(asked))[::-1])))
     with pytest.raises(InputError, match="where that of question"):
         list(example_file_batches(replace(exam, path=str(turned)), options.train_contexts))
+
+
+def test_a_training_whose_result_was_deleted_is_not_finished_by_its_checkpoints(tmp_path, monkeypatch):
+    options = FinetuneOptions(output=str(tmp_path))
+    for name in ("check_optimizer", "cluster.connect_cluster"):
+        monkeypatch.setattr(f"sciqa.training.ray_train.{name}", lambda options: None)
+    monkeypatch.setattr(ray_train, "num_ray_train_workers", lambda options: 1)
+    inputs, folder = {"format": 1}, Path(options.folder)
+
+    def fit(workers):
+        storage.write_bytes(f"{folder}/checkpoints/1/model", b"")
+        storage.write_bytes(f"{folder}/adapter_model.safetensors", b"")
+        return {"figure": 1}
+
+    def stopped(workers):
+        storage.write_bytes(f"{folder}/checkpoints/1/model", b"")
+        raise KeyboardInterrupt
+
+    def run(fit):
+        return ray_train.ray_train_once(options, inputs, fit, lambda manifest: "trained", 0.0).made
+
+    assert run(fit) == "trained"
+    assert run(fit) == "trained, kept"
+    shutil.rmtree(folder)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    assert run(fit) == "trained"
+    assert (folder / "adapter_model.safetensors").exists()
+
+
+def test_inputs_that_change_before_the_workers_have_them_are_refused():
+    begun = {"text of the template": "a", "train contexts": {"top_k": (1, 2)}, "weights of the model": "w"}
+    ray_train.check_ray_train_inputs(begun, dict(begun))
+    with pytest.raises(InputError, match=r"^text of the template: changed while the command waited for its workers"):
+        ray_train.check_ray_train_inputs(begun, begun | {"text of the template": "b"})
 
 
 def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passage_away(data, tmp_path):

@@ -18,11 +18,15 @@ if [ $# = 0 ]; then
     set -- "$papers" "$run" --licence "passages CC BY-SA 4.0, by the authors of English Wikipedia"
 fi
 shift $(($# < 2 ? $# : 2))
+if [[ " $* " == *" --config"[\ =]* ]]; then
+    echo "$0: --config: pass the options of sciqa generate as flags, since --model among them decides what is run" >&2
+    exit 2
+fi
 tune=(sciqa finetune --objective instruct --model "$model" --peft '{r: 16, lora_alpha: 32}' --learning-rate 5e-4
     --max-length 512 --output "$run")
 
 sciqa corpus --corpus "$papers" --passage-tokens 160 --passage-overlap 0 --output "$run"
-if [[ " $* " != *" --model "* ]]; then
+if [[ " $* " != *" --model"[\ =]* ]]; then
     python "$here/instruction_writer.py" "$run/writer"
     "${tune[@]}" --train "$run/writer/train.jsonl" --validation "$run/writer/validation.jsonl" --name writer \
         --epochs 1 --batch-size 8 --eval-every 12

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sciqa.core import tables
+from sciqa.core.storage import absolute_path
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.exam_files import SPLITS
@@ -61,10 +62,13 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 def main(output: Path) -> None:
     """Write the three files."""
+    tables.read_table_manifest(absolute_path(str(output / "passages")), "corpus")  # unfinished passages are refused
     by_title: dict[str, list[dict]] = {}
     for passage in tables.read_table(str(output / "passages")).to_pylist():
         by_title.setdefault(passage["title"], []).append(passage)
     questions = [question for split in TRAINED for question in read_exam(split).to_pylist()]
+    if missing := {question["title"] for question in questions} - by_title.keys():
+        sys.exit(f"{output}/passages: no article {min(missing)!r}; passages of the whole demo corpus expected")
     held_out = {question["title"] for question in questions if title_hash(question["title"]) % 100 == 0}
     for name in ("train", "validation"):
         chosen = [question for question in questions if (question["title"] in held_out) == (name == "validation")]

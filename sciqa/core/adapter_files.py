@@ -19,9 +19,16 @@ def adapter_hash(folder: str) -> str:
     )
 
 
-def local_adapter(folder: str) -> str:
-    """Return an adapter's folder on this machine; a folder on other storage is copied into the cache."""
-    return str(local_model_copy(folder))
+def local_adapter(folder: str, recorded: str | None = None) -> str:
+    """Return an adapter's folder on this machine; a folder on other storage is copied into the cache.
+
+    Raises:
+        InputError: the adapter here has another hash than the one that the command has recorded.
+    """
+    local = str(local_model_copy(folder))
+    if recorded:
+        hashes.check_same_hash(folder, adapter_hash(local), recorded)
+    return local
 
 
 def adapter_files_chat_template(folder: str) -> str | None:

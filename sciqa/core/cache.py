@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -31,22 +32,34 @@ def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
     Args:
         name: name of the folder; it must change whenever the content would.
         build: writes the content into the folder it is given.
+
+    Raises:
+        InputError: the cache cannot be written.
     """
     root = cache_root()
     folder = root / name
     if folder.exists():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{name}.lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # without file locks, several workers may build, and one result is kept
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            _build(folder, build)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f".{name}.lock").open("w") as lock:
+            with contextlib.suppress(OSError):  # without file locks, several workers may build, and one result is kept
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                _build(folder, build)
+    except OSError as error:
+        if error.errno is None or isinstance(error, FileNotFoundError):  # about what is read
+            raise
+        raise InputError(
+            f"{root}: this machine's cache cannot be written ({error}); make room, or let XDG_CACHE_HOME name a folder "
+            "that can be written"
+        ) from error
     return folder
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    aside.mkdir()  # of mode 0700, as `tempfile` makes them, other users could not read it
     try:
         build(aside)
         aside.rename(folder)

@@ -25,7 +25,7 @@ from sciqa.core.device import Device, device_cpus
 from sciqa.core.errors import InputError
 from sciqa.core.options import ACCELERATORS, ClusterOptions, DeviceOptions, RayOptions, RunOptions
 from sciqa.core.progress import progress_lines
-from sciqa.core.shared_folders import check_shared_folders
+from sciqa.core.shared_folders import FOLDERS, check_shared_folders
 
 if TYPE_CHECKING:  # its import takes most of a second, which a small stage does without
     from ray.data import Dataset
@@ -43,6 +43,8 @@ TASK_CPUS = 0.05
 LOADING = 1.25
 #: Seconds without a starting node after which a cluster is reported to lack the resources of a stage.
 LONGEST_WAIT = 20
+#: Folders of steps that all nodes see, each time with the node of this process.
+_seen: set[tuple[str | None, ...]] = set()
 
 
 def connect_cluster(options: RayOptions) -> None:
@@ -65,19 +67,11 @@ def connect_cluster(options: RayOptions) -> None:
         address = address or last_started_cluster()
         on_sigterm = signal.getsignal(signal.SIGTERM)
         with contextlib.nullcontext() if is_console_verbose() else _no_core_messages():
-            ray.init(
-                address=address,
-                num_cpus=options.num_cpus,
-                include_dashboard=False if address == "local" else None,
-                logging_level=logging.WARNING if is_console_verbose() else logging.ERROR,
-                log_to_driver=is_console_verbose(),
-                runtime_env=_worker_environment(),
-            )
+            _start(options, address)
         if threading.current_thread() is threading.main_thread():  # that of Ray prints the stack and aborts
             signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         wait_for_cluster_room({"CPU": 1})
-        here = ray.get_runtime_context().get_node_id()
-        check_shared_folders(options, [node for node in _nodes() if node["NodeID"] != here])
+    _check_folders(options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -85,6 +79,32 @@ def connect_cluster(options: RayOptions) -> None:
     if not is_console_verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here too
     worker_loss.watch_workers()
+
+
+def _start(options: RayOptions, address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            num_cpus=options.num_cpus,
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.WARNING if is_console_verbose() else logging.ERROR,
+            log_to_driver=is_console_verbose(),
+            runtime_env=_worker_environment(),
+        )
+    except (ConnectionError, ValueError) as error:
+        if address == "local":
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+
+
+def _check_folders(options: RayOptions) -> None:
+    """Raise `InputError` unless all nodes see the folders of a step; checked once, where they do."""
+    here = ray.get_runtime_context().get_node_id()
+    folders = (here, *(getattr(options, name, None) for name in FOLDERS))
+    if folders not in _seen:
+        check_shared_folders(options, [node for node in _nodes() if node["NodeID"] != here])
+        _seen.add(folders)
 
 
 def _worker_environment() -> dict | None:

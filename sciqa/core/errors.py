@@ -2,6 +2,9 @@
 
 import re
 
+#: What Python writes in a traceback between an exception that was being handled, and the one raised meanwhile.
+HANDLING = "During handling of the above exception, another exception occurred:"
+
 
 class InputError(Exception):
     """Bad input. The message of one line says which file, row and column, what is expected and what to do.
@@ -27,9 +30,11 @@ class LostWorkersError(Exception):
 def find_input_error(error: BaseException) -> InputError | None:
     """Return the `InputError` behind an error, in this process or a worker; None for any other error.
 
-    Ray Data passes a worker's exception on as text inside its own exception, so it is found there by its name.
+    Ray Data passes a worker's exception on as text inside its own exception, so it is found there by its name. One
+    that the worker was handling when it failed by another error is not the reason of the failure.
     """
-    found = re.findall(rf"{re.escape(__name__)}\.(?:Input|Question)Error: (.+)", str(error))
+    text = str(error).rpartition(HANDLING)[2]
+    found = re.findall(rf"{re.escape(__name__)}\.(?:Input|Question)Error: (.+)", text)
     if found:  # of a task, with its traceback before it
         return InputError(found[-1])
     return error if isinstance(error, InputError) else None

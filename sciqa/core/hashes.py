@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def _counts(folder: Path, path: Path) -> bool:
 def fingerprint(value: object) -> str:
     """Return a short hash of any JSON value, the same in every run."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_same_hash(name: str, here: str, recorded: str) -> None:
+    """Raise `InputError` unless the files of a name have, on this machine, the hash that a command recorded of them."""
+    if here != recorded:
+        raise InputError(
+            f"{name}: other files on {socket.gethostname()} than where the command was given, or replaced since; put "
+            "the same ones on every node, or in a folder that all nodes mount, and run it again"
+        )
 
 
 def rows_hash(rows: Iterable[dict]) -> str:

@@ -8,10 +8,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 from pyarrow import fs
 
 from sciqa.core import storage
@@ -24,9 +23,10 @@ BEAT, LOST = 10.0, 60.0
 def lock(folder: str) -> contextlib.AbstractContextManager[None]:
     """Hold the lock of a table's folder while the table is written.
 
-    The lock lies beside the folder, so that it survives the folder's deletion. For a local path it is a kernel
-    lock, which is released when the process ends. On other storage it is a file that is rewritten every few seconds.
-    Where no file can be written, no lock is held, since the folder cannot be written either.
+    The lock lies beside the folder, so that it survives the folder's deletion; if it is a symbolic link, another one
+    beside its target. For a local path it is a kernel lock, which is released when the process ends. On other storage
+    it is a file that is rewritten every few seconds. Where no file can be written, no lock is held, since the folder
+    cannot be written either.
 
     Raises:
         InputError: another process holds the lock.
@@ -34,8 +34,16 @@ def lock(folder: str) -> contextlib.AbstractContextManager[None]:
     filesystem, inner = storage.resolve_storage(folder)
     parent, _, name = inner.rstrip("/").rpartition("/")
     if isinstance(filesystem, fs.LocalFileSystem):
-        return _lock_file(folder, Path(parent, f".{name}.lock"))
+        return _lock_files(folder, {Path(parent).resolve() / name, Path(inner).resolve()})
     return _lock_objects(folder, filesystem, parent, f".{name}.lock-")
+
+
+@contextlib.contextmanager
+def _lock_files(folder: str, paths: set[Path]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for path in sorted(paths):
+            stack.enter_context(_lock_file(folder, path.with_name(f".{path.name}.lock")))
+        yield
 
 
 @contextlib.contextmanager
@@ -67,14 +75,12 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
     mine = f"{parent}/{prefix}{uuid.uuid4().hex}"
 
     def beat() -> None:
+        if not storage.is_object_storage(filesystem):
+            filesystem.create_dir(parent, recursive=True)
         with filesystem.open_output_stream(mine) as stream:
             stream.write(json.dumps(_holder()).encode())
 
-    try:
-        if not storage.is_object_storage(filesystem):
-            filesystem.create_dir(parent, recursive=True)
-        beat()
-    except OSError:
+    if not _begins(beat, folder.rstrip("/").rpartition("/")[0]):
         yield
         return
     done = threading.Event()
@@ -97,30 +103,62 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
             filesystem.delete_file(mine)
 
 
+def _begins(beat: Callable[[], None], parent: str) -> bool:
+    """Write a lock's file for the first time, and return whether any file can be written in its folder.
+
+    Raises:
+        InputError: other files can be written there, but not this one.
+    """
+    try:
+        beat()
+    except OSError:
+        try:
+            storage.check_storage_writable(parent)
+        except InputError:
+            return False
+        with storage.storage_errors(parent, "written"):  # an error that has passed
+            beat()
+    return True
+
+
 def _check_others(folder: str, filesystem: fs.FileSystem, parent: str, prefix: str, mine: str) -> None:
     """Raise `InputError` if another holder is alive; the times compared are of the storage's own clock."""
-    locks = {
-        entry.path: entry.mtime_ns
-        for entry in filesystem.get_file_info(fs.FileSelector(parent))
-        if entry.base_name.startswith(prefix)
-    }
+    with storage.storage_errors(folder, "listed"):
+        entries = filesystem.get_file_info(fs.FileSelector(parent))
+    locks = {entry.path: entry.mtime_ns for entry in entries if entry.base_name.startswith(prefix)}
     now = locks.pop(mine, time.time_ns())
     for path, beaten in locks.items():
         try:
-            with filesystem.open_input_stream(path) as stream:
-                holder = json.loads(stream.read())
-        except (OSError, ValueError):  # just released, or being written
+            with storage.storage_errors(folder, "reached"):
+                holder = _read_holder(filesystem, path)
+        except ValueError:  # being written
             continue
+        if holder is None:
+            continue
+        silent = now - beaten > LOST * 1e9
         same_place = all(holder.get(name) == value for name, value in _place().items())
-        gone = not _is_here(holder) if same_place else now - beaten > LOST * 1e9
-        if not gone:
+        if not (_has_ended(holder, silent) if same_place else silent):
             raise _refusal(folder, json.dumps(holder))
         with contextlib.suppress(OSError):
             filesystem.delete_file(path)
 
 
+def _read_holder(filesystem: fs.FileSystem, path: str) -> dict | None:
+    """Return what a lock's file says of its holder; None if it has just been released."""
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return json.loads(stream.read())
+    except FileNotFoundError:
+        return None
+
+
 def _holder() -> dict:
-    return _place() | {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    return _place() | {"pid": os.getpid(), "ticks": _ticks(os.getpid())}
+
+
+def _ticks(pid: int) -> int:
+    """Return the clock ticks from the start of this machine to that of a process, which no change of a clock moves."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
 
 
 def _place() -> dict[str, str]:
@@ -132,12 +170,18 @@ def _place() -> dict[str, str]:
     return place
 
 
-def _is_here(holder: dict) -> bool:
-    """Whether the process that took a lock here, as `_place` tells, still runs."""
+def _has_ended(holder: dict, silent: bool) -> bool:
+    """Whether the process that took a lock here, as `_place` tells, has ended.
+
+    One of which this process sees no more than that its number is in use has ended if it has been silent for long.
+    """
     try:
-        return psutil.Process(holder["pid"]).create_time() == holder["started"]
-    except (psutil.NoSuchProcess, KeyError):
-        return False
+        os.kill(holder["pid"], 0)
+        return _ticks(holder["pid"]) != holder["ticks"]
+    except ProcessLookupError:
+        return True
+    except (OSError, KeyError):
+        return silent
 
 
 def _refusal(folder: str, holder: str) -> InputError:

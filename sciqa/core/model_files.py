@@ -11,7 +11,7 @@ from sciqa.core import hashes, storage
 from sciqa.core.cache import cached_folder
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import find_hashed_weights, hash_other_files, hash_weights
-from sciqa.core.packaged import PACKAGED, packaged_path
+from sciqa.core.packaged import PACKAGED, check_packaged_name, packaged_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,22 +69,36 @@ def local_model_path(name: str) -> str:
     """Return the absolute path of a local file or folder; any other name is returned unchanged.
 
     Workers do not share the driver's working folder.
+
+    Raises:
+        InputError: the name of a packaged model, which a file or folder here has too.
     """
+    if name in PACKAGED:
+        check_packaged_name(name)
+        return name
     if name.startswith("file://"):
         return storage.resolve_storage(name)[1]
-    return str(Path(name).absolute()) if name not in PACKAGED and Path(name).exists() else name
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
-def find_model(name: str) -> ModelFiles:
+def find_model(name: str, recorded: str | None = None) -> ModelFiles:
     """Find a model's files. If the name is a hub id, they are downloaded once.
 
     Args:
         name: a packaged name, a folder or a `.gguf` file (local, or a URI such as `s3://bucket/model`, which is copied
             into the machine's cache), or a hub id such as `microsoft/deberta-v3-large`.
+        recorded: revision that the command has recorded; a worker finds another one where its node has other files.
 
     Raises:
-        InputError: there is no such model, or it has no safetensors weights.
+        InputError: there is no such model, it has no safetensors weights, or it is another one than recorded.
     """
+    files = _find_files(name)
+    if recorded:
+        hashes.check_same_hash(name, files.revision, recorded)
+    return files
+
+
+def _find_files(name: str) -> ModelFiles:
     path = local_model_copy(name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelFiles(str(path.parent), path.name, (path,))

@@ -2,10 +2,13 @@
 
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 
+#: Folder of Ray in which jobs that were submitted with a `--working-dir` run.
+JOB_FOLDERS = "working_dir_files"
 #: Values of `--accelerator` that are not a type of GPU.
 ACCELERATORS = ("auto", "cpu", "gpu")
 
@@ -35,9 +38,14 @@ class OutputOptions(Options):
     """Folder (or URI such as s3://bucket/run) for everything that the run writes."""
 
     def __post_init__(self) -> None:
-        """Make a local path absolute."""
+        """Make a local path absolute; refuse one in the folder of a submitted job, of which Ray makes others."""
         super().__post_init__()
-        self.output = storage.absolute_path(self.output)
+        given, self.output = self.output, storage.absolute_path(self.output)
+        if JOB_FOLDERS in Path(self.output).parts:
+            raise InputError(
+                f"--output: {given} is in Ray's copy of this job's files, which it deletes and of which the next job "
+                "has another; pass a whole path, or a URI such as s3://bucket/run, that all nodes see"
+            )
 
     def fill_folder(self, name: str, *default: str) -> None:
         """Make the path of a folder option absolute; an option that is not given gets a folder in the output folder."""

@@ -45,6 +45,15 @@ def is_packaged_installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package, _ in PACKAGED[name].files)
 
 
+def check_packaged_name(name: str) -> None:
+    """Raise `InputError` if a packaged model or corpus has the name of a file or folder in the working folder."""
+    if Path(name).exists():
+        raise InputError(
+            f"{name}: packaged, and also a file or folder here; pass ./{name} for what is here, or run it from another "
+            "folder for what is packaged"
+        )
+
+
 def packaged_path(name: str) -> Path:
     """Return the path of a packaged model or corpus.
 

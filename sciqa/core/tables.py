@@ -94,8 +94,9 @@ def begin_table(
         made = held or set(storage.list_names(table_records_path(folder))) - {INPUTS}
         if not (changed := differing_table_inputs(begun["inputs"], inputs, defaults or {})):
             if made or begun.get("rows") == rows:
-                path = table_records_path(folder, MANIFEST)
-                whole = storage.path_exists(path) and storage.read_json(path)["files"] == len(held)
+                whole = _has_all_files(folder, len(held))
+                if not whole:  # else a manifest of earlier files would vouch for those that are written now
+                    storage.delete_path(table_records_path(folder, MANIFEST))
                 return BegunTable(held, begun.get("rows"), whole)
         elif made and not overwrite:
             said = OTHERWISE if set(changed) == {"format"} else _said_changes(changed)
@@ -141,8 +142,22 @@ def finished_tables(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def is_finished_table(folder: str) -> bool:
-    """Whether a table, or a trained model, exists and is complete."""
-    return storage.path_exists(table_records_path(folder, MANIFEST)) and bool(storage.list_names(folder))
+    """Whether a table, or a trained model, exists and is complete; a table that has lost shards is not.
+
+    Files of other kinds, as those of a model, are not counted: a training deletes its checkpoints in the end.
+    """
+    if not storage.path_exists(table_records_path(folder, MANIFEST)):  # the folder may be a file
+        return False
+    names = storage.list_names(folder)
+    if all(name.endswith(".parquet") for name in names):
+        return bool(names) and _has_all_files(folder, len(names))
+    return True
+
+
+def _has_all_files(folder: str, files: int) -> bool:
+    """Whether the manifest of a table is there, and tells of as many files as the table has."""
+    path = table_records_path(folder, MANIFEST)
+    return storage.path_exists(path) and storage.read_json(path)["files"] == files
 
 
 def read_table_manifest(folder: str, step: str, version: int | None = None) -> dict:
@@ -188,7 +203,8 @@ def read_table_slice(path: str, first: int, last: int, columns: list[str] | None
     file = open_parquet(path)
     starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
     groups = [n for n in range(file.num_row_groups) if starts[n] < last and first < starts[n + 1]]
-    table = file.read_row_groups(groups, columns)
+    with storage.storage_errors(path, "read"):
+        table = file.read_row_groups(groups, columns)
     return table.slice(first - int(starts[groups[0]]), last - first) if groups else table
 
 
@@ -204,9 +220,9 @@ def read_table(path: str, columns: list[str] | None = None, filters: list[tuple]
     With filters, as `pyarrow.parquet.read_table` takes them, only row groups with rows that may match are read.
     """
     files = storage.list_files(path, "parquet")
-    if filters is None:
-        return pa.concat_tables([open_parquet(file).read(columns) for file in files])
     filesystem, _ = storage.resolve_storage(path)
     with storage.storage_errors(path, "read"):
+        if filters is None:
+            return pa.concat_tables([open_parquet(file).read(columns) for file in files])
         how = {"columns": columns, "filters": filters, "filesystem": filesystem, "partitioning": None}
         return pa.concat_tables([pq.read_table(storage.resolve_storage(file)[1], **how) for file in files])

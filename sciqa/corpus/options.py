@@ -6,6 +6,7 @@ from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import local_model_path
 from sciqa.core.options import Options, OutputOptions, RunOptions
+from sciqa.core.packaged import check_packaged_name
 
 
 @dataclass(kw_only=True)
@@ -83,7 +84,12 @@ class CorpusOptions(ChunkingOptions, PassagesOptions, RunOptions):
 
 
 def absolute_corpus_sources(corpus: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the sources of a corpus with absolute local paths; raise `InputError` if there are none."""
+    """Return the sources of a corpus with absolute local paths; raise `InputError` if there are none.
+
+    `demo`, as a source, is refused where a file or folder has that name.
+    """
     if not corpus:
         raise InputError("--corpus: no source given, `demo`, files or folders expected; leave it out for its default")
+    if "demo" in corpus:
+        check_packaged_name("demo")
     return tuple(path if path == "demo" else storage.absolute_path(path) for path in corpus)

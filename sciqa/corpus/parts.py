@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from itertools import islice
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sciqa.core import hashes, storage, tables
+from sciqa.core.errors import InputError
 from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import ArticleCounts, ArticleRange, read_articles
@@ -44,6 +46,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     record = storage.join_paths(folder, "part.json")
     if storage.path_exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
         return {"done": done}
+    _check_files(part["files"])
     storage.delete_path(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
     splitter = ChunkSplitter(
@@ -58,6 +61,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         tables.write_table(storage.join_paths(folder, f"{chunks:05d}.parquet"), table)
         entries.append(duplicates.make_dedup_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
+    _check_files(part["files"])
     duplicates.write_dedup_entries(storage.join_paths(folder, "entries.arrow"), np.concatenate(entries))
     beside = tables.table_records_path(options.passages, LEFT_OUT, tables.table_part_name(part["number"]))
     write_corpus_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
@@ -65,6 +69,16 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     done |= {"skipped": dict(tally), "named": len(tally.named), "passages": rows, "chunks": chunks}
     storage.write_json(record, done)
     return {"done": done}
+
+
+def _check_files(files: dict[str, list]) -> None:
+    """Raise `InputError` if a file of the corpus has here another size or time of change than where it was listed."""
+    for path, listed in files.items():
+        if path != "demo" and storage.stat_files(path)[0][1] != listed:
+            raise InputError(
+                f"{path}: changed while the corpus was read, or not the same file on {socket.gethostname()} (copies "
+                "need the same size and time of change, as `rsync -a` makes them); run it again"
+            )
 
 
 def _split_all(pieces: list[ArticleRange], splitter: ChunkSplitter, tally: ArticleCounts) -> Iterator[dict[str, str]]:

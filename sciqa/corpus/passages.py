@@ -65,11 +65,11 @@ def _fill(
     """Complete the passages table; return its manifest, and whether it was already complete."""
     cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
     inputs = hashes.fingerprint([sources, removed, options.part_bytes, left_out])
+    paths = [path for path, _ in sources]
+    _check_sources(options, paths)
     begun = tables.begin_table(options.passages, cut, defaults_of(CorpusOptions), overwrite=options.overwrite)
     manifest = tables.read_table_manifest(options.passages, "corpus") if begun.whole else {}
     if not (kept := manifest.get("inputs") == inputs):
-        paths = [path for path, _ in sources]
-        _check_sources(options, paths)
         about = {"corpus": _corpus_of(options), "sources": paths, "remove": removed}
         storage.write_json(tables.table_records_path(options.passages, CORPUS), about)
         storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
@@ -187,7 +187,12 @@ def _build(
 ) -> dict:
     about = dict(sources)
     parts = [
-        {"number": number, "pieces": pieces, "key": hashes.fingerprint([[p, about[p["path"]]] for p in pieces])}
+        {
+            "number": number,
+            "pieces": pieces,
+            "files": {piece["path"]: about[piece["path"]] for piece in pieces},
+            "key": hashes.fingerprint([[p, about[p["path"]]] for p in pieces]),
+        }
         for number, pieces in enumerate(split_articles(sources, options.part_bytes))
     ]
     if not parts:

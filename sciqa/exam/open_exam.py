@@ -1,6 +1,7 @@
 """The exam of a run: the options that select its questions, and the table on storage that every step opens."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -50,6 +51,10 @@ class Exam:
     def first(self, number: int) -> int:
         """Return the number of the first question of a shard, from 0."""
         return number * self.shard_questions
+
+    def questions_of(self, shards: Iterable[int]) -> int:
+        """Return the number of questions in some shards."""
+        return sum(min(self.first(number + 1), self.questions) - self.first(number) for number in shards)
 
     def read_shard(self, number: int) -> list[dict]:
         """Return the questions of one shard; see `shard_table`."""
@@ -133,9 +138,9 @@ def _read_own(path: str, context: ContextFrom) -> pa.Table:
 
 
 def _stored(path: str) -> tuple[str, set[str]] | None:
-    """Return the hash of the rows in an exam table, and its columns; None if there is no readable table."""
-    try:
-        table = tables.open_parquet(path).read()
-    except (InputError, pa.ArrowException, OSError):
+    """Return the hash of the rows in an exam table, and its columns; None if there is no table."""
+    if not storage.path_exists(path):
         return None
+    with storage.storage_errors(path, "read"):
+        table = tables.open_parquet(path).read()
     return hashes.rows_hash(tables.table_rows(table)), set(table.column_names)

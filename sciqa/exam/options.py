@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from sciqa.core import storage
 from sciqa.core.console import console
@@ -48,6 +49,8 @@ class ExamQuestionOptions(QuestionFileOptions, WriteOptions):
         Raises:
             InputError: names file, line, row and column of the problem.
         """
+        if exam_file_splits(exam) and Path(exam).exists():
+            _say(f"{exam}: the packaged exam is read; pass ./{exam} for what has that name here")
         questions = read_exam_questions(exam, self.columns, self.answers_from, self.context)
         for note in questions.notes:
             _say(note)

@@ -63,6 +63,7 @@ class WriteCandidates:
         form: form of the schema that replies are limited to.
         server: a server, which is asked instead of a local model.
         concurrency: requests that a worker has under way.
+        recorded: `revision` and `adapter_revision` of a local model, as in the table's inputs.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class WriteCandidates:
         form: SchemaForm = "bounded",
         server: ApiClientServer | None = None,
         concurrency: int = 1,
+        recorded: dict | None = None,
     ) -> None:
         self.options, self.template, self.form = options, PassageTemplate(*template), form
         if server:
@@ -81,7 +83,7 @@ class WriteCandidates:
         else:
             from sciqa.generate.local_writer import LocalWriter
 
-            self.writer = LocalWriter(**options.writer_arguments(device, threads))
+            self.writer = LocalWriter(**options.writer_arguments(device, threads) | (recorded or {}))
 
     def __call__(self, row: dict) -> dict:
         """Write the candidates of the part `row["part"]`, and return their number."""

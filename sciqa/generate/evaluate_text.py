@@ -100,7 +100,9 @@ def _run_workers(options: EvaluateTextOptions, folder: str, parts: list[dict], m
     weights = model_file_bytes(model) + model_file_bytes(options.embedder)
     pool = {"workers": workers, "parts": len(parts), "weights": weights}
     writer = options.writer_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
-    arguments = {"folder": folder, "writer": writer | {"model": model, "adapter": adapter}}
+    writer |= {"model": model, "revision": find_model(model).revision, "adapter": adapter}
+    writer["adapter_revision"] = adapter_hash(adapter) if adapter else None
+    arguments = {"folder": folder, "writer": writer}
     arguments |= {"embed": options.embed_arguments(workers), "prefix": options.prefix("passage")}
     dataset = model_workers.run_model_workers(options, WriteTextAnswers, arguments, parts, pool)
     total = sum(len(part["rows"]) for part in parts)

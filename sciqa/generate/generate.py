@@ -136,7 +136,8 @@ def _find_writer(options: GenerateOptions, template: PassageTemplate) -> tuple[d
         require_extra("train", "--adapter")
         if said := check_adapter_files(options.adapter, options.model):
             console.print(said, markup=False, soft_wrap=True)
-    return writing, about | {"adapter": options.adapter and adapter_hash(options.adapter)}
+    about["adapter"] = options.adapter and adapter_hash(options.adapter)
+    return writing | {"recorded": {"revision": about["model"], "adapter_revision": about["adapter"]}}, about
 
 
 def _find_checker(options: GenerateOptions) -> PredictOptions | None:

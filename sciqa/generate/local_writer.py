@@ -32,6 +32,8 @@ class LocalWriter:
         draws: whether tokens are drawn; else each is the likeliest one.
         temperature: temperature of the draws; None is the model's own.
         adapter: folder of an adapter of the model.
+        revision: hash of the model's files that the command has recorded.
+        adapter_revision: the same of the adapter.
     """
 
     def __init__(
@@ -46,11 +48,20 @@ class LocalWriter:
         draws: bool,
         temperature: float | None,
         adapter: str | None = None,
+        revision: str | None = None,
+        adapter_revision: str | None = None,
     ) -> None:
         self.batch, self.tokens, self.seed = batch, tokens, seed
         self.draws, self.temperature = draws, temperature
         scorer = load_scorer(
-            model, style=PromptFormat(), precision=precision, adapter=adapter, threads=threads, device=device
+            model,
+            style=PromptFormat(),
+            precision=precision,
+            adapter=adapter,
+            threads=threads,
+            device=device,
+            revision=revision,
+            adapter_revision=adapter_revision,
         )
         self.scorer = cast("CausalScorer", scorer)
         self.notes = [scorer.note] if scorer.note else []

@@ -62,6 +62,8 @@ def load_scorer(
     threads: int | None = None,
     streaming: StreamedWeightsSettings | None = None,
     device: Device = "cpu",
+    revision: str | None = None,
+    adapter_revision: str | None = None,
 ) -> Scorer:
     """Return a model as a scorer in evaluation mode.
 
@@ -75,22 +77,24 @@ def load_scorer(
         threads: CPU threads of this process; None leaves them as they are.
         streaming: how to read a causal model layer by layer in every pass, without an adapter; None loads it whole.
         device: device that computes.
+        revision: hash of the model's files that the command has recorded.
+        adapter_revision: the same of the adapter, by `adapter_hash`.
 
     Raises:
-        InputError: the files hold no supported model with a tokenizer, the adapter is for another model, or there is
-            no such device.
+        InputError: the files hold no supported model with a tokenizer, model or adapter is another one than recorded,
+            the adapter is for another model, or there is no such device.
     """
     if threads:
         torch.set_num_threads(threads)
     check_device(device)
     dtype = load_dtype(precision, device)
+    folder = find_model(name, revision).folder
     if streaming:
         return _load_streamed(name, style, dtype, streaming, device).eval()
     family = model_file_family(name)
     model, tokenizer = load_base(name, family, dtype, nf4, device)
-    folder = find_model(name).folder
     if adapter:
-        folder = local_adapter(adapter)
+        folder = local_adapter(adapter, adapter_revision)
         check_adapter_files(folder, name)
         tokenizer.chat_template = adapter_files_chat_template(folder) or tokenizer.chat_template
         attached = adapters.attach_adapter(model, folder)

@@ -14,7 +14,9 @@ from sciqa.models.options import MergeOptions
 
 
 def merge(options: MergeOptions) -> Summary:
-    """Write base model and adapter as one safetensors model that transformers loads; completely or not at all.
+    """Write base model and adapter as one safetensors model that transformers loads.
+
+    On a disk, the folder is written aside and then moved into place.
 
     Raises:
         InputError: there is no such adapter, it is for another base model, or base or adapter cannot be merged.
@@ -25,7 +27,7 @@ def merge(options: MergeOptions) -> Summary:
         console.print(said, markup=False, soft_wrap=True)
     if storage.path_exists(options.output):
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
-    storage.check_storage_writable(options.output.rpartition("/")[0] or ".")
+    storage.check_storage_writable(parent := options.output.rpartition("/")[0] or ".")
     import peft
     import torch
 
@@ -44,11 +46,16 @@ def merge(options: MergeOptions) -> Summary:
         )
     tokenizer.chat_template = adapter_files.adapter_files_chat_template(folder) or tokenizer.chat_template
     merged = adapter.adapter_merged_model(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
-    with tempfile.TemporaryDirectory() as aside:
+    on_disk = "://" not in options.output
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=parent if on_disk else None) as folder:
+        aside = Path(folder, "model")
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        weights = sum(file.stat().st_size for file in Path(aside).glob("*.safetensors"))
-        storage.write_json(f"{aside}/{ABOUT_TRAINED}", adapter_files.read_adapter_record(options.adapter))
-        storage.copy_files(aside, options.output)
+        weights = sum(file.stat().st_size for file in aside.glob("*.safetensors"))
+        storage.write_json(str(aside / ABOUT_TRAINED), adapter_files.read_adapter_record(options.adapter))
+        if on_disk:
+            aside.rename(options.output)
+        else:
+            storage.copy_files(str(aside), options.output)
     made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
     return Summary("merge", options.output, made, time.monotonic() - started)

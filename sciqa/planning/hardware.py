@@ -74,12 +74,14 @@ class HardwareNeed:
         workers: minimum number of workers.
         memory: bytes of host memory that each worker requests from Ray.
         device: bytes of GPU memory per worker, or of host memory in a cluster without GPUs; 0 for CPU stages.
+        offloaded: bytes among `memory` that are offloaded from the device; without GPUs, they are beside its own.
     """
 
     stage: str
     workers: int
     memory: int
     device: int = 0
+    offloaded: int = 0
 
 
 def read_node_types(path: str) -> list[NodeType]:
@@ -95,34 +97,44 @@ def read_node_types(path: str) -> list[NodeType]:
     types = about.get("available_node_types") if isinstance(about, dict) else None
     if not isinstance(types, dict) or not types:
         raise InputError(f"{path}: no available_node_types; a Ray cluster file expected")
-    most = about.get("max_workers", 2)
-    return [
-        _node_type(path, name, kind or {}, 1 if name == about.get("head_node_type") else most)
-        for name, kind in types.items()
-    ]
+    most = _max_workers(path, about, 2)
+    return [_node_type(path, name, kind, most, name == about.get("head_node_type")) for name, kind in types.items()]
 
 
-def _node_type(path: str, name: str, about: dict, most: int) -> NodeType:
-    resources = about.get("resources") or {}
+def _max_workers(place: str, about: dict, default: int) -> int:
+    most = about.get("max_workers", default)
+    if not isinstance(most, int):
+        raise InputError(f"{place}: max_workers {most!r} found, a whole number expected")
+    return most
+
+
+def _node_type(path: str, name: str, about: dict | None, most: int, is_head: bool) -> NodeType:
+    """Return a node type of which there are at most as many as itself and the whole cluster allow, beside a head."""
+    place, about = f"{path}, node type {name!r}", {} if about is None else about
+    resources = (about.get("resources") or {}) if isinstance(about, dict) else None
+    if not isinstance(resources, dict):
+        raise InputError(f"{place}: a mapping with `resources`, as {{CPU: 16, GPU: 1}}, expected")
     for key in ("CPU", "GPU", "memory"):
         if not isinstance(resources.get(key, 0), int | float):
-            raise InputError(f"{path}, node type {name!r}: {key} {resources[key]!r} found, a number expected")
+            raise InputError(f"{place}: {key} {resources[key]!r} found, a number expected")
     if "CPU" not in resources:
-        raise InputError(f"{path}, node type {name!r}: no CPU in its resources; say what it has: {{CPU: 16, GPU: 1}}")
+        raise InputError(f"{place}: no CPU in its resources; say what it has: {{CPU: 16, GPU: 1}}")
     gpus = int(resources.get("GPU", 0))
-    kind = _gpu_kind(path, name, about, resources) if gpus else None
-    return NodeType(name, resources["CPU"], gpus, kind, resources.get("memory"), about.get("max_workers", most))
+    kind = _gpu_kind(place, about, resources) if gpus else None
+    nodes = is_head + min(most, _max_workers(place, about, 0 if is_head else most))
+    return NodeType(name, resources["CPU"], gpus, kind, resources.get("memory"), nodes)
 
 
-def _gpu_kind(path: str, name: str, about: dict, resources: dict) -> str:
+def _gpu_kind(place: str, about: dict, resources: dict) -> str:
     """Return the kind of GPU from the AWS instance type, else from Ray's name, which may omit an A100's memory."""
-    family = str((about.get("node_config") or {}).get("InstanceType", "")).partition(".")[0]
+    config = about.get("node_config")
+    family = str(config.get("InstanceType", "") if isinstance(config, dict) else "").partition(".")[0]
     named = next((key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")), "")
     same = (kind for kind in ACCELERATORS if named in (kind, kind.partition("-")[0]))
     kind = AWS_FAMILIES.get(family) or next(same, None)
     if kind is None:
         raise InputError(
-            f"{path}, node type {name!r}: its kind of GPU is not known; give it the resource "
+            f"{place}: its kind of GPU is not known; give it the resource "
             f'"accelerator_type:KIND": 1, with one of {", ".join(ACCELERATORS)}'
         )
     return kind
@@ -141,7 +153,8 @@ def missing_hardware(node: NodeType, need: HardwareNeed, has_gpus: bool) -> str 
     if node.cpus < 1:
         return "has no CPU for work"
     if not need.device or not has_gpus:
-        slots, size = (1 if need.device else int(node.cpus)), max(need.memory, int(PROCESS * need.device))
+        process = PROCESS * (need.device + need.offloaded)
+        slots, size = (1 if need.device else int(node.cpus)), max(need.memory, int(process))
     elif not node.gpus or node.kind is None:
         return "has no GPU"
     elif not hardware_fits(node.kind, need.device):

@@ -1,9 +1,11 @@
 """Options of the `plan` step."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sciqa.core.errors import InputError
+from sciqa.core.options import defaults_of
 from sciqa.corpus.options import ChunkingOptions, absolute_corpus_sources
 from sciqa.exam.options import QuestionFileOptions
 from sciqa.planning.hardware import ACCELERATORS
@@ -29,11 +31,20 @@ class VolumeOptions(StoredVectorsOptions, ChunkingOptions):
         super().__post_init__()
         self.corpus = absolute_corpus_sources(self.corpus)
         self.at_least(1, "articles")
+        for name in ("passage_tokens", "passage_overlap"):
+            if self.articles and (given := getattr(self, name)) != defaults_of(ChunkingOptions)[name]:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: {given} given, and --articles, whose passages were measured with the "
+                    "default; leave out one of them"
+                )
 
 
 @dataclass(kw_only=True)
 class PlanOptions(TrainOptions, ContextSizeOptions, VolumeOptions, QuestionFileOptions):
-    """Options of the `plan` step; nothing is started, and only the configuration of models is read."""
+    """Options of the `plan` step; nothing is started, and only the configuration of the model is read.
+
+    Contexts are planned as by `--context both`: those of an exam's own, and the passages that are found.
+    """
 
     stages: tuple[Stage, ...] = ("corpus", "index", "finetune", "predict")
     """Steps to plan for."""
@@ -60,6 +71,8 @@ class PlanOptions(TrainOptions, ContextSizeOptions, VolumeOptions, QuestionFileO
             raise InputError(f"--gpus: {unknown[0]!r} given, one of {', '.join(ACCELERATORS)} expected")
         if len(self.price) not in (0, 1, len(self.gpus)):
             raise InputError(f"--price: {len(self.price)} given, one, or one for each of --gpus expected")
+        if unpriced := [price for price in self.price if not 0 <= price < math.inf]:
+            raise InputError(f"--price: {unpriced[0]} given, a number from 0 expected")
         if self.batch_size % (self.micro_batch * self.num_workers):
             raise InputError(
                 f"--batch-size: {self.batch_size} given, a multiple of --micro-batch ({self.micro_batch}) times "

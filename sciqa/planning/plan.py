@@ -69,7 +69,7 @@ def plan(options: PlanOptions) -> Summary:
         needs = _needs(options, model, memory, exams["exam"].longest)
         kinds = list(options.gpus or dict.fromkeys(node.kind for node in nodes if node.kind) or ACCELERATORS)
         room = _node_rows(options, nodes, needs)
-        _check_room(options, kinds, room, needs, exams["train"].longest)
+        _check_room(options, kinds, room, needs, exams)
         flops = _stage_flops(options, model, volume, exams)
     longest = f"{options.micro_batch} questions of {exams['train'].longest.length} tokens at once"
     details = {
@@ -101,24 +101,23 @@ def _sketch(options: PlanOptions) -> "MemorySketch":
 
 
 def _read_questions(options: PlanOptions, model: "MemorySketch", volume: Volume, name: str) -> PlanQuestions:
-    """Return the size of an exam in the embedder's tokens, for contexts of average and of longest passages."""
+    """Return the size of an exam in the embedder's tokens, with its own contexts and average or longest passages."""
     from sciqa.models.prompt_template import template_prompt_text
 
     questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
     tokenizer = tokenizer_of_model_files(options.embedder)
-    prompts = [
-        len(each.ids) for each in tokenizer.encode_batch([template_prompt_text(question, "") for question in questions])
-    ]
+    prompts = [template_prompt_text(question, question.get("context") or "") for question in questions]
+    sizes = [len(each.ids) for each in tokenizer.encode_batch(prompts)]
     texts = [list(answer_options_of(question).values()) for question in questions]
     lengths = [[len(each.ids) for each in tokenizer.encode_batch(each, add_special_tokens=False)] for each in texts]
     number = round(np.mean([len(each) for each in lengths]))
     mean = round(np.mean([length for each in lengths for length in each]))
-    longest = max(range(len(questions)), key=lambda at: prompts[at] + sum(lengths[at]))
+    longest = max(range(len(questions)), key=lambda at: sizes[at] + sum(lengths[at]))
     average, most = options.context_passages * volume.tokens, options.context_passages * options.passage_tokens
     return PlanQuestions(
         len(questions),
-        _shape(options, model, round(np.mean(prompts) + average), [mean] * number),
-        _shape(options, model, prompts[longest] + most, lengths[longest]),
+        _shape(options, model, round(np.mean(sizes) + average), [mean] * number),
+        _shape(options, model, sizes[longest] + most, lengths[longest]),
     )
 
 
@@ -174,7 +173,7 @@ def _needs(
     needs = [
         HardwareNeed("corpus", 1, 0),
         HardwareNeed("index", 1, embedder),
-        HardwareNeed("finetune", workers, loading_memory(model, options, workers) + memory.host, training),
+        HardwareNeed("finetune", workers, loading_memory(model, options, workers) + memory.host, training, memory.host),
         HardwareNeed("predict", 1, loading, reserved_memory(answering)),
     ]
     return [need for need in needs if need.stage in options.stages]
@@ -197,7 +196,11 @@ def _node_rows(options: PlanOptions, nodes: list[NodeType], needs: list[Hardware
 
 
 def _check_room(
-    options: PlanOptions, kinds: list[str], room: list[dict], needs: list[HardwareNeed], longest: "EncodedForScorer"
+    options: PlanOptions,
+    kinds: list[str],
+    room: list[dict],
+    needs: list[HardwareNeed],
+    exams: dict[str, PlanQuestions],
 ) -> None:
     """Raise `InputError` where a stage fits no node type or, without a cluster file, no accelerator."""
     for need in needs:
@@ -213,10 +216,12 @@ def _check_room(
             most = ROOM * max(ACCELERATORS[kind].gigabytes for kind in kinds)
             about = f"`{need.stage}` needs {need.device / 1e9:.1f} GB on a GPU, and none of {', '.join(kinds)} "
             about += f"has more than {most:.1f} GB for it"
-        raise InputError(f"{about}; what would fit: {'; '.join(_remedies(options, kinds, need, longest))}")
+        raise InputError(f"{about}; what would fit: {'; '.join(_remedies(options, kinds, need, exams))}")
 
 
-def _remedies(options: PlanOptions, kinds: list[str], need: HardwareNeed, longest: "EncodedForScorer") -> Iterator[str]:
+def _remedies(
+    options: PlanOptions, kinds: list[str], need: HardwareNeed, exams: dict[str, PlanQuestions]
+) -> Iterator[str]:
     """Yield other options, and GPUs, with which the stage would fit."""
     if not need.device:
         yield "a node type with more CPUs and memory"
@@ -228,7 +233,7 @@ def _remedies(options: PlanOptions, kinds: list[str], need: HardwareNeed, longes
     for change in [{"method": "qlora"}] if need.stage == "predict" else _changes(options):
         try:
             changed = replace(options, **change)
-            size = _device_bytes(changed, need.stage, longest)
+            size = _device_bytes(changed, need.stage, exams)
         except InputError:  # options that do not go together
             continue
         if any(hardware_fits(kind, size) for kind in kinds):
@@ -253,14 +258,15 @@ def _changes(options: PlanOptions) -> Iterator[dict]:
             yield smaller | {"zero": 3, "num_workers": workers}
 
 
-def _device_bytes(options: PlanOptions, stage: str, longest: "EncodedForScorer") -> int:
+def _device_bytes(options: PlanOptions, stage: str, exams: dict[str, PlanQuestions]) -> int:
     """Return the bytes of GPU memory that a stage needs with the given options."""
     from sciqa.planning.memory import training_memory
 
     model = _sketch(options)
-    activations = _activations(options, model, longest, options.gradient_checkpointing)
+    activations = _activations(options, model, exams["train"].longest, options.gradient_checkpointing)
     memory = training_memory(model, options, options.num_workers, activations)
-    return next(need.device for need in _needs(options, model, memory, longest) if need.stage == stage)
+    needs = _needs(options, model, memory, exams["exam"].longest)
+    return next(need.device for need in needs if need.stage == stage)
 
 
 def _stage_flops(

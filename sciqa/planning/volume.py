@@ -84,9 +84,9 @@ def corpus_volume(options: VolumeOptions) -> Volume:
 
 def index_volume_row(options: VolumeOptions, volume: Volume) -> dict[str, float]:
     """Return a row with the number of passages and the size of each stored part in gigabytes (10^9 bytes)."""
-    dimension = (
-        model_file_dimension(options.embedder) or read_model_file(options.embedder, "config.json")["hidden_size"]
-    )
+    hidden = read_model_file(options.embedder, "config.json").get("hidden_size")
+    if not (dimension := model_file_dimension(options.embedder) or hidden):
+        raise InputError(f"{options.embedder}: neither its modules nor its config.json say how long its vectors are")
     fixed, each = faiss_volume_bytes(options.factory, dimension)
     sizes = {
         "passages": PASSAGE_BYTES * volume.characters * volume.passages,
@@ -143,5 +143,9 @@ def volume_embedder(options: VolumeOptions) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModel
 
-    with torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(config_files(options.embedder)[0]))
+    folder, _ = config_files(options.embedder)
+    try:
+        with torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{options.embedder}: not the configuration of an embedder ({error})") from error

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sciqa.core import storage
+from sciqa.core.adapter_files import adapter_hash
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import rows_hash
@@ -149,7 +150,9 @@ class ReaderModelOptions(ShotOptions, TemplateOptions, AdapterOptions, Precision
         """Return the arguments of `sciqa.predict.readers.ModelReader` for a device and a number of CPU threads."""
         return {
             "name": self.model,
+            "revision": find_model(self.model).revision,
             "adapter": self.adapter,
+            "adapter_revision": adapter_hash(self.adapter) if self.adapter else None,
             "precision": self.precision,
             "nf4": self.nf4,
             "style": self.style(),

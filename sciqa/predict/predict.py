@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from sciqa.core import adapter_files, cluster, hashes, progress, tables, worker_loss
+from sciqa.core import adapter_files, cluster, progress, tables, worker_loss
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
@@ -59,7 +59,15 @@ from sciqa.predict.scored_answers import (
 )
 from sciqa.predict.streamed_passes import report_passes, split_passes
 from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
-from sciqa.predict.work import ReaderWork, blend_work, cascade_work, replaced_work_source, work_sources
+from sciqa.predict.work import (
+    ReaderWork,
+    blend_work,
+    cascade_work,
+    check_reader_files,
+    reader_files,
+    replaced_work_source,
+    work_sources,
+)
 from sciqa.retrieval.contexts import open_contexts
 from sciqa.retrieval.options import RetrieveOptions
 
@@ -110,6 +118,7 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
         cluster.connect_cluster(options)
     with report_passes() if options.streams else nullcontext() as say:
         work = cascade_work(options, exam, _work(options, exam, missing, say))
+        check_reader_files(options, inputs)
         list(_answer_all(exam, options, folder, work))
     if replaced := replaced_work_source(options, exam, inputs):
         tables.delete_table(folder)
@@ -211,16 +220,12 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     if options.reader in BASELINES:
         return inputs | {"baseline": options.reader}
     if options.reader == "retrieval":
-        inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
+        inputs |= reader_files(options) | {"backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
     check_predict_model(options, exam.sample)
     if options.in_api:
         return inputs | api_inputs(options)
-    inputs |= {"model": find_model(options.model).revision, "precision": options.precision, "nf4": options.nf4}
-    inputs |= {"adapter": adapter_files.adapter_hash(options.adapter) if options.adapter else None}
-    if template := options.style().get("template"):
-        inputs["template"] = hashes.fingerprint(template)
-    inputs |= options.shots_identity()
+    inputs |= reader_files(options) | {"precision": options.precision, "nf4": options.nf4}
     given = ("prompt", "completion", "normalise", "rotations", "engine")
     return inputs | {name: getattr(options, name) for name in given} | reasoned_work_inputs(options)
 
@@ -286,7 +291,8 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWo
         rows = cluster.cluster_dataset(work.parts).map(_answer_shard, fn_kwargs=arguments, **how)
     else:
         rows = run_model_workers(options, PredictShard, arguments, work.parts, pool)
-    yield from progress.rows_with_progress(rows, "predict", exam.questions, "questions", lambda row: row["questions"])
+    total = exam.questions_of(np.hstack(work.parts).tolist())
+    yield from progress.rows_with_progress(rows, "predict", total, "questions", lambda row: row["questions"])
 
 
 class PredictShard:

@@ -1,9 +1,13 @@
 """The remaining work of the `predict` step: shards to answer, the reader that answers them, what it answers from."""
 
+import json
 from dataclasses import dataclass, replace
 
-from sciqa.core import cluster, storage, tables
+from sciqa.core import cluster, hashes, storage, tables
+from sciqa.core.adapter_files import adapter_hash
+from sciqa.core.errors import InputError
 from sciqa.core.local_stage import run_local_or_task
+from sciqa.core.model_files import find_model
 from sciqa.exam.finished_answers import finished_answers_path
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
@@ -90,6 +94,26 @@ def work_sources(options: PredictOptions, exam: Exam, found: bool = True) -> dic
     if options.has_context and found:
         sources["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
     return sources
+
+
+def reader_files(options: PredictOptions) -> dict:
+    """Return the identities of the files that the reader is loaded from; none of a blend, a baseline or a server."""
+    if options.reader == "retrieval" and not options.blend:
+        return {"embedder": find_model(options.embedder).revision}
+    if not options.reads_model or options.in_api:
+        return {}
+    found: dict = {"model": find_model(options.model).revision}
+    found["adapter"] = adapter_hash(options.adapter) if options.adapter else None
+    if template := options.style().get("template"):
+        found["template"] = hashes.fingerprint(template)
+    return found | options.shots_identity()
+
+
+def check_reader_files(options: PredictOptions, inputs: dict) -> None:
+    """Raise `InputError` if files that the workers are told of, or given, are others now than among the inputs."""
+    begun, now = json.loads(json.dumps(inputs)), json.loads(json.dumps(reader_files(options)))
+    if changed := [name for name, value in now.items() if begun.get(name) != value]:
+        raise InputError(f"{options.folder}: {', '.join(changed)} changed since the command was given; run it again")
 
 
 def replaced_work_source(options: PredictOptions, exam: Exam, inputs: dict) -> str | None:

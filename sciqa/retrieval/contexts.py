@@ -129,7 +129,7 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
     finished = [part for part in range(exam.shards) if tables.table_part_name(part) in begun.names]
     rows = [_count(questions := exam.read_shard(part), table.read(questions, exam.first(part))) for part in finished]
     missing = sorted(set(range(exam.shards)) - set(finished))
-    more = {"context": options, "folder": folder, "evidence": inputs["evidence"]}
+    more = {"context": options, "folder": folder, "evidence": inputs["evidence"], "rerank": inputs["rerank"]}
     rows.extend(run_query_workers(FindContexts, exam, options, index, missing, **more))
     _check_filled(options, exam, folder, inputs)
     gold = sum(row["gold"] for row in rows)
@@ -165,8 +165,7 @@ def open_contexts(folder: str, exam: Exam, context: str | None = None) -> tuple[
     It must match `context`, the value of `--context`, which is None if it has been compared before.
 
     Raises:
-        InputError: there is no finished table, or it was made for another exam, with another `--context`, or by another
-            version of the program.
+        InputError: no finished table, or one for another exam or `--context`, or of another version of the program.
     """
     manifest = tables.read_table_manifest(folder, "retrieve", CONTEXTS_FORMAT)
     if manifest["inputs"]["exam"] != exam.sha256:
@@ -208,15 +207,16 @@ class FindContexts(QueryRanker):
         context: ContextOptions,
         folder: str = "",
         evidence: bool = False,
+        rerank: str | None = None,  # revision of the reranker that is recorded
     ) -> None:
         super().__init__(exam, options, index, embed)
         self.context, self.folder, self.evidence = context, folder, evidence
         self.judge: Reranker | QueryRanker | None = None
         if options.rerank and is_embedding_reranker(options.rerank):
             own = replace(options, embedder=options.rerank, query_prefix=None, passage_prefix=None)
-            self.judge = QueryRanker(None, own, index, embed | {"model": options.rerank})
+            self.judge = QueryRanker(None, own, index, embed | {"model": options.rerank, "revision": rerank})
         elif options.rerank:
-            self.judge = Reranker(options.rerank, embed.get("device", "cpu"))
+            self.judge = Reranker(options.rerank, embed.get("device", "cpu"), rerank)
         if options.context_tokens:
             self.tokenizer = tokenizer_of_model_files(options.embedder)
 

@@ -262,7 +262,8 @@ def _embed(shards: list[dict], options: IndexOptions, embedding: dict) -> None:
     if not shards:
         return
     workers = cluster.num_cluster_workers(options, len(shards))
-    arguments = {"options": options, "embed": options.embed_arguments(workers), "embedding": embedding}
+    embed = options.embed_arguments(workers) | {"revision": embedding["revision"]}
+    arguments = {"options": options, "embed": embed, "embedding": embedding}
     pool = model_workers.model_worker_pool(options, workers, len(shards), model_file_bytes(options.embedder))
     rows = cluster.cluster_dataset(shards).map(**model_worker_arguments(EmbedIndexShard, arguments, pool))
     total = sum(shard["rows"] for shard in shards)

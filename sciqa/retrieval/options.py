@@ -59,7 +59,8 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
         backend = self.embed_backend
         if backend == "auto":
             backend = "torch" if device == "cuda" or missing_of_extra("openvino") else "openvino"
-        return {"model": self.embedder, "threads": threads, "backend": backend, "device": device}
+        about = {"model": self.embedder, "revision": find_model(self.embedder).revision}
+        return about | {"threads": threads, "backend": backend, "device": device}
 
     def prefix(self, kind: Literal["query", "passage"]) -> str:
         """Return the text that is put before every text of a kind."""

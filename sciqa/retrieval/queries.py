@@ -158,10 +158,9 @@ def run_query_workers(
     most = min(len(parts), 1 + exam.questions // QUESTIONS_PER_WORKER)
     workers = cluster.num_cluster_workers(options, most)
     with open_query_index(options, index) as opened:
-        embed = options.embed_arguments(workers)
+        embed = options.embed_arguments(workers) | {"revision": index["revision"]}
         arguments = {"exam": exam, "options": options, "index": opened, "embed": embed} | more
         pool = {"workers": workers, "parts": most, "weights": model_file_bytes(options.embedder)}
         rows = model_workers.run_model_workers(options, worker, arguments, parts, pool)
-        yield from progress.rows_with_progress(
-            rows, "retrieve", exam.questions, "questions", lambda row: row["questions"]
-        )
+        total = exam.questions_of(parts)
+        yield from progress.rows_with_progress(rows, "retrieve", total, "questions", lambda row: row["questions"])

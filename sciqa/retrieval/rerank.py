@@ -6,7 +6,7 @@ import numpy as np
 
 from sciqa.core.device import Device, check_device
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import read_model_file, read_model_file_modules
+from sciqa.core.model_files import find_model, read_model_file, read_model_file_modules
 
 EXPECTED = (
     "a cross-encoder expected (a model with a head for sequence classification that gives one score), or an embedder "
@@ -40,13 +40,15 @@ class Reranker:
     """A cross-encoder that runs through sentence-transformers.
 
     Raises:
-        InputError: not a cross-encoder with one score, or files that lack some weights, such as those of its head.
+        InputError: not a cross-encoder with one score, files that lack some weights, such as those of its head, or
+            another model than the `revision` on record.
     """
 
-    def __init__(self, name: str, device: Device) -> None:
+    def __init__(self, name: str, device: Device, revision: str | None = None) -> None:
         from sciqa.retrieval.checkpoints import load_whole_checkpoint
 
         check_device(device)
+        find_model(name, revision)
         check_reranker(name)
         self.name = name
         self.module = load_whole_checkpoint(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")

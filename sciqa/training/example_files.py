@@ -21,7 +21,7 @@ from sciqa.retrieval.contexts import open_contexts
 from sciqa.training.sharding import sharding_exchange
 
 
-def share_example_file(exam: Exam, contexts: str) -> pa.Table:
+def share_example_file(exam: Exam, contexts: str, made_from: dict | None = None) -> pa.Table:
     """Return the questions of an exam with their contexts, mapped from a file that the workers of a node share.
 
     All workers of a training call it at the same time; the first of each node writes.
@@ -36,7 +36,7 @@ def share_example_file(exam: Exam, contexts: str) -> pa.Table:
             try:
                 with storage_errors("TMPDIR", "written"):
                     folder = stack.enter_context(tempfile.TemporaryDirectory())
-                written = write_example_file(exam, contexts, folder)
+                written = write_example_file(exam, contexts, folder, made_from)
             except InputError as error:
                 written = error
         everyone = sharding_exchange((context.get_node_rank(), written))
@@ -49,9 +49,9 @@ def share_example_file(exam: Exam, contexts: str) -> pa.Table:
     return table
 
 
-def write_example_file(exam: Exam, contexts: str, folder: str) -> str:
+def write_example_file(exam: Exam, contexts: str, folder: str, made_from: dict | None = None) -> str:
     """Write `example_file_batches` to a file in a folder, and return its path."""
-    batches = example_file_batches(exam, contexts)
+    batches = example_file_batches(exam, contexts, made_from)
     first = next(batches)
     path = str(Path(folder, "examples.arrow"))
     copy_to_example_file(path, first.schema, chain([first], batches))
@@ -75,11 +75,14 @@ def map_example_file(path: str) -> pa.Table:
     return pa.ipc.open_stream(pa.memory_map(path)).read_all()
 
 
-def example_file_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:
+def example_file_batches(exam: Exam, contexts: str, made_from: dict | None = None) -> Iterator[pa.Table]:
     """Yield the rows of each shard of an exam: `question`, a row of the exam table, with `context` and `passages`.
 
+    `made_from` are the inputs of the contexts as recorded, which they must still have when all are read.
+
     Raises:
-        InputError: no contexts, or those of other questions, or another exam has been written over this one.
+        InputError: no contexts, or those of other questions, or another exam, or other contexts, have been written
+            over these.
     """
     found = open_contexts(contexts, exam)[0]
     for shard in range(exam.shards):
@@ -87,3 +90,5 @@ def example_file_batches(exam: Exam, contexts: str) -> Iterator[pa.Table]:
         rows = found.read_slice(questions["id"].to_pylist(), exam.first(shard), ["context", "passages"])
         asked = questions.to_struct_array()
         yield pa.table({"question": asked, "context": rows["context"], "passages": rows["passages"]})
+    if made_from and open_contexts(contexts, exam)[1] != made_from:
+        raise InputError(f"{contexts}: replaced by other contexts since this run was begun; run it again")

@@ -27,6 +27,7 @@ from sciqa.training.ray_train import (
     best_ray_train_checkpoint,
     check_ray_train_batch,
     check_ray_train_folder,
+    check_ray_train_inputs,
     finish_ray_train,
     num_ray_train_workers,
     ray_train_once,
@@ -64,8 +65,9 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[UserCallback] = ()) -
     for split, exam in exams.items():
         open_contexts(getattr(options, f"{split}_contexts"), exam, options.context)
     steps = options.steps or max(1, round(options.epochs * exams["train"].questions / options.batch_size))
-    fit = partial(_fit, options, exams, steps, callbacks)
-    return ray_train_once(options, _inputs(options, exams), fit, _made, started)
+    inputs = _inputs(options, exams)
+    fit = partial(_fit, options, exams, inputs, steps, callbacks)
+    return ray_train_once(options, inputs, fit, _made, started)
 
 
 def check_before_finetune(options: FinetuneOptions) -> None:
@@ -174,12 +176,19 @@ def _inputs(options: FinetuneOptions, exams: dict[str, Exam]) -> dict:
 
 
 def _fit(
-    options: FinetuneOptions, exams: dict[str, Exam], steps: int, callbacks: Sequence[UserCallback], workers: int
+    options: FinetuneOptions,
+    exams: dict[str, Exam],
+    inputs: dict,
+    steps: int,
+    callbacks: Sequence[UserCallback],
+    workers: int,
 ) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split in SPLITS:
         open_finetune_split(options, split)
-    config = exams | {"steps": steps, "template": options.template_style()}
+    config: dict = exams | {"steps": steps, "template": options.template_style()}
+    config["recorded"] = inputs | {"revision": find_model(options.model).revision}
+    check_ray_train_inputs(inputs, _inputs(options, exams))
     return _keep_best(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 
 

@@ -50,8 +50,8 @@ def train_loop(config: dict) -> dict:
 
     Args:
         config: `options`, the `train` and `validation` exams, `steps`, `threads` and `device` of this worker,
-            `progress`, a queue that takes the rows of the history, and `template`, what that of the prompt sets in
-            `PromptFormat`.
+            `progress`, a queue that takes the rows of the history, `template`, what that of the prompt sets in
+            `PromptFormat`, and `recorded`, the inputs of this run with the `revision` of the model.
 
     Returns:
         Nothing, or `input_error` if the input is bad, and whether the run `diverged`.
@@ -75,6 +75,7 @@ class _Run:
         threads: int,
         device: Device,
         progress: Queue,
+        recorded: dict,
         template: dict | None = None,
     ) -> None:
         quiet_console("DeepSpeed")
@@ -84,16 +85,17 @@ class _Run:
         self.device, self.dtype = device, load_dtype(options.precision, device)
         if self.dtype == torch.float16 and options.zero:
             raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
-        sharding.sharding_checked(lambda: find_model(options.model))
+        sharding.sharding_checked(lambda: find_model(options.model, recorded.get("revision")))
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.examples = Examples(share_example_file(train, options.train_contexts))
+        self.examples = Examples(share_example_file(train, options.train_contexts, recorded.get("train contexts")))
         self.config = sharding.deepspeed_config(options, self.world_size, self.dtype)
         self.order = ExampleOrder(len(self.examples), steps, options.batch_size, options.seed, self._encode)
         self.scorer = self._build() if options.zero == 3 else sharding.sharding_checked(self._build)
         self._check_lengths()
         self._check_memory()
-        held_out = Examples(share_example_file(validation, options.validation_contexts))
+        made_from = recorded.get("validation contexts")
+        held_out = Examples(share_example_file(validation, options.validation_contexts, made_from))
         plain = map(held_out.plain, range(len(held_out)))
         self.validation = [(self.scorer.encode(question, context), gold) for question, context, gold in plain]
         self.optimizer = self._optimizer()

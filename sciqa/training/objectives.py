@@ -26,6 +26,7 @@ from sciqa.training.ray_train import (
     best_ray_train_checkpoint,
     check_ray_train_batch,
     check_ray_train_folder,
+    check_ray_train_inputs,
     ray_train_once,
     reported_ray_train_figures,
     run_ray_train_workers,
@@ -57,8 +58,9 @@ def finetune_objective(options: FinetuneOptions, callbacks: Sequence[UserCallbac
     """
     started = time.monotonic()
     examples = check_objective(options)
-    fit = partial(_fit, options, examples, callbacks)
-    return ray_train_once(options, objective_inputs(options, examples), fit, _made, started)
+    inputs = objective_inputs(options, examples)
+    fit = partial(_fit, options, examples, inputs, callbacks)
+    return ray_train_once(options, inputs, fit, _made, started)
 
 
 def check_objective(options: FinetuneOptions) -> dict[str, list[dict]]:
@@ -181,14 +183,20 @@ def _examples_path(options: FinetuneOptions, split: str) -> str:
 
 
 def _fit(
-    options: FinetuneOptions, examples: dict[str, list[dict]], callbacks: Sequence[UserCallback], workers: int
+    options: FinetuneOptions,
+    examples: dict[str, list[dict]],
+    inputs: dict,
+    callbacks: Sequence[UserCallback],
+    workers: int,
 ) -> dict:
     """Run Ray Train to the end, keep the best model and the history, and return figures for the manifest."""
     for split, rows in examples.items():
         tables.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
     steps = options.trl_steps(len(examples["train"]))
-    paths = {split: _examples_path(options, split) for split in SPLITS}
-    return keep_best_objective(options, run_ray_train_workers(options, paths, steps, workers, callbacks))
+    config: dict = {split: _examples_path(options, split) for split in SPLITS}
+    config["recorded"] = {"revision": find_model(options.model).revision}
+    check_ray_train_inputs(inputs, objective_inputs(options, examples))
+    return keep_best_objective(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 
 
 def keep_best_objective(options: FinetuneOptions, result: Result) -> dict:

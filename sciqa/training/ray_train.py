@@ -1,6 +1,7 @@
 """Run a training loop on Ray Train's workers: their number, their progress, and the folder of the result."""
 
 import contextlib
+import json
 import os
 import queue
 import threading
@@ -95,6 +96,12 @@ def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool =
     return True
 
 
+def check_ray_train_inputs(begun: dict, now: dict) -> None:
+    """Raise `InputError` if inputs that were read again, for the workers, are others than those on record."""
+    if changed := sorted(tables.differing_table_inputs(json.loads(json.dumps(begun)), now, {})):
+        raise InputError(f"{', '.join(changed)}: changed while the command waited for its workers; run it again")
+
+
 def run_ray_train_workers(
     options: FinetuneOptions, config: dict, steps: int, workers: int, callbacks: Sequence[UserCallback]
 ) -> Result:
@@ -181,6 +188,8 @@ def ray_train_once(
         storage.check_storage_writable(folder)
         if not begun:
             tables.begin_table(folder, inputs)
+        # Of a result whose files were deleted it would say that the checkpoints of this run are one.
+        storage.delete_path(tables.table_records_path(folder, tables.MANIFEST))
         manifest = fit(workers) | {"inputs": inputs, "seconds": time.monotonic() - started}
         finish_ray_train(folder, manifest)
     return Summary("finetune", folder, made(manifest), time.monotonic() - started, manifest)

@@ -54,7 +54,7 @@ def train_trl_loop(config: dict) -> dict:
 
     Args:
         config: `options`, the Parquet files of the `train` and `validation` examples, `threads` and `device` of this
-            worker, and `progress`, a queue that takes the rows of the history.
+            worker, `progress`, a queue that takes the rows of the history, and `recorded`: the model's `revision`.
 
     Returns:
         Nothing, or `input_error` if the input is bad, and whether the run `diverged`.
@@ -66,7 +66,13 @@ def train_trl_loop(config: dict) -> dict:
 
 
 def _train(
-    options: FinetuneOptions, train: str, validation: str, threads: int, device: Device, progress: Queue
+    options: FinetuneOptions,
+    train: str,
+    validation: str,
+    threads: int,
+    device: Device,
+    progress: Queue,
+    recorded: dict,
 ) -> dict:
     quiet_console("DeepSpeed", "trl", "transformers", "peft", "accelerate")
     datasets.disable_progress_bars()
@@ -75,7 +81,7 @@ def _train(
     dtype = load_dtype(options.precision, device)
     if dtype == torch.float16 and options.zero:
         raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
-    sharding_checked(partial(find_trl_trainer_models, options))
+    sharding_checked(partial(find_trl_trainer_models, options, recorded.get("revision")))
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -292,15 +292,16 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
     return (model if nf4 else model.to(device)), tokenizer
 
 
-def find_trl_trainer_models(options: FinetuneOptions) -> None:
+def find_trl_trainer_models(options: FinetuneOptions, revision: str | None = None) -> None:
     """Find the files of the model to train, and of the bases of reward models, on this machine.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: one of them is not there, or the model to train is another one than the `revision` on record.
     """
-    bases = [trl_trainer_reward_base(name) for name in options.rewards if name not in REWARDS]
-    for name in filter(None, [options.model, *bases]):
-        find_model(name)
+    find_model(options.model, revision)
+    for base in [trl_trainer_reward_base(name) for name in options.rewards if name not in REWARDS]:
+        if base:
+            find_model(base)
 
 
 def trl_trainer_reward_base(name: str) -> str | None:
