@@ -44,7 +44,7 @@ from sciqa.models.weights import (
 )
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
-GGUF_FORMAT = 3
+GGUF_FORMAT = 4
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
     "multiple-choice": MultipleChoiceScorer,
