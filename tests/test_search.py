@@ -180,7 +180,7 @@ def test_search_parameters_that_an_index_has_not_are_refused(tmp_path, unit_vect
 
 def test_search_parameters_are_tried_with_the_metric_of_the_index(tmp_path, unit_vectors):
     manifest = make_index(tmp_path, unit_vectors[:40], 2, factory="LSH", metric="l2")  # of no other metric
-    with pytest.raises(InputError, match="--search-parameters nprobe=32: .*could not set parameter nprobe"):
+    with pytest.raises(InputError, match=r"--search-parameters nprobe=32: .*could not set parameter nprobe"):
         LocalSearch(str(tmp_path), manifest, parameters="nprobe=32")
 
 
