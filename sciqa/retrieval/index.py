@@ -35,7 +35,7 @@ def build_index(options: IndexOptions) -> Summary:
     changed, the vectors of the others are kept.
 
     Raises:
-        InputError: no passages, passages longer than the embedder reads with the prefix, an existing index of another embedding model,
+        InputError: no passages, passages longer than the embedder reads, an existing index of another embedding model,
             or a factory that FAISS rejects.
     """
     started = time.monotonic()
