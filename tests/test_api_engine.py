@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
-from api_server import FAILURES, KEY, KEY_NAME, LACKING, ApiServer, in_turns, prompt_of, said, weights
+from api_server import FAILURES, KEY, KEY_NAME, LACKING, ApiServer, around, in_turns, prompt_of, said, weights
 from conftest import QUESTIONS, write_jsonl
 from ports import free_port
 from tiny import mostly_slow
@@ -36,19 +37,20 @@ from sciqa.predict import PredictOptions, api_letters, predict
 from sciqa.predict.api import ApiReader, api_arguments, api_inputs
 from sciqa.predict.api_client import (
     ApiClientServer,
-    ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
     find_client_server,
     read_client_key,
 )
 from sciqa.predict.api_records import (
+    RequestRecords,
     api_record_path,
     collect_records,
     record_files_folder,
     record_usage_summary,
     sum_record_usage,
 )
+from sciqa.predict.api_reply import ApiIncompleteReplyError
 from sciqa.predict.results import METRICS, result_metrics_path, update_results_cost
 from sciqa.run import RunExamOptions, run_exam
 
@@ -242,7 +244,7 @@ def test_the_key_is_nowhere(serve, tmp_path, cluster, exam_file, capfd):
         ({"key": "another"}, {}, ["refuses the key (status 401)", KEY_NAME]),
         ({"key": KEY}, {"api_key_env": "NO_SUCH_KEY"}, ["refuses the key", "NO_SUCH_KEY", "(it is not set)"]),
         ({"fail": lambda *_: "no choices"}, {}, ["has no choices, 3 times in a row"]),
-        ({"fail": lambda *_: "500"}, {}, ["no answer (status 500: a fault) after 2 repeats", "is kept"]),
+        ({"fail": lambda *_: "500"}, {}, ["no answer (status 500: a fault) after up to 2 repeats", "is kept"]),
     ],
     ids=["no such model", "another model", "wrong key", "no key", "half answers", "faults"],
 )
@@ -291,7 +293,7 @@ def test_nobody_listens(serve, tmp_path, exam_file):
     options = asked_of(server, tmp_path, exam_file)
     server.shutdown()
     server.server_close()
-    with pytest.raises(InputError, match=rf"{server.url}: no answer \(.*refused.*\) after 2 repeats"):
+    with pytest.raises(InputError, match=rf"{server.url}: no answer \(.*refused.*\) after up to 2 repeats"):
         predict(options)
 
 
@@ -352,7 +354,7 @@ def test_each_failure_is_asked_again(serve, short_waits, failure):
         ("no choices", ApiIncompleteReplyError, "a question: an answer of .* has no choices, 2 times in a row"),
         ("half JSON", ApiIncompleteReplyError, "is not JSON, or only half of it"),
         ("NaN", ApiIncompleteReplyError, "has nan as a log-probability"),
-        ("late", InputError, r"no answer \(none within 0.5 s\) after 1 repeats"),
+        ("late", InputError, r"no answer \(none within 0.5 s\) after up to 1 repeats"),
         ("dropped", InputError, r"no answer \(.*[Dd]isconnected.*\)"),
         ("429", InputError, r"no answer \(status 429: slow down\)"),
         ("refused", ApiRefusedError, "a question: refused by .*too long"),
@@ -364,6 +366,44 @@ def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, me
     with pytest.raises(error, match=message) as raised:
         client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question")
     assert raised.type is error
+
+
+def test_tokens_of_the_same_text_are_summed(serve, monkeypatch):
+    """Where a server leaves out the space that a token begins with, its chats list a text twice."""
+    listed = [("A", 0.6), ("B", 0.2), ("A", 0.1), ("B", 0.05)]
+
+    def answer(body, server):
+        tokens = [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in listed]
+        choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "A"}}
+        choice["logprobs"] = {"content": [tokens[0] | {"top_logprobs": tokens}]}
+        return {"object": "chat.completion", **around(server, "", ""), "choices": [choice]}
+
+    monkeypatch.setattr("api_server.chat_answer", answer)
+    client = client_of(serve(answers_as="small-2026-08-06"))
+    reply = client.ask(client.server.request("Which?", 0, 0.0), "a question")
+    assert {token: round(math.exp(logprob), 6) for token, logprob in reply.logprobs.items()} == {"A": 0.7, "B": 0.25}
+    assert reply.model == "small-2026-08-06"
+
+
+def test_answers_of_several_models_are_told_of(tmp_path, capsys):
+    folder = str(tmp_path / "answers" / "api")
+    for number, model in enumerate(["small-2026-08-06", "small-2026-11-20", "small-2026-11-20", ""]):
+        row = {"id": str(number), "rotation": 0, "sample": 0, "letter": "A", "text": "A", "logprobs": {}}
+        row |= {"tokens_in": 1, "tokens_out": 1, "finished": True} | ({"model": model} if model else {})
+        RequestRecords(folder).put(str(number), row)
+    collect_records(folder)
+    assert "answers of several models: small-2026-08-06 (1), small-2026-11-20 (2)" in capsys.readouterr().err
+    models = tables.read_table(api_record_path(folder))["model"].to_pylist()
+    assert models == ["small-2026-08-06", "small-2026-11-20", "small-2026-11-20", None]
+
+
+def test_a_wait_that_is_too_long_is_not_said_to_be_repeated(serve, monkeypatch):
+    monkeypatch.setattr("api_server.Handler.lose", lambda self, *_: self.send({}, 429, {"Retry-After": "600"}))
+    server = serve(fail=lambda *_: "429")
+    client = client_of(server)
+    with pytest.raises(InputError, match="after up to 1 repeats"):
+        client.ask(client.server.request("Which?", 0, 0.0), "a question")
+    assert set(server.attempts.values()) == {1}
 
 
 def test_a_worker_without_the_key_says_so(monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import transformers
+from conftest import write_jsonl
 from sentence_transformers import CrossEncoder
 
 from sciqa.core import storage, tables
@@ -19,6 +20,7 @@ from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, buil
 from sciqa.retrieval.evaluate import evaluate_question
 from sciqa.retrieval.index import index_identity, read_index_manifest
 from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.passage_sentences import join_passage_sentences, passage_sentences
 from sciqa.retrieval.queries import query_texts
 
 MINILM = "all-MiniLM-L6-v2"
@@ -48,6 +50,30 @@ def test_sentences_nearest_to_the_question_within_a_budget(tmp_path, small_index
         (best,) = [sentence for sentence in known if sentence in single["context"]]
         assert best in other["context"][: len(best) + 80]
     assert moved
+
+
+def test_sentences_of_a_question_for_which_nothing_was_found(tmp_path, small_index):
+    rows = [{"prompt": prompt, "A": "qqzx", "B": "zzyq", "answer": "A"} for prompt in ("Xqzzq?", "What is the sun?")]
+    write_jsonl(tmp_path / "exam.jsonl", rows)
+    how = {"dense": (), "words": ("prompt",), "context_sentences": 2, "evidence": False}
+    nothing, some = find(tmp_path / "run", small_index, str(tmp_path / "exam.jsonl"), **how)
+    assert nothing["passages"] == []
+    assert nothing["context"] == ""
+    assert some["context"]
+
+
+def test_a_sentence_that_two_passages_have_counts_once():
+    texts = ["Iron is a metal. It rusts.", "It rusts. It melts."]
+    passages = [
+        {"passage_id": str(n), "title": "Iron", "section": "", "text": text, "score": 1.0}
+        for n, text in enumerate(texts)
+    ]
+    passages.append(passages[0] | {"passage_id": "2", "title": "Steel", "text": "It rusts."})
+    sentences = passage_sentences(passages)
+    found = [(each["passage_id"], each["text"]) for each in sentences]
+    assert found == [("0", "Iron is a metal."), ("0", "It rusts."), ("1", "It melts."), ("2", "It rusts.")]
+    joined = [each["text"] for each in join_passage_sentences(sentences)]
+    assert joined == ["Iron is a metal. It rusts.", "It melts.", "It rusts."]
 
 
 @pytest.mark.slow

@@ -391,6 +391,30 @@ def test_steps_name_the_passage_or_question_that_has_no_vector(tmp_path, small_i
         reader.score(questions[:1], [(found,)])
 
 
+def test_the_options_of_a_long_question_are_embedded(tmp_path):
+    folder = tiny_embedder(tmp_path)
+    options = IndexOptions(output=str(tmp_path / "run"), embedder=folder, query_prefix="query: ")
+    finder = QueryRanker(None, options, None, of(folder, "torch"))
+    short = {"id": "1", "prompt": "What is iron?", "A": "air", "B": "rain"}
+    finder.take([short])
+    np.testing.assert_array_equal(finder.vectors("whole")[0], finder.embed(["What is iron? air rain"], "query"))
+    assert finder.embedder.notes == []
+    finder.take([short | {"prompt": "What is iron and " * 200}])
+    one, other = finder.vectors("options")
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(finder.vectors("prompt")[0], finder.vectors("whole")[0])
+    (note,) = finder.embedder.notes
+    assert (
+        note
+        == f"{folder} reads no more than {finder.limit.tokens} tokens: longer questions are cut before their options"
+    )
+    query, is_cut = finder.limit.cut("What is iron and " * 200, " air rain")
+    assert is_cut
+    assert finder.limit.tokens - 5 < len(finder.limit.tokenizer.encode(f"query: {query}").ids) <= finder.limit.tokens
+    assert query.startswith("What is iron and What")
+    assert query.endswith(" air rain")
+
+
 @pytest.mark.slow
 def test_an_index_says_what_computes_its_vectors(tmp_path, cluster, capsys):
     (tmp_path / "articles.jsonl").write_text('{"title": "Iron", "text": "Iron is a metal. It rusts."}\n')

@@ -46,7 +46,7 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 32, "rope_t
 LONG |= {"short_factor": [1.0, 1.5, 2, 3, 4, 5, 6, 7], "long_factor": [2.0, 3, 4, 5, 6, 7, 8, 9]}
 
 
-def write_gguf(path, model, values=(), tensors=(), leave_out=()):
+def write_gguf(path, model, values=(), tensors=(), leave_out=(), split="gpt-2", begins=None):
     """Write a decoder as llama.cpp's converter does: its names, rows of queries and keys in its order.
 
     Args:
@@ -55,6 +55,8 @@ def write_gguf(path, model, values=(), tensors=(), leave_out=()):
         values: of the metadata, further ones by their names after the architecture.
         tensors: further ones by their names.
         leave_out: names of tensors that are left out.
+        split: name of how texts are split before merges, or None.
+        begins: whether a text gets a space before it, of a SentencePiece vocabulary; None for bytes.
     """
     config, kind = model.config, model.config.model_type
     writer = gguf.GGUFWriter(path, kind)
@@ -70,7 +72,12 @@ def write_gguf(path, model, values=(), tensors=(), leave_out=()):
     for name, value in dict(values).items():
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
         add(f"{kind}.{name}", value)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model("gpt2" if begins is None else "llama")
+    if begins is not None:
+        writer.add_add_space_prefix(begins)
+        writer.add_token_scores([0.0] * len(TOKENS))
+    if split:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * (len(TOKENS) - 1) + [3])
     writer.add_token_merges([" ".join(pair) for pair in MERGES])
@@ -183,11 +190,48 @@ def test_a_gguf_file_scores_as_the_model_that_it_was_made_of(tmp_path, case):
         ({"values": {"rope.dimension_count": 8, "attention.key_length": 16}}, "8 of the 16 dimensions"),
         ({"tensors": {"blk.0.attn_q.bias": [1.0] * 64}}, "tensors blk.0.attn_q.bias"),
         ({"leave_out": ["blk.1.ffn_up.weight"]}, "no weights .*layers.1.mlp.up_proj"),
+        ({"split": "deepseek-coder"}, r"split as deepseek-coder \(tokenizer.ggml.pre\), which is not converted"),
+        ({"split": None}, "do not say how texts are split"),
     ],
-    ids=["scaling", "window", "cap", "scale", "partly rotated", "bias", "no layer"],
+    ids=["scaling", "window", "cap", "scale", "partly rotated", "bias", "no layer", "split", "no split"],
 )
 def test_what_a_gguf_file_says_and_a_model_cannot_be_is_refused(tmp_path, change, message):
     path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), **change)
     with pytest.raises(InputError, match=message):
         score(path)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+#: Tokens of a text with three spaces, two digits and a word of the vocabulary that no merge makes.
+SPLIT = {
+    "gpt-2": ["a", "Ġ", "Ġ", "Ġ", "12", "\u0120", "w", "o"],
+    "smollm": ["a", "Ġ", "Ġ", "Ġ", "1", "2", "\u0120", "w", "o"],
+    "stablelm2": ["a", "Ġ", "Ġ", "Ġ", "1", "2", "\u0120", "w", "o"],
+    "llama-bpe": [TOKENS[-1], "a", "Ġ", "Ġ", "Ġ", "12", "\u0120wo"],
+}
+
+
+@pytest.mark.parametrize("split", SPLIT)
+def test_texts_are_split_as_the_file_says(tmp_path, monkeypatch, split):
+    monkeypatch.setattr("test_gguf.TOKENS", [*TOKENS[:-1], "12", "\u0120wo", TOKENS[-1]])
+    monkeypatch.setattr("test_gguf.MERGES", [*MERGES, ("1", "2")])
+    path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), split=split)
+    tokenizer = load_base(path, "causal", torch.float32)[1]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a   12 wo")["input_ids"]) == SPLIT[split]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_space_before_a_text_is_put_there_if_the_file_says_so(tmp_path, monkeypatch, begins):
+    monkeypatch.setattr("test_gguf.TOKENS", ["\u2581", "a", "\u2581a", "<s>"])
+    monkeypatch.setattr("test_gguf.MERGES", [("\u2581", "a")])
+    path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), split="default", begins=begins)
+    tokenizer = load_base(path, "causal", torch.float32)[1]
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("a a", add_special_tokens=False)["input_ids"])
+    assert tokens == ["\u2581a" if begins else "a", "\u2581a"]
+
+
+def test_the_tokenizer_of_a_gguf_file_is_its_own_whatever_lies_beside_it(tmp_path):
+    path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"))
+    other = Tokenizer(models.WordLevel({"t": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    np.testing.assert_allclose(score(path), score(tmp_path / "model"), atol=1e-4)

@@ -36,6 +36,7 @@ from sciqa.retrieval.rerank import Reranker
 
 READ = [
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model"),
+    *("source.spm", "qwen.tiktoken", "bpe.codes"),
     *("chat_template.jinja", "additional_chat_templates/rag.jinja", "sciqa.json", "sentence_bert_config.json"),
     *("modules.json", "1_Pooling/config.json", "2_Dense/config.json"),
 ]
@@ -207,6 +208,17 @@ def test_an_adapter_goes_with_its_base_however_it_was_described(model, tmp_path)
     (model / "model.safetensors").write_text("of another model")
     with pytest.raises(InputError, match="an adapter for the base model"):
         adapter_files.check_adapter_files(str(adapter), str(model))
+
+
+def test_an_adapter_of_another_program_says_what_it_is_for(model, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_text("{}")
+    for base, told in ((None, False), ("hub/model", False), ("/elsewhere/model/", False), ("hub/model-chat", True)):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        said = adapter_files.check_adapter_files(str(adapter), str(model))
+        assert bool(said) == told
+    assert "an adapter for hub/model-chat" in said
 
 
 QUESTIONS = [

@@ -15,6 +15,8 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model
 from sciqa.corpus.articles import read_articles
+from sciqa.corpus.options import CorpusOptions
+from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_listing, retrieve
 from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
 from sciqa.retrieval.index_shards import EmbedIndexShard
@@ -156,6 +158,39 @@ def test_passages_longer_than_the_embedder_reads_are_not_indexed(tmp_path, index
     # Passages of at most 256 tokens may be longer than this embedder reads, but these are not.
     (folder / "sentence_bert_config.json").write_text(json.dumps(about | {"max_seq_length": 40}))
     assert build_index(IndexOptions(**given | {"index": str(tmp_path / "third")})).details == {"built": 2, "kept": 0}
+    # But with a prefix before them they are.
+    given |= {"index": str(tmp_path / "prefixed"), "passage_prefix": "passage: " * 15}
+    with pytest.raises(InputError, match=r"passage '\w+' has \d+ tokens, but .*short reads no more than 10 after the"):
+        build_index(IndexOptions(**given))
+
+
+def test_passages_with_headings_that_fill_the_embedder_are_not_indexed(tmp_path, cluster):
+    (tmp_path / "articles.jsonl").write_text(json.dumps({"title": "iron " * 250, "text": "It rusts. " * 40}) + "\n")
+    output = str(tmp_path / "run")
+    build_passages(CorpusOptions(output=output, corpus=(str(tmp_path / "articles.jsonl"),)))
+    with pytest.raises(InputError, match=r"passage '\w+' has 2\d\d tokens, but .* reads no more than 256;"):
+        build_index(IndexOptions(output=output))
+
+
+def test_a_trained_index_that_is_not_the_one_written_is_not_used(indexed):
+    options = IndexOptions(**indexed, overwrite=True, factory="IVF1,Flat")
+    assert build_index(options).details == {"built": 2, "kept": 0}
+    spoil(Path(options.index, "trained.faiss"), "same size")
+    Path(options.index, "00000-00001", "index.faiss").unlink()
+    with pytest.raises(InputError, match=r"trained.faiss: not the file that was written .*delete trained.json"):
+        build_index(options)
+    Path(options.index, "trained.json").unlink()
+    assert build_index(options).details == {"built": 2, "kept": 0}
+
+
+def test_what_was_trained_is_not_known_while_another_is_trained(indexed, monkeypatch):
+    options = IndexOptions(**indexed, overwrite=True, factory="IVF1,Flat")
+    build_index(options)
+    monkeypatch.setattr("sciqa.retrieval.index.empty_shards_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("sciqa.retrieval.index.check_index", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(replace(options, factory="IVF1,SQ8"))
+    assert not Path(options.index, "trained.json").exists()
 
 
 def test_passages_that_are_not_those_of_the_manifest_are_not_embedded(indexed):

@@ -111,6 +111,11 @@ def test_options_of_the_same_text_are_no_answer():
     assert read_letter("helium", {"A": "helium", "B": "Helium."}) is None
 
 
+@pytest.mark.parametrize(("answer", "letter"), [("B", "B"), ("B.", "B"), ("B is wrong, I think.", None), ("", None)])
+def test_an_option_of_marks_alone_begins_no_answer(answer, letter):
+    assert read_letter(answer, {"A": "+", "B": "*"}) == letter
+
+
 def test_votes_are_shares():
     scores = scores_by_letter_votes(["A", "B", "A", None, "A"], "ABCD")
     np.testing.assert_allclose(np.exp(scores), [3.25 / 5, 1.25 / 5, 0.25 / 5, 0.25 / 5])

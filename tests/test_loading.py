@@ -13,10 +13,17 @@ from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_file_family
+from sciqa.core.model_files import model_file_family, tokenizer_of_model_files
 from sciqa.exam import read_exam
 from sciqa.models import adapter
-from sciqa.models.load import SCORERS, load_base, load_on_meta_device, load_scorer, scorer_of_loaded
+from sciqa.models.load import (
+    SCORERS,
+    load_base,
+    load_on_meta_device,
+    load_scorer,
+    load_without_weights,
+    scorer_of_loaded,
+)
 from sciqa.models.merge import merge
 from sciqa.models.options import MergeOptions
 from sciqa.models.prompt_format import PromptFormat
@@ -256,6 +263,46 @@ def test_an_adapter_is_whole_or_refused(tmp_path, folders, change):
     odd = changed(trained, tmp_path / "odd", ODD[change], ADAPTER)
     with pytest.raises(InputError, match=r"odd: (no weights there for|this adapter does not fit)"):
         score(folders["llama"], adapter=odd)
+
+
+def test_an_adapter_of_a_part_of_each_row_is_refused(tmp_path, folders):
+    fields = {"r": 2, "target_modules": ["q_proj"]}
+    *_, trained = made(folders["llama"], fields, tmp_path / "adapter")
+    path = Path(trained, "adapter_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alora_invocation_tokens": [5, 6]}))
+    with pytest.raises(InputError, match=r"adapter: alora_invocation_tokens: .*not supported"):
+        score(folders["llama"], adapter=trained)
+    model = load_on_meta_device(folders["llama"], "causal", torch.float32)
+    with pytest.raises(InputError, match="--peft: alora_invocation_tokens"):
+        adapter.add_trainable_adapter(model, "causal", "lora", fields | {"alora_invocation_tokens": [5]})
+
+
+def test_an_adapter_of_a_later_version_is_refused(tmp_path, folders):
+    *_, trained = made(folders["llama"], {"r": 2}, tmp_path / "adapter")
+    path = Path(trained, "sciqa.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"style": {"prompt": "plain", "mood": "fair"}}))
+    with pytest.raises(InputError, match=r"sciqa.json is of another version .*mood"):
+        load_scorer(folders["llama"], adapter=trained)
+
+
+def test_a_prompt_is_shown_with_the_room_that_a_soft_prompt_leaves(tmp_path, folders):
+    *_, trained = made(folders["llama"], {"num_virtual_tokens": 3}, tmp_path / "adapter", method="prompt-tuning")
+    limits = [load_without_weights(folders["llama"], {}, each).limit for each in (None, trained)]
+    assert limits[1] == limits[0] - 3 == load_scorer(folders["llama"], adapter=trained).limit
+
+
+def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path, folders):
+    quantised = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    gptq = configured(folders["llama"], tmp_path / "gptq", quantization_config=quantised)
+    with pytest.raises(InputError, match="gptq: not a whole causal model, or none that can be loaded here"):
+        score(gptq)
+    shutil.copytree(folders["llama"], tmp_path / "cut")
+    file = tmp_path / "cut" / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cut: not a causal model with a tokenizer"):
+        score(tmp_path / "cut")
+    with pytest.raises(InputError, match="cut: no tokenizer in it that can be loaded"):
+        tokenizer_of_model_files(str(tmp_path / "cut"))
 
 
 def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):

@@ -170,6 +170,21 @@ def test_a_chat_template_without_a_system_role_is_bad_input(tokenizer):
         scorer.tokenizer.chat_template = template
 
 
+def test_a_chat_template_that_asks_for_the_date_gets_the_same_on_any_day(tokenizer, monkeypatch):
+    template = "{{ strftime_now('%d %b %Y') }}:{{ messages[0].content }}{{ 'Answer' if add_generation_prompt }}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    text = tokenizer.decode(scorer_of(tokenizer, prompt="chat").encode(QUESTION, "").prompt)
+    assert text == "26 Jul 2024:Question: Which gas?Answer"
+
+
+@pytest.mark.parametrize("completion", ["text", "letter", "yes"])
+def test_a_template_that_gives_no_tokens_is_refused(tokenizer, completion):
+    scorer = scorer_of(tokenizer, completion=completion, template="{{ context }}", template_name="empty.jinja")
+    with pytest.raises(InputError, match=r"question '1': --template empty.jinja gives the model no tokens before"):
+        scorer.encode(QUESTION, "")
+    assert scorer.encode(QUESTION, "Gases.").options
+
+
 @pytest.mark.parametrize("prompt", ["plain", "chat"])
 def test_no_text_of_a_user_gives_control_tokens(tokenizer, prompt):
     """Neither in a variable, nor in a template, nor put together from both."""

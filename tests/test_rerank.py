@@ -49,6 +49,20 @@ def test_scores_are_those_of_the_cross_encoder(tmp_path, saved):
     assert len(Reranker(folder, "cpu").score([], [])) == 0
 
 
+def test_large_scores_are_told_apart(tmp_path):
+    folder = cross_encoder(tmp_path / "model")
+
+    def raise_all(weights):
+        weights["classifier.bias"] += 25
+
+    change_weights(folder, raise_all)
+    assert (CrossEncoder(folder, device="cpu").predict(PAIRS) == 1).all()
+    plain = CrossEncoder(folder, device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
+    scores = Reranker(folder, "cpu").score(PAIRS, NAMES)
+    assert len(set(scores)) == len(PAIRS)
+    assert (scores.argsort() == plain.argsort()).all()
+
+
 def test_pairs_are_cut_where_the_table_of_positions_ends(tmp_path):
     folder = cross_encoder(tmp_path / "model", "Roberta")  # of 96 positions the first is never used
     model = CrossEncoder(folder, device="cpu")

@@ -8,7 +8,7 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tiny import CAUSAL, tiny_model, tiny_tokenizer
+from tiny import CAUSAL, ENCODER, tiny_model, tiny_tokenizer
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
@@ -212,6 +212,36 @@ def test_encoders_say_how_much_of_a_context_is_left():
     assert replace(scorer.encode(question, ""), cut=True, kept=0) == MultipleChoiceScorer(
         scorer.model, scorer.tokenizer, PromptFormat(max_length=len(scorer.encode(question, "").options[1]))
     ).encode(question, context)
+
+
+def test_encoders_cut_the_end_of_a_context_whatever_side_their_tokenizer_cuts():
+    tokenizer = tiny_tokenizer("bert")
+    tokenizer.truncation_side = "left"
+    scorer = MultipleChoiceScorer(choice_model(), tokenizer, PromptFormat(max_length=32))
+    encoded = scorer.encode({"id": "1", "prompt": "Which gas?", "A": "Helium"}, "First words. " + "And others. " * 50)
+    assert tokenizer.decode(encoded.options[0]).startswith("[CLS] first words.")
+
+
+def test_rows_of_encoders_are_not_padded_beyond_their_positions():
+    config = transformers.BertConfig(**ENCODER, max_position_embeddings=45)
+    torch.manual_seed(0)
+    model = transformers.BertForMultipleChoice(config)
+    scorer = MultipleChoiceScorer(model.eval(), tiny_tokenizer("bert"), PromptFormat())
+    question = {"id": "1", "prompt": "Which gas?", "A": "Helium", "B": "Carbon dioxide"}
+    encoded = scorer.encode(question, "Some context. " * 50)
+    assert max(map(len, encoded.options)) == 45
+    assert scorer.layout == "padded"
+    assert np.isfinite(score_options(scorer, [encoded])[0]).all()
+
+
+def test_tokens_without_an_embedding_are_refused():
+    tokenizer = tiny_tokenizer("llama")
+    scorer = CausalScorer(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, PromptFormat())
+    question = {"id": "1", "prompt": "Which gas?", "is_question": True, "context": None, "A": "helium", "B": "<gas>"}
+    score_options(scorer, [scorer.encode(question, "")])
+    tokenizer.add_tokens(["<gas>"])
+    with pytest.raises(InputError, match=r"the token '<gas>' \(49152\), the model only 49152 embeddings"):
+        score_options(scorer, [scorer.encode(question, "")])
 
 
 def test_encoder_decoders_score_as_their_own_loss():

@@ -16,7 +16,7 @@ from sciqa.corpus.articles import read_articles
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.retrieval import IndexOptions, bm25, search
 from sciqa.retrieval.bm25 import split_bm25_terms
-from sciqa.retrieval.index import read_index_manifest, train_index_factory
+from sciqa.retrieval.index import check_index, read_index_manifest, train_index_factory
 from sciqa.retrieval.index_shards import ROW_GROUP, write_index_shard
 from sciqa.retrieval.queries import rank_queries
 from sciqa.retrieval.search import (
@@ -58,7 +58,7 @@ def make_index(folder, vectors, shards, **options):
         named.append({"name": name, "rows": len(rows), "sha256": "", "content": name})
     trained = train_index_factory(options, named, options.building(options.embedding()))
     records = [write_index_shard({"part": shard}, options, trained)["record"] for shard in named]
-    return {"shards": records, "factory": options.factory}
+    return {"shards": records, "factory": options.factory, "metric": options.metric}
 
 
 def _made(folder):
@@ -176,6 +176,26 @@ def test_search_parameters_that_an_index_has_not_are_refused(tmp_path, unit_vect
     for opened in (LocalSearch, partial(ShardedSearch, groups=2)):
         with pytest.raises(InputError, match=rf"--search-parameters {parameters}: .* --factory {factory} \({reason}\)"):
             opened(str(tmp_path), manifest, parameters=parameters)
+
+
+def test_search_parameters_are_tried_with_the_metric_of_the_index(tmp_path, unit_vectors):
+    manifest = make_index(tmp_path, unit_vectors[:40], 2, factory="LSH", metric="l2")  # of no other metric
+    with pytest.raises(InputError, match=r"--search-parameters nprobe=32: .*could not set parameter nprobe"):
+        LocalSearch(str(tmp_path), manifest, parameters="nprobe=32")
+
+
+def test_a_factory_that_takes_no_vectors_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--factory IDMap,Flat: .*leave IDMap out"):
+        check_index(IndexOptions(index=str(tmp_path), factory="IDMap,Flat"))
+
+
+def test_vectors_that_are_cut_short_on_object_storage_are_one_line(tmp_path, s3, unit_vectors):
+    np.save(tmp_path / "vectors.npy", unit_vectors[:40])
+    path = f"s3://bucket/{tmp_path.name}/vectors.npy"
+    storage.write_bytes(path, (tmp_path / "vectors.npy").read_bytes()[:-4])
+    np.testing.assert_array_equal(StoredVectors(path).read(np.array([3, 1])), unit_vectors[[3, 1]])
+    with pytest.raises(InputError, match=f"{path}: cut short"):
+        StoredVectors(path).read(np.array([39]))
 
 
 @pytest.mark.parametrize("factory", ["Flat", pytest.param("IVF32,PQ8", marks=pytest.mark.slow)])

@@ -43,19 +43,31 @@ def read_adapter_record(folder: str) -> dict:
     return storage.read_json(path) if storage.path_exists(path) else {}
 
 
+def adapter_virtual_tokens(folder: str) -> int:
+    """Return the number of virtual tokens of an adapter, by its configuration; 0 if it is no soft prompt."""
+    return _adapter_config(folder).get("num_virtual_tokens") or 0
+
+
+def _adapter_config(folder: str) -> dict:
+    return storage.read_json(storage.join_paths(folder, ADAPTER_CONFIG))
+
+
 def check_adapter_files(folder: str, model: str) -> str | None:
     """Raise `InputError` unless a folder holds an adapter, in safetensors, for a model.
 
     Returns:
-        A warning if the model has the weights that the adapter was trained on, but another tokenizer or configuration;
-        else None.
+        A warning if the model has the weights that the adapter was trained on, but another tokenizer or configuration,
+        or if another program made the adapter, and for a model of another name; else None.
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not storage.path_exists(storage.join_paths(folder, name)):
             raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
     made_for = read_adapter_record(folder)
     if not made_for:
-        return None
+        base = str(_adapter_config(folder).get("base_model_name_or_path") or "").rstrip("/")
+        if not base or base.rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]:
+            return None
+        return f"{folder}: by its {ADAPTER_CONFIG} an adapter for {base}; with another base its scores may be worse"
     files, revision = find_model(model), made_for.get("revision")
     every = sorted(Path(files.folder).glob("*.safetensors"))  # of which earlier versions stored the hash
     if revision != files.weights_hash and revision != hashes.hash_weights(every):

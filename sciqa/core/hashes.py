@@ -13,7 +13,7 @@ from sciqa.core.storage import read_storage_pieces
 
 WEIGHTS = "model.safetensors"
 #: Suffixes of the files that a model is loaded from besides its weights: configurations, tokenizers, chat templates.
-READ = (".json", ".jinja", ".txt", ".model", ".tokenizer")
+READ = (".json", ".jinja", ".txt", ".model", ".tokenizer", ".spm", ".tiktoken", ".codes")
 #: Files with these suffixes that do not affect what a model computes, and folders of other programs' copies of it.
 UNREAD = re.compile(r"[._].*|readme.*|licen[cs]e.*|notice.*|.*\.safetensors\.index\.json", re.IGNORECASE)
 COPIES = ("onnx", "openvino", "checkpoints")

@@ -144,15 +144,15 @@ def tokenizer_of_model_files(name: str) -> "Tokenizer":
 
     folder = Path(find_model(name).folder)
     file = folder / _first_module(name).get("path", "") / "tokenizer.json"
-    if file.exists():
-        tokenizer = Tokenizer.from_file(str(file))
-    else:
-        from transformers import AutoTokenizer
+    try:
+        if file.exists():
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            from transformers import AutoTokenizer
 
-        try:
             tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{name}: no tokenizer in it that can be loaded ({error})") from error
+    except Exception as error:  # the package tokenizers raises no narrower class
+        raise InputError(f"{name}: no tokenizer in it that can be loaded ({error})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

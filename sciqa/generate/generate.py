@@ -45,7 +45,7 @@ from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import check_predict_model
 
 #: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
-GENERATE_FORMAT = 2
+GENERATE_FORMAT = 3
 #: Options that decide what is written, besides the model and the template.
 DECIDING = (
     *("kind", "choices", "per_passage", "reply_tokens", "first_passages", "reply_batch", "seed", "temperature"),

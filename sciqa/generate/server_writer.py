@@ -15,13 +15,13 @@ from sciqa.predict.api_client import (
     FIRST_RETRIES,
     TRIAL,
     ApiClientServer,
-    ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
     named_api_server,
     try_client_forms,
 )
 from sciqa.predict.api_records import RequestRecords, record_key
+from sciqa.predict.api_reply import ApiIncompleteReplyError
 
 #: Most tokens of the trial replies.
 TRIAL_TOKENS = 16

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Family
 from sciqa.models.prompt_format import Method, PromptFormat
 from sciqa.models.weights import list_weight_names, newly_initialised_weights, settle_tied_weights, shared_weights
 
@@ -126,6 +126,7 @@ def adapter_peft_config(model: PreTrainedModel, family: Family, method: Method, 
     """
     import peft
 
+    _check_whole_row("--peft", fields)
     by_method = "PROMPT_TUNING" if method == "prompt-tuning" else "LORA"
     kind = str(fields.get("peft_type", by_method)).upper()
     registry = {each.value: config for each, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -180,6 +181,7 @@ def attach_adapter(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
     import peft
 
     new = newly_initialised_weights(model)
+    _check_whole_row(folder, json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8")))
     try:
         attached = peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except KeyError as error:
@@ -192,6 +194,15 @@ def attach_adapter(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
         if parameter.is_floating_point() and parameter.dtype == torch.float32:
             parameter.data = parameter.data.to(model.dtype)
     return attached
+
+
+def _check_whole_row(source: str, fields: dict) -> None:
+    """Raise `InputError` for an adapter that changes only a part of each row, from certain tokens on (aLoRA)."""
+    if fields.get("alora_invocation_tokens"):
+        raise InputError(
+            f"{source}: alora_invocation_tokens: an adapter that begins at certain tokens of a row is not supported, "
+            "since rows of several questions would have it for the last one alone; leave them out, or pass another"
+        )
 
 
 def _check_adapter(attached: "peft.PeftModel", folder: str, new: frozenset[str]) -> None:
@@ -279,7 +290,10 @@ def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
 def read_adapter_style(folder: str) -> PromptFormat | None:
     """Return the question format that an adapter or fine-tuned model was trained with, if known."""
     style = read_adapter_record(folder).get("style")
-    return PromptFormat(**style) if style else None
+    try:
+        return PromptFormat(**style) if style else None
+    except TypeError as error:
+        raise InputError(f"{folder}: {ABOUT_TRAINED} is of another version of this program ({error})") from error
 
 
 def save_adapter_or_model(

@@ -52,6 +52,12 @@ class CausalScorer(PrefixScorer):
         check_scorer_option(question, options, self.text.encode(list(options.values()), start=False))
         encoded = self.cut(question, context, lambda given: self._encode(question, given))
         check_scorer_option(question, options, encoded.options)  # one may have no tokens beyond the prompt's
+        lengths = zip(causal_path_lengths(encoded), encoded.counted, strict=True)
+        if any(length == counted for length, counted in lengths):
+            raise InputError(
+                f"question {question['id']!r}: --template {self.style.template_name} gives the model no tokens before "
+                "what is scored; add some text to it"
+            )
         return encoded
 
     def encode_to_write(self, question: dict, context: str, tokens: int) -> EncodedForScorer:
@@ -83,7 +89,7 @@ class CausalScorer(PrefixScorer):
         prompts = [self._prompt(question, context, option) for option in answer_options_of(question).values()]
         pairs = [self.text.continued(prompt, [yes], bool(self._space)) for prompt in prompts]
         rows = [before + tokens for before, (tokens,) in pairs]
-        shared = min(scorer_common_tokens(rows), *(len(before) - 1 for before, _ in pairs))
+        shared = max(0, min(scorer_common_tokens(rows), *(len(before) - 1 for before, _ in pairs)))
         counted = [len(tokens) for _, (tokens,) in pairs]
         return EncodedForScorer(rows[0][:shared], [row[shared:] for row in rows], [1.0] * len(rows), counted)
 

@@ -5,16 +5,23 @@ that lacks a part still gives answers.
 """
 
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf import GGUF_CONFIG_ARCHS, read_gguf_metadata
+from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+    GGUF_PRE_TOKENIZER_SPLITS,
+    GGUF_SENTENCEPIECE_BUILDERS,
+)
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from sciqa.core.errors import InputError
+from sciqa.core.hashes import BESIDE_GGUF
 from sciqa.core.model_files import ModelFiles
 from sciqa.models.weights import check_all_weights_read, list_weight_names
 
@@ -26,10 +33,18 @@ ROTATIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 PARTIAL = ("phi3", "stablelm", "nemotron")
 #: Number of layers of the models with 27 billion parameters, which do not scale attention by the head size.
 LARGEST = {"gemma2": 46, "gemma3": 62}
+#: Names of how texts are split (`tokenizer.ggml.pre`), besides those of `GGUF_PRE_TOKENIZER_SPLITS`: as GPT-2 does, as
+#: GPT-2 does with each digit alone, and as Qwen2 does.
+GPT2_SPLIT = ("gpt-2", "phi-2", "mpt", "olmo", "jais")
+DIGITS_SPLIT = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+QWEN2_SPLIT = ("stablelm2",)
+#: Names with which a text begins with a BOS token unless the file says otherwise, and a word of the vocabulary is one
+#: token without merges.
+LLAMA3_SPLIT = ("llama3", "llama-v3", "llama-bpe", "tekken")
 
 
 class GgufMetadata:
-    """Architecture metadata of a GGUF file; values are removed as they are handled, so that unknown ones remain."""
+    """Metadata of a GGUF file; values of the architecture are removed as they are handled, so unknown ones remain."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,6 +56,8 @@ class GgufMetadata:
         prefix = f"{self.kind}."
         self.tensors = set(tensors)
         self.values = {name.removeprefix(prefix): value for name, value in said.items() if name.startswith(prefix)}
+        words = "tokenizer.ggml."
+        self.tokenizer = {name.removeprefix(words): value for name, value in said.items() if name.startswith(words)}
 
     def take(self, name: str, default: object = None) -> Any:  # noqa: ANN401 (each value has a type of its own)
         """Remove and return a value, by its name without the architecture prefix."""
@@ -181,7 +198,7 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     """
     name = str(files.gguf_file)
     path = Path(files.folder, name)
-    AutoTokenizer.from_pretrained(files.folder, gguf_file=name).save_pretrained(folder)
+    _convert_tokenizer(files, folder)
     pair = AutoModelForCausalLM.from_pretrained(
         files.folder,
         gguf_file=name,
@@ -199,6 +216,40 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder)
+
+
+def _convert_tokenizer(files: ModelFiles, folder: Path) -> None:
+    """Write the tokenizer of a GGUF file, whatever tokenizer's files lie beside it."""
+    about = GgufMetadata(Path(files.folder, str(files.gguf_file)))
+    with tempfile.TemporaryDirectory() as alone:
+        for name in (about.path.name, *BESIDE_GGUF):
+            if (file := about.path.with_name(name)).is_file():
+                Path(alone, name).symlink_to(file.absolute())
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=about.path.name)
+    if about.tokenizer.get("model") == "gpt2":
+        _settle_split(about, tokenizer.backend_tokenizer)
+        if about.tokenizer["pre"] in LLAMA3_SPLIT and "add_bos_token" not in about.tokenizer:
+            tokenizer.add_bos_token = True  # type: ignore[misc]  # it has a setter
+    elif about.tokenizer.get("add_space_prefix") is False and about.kind not in GGUF_SENTENCEPIECE_BUILDERS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.save_pretrained(folder)
+
+
+def _settle_split(about: GgufMetadata, tokenizer: Tokenizer) -> None:
+    """Set how a byte-level tokenizer splits texts before its merges, where transformers does not know the name."""
+    name = about.tokenizer.get("pre")
+    if name in DIGITS_SPLIT:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif name in QWEN2_SPLIT:
+        split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), behavior="isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    elif name is None:
+        raise about.refuse("its metadata do not say how texts are split (tokenizer.ggml.pre)")
+    elif name not in (*GPT2_SPLIT, *GGUF_PRE_TOKENIZER_SPLITS):
+        raise about.refuse(f"its texts are split as {name} (tokenizer.ggml.pre)")
+    tokenizer.model.ignore_merges = name in LLAMA3_SPLIT
 
 
 def _check_tensors(about: GgufMetadata, loaded: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from sciqa.models.thoughts import end_of_thoughts, thoughts_start_mark
 
 #: Version of `find_letter`. Raise it with every change of its rules, so that older answers are not reused.
-LETTERS_FORMAT = 3
+LETTERS_FORMAT = 4
 #: An answer that is a letter, or begins with one that its option's text follows: "B", "(B)", "B. helium".
 ALONE = re.compile(r"[(\[]?([A-Z])([)\].:]*)(?:\s+(.*))?", re.DOTALL)
 #: Marks around an answer: those of Markdown, and quotes.
@@ -88,9 +88,10 @@ def _find_alone(answer: str, start: int, options: Mapping[str, str]) -> tuple[st
     found = ALONE.fullmatch(part)
     if found and found[1] in texts:
         follows, option = _plain(found[3] or ""), texts[found[1]]
-        if not follows or follows.startswith(option) or (found[2] and option.startswith(follows)):
+        begins = option and follows.startswith(option)  # an option of marks alone begins no text
+        if not follows or begins or (found[2] and option.startswith(follows)):
             return found[1], at + found.start(1)
-    same = [letter for letter, text in texts.items() if text == _plain(part)]
+    same = [letter for letter, text in texts.items() if text and text == _plain(part)]
     return (same[0], at) if len(same) == 1 else None
 
 

@@ -11,7 +11,12 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sciqa.core.adapter_files import adapter_files_chat_template, check_adapter_files, local_adapter
+from sciqa.core.adapter_files import (
+    adapter_files_chat_template,
+    adapter_virtual_tokens,
+    check_adapter_files,
+    local_adapter,
+)
 from sciqa.core.cache import cached_folder
 from sciqa.core.console import quiet_console
 from sciqa.core.device import Device, check_device, device_half_precision
@@ -36,6 +41,7 @@ from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.streamed_scorer import StreamedScorer
 from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights
 from sciqa.models.weights import (
+    UNLOADABLE,
     check_all_weights_read,
     has_quantised_weights,
     list_weight_names,
@@ -44,7 +50,7 @@ from sciqa.models.weights import (
 )
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
-GGUF_FORMAT = 3
+GGUF_FORMAT = 4
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
     "multiple-choice": MultipleChoiceScorer,
@@ -136,8 +142,8 @@ def _load_streamed(
     _silence()
     folder = load_safetensors_folder(find_model(name))
     check_streamed_weights(folder)
+    tokenizer = _load_tokenizer(name, "causal")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         style = style or adapters.read_adapter_style(find_model(name).folder) or PromptFormat()
         return StreamedScorer(folder, tokenizer, style, dtype, streaming, device)
     except (OSError, ValueError) as error:
@@ -148,22 +154,21 @@ def load_without_weights(name: str, style: dict, adapter: str | None = None) -> 
     """Return the scorer of a model without its weights: it can encode questions but not score them.
 
     The style has fields of `PromptFormat` that override those the model or adapter was trained with; of an adapter,
-    only the format is read.
+    only the format and the number of virtual tokens are read.
 
     Raises:
         InputError: the model has no tokenizer, or no configuration of a supported model.
     """
     _silence()
     files, family = find_model(name), model_file_family(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(load_safetensors_folder(files), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
+    tokenizer = _load_tokenizer(name, family)
     model = load_on_meta_device(name, family, torch.bfloat16)
     if adapter:
         tokenizer.chat_template = adapter_files_chat_template(local_adapter(adapter)) or tokenizer.chat_template
     trained = adapters.read_adapter_style(local_adapter(adapter) if adapter else files.folder)
-    return SCORERS[family](model, tokenizer, replace(trained or PromptFormat(), **style))
+    scorer = SCORERS[family](model, tokenizer, replace(trained or PromptFormat(), **style))
+    scorer.limit -= adapter_virtual_tokens(local_adapter(adapter)) if adapter else 0
+    return scorer
 
 
 def load_dtype(precision: Precision, device: Device) -> torch.dtype:
@@ -180,15 +185,20 @@ def load_base(
     loading safetensors.
     """
     _silence()
-    files = find_model(name)
     how = {"quantization_config": nf4_load_config(dtype), "device_map": {"": device}} if nf4 else {}
-    try:
-        folder = load_safetensors_folder(files)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
-    model = _load(name, folder, family, dtype, **how)
+    tokenizer = _load_tokenizer(name, family)
+    model = _load(name, load_safetensors_folder(find_model(name)), family, dtype, **how)
     return (model if nf4 else model.to(device)).eval(), tokenizer  # type: ignore[arg-type]  # its `to` is wrapped
+
+
+def _load_tokenizer(name: str, family: Family) -> transformers.PreTrainedTokenizerBase:
+    """Return a model's tokenizer; a GGUF file is converted first."""
+    try:
+        return AutoTokenizer.from_pretrained(load_safetensors_folder(find_model(name)), trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # the package tokenizers raises no narrower class
+        raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
 
 
 def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: object) -> PreTrainedModel:
@@ -197,8 +207,8 @@ def _load(name: str, folder: str, family: Family, dtype: torch.dtype, **how: obj
     how |= {"trust_remote_code": False, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     try:
         model, found = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **how)  # checked below
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{name}: not a whole {family} model ({error})") from error
+    except (*UNLOADABLE, SafetensorError) as error:
+        raise InputError(f"{name}: not a whole {family} model, or none that can be loaded here ({error})") from error
     model.new_weights = check_all_weights_read(name, model, found)
     settle_tied_weights(model)
     return model
@@ -238,7 +248,7 @@ def load_empty_model(folder: str | Path, gguf_file: str | None, family: Family, 
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return getattr(transformers, SCORERS[family].auto_class).from_config(config, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise InputError(f"{folder}: not the configuration of a {family} model ({error})") from error
 
 

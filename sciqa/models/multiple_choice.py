@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.padding import PaddedScorer, padded
+from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.scorer import EncodedForScorer, check_scorer_option, too_long_for_scorer
 
 #: The length of padded rows is a multiple of this many tokens, which suits tensor cores.
@@ -18,6 +19,11 @@ class MultipleChoiceScorer(PaddedScorer):
     """Scores rows `[CLS] context [SEP] prompt option [SEP]`; questions may differ in their number of options."""
 
     auto_class = "AutoModelForMultipleChoice"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: PromptFormat) -> None:
+        super().__init__(model, tokenizer, style)
+        if tokenizer is not None:
+            tokenizer.truncation_side = "right"  # of a context, whose end is cut
 
     def encode(self, question: dict, context: str) -> EncodedForScorer:
         """See `Scorer.encode`."""
@@ -73,8 +79,11 @@ class MultipleChoiceScorer(PaddedScorer):
         return sum(len(group) * self._width([lengths[number] for number in group]) for group in self.groups(lengths))
 
     def _width(self, lengths: list[int]) -> int:
-        """Return the row length of a batch in tokens, padding included."""
-        return max(lengths) if self.layout != "padded" else -(-max(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+        """Return the row length of a batch in tokens, padding included, within the model's limit."""
+        longest = max(lengths)
+        if self.layout != "padded":
+            return longest
+        return max(longest, min(-(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF, self.limit))
 
     def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sciqa.core.errors import QuestionError
+from sciqa.core.errors import InputError, QuestionError
 from sciqa.corpus.chunking import split_sentences
 from sciqa.models.attention_limits import position_limit
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
@@ -244,8 +244,13 @@ def scorer_divisors(options: list[str], tokens: list[list[int]], by: Normalise) 
 def score_options(
     scorer: Scorer, questions: Sequence[EncodedForScorer], tokens_per_batch: int = 2048
 ) -> list[np.ndarray]:
-    """Return the scores of all options, one array of shape (options,) per question, in the given order."""
+    """Return the scores of all options, one array of shape (options,) per question, in the given order.
+
+    Raises:
+        InputError: a token for which the model has no embedding, or as `Scorer.score_batches`.
+    """
     scores: list[np.ndarray] = [np.empty(0)] * len(questions)
+    _check_embedded(scorer, questions)
     with scorer.use_common_prefix(questions, tokens_per_batch) as rest:
         batches = scorer.batches(rest, tokens_per_batch)
         found = scorer.score_batches([[rest[number] for number in batch] for batch in batches])
@@ -253,3 +258,15 @@ def score_options(
             for number, score in zip(batch, each, strict=True):
                 scores[number] = score.double().cpu().numpy()
     return scores
+
+
+def _check_embedded(scorer: Scorer, questions: Sequence[EncodedForScorer]) -> None:
+    """Raise `InputError` if a question has a token beyond the model's table of embeddings."""
+    rows = getattr(scorer.model.get_input_embeddings(), "num_embeddings", None)
+    largest = max((max(row, default=0) for each in questions for row in (each.prompt, *each.options)), default=0)
+    if rows is not None and largest >= rows:
+        token = scorer.tokenizer.convert_ids_to_tokens(largest)
+        raise InputError(
+            f"{scorer.tokenizer.name_or_path}: the tokenizer has the token {token!r} ({largest}), the model only "
+            f"{rows} embeddings; fetch tokenizer and model that belong together"
+        )

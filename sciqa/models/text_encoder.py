@@ -1,5 +1,6 @@
 """Tokenise for generative models: user text gives no control tokens, and no token spans prompt and option."""
 
+import datetime
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,6 +13,10 @@ from sciqa.models.thoughts import OPENING, thoughts_end_mark
 
 #: Unicode noncharacters, which no text should contain: a cut before tokenising, and a placeholder for an answer.
 CUT, ANSWER = "\ufdd0", "\ufdd1"
+#: What chat templates are told to be today, so that a prompt is the same on any day: the date in Llama 3.1's own.
+TODAY = datetime.date(2024, 7, 26)
+#: Place in a chat template where it asks for the date in some form.
+ASKS_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<form>.*?)(?P=quote)\s*\)""")
 #: Mark at the end of a prompt that opens a model's thoughts.
 OPENED = re.compile(rf"(?P<mark>{OPENING})\s*$")
 
@@ -102,6 +107,7 @@ class TextEncoder:
                 add_generation_prompt=messages[-1]["role"] == "user",
                 enable_thinking=thinks,
                 thinking=thinks,
+                chat_template=_with_fixed_date(self.tokenizer.get_chat_template()),
             )
         except (TemplateError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
@@ -130,3 +136,8 @@ class TextEncoder:
         if reasons and "</think>" not in wanted and prompt == self._render(asked, thinks=True):
             wanted += "<think>\n\n</think>\n\n"
         return given, wanted
+
+
+def _with_fixed_date(template: str) -> str:
+    """Return a chat template that reads `TODAY` where it asks for the date of the day on which it is rendered."""
+    return ASKS_DATE.sub(lambda found: repr(TODAY.strftime(found["form"])), template)

@@ -14,6 +14,8 @@ from sciqa.core.model_files import model_files_have_head
 
 #: Causal masks and rotary frequencies, which follow from the configuration; older decoders stored them as weights.
 CONSTANTS = re.compile(r"(^|\.)(attn(\.attention)?\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq)$")
+#: Exceptions that transformers raises for files that it cannot load, among them those of packages that are missing.
+UNLOADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
 #: Number of names that an error lists.
 NAMED = 3
 

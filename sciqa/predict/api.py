@@ -18,13 +18,13 @@ from sciqa.models.prompt_format import Completion, PromptFormat
 from sciqa.models.prompt_template import check_template, read_template, template_style
 from sciqa.predict.api_client import (
     ApiClientServer,
-    ApiIncompleteReplyError,
     ApiRefusedError,
     Client,
     find_client_server,
 )
 from sciqa.predict.api_letters import api_letter_prompt, api_letter_scores
 from sciqa.predict.api_records import RequestRecords, record_key
+from sciqa.predict.api_reply import ApiIncompleteReplyError
 from sciqa.predict.chain_options import chain_option_inputs
 from sciqa.predict.question_sources import join_question_sources
 from sciqa.predict.rotations import Rotation, mean_over_rotations, rotations_of

@@ -1,12 +1,12 @@
-"""Client of a server in OpenAI's form: requests, their answers, and the errors of both in one line.
+"""Client of a server in OpenAI's form: requests, and errors in one line.
 
 The package `openai` sends a request again after a status of 408, 409, 429 or 5xx, a timeout or a lost connection,
-waits as `Retry-After` says, else twice as long each time with jitter. Answers that came but lack a part are asked for
+waits as `Retry-After` says, else twice as long each time with jitter; if that is more than two minutes, or the server
+says `x-should-retry: false`, it gives up at once. Answers that came but lack a part are asked for
 again here. The key is read from the environment in each process; it is in no argument, record or message.
 """
 
 import contextlib
-import math
 import os
 import random
 import re
@@ -20,6 +20,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.predict.api_options import ApiServerOptions
+from sciqa.predict.api_reply import ApiIncompleteReplyError, ApiReply, read_api_reply
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -38,10 +39,6 @@ REFUSES = (400, 413, 422)
 TRIAL = "Question: What is 1 + 1?\nA. 2\nB. 3"
 #: Suffix of the version, by which some servers answer to a model's plain name: gpt-4o-2024-08-06, name@main.
 VERSION = r"[-@](\d{4}|\d{4}-?\d{2}-?\d{2})|@main|:latest"
-
-
-class ApiIncompleteReplyError(Exception):
-    """An answer that lacks a part, or has one that is no number."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +94,6 @@ class ApiClientServer:
         return body | {"max_tokens": self.tokens, "temperature": temperature, "seed": seed}
 
 
-@dataclass
-class ApiReply:
-    """An answer of a server.
-
-    Attributes:
-        text: its text.
-        logprobs: log-probabilities of the likeliest first tokens, if they were asked for.
-        tokens_in: tokens that the server read, also for answers that lacked a part.
-        tokens_out: tokens that it wrote.
-        finished: whether the model ended it; otherwise it was cut off.
-    """
-
-    text: str
-    logprobs: dict[str, float]
-    tokens_in: int = 0
-    tokens_out: int = 0
-    finished: bool = True
-
-
 class Client:
     """Connection to a server, for any number of threads.
 
@@ -156,11 +134,11 @@ class Client:
                 for at, name in enumerate(("prompt_tokens", "completion_tokens")):
                     count = getattr(usage, name, None)
                     spent[at] += count if type(count) is int else 0  # some servers send other things
-                reply = read_client_reply(answered, self.server)
+                reply = read_api_reply(answered, self.server.chat, self.server.listed)
             except (ApiIncompleteReplyError, ValueError) as error:  # ValueError: not JSON
                 lacks = str(error) if isinstance(error, ApiIncompleteReplyError) else "is not JSON, or only half of it"
                 continue
-            self._check_model(answered.model)
+            self._check_model(reply.model)
             return replace(reply, text=self._without_key(reply.text), tokens_in=spent[0], tokens_out=spent[1])
         raise ApiIncompleteReplyError(
             f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row"
@@ -196,7 +174,7 @@ class Client:
             return ApiRefusedError(f"{what}: refused by {url} ({reason})")
         if status is not None and status < 500 and status not in (408, 409, 429):
             return InputError(f"{url}: {reason}; once that is mended, {again}")
-        said = f"no answer ({reason}) after {self.retries} repeats; when the server answers again, {again}"
+        said = f"no answer ({reason}) after up to {self.retries} repeats; when the server answers again, {again}"
         return InputError(f"{url}: {said}")
 
     def _reason(self, error: "APIError", status: int | None) -> str:
@@ -244,9 +222,9 @@ class Client:
         if len(names) == 1 and self.server.model not in names:
             raise InputError(f"--model {self.server.model}: not found at {self.server.url}{self._list_models()}")
 
-    def _check_model(self, answered: object) -> None:
+    def _check_model(self, answered: str) -> None:
         asked = self.server.model
-        if not answered or answered == asked or re.fullmatch(rf"{re.escape(asked)}({VERSION})", str(answered)):
+        if not answered or answered == asked or re.fullmatch(rf"{re.escape(asked)}({VERSION})", answered):
             return
         raise InputError(
             f"--model {asked}: {self.server.url} answers by another model, {answered}; pass that name if it is meant"
@@ -272,41 +250,6 @@ def read_client_key(server: ApiClientServer) -> str:
     if not key.isascii() or not key.isprintable():
         raise InputError(f"{server.key_name}: holds characters that no key has (the value is not shown); set it again")
     return key
-
-
-def read_client_reply(answered: Any, server: ApiClientServer) -> ApiReply:  # noqa: ANN401 (whatever a server sent)
-    """Return the answer in a response, or raise `ApiIncompleteReplyError` if it lacks a part that was asked for."""
-    choices = getattr(answered, "choices", None)
-    if not choices or not isinstance(choices, list):
-        raise ApiIncompleteReplyError("has no choices")
-    first = choices[0]
-    if server.chat:
-        message = getattr(first, "message", None)
-        text = getattr(message, "content", None)
-        refused = getattr(message, "refusal", None) or getattr(first, "finish_reason", None) == "content_filter"
-        if not isinstance(text, str) and not (refused or getattr(first, "finish_reason", None) == "length"):
-            raise ApiIncompleteReplyError("has no text")
-    elif not isinstance(text := getattr(first, "text", None), str):
-        raise ApiIncompleteReplyError("has no text")
-    finished = bool(server.listed) or getattr(first, "finish_reason", None) != "length"
-    return ApiReply(text or "", _first_tokens(first, server.chat) if server.listed else {}, finished=finished)
-
-
-def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
-    """Return the log-probabilities of the likeliest first tokens, by token."""
-    try:
-        if chat:
-            listed = [(token.token, token.logprob) for token in choice.logprobs.content[0].top_logprobs]
-        else:
-            listed = list(choice.logprobs.top_logprobs[0].items())
-    except (AttributeError, IndexError, TypeError):
-        listed = []
-    if not listed:
-        raise ApiIncompleteReplyError("has no log-probabilities")
-    for token, logprob in listed:
-        if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:  # NaN too
-            raise ApiIncompleteReplyError(f"has {logprob!r:.40} as a log-probability")
-    return {token: float(logprob) for token, logprob in listed if not math.isinf(logprob)}
 
 
 def find_client_server(options: "PredictOptions") -> ApiClientServer:

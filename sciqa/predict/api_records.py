@@ -4,9 +4,12 @@ They lie in the records of the answers table. A run that is stopped, or whose wo
 been answered and kept, whatever its shards.
 """
 
+from collections import Counter
+
 import pyarrow as pa
 
 from sciqa.core import hashes, storage, tables
+from sciqa.core.console import console
 from sciqa.exam.chain_table import USAGE
 
 SCHEMA = pa.schema(
@@ -17,6 +20,7 @@ SCHEMA = pa.schema(
         ("logprobs", pa.map_(pa.string(), pa.float64())),
         *((name, pa.int64()) for name in ("tokens_in", "tokens_out")),
         ("finished", pa.bool_()),
+        ("model", pa.string()),
     ]
 )
 
@@ -63,6 +67,7 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
         written = [row | {"logprobs": list(row["logprobs"].items())} for row in ordered]
         tables.write_table(api_record_path(answers), pa.Table.from_pylist(written, schema=SCHEMA))
         storage.delete_path(folder)
+        _say_models(answers, rows)
     sums: dict[str, dict[str, int]] = {}
     for row in rows.values():
         of = sums.setdefault(row["id"], dict.fromkeys(USAGE, 0))
@@ -70,6 +75,14 @@ def collect_records(answers: str) -> dict[str, dict[str, int]]:
         for name, figure in zip(USAGE, figures, strict=True):
             of[name] += int(figure)
     return sums
+
+
+def _say_models(answers: str, rows: dict[str, dict]) -> None:
+    """Tell the user if more than one model answered, as when a name comes to mean a newer version."""
+    models = Counter(model for row in rows.values() if (model := row.get("model")))
+    if len(models) > 1:
+        several = ", ".join(f"{model} ({number:,})" for model, number in sorted(models.items()))
+        console.print(f"{api_record_path(answers)}: answers of several models: {several}", markup=False, soft_wrap=True)
 
 
 def _read_table(answers: str) -> dict[str, dict]:

@@ -1,13 +1,10 @@
 """Readers: classes that score the options of questions."""
 
-import re
-from bisect import bisect_left
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from sciqa.core.model_files import model_file_sequence_length, tokenizer_of_model_files
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.exam.metrics import metric_scores
@@ -25,6 +22,7 @@ from sciqa.predict.shots import ShotChooser
 from sciqa.predict.uncertainty import DOUBT
 from sciqa.retrieval.embedder import Kind, embedder_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.query_limit import QueryLimit
 
 #: Factor from cosine to score, since cosines lie close together; sentence-transformers trains with the same factor.
 COSINE_SCALE = 20.0
@@ -96,8 +94,7 @@ class RetrievalReader:
         self.embedder = load_embedder(**embed)
         self.notes = self.embedder.notes
         self.prefixes = {"query": query_prefix, "passage": passage_prefix}
-        self.limit = model_file_sequence_length(embed["model"])
-        self.tokenizer = tokenizer_of_model_files(embed["model"]) if self.limit else None
+        self.limit = QueryLimit(embed["model"], query_prefix)
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`."""
@@ -106,7 +103,7 @@ class RetrievalReader:
     def _score(self, question: dict, found: tuple[dict, ...]) -> ScoredAnswer:
         (context,) = found
         letters = answer_options_of(question)
-        asked = [self._query(question["prompt"], option) for option in letters.values()]
+        asked = [self.limit.cut(question["prompt"], f" {option}") for option in letters.values()]
         texts = [titled_chunk(p["title"], p["section"], p["text"]) for p in context["passages"]]
         if not texts:
             return ScoredAnswer(np.zeros(len(asked)))
@@ -119,20 +116,6 @@ class RetrievalReader:
 
     def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
         return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
-
-    def _query(self, prompt: str, option: str) -> tuple[str, bool]:
-        """Return the query text for an option, and whether its prompt was truncated."""
-        whole = f"{prompt} {option}"
-        if self._fits(whole):
-            return whole, False
-        ends = [found.end() for found in re.finditer(r"\S+", prompt)]
-        kept = bisect_left(ends, True, key=lambda end: not self._fits(f"{prompt[:end]} {option}"))
-        return f"{prompt[: ends[kept - 1] if kept else 0]} {option}", True
-
-    def _fits(self, query: str) -> bool:
-        if self.limit is None or self.tokenizer is None:
-            return True
-        return len(self.tokenizer.encode(self.prefixes["query"] + query).ids) <= self.limit
 
 
 class BlendReader:

@@ -13,7 +13,7 @@ from sciqa.core.lock import lock
 from sciqa.core.model_files import find_model, tokenizer_of_model_files
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
-from sciqa.corpus.chunking import split_sentences, titled_chunk
+from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam.open_exam import Exam, open_exam, open_exam_table
 from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.evidence import find_evidence
@@ -26,12 +26,13 @@ from sciqa.retrieval.index import (
     read_index_manifest,
 )
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
+from sciqa.retrieval.passage_sentences import join_passage_sentences, passage_sentences
 from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
 from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker
 from sciqa.retrieval.search import LocalSearch, ShardedSearch, fuse_search_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
-CONTEXTS_FORMAT = 5
+CONTEXTS_FORMAT = 6
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
 EVIDENCE = pa.struct(
@@ -82,6 +83,7 @@ def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool)
         "exam": exam.sha256,
         "index": index_identity(index),
         "prefix": options.prefix("query"),
+        "embed_backend": options.embed_backend,
         **options.finding(),
         "evidence": evidence,
         "rerank": find_model(options.rerank).revision if options.rerank else None,
@@ -294,15 +296,16 @@ class FindContexts(QueryRanker):
     def _sentences(self, found: list[list[dict]]) -> list[list[dict]]:
         """Return the sentences nearest to each question, in the form of passages, as many as the options allow."""
         (queries,) = self.vectors("mean")
-        sentences = [
-            [passage | {"text": text.strip()} for passage in passages for text in split_sentences(passage["text"])]
-            for passages in found
-        ]
+        sentences = list(map(passage_sentences, found))
         texts = [titled_chunk(s["title"], s["section"], s["text"]) for several in sentences for s in several]
         names = [f"a sentence of passage {s['passage_id']!r}" for several in sentences for s in several]
         vectors: Sequence | np.ndarray = self.embed(texts, "passage", names) if texts else []
-        chosen, first = [], 0
+        chosen: list[list[dict]] = []
+        first = 0
         for query, several in zip(queries, sentences, strict=True):
+            if not several:  # nothing was found
+                chosen.append([])
+                continue
             own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)
             nearness = (own * query).sum(axis=1)  # not a matrix product, which may sum each row in another order
             first += len(several)
@@ -310,7 +313,7 @@ class FindContexts(QueryRanker):
             order = self._within_budget(several, nearest.tolist())
             if self.context.context_order == "text":
                 order = sorted(order)
-            chosen.append(_join([several[number] for number in order]))
+            chosen.append(join_passage_sentences([several[number] for number in order]))
         return chosen
 
     def _within_budget(self, sentences: list[dict], order: list[int]) -> list[int]:
@@ -324,17 +327,6 @@ class FindContexts(QueryRanker):
                 taken.append(number)
                 left -= length
         return taken
-
-
-def _join(sentences: list[dict]) -> list[dict]:
-    """Return sentences as passages; consecutive ones from the same passage are joined."""
-    joined: list[dict] = []
-    for sentence in sentences:
-        if joined and joined[-1]["passage_id"] == sentence["passage_id"]:
-            joined[-1]["text"] += " " + sentence["text"]
-        else:
-            joined.append(dict(sentence))
-    return joined
 
 
 def context_text(question: dict, passages: list[dict]) -> str:

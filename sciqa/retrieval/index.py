@@ -287,6 +287,7 @@ def train_index_factory(options: IndexOptions, shards: list[dict], building: dic
     """
     digest = ""
     dimension = storage.read_json(storage.join_paths(options.index, shards[0]["name"], "embedded.json"))["dimension"]
+    storage.delete_path(storage.join_paths(options.index, TRAINED))
     if options.factory != "Flat" and not empty_shards_index(options.factory, dimension, options.metric).is_trained:
         rows = cluster.cluster_dataset([shards]).map(
             train_index_shards, fn_kwargs={"options": options}, num_cpus=1, max_retries=worker_loss.MOST

@@ -1,5 +1,6 @@
 """Worker functions of the `index` step: embed a shard, train FAISS, write a shard's files."""
 
+import hashlib
 import io
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from sciqa.core import hashes, storage, tables
 from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model, model_file_sequence_length, tokenizer_of_model_files
-from sciqa.corpus.chunking import titled_chunk
+from sciqa.corpus.chunking import LEAST_TOKENS, titled_chunk
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import IndexOptions
@@ -30,8 +31,10 @@ class EmbedIndexShard:
     def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
         self.embedder = load_embedder(**embed)
         self.options, self.embedding = options, embedding
-        self.longest = _longest_to_check(options)
+        self.longest, self.made = model_file_sequence_length(options.embedder), _made_within(options)
         self.tokenizer = tokenizer_of_model_files(options.embedder) if self.longest else None
+        if self.tokenizer and self.longest:
+            self.longest -= len(self.tokenizer.encode(embedding["prefix"], add_special_tokens=False).ids)
 
     def __call__(self, row: dict) -> dict:
         """Write `passages.parquet`, `vectors.npy` and `embedded.json` of the shard that `row["part"]` names."""
@@ -43,7 +46,8 @@ class EmbedIndexShard:
         known = _stored_vectors(folder, embedding)
         texts = {row["passage_id"]: titled_chunk(row["title"], row["section"], row["text"]) for row in rows}
         new = [name for name in texts if name not in known]
-        self._check_tokens(path, {name: texts[name] for name in new})
+        headings = {row["passage_id"]: f"{row['title']}{row['section']}" for row in rows}
+        self._check_tokens(path, {name: texts[name] for name in new if self._may_be_too_long(headings[name])})
         vectors = self.embedder.encode(
             [texts[name] for name in new],
             prefix=embedding["prefix"],
@@ -68,6 +72,16 @@ class EmbedIndexShard:
         storage.write_json(storage.join_paths(folder, "embedded.json"), _with_sizes(folder, record))
         return {"shard": shard["name"], "rows": len(vectors), "notes": self.embedder.notes}
 
+    def _may_be_too_long(self, headings: str) -> bool:
+        """Whether a passage with these headings may have more tokens than the embedder reads, by how it was made.
+
+        However long its headings are, a passage has at least `LEAST_TOKENS` of text, so very long ones exceed what was
+        asked for. No token has less than a byte.
+        """
+        if self.longest is None or self.made is None or self.made > self.longest:
+            return True
+        return len(headings.encode()) > self.made - 2 * LEAST_TOKENS
+
     def _check_tokens(self, path: str, texts: dict[str, str]) -> None:
         """Raise `InputError` if the embedder would read only the beginning of one of the passages of a file."""
         if not (self.tokenizer and self.longest):
@@ -76,18 +90,17 @@ class EmbedIndexShard:
         for name, found in zip(texts, self.tokenizer.encode_batch(list(texts.values())), strict=True):
             if (tokens := len(found.ids)) > longest:
                 raise InputError(
-                    f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}; "
+                    f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}"
+                    f"{' after the prefix' * bool(self.embedding['prefix'])}; "
                     f"run `sciqa corpus --embedder {embedder} --passage-tokens {longest}` with the same --corpus and "
                     "another --passages, or pass another --embedder"
                 )
 
 
-def _longest_to_check(options: IndexOptions) -> int | None:
-    """Return the most tokens that the embedder reads, or None if no passage can have more, by how they were made."""
-    longest = model_file_sequence_length(options.embedder)
+def _made_within(options: IndexOptions) -> int | None:
+    """Return the tokens that passages were cut to with the embedder's tokenizer, None if it was another one's."""
     made = storage.read_json(tables.table_records_path(options.passages, tables.INPUTS))["inputs"]
-    same = made.get("tokenizer") == find_model(options.embedder).tokenizer
-    return None if same and longest and made["passage_tokens"] <= longest else longest
+    return made["passage_tokens"] if made.get("tokenizer") == find_model(options.embedder).tokenizer else None
 
 
 def _with_sizes(folder: str, record: dict) -> dict:
@@ -152,7 +165,12 @@ def write_index_shard(row: dict, options: IndexOptions, trained: dict) -> dict:
     storage.delete_path(storage.join_paths(folder, "shard.json"))
     vectors = _read_vectors(folder)
     if trained["trained"]:
-        data = storage.read_bytes(storage.join_paths(options.index, "trained.faiss"))
+        data = storage.read_bytes(path := storage.join_paths(options.index, "trained.faiss"))
+        if hashlib.sha256(data).hexdigest() != trained["trained"]:
+            raise InputError(
+                f"{path}: not the file that was written (its sha256 differs); delete trained.json beside it and run "
+                "the command again, which trains it anew"
+            )
         index: faiss.Index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     else:
         index = empty_shards_index(options.factory, vectors.shape[1], options.metric)
@@ -176,12 +194,15 @@ def empty_shards_index(factory: str, dimension: int, metric: str = "inner-produc
 
     measure = faiss.METRIC_INNER_PRODUCT if metric == "inner-product" else faiss.METRIC_L2
     try:
-        return faiss.index_factory(dimension, factory, measure)
+        index = faiss.index_factory(dimension, factory, measure)
     except RuntimeError as error:
         reason = str(error).rpartition("Error: ")[2].strip()
         raise InputError(
             f"--factory {factory}: FAISS makes no index of {dimension} dimensions from it ({reason})"
         ) from error
+    if isinstance(index, faiss.IndexIDMap):
+        raise InputError(f"--factory {factory}: an index that numbers vectors by itself is needed; leave IDMap out")
+    return index
 
 
 def index_shard_key(shard: dict, about: dict) -> str:

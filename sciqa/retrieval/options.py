@@ -153,7 +153,8 @@ class SearchOptions(IndexFolderOptions):
     top_k: int = 5
     """Number of passages kept for each question, best first."""
     context_tokens: int | None = None
-    """Build the context from sentences of the passages, with at most this many tokens of the embedder's tokenizer."""
+    """Build the context from sentences of the passages that have at most this many tokens of the embedder's tokenizer
+    together; their headings and the exam's own context are not counted."""
 
     def __post_init__(self) -> None:
         """Make the path of a local reranker absolute and check the numbers."""

@@ -15,6 +15,7 @@ from sciqa.retrieval.embedder import Kind, embedder_one_by_one
 from sciqa.retrieval.index import check_index_unchanged
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
+from sciqa.retrieval.query_limit import QueryLimit
 from sciqa.retrieval.search import SEARCH_MEMORY, LocalSearch, SearchHits, ShardedSearch
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
@@ -69,6 +70,7 @@ class QueryRanker:
         self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
         self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
+        self.limit = QueryLimit(options.embedder, self.prefixes["query"])
         self.questions: list[dict] = []
         self._vectors: dict[Query, list[np.ndarray]] = {}
 
@@ -94,7 +96,7 @@ class QueryRanker:
                 mean = self.vectors("prompt")[0] + self.vectors("whole")[0]
                 self._vectors[query] = [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
             else:
-                texts = query_texts(self.questions, query)
+                texts = [self._cut(ranking) for ranking in query_texts(self.questions, query)]
                 names = [f"question {question['id']!r}" for question in self.questions]
                 asked = [[number for number, text in enumerate(ranking) if text is not None] for ranking in texts]
                 self._vectors[query] = [
@@ -102,6 +104,18 @@ class QueryRanker:
                     for ranking, numbers in zip(texts, asked, strict=True)
                 ]
         return self._vectors[query]
+
+    def _cut(self, texts: list[str | None]) -> list[str | None]:
+        """Return a text for each question in which the prompt, with which it begins, is cut to what is embedded."""
+        cut = [
+            (None, False) if text is None else self.limit.cut(text[: len(prompt)], text[len(prompt) :])
+            for text, prompt in zip(texts, (question["prompt"] for question in self.questions), strict=True)
+        ]
+        reads = f"reads no more than {self.limit.tokens} tokens"
+        note = f"{self.embedder.model} {reads}: longer questions are cut before their options"
+        if any(is_cut for _, is_cut in cut) and note not in self.embedder.notes:
+            self.embedder.notes.append(note)
+        return [text for text, _ in cut]
 
     def rank_dense(self, query: Query, k: int) -> list[SearchHits]:
         """Return the rankings of a kind of query by vector similarity."""

@@ -58,13 +58,20 @@ class Reranker:
     def score(self, pairs: list[tuple[str, str]], names: Sequence[str]) -> np.ndarray:
         """Return the scores of pairs of question and passage, shape (pairs,); messages call a pair by its name.
 
+        They are those of `CrossEncoder.predict`, but that the activation is computed in float64: in float32 a sigmoid
+        gives 1 for all large scores.
+
         Raises:
             InputError: a pair whose score is not a finite number.
         """
+        import torch
+
         if not pairs:
             return np.empty(0)
         try:
-            scores = self.module.predict(pairs, show_progress_bar=False)
+            plain, activation = torch.nn.Identity(), self.module.activation_fn or torch.nn.Identity()
+            logits = self.module.predict(pairs, activation_fn=plain, show_progress_bar=False, convert_to_tensor=True)
+            scores = activation(logits.double()).cpu().numpy()
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"--rerank {self.name}: cannot score pairs ({type(error).__name__}: {reason})") from error

@@ -124,7 +124,7 @@ def check_search_parameters(manifest: dict, parameters: str | None) -> None:
         return
     import faiss
 
-    index = empty_shards_index(manifest["factory"], manifest["shards"][0]["dimension"])
+    index = empty_shards_index(manifest["factory"], manifest["shards"][0]["dimension"], manifest["metric"])
     try:
         faiss.ParameterSpace().set_index_parameters(index, parameters)  # type: ignore[arg-type]
     except RuntimeError as error:

@@ -120,7 +120,8 @@ def distil_static_embedder(options: EmbedderOptions) -> "StaticEmbedding":
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 
-    from sciqa.retrieval.checkpoints import UNLOADABLE, load_whole_checkpoint
+    from sciqa.models.weights import UNLOADABLE
+    from sciqa.retrieval.checkpoints import load_whole_checkpoint
 
     first, *others = load_whole_checkpoint(options.teacher, "SentenceTransformer", "cpu", "float32")
     pooling = [module.pooling_mode for module in others if isinstance(module, Pooling)]

@@ -6,6 +6,7 @@ import numpy as np
 from pyarrow import fs
 
 from sciqa.core import storage
+from sciqa.core.errors import InputError
 
 #: Bytes between two vectors up to which one request for both takes less time than two.
 HOLE = 1 << 16
@@ -15,6 +16,7 @@ class StoredVectors:
     """Rows of an `.npy` file of vectors: memory-mapped on this machine, read on demand from other storage."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         filesystem, inner = storage.resolve_storage(path)
         self.mapped = np.load(inner, mmap_mode="r") if isinstance(filesystem, fs.LocalFileSystem) else None
         if self.mapped is not None:
@@ -38,4 +40,6 @@ class StoredVectors:
     def _read_range(self, rows: np.ndarray) -> np.ndarray:
         first, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
         data = self.file.read_at(count * self.width, self.start + first * self.width)
+        if len(data) < count * self.width:
+            raise InputError(f"{self.path}: cut short; run `sciqa index --verify`, which builds that shard again")
         return np.frombuffer(data, self.dtype).reshape(count, -1)[rows - first]
