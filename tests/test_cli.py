@@ -222,6 +222,21 @@ def test_a_yaml_file_that_cannot_be_taken_is_refused(tmp_path, content, message)
 
 
 @pytest.mark.parametrize(
+    ("kind", "flag", "value"),
+    [
+        (RunFinetuneOptions, "--epochs", "nan"),
+        (RunFinetuneOptions, "--learning-rate", "inf"),
+        (RunExamOptions, "--timeout", "nan"),
+        (RunExamOptions, "--cascade-share", "nan"),
+        (PlanOptions, "--price", "nan"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(kind, flag, value):
+    with pytest.raises(InputError, match=f"^{flag}: {value} given, a finite number expected"):
+        parse_cli_options(kind, "step", "about", [flag, value])
+
+
+@pytest.mark.parametrize(
     ("kind", "given", "flag"),
     [
         (RunExamOptions, ["--blend"], "--blend"),

@@ -409,7 +409,7 @@ def test_what_fits_nowhere_is_refused_with_what_would(tmp_path, cluster_file, he
         (["--utilisation", 2], "--utilisation"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--price", 1, 2], "--price"),
-        (["--price", "nan"], "--price: nan given, a number from 0 expected"),
+        (["--price", "nan"], "--price: nan given, a finite number expected"),
         (["--price", "-1"], "--price: -1.0 given"),
         (["--articles", 9, "--passage-tokens", 128], "--passage-tokens: 128 given, and --articles"),
         (["--articles", 9, "--passage-overlap", 0], "--passage-overlap: 0 given, and --articles"),

@@ -153,12 +153,15 @@ def _read_holder(filesystem: fs.FileSystem, path: str) -> dict | None:
 
 
 def _holder() -> dict:
-    return _place() | {"pid": os.getpid(), "ticks": _ticks(os.getpid())}
+    holder: dict[str, object] = _place() | {"pid": os.getpid()}
+    with contextlib.suppress(OSError):  # another system than Linux
+        holder["ticks"] = _ticks(os.getpid())
+    return holder
 
 
 def _ticks(pid: int) -> int:
     """Return the clock ticks from the start of this machine to that of a process, which no change of a clock moves."""
-    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])  # field 22, see proc(5)
 
 
 def _place() -> dict[str, str]:

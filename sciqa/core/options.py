@@ -1,5 +1,6 @@
 """Groups of options that many steps have (where a run writes, what it runs on), and the summary of a step."""
 
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,12 +22,21 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        """Check nothing: this ends the chain of the groups' checks."""
+        """Refuse numbers that are not finite, which no option has a use for; this ends the chain of the groups' checks.
+
+        Raises:
+            InputError: an option is NaN or infinite.
+        """
+        for field in fields(self):
+            given = getattr(self, field.name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise InputError(f"--{field.name.replace('_', '-')}: {value} given, a finite number expected")
 
     def at_least(self, least: float, *names: str) -> None:
         """Raise `InputError` if one of the named options is given and below the minimum."""
         for name in names:
-            if isinstance(value := getattr(self, name), int | float) and not value >= least:  # NaN neither
+            if isinstance(value := getattr(self, name), int | float) and value < least:
                 raise InputError(f"--{name.replace('_', '-')}: {value} given, at least {least} expected")
 
 

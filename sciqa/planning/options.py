@@ -1,6 +1,5 @@
 """Options of the `plan` step."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +70,7 @@ class PlanOptions(TrainOptions, ContextSizeOptions, VolumeOptions, QuestionFileO
             raise InputError(f"--gpus: {unknown[0]!r} given, one of {', '.join(ACCELERATORS)} expected")
         if len(self.price) not in (0, 1, len(self.gpus)):
             raise InputError(f"--price: {len(self.price)} given, one, or one for each of --gpus expected")
-        if unpriced := [price for price in self.price if not 0 <= price < math.inf]:
+        if unpriced := [price for price in self.price if price < 0]:
             raise InputError(f"--price: {unpriced[0]} given, a number from 0 expected")
         if self.batch_size % (self.micro_batch * self.num_workers):
             raise InputError(

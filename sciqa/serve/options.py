@@ -1,7 +1,6 @@
 """Options of the `serve` step."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from sciqa.ask.options import AskAnswerOptions, AskOptions
@@ -41,7 +40,7 @@ class ServeOptions(AskAnswerOptions, RayOptions):
             raise InputError(
                 f"--max-replicas: {self.max_replicas} given, at least --min-replicas ({self.min_replicas}) expected"
             )
-        if not 0 < self.target_requests < math.inf:
+        if self.target_requests <= 0:
             raise InputError(f"--target-requests: {self.target_requests} given, more than 0 expected")
         if self.port > 65535:
             raise InputError(f"--port: {self.port} given, at most 65535 expected")
