@@ -49,7 +49,8 @@ def adapter_virtual_tokens(folder: str) -> int:
 
 
 def _adapter_config(folder: str) -> dict:
-    return storage.read_json(storage.join_paths(folder, ADAPTER_CONFIG))
+    path = storage.join_paths(folder, ADAPTER_CONFIG)
+    return storage.read_json(path) if storage.path_exists(path) else {}
 
 
 def check_adapter_files(folder: str, model: str) -> str | None:
