@@ -370,7 +370,7 @@ def test_a_failure_that_lasts_is_one_line(serve, short_waits, failure, error, me
 
 def test_tokens_of_the_same_text_are_summed(serve, monkeypatch):
     """Where a server leaves out the space that a token begins with, its chats list a text twice."""
-    listed = [("A", 0.6), ("B", 0.2), ("A", 0.1), ("B", 0.05)]
+    listed = [("A", 0.6), ("B", 0.2), ("A", 0.1), ("B", 0.05), ("A", 0.6)]  # the last is the first again
 
     def answer(body, server):
         tokens = [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in listed]

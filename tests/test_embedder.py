@@ -30,6 +30,7 @@ from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import QueryRanker
+from sciqa.run import RunIndexOptions
 
 BACKENDS = ("openvino", "torch")
 TEXTS = [
@@ -318,6 +319,12 @@ def test_the_limit_in_the_files_is_the_one_that_texts_are_cut_at(tmp_path, famil
     assert model_file_sequence_length(str(tmp_path / "short")) == 40
     with pytest.raises(InputError, match=r"--passage-tokens: 256 given, but .*short reads no more than 40"):
         check_passage_tokens(ChunkingOptions(embedder=str(tmp_path / "short")))
+    check_passage_tokens(ChunkingOptions(embedder=str(tmp_path / "short"), passage_tokens=40))
+    about = tmp_path / "short" / "config_sentence_transformers.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"prompts": {"document": "passage: "}}))
+    with pytest.raises(InputError, match=r"--passage-tokens: 40 given, but .*short reads no more than 3\d after the"):
+        check_passage_tokens(ChunkingOptions(embedder=str(tmp_path / "short"), passage_tokens=40))
+    check_passage_tokens(RunIndexOptions(embedder=str(tmp_path / "short"), passage_tokens=40, passage_prefix=""))
 
 
 @pytest.mark.parametrize("inner", ["", "0_Transformer"])
@@ -399,6 +406,7 @@ def test_the_options_of_a_long_question_are_embedded(tmp_path):
     finder.take([short])
     np.testing.assert_array_equal(finder.vectors("whole")[0], finder.embed(["What is iron? air rain"], "query"))
     assert finder.embedder.notes == []
+    assert "tokenizer" not in vars(finder.limit)  # short texts are not measured
     finder.take([short | {"prompt": "What is iron and " * 200}])
     one, other = finder.vectors("options")
     assert not np.array_equal(one, other)

@@ -1,5 +1,8 @@
 """GGUF files: a model converted from one scores as the model it was made of, or is refused by what it cannot be."""
 
+import json
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -168,7 +171,8 @@ def test_a_gguf_file_scores_as_the_model_that_it_was_made_of(tmp_path, case):
     kind, config, more = ROTATED[case]
     model = decoder(tmp_path / "model", kind, **config)
     values, tensors = more(model)
-    path = write_gguf(tmp_path / "model.gguf", model, values, tensors)
+    split = "qwen2" if kind.startswith("Qwen") else "gpt-2"
+    path = write_gguf(tmp_path / "model.gguf", model, values, tensors, split=split)
     np.testing.assert_allclose(score(path), score(tmp_path / "model"), atol=1e-4)
     about = load_base(path, "causal", torch.float32)[0].config
     assert getattr(about, "sliding_window", None) == config.get("sliding_window")
@@ -209,25 +213,63 @@ SPLIT = {
     "stablelm2": ["a", "Ġ", "Ġ", "Ġ", "1", "2", "\u0120", "w", "o"],
     "llama-bpe": [TOKENS[-1], "a", "Ġ", "Ġ", "Ġ", "12", "\u0120wo"],
 }
+SPLIT |= {"mellum": SPLIT["gpt-2"], "minerva-7b": SPLIT["smollm"], "solar-open": SPLIT["stablelm2"]}
+SPLIT |= {"lfm2": SPLIT["llama-bpe"], "falcon3": SPLIT["llama-bpe"]}
+
+
+@pytest.fixture
+def more_tokens(monkeypatch):
+    """A vocabulary with two digits as a token, and a word that no merge makes."""
+    monkeypatch.setattr("test_gguf.TOKENS", [*TOKENS[:-1], "12", "\u0120wo", TOKENS[-1]])
+    monkeypatch.setattr("test_gguf.MERGES", [*MERGES, ("1", "2")])
+
+
+def split_by(path):
+    tokenizer = load_base(path, "causal", torch.float32)[1]
+    return tokenizer.convert_ids_to_tokens(tokenizer("a   12 wo")["input_ids"])
 
 
 @pytest.mark.parametrize("split", SPLIT)
-def test_texts_are_split_as_the_file_says(tmp_path, monkeypatch, split):
-    monkeypatch.setattr("test_gguf.TOKENS", [*TOKENS[:-1], "12", "\u0120wo", TOKENS[-1]])
-    monkeypatch.setattr("test_gguf.MERGES", [*MERGES, ("1", "2")])
+def test_texts_are_split_as_the_file_says(tmp_path, more_tokens, split):
     path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), split=split)
-    tokenizer = load_base(path, "causal", torch.float32)[1]
-    assert tokenizer.convert_ids_to_tokens(tokenizer("a   12 wo")["input_ids"]) == SPLIT[split]
+    assert split_by(path) == SPLIT[split]
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizer"])
+@pytest.mark.parametrize("split", ["smollm", "llama-bpe"])
+def test_no_class_beside_a_file_splits_its_texts_otherwise(tmp_path, more_tokens, split, name):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), split=split)
+    assert split_by(path) == SPLIT[split]
+
+
+@pytest.mark.parametrize("case", ["yarn", "long heads"])
+def test_a_qwen_file_is_split_as_its_class_does_or_refused(tmp_path, more_tokens, case):
+    kind, config, more = ROTATED[case]
+    model = decoder(tmp_path / "model", kind, **config)
+    for split in (None, "qwen2"):  # files of before May 2024 do not say it
+        path = write_gguf(tmp_path / f"{split}.gguf", model, *more(model), split=split)
+        assert split_by(path) == SPLIT["stablelm2"]
+    with pytest.raises(InputError, match="split as smollm"):
+        split_by(write_gguf(tmp_path / "other.gguf", model, *more(model), split="smollm"))
 
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_space_before_a_text_is_put_there_if_the_file_says_so(tmp_path, monkeypatch, begins):
     monkeypatch.setattr("test_gguf.TOKENS", ["\u2581", "a", "\u2581a", "<s>"])
     monkeypatch.setattr("test_gguf.MERGES", [("\u2581", "a")])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     path = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"), split="default", begins=begins)
     tokenizer = load_base(path, "causal", torch.float32)[1]
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("a a", add_special_tokens=False)["input_ids"])
     assert tokens == ["\u2581a" if begins else "a", "\u2581a"]
+
+
+def test_a_gguf_file_that_is_cut_is_told_in_one_line(tmp_path):
+    path = Path(write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model")))
+    path.write_bytes(path.read_bytes()[:-4096])
+    with pytest.raises(InputError, match=r"model.gguf: not a model that transformers reads from GGUF \(cannot"):
+        score(path)
 
 
 def test_the_tokenizer_of_a_gguf_file_is_its_own_whatever_lies_beside_it(tmp_path):

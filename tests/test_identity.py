@@ -137,6 +137,38 @@ def test_weights_are_read_once_per_machine(model, reads, monkeypatch):
     assert len(reads) == 3
 
 
+def test_processes_that_start_together_read_weights_once(model, reads, monkeypatch):
+    monkeypatch.setattr(cache, "TICK", -1)
+    command = "import sys; from sciqa.core import cache, model_files; cache.TICK = -1; "
+    command += "print(model_files.find_model(sys.argv[1]).revision)"
+    known = cache._known_hash
+    made = []
+
+    def first_made_by_another(*given):
+        """The state of a process that has seen no record, and then waits for the lock."""
+        if not made:
+            made.append(subprocess.run([sys.executable, "-c", command, model], capture_output=True, check=True))
+            return None
+        return known(*given)
+
+    monkeypatch.setattr(cache, "_known_hash", first_made_by_another)
+    assert revision(model) == made[0].stdout.decode().strip()
+    assert reads == []
+
+
+def test_an_adapter_is_read_once_per_machine(model, reads, monkeypatch):
+    monkeypatch.setattr(cache, "TICK", -1)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (model / name).write_text(name)
+    first = adapter_files.adapter_hash(str(model))
+    assert reads == ["adapter_config.json", "adapter_model.safetensors", "sciqa.json", "chat_template.jinja"]
+    assert adapter_files.adapter_hash(str(model)) == first
+    assert len(reads) == 4
+    cache._hashes.clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")  # which cannot be written
+    assert adapter_files.adapter_hash(str(model)) == first
+
+
 def test_a_file_that_has_just_been_written_is_read_again(tmp_path, reads):
     """Within a tick of the file system's clock it could be written twice and look the same."""
     for text in ("one", "two"):

@@ -168,7 +168,7 @@ def test_passages_with_headings_that_fill_the_embedder_are_not_indexed(tmp_path,
     (tmp_path / "articles.jsonl").write_text(json.dumps({"title": "iron " * 250, "text": "It rusts. " * 40}) + "\n")
     output = str(tmp_path / "run")
     build_passages(CorpusOptions(output=output, corpus=(str(tmp_path / "articles.jsonl"),)))
-    with pytest.raises(InputError, match=r"passage '\w+' has 2\d\d tokens, but .* reads no more than 256;"):
+    with pytest.raises(InputError, match=r"passage '\w+' has 2\d\d tokens, but .* reads no more than 256; shorten its"):
         build_index(IndexOptions(output=output))
 
 

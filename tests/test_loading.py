@@ -289,6 +289,9 @@ def test_a_prompt_is_shown_with_the_room_that_a_soft_prompt_leaves(tmp_path, fol
     *_, trained = made(folders["llama"], {"num_virtual_tokens": 3}, tmp_path / "adapter", method="prompt-tuning")
     limits = [load_without_weights(folders["llama"], {}, each).limit for each in (None, trained)]
     assert limits[1] == limits[0] - 3 == load_scorer(folders["llama"], adapter=trained).limit
+    style = PromptFormat(max_length=100)  # which leaves room for them
+    limit = load_without_weights(folders["llama"], {"max_length": 100}, trained).limit
+    assert limit == load_scorer(folders["llama"], adapter=trained, style=style).limit == 100
 
 
 def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path, folders):
@@ -314,6 +317,18 @@ def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):
     odd = changed(trained, tmp_path / "odd", lambda w: {f"x{k}": t for k, t in w.items()}, ADAPTER)
     with pytest.raises(InputError, match="prompt_embeddings"):
         score(folders["llama"], adapter=odd)
+
+
+def test_a_model_is_merged_beside_where_it_goes(folders, monkeypatch):
+    """Also below the root, which may be another file system than the working folder."""
+    monkeypatch.setattr("sciqa.models.merge.adapter_files.check_adapter_files", lambda *_: None)
+    asked = []
+    monkeypatch.setattr("sciqa.models.merge.storage.check_storage_writable", lambda path: asked.append(path) or 1 / 0)
+    for output in ("/merged", "/some/merged", "s3://bucket/merged"):
+        monkeypatch.setattr("sciqa.models.merge.storage.path_exists", lambda _: False)
+        with pytest.raises(ZeroDivisionError):
+            merge(MergeOptions(model=folders["llama"], adapter="adapter", output=output))
+    assert asked == ["/", "/some", "s3://bucket"]
 
 
 def test_a_merged_model_is_moved_into_place(tmp_path, folders, monkeypatch):

@@ -34,7 +34,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.instructions import read_instructions_examples
 from sciqa.models import adapter
-from sciqa.models.load import load_base, load_scorer, scorer_of_loaded
+from sciqa.models.load import load_base, load_scorer, load_without_weights, scorer_of_loaded
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import FOLDER
 from sciqa.predict import PredictOptions, predict
@@ -50,7 +50,12 @@ from sciqa.training.preferences import preference_rejected, read_preferences
 from sciqa.training.rewards import letter_alone, read_reward_prompts, right_answer
 from sciqa.training.sharding import gather_sharded
 from sciqa.training.trl_loop import TrlReport, train_trl_loop
-from sciqa.training.trl_trainers import make_trl_trainer, trl_trainer_arguments, trl_trainer_reward_model
+from sciqa.training.trl_trainers import (
+    _set_chat_format,
+    make_trl_trainer,
+    trl_trainer_arguments,
+    trl_trainer_reward_model,
+)
 
 STEPS, BATCH, MICRO = 6, 8, 2
 #: How Meta's and Microsoft's model cards write a system message, a question, an answer and another question.
@@ -595,6 +600,13 @@ def test_packed_examples_do_not_see_each_other(tmp_path, options):
     (packed, one), (plain, other) = found
     assert packed <= plain / 2
     assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_chats_are_trained_on_with_the_date_that_they_are_asked_with(options, model):
+    tokenizer = load_without_weights(model, {}).tokenizer
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+    _set_chat_format(options(), tokenizer)
+    assert tokenizer.apply_chat_template(messages(("user", "So?")), tokenize=False) == "26 Jul 2024: So?"
 
 
 def test_the_reader_takes_the_adapter_with_its_chat_format(tmp_path, options, model):

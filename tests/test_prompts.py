@@ -171,10 +171,14 @@ def test_a_chat_template_without_a_system_role_is_bad_input(tokenizer):
 
 
 def test_a_chat_template_that_asks_for_the_date_gets_the_same_on_any_day(tokenizer, monkeypatch):
-    template = "{{ strftime_now('%d %b %Y') }}:{{ messages[0].content }}{{ 'Answer' if add_generation_prompt }}"
-    monkeypatch.setattr(tokenizer, "chat_template", template)
-    text = tokenizer.decode(scorer_of(tokenizer, prompt="chat").encode(QUESTION, "").prompt)
-    assert text == "26 Jul 2024:Question: Which gas?Answer"
+    template = "{{ strftime_now(%s) }}:{{ messages[0].content }}{{ 'Answer' if add_generation_prompt }}"
+    for asks in ("'%d %b %Y'", 'format = "%d %b %Y"'):
+        monkeypatch.setattr(tokenizer, "chat_template", template.replace("%s", asks))
+        text = tokenizer.decode(scorer_of(tokenizer, prompt="chat").encode(QUESTION, "").prompt)
+        assert text == "26 Jul 2024:Question: Which gas?Answer"
+    monkeypatch.setattr(tokenizer, "chat_template", template.replace("%s", "'%d' if messages else '%Y'"))
+    with pytest.raises(InputError, match=r"asks for the date \(strftime_now\) with a form that is computed"):
+        scorer_of(tokenizer, prompt="chat").encode(QUESTION, "")
 
 
 @pytest.mark.parametrize("completion", ["text", "letter", "yes"])
@@ -183,6 +187,8 @@ def test_a_template_that_gives_no_tokens_is_refused(tokenizer, completion):
     with pytest.raises(InputError, match=r"question '1': --template empty.jinja gives the model no tokens before"):
         scorer.encode(QUESTION, "")
     assert scorer.encode(QUESTION, "Gases.").options
+    with pytest.raises(InputError, match=r"--template empty.jinja gives the model no tokens before what it writes"):
+        scorer.encode_to_write(QUESTION, "", 8)
 
 
 @pytest.mark.parametrize("prompt", ["plain", "chat"])

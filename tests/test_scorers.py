@@ -232,6 +232,9 @@ def test_rows_of_encoders_are_not_padded_beyond_their_positions():
     assert max(map(len, encoded.options)) == 45
     assert scorer.layout == "padded"
     assert np.isfinite(score_options(scorer, [encoded])[0]).all()
+    scorer.limit = 35  # as --max-length
+    cut = scorer.encode(question, "Some context. " * 50)
+    assert (max(map(len, cut.options)), scorer.padded_tokens([cut])) == (35, 80)
 
 
 def test_tokens_without_an_embedding_are_refused():
@@ -242,6 +245,8 @@ def test_tokens_without_an_embedding_are_refused():
     tokenizer.add_tokens(["<gas>"])
     with pytest.raises(InputError, match=r"the token '<gas>' \(49152\), the model only 49152 embeddings"):
         score_options(scorer, [scorer.encode(question, "")])
+    with pytest.raises(InputError, match="the token '<gas>'"):  # nor is anything written after them
+        scorer.encode_to_write(question | {"prompt": "<gas>?"}, "", 8)
 
 
 def test_encoder_decoders_score_as_their_own_loss():

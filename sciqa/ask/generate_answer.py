@@ -100,7 +100,7 @@ def _chat_tokens(prompt: TemplatePrompt, text: TextEncoder, earlier: Sequence[di
     try:
         return text.encode([text.chat([*system, *before, last])], start=False)[0]
     except InputError as error:
-        if not earlier:
+        if not earlier or not error.__cause__:  # the template cannot be rendered at all
             raise
         raise QuestionError(f"messages: the model's chat template refuses them ({error.__cause__})") from error
 

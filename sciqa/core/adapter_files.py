@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sciqa.core import hashes, storage
+from sciqa.core.cache import cached_file_hash
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, local_model_copy
 
@@ -12,11 +13,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 def adapter_hash(folder: str) -> str:
     """Return a hash of an adapter: its weights, configuration, chat template, and the record of the prompt's form."""
+    local = Path(local_adapter(folder))
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT_TRAINED, CHAT_TEMPLATE)
-    paths = {name: storage.join_paths(folder, name) for name in names}
-    return hashes.fingerprint(
-        {name: hashes.file_sha256(path) for name, path in paths.items() if storage.path_exists(path)}
-    )
+    return hashes.fingerprint({name: cached_file_hash(local / name) for name in names if (local / name).exists()})
 
 
 def local_adapter(folder: str, recorded: str | None = None) -> str:
@@ -45,10 +44,11 @@ def read_adapter_record(folder: str) -> dict:
 
 def adapter_virtual_tokens(folder: str) -> int:
     """Return the number of virtual tokens of an adapter, by its configuration; 0 if it is no soft prompt."""
-    return _adapter_config(folder).get("num_virtual_tokens") or 0
+    return read_adapter_config(folder).get("num_virtual_tokens") or 0
 
 
-def _adapter_config(folder: str) -> dict:
+def read_adapter_config(folder: str) -> dict:
+    """Return the configuration of an adapter, {} if there is none."""
     path = storage.join_paths(folder, ADAPTER_CONFIG)
     return storage.read_json(path) if storage.path_exists(path) else {}
 
@@ -65,7 +65,7 @@ def check_adapter_files(folder: str, model: str) -> str | None:
             raise InputError(f"{folder}: no {name} there; an adapter's folder, with weights in safetensors, expected")
     made_for = read_adapter_record(folder)
     if not made_for:
-        base = str(_adapter_config(folder).get("base_model_name_or_path") or "").rstrip("/")
+        base = str(read_adapter_config(folder).get("base_model_name_or_path") or "").rstrip("/")
         if not base or base.rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]:
             return None
         return f"{folder}: by its {ADAPTER_CONFIG} an adapter for {base}; with another base its scores may be worse"

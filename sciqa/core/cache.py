@@ -154,12 +154,28 @@ def cached_file_hash(path: Path) -> str:
     name = hashlib.sha256(str(path).encode()).hexdigest()
     record = cache_root() / "hashes" / f"{name}.json"
     state = _state(path)
-    if name not in _hashes:
+    if known := _known_hash(name, record, state):
+        return known
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without a lock, several processes may read the file
+            stack.enter_context(_locked(record.with_name(f".{name}.lock")))
+            if known := _known_hash(name, record, state):  # by the process that held the lock
+                return known
+        return _read_hash(path, name, record, state)
+
+
+def _known_hash(name: str, record: Path, state: list[int]) -> str | None:
+    """Return the stored sha256 of a file in this state, None if there is none."""
+    if name not in _hashes or _hashes[name][0] != state:
         with contextlib.suppress(OSError, ValueError, KeyError):
             about = json.loads(record.read_text(encoding="utf-8"))
             _hashes[name] = about["state"], about["sha256"]
-    if name in _hashes and _hashes[name][0] == state:
-        return _hashes[name][1]
+    known, digest = _hashes.get(name, ([], None))
+    return digest if known == state else None
+
+
+def _read_hash(path: Path, name: str, record: Path, state: list[int]) -> str:
+    """Read a file and return its sha256, which is stored if the file has not changed meanwhile."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if _state(path) == state and time.time() - state[2] / 1e9 > TICK:

@@ -25,6 +25,8 @@ NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx
 #: Types of models whose positions begin behind the number of the padding token: the places up to it are never used.
 BEHIND_PADDING = ["camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta"]
 BEHIND_PADDING += ["roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
+#: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
+PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,12 @@ def model_file_sequence_length(name: str) -> int | None:
         positions -= 1 + (about.get("pad_token_id") or 0)
     said = read_model_file(name, str(folder / "tokenizer_config.json")).get("model_max_length")
     return min((limit for limit in (said, positions) if isinstance(limit, int) and 0 < limit < 1 << 30), default=None)
+
+
+def model_file_prompt(name: str, kind: Literal["query", "passage"]) -> str:
+    """Return the prompt for texts of a kind in a sentence-transformers model's configuration, empty if it has none."""
+    prompts = read_model_file(name, "config_sentence_transformers.json").get("prompts") or {}
+    return next((prompts[each] for each in PROMPTS[kind] if prompts.get(each)), "")
 
 
 def model_file_dimension(name: str) -> int | None:

@@ -9,7 +9,12 @@ import numpy as np
 from sciqa.core import cluster, hashes, progress, storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, model_file_sequence_length
+from sciqa.core.model_files import (
+    find_model,
+    model_file_prompt,
+    model_file_sequence_length,
+    tokenizer_of_model_files,
+)
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.corpus import dedup as duplicates
@@ -131,11 +136,16 @@ def check_passage_sources(options: CorpusOptions, left_out: dict[str, str] | Non
 
 
 def check_passage_tokens(options: ChunkingOptions) -> None:
-    """Raise `InputError` if passages would be longer than the embedder reads."""
-    longest = model_file_sequence_length(options.embedder)
-    if longest and options.passage_tokens > longest:
+    """Raise `InputError` if passages would be longer than the embedder reads after their prefix."""
+    if not (longest := model_file_sequence_length(options.embedder)):
+        return
+    prefix = getattr(options, "passage_prefix", None)  # of a run; `corpus` alone knows the model's own
+    if prefix := model_file_prompt(options.embedder, "passage") if prefix is None else prefix:
+        longest -= len(tokenizer_of_model_files(options.embedder).encode(prefix, add_special_tokens=False).ids)
+    if options.passage_tokens > longest:
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"
+            f"{' after the prefix' * bool(prefix)}"
         )
 
 

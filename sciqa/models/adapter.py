@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from sciqa.core.adapter_files import read_adapter_record
+from sciqa.core.adapter_files import read_adapter_config, read_adapter_record
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Family
+from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
 from sciqa.models.prompt_format import Method, PromptFormat
 from sciqa.models.weights import list_weight_names, newly_initialised_weights, settle_tied_weights, shared_weights
 
@@ -181,7 +181,7 @@ def attach_adapter(model: PreTrainedModel, folder: str) -> "peft.PeftModel":
     import peft
 
     new = newly_initialised_weights(model)
-    _check_whole_row(folder, json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    _check_whole_row(folder, read_adapter_config(folder))
     try:
         attached = peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except KeyError as error:

@@ -4,6 +4,7 @@ transformers reads the weights and most of the metadata. This module adds the re
 that lacks a part still gives answers.
 """
 
+import json
 import struct
 import tempfile
 from pathlib import Path
@@ -34,13 +35,15 @@ PARTIAL = ("phi3", "stablelm", "nemotron")
 #: Number of layers of the models with 27 billion parameters, which do not scale attention by the head size.
 LARGEST = {"gemma2": 46, "gemma3": 62}
 #: Names of how texts are split (`tokenizer.ggml.pre`), besides those of `GGUF_PRE_TOKENIZER_SPLITS`: as GPT-2 does, as
-#: GPT-2 does with each digit alone, and as Qwen2 does.
-GPT2_SPLIT = ("gpt-2", "phi-2", "mpt", "olmo", "jais")
-DIGITS_SPLIT = ("smollm", "starcoder", "refact", "command-r", "codeshell")
-QWEN2_SPLIT = ("stablelm2",)
-#: Names with which a text begins with a BOS token unless the file says otherwise, and a word of the vocabulary is one
-#: token without merges.
-LLAMA3_SPLIT = ("llama3", "llama-v3", "llama-bpe", "tekken")
+#: GPT-2 does with each digit alone, and as Qwen2 does. They are grouped as in llama.cpp's llama-vocab.cpp.
+GPT2_SPLIT = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat", "a.x-4.0", "mellum", "trillion", "granite-docling")
+GPT2_SPLIT += ("exaone4",)
+DIGITS_SPLIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2")
+QWEN2_SPLIT = ("stablelm2", "hunyuan", "solar-open")
+#: Names with which, in llama.cpp, a text begins with a BOS token unless the file says otherwise, and a word of the
+#: vocabulary is one token without merges.
+LLAMA3_SPLIT = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+LLAMA3_SPLIT += ("jina-v5-nano", "tekken")
 
 
 class GgufMetadata:
@@ -198,15 +201,13 @@ def convert_gguf(files: ModelFiles, folder: Path) -> None:
     """
     name = str(files.gguf_file)
     path = Path(files.folder, name)
+    config = gguf_config(path)
     _convert_tokenizer(files, folder)
-    pair = AutoModelForCausalLM.from_pretrained(
-        files.folder,
-        gguf_file=name,
-        config=gguf_config(path),
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        pair = AutoModelForCausalLM.from_pretrained(files.folder, gguf_file=name, config=config, **how)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a whole GGUF file ({error!r}); fetch or write it again") from error
     loaded, found = cast("tuple[PreTrainedModel, dict]", pair)
     check_all_weights_read(str(path), loaded, found)
     _check_tensors(GgufMetadata(path), loaded)
@@ -225,14 +226,34 @@ def _convert_tokenizer(files: ModelFiles, folder: Path) -> None:
         for name in (about.path.name, *BESIDE_GGUF):
             if (file := about.path.with_name(name)).is_file():
                 Path(alone, name).symlink_to(file.absolute())
-        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=about.path.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=about.path.name)
+        except Exception as error:  # the package tokenizers raises no narrower class
+            said = str(error).replace(alone, str(about.path.parent))
+            raise InputError(f"{about.path}: its tokenizer cannot be loaded ({said})") from error
+    is_qwen = type(tokenizer).__name__.startswith("Qwen")
     if about.tokenizer.get("model") == "gpt2":
-        _settle_split(about, tokenizer.backend_tokenizer)
-        if about.tokenizer["pre"] in LLAMA3_SPLIT and "add_bos_token" not in about.tokenizer:
+        if is_qwen:
+            _check_qwen_split(about)
+        else:
+            _settle_split(about, tokenizer.backend_tokenizer)
+        if about.tokenizer.get("pre") in LLAMA3_SPLIT and "add_bos_token" not in about.tokenizer:
             tokenizer.add_bos_token = True  # type: ignore[misc]  # it has a setter
     elif about.tokenizer.get("add_space_prefix") is False and about.kind not in GGUF_SENTENCEPIECE_BUILDERS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     tokenizer.save_pretrained(folder)
+    if not is_qwen:  # another class than this one would split texts in its own way, whatever is in tokenizer.json
+        file = folder / "tokenizer_config.json"
+        fields = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "TokenizersBackend"}
+        file.write_text(json.dumps(fields), encoding="utf-8")
+
+
+def _check_qwen_split(about: GgufMetadata) -> None:
+    """Raise `InputError` if a file says that texts are split in another way than Qwen's class of tokenizers does."""
+    name = about.tokenizer.get("pre", "default")
+    same = GGUF_PRE_TOKENIZER_SPLITS.get(name) == GGUF_PRE_TOKENIZER_SPLITS["qwen2"]
+    if not same and name not in ("default", "qwen35", *QWEN2_SPLIT):
+        raise about.refuse(f"its texts are split as {name} (tokenizer.ggml.pre)")
 
 
 def _settle_split(about: GgufMetadata, tokenizer: Tokenizer) -> None:
@@ -245,9 +266,9 @@ def _settle_split(about: GgufMetadata, tokenizer: Tokenizer) -> None:
         split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), behavior="isolated")
         level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    elif name is None:
+    elif name is None and about.kind != "gpt2":
         raise about.refuse("its metadata do not say how texts are split (tokenizer.ggml.pre)")
-    elif name not in (*GPT2_SPLIT, *GGUF_PRE_TOKENIZER_SPLITS):
+    elif name not in (None, *GPT2_SPLIT, *GGUF_PRE_TOKENIZER_SPLITS):
         raise about.refuse(f"its texts are split as {name} (tokenizer.ggml.pre)")
     tokenizer.model.ignore_merges = name in LLAMA3_SPLIT
 

@@ -50,7 +50,7 @@ from sciqa.models.weights import (
 )
 
 #: Version of converted GGUF models in the machine's cache; raise it when the result of the conversion changes.
-GGUF_FORMAT = 4
+GGUF_FORMAT = 5
 SCORERS: dict[Family, type[Scorer]] = {
     "causal": CausalScorer,
     "multiple-choice": MultipleChoiceScorer,
@@ -163,11 +163,12 @@ def load_without_weights(name: str, style: dict, adapter: str | None = None) -> 
     files, family = find_model(name), model_file_family(name)
     tokenizer = _load_tokenizer(name, family)
     model = load_on_meta_device(name, family, torch.bfloat16)
+    folder = local_adapter(adapter) if adapter else files.folder
     if adapter:
-        tokenizer.chat_template = adapter_files_chat_template(local_adapter(adapter)) or tokenizer.chat_template
-    trained = adapters.read_adapter_style(local_adapter(adapter) if adapter else files.folder)
+        tokenizer.chat_template = adapter_files_chat_template(folder) or tokenizer.chat_template
+    trained = adapters.read_adapter_style(folder)
     scorer = SCORERS[family](model, tokenizer, replace(trained or PromptFormat(), **style))
-    scorer.limit -= adapter_virtual_tokens(local_adapter(adapter)) if adapter else 0
+    scorer.limit = min(scorer.limit, scorer.positions - adapter_virtual_tokens(folder))
     return scorer
 
 
@@ -193,10 +194,9 @@ def load_base(
 
 def _load_tokenizer(name: str, family: Family) -> transformers.PreTrainedTokenizerBase:
     """Return a model's tokenizer; a GGUF file is converted first."""
+    folder = load_safetensors_folder(find_model(name))
     try:
-        return AutoTokenizer.from_pretrained(load_safetensors_folder(find_model(name)), trust_remote_code=False)
-    except InputError:
-        raise
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the package tokenizers raises no narrower class
         raise InputError(f"{name}: not a {family} model with a tokenizer ({error})") from error
 

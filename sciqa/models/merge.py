@@ -27,7 +27,9 @@ def merge(options: MergeOptions) -> Summary:
         console.print(said, markup=False, soft_wrap=True)
     if storage.path_exists(options.output):
         raise InputError(f"{options.output}: there already; delete it, or pass another --output")
-    storage.check_storage_writable(parent := options.output.rpartition("/")[0] or ".")
+    on_disk = "://" not in options.output
+    parent = str(Path(options.output).parent) if on_disk else options.output.rpartition("/")[0]
+    storage.check_storage_writable(parent)
     import peft
     import torch
 
@@ -46,9 +48,8 @@ def merge(options: MergeOptions) -> Summary:
         )
     tokenizer.chat_template = adapter_files.adapter_files_chat_template(folder) or tokenizer.chat_template
     merged = adapter.adapter_merged_model(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
-    on_disk = "://" not in options.output
-    with tempfile.TemporaryDirectory(prefix=".merge-", dir=parent if on_disk else None) as folder:
-        aside = Path(folder, "model")
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=parent if on_disk else None) as around:
+        aside = Path(around, "model")
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         weights = sum(file.stat().st_size for file in aside.glob("*.safetensors"))

@@ -79,11 +79,11 @@ class MultipleChoiceScorer(PaddedScorer):
         return sum(len(group) * self._width([lengths[number] for number in group]) for group in self.groups(lengths))
 
     def _width(self, lengths: list[int]) -> int:
-        """Return the row length of a batch in tokens, padding included, within the model's limit."""
+        """Return the row length of a batch in tokens, padding included, within the model's positions."""
         longest = max(lengths)
         if self.layout != "padded":
             return longest
-        return max(longest, min(-(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF, self.limit))
+        return max(longest, min(-(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF, self.positions))
 
     def forward(self, batch: Sequence[EncodedForScorer]) -> list[torch.Tensor]:
         """See `Scorer.forward`; differentiable."""

@@ -79,8 +79,8 @@ class Scorer(nn.Module):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: PromptFormat) -> None:
         super().__init__()
         self.model, self.tokenizer, self.style = model, tokenizer, style
-        own = position_limit(model, model.config.get_text_config())
-        self.limit = min(own, style.max_length or own)
+        self.positions = position_limit(model, model.config.get_text_config())
+        self.limit = min(self.positions, style.max_length or self.positions)
 
     def prove(self) -> BatchLayout:
         """Return the fastest batch layout in which the model scores each row as it scores it alone.
@@ -177,18 +177,25 @@ class Scorer(nn.Module):
 
         Raises:
             QuestionError: the question is too long without any context.
+            InputError: nothing stands before what is written, or a token for which the model has no embedding.
         """
 
         def over(encoded: EncodedForScorer) -> int:
             return len(encoded.prompt) + max(map(len, encoded.options), default=0) + room - self.limit
 
         encoded = encode(context)
-        if over(encoded) <= 0:
-            return encoded
-        if (bare := over(encode(""))) > 0:
-            raise too_long_for_scorer(question, self.limit + bare - room, self.limit, room)
-        kept = fit_context_for_scorer(context, lambda given: over(encode(given)) <= 0)
-        return replace(encode(kept), cut=True, kept=len(kept))
+        if over(encoded) > 0:
+            if (bare := over(encode(""))) > 0:
+                raise too_long_for_scorer(question, self.limit + bare - room, self.limit, room)
+            kept = fit_context_for_scorer(context, lambda given: over(encode(given)) <= 0)
+            encoded = replace(encode(kept), cut=True, kept=len(kept))
+        if not encoded.prompt and not encoded.options:
+            raise InputError(
+                f"question {question['id']!r}: --template {self.style.template_name} gives the model no tokens before "
+                "what it writes; add some text to it"
+            )
+        _check_embedded(self, [encoded])
+        return encoded
 
 
 def fit_context_for_scorer(context: str, fits: Callable[[str], bool]) -> str:

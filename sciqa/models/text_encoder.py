@@ -16,7 +16,7 @@ CUT, ANSWER = "\ufdd0", "\ufdd1"
 #: What chat templates are told to be today, so that a prompt is the same on any day: the date in Llama 3.1's own.
 TODAY = datetime.date(2024, 7, 26)
 #: Place in a chat template where it asks for the date in some form.
-ASKS_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<form>.*?)(?P=quote)\s*\)""")
+ASKS_DATE = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(?:'(?P<one>[^']*)'|"(?P<two>[^"]*)")\s*\)""")
 #: Mark at the end of a prompt that opens a model's thoughts.
 OPENED = re.compile(rf"(?P<mark>{OPENING})\s*$")
 
@@ -107,7 +107,7 @@ class TextEncoder:
                 add_generation_prompt=messages[-1]["role"] == "user",
                 enable_thinking=thinks,
                 thinking=thinks,
-                chat_template=_with_fixed_date(self.tokenizer.get_chat_template()),
+                chat_template=text_encoder_template(str(self.tokenizer.get_chat_template())),
             )
         except (TemplateError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
@@ -138,6 +138,16 @@ class TextEncoder:
         return given, wanted
 
 
-def _with_fixed_date(template: str) -> str:
-    """Return a chat template that reads `TODAY` where it asks for the date of the day on which it is rendered."""
-    return ASKS_DATE.sub(lambda found: repr(TODAY.strftime(found["form"])), template)
+def text_encoder_template(template: str) -> str:
+    """Return a chat template that reads `TODAY` where it asks for the date of the day on which it is rendered.
+
+    Raises:
+        InputError: it asks in another form than as a text, and would read another date on another day.
+    """
+    fixed = ASKS_DATE.sub(lambda found: repr(TODAY.strftime(found["one"] or found["two"] or "")), template)
+    if "strftime_now(" in fixed:
+        raise InputError(
+            "the model's chat template asks for the date (strftime_now) with a form that is computed, so that prompts "
+            "would depend on the day; write the form there, as strftime_now('%d %b %Y'), or the date itself"
+        )
+    return fixed

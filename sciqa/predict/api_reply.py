@@ -60,11 +60,13 @@ def read_api_reply(answered: Any, chat: bool, listed: int) -> ApiReply:  # noqa:
 def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
     """Return the log-probabilities of the likeliest first tokens, by text; tokens of the same text are summed.
 
-    A chat's list may have a text twice, where a server leaves out the space that one of the tokens begins with.
+    A chat's list may have a text twice, where a server leaves out the space that one of the tokens begins with; with
+    the same log-probability it is one token, listed twice.
     """
     try:
         if chat:
-            listed = [(token.token, token.logprob) for token in choice.logprobs.content[0].top_logprobs]
+            found = choice.logprobs.content[0].top_logprobs
+            listed = list(dict.fromkeys((token.token, token.logprob) for token in found))
         else:
             listed = list(choice.logprobs.top_logprobs[0].items())
     except (AttributeError, IndexError, TypeError):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
-from sciqa.core.model_files import find_model, tokenizer_of_model_files
+from sciqa.core.model_files import find_model
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
 from sciqa.corpus.chunking import titled_chunk
@@ -219,8 +219,6 @@ class FindContexts(QueryRanker):
             self.judge = QueryRanker(None, own, index, embed | {"model": options.rerank, "revision": rerank})
         elif options.rerank:
             self.judge = Reranker(options.rerank, embed.get("device", "cpu"), rerank)
-        if options.context_tokens:
-            self.tokenizer = tokenizer_of_model_files(options.embedder)
 
     def __call__(self, row: dict) -> dict:
         """Write the shard of the contexts table with the number `row["part"]`."""
@@ -322,7 +320,7 @@ class FindContexts(QueryRanker):
             return order
         taken = []
         for number in order:
-            length = len(self.tokenizer.encode(sentences[number]["text"], add_special_tokens=False).ids)
+            length = len(self.limit.tokenizer.encode(sentences[number]["text"], add_special_tokens=False).ids)
             if length <= left:
                 taken.append(number)
                 left -= length

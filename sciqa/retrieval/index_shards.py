@@ -89,11 +89,15 @@ class EmbedIndexShard:
         embedder, longest = self.options.embedder, self.longest
         for name, found in zip(texts, self.tokenizer.encode_batch(list(texts.values())), strict=True):
             if (tokens := len(found.ids)) > longest:
-                raise InputError(
-                    f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}"
-                    f"{' after the prefix' * bool(self.embedding['prefix'])}; "
+                remedy = (
                     f"run `sciqa corpus --embedder {embedder} --passage-tokens {longest}` with the same --corpus and "
                     "another --passages, or pass another --embedder"
+                )
+                if self.made is not None and self.made <= longest:  # however short passages are, it has its headings
+                    remedy = "shorten its headings, or leave its article out (--remove of `sciqa corpus`)"
+                raise InputError(
+                    f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}"
+                    f"{' after the prefix' * bool(self.embedding['prefix'])}; {remedy}"
                 )
 
 

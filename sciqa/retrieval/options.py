@@ -7,7 +7,7 @@ from sciqa.core import cluster, storage
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.extras import missing_of_extra, require_extra
-from sciqa.core.model_files import find_model, local_model_path, read_model_file
+from sciqa.core.model_files import find_model, local_model_path, model_file_prompt
 from sciqa.core.options import (
     DeviceOptions,
     Options,
@@ -21,8 +21,6 @@ from sciqa.corpus.options import EmbeddingModelOptions, PassagesOptions
 from sciqa.exam.options import ExamOptions, ExamQuestionOptions
 from sciqa.retrieval.embedder import Backend
 
-#: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
-PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 #: Versions of the vectors, and of the other files of a shard. Raise one with every change of what the program computes
 #: for it, so that files of earlier versions are not kept.
 VECTORS_FORMAT, INDEX_FORMAT = 3, 4
@@ -65,10 +63,7 @@ class EmbedOptions(EmbeddingModelOptions, DeviceOptions):
     def prefix(self, kind: Literal["query", "passage"]) -> str:
         """Return the text that is put before every text of a kind."""
         given = self.query_prefix if kind == "query" else self.passage_prefix
-        if given is not None:
-            return given
-        prompts = read_model_file(self.embedder, "config_sentence_transformers.json").get("prompts") or {}
-        return next((prompts[name] for name in PROMPTS[kind] if prompts.get(name)), "")
+        return model_file_prompt(self.embedder, kind) if given is None else given
 
 
 @dataclass(kw_only=True)

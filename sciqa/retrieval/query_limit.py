@@ -2,8 +2,16 @@
 
 import re
 from bisect import bisect_left
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sciqa.core.model_files import model_file_sequence_length, tokenizer_of_model_files
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+#: More than the tokens that any tokenizer puts around a text. No other token has less than a byte.
+AROUND = 16
 
 
 class QueryLimit:
@@ -15,8 +23,12 @@ class QueryLimit:
     """
 
     def __init__(self, model: str, prefix: str) -> None:
-        self.prefix, self.tokens = prefix, model_file_sequence_length(model)
-        self.tokenizer = tokenizer_of_model_files(model) if self.tokens else None
+        self.model, self.prefix, self.tokens = model, prefix, model_file_sequence_length(model)
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer."""
+        return tokenizer_of_model_files(self.model)
 
     def cut(self, prompt: str, end: str) -> tuple[str, bool]:
         """Return a query of a prompt and what follows it, and whether the end of the prompt was cut off to fit it."""
@@ -27,6 +39,7 @@ class QueryLimit:
         return prompt[: ends[kept - 1] if kept else 0] + end, True
 
     def _fits(self, query: str) -> bool:
-        if self.tokens is None or self.tokenizer is None:
+        whole = self.prefix + query
+        if self.tokens is None or len(whole.encode(errors="replace")) + AROUND <= self.tokens:
             return True
-        return len(self.tokenizer.encode(self.prefix + query).ids) <= self.tokens
+        return len(self.tokenizer.encode(whole).ids) <= self.tokens

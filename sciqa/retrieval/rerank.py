@@ -69,7 +69,7 @@ class Reranker:
         if not pairs:
             return np.empty(0)
         try:
-            plain, activation = torch.nn.Identity(), self.module.activation_fn or torch.nn.Identity()
+            plain, activation = torch.nn.Identity(), self.module.activation_fn
             logits = self.module.predict(pairs, activation_fn=plain, show_progress_bar=False, convert_to_tensor=True)
             scores = activation(logits.double()).cpu().numpy()
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:

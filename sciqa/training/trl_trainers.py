@@ -25,6 +25,7 @@ from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
 from sciqa.models.load import load_base, load_safetensors_folder, load_without_weights, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
+from sciqa.models.text_encoder import text_encoder_template
 from sciqa.training.exam_prompts import Text
 from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
@@ -251,6 +252,8 @@ def _set_chat_format(options: FinetuneOptions, tokenizer: Tokenizer) -> None:
     if options.chat_format != "auto":
         path = FOLDER / "chat_formats" / f"{options.chat_format}.jinja"
         tokenizer.chat_template = path.read_text(encoding="utf-8")
+    if isinstance(tokenizer.chat_template, str):  # TRL would render it with the date of the day
+        tokenizer.chat_template = text_encoder_template(tokenizer.chat_template)
 
 
 def packable_trl_trainer_examples(options: FinetuneOptions, examples: list[datasets.Dataset]) -> list[datasets.Dataset]:
