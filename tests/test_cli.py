@@ -259,7 +259,7 @@ def test_a_list_option_without_a_value_is_not_taken_for_its_default(tmp_path, mo
     monkeypatch.setenv(VERBOSE, "0")
     path = tmp_path / "options.yaml"
     path.write_text("columns: []\n")
-    with pytest.raises(InputError, match=f"^{flag}: no value given, at least one expected"):
+    with pytest.raises(InputError, match=rf"^(\S+options\.yaml: )?{flag}: no value given, at least one expected"):
         parse_cli_options(kind, "step", "about", [each.format(path) for each in given])
 
 
