@@ -1,6 +1,7 @@
 """Add an adapter's weights into its base model.
 
-On a cluster: `ray job submit --working-dir . -- python jobs/merge.py --adapter s3://bucket/run/trained/reader`.
+On a cluster: `ray job submit --working-dir . -- python jobs/merge.py --adapter s3://bucket/run/trained/reader --output
+s3://bucket/run/merged`.
 """
 
 import sys

@@ -204,6 +204,7 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     path, arguments = _take_config(arguments)
     if path is not None:
         given = read_cli_config(path, kind)
+        _check_values(kind, given, f"{path}: ")
         first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
         # Options of the file go after the question of `ask`: before it, a list option would absorb it.
         arguments = arguments[:first] + given + arguments[first:]
@@ -219,10 +220,10 @@ def parse_cli_options(kind: type, step: str, about: str, arguments: list[str]) -
     )
 
 
-def _check_values(kind: type, arguments: list[str]) -> None:
+def _check_values(kind: type, arguments: list[str], where: str = "") -> None:
     """Raise `InputError` for a list option without a value, and for an empty value, as of a variable that is not set.
 
-    Their steps would take them for options that are not given.
+    Their steps would take them for options that are not given. The message begins with `where` they are given.
     """
     lists = {field.name for field in dataclasses.fields(kind) if "tuple[" in str(field.type)} - MAY_BE_EMPTY
     flags = {f"--{name.replace('_', '-')}" for name in lists}
@@ -233,9 +234,9 @@ def _check_values(kind: type, arguments: list[str]) -> None:
             flag, equals, value = argument.replace("_", "-").partition("=")
             value = value if equals else flag
         if argument.replace("_", "-") in flags and following.startswith("--"):
-            raise InputError(f"{argument}: no value given, at least one expected; leave it out for its default")
+            raise InputError(f"{where}{argument}: no value given, at least one expected; leave it out for its default")
         if flag and flag not in MAY_BE_BLANK and not value.strip():
-            raise InputError(f"{flag}: an empty value given; leave it out for its default")
+            raise InputError(f"{where}{flag}: an empty value given; leave it out for its default")
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

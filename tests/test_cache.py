@@ -100,16 +100,26 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     def wrong(folder):
         raise OSError("not a model")  # as transformers raises it, without a number
 
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match=r"cannot be written .*No space left on device"):
         cached_folder("made", full)
+    with pytest.raises(InputError, match=r"cannot be written .*Permission denied"):
+        cached_folder("made", lambda folder: forbidden(folder / "file"))
     with pytest.raises(OSError, match=r"^not a model$"):
         cached_folder("made", wrong)
+    with pytest.raises(PermissionError):  # of what is read
+        cached_folder("made", lambda folder: forbidden(tmp_path / "model.gguf"))
     assert [path.name for path in (tmp_path / "cache/sciqa").iterdir()] == [".made.lock"]
 
 
 def test_other_users_can_read_what_one_has_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "plain").mkdir()
-    made = cached_folder("made", lambda folder: (folder / "file").write_text("x"))
-    assert made.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    before = os.umask(0o022)
+    try:
+        made = cached_folder("made", lambda folder: (folder / "file").write_text("x"))
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == 0o755

@@ -19,18 +19,22 @@ from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa import cli
+from sciqa.ask import AskOptions
 from sciqa.audit.options import AuditOptions
 from sciqa.cli import parse_cli_options, read_cli_config
 from sciqa.cli_results import print_cli_results
 from sciqa.core import cluster as sciqa_cluster
 from sciqa.core import storage, tables
-from sciqa.core.console import VERBOSE
+from sciqa.core.console import VERBOSE, print_once
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.core.summary import Summary
-from sciqa.exam.options import ExamQuestionOptions
+from sciqa.exam.options import ExamOptions
+from sciqa.generate.options import EvaluateTextOptions
+from sciqa.models.options import MergeOptions
 from sciqa.planning.options import PlanOptions
 from sciqa.retrieval import IndexOptions
+from sciqa.retrieval.options import EmbedderOptions
 from sciqa.run import RunExamOptions
 from sciqa.run_training import RunFinetuneOptions
 from sciqa.training import FinetuneOptions
@@ -124,6 +128,10 @@ def test_a_cluster_that_ray_does_not_find_is_one_line(tmp_path, monkeypatch, err
     monkeypatch.setattr(sciqa_cluster.ray, "init", init)
     with pytest.raises(InputError, match=r"^--address auto: no Ray cluster answers there \(no[^\n]*\)$"):
         sciqa_cluster.connect_cluster(RunOptions(address="auto", output=str(tmp_path)))
+    monkeypatch.setattr(sciqa_cluster, "_check_reachable", lambda address: None)
+    if isinstance(error, ValueError):  # of Ray's for another reason, as a runtime environment that conflicts
+        with pytest.raises(ValueError, match="not an address"):
+            sciqa_cluster.connect_cluster(RunOptions(address="127.0.0.1:6379", output=str(tmp_path)))
 
 
 def test_folders_that_nodes_do_not_see_are_refused_by_every_step(tmp_path, cluster, monkeypatch):
@@ -251,7 +259,7 @@ def test_a_list_option_without_a_value_is_not_taken_for_its_default(tmp_path, mo
     monkeypatch.setenv(VERBOSE, "0")
     path = tmp_path / "options.yaml"
     path.write_text("columns: []\n")
-    with pytest.raises(InputError, match=f"^{flag}: no value given, at least one expected"):
+    with pytest.raises(InputError, match=rf"^(\S+options\.yaml: )?{flag}: no value given, at least one expected"):
         parse_cli_options(kind, "step", "about", [each.format(path) for each in given])
 
 
@@ -269,7 +277,8 @@ def test_a_list_option_without_a_value_is_not_taken_for_its_default(tmp_path, mo
 def test_an_empty_value_is_not_taken_for_an_option_that_is_not_given(tmp_path, given):
     path = tmp_path / "options.yaml"
     path.write_text("adapter: ''\n")
-    with pytest.raises(InputError, match=r"^--[a-z-]+: an empty value given; leave it out for its default"):
+    where = f"{path}: " if "--config" in given else ""
+    with pytest.raises(InputError, match=rf"^{where}--[a-z-]+: an empty value given; leave it out for its default"):
         parse_cli_options(RunExamOptions, "exam", "answer", [each.format(path) for each in given])
 
 
@@ -365,21 +374,41 @@ def test_what_is_here_is_named_by_its_whole_path(tmp_path, monkeypatch):
     assert FinetuneOptions(model="SmolLM2-135M-Instruct").model == "SmolLM2-135M-Instruct"
 
 
-@pytest.mark.parametrize("name", ["SmolLM2-135M-Instruct", "demo"])
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "demo"])
 def test_a_packaged_name_that_is_here_too_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     given = {"corpus": ("demo",)} if name == "demo" else {"model": name}
     with pytest.raises(InputError, match=f"^{name}: packaged, and also a file or folder here; pass ./{name}"):
         RunExamOptions(**given)
-    there = RunExamOptions(model="./SmolLM2-135M-Instruct") if name != "demo" else RunExamOptions(corpus=("./demo",))
+    there = RunExamOptions(model="./all-MiniLM-L6-v2") if name != "demo" else RunExamOptions(corpus=("./demo",))
     assert str(tmp_path / name) in (there.model, *(there.corpus or ()))
+
+
+def test_a_packaged_default_whose_name_is_here_too_is_told_of(tmp_path, monkeypatch, capsys):
+    """It may not have been given, and not be used."""
+    monkeypatch.chdir(tmp_path)
+    defaults = ("SmolLM2-135M-Instruct", "all-MiniLM-L6-v2", "demo")
+    for name in defaults:
+        (tmp_path / name).mkdir()
+    print_once.cache_clear()
+    PlanOptions(articles=100)
+    EmbedderOptions(method="skip-gram")
+    assert ": a packaged name" in (said := capsys.readouterr().err)
+    assert "demo: a packaged name" not in said
+    plan = PlanOptions()
+    assert (plan.model, plan.embedder, *plan.corpus) == defaults
+    assert "demo: a packaged name; pass ./demo for what has that name here" in capsys.readouterr().err
 
 
 def test_a_packaged_exam_whose_name_is_here_too_is_told_of(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "direct-test").mkdir()
-    ExamQuestionOptions().read("direct-test")
+    print_once.cache_clear()
+    for name in ("test", "direct-test"):
+        (tmp_path / name).mkdir()
+        ExamOptions().read(name)  # which was not given
+    assert "the packaged exam is read" not in capsys.readouterr().err
+    ExamOptions(exam="direct-test").read("direct-test")
     assert (
         "direct-test: the packaged exam is read; pass ./direct-test for what has that name" in capsys.readouterr().err
     )
@@ -392,10 +421,25 @@ def test_a_job_writes_nothing_into_the_copy_of_its_files(tmp_path, monkeypatch):
     for output in ("sciqa-run", str(folder / "run")):
         with pytest.raises(InputError, match=r"^--output: .* is in Ray's copy of this job's files"):
             RunExamOptions(output=output)
+    with pytest.raises(InputError, match=r"^--output: .* is in Ray's copy of this job's files"):
+        MergeOptions(adapter="s3://bucket/run/trained/reader")
+    for name, kind in (("index", RunExamOptions), ("train_contexts", FinetuneOptions)):
+        with pytest.raises(InputError, match=rf"^--{name.replace('_', '-')}: {folder}/a is in Ray's copy"):
+            kind(output="s3://bucket/run", **{name: "a"})
     assert RunExamOptions(output=str(tmp_path)).output == str(tmp_path)
+    assert RunExamOptions(output="s3://bucket/working_dir_files").index == "s3://bucket/working_dir_files/index"
+    assert EvaluateTextOptions(output="s3://bucket/run", text="held-out.jsonl").text == f"{folder}/held-out.jsonl"
+    assert AskOptions(question="?", index="index").index == f"{folder}/index"  # which is only read
 
 
-def test_numbers_of_tables_have_no_exponent(capsys):
+@pytest.mark.parametrize("kind", [FinetuneOptions, EmbedderOptions])
+def test_a_seed_is_one_that_every_generator_takes(kind):
+    np.random.RandomState(kind(seed=(1 << 32) - 1).seed)  # as transformers and gensim make it
+    with pytest.raises(InputError, match=f"^--seed: {1 << 32} given, a number from 0 to {(1 << 32) - 1} expected"):
+        kind(seed=1 << 32)
+
+
+def test_numbers_of_tables_from_a_hundredth_have_no_exponent(capsys):
     figures = {"a": 999.6, "b": 999.4, "c": 1234.5, "d": 0.012345}
     print_cli_results([Summary("plan", "", "", 0.0, {"Hours": [figures]})], 0.0)
     assert re.search(r"1,000 \W+ 999 \W+ 1,23[45] \W+ 0\.0123", capsys.readouterr().out)

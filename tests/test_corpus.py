@@ -354,3 +354,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, 
     write_jsonl(path, ARTICLES)
     row["part"]["files"] = dict(find_article_files(options.corpus))
     assert split_part(row, options)["done"]["articles"] == 3
+
+
+def test_a_listing_of_object_storage_may_have_parts_of_a_second(monkeypatch):
+    """Where the header of a single file, which a worker sees, has none."""
+    header = [7, 1649623866 * 10**9]
+    monkeypatch.setattr(storage, "stat_files", lambda path: [(path, header)])
+    listed = [7, header[1] + 821_000_000]
+    parts._check_files({"demo": [0, 0], "s3://bucket/a.jsonl": listed})
+    for path, other in (("s3://bucket/a.jsonl", [7, header[1] + 10**9]), ("/a.jsonl", listed), ("file:///a", listed)):
+        with pytest.raises(InputError, match="changed while the corpus was read"):
+            parts._check_files({path: other})

@@ -68,6 +68,13 @@ def test_splits_share_no_passage_and_stay_as_they_are(tmp_path, monkeypatch, cap
     assert "held-out: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["question_writer", "split_triples"])
+def test_recipes_refuse_what_is_not_finished_in_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path), str(tmp_path)])
+    with pytest.raises(SystemExit, match="not there, or not finished; run `sciqa"):
+        runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
+
+
 @pytest.mark.slow
 def test_papers_of_a_user_and_a_server_that_writes(tmp_path):
     (tmp_path / "papers").mkdir()

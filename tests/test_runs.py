@@ -447,6 +447,28 @@ def test_a_node_with_an_older_copy_of_a_manifest_does_not_see_it(tmp_path, monke
     assert shared_folders.find_blind_nodes(tmp_path / "manifest.json", nodes) == blind
 
 
+def test_a_node_that_may_not_read_a_manifest_does_not_see_it(tmp_path, monkeypatch):
+    def remote(**needs):
+        def of(look):
+            def seen(path):
+                with monkeypatch.context() as there:
+                    there.setattr(Path, "read_bytes", forbidden)
+                    return look(path)
+
+            return SimpleNamespace(options=lambda **place: SimpleNamespace(remote=seen))
+
+        return of
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shared_folders.ray, "remote", remote)
+    monkeypatch.setattr(shared_folders.ray, "get", lambda seen: seen)
+    (tmp_path / "manifest.json").write_text("{}")
+    nodes = [{"NodeID": "b" * 56, "NodeManagerAddress": "10.0.0.2"}]
+    assert shared_folders.find_blind_nodes(tmp_path / "manifest.json", nodes) == ["10.0.0.2"]
+
+
 @pytest.mark.parametrize("kind", ["blend", "cascade", "fit"])
 def test_answers_that_are_replaced_while_they_are_read_leave_none_made_from_them(indexed, tmp_path, monkeypatch, kind):
     """Also those of another run that weights are fitted to."""
@@ -515,6 +537,16 @@ def test_an_exam_that_cannot_be_read_is_not_replaced(indexed, exam, monkeypatch)
     with pytest.raises(InputError, match=r"exam\.parquet: cannot be read \(403\)"):
         open_exam(replace(options, exam="direct-test"))
     assert path.read_bytes() == before
+
+
+def test_a_damaged_exam_is_replaced_by_overwrite_alone(exam, tmp_path):
+    options = ExamOptions(exam=exam, output=str(tmp_path / "run"))
+    digest, path = open_exam(options).sha256, tmp_path / "run/exam.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"not a whole Parquet file .*, or pass --overwrite to replace it"):
+        open_exam(options)
+    open_exam(replace(options, overwrite=True))
+    assert open_exam(ExamOptions(output=options.output)).sha256 == digest
 
 
 def test_a_template_that_is_edited_before_it_is_read_again_is_refused(indexed, exam, tmp_path, monkeypatch):

@@ -100,6 +100,16 @@ def test_filters_read_no_other_row_group(tmp_path):
     assert found["row"].to_pylist() == columns["row"][3000:].tolist()
 
 
+def test_a_model_to_which_a_file_was_added_is_still_finished(place):
+    folder = storage.join_paths(place, "embedders/x")
+    tables.begin_table(folder, {"format": 1})
+    storage.write_bytes(storage.join_paths(folder, "model.safetensors"), b"x")
+    tables.finish_table(folder, {})
+    storage.write_bytes(storage.join_paths(folder, "README.md"), b"x")
+    assert tables.begin_table(folder, {"format": 1}).whole
+    assert tables.is_finished_table(folder)
+
+
 def test_a_table_whose_shards_were_deleted_is_not_finished(place):
     folder = storage.join_paths(place, "generated/x")
     paths = [tables.table_part_path(folder, part) for part in range(3)]
@@ -206,7 +216,8 @@ def test_a_holder_here_that_cannot_be_looked_at_counts_by_its_silence(s3, monkey
     def forbidden(*_):
         raise PermissionError
 
-    monkeypatch.setattr(*((locks.os, "kill") if hidden == "signal" else (locks, "_ticks")), forbidden)
+    monkeypatch.setattr(locks.os, "kill", forbidden if hidden == "signal" else lambda *_: None)
+    monkeypatch.setattr(locks, "_ticks", forbidden)
     monkeypatch.setattr(locks, "_holder", dict)
     with pytest.raises(InputError, match=r"process 1 on .* is writing there"), lock(folder):
         pass

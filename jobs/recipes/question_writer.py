@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sciqa.core import tables
+from sciqa.core.errors import InputError
 from sciqa.core.storage import absolute_path
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
@@ -81,4 +82,7 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "sciqa-run"))
+    try:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "sciqa-run"))
+    except InputError as error:
+        sys.exit(str(error))

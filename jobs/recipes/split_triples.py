@@ -6,8 +6,10 @@
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 
+from sciqa.core.errors import InputError
 from sciqa.core.storage import absolute_path
 from sciqa.core.tables import read_table, read_table_manifest
 
@@ -40,4 +42,7 @@ def split_of(key: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))

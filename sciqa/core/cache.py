@@ -1,6 +1,7 @@
 """The machine's cache: results computed once per machine from a model's files, so that later workers start quickly."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,6 +19,8 @@ from sciqa.core.storage import read_storage_pieces, storage_errors
 
 #: Files that changed less than this many seconds ago may change again in the same clock tick; their hash is not cached.
 TICK = 0.05
+#: Errors of a disk that takes no more.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _hashes: dict[str, tuple[list[int], str]] = {}
 
 
@@ -48,7 +51,9 @@ def cached_folder(name: str, build: Callable[[Path], None]) -> Path:
             if not folder.exists():
                 _build(folder, build)
     except OSError as error:
-        if error.errno is None or isinstance(error, FileNotFoundError):  # about what is read
+        at = Path(str(error.filename))
+        ours = error.errno in FULL or at == root or at in root.parents or root in at.parents
+        if not ours or isinstance(error, FileNotFoundError):  # about what is read
             raise
         raise InputError(
             f"{root}: this machine's cache cannot be written ({error}); make room, or let XDG_CACHE_HOME name a folder "

@@ -92,7 +92,7 @@ def _start(options: RayOptions, address: str) -> None:
             runtime_env=_worker_environment(),
         )
     except (ConnectionError, ValueError) as error:
-        if address == "local":
+        if address == "local" or (isinstance(error, ValueError) and ":" in address):  # of other reasons
             raise
         reason = str(error).partition("\n")[0]
         raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from error

@@ -1,5 +1,6 @@
 """The terminal: the console for progress and messages, and how much output of Ray and libraries is shown."""
 
+import functools
 import logging
 import os
 import warnings
@@ -14,6 +15,12 @@ VERBOSE = "SCIQA_VERBOSE"
 def is_console_verbose() -> bool:
     """Whether warnings and logs of Ray, its workers and libraries are shown."""
     return os.environ.get(VERBOSE, "0") not in ("", "0")
+
+
+@functools.cache
+def print_once(note: str) -> None:
+    """Print a note once per process, however many steps come upon it."""
+    console.print(note, markup=False, soft_wrap=True)
 
 
 def quiet_console(*loggers: str) -> None:

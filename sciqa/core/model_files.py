@@ -67,16 +67,16 @@ class ModelFiles:
         return self.others.get("tokenizer.json") or self.revision
 
 
-def local_model_path(name: str) -> str:
+def local_model_path(name: str, default: str | None = None) -> str:
     """Return the absolute path of a local file or folder; any other name is returned unchanged.
 
     Workers do not share the driver's working folder.
 
     Raises:
-        InputError: the name of a packaged model, which a file or folder here has too.
+        InputError: the name of a packaged model, other than the option's default, which a file or folder here has too.
     """
     if name in PACKAGED:
-        check_packaged_name(name)
+        check_packaged_name(name, name == default)
         return name
     if name.startswith("file://"):
         return storage.resolve_storage(name)[1]

@@ -48,19 +48,21 @@ class OutputOptions(Options):
     """Folder (or URI such as s3://bucket/run) for everything that the run writes."""
 
     def __post_init__(self) -> None:
-        """Make a local path absolute; refuse one in the folder of a submitted job, of which Ray makes others."""
+        """Make a local path absolute."""
         super().__post_init__()
-        given, self.output = self.output, storage.absolute_path(self.output)
-        if JOB_FOLDERS in Path(self.output).parts:
-            raise InputError(
-                f"--output: {given} is in Ray's copy of this job's files, which it deletes and of which the next job "
-                "has another; pass a whole path, or a URI such as s3://bucket/run, that all nodes see"
-            )
+        self.output = storage.absolute_path(self.output)
 
     def fill_folder(self, name: str, *default: str) -> None:
-        """Make the path of a folder option absolute; an option that is not given gets a folder in the output folder."""
+        """Make the path of a folder option absolute; an option that is not given gets a folder in the output folder.
+
+        Raises:
+            InputError: a step that writes is given a folder in Ray's copy of a job's files.
+        """
         given = getattr(self, name)
-        setattr(self, name, storage.absolute_path(given) if given else storage.join_paths(self.output, *default))
+        folder = storage.absolute_path(given) if given else storage.join_paths(self.output, *default)
+        if isinstance(self, WriteOptions):
+            check_outside_job(name, folder)
+        setattr(self, name, folder)
 
 
 @dataclass(kw_only=True)
@@ -69,6 +71,11 @@ class WriteOptions(OutputOptions):
 
     overwrite: bool = False
     """Replace what was made there from other inputs; by default it is kept and the step fails."""
+
+    def __post_init__(self) -> None:
+        """Check that the output folder is kept."""
+        super().__post_init__()
+        check_outside_job("output", self.output)
 
 
 @dataclass(kw_only=True)
@@ -148,8 +155,17 @@ class SeedOptions(Options):
     def __post_init__(self) -> None:
         """Check that random generators take the seed."""
         super().__post_init__()
-        if not 0 <= self.seed < 1 << 63:
-            raise InputError(f"--seed: {self.seed} given, a number from 0 to {(1 << 63) - 1} expected")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"--seed: {self.seed} given, a number from 0 to {(1 << 32) - 1} expected")
+
+
+def check_outside_job(name: str, folder: str) -> None:
+    """Raise `InputError` if the folder of an option is within that of a submitted job, of which Ray makes others."""
+    if "://" not in folder and JOB_FOLDERS in Path(folder).parts:
+        raise InputError(
+            f"--{name.replace('_', '-')}: {folder} is in Ray's copy of this job's files, which it deletes and of which "
+            "the next job has another; pass a whole path, or a URI such as s3://bucket/run, that all nodes see"
+        )
 
 
 def check_name_option(name: str) -> None:

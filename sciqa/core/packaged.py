@@ -8,7 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from sciqa.core.cache import cached_folder
-from sciqa.core.console import console
+from sciqa.core.console import console, print_once
 from sciqa.core.errors import InputError
 
 
@@ -45,9 +45,15 @@ def is_packaged_installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package, _ in PACKAGED[name].files)
 
 
-def check_packaged_name(name: str) -> None:
-    """Raise `InputError` if a packaged model or corpus has the name of a file or folder in the working folder."""
+def check_packaged_name(name: str, is_default: bool) -> None:
+    """Raise `InputError` if a packaged model or corpus has the name of a file or folder in the working folder.
+
+    The default of an option, which may not have been given and may not be used, is told of instead.
+    """
     if Path(name).exists():
+        if is_default:
+            print_once(f"{name}: a packaged name; pass ./{name} for what has that name here")
+            return
         raise InputError(
             f"{name}: packaged, and also a file or folder here; pass ./{name} for what is here, or run it from another "
             "folder for what is packaged"

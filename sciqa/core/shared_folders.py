@@ -65,7 +65,10 @@ def find_blind_nodes(path: Path, nodes: list[dict]) -> list[str]:
 
     def look(path: str) -> object:  # nested, so that it is pickled whole: a node may have no sciqa yet
         there = Path(path)
-        return hashlib.sha256(there.read_bytes()).digest() if there.is_file() else there.exists()
+        try:
+            return hashlib.sha256(there.read_bytes()).digest() if there.is_file() else there.exists()
+        except OSError as error:  # of another user
+            return type(error).__name__
 
     here, sees = look(str(path)), ray.remote(num_cpus=0)(look)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
@@ -77,5 +80,7 @@ def _differs(answer: ray.ObjectRef, here: object) -> bool:
     """Whether a node answers otherwise than this one; a node that has left meanwhile does not count."""
     try:
         return ray.get(answer) != here
+    except ray.exceptions.RayTaskError:
+        return True
     except ray.exceptions.RayError:
         return False

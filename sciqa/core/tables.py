@@ -94,7 +94,7 @@ def begin_table(
         made = held or set(storage.list_names(table_records_path(folder))) - {INPUTS}
         if not (changed := differing_table_inputs(begun["inputs"], inputs, defaults or {})):
             if made or begun.get("rows") == rows:
-                whole = _has_all_files(folder, len(held))
+                whole = is_finished_table(folder)
                 if not whole:  # else a manifest of earlier files would vouch for those that are written now
                     storage.delete_path(table_records_path(folder, MANIFEST))
                 return BegunTable(held, begun.get("rows"), whole)
@@ -142,22 +142,17 @@ def finished_tables(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def is_finished_table(folder: str) -> bool:
-    """Whether a table, or a trained model, exists and is complete; a table that has lost shards is not.
+    """Whether a table, or a trained model, exists and is complete; a table that has lost or gained shards is not.
 
     Files of other kinds, as those of a model, are not counted: a training deletes its checkpoints in the end.
     """
-    if not storage.path_exists(table_records_path(folder, MANIFEST)):  # the folder may be a file
+    path = table_records_path(folder, MANIFEST)
+    if not storage.path_exists(path):  # the folder may be a file
         return False
     names = storage.list_names(folder)
     if all(name.endswith(".parquet") for name in names):
-        return bool(names) and _has_all_files(folder, len(names))
+        return bool(names) and storage.read_json(path)["files"] == len(names)
     return True
-
-
-def _has_all_files(folder: str, files: int) -> bool:
-    """Whether the manifest of a table is there, and tells of as many files as the table has."""
-    path = table_records_path(folder, MANIFEST)
-    return storage.path_exists(path) and storage.read_json(path)["files"] == files
 
 
 def read_table_manifest(folder: str, step: str, version: int | None = None) -> dict:

@@ -20,7 +20,7 @@ class EmbeddingModelOptions(Options):
     def __post_init__(self) -> None:
         """Make the path of a local model absolute."""
         super().__post_init__()
-        self.embedder = local_model_path(self.embedder)
+        self.embedder = local_model_path(self.embedder, EmbeddingModelOptions.embedder)
 
 
 @dataclass(kw_only=True)
@@ -83,13 +83,13 @@ class CorpusOptions(ChunkingOptions, PassagesOptions, RunOptions):
         return {name: getattr(self, name) for name in names}
 
 
-def absolute_corpus_sources(corpus: tuple[str, ...]) -> tuple[str, ...]:
+def absolute_corpus_sources(corpus: tuple[str, ...], default: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the sources of a corpus with absolute local paths; raise `InputError` if there are none.
 
-    `demo`, as a source, is refused where a file or folder has that name.
+    `demo`, as a source, is refused where a file or folder has that name, unless it is the option's default.
     """
     if not corpus:
         raise InputError("--corpus: no source given, `demo`, files or folders expected; leave it out for its default")
     if "demo" in corpus:
-        check_packaged_name("demo")
+        check_packaged_name("demo", corpus == default)
     return tuple(path if path == "demo" else storage.absolute_path(path) for path in corpus)

@@ -113,7 +113,7 @@ def open_exam_table(
     shard_questions = math.ceil(len(table) / shards)  # as equal as can be
     digest, (first,) = hashes.rows_hash(tables.table_rows(table)), table.slice(0, 1).to_pylist()
     exam = Exam(path, digest, len(table), shard_questions, name, columns, answers, first)
-    if (stored := _stored(path)) != (exam.sha256, set(columns)):
+    if (stored := _stored(path, options.overwrite)) != (exam.sha256, set(columns)):
         if stored and stored[0] != exam.sha256 and not options.overwrite:
             raise InputError(
                 f"{path}: the run's exam is another exam than {name} as it is read here; leave --exam and --context "
@@ -137,10 +137,20 @@ def _read_own(path: str, context: ContextFrom) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _stored(path: str) -> tuple[str, set[str]] | None:
-    """Return the hash of the rows in an exam table, and its columns; None if there is no table."""
+def _stored(path: str, overwrite: bool) -> tuple[str, set[str]] | None:
+    """Return the hash of the rows in an exam table, and its columns; None if there is no table.
+
+    A damaged table, which `overwrite` replaces, counts as that of another exam.
+    """
     if not storage.path_exists(path):
         return None
-    with storage.storage_errors(path, "read"):
-        table = tables.open_parquet(path).read()
+    try:
+        with storage.storage_errors(path, "read"):
+            table = tables.open_parquet(path).read()
+    except InputError as error:
+        if not isinstance(error.__cause__, pa.ArrowInvalid):  # it may be readable later
+            raise
+        if not overwrite:
+            raise InputError(f"{error}, or pass --overwrite to replace it") from error
+        return "", set()
     return hashes.rows_hash(tables.table_rows(table)), set(table.column_names)

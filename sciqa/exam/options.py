@@ -1,11 +1,10 @@
 """Options that select and understand the questions of a run."""
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sciqa.core import storage
-from sciqa.core.console import console
+from sciqa.core.console import print_once
 from sciqa.core.errors import InputError
 from sciqa.core.options import Options, WriteOptions
 from sciqa.exam.answer_keys import AnswersFrom
@@ -49,18 +48,14 @@ class ExamQuestionOptions(QuestionFileOptions, WriteOptions):
         Raises:
             InputError: names file, line, row and column of the problem.
         """
-        if exam_file_splits(exam) and Path(exam).exists():
-            _say(f"{exam}: the packaged exam is read; pass ./{exam} for what has that name here")
+        given = [value for field in fields(self) if (value := getattr(self, field.name)) != field.default]
+        is_given = any(exam == value or (isinstance(value, tuple) and exam in value) for value in given)
+        if is_given and exam_file_splits(exam) and Path(exam).exists():
+            print_once(f"{exam}: the packaged exam is read; pass ./{exam} for what has that name here")
         questions = read_exam_questions(exam, self.columns, self.answers_from, self.context)
         for note in questions.notes:
-            _say(note)
+            print_once(note)
         return questions
-
-
-@cache
-def _say(note: str) -> None:
-    """Print a note once per process, however many steps read the exam."""
-    console.print(note, markup=False, soft_wrap=True)
 
 
 @dataclass(kw_only=True)

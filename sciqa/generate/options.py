@@ -157,5 +157,6 @@ class EvaluateTextOptions(EmbedOptions, ReplyOptions, RunOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute."""
         super().__post_init__()
-        self.fill_folder("text", "generated", "instructions")
+        given = storage.join_paths(self.output, "generated", "instructions")
+        self.text = storage.absolute_path(self.text) if self.text else given
         self.tuned = self.tuned and local_model_path(self.tuned)

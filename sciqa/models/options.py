@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sciqa.core import storage
 from sciqa.core.model_files import local_model_path
-from sciqa.core.options import Options, SeedOptions
+from sciqa.core.options import Options, SeedOptions, check_outside_job
 from sciqa.models.prompt_format import Engine, Precision
 from sciqa.models.prompt_template import prompt_template_path
 
@@ -19,7 +20,7 @@ class ModelOptions(Options):
     def __post_init__(self) -> None:
         """Make a local path absolute."""
         super().__post_init__()
-        self.model = local_model_path(self.model)
+        self.model = local_model_path(self.model, ModelOptions.model)
 
 
 @dataclass(kw_only=True)
@@ -101,6 +102,8 @@ class MergeOptions(ModelOptions):
     """Type of the written weights; they are added in float32."""
 
     def __post_init__(self) -> None:
-        """Make local paths absolute."""
+        """Make local paths absolute, and check that the folder is kept."""
         super().__post_init__()
         self.adapter = local_model_path(self.adapter)
+        self.output = storage.absolute_path(self.output)
+        check_outside_job("output", self.output)

@@ -74,7 +74,8 @@ class HardwareNeed:
         workers: minimum number of workers.
         memory: bytes of host memory that each worker requests from Ray.
         device: bytes of GPU memory per worker, or of host memory in a cluster without GPUs; 0 for CPU stages.
-        offloaded: bytes among `memory` that are offloaded from the device; without GPUs, they are beside its own.
+        offloaded: bytes among `memory` that are offloaded from the device; without GPUs, they are needed
+            beside those of `device`, in the same host memory.
     """
 
     stage: str

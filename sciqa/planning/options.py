@@ -28,7 +28,8 @@ class VolumeOptions(StoredVectorsOptions, ChunkingOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute and check the number."""
         super().__post_init__()
-        self.corpus = absolute_corpus_sources(self.corpus)
+        if self.articles is None:
+            self.corpus = absolute_corpus_sources(self.corpus, VolumeOptions.corpus)
         self.at_least(1, "articles")
         for name in ("passage_tokens", "passage_overlap"):
             if self.articles and (given := getattr(self, name)) != defaults_of(ChunkingOptions)[name]:

@@ -274,12 +274,12 @@ class EmbedderOptions(SeedOptions, PassagesOptions, WriteOptions):
         super().__post_init__()
         self.name = self.method if self.name is None else self.name
         check_name_option(self.name)
-        self.teacher = local_model_path(self.teacher)
+        self.teacher = local_model_path(self.teacher, EmbedderOptions.teacher)
         self.at_least(1, "vector_size", "window", "min_count", "epochs", "threads")
         if not 0 < self.sif < 1:
             raise InputError(f"--sif: {self.sif} given, more than 0 and less than 1 expected")
-        if not 0 <= self.sample < 1 or self.seed < 0:
-            raise InputError("--sample, --seed: a share from 0 to 1 and a number of at least 0 expected")
+        if not 0 <= self.sample < 1:
+            raise InputError(f"--sample: {self.sample} given, from 0 to less than 1 expected")
 
     @property
     def folder(self) -> str:

@@ -166,13 +166,18 @@ def finetune_inputs(options: FinetuneOptions) -> dict:
 def _inputs(options: FinetuneOptions, exams: dict[str, Exam]) -> dict:
     """Return all inputs on which the result depends, besides the number of workers."""
     inputs = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
-    for split, exam in exams.items():
-        inputs[f"{split} questions"] = exam.sha256
-        inputs[f"{split} contexts"] = open_contexts(getattr(options, f"{split}_contexts"), exam)[1]
+    inputs |= {f"{split} questions": exam.sha256 for split, exam in exams.items()}
+    return inputs | _read_inputs(options, exams) | {"format": TRAINED_FORMAT}
+
+
+def _read_inputs(options: FinetuneOptions, exams: dict[str, Exam]) -> dict:
+    """Return those of the inputs that are read from files, which may change before workers read them."""
     files = find_model(options.model)
-    inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
+    inputs: dict = {"weights of the model": files.weights_hash, "others of the model": files.others}
     inputs |= {"text of the template": options.template_style().get("template")}
-    return inputs | {"format": TRAINED_FORMAT}
+    for split, exam in exams.items():
+        inputs[f"{split} contexts"] = open_contexts(getattr(options, f"{split}_contexts"), exam)[1]
+    return inputs
 
 
 def _fit(
@@ -188,7 +193,7 @@ def _fit(
         open_finetune_split(options, split)
     config: dict = exams | {"steps": steps, "template": options.template_style()}
     config["recorded"] = inputs | {"revision": find_model(options.model).revision}
-    check_ray_train_inputs(inputs, _inputs(options, exams))
+    check_ray_train_inputs(inputs, _read_inputs(options, exams))
     return _keep_best(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 
 

@@ -163,12 +163,19 @@ def objective_inputs(options: FinetuneOptions, examples: dict[str, list[dict]]) 
     """Return all inputs on which the result depends."""
     ignored = (*ELSEWHERE, "num_workers")
     inputs = {name: value for name, value in vars(options).items() if name not in ignored}
-    files = find_model(options.model)
-    inputs |= {"rewards": [name if name in REWARDS else _judge_hash(name) for name in options.rewards]}
     inputs |= {f"{split} examples": hashes.rows_hash(rows) for split, rows in examples.items()}
-    inputs |= {"weights of the model": files.weights_hash, "others of the model": files.others}
-    inputs |= {"text of the template": _exam_style(options).template}
-    return inputs | {"format": OBJECTIVE_FORMAT}
+    return inputs | _read_inputs(options) | {"format": OBJECTIVE_FORMAT}
+
+
+def _read_inputs(options: FinetuneOptions) -> dict:
+    """Return those of the inputs that are read from files, which may change before workers read them."""
+    files = find_model(options.model)
+    return {
+        "rewards": [name if name in REWARDS else _judge_hash(name) for name in options.rewards],
+        "weights of the model": files.weights_hash,
+        "others of the model": files.others,
+        "text of the template": _exam_style(options).template,
+    }
 
 
 def _judge_hash(folder: str) -> str:
@@ -195,7 +202,7 @@ def _fit(
     steps = options.trl_steps(len(examples["train"]))
     config: dict = {split: _examples_path(options, split) for split in SPLITS}
     config["recorded"] = {"revision": find_model(options.model).revision}
-    check_ray_train_inputs(inputs, objective_inputs(options, examples))
+    check_ray_train_inputs(inputs, _read_inputs(options))
     return keep_best_objective(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 
 

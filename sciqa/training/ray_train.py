@@ -98,7 +98,8 @@ def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool =
 
 def check_ray_train_inputs(begun: dict, now: dict) -> None:
     """Raise `InputError` if inputs that were read again, for the workers, are others than those on record."""
-    if changed := sorted(tables.differing_table_inputs(json.loads(json.dumps(begun)), now, {})):
+    begun = json.loads(json.dumps({name: begun[name] for name in now}))
+    if changed := sorted(tables.differing_table_inputs(begun, now, {})):
         raise InputError(f"{', '.join(changed)}: changed while the command waited for its workers; run it again")
 
 
