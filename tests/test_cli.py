@@ -19,6 +19,7 @@ from conftest import QUESTIONS
 from tiny import tiny_folder
 
 from sciqa import cli
+from sciqa.ask import AskOptions
 from sciqa.audit.options import AuditOptions
 from sciqa.cli import parse_cli_options, read_cli_config
 from sciqa.cli_results import print_cli_results
@@ -29,6 +30,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
 from sciqa.core.summary import Summary
 from sciqa.exam.options import ExamQuestionOptions
+from sciqa.models.options import MergeOptions
 from sciqa.planning.options import PlanOptions
 from sciqa.retrieval import IndexOptions
 from sciqa.run import RunExamOptions
@@ -392,6 +394,9 @@ def test_a_job_writes_nothing_into_the_copy_of_its_files(tmp_path, monkeypatch):
     for output in ("sciqa-run", str(folder / "run")):
         with pytest.raises(InputError, match=r"^--output: .* is in Ray's copy of this job's files"):
             RunExamOptions(output=output)
+        with pytest.raises(InputError, match=r"^--output: "):
+            MergeOptions(output=output)
+    assert AskOptions(question="?").output == str(folder / "sciqa-run")  # it is only read
     assert RunExamOptions(output=str(tmp_path)).output == str(tmp_path)
 
 

@@ -48,14 +48,9 @@ class OutputOptions(Options):
     """Folder (or URI such as s3://bucket/run) for everything that the run writes."""
 
     def __post_init__(self) -> None:
-        """Make a local path absolute; refuse one in the folder of a submitted job, of which Ray makes others."""
+        """Make a local path absolute."""
         super().__post_init__()
-        given, self.output = self.output, storage.absolute_path(self.output)
-        if JOB_FOLDERS in Path(self.output).parts:
-            raise InputError(
-                f"--output: {given} is in Ray's copy of this job's files, which it deletes and of which the next job "
-                "has another; pass a whole path, or a URI such as s3://bucket/run, that all nodes see"
-            )
+        self.output = storage.absolute_path(self.output)
 
     def fill_folder(self, name: str, *default: str) -> None:
         """Make the path of a folder option absolute; an option that is not given gets a folder in the output folder."""
@@ -69,6 +64,11 @@ class WriteOptions(OutputOptions):
 
     overwrite: bool = False
     """Replace what was made there from other inputs; by default it is kept and the step fails."""
+
+    def __post_init__(self) -> None:
+        """Check where the run writes."""
+        check_output_option(self.output)
+        super().__post_init__()
 
 
 @dataclass(kw_only=True)
@@ -150,6 +150,15 @@ class SeedOptions(Options):
         super().__post_init__()
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed: {self.seed} given, a number from 0 to {(1 << 63) - 1} expected")
+
+
+def check_output_option(given: str) -> None:
+    """Raise `InputError` if an `--output` is in the folder of a submitted job, of which Ray makes others."""
+    if JOB_FOLDERS in Path(storage.absolute_path(given)).parts:
+        raise InputError(
+            f"--output: {given} is in Ray's copy of this job's files, which it deletes and of which the next job "
+            "has another; pass a whole path, or a URI such as s3://bucket/run, that all nodes see"
+        )
 
 
 def check_name_option(name: str) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sciqa.core.model_files import local_model_path
-from sciqa.core.options import Options, SeedOptions
+from sciqa.core.options import Options, SeedOptions, check_output_option
 from sciqa.models.prompt_format import Engine, Precision
 from sciqa.models.prompt_template import prompt_template_path
 
@@ -101,6 +101,7 @@ class MergeOptions(ModelOptions):
     """Type of the written weights; they are added in float32."""
 
     def __post_init__(self) -> None:
-        """Make local paths absolute."""
+        """Make local paths absolute; check where the model is written."""
         super().__post_init__()
+        check_output_option(self.output)
         self.adapter = local_model_path(self.adapter)
