@@ -59,6 +59,7 @@ class MessageSchema(RequestSchema):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[MessagePartSchema]
+    name: None = None
 
     @property
     def text(self) -> str:
@@ -96,6 +97,7 @@ class ChatRequest(RequestSchema):
     stop: None = None
     user: str | None = None
     store: Literal[False] | None = None
+    metadata: None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
