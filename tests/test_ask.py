@@ -470,10 +470,3 @@ def test_options_without_effect_are_known_also_those_of_a_config_file(tmp_path, 
 def test_examples_are_refused_for_words():
     with pytest.raises(InputError, match="--shots: examples of ranking; give --options too"):
         ask(AskOptions(question="Which?", shots=2))
-
-
-def test_a_token_without_an_embedding_is_refused_in_words_too(models):
-    scorer, options, question = words_of(models["llama"])
-    scorer.tokenizer.add_tokens(["<gas>"])
-    with pytest.raises(InputError, match=r"the token '<gas>' .*, the model only"):
-        encode_for_generated_answer(options, question, {"context": "A <gas>.", "passages": []}, scorer)

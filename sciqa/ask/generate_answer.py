@@ -23,7 +23,7 @@ from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.models.causal import CausalScorer
 from sciqa.models.decoding import CheckTokenScores, decoding_end_tokens
 from sciqa.models.prompt_template import TemplatePrompt, built_in_template, compiled_template
-from sciqa.models.scorer import EncodedForScorer, Scorer, _check_embedded
+from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.models.text_encoder import TextEncoder
 from sciqa.retrieval.contexts import FindContexts
 
@@ -62,7 +62,7 @@ def encode_for_generated_answer(
     Raises:
         QuestionError: the question does not fit the model, or a conversation does not fit its chat template.
         InputError: `--prompt chat` is given and the model has no chat template, or it writes less than
-            `--max-new-tokens`, or has no embedding for a token.
+            `--max-new-tokens`.
     """
     chat, name = _is_chat(options, scorer), model_files_name(options.model)
     if earlier and not chat:
@@ -90,9 +90,7 @@ def encode_for_generated_answer(
             (ids,) = text.encode([text.literal(prompt.plain)], start=True)
         return EncodedForScorer(ids, [], [])
 
-    encoded = scorer.cut(question, found["context"], encode, 0 if decodes else options.max_new_tokens)
-    _check_embedded(scorer, [encoded])
-    return encoded
+    return scorer.cut(question, found["context"], encode, 0 if decodes else options.max_new_tokens)
 
 
 def _chat_tokens(prompt: TemplatePrompt, text: TextEncoder, earlier: Sequence[dict]) -> list[int]:
