@@ -256,12 +256,13 @@ def test_what_is_missing_exits_2(tmp_path, small_index, capsys):
 
 
 @pytest.mark.parametrize("family", mostly_slow(["bert", "t5"], "bert"))
-def test_other_families_rank(tmp_path, asked, family):
+def test_other_families_rank(tmp_path, asked, family, capsys):
     folder = tiny_folder(tmp_path / family, family)
     if family == "bert":
         transformers.AutoModelForMultipleChoice.from_pretrained(folder).save_pretrained(folder)
     options = ("Jupiter", "Mars", "a fish")
-    ranking = asked(QUESTION, options=options, model=folder).details["ranking"]
+    ranking = asked(QUESTION, options=options, model=folder, max_new_tokens=5, num_beams=2).details["ranking"]
+    assert "ask: --max-new-tokens, --num-beams: without effect on options that are ranked\n" in capsys.readouterr().err
     assert sorted(option for option, _ in ranking) == sorted(options)
     probabilities = [probability for _, probability in ranking]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -339,12 +340,17 @@ def test_no_word_is_shown_twice_wherever_sentences_end():
     draw = random.Random(0)
     words = ["a)", "1)", "Dr.", "vs.", "U.S.", '"', "so.", "A)", "Mars", "Mr.", "\n\n", "The"]
     for _ in range(500):
-        text, shown = " ".join(draw.choices(words, k=8)).strip(), []
-        stream = GeneratedAnswerStream(None, lambda sentence: 1, shown.append)
+        text, shown, cited = " ".join(draw.choices(words, k=8)).strip(), [], []
+        stream = GeneratedAnswerStream(None, lambda sentence, cited=cited: cited.append(sentence) or 1, shown.append)
         for word in re.findall(r"\S+\s*", text):
             stream.on_finalized_text(word)
         stream.on_finalized_text("", stream_end=True)
-        assert re.sub(r" \[1\]", "", "".join(shown)) == text
+        *pieces, rest = "".join(shown).split(" [1]")
+        assert "".join([*pieces, rest]) == text
+        assert not any(piece[:1].strip() for piece in [*pieces[1:], rest])  # no mark within a word
+        for end, sentence in enumerate(cited, 1):
+            assert "".join(pieces[:end]).endswith(sentence)  # each mark behind its own sentence
+        assert len(cited) == len(pieces)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +393,10 @@ def test_an_answer_ends_by_any_end_token_and_says_whether_it_was_cut(models, mon
         options.max_new_tokens = most
         assert written(scorer, options, prompt)[1:] == (1, len(prompt.prompt), "stop")
     assert calls == ["reset"] * 3
-    scorer.tokenizer.eos_token, line = "<|im_end|>", "x\n"
+    scorer.tokenizer.eos_token, options.max_new_tokens = "<|im_end|>", 3
+    scorer.model.generation_config.forced_eos_token_id = 5  # as BART's
+    assert written(scorer, options, prompt)[1:] == (3, len(prompt.prompt), "length")
+    scorer.model.generation_config.forced_eos_token_id, line = None, "x\n"
     monkeypatch.setattr(scorer.tokenizer, "decode", lambda *given, **how: line)
     assert written(scorer, options, prompt).finish_reason == "stop"
 
@@ -442,18 +451,22 @@ def test_an_answer_is_told_to_be_that_of_model_and_adapter():
 
 
 @pytest.mark.parametrize(
-    ("given", "part"),
+    ("given", "flags"),
     [
-        ({"rotations": 4}, "--rotations: has an effect on options that are ranked alone"),
-        ({"shots": 2}, "--shots: "),
-        ({"completion": "letter"}, "--completion: "),
-        ({"normalise": "none"}, "--normalise: "),
-        ({"options": ("a", "b"), "max_new_tokens": 5}, "--max-new-tokens: has an effect on answers in words alone"),
-        ({"options": ("a", "b"), "num_beams": 2}, "--num-beams: "),
-        ({"options": ("a", "b"), "do_sample": True, "temperature": 0.5}, "--do-sample: "),
+        ("rotations: 4", ["--rotations"]),
+        ("completion: letter\nnormalise: none\nmax_new_tokens: 64", ["--completion", "--normalise"]),
+        ("rotations: 1\ncompletion: auto\nnormalise: auto", []),
+        ("options: [a, b]\nmax_new_tokens: 5\nnum_beams: 2\nrotations: 2", ["--max-new-tokens", "--num-beams"]),
+        ("options: [a, b]\ndo_sample: true\ntemperature: 0.5", ["--do-sample"]),
+        ("options: [a, b]\nmax_new_tokens: 128\nnum_beams: 1\ndo_sample: false", []),
     ],
 )
-def test_options_without_effect_are_refused(given, part):
-    with pytest.raises(InputError) as error:
-        ask(AskOptions(question="Which?", **given))
-    assert part in str(error.value)
+def test_options_without_effect_are_known_also_those_of_a_config_file(tmp_path, given, flags):
+    (tmp_path / "ask.yaml").write_text(given)
+    options = parse_cli_options(AskOptions, "ask", "answer", ["Which?", "--config", str(tmp_path / "ask.yaml")])
+    assert options.without_effect() == flags
+
+
+def test_examples_are_refused_for_words():
+    with pytest.raises(InputError, match="--shots: examples of ranking; give --options too"):
+        ask(AskOptions(question="Which?", shots=2))

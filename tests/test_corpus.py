@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_sources import write_pdf
 
 from sciqa.core import storage, tables
-from sciqa.core.errors import InputError, QuestionError, find_input_error
+from sciqa.core.errors import HANDLING, InputError, QuestionError, find_input_error
 from sciqa.core.model_files import tokenizer_of_model_files
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus import parts
@@ -175,6 +175,14 @@ def test_bad_input_of_a_worker_is_found_in_its_traceback():
     for kind in (InputError, QuestionError):
         said = f"Traceback\n{kind.__module__}.{kind.__name__}: question '1': too long\nmore"
         assert str(find_input_error(RuntimeError(said))) == "question '1': too long"
+
+
+def test_bad_input_of_one_of_several_workers_is_found():
+    bad = f"Traceback\n{InputError.__module__}.InputError: a.parquet: no such file"
+    handled = f"Traceback\n{InputError.__module__}.InputError: handled\n\n{HANDLING}\n\nTraceback\nRuntimeError: closed"
+    for said in (f"{bad}\n\n[Rank 1] {handled}", f"{handled}\n\n[Rank 1] {bad}\n"):
+        assert str(find_input_error(RuntimeError(said))) == "a.parquet: no such file"
+    assert find_input_error(RuntimeError(f"{handled}\n{handled}")) is None
 
 
 @pytest.mark.parametrize(

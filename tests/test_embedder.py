@@ -19,7 +19,7 @@ from tiny_embedders import MINILM, tiny_embedder, tiny_tokenizer
 from tokenizers import Tokenizer
 
 from sciqa.core import cache, tables
-from sciqa.core.errors import InputError
+from sciqa.core.errors import InputError, QuestionError
 from sciqa.core.model_files import find_model, model_file_sequence_length
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import ChunkingOptions, CorpusOptions
@@ -233,8 +233,10 @@ def test_a_vector_of_zeros_is_refused(tmp_path, backend):
             parameter.data.zero_()
 
     embedder = load_embedder(tiny_embedder(tmp_path, edit=edit), 2, backend)
-    with pytest.raises(InputError, match=r"its vector of the text 'Iron' is zero"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}.*: its vector of the text 'Iron' is zero"):
         embedder.encode(["Iron"])
+    with pytest.raises(QuestionError, match=r"^model: its vector of question 'asked' is zero"):
+        embedder.encode(["Iron"], kind="query", names=["question 'asked'"])
 
 
 def change_weights(folder, change):

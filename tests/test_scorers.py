@@ -249,6 +249,15 @@ def test_tokens_without_an_embedding_are_refused():
         scorer.encode_to_write(question | {"prompt": "<gas>?"}, "", 8)
 
 
+def test_a_model_of_characters_has_no_table_of_embeddings():
+    torch.manual_seed(0)
+    sizes = ENCODER | {"max_position_embeddings": 256, "num_hash_buckets": 512}
+    model = transformers.CanineForMultipleChoice(transformers.CanineConfig(**sizes)).eval()
+    scorer = MultipleChoiceScorer(model, transformers.CanineTokenizer(), PromptFormat())
+    encoded = scorer.encode({"id": "1", "prompt": "Which gas?", "A": "helium", "B": "neon"}, "")
+    assert np.isfinite(score_options(scorer, [encoded])[0]).all()
+
+
 def test_encoder_decoders_score_as_their_own_loss():
     scorer = Seq2SeqScorer(tiny_model("t5", vocab_size=49152), tiny_tokenizer("t5"), PromptFormat())
     question = read_exam("direct-validation").to_pylist()[0]

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from sciqa.core import cluster as cluster_module
 from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
+from sciqa.retrieval.index import read_index_manifest
 from sciqa.serve import ServeOptions
 from sciqa.serve.app import create_app
 from sciqa.serve.middleware import CountRequestsMiddleware, MetricsMiddleware
@@ -97,10 +99,7 @@ def client(replica, options):
 def answered(settings, capsys, **more):
     """The text that `ask` writes, and its details."""
     capsys.readouterr()
-    given = settings | more
-    if more.get("options"):  # how long answers in words are has no effect on them
-        del given["max_new_tokens"]
-    details = ask(AskOptions(**given)).details
+    details = ask(AskOptions(**settings | more)).details
     return capsys.readouterr().out.removesuffix("\n"), details
 
 
@@ -219,8 +218,8 @@ def test_a_conversation_goes_through_the_chat_template(client, settings, replica
         ("/v1/chat/completions", CHAT | {"tools": []}, 422, "tools: Extra inputs"),
         ("/v1/chat/completions", CHAT | {"model": "gpt-5"}, 404, "no model 'gpt-5' here; there is 'llama"),
         ("/v1/chat/completions", CHAT | {"store": True}, 422, "store: "),
-        ("/v1/chat/completions", CHAT | {"metadata": {}}, 422, "metadata: Extra inputs"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "name": "Al", "content": "?"}]}, 422, "0.name: Extra"),
+        ("/v1/chat/completions", CHAT | {"metadata": {}}, 422, "metadata: Input should be None"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "name": "Al", "content": "?"}]}, 422, "0.name: Input"),
         ("/v1/chat/completions", CHAT | {"max_tokens": 1, "max_completion_tokens": 2}, 422, "one of max_tokens and"),
         ("/v1/chat/completions", CHAT | {"stream_options": {}}, 422, "stream_options: only with stream"),
         ("/v1/ask", {"question": "Why?", "temperature": 1e-40}, 422, "temperature: 1e-40 given, at least 0.001"),
@@ -235,6 +234,13 @@ def test_bad_requests_are_refused_in_one_clear_line(client, path, body, status, 
     assert part in error["message"]
     assert error["type"] == "invalid_request_error"
     assert "--" not in error["message"]  # fields, not flags
+    assert not error["message"].startswith("body: ")
+
+
+def test_fields_that_are_null_ask_for_nothing(client):
+    messages = [{"role": "user", "name": None, "content": QUESTION}]
+    whole = CHAT | {"messages": messages, "metadata": None, "stop": None, "max_tokens": 1}
+    assert client.post("/v1/chat/completions", json=whole).status_code == 200
 
 
 def test_an_encoder_ranks_and_writes_nothing(small_index, tmp_path):
@@ -367,7 +373,6 @@ def test_faults_of_the_server_are_logged_and_no_client_is_told_of_its_files(clie
         assert response.json()["error"]["type"] == "server_error"
         assert "secret" not in response.text
         assert "/secret/index" in caplog.text
-    assert replica.check_health() is None
 
     def break_off(options, found, prompt, show):
         show("Plants ")
@@ -378,19 +383,52 @@ def test_faults_of_the_server_are_logged_and_no_client_is_told_of_its_files(clie
     assert (last["type"], "secret" in last["message"]) == ("error", False)
 
 
-def test_a_replica_whose_device_is_gone_is_not_healthy(settings, replica, monkeypatch):
+def test_a_replica_whose_device_is_gone_ends(replica, monkeypatch):
+    def lost(*given):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
     def fail(*given):
-        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        try:
+            lost()
+        except RuntimeError as error:
+            raise InputError("cannot embed texts") from error
 
-    monkeypatch.setattr(replica, "broken", "")  # set back in the end
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(replica, "device", "cuda")
     monkeypatch.setattr(replica.answerer, "find", fail)
-    made = asyncio.run(replica.rank(QUESTION, OPTIONS, evidence=False))
-    assert made["type"] == "failure"
-    with pytest.raises(RuntimeError, match="device-side assert"):
-        replica.check_health()
+    for works, expected in ((lambda: None, []), (lost, [1])):
+        monkeypatch.setattr(torch.cuda, "synchronize", works)
+        assert asyncio.run(replica.rank(QUESTION, OPTIONS, evidence=False))["type"] == "failure"
+        assert ended == expected
 
 
-def test_a_replica_does_not_start_with_other_files_than_the_server_was_started_with(settings, tmp_path):
+def test_every_request_ends_also_where_a_fault_cannot_be_told(replica, monkeypatch):
+    def fail(*given):
+        raise ImportError("a defect")
+
+    monkeypatch.setattr(replica.answerer, "find", fail)
+    monkeypatch.setattr(replica, "_failed", fail)
+
+    async def use():
+        with pytest.raises(ImportError):
+            await replica.rank(QUESTION, OPTIONS, evidence=False)
+        with pytest.raises(ImportError):
+            await anext(replica.write(QUESTION, [], {}))
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_a_replica_goes_on_with_an_index_that_is_gone(settings, tmp_path):
+    shutil.copytree(f"{settings['output']}/index", tmp_path / "index")
+    replica = one_replica(ServeOptions(**settings, index=str(tmp_path / "index")))
+    rows = np.arange(sum(shard["rows"] for shard in read_index_manifest(str(tmp_path / "index"))["shards"]))
+    shutil.rmtree(tmp_path / "index")
+    passages = replica.answerer.index.passages(rows)
+    assert len({passage["passage_id"] for passage in passages}) == len(rows)
+
+
+def test_a_replica_does_not_start_with_other_files_than_the_server_was_started_with(settings, tmp_path, monkeypatch):
     shutil.copytree(settings["model"], tmp_path / "model")
     (tmp_path / "mine.jinja").write_text("{{ context }} {{ question }}")
     options = ServeOptions(**settings | {"model": str(tmp_path / "model"), "template": str(tmp_path / "mine.jinja")})
@@ -402,6 +440,7 @@ def test_a_replica_does_not_start_with_other_files_than_the_server_was_started_w
     assert answerer_identity(options, manifest) == identity
     about = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(about | {"rms_norm_eps": 0.1}))
+    monkeypatch.setattr("sciqa.serve.replica.Answerer", None)  # nothing is loaded
     with pytest.raises(InputError, match="are not those that the server was started with; start it again"):
         OneReplica(options, manifest, identity, "cpu", 2)
     manifest["shards"][0]["bytes"]["vectors.npy"] += 1  # as of an index that was built anew
@@ -412,7 +451,8 @@ def test_a_replica_does_not_start_with_other_files_than_the_server_was_started_w
 def test_a_server_without_room_for_its_longest_answer_does_not_start(settings):
     with pytest.raises(InputError, match=r"--max-new-tokens: 3000 given, .* has room for 511"):
         one_replica(ServeOptions(**settings | {"max_new_tokens": 3000}))
-    with pytest.raises(InputError, match=r"\d+ tokens without any context and 505 to write, the model's limit is 512"):
+    said = r"--max-new-tokens: 505 given, .* \d+ tokens without any context and 505 to write, the model's limit is 512"
+    with pytest.raises(InputError, match=said):
         one_replica(ServeOptions(**settings | {"max_new_tokens": 505}))
 
 
@@ -488,6 +528,7 @@ def test_an_adapter_is_named_with_its_model(options):
         (model,) = client.get("/v1/models").json()["data"]
         assert model["id"].endswith("+reader")
         assert client.get("/healthz").json()["model"] == model["id"]
+        assert client.post("/v1/chat/completions", json=CHAT | {"model": named.model}).status_code == 404
 
 
 def test_ray_is_started_without_the_token_and_on_the_head_alone(settings, monkeypatch):
@@ -495,7 +536,7 @@ def test_ray_is_started_without_the_token_and_on_the_head_alone(settings, monkey
     seen = []
     monkeypatch.setattr(cluster_module, "connect_cluster", lambda options: seen.append(dict(os.environ)))
     monkeypatch.setattr(cluster_module, "is_cluster_head", lambda: False)
-    with pytest.raises(InputError, match=r"not the head node of the cluster.*; start the server there"):
+    with pytest.raises(InputError, match=r"listens on the head node of its cluster, .*; start it there"):
         start_serve(ServeOptions(**settings, port=free_port()))
     assert [TOKEN in each for each in seen] == [False]
     assert os.environ[TOKEN] == SECRET
@@ -505,15 +546,19 @@ def test_more_replicas_than_there_is_room_for_are_refused_at_once(settings, clus
     assert cluster_module.is_cluster_head()
     monkeypatch.setattr(cluster_module, "LONGEST_WAIT", 0)
     options = ServeOptions(**settings, min_replicas=4, max_replicas=4)
-    with pytest.raises(
-        InputError, match=r"too few resources: a worker needs a node .*, or several, for 4 such workers"
-    ):
+    with pytest.raises(InputError, match=r"too few resources: 4 workers need CPU .* each, there is room for 2 on"):
         serve_application(options, {"shards": []}, None)
 
 
-def test_replicas_that_have_no_room_yet_are_told_of(settings, cluster, capsys):
+def test_replicas_that_have_no_room_yet_are_told_of(settings, cluster, capsys, monkeypatch):
     serve_application(ServeOptions(**settings, max_replicas=4), {"shards": []}, None)
     assert "serve: room for 2 of --max-replicas 4 now; CPU threads of each: 1" in capsys.readouterr().err
+    kinds = [{"CPU": 8, "GPU": 1, f"accelerator_type:{kind}": 1} for kind in ("A10G", "T4", "T4", "T4")]
+    monkeypatch.setattr(cluster_module, "_resources", lambda: kinds)
+    options = ServeOptions(**settings, max_replicas=4, accelerator="A10G")
+    monkeypatch.setattr(importlib.import_module("sciqa.serve.serve"), "model_file_bytes", lambda name: 0)
+    serve_application(options, {"shards": []}, None)
+    assert "serve: room for 1 of --max-replicas 4 now" in capsys.readouterr().err
 
 
 def test_a_long_answer_lets_rankings_through_and_ends_with_its_client(replica, monkeypatch):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sciqa.ask.options import AskAnswerOptions, AskOptions
+from sciqa.core import storage
 from sciqa.core.adapter_files import adapter_hash
 from sciqa.core.device import Device
 from sciqa.core.errors import QuestionError
@@ -103,15 +104,21 @@ class Answerer:
         with quick_imports():
             from sciqa.predict.readers import ModelReader
 
-        index = LocalSearch(options.index, manifest, options.search_parameters, options.candidates, options.cache_bytes)
+        how = options.search_parameters, options.candidates, options.cache_bytes
+        self.index = LocalSearch(options.index, manifest, *how)
         embed = options.embed_on(device, threads)
-        self.finder = FindContexts(None, options, index, embed, options.context_form(ranks=True))
+        self.finder = FindContexts(None, options, self.index, embed, options.context_form(ranks=True))
         self.reader = ModelReader(**options.reader_arguments(device, threads))
 
     @property
     def notes(self) -> list[str]:
         """Messages for the user on how embedder and reader are computed."""
         return [*self.finder.embedder.notes, *self.reader.notes]
+
+    def open_files(self) -> None:
+        """Open the files of the index that are otherwise opened when a hit first asks for them."""
+        index = self.index
+        storage.map_storage(lambda shard: (shard.passages, index.exact or shard.vectors), index.group.shards)
 
     def find(self, options: AskOptions) -> dict:
         """Return the question's row of the contexts table, plus `read`: the passages that form its context."""

@@ -29,7 +29,11 @@ def ask(options: AskOptions) -> Summary:
         InputError: the index is missing or made with another embedder, or the reader is missing or cannot write text.
     """
     started = time.monotonic()
-    options.check_effect()
+    if options.shots and not options.options:
+        raise InputError("--shots: examples of ranking; give --options too, or leave it out for an answer in words")
+    if unread := options.without_effect():
+        kind = "options that are ranked" if options.options else "an answer in words"
+        console.print(f"ask: {', '.join(unread)}: without effect on {kind}", markup=False, soft_wrap=True)
     manifest = check_answerer(options, options.as_row())
     if not options.options:
         check_answerer_model(options.model)

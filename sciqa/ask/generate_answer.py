@@ -142,7 +142,10 @@ def generate_answer(
     made = whole[0, start:]
     if beams:
         stream.on_finalized_text(str(tokenizer.decode(made, skip_special_tokens=True)), stream_end=True)
-    ended = not set(stops).isdisjoint(made.tolist()) or any(line(whole, None).all() for line in line_ends)
+    # BART is made to end at the limit, so its end token says nothing there.
+    forced = cast("Any", scorer.model).generation_config.forced_eos_token_id is not None
+    written = made[: options.max_new_tokens - forced].tolist()
+    ended = not set(stops).isdisjoint(written) or any(line(whole, None).all() for line in line_ends)
     return GeneratedAnswer(sorted(stream.cited), len(made), ids.shape[1], "stop" if ended else "length")
 
 

@@ -15,7 +15,7 @@ from sciqa.retrieval.options import ContextOptions, SearchOptions
 
 SAMPLING = ("temperature", "sample_top_k", "top_p")
 #: Options that have an effect on the ranking of options alone, and on answers in words alone.
-RANKING = ("shots", "rotations", "completion", "normalise")
+RANKING = ("rotations", "completion", "normalise")
 WORDS = ("max_new_tokens", "num_beams", "do_sample")
 #: Default number of context sentences for an answer in words. On 36 questions of the packaged validation split,
 #: SmolLM2's answer was nearest to the right option for a share of 0.67 with the four nearest sentences of five
@@ -104,14 +104,11 @@ class AskOptions(AskAnswerOptions):
         lettered = dict(zip(string.ascii_uppercase, self.options, strict=False))
         return {"id": "asked", "prompt": self.question, "is_question": True, "context": None, "answer": None} | lettered
 
-    def check_effect(self) -> None:
-        """Raise `InputError` if an option is given that has an effect on the other kind of answer alone."""
-        unread, instead = (WORDS, "leave it out") if self.options else (RANKING, "give --options too, or leave it out")
-        kind = "answers in words" if self.options else "options that are ranked"
+    def without_effect(self) -> list[str]:
+        """Return the options that are given and have an effect on the other kind of answer alone, as flags."""
         defaults = defaults_of(AskAnswerOptions)
-        for name in unread:
-            if getattr(self, name) != defaults[name]:
-                raise InputError(f"--{name.replace('_', '-')}: has an effect on {kind} alone; {instead}")
+        given = [name for name in (WORDS if self.options else RANKING) if getattr(self, name) != defaults[name]]
+        return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _text(name: str, given: str) -> str:

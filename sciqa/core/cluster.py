@@ -159,20 +159,23 @@ def wait_for_cluster_room(needs: dict[str, float], workers: int = 1) -> None:
     if cluster_workers_that_fit(needs) >= workers:
         return
     group = placement_group([needs] * workers)  # shows the demand to an autoscaler
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
-    asked += f", or several, for {workers} such workers" if workers > 1 else ""
+    asked, many = ", ".join(f"{name} {amount:g}" for name, amount in needs.items()), workers > 1
+    wanted = f"room for {workers} workers with {asked} each" if many else f"a node with {asked}"
     try:
         waited = time.monotonic()
-        with progress_lines("cluster", f"waiting for a node with {asked}"):
-            while cluster_workers_that_fit(needs) < workers:
+        with progress_lines("cluster", f"waiting for {wanted}"):
+            while (fit := cluster_workers_that_fit(needs)) < workers:
                 if _node_on_its_way():
                     waited = time.monotonic()
                 if time.monotonic() - waited > LONGEST_WAIT:
                     largest = "; ".join(sorted({_described(each) for each in _resources()}))
+                    short = f"a worker needs a node with {asked}, there are nodes with {largest}"
+                    if many:
+                        short = f"{workers} workers need {asked} each, there is room for {fit} on nodes with {largest}"
                     raise InputError(
-                        f"the cluster has too few resources: a worker needs a node with {asked}, there are nodes "
-                        f"with {largest}, and no other is being started; add one, or a node type that has it, or "
-                        "pass --accelerator cpu, a smaller --model or another --num-workers (of `serve` --min-replicas)"
+                        f"the cluster has too few resources: {short}, and no other is being started; add one, or a "
+                        "node type that has it, or pass --accelerator cpu, a smaller --model or another --num-workers "
+                        "(of `serve` --min-replicas)"
                     )
                 time.sleep(0.5)
     finally:
@@ -221,7 +224,7 @@ def num_cluster_workers(options: ClusterOptions, parts: int, *, whole_nodes: boo
     if options.worker_range:
         available = options.worker_range[-1]
     elif cluster_uses_gpu(options):
-        kind = _accelerator_needs(options)
+        kind = cluster_accelerator_needs(options)
         available = int(sum(each.get("GPU", 0) for each in _resources() if kind.keys() <= each.keys()))
     elif whole_nodes:
         available = sum(each.get("CPU", 0) >= 1 for each in _resources())
@@ -284,7 +287,7 @@ def cluster_worker_needs(options: DeviceOptions, workers: int, weights: int, lea
     )
     if weights:
         needs["memory"] = int(LOADING * weights)
-    wait_for_cluster_room(needs | _accelerator_needs(options), least)
+    wait_for_cluster_room(needs | cluster_accelerator_needs(options), least)
     return needs
 
 
@@ -296,10 +299,11 @@ def check_cluster_accelerator(options: RunOptions) -> None:
     """
     if options.accelerator not in ("auto", "cpu"):
         connect_cluster(options)
-        wait_for_cluster_room({"GPU": 1} | _accelerator_needs(options))
+        wait_for_cluster_room({"GPU": 1} | cluster_accelerator_needs(options))
 
 
-def _accelerator_needs(options: DeviceOptions) -> dict[str, float]:
+def cluster_accelerator_needs(options: DeviceOptions) -> dict[str, float]:
+    """Return what workers request, by Ray's names, to get the type of GPU that is requested by name."""
     kind = named_cluster_accelerator(options)
     return {f"accelerator_type:{kind}": 0.001} if kind else {}
 

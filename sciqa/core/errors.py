@@ -17,7 +17,7 @@ class InputError(Exception):
 
 
 class QuestionError(InputError):
-    """Bad input in a question itself, as its length is. A server tells it to the client whose question it is."""
+    """Bad input in a question itself, such as its length. A server tells it to the client whose question it is."""
 
 
 class LostWorkersError(Exception):
@@ -33,8 +33,8 @@ def find_input_error(error: BaseException) -> InputError | None:
     Ray Data passes a worker's exception on as text inside its own exception, so it is found there by its name. One
     that the worker was handling when it failed by another error is not the reason of the failure.
     """
-    text = str(error).rpartition(HANDLING)[2]
-    found = re.findall(rf"{re.escape(__name__)}\.(?:Input|Question)Error: (.+)", text)
+    pattern = rf"{re.escape(__name__)}\.(?:Input|Question)Error: (.+)$(?!\s*{re.escape(HANDLING)})"
+    found = re.findall(pattern, str(error), re.MULTILINE)
     if found:  # of a task, with its traceback before it
         return InputError(found[-1])
     return error if isinstance(error, InputError) else None

@@ -8,7 +8,7 @@ import inspect
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -269,7 +269,9 @@ def score_options(
 
 def _check_embedded(scorer: Scorer, questions: Sequence[EncodedForScorer]) -> None:
     """Raise `InputError` if a question has a token beyond the model's table of embeddings."""
-    rows = getattr(scorer.model.get_input_embeddings(), "num_embeddings", None)
+    rows = None
+    with suppress(NotImplementedError):  # CANINE has no table: it hashes characters
+        rows = getattr(scorer.model.get_input_embeddings(), "num_embeddings", None)
     largest = max((max(row, default=0) for each in questions for row in (each.prompt, *each.options)), default=0)
     if rows is not None and largest >= rows:
         token = scorer.tokenizer.convert_ids_to_tokens(largest)

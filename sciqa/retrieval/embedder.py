@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sciqa.core.device import Device, device_half_precision
-from sciqa.core.errors import InputError
+from sciqa.core.errors import InputError, QuestionError
+from sciqa.core.model_files import model_files_name
 
 Backend = Literal["auto", "torch", "openvino"]
 Kind = Literal["query", "passage"]
@@ -52,7 +53,7 @@ class Embedder(ABC):
             names: label of each text for error messages; by default its beginning.
 
         Raises:
-            InputError: the model's vector of a text is zero or not finite.
+            InputError: the model's vector of a text is zero or not finite; `QuestionError` if that of a query is zero.
         """
         vectors = self.raw(list(texts), batch_size or self.batch_size, prefix, kind)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -61,10 +62,12 @@ class Embedder(ABC):
         if not good.all():
             number = int(np.argmin(good))
             text = names[number] if names else f"the text {texts[number][:60]!r}"
-            raise InputError(
-                f"{self.model}: its vector of {text} is {'zero' if np.isfinite(lengths[number, 0]) else 'not finite'}, "
-                f"computed by {self.computing} ({(~good).sum()} of {len(texts)} such); check the text and the model's "
-                "weights, or compute otherwise (--embed-backend, --accelerator)"
+            zero = bool(np.isfinite(lengths[number, 0]))
+            asked = zero and kind == "query"  # a text without a token, say; a client is not told the model's folder
+            raise (QuestionError if asked else InputError)(
+                f"{model_files_name(self.model) if asked else self.model}: its vector of {text} is "
+                f"{'zero' if zero else 'not finite'}, computed by {self.computing} ({(~good).sum()} of {len(texts)} "
+                "such); check the text and the model's weights, or compute otherwise (--embed-backend, --accelerator)"
             )
         return vectors / lengths
 

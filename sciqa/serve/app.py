@@ -123,7 +123,8 @@ class AppRoutes:
 
     async def complete_chat(self, request: ChatRequest) -> JSONResponse | StreamingResponse:
         """Answer the last message of a conversation, in the form of OpenAI's chat completions."""
-        if request.model not in (None, self.model, self.options.model):
+        known = (None, self.model) if self.options.adapter else (None, self.model, self.options.model)
+        if request.model not in known:
             raise HTTPException(404, f"model: no model {request.model!r} here; there is {self.model!r}")
         earlier, question = chat.split_chat_messages(request.messages)
         most = request.max_completion_tokens or request.max_tokens
@@ -193,7 +194,8 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
     if broken := next((each for each in details if each["type"] == "json_invalid"), None):
         said = f"the body is not JSON (character {broken['loc'][-1]}: {broken['ctx']['error']})"
         return middleware_error(400, said, "invalid_request_error")
-    said = "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in details)
+    places = (f"{_place(each['loc'])}: {each['msg']}" for each in details)
+    said = "; ".join(place.removeprefix("body: Value error, ") for place in places)  # rules of several fields
     return middleware_error(422, said, "invalid_request_error")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import queue
 import string
 import threading
@@ -37,34 +38,41 @@ class Replica:
     """
 
     def __init__(self, options: ServeOptions, manifest: dict, identity: str, device: Device, threads: int) -> None:
-        self.options, self.broken = options, ""
+        self.options, self.device = replace(options, verify=False), device  # the command has read every file
         self.writes = model_file_family(options.model) != "multiple-choice"  # asked once: a URI is listed each time
         self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], dict]]] = queue.SimpleQueue()
         self.thread = ThreadPoolExecutor(1, "models")
-        self.answerer = self.thread.submit(Answerer, options, manifest, device, threads).result()
+        self._check_unchanged(manifest, identity)  # before models are loaded for nothing
+        self.answerer = self.thread.submit(Answerer, self.options, manifest, device, threads).result()
         self.thread.submit(self._warm_up).result()
+        self.answerer.open_files()
         # Every file is open now, so that none is replaced between this check and its use.
-        check_index_unchanged(options, manifest)
-        if answerer_identity(options, read_index_manifest(options.index)) != identity:
+        self._check_unchanged(manifest, identity)
+
+    def _check_unchanged(self, manifest: dict, identity: str) -> None:
+        """Raise `InputError` unless the files are those that were checked."""
+        check_index_unchanged(self.options, manifest)
+        if answerer_identity(self.options, read_index_manifest(self.options.index)) != identity:
             raise InputError(
-                f"{options.index}: the index, a model, the template or the examples are not those that the server was "
-                "started with; start it again"
+                f"{self.options.index}: the index, a model, the template or the examples are not those that the server "
+                "was started with; start it again"
             )
 
-    def check_health(self) -> None:
-        """Raise an error if the device computes nothing any more; Ray Serve then starts another replica."""
-        if self.broken:
-            raise RuntimeError(self.broken)
-
     def _failed(self, error: Exception) -> dict:
-        """Return what is answered in place of what failed: a client is told what it can change, the log all else."""
-        from torch import AcceleratorError
+        """Return what is answered in place of what failed: a client is told what it can change, the log all else.
+
+        If the GPU computes nothing any more, this process ends, and Ray Serve starts another replica.
+        """
+        import torch
 
         if isinstance(error, QuestionError):
             return {"type": "error", "message": str(error)}
         LOGGER.error("an answer failed", exc_info=error)
-        if isinstance(error, AcceleratorError):  # no later work in this process can succeed
-            self.broken = str(error)
+        if self.device != "cpu":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                os._exit(1)
         return {"type": "failure", "message": "the answer failed; the log of the server says why"}
 
     def _warm_up(self) -> None:
@@ -74,7 +82,13 @@ class Replica:
         if self.writes:
             options = self.options.for_question("Which?")
             found = self.answerer.find(options)
-            prompt = self.answerer.encode(options, found)  # there is room for an answer of the greatest length
+            try:
+                prompt = self.answerer.encode(options, found)
+            except QuestionError as error:
+                raise InputError(
+                    f"--max-new-tokens: {options.max_new_tokens} given, which leave no room for a question; "
+                    f"give fewer ({error})"
+                ) from error
             self.answerer.write(replace(options, max_new_tokens=1), found, prompt, lambda text: None)
 
     async def rank(self, question: str, options: list[str], evidence: bool) -> dict:
@@ -112,9 +126,13 @@ class Replica:
         if not done.set_running_or_notify_cancel():  # the client has gone
             return
         try:
-            done.set_result(work())
+            try:
+                made = work()
+            except Exception as error:
+                made = self._failed(error)
+            done.set_result(made)
         except Exception as error:
-            done.set_result(self._failed(error))
+            done.set_exception(error)
 
     async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
         """Answer a question in words; between words, requests to rank that wait are answered.
@@ -138,10 +156,11 @@ class Replica:
                 send({"type": "text", "text": text})
             self._rank_next()
 
-        self.thread.submit(self._write, question, earlier, settings, send, show)
+        writing = self.thread.submit(self._write, question, earlier, settings, send, show)
         try:
             while (event := await events.get()) is not None:
                 yield event
+            await asyncio.wrap_future(writing)  # raises what no event tells of
         finally:
             gone.set()
 

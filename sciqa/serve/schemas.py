@@ -44,7 +44,7 @@ class AskRequest(RequestSchema):
     max_new_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 32)
 
 
 class MessagePartSchema(RequestSchema):
@@ -59,6 +59,7 @@ class MessageSchema(RequestSchema):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[MessagePartSchema]
+    name: None = None
 
     @property
     def text(self) -> str:
@@ -88,7 +89,7 @@ class ChatRequest(RequestSchema):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 32)
     n: Literal[1] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
@@ -96,6 +97,7 @@ class ChatRequest(RequestSchema):
     stop: None = None
     user: str | None = None
     store: Literal[False] | None = None
+    metadata: None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TOKEN = "SCIQA_SERVE_TOKEN"
 #: Shortest token that is accepted, in characters.
 TOKEN_LENGTH = 16
-#: Most requests that the web application itself works on or keeps waiting; beyond these, Ray Serve answers 503.
+#: Most requests that the web application itself works on, and as many more wait; beyond these, Ray Serve answers 503.
 WEB_REQUESTS = 1000
 
 
@@ -67,7 +67,10 @@ def start_serve(options: ServeOptions) -> str:
         with _token_kept_back():
             cluster.connect_cluster(options)
         if not cluster.is_cluster_head():
-            raise InputError("this is not the head node of the cluster, which would listen; start the server there")
+            raise InputError(
+                "`sciqa serve` listens on the head node of its cluster, and this is another node; start it there, or "
+                "with --num-cpus for a Ray of its own"
+            )
         from ray import serve as ray_serve
 
         if ray_serve.status().proxies:
@@ -112,7 +115,8 @@ def serve_application(options: ServeOptions, manifest: dict, token: str | None) 
     threads = cluster.cluster_threads_per_worker(options.max_replicas)
     weights = model_file_bytes(options.model) + model_file_bytes(options.embedder)
     needs = cluster.cluster_worker_needs(options, options.max_replicas, weights, options.min_replicas)
-    if (fits := cluster.cluster_workers_that_fit(needs)) < options.max_replicas:
+    fits = cluster.cluster_workers_that_fit(needs | cluster.cluster_accelerator_needs(options))
+    if fits < options.max_replicas:
         said = f"serve: room for {fits} of --max-replicas {options.max_replicas} now; CPU threads of each: {threads}"
         console.print(said, markup=False, highlight=False)
     models = ray_serve.deployment(

@@ -307,7 +307,8 @@ def _room_for(options: FinetuneOptions) -> int:
 
 def sweep_room(options: RunOptions, workers: int, weights: int) -> int:
     """Return how many trials of so many workers, each with `weights` bytes of a model, the cluster holds at once."""
-    return cluster.cluster_workers_that_fit(cluster.cluster_worker_needs(options, workers, weights)) // workers
+    needs = cluster.cluster_worker_needs(options, workers, weights) | cluster.cluster_accelerator_needs(options)
+    return cluster.cluster_workers_that_fit(needs) // workers
 
 
 class _Recorder(tune.Callback):
