@@ -36,14 +36,14 @@ PARTIAL = ("phi3", "stablelm", "nemotron")
 LARGEST = {"gemma2": 46, "gemma3": 62}
 #: Names of how texts are split (`tokenizer.ggml.pre`), besides those of `GGUF_PRE_TOKENIZER_SPLITS`: as GPT-2 does, as
 #: GPT-2 does with each digit alone, and as Qwen2 does. They are grouped as in llama.cpp's llama-vocab.cpp.
-GPT2_SPLIT = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat", "a.x-4.0", "mellum", "trillion", "granite-docling")
-GPT2_SPLIT += ("exaone4",)
+GPT2_SPLIT = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat", "a.x-4.0", "mellum", "trillion"}
+GPT2_SPLIT |= {"granite-docling", "exaone4"}
 DIGITS_SPLIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2")
 QWEN2_SPLIT = ("stablelm2", "hunyuan", "solar-open")
 #: Names with which, in llama.cpp, a text begins with a BOS token unless the file says otherwise, and a word of the
 #: vocabulary is one token without merges.
-LLAMA3_SPLIT = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
-LLAMA3_SPLIT += ("jina-v5-nano", "tekken")
+LLAMA3_SPLIT = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
+LLAMA3_SPLIT |= {"jina-v5-nano", "tekken"}
 
 
 class GgufMetadata:

@@ -1,6 +1,7 @@
 """Models that rank found passages again: cross-encoders, which score pairs of question and passage, and embedders."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class Reranker:
         if not pairs:
             return np.empty(0)
         try:
-            plain, activation = torch.nn.Identity(), self.module.activation_fn
+            plain, activation = torch.nn.Identity(), cast("torch.nn.Module", self.module.activation_fn)
             logits = self.module.predict(pairs, activation_fn=plain, show_progress_bar=False, convert_to_tensor=True)
             scores = activation(logits.double()).cpu().numpy()
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
