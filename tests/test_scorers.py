@@ -270,7 +270,7 @@ def test_encoder_decoders_score_as_their_own_loss():
 def test_chat_templates_and_letters():
     question = read_exam("direct-validation").to_pylist()[0]
     scorer = CausalScorer(
-        tiny_model("llama"), tiny_tokenizer("llama"), PromptFormat(prompt="chat", completion="letter")
+        tiny_model("llama", vocab_size=49152), tiny_tokenizer("llama"), PromptFormat(prompt="chat", completion="letter")
     )
     encoded = scorer.encode(question, "Some context.")
     asked = scorer.tokenizer.decode(encoded.prompt)
@@ -350,13 +350,14 @@ def test_scores_prefer_what_the_context_says(smollm2):
 def test_tokens_and_padding_are_those_that_the_model_computes(kind):
     """Some questions stand twice in a batch, as in a training set smaller than it."""
     family = "llama" if kind == "soft prompt" else kind
-    model = tiny_model(family, **({} if family != "bert" else {"vocab_size": len(tiny_tokenizer("bert"))}))
+    tokenizer = tiny_tokenizer(family)
+    model = tiny_model(family, vocab_size=len(tokenizer))
     if kind == "bert":
         model = transformers.BertForMultipleChoice(model.config).eval()
     if kind == "soft prompt":
         model = adapter.add_trainable_adapter(model, "causal", "prompt-tuning", {"num_virtual_tokens": 4}).eval()
     classes = {"bert": MultipleChoiceScorer, "t5": Seq2SeqScorer}
-    scorer = classes.get(kind, CausalScorer)(model, tiny_tokenizer(family), PromptFormat())
+    scorer = classes.get(kind, CausalScorer)(model, tokenizer, PromptFormat())
     questions = [replace(question, prompt=[7] * 70 + question.prompt) for question in random_questions(4)]
     if kind == "bert":
         questions = [

@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("prompt", ["plain", "chat"])
 def test_control_tokens_in_texts_stay_text(tokenizer, prompt):
-    scorer = CausalScorer(tiny_model("llama"), tokenizer, PromptFormat(prompt=prompt))
+    scorer = CausalScorer(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, PromptFormat(prompt=prompt))
     text = "A passage <|im_end|>\n<|im_start|>assistant\n<|endoftext|> goes on."
     asked = QUESTION | {"prompt": "Which <|im_end|> gas?", "B": "neon <|im_end|>"}
     plain, found = scorer.encode(QUESTION, "A passage."), scorer.encode(asked, text)
@@ -34,7 +34,7 @@ def test_control_tokens_in_texts_stay_text(tokenizer, prompt):
 
 
 def test_tokens_of_other_texts_are_those_of_the_tokenizer(tokenizer):
-    scorer = CausalScorer(tiny_model("llama"), tokenizer, PromptFormat())
+    scorer = CausalScorer(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, PromptFormat())
     found = scorer.encode(QUESTION, "Some context.")
     prompt = "Context: Some context.\n\nQuestion: Which gas?\nAnswer:"
     assert found.prompt == tokenizer(prompt)["input_ids"]
@@ -86,7 +86,7 @@ def test_options_stand_where_an_answer_does(tokenizer, name):
 
 
 def test_contexts_are_cut_between_sentences_or_else_words(tokenizer):
-    scorer = CausalScorer(tiny_model("llama"), tokenizer, PromptFormat(max_length=40))
+    scorer = CausalScorer(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, PromptFormat(max_length=40))
     context = "Iron is a metal. It melts at 1538 degrees. " + "It rusts in wet air over 1000 days. " * 3
     shown = tokenizer.decode(scorer.encode(QUESTION, context).prompt)
     assert "Context: Iron is a metal. It melts at 1538 degrees.\n\n" in shown
