@@ -25,6 +25,8 @@ from sciqa.core.errors import LostWorkersError
 
 #: Number of times that Ray restarts a worker, and repeats a part whose worker is lost; then the run ends.
 MOST = 10
+#: Errors by which Ray tells of a lost worker; that of a node without memory is no `RayActorError`.
+LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
 #: Number of unanswered requests to Ray's head in a row after which the user is warned.
 LONGEST_UNANSWERED = 3
 #: Advice after lost workers, by stage.
@@ -194,6 +196,4 @@ def worker_loss_error(error: BaseException | None) -> LostWorkersError | None:
 
 
 def _is_loss(error: BaseException) -> bool:
-    if isinstance(error, RayActorError):
-        return not error.actor_init_failed
-    return isinstance(error, OutOfMemoryError | WorkerCrashedError | NodeDiedError)
+    return isinstance(error, LOSSES) and not getattr(error, "actor_init_failed", False)

@@ -5,14 +5,15 @@ from collections.abc import AsyncIterator
 from typing import Protocol, cast
 
 from ray import serve
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentResponseGenerator
 
+from sciqa.core.worker_loss import LOSSES
+
 #: Names of the application on Ray Serve and of its deployments.
 APPLICATION, MODELS, WEB = "sciqa", "models", "web"
-#: How Ray says that a replica is lost: also if its node runs out of memory, which is no `RayActorError`.
-LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, DeploymentUnavailableError)
+#: Errors by which Ray tells of a lost replica.
+REPLICA_LOSSES = (*LOSSES, DeploymentUnavailableError)
 
 
 class BusyServedModelsError(Exception):
@@ -48,7 +49,7 @@ class ServedModels:
             return await self.handle.rank.remote(question, options, evidence)
         except BackPressureError as error:
             raise BusyServedModelsError from error
-        except LOSSES as error:
+        except REPLICA_LOSSES as error:
             raise LostServedModelsError from error
 
     async def write(self, question: str, earlier: list[dict], settings: dict) -> AsyncIterator[dict]:
@@ -60,11 +61,11 @@ class ServedModels:
                 yield event
         except BackPressureError as error:
             raise BusyServedModelsError from error
-        except LOSSES as error:
+        except REPLICA_LOSSES as error:
             raise LostServedModelsError from error
         finally:
             # Of a request that no replica has taken, Ray raises the error again.
-            with contextlib.suppress(BackPressureError, *LOSSES):
+            with contextlib.suppress(BackPressureError, *REPLICA_LOSSES):
                 response.cancel()  # without effect on an answer that is whole
 
     def replicas(self) -> int:
