@@ -88,4 +88,4 @@ def test_an_exam_on_two_hosts(hosts, local_run, tmp_path):  # noqa: F811
     blind = subprocess.run([*submit, *command("exam", **given(local_run, private / "run")).split()], **run)
     assert blind.returncode != 0
     assert f"a folder of this machine, which the nodes {WORKER} do not see" in blind.stdout + blind.stderr
-    assert [path.name for path in private.rglob("*.parquet")] == ["exam.parquet"], "no work was begun"
+    assert not list(private.rglob("*.parquet")), "no work was begun"
