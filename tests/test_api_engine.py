@@ -34,7 +34,7 @@ from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.letters import read_letter, scores_by_letter_votes
 from sciqa.models.load import load_safetensors_folder
 from sciqa.predict import PredictOptions, api_letters, predict
-from sciqa.predict.api import ApiReader, api_arguments, api_inputs
+from sciqa.predict.api import ApiReader, api_inputs, api_server_arguments
 from sciqa.predict.api_client import (
     ApiClientServer,
     ApiRefusedError,
@@ -161,7 +161,7 @@ def test_votes_where_a_server_gives_no_log_probabilities(serve, tmp_path, exam_f
     options = asked_of(server, tmp_path, exam_file, samples=3)
     assert {"ranked_by": "votes", "samples": 3, "max_tokens": 16}.items() <= api_inputs(options).items()
     questions, folder = read_exam(exam_file).to_pylist(), f"{tmp_path}/answers/api"
-    reader = ApiReader(**api_arguments(options, folder, workers=1))
+    reader = ApiReader(**api_server_arguments(options, folder, workers=1))
     none = 0
     for scored, question in zip(reader.score(questions, [()] * QUESTIONS), questions, strict=True):
         asked, letters = api_letters.api_letter_prompt(question, "", True), answer_options_of(question)
@@ -180,9 +180,9 @@ def test_votes_of_a_model_that_takes_no_temperature(serve, tmp_path, exam_file):
     with pytest.raises(InputError, match="--temperature: small takes none; leave it out"):
         find_client_server(asked_of(server, tmp_path, exam_file, temperature=0.7))
     options = asked_of(server, tmp_path, exam_file)
-    reader = ApiReader(**api_arguments(options, str(tmp_path / "answers"), 1))
+    reader = ApiReader(**api_server_arguments(options, str(tmp_path / "answers"), 1))
     assert reader.notes == ["small takes no temperature and no seed: its replies are drawn as it likes"]
-    assert ApiReader(**api_arguments(asked_of(serve(), tmp_path, exam_file), str(tmp_path / "a"), 1)).notes == []
+    assert ApiReader(**api_server_arguments(asked_of(serve(), tmp_path, exam_file), str(tmp_path / "a"), 1)).notes == []
 
 
 def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, exam_file, monkeypatch):
@@ -193,7 +193,7 @@ def test_drawn_answers_over_rotations_from_a_failing_server(serve, tmp_path, exa
         server = serve(key=KEY, fail=fail)  # it would give log-probabilities
         options = asked_of(server, tmp_path, exam_file, logprobs=False, samples=2, rotations=2, concurrency=16)
         folder = f"{tmp_path}/{number}/answers/api"
-        reader = ApiReader(**api_arguments(options, folder, workers=1))
+        reader = ApiReader(**api_server_arguments(options, folder, workers=1))
         scores.append([scored.scores.tolist() for scored in reader.score(questions, [()] * QUESTIONS)])
         assert set(server.answered.values()) == {1}
         assert len(server.answered) == 2 * 2 * QUESTIONS
@@ -277,7 +277,7 @@ def test_passages_reach_a_template_that_names_them(serve, tmp_path):
         {"title": "Not", "section": "", "text": "Read."},
     ]
     question = {"id": "1", "prompt": "Which glows?", "is_question": True, "context": None, "A": "a", "B": "b"}
-    reader = ApiReader(**api_arguments(options, options.folder, 1))
+    reader = ApiReader(**api_server_arguments(options, options.folder, 1))
     reader.score([question] * 2, [({"context": "Neon. Neon glows.", "passages": passages},), ()])
     prompts = {prompt_of(json.loads(key)) for key in server.answered}
     rest = "Which glows?\nA. a\nB. b\nAnswer:"

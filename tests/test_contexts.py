@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, tokenizer_of_model_files
+from sciqa.core.model_files import find_model, model_file_tokenizer
 from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
@@ -37,7 +37,7 @@ def test_sentences_nearest_to_the_question_within_a_budget(tmp_path, small_index
     text = find(tmp_path / "text", small_index, exam_file, **settings)
     nearest = find(tmp_path / "nearest", small_index, exam_file, context_order="nearest", **settings)
     fewer = find(tmp_path / "fewer", small_index, exam_file, context_passages=3, context_sentences=1)
-    tokenizer = tokenizer_of_model_files(MINILM)
+    tokenizer = model_file_tokenizer(MINILM)
     moved = 0
     for row, other, single in zip(text, nearest, fewer, strict=True):
         known = [s.strip() for passage in row["passages"][:3] for s in split_sentences(passage["text"])]

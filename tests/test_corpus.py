@@ -14,7 +14,7 @@ from test_sources import write_pdf
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import HANDLING, InputError, QuestionError, find_input_error
-from sciqa.core.model_files import tokenizer_of_model_files
+from sciqa.core.model_files import model_file_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus import parts
 from sciqa.corpus.articles import find_article_files, read_articles, split_articles
@@ -49,7 +49,7 @@ def test_long_articles_are_cut_between_sentences_and_empty_ones_counted(tmp_path
     assert len(water) > 5
     assert all(text.startswith("Sentence") and text.endswith(".") for text in water)
     assert " ".join(water) == LONG
-    tokenizer = tokenizer_of_model_files("all-MiniLM-L6-v2")
+    tokenizer = model_file_tokenizer("all-MiniLM-L6-v2")
     assert max(len(tokenizer.encode(titled_chunk("Water", "", text)).ids) for text in water) <= 64
     assert {row["title"] for row in rows} == {"Water", "Ice", "Steam"}
     assert (summary.details["articles"], summary.details["skipped"]) == (3, {"no text": 1})
@@ -57,7 +57,7 @@ def test_long_articles_are_cut_between_sentences_and_empty_ones_counted(tmp_path
 
 
 def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
-    splitter = ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 64, 2)
+    splitter = ChunkSplitter(model_file_tokenizer("all-MiniLM-L6-v2"), 64, 2)
     windows = [split_sentences(text) for text in splitter.split("Water", "Boiling", LONG)]
     assert [sentence.strip() for sentence in windows[0][-2:]] == [sentence.strip() for sentence in windows[1][:2]]
     assert all(len(set(after) - set(before)) > 0 for before, after in itertools.pairwise(windows))
@@ -76,21 +76,21 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
 )
 def test_passages_hold_every_word_of_a_text_by_itself_and_in_order(words, between):
     text = "".join(word + space for word, space in zip(words, itertools.cycle(between), strict=False))
-    passages = list(ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
+    passages = list(ChunkSplitter(model_file_tokenizer("all-MiniLM-L6-v2"), 32, 0).split("", "", text))
     assert " ".join(passages).split() == text.split()
 
 
 def test_tables_longer_than_a_passage_are_cut_between_lines():
     lines = [f"Metal {number}: melting point {number} degrees; mass {number} grams" for number in range(40)]
     passages = list(
-        ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines))
+        ChunkSplitter(model_file_tokenizer("all-MiniLM-L6-v2"), 64, 0).split("Metals", "", "\n".join(lines))
     )
     assert len(passages) > 5
     assert [line for passage in passages for line in passage.split("\n")] == lines
 
 
 def test_a_sentence_longer_than_a_passage_is_cut_between_words():
-    splitter = ChunkSplitter(tokenizer_of_model_files("all-MiniLM-L6-v2"), 48, 1)
+    splitter = ChunkSplitter(model_file_tokenizer("all-MiniLM-L6-v2"), 48, 1)
     text = " ".join(f"oxidoreductase{number}" for number in range(60))
     parts = list(splitter.split("Enzymes", "", text))
     assert len(parts) > 5

@@ -63,7 +63,7 @@ def test_the_cross_encoder_computes_where_it_is_told(monkeypatch, tmp_path, gpu_
         asked.append(device)
         return SimpleNamespace(num_labels=1)
 
-    monkeypatch.setattr(checkpoints, "load_whole_checkpoint", load)  # there is no GPU to load it on
+    monkeypatch.setattr(checkpoints, "load_embedder_checkpoint", load)  # there is no GPU to load it on
     embed = {"model": "all-MiniLM-L6-v2", "threads": 1, "backend": "openvino"}
     options = FindOptions(output=str(tmp_path), rerank=folder)
     for device in ("cpu", "cuda"):

@@ -8,7 +8,7 @@ from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.predict import PredictOptions, predict
 from sciqa.retrieval import RetrieveOptions, retrieve
-from sciqa.retrieval.embedder import embedder_one_by_one
+from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.evidence import find_evidence, split_evidence_clauses
 from sciqa.retrieval.load_embedder import load_embedder
 
@@ -21,7 +21,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def embed():
     embedder = load_embedder("all-MiniLM-L6-v2", 2)
-    return lambda texts, kind: embedder_one_by_one(embedder, texts, kind=kind)
+    return lambda texts, kind: embed_one_by_one(embedder, texts, kind=kind)
 
 
 def question(**options):

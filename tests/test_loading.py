@@ -13,7 +13,7 @@ from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_file_family, tokenizer_of_model_files
+from sciqa.core.model_files import model_file_family, model_file_tokenizer
 from sciqa.exam import read_exam
 from sciqa.models import adapter
 from sciqa.models.load import (
@@ -305,7 +305,7 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path, folders):
     with pytest.raises(InputError, match="cut: not a causal model with a tokenizer"):
         score(tmp_path / "cut")
     with pytest.raises(InputError, match="cut: no tokenizer in it that can be loaded"):
-        tokenizer_of_model_files(str(tmp_path / "cut"))
+        model_file_tokenizer(str(tmp_path / "cut"))
 
 
 def test_a_soft_prompt_is_whole_or_refused(tmp_path, folders):

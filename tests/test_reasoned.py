@@ -27,7 +27,7 @@ from sciqa.models.letters import ends_with_letter, read_letter, scores_by_letter
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import render_prompt
 from sciqa.predict import PredictOptions, predict, reasoned
-from sciqa.predict.api import ApiReader, api_arguments, api_inputs
+from sciqa.predict.api import ApiReader, api_inputs, api_server_arguments
 from sciqa.predict.api_letters import api_letter_prompt
 from sciqa.predict.options import PromptOptions
 from sciqa.predict.show_prompts import show_prompts
@@ -279,7 +279,7 @@ def test_a_server_is_asked_for_its_reasons(tmp_path, exam_file):
         expected = {"samples": 3, "temperature": 0.8, "seed": 4, "max_tokens": 99, "completion": "reasoned"}
         assert expected.items() <= inputs.items()
         questions = read_exam(exam_file).to_pylist()
-        reader = ApiReader(**api_arguments(options, f"{tmp_path}/answers/api", workers=1))
+        reader = ApiReader(**api_server_arguments(options, f"{tmp_path}/answers/api", workers=1))
         for question, scored in zip(questions, reader.score(questions, [()] * QUESTIONS), strict=True):
             asked = api_letter_prompt(question, "", True, None, "reasoned")
             assert asked.endswith('End with a line "Answer: <letter>" that names the right option.')

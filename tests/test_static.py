@@ -16,14 +16,14 @@ from tiny_embedders import tiny_embedder, tiny_tokenizer
 
 from sciqa.core import extras, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, model_file_sequence_length, tokenizer_of_model_files
+from sciqa.core.model_files import find_model, model_file_sequence_length, model_file_tokenizer
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import FindOptions, IndexOptions, static_training
 from sciqa.retrieval.contexts import FindContexts, check_find_contexts
-from sciqa.retrieval.embedder import TorchEmbedder, embedder_one_by_one
+from sciqa.retrieval.embedder import TorchEmbedder, embed_one_by_one
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
@@ -76,7 +76,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, monkeypatch, backe
 
 def test_a_vector_depends_on_its_text_alone(tmp_path):
     embedder = StaticEmbedder(save(tmp_path / "model"), 2)
-    np.testing.assert_array_equal(embedder.encode(TEXTS), embedder_one_by_one(embedder, TEXTS))
+    np.testing.assert_array_equal(embedder.encode(TEXTS), embed_one_by_one(embedder, TEXTS))
 
 
 def test_where_direct_vectors_differ_sentence_transformers_computes_them(tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_module_in_a_folder_of_its_own(tmp_path):
         shutil.move(folder / name, folder / "0_StaticEmbedding" / name)
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": "0_StaticEmbedding"}]))
-    assert tokenizer_of_model_files(str(folder)).encode("water").tokens == ["[CLS]", "water", "[SEP]"]
+    assert model_file_tokenizer(str(folder)).encode("water").tokens == ["[CLS]", "water", "[SEP]"]
     assert model_file_sequence_length(str(folder)) is None
     np.testing.assert_allclose(StaticEmbedder(str(folder), 2).encode(TEXTS), own_vectors(str(folder), TEXTS), atol=1e-5)
 
@@ -252,7 +252,7 @@ def test_passages_and_vectors_of_an_index_are_the_static_embedders(tmp_path, clu
     indexing = IndexOptions(**options)
     EmbedIndexShard(indexing, indexing.embed_on("cpu", 2), indexing.embedding())({"part": shard})
     texts = [titled_chunk(**row) for row in table_of(tmp_path / "run")]
-    tokenizer = tokenizer_of_model_files(folder)
+    tokenizer = model_file_tokenizer(folder)
     assert 30 < max(len(each.ids) for each in tokenizer.encode_batch(texts)) <= 40
     (path,) = tmp_path.glob("run/index/*/vectors.npy")
     np.testing.assert_allclose(np.load(path), own_vectors(folder, texts), atol=1e-5)

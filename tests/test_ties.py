@@ -19,7 +19,7 @@ from sciqa.predict import PredictOptions, predict, rotations
 from sciqa.predict.readers import BlendReader, CascadeReader, ModelReader, RetrievalReader
 from sciqa.predict.scored_answers import ScoredAnswer, scored_answer_row
 from sciqa.report import ReportOptions, report
-from sciqa.retrieval.embedder import Embedder, embedder_one_by_one
+from sciqa.retrieval.embedder import Embedder, embed_one_by_one
 
 QUESTION = {"id": "q7", "prompt": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"}
 
@@ -108,7 +108,7 @@ def test_vectors_that_are_no_numbers_are_refused():
             return np.full((len(texts), 3), np.nan, np.float32)
 
     with pytest.raises(InputError, match="its vector of the text 'Which planet' is not finite"):
-        embedder_one_by_one(Broken(), ["Which planet"])
+        embed_one_by_one(Broken(), ["Which planet"])
 
 
 def test_a_model_that_knows_nothing_scores_by_chance_wherever_the_right_option_stands(tmp_path, cluster, exam_file):

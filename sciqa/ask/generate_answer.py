@@ -21,7 +21,7 @@ from sciqa.core.model_files import model_files_name
 from sciqa.core.progress import progress_lines
 from sciqa.corpus.chunking import split_sentences, titled_chunk
 from sciqa.models.causal import CausalScorer
-from sciqa.models.decoding import CheckTokenScores, decoding_end_tokens
+from sciqa.models.decoding import CheckDecodedScores, decoding_end_tokens
 from sciqa.models.prompt_template import TemplatePrompt, built_in_template, compiled_template
 from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.models.text_encoder import TextEncoder
@@ -132,7 +132,7 @@ def generate_answer(
     criteria = StoppingCriteriaList([*line_ends, *([call_between_tokens(show)] if beams and show else [])])
     settings: dict[str, object] = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     settings |= {"stopping_criteria": criteria, "streamer": None if beams else stream, "eos_token_id": stops}
-    settings["logits_processor"] = LogitsProcessorList([CheckTokenScores(type(scorer.model).__name__)])
+    settings["logits_processor"] = LogitsProcessorList([CheckDecodedScores(type(scorer.model).__name__)])
     scorer.reset()
     with progress_lines("ask", f"writing with {options.num_beams} beams") if beams else contextlib.nullcontext():
         torch.manual_seed(options.seed)

@@ -18,7 +18,7 @@ from sciqa.audit.contamination import (
     read_contamination,
 )
 from sciqa.audit.options import AuditOptions
-from sciqa.audit.sources import OtherSource, TextSource, find_text_source, read_other_sources, say_sources_left_out
+from sciqa.audit.sources import OtherSource, TextSource, find_audit_source, read_other_sources, say_sources_left_out
 from sciqa.audit.words import SEED
 from sciqa.core import cluster, model_workers, progress, storage, tables
 from sciqa.core.errors import InputError
@@ -47,7 +47,7 @@ def audit(options: AuditOptions) -> Summary:
     started = time.monotonic()
     exam = open_exam(options, write=False)
     readers = readers_of_finished_answers(options.output, exam)
-    against, texts = read_other_sources(options, readers), find_text_source(options)
+    against, texts = read_other_sources(options, readers), find_audit_source(options)
     if not against and not texts:
         raise InputError(
             f"{options.output}: nothing to compare {exam.name} with: no passages, no index and no trained reader whose "

@@ -14,7 +14,7 @@ from sciqa.corpus.articles import ArticleCounts, read_articles
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_key import question_key
-from sciqa.retrieval.embedder import embedder_one_by_one
+from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -39,7 +39,7 @@ class EmbedComparedQuestions:
         questions = tables.read_table_rows(part["table"], part["first"], part["last"])
         whole = [text or "" for text in query_texts(questions, "whole")[0]]
         names = [f"question {question['id']!r} of {part['source']}" for question in questions]
-        vectors = embedder_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
+        vectors = embed_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query", names=names)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         storage.write_bytes(part["vectors"], buffer.getvalue())

@@ -123,7 +123,7 @@ def _trained_on(folder: str) -> dict[str, pa.Table]:
     return found
 
 
-def find_text_source(options: AuditOptions) -> TextSource | None:
+def find_audit_source(options: AuditOptions) -> TextSource | None:
     """Return the corpus of the options, else the passages or index that are there, else None.
 
     Raises:

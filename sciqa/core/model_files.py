@@ -63,7 +63,7 @@ class ModelFiles:
 
     @property
     def tokenizer(self) -> str:
-        """Hash of the files that `tokenizer_of_model_files` reads."""
+        """Hash of the files that `model_file_tokenizer` reads."""
         return self.others.get("tokenizer.json") or self.revision
 
 
@@ -115,7 +115,7 @@ def _find_files(name: str) -> ModelFiles:
     return ModelFiles(str(path), None, tuple(weights))
 
 
-def config_files(name: str) -> tuple[Path, str | None]:
+def model_config_files(name: str) -> tuple[Path, str | None]:
     """Return the folder of a model's configuration, and the name of its GGUF file if it has one.
 
     Weights need not be there; of a hub id, only the configuration is downloaded.
@@ -140,7 +140,7 @@ def model_file_bytes(name: str) -> int:
     return sum(path.stat().st_size for path in files.weights if path.exists())
 
 
-def tokenizer_of_model_files(name: str) -> "Tokenizer":
+def model_file_tokenizer(name: str) -> "Tokenizer":
     """Return a model's fast tokenizer, without truncation or padding; it needs no PyTorch if tokenizer.json exists."""
     from tokenizers import Tokenizer
 

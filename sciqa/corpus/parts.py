@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import tokenizer_of_model_files
+from sciqa.core.model_files import model_file_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import ArticleCounts, ArticleRange, read_articles
 from sciqa.corpus.chunking import ChunkSplitter
@@ -49,9 +49,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     _check_files(part["files"])
     storage.delete_path(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    splitter = ChunkSplitter(
-        tokenizer_of_model_files(options.embedder), options.passage_tokens, options.passage_overlap
-    )
+    splitter = ChunkSplitter(model_file_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
     tally = ArticleCounts()
     passages = _split_all(part["pieces"], splitter, tally)
     entries = [duplicates.make_dedup_entries([], 0, options.near_duplicates)]

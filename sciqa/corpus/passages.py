@@ -13,7 +13,7 @@ from sciqa.core.model_files import (
     find_model,
     model_file_prompt,
     model_file_sequence_length,
-    tokenizer_of_model_files,
+    model_file_tokenizer,
 )
 from sciqa.core.options import defaults_of
 from sciqa.core.summary import Summary
@@ -141,7 +141,7 @@ def check_passage_tokens(options: ChunkingOptions) -> None:
         return
     prefix = getattr(options, "passage_prefix", None)  # of a run; `corpus` alone knows the model's own
     if prefix := model_file_prompt(options.embedder, "passage") if prefix is None else prefix:
-        longest -= len(tokenizer_of_model_files(options.embedder).encode(prefix, add_special_tokens=False).ids)
+        longest -= len(model_file_tokenizer(options.embedder).encode(prefix, add_special_tokens=False).ids)
     if options.passage_tokens > longest:
         raise InputError(
             f"--passage-tokens: {options.passage_tokens} given, but {options.embedder} reads no more than {longest}"

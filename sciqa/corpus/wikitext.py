@@ -12,7 +12,7 @@ from mwparserfromhell.wikicode import Wikicode
 from sciqa.corpus.formulas import chemical_formula, math_formula, superscript
 from sciqa.corpus.table_text import TableCell, read_table_cell, table_lines
 from sciqa.corpus.wikitext_lines import BREAK, ITEM, join_wikitext_cell_lines, join_wikitext_lines
-from sciqa.corpus.wikitext_templates import WikitextTemplateArguments, find_template_rule
+from sciqa.corpus.wikitext_templates import WikitextTemplateArguments, find_wikitext_template_rule
 
 # fmt: off
 #: Headings, in lower case, of sections that list citations; in these and their subsections, citations are left out.
@@ -268,7 +268,7 @@ def _rows(contents: Wikicode | None) -> Iterator[list[TableCell]]:
 
 
 def _template(node: Template) -> str:
-    rule, rest = find_template_rule(_source(node.name))
+    rule, rest = find_wikitext_template_rule(_source(node.name))
     if rule is None:
         return ""
     arguments = WikitextTemplateArguments({1: rest} if rest else {})

@@ -67,7 +67,7 @@ Rule = Callable[[WikitextTemplateArguments], str]
 
 
 @lru_cache(1 << 14)
-def find_template_rule(name: str) -> tuple[Rule | None, str]:
+def find_wikitext_template_rule(name: str) -> tuple[Rule | None, str]:
     """Return the rule for a template (None if it produces no text), and the part of its name after a colon."""
     written = " ".join(name.replace("_", " ").split())
     short = written.lower().removeprefix("template:")

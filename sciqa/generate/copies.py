@@ -8,7 +8,7 @@ from sciqa.audit.words import SEED, ExamWords, question_word_texts, question_wor
 from sciqa.core import storage, tables
 from sciqa.exam.question_key import question_key
 from sciqa.generate.options import GenerateOptions
-from sciqa.retrieval.embedder import embedder_one_by_one
+from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -41,7 +41,7 @@ class ExamCopies:
 
     def _embed(self, questions: list[dict]) -> np.ndarray:
         whole = [text or "" for text in query_texts(questions, "whole")[0]]
-        return embedder_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query")
+        return embed_one_by_one(self.embedder, whole, prefix=self.prefix, kind="query")
 
     def find(self, questions: list[dict]) -> list[bool]:
         """Return for each question whether it is a copy or near copy of one of the exams' questions."""

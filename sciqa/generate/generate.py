@@ -39,7 +39,7 @@ from sciqa.generate.options import GenerateOptions
 from sciqa.generate.passage_template import PassageTemplate, read_passage_template
 from sciqa.generate.replies import REPLY_FAULTS
 from sciqa.generate.server_writer import find_writer_server
-from sciqa.predict.api import api_arguments, api_server_pool
+from sciqa.predict.api import api_server_arguments, api_server_pool
 from sciqa.predict.api_records import collect_records, record_usage_summary
 from sciqa.predict.options import PredictOptions
 from sciqa.predict.predict import check_predict_model
@@ -265,7 +265,7 @@ def _filter(
     workers = cluster.num_cluster_workers(options, len(parts)) if compares or checker else 1
     if checker and checker.in_api:
         workers = 1
-        asking = api_arguments(checker, tables.table_records_path(options.folder, "checks"), workers)
+        asking = api_server_arguments(checker, tables.table_records_path(options.folder, "checks"), workers)
         arguments["checker"] = ("api", asking)
     elif checker:
         threads = cluster.cluster_threads_per_worker(workers)

@@ -20,7 +20,7 @@ Filter = Literal["sentence-not-found", "paraphrased-options", "word-overlap", "n
 
 
 @dataclass(kw_only=True)
-class ReplyOptions(TemperatureOptions, PrecisionOptions):
+class GenerateReplyOptions(TemperatureOptions, PrecisionOptions):
     """How a model writes."""
 
     reply_tokens: int = 512
@@ -58,7 +58,7 @@ class GenerateOptions(
     NearCopyOptions,
     ApiServerOptions,
     ModelEngineOptions,
-    ReplyOptions,
+    GenerateReplyOptions,
     AdapterOptions,
     PassagesOptions,
     IndexFolderOptions,
@@ -130,12 +130,12 @@ class GenerateOptions(
             raise InputError("--adapter: not with --engine openai, whose server has a model of its own; leave it out")
 
     def writer_arguments(self, device: Device, threads: int) -> dict:
-        """See `ReplyOptions.writer_arguments`."""
+        """See `GenerateReplyOptions.writer_arguments`."""
         return super().writer_arguments(device, threads) | {"adapter": self.adapter}
 
     @property
     def draws(self) -> bool:
-        """See `ReplyOptions.draws`; several replies per passage are always drawn."""
+        """See `GenerateReplyOptions.draws`; several replies per passage are always drawn."""
         return self.per_passage > 1 or super().draws
 
     @property
@@ -145,7 +145,7 @@ class GenerateOptions(
 
 
 @dataclass(kw_only=True)
-class EvaluateTextOptions(EmbedOptions, ReplyOptions, RunOptions):
+class EvaluateTextOptions(EmbedOptions, GenerateReplyOptions, RunOptions):
     """Options of the `evaluate` step."""
 
     text: str = ""

@@ -8,7 +8,7 @@ from sciqa.exam.instructions import instruction_prompt
 from sciqa.generate.local_writer import LocalWriter
 from sciqa.generate.text_metrics import FIGURES, rouge_scores, text_scores
 from sciqa.models.prompt_template import TemplatePrompt
-from sciqa.retrieval.embedder import embedder_one_by_one
+from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 
 TEXTS = ("id", "instruction", "input", "output", "answer")
@@ -61,6 +61,6 @@ class WriteTextAnswers:
         found = np.zeros(len(answers))
         if given:
             texts = [side[number] for side in (answers, references) for number in given]
-            vectors = embedder_one_by_one(self.embedder, texts, prefix=self.prefix, kind="passage").astype(float)
+            vectors = embed_one_by_one(self.embedder, texts, prefix=self.prefix, kind="passage").astype(float)
             found[given] = (vectors[: len(given)] * vectors[len(given) :]).sum(axis=1)
         return found.tolist()

@@ -57,7 +57,7 @@ class SeededTokenDraws(LogitsProcessor):
         return cast("torch.FloatTensor", scores - noise.log())
 
 
-class CheckTokenScores(LogitsProcessor):
+class CheckDecodedScores(LogitsProcessor):
     """Ends decoding where the scores of tokens are not numbers, which would otherwise be written as some text.
 
     Args:
@@ -111,7 +111,7 @@ def generate_tokens(
     for batch in _batches(scorer, lengths, tokens_per_batch):
         rows = [prompts[number] for number in batch]
         start = max(map(len, rows))
-        processors = LogitsProcessorList([CheckTokenScores(type(scorer.model).__name__)])
+        processors = LogitsProcessorList([CheckDecodedScores(type(scorer.model).__name__)])
         processors += [constrain(batch)] if constrain else []
         if draws:
             processors += _drawn(scorer, [draws.seeds[number] for number in batch], draws.temperature)

@@ -23,7 +23,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from sciqa.core.cluster import LOADING
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import Family, config_files, model_folder_family
+from sciqa.core.model_files import Family, model_config_files, model_folder_family
 from sciqa.models.adapter import add_trainable_adapter
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.load import SCORERS, load_empty_model
@@ -135,7 +135,7 @@ def build_memory_sketch(name: str, method: Method, fields: dict) -> MemorySketch
     Raises:
         InputError: the model does not exist, or peft rejects the fields.
     """
-    folder, gguf_file = config_files(name)
+    folder, gguf_file = model_config_files(name)
     family = model_folder_family(name, folder, gguf_file)
     base = load_empty_model(folder, gguf_file, family, torch.bfloat16)
     parameters = sum(each.numel() for each in base.parameters())

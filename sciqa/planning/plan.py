@@ -11,7 +11,7 @@ import numpy as np
 from sciqa.core import cluster, progress
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
-from sciqa.core.model_files import tokenizer_of_model_files
+from sciqa.core.model_files import model_file_tokenizer
 from sciqa.core.summary import Summary
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.open_exam import read_exam
@@ -105,7 +105,7 @@ def _read_questions(options: PlanOptions, model: "MemorySketch", volume: Volume,
     from sciqa.models.prompt_template import template_prompt_text
 
     questions = read_exam(getattr(options, name), options.columns, options.answers_from).to_pylist()
-    tokenizer = tokenizer_of_model_files(options.embedder)
+    tokenizer = model_file_tokenizer(options.embedder)
     prompts = [template_prompt_text(question, question.get("context") or "") for question in questions]
     sizes = [len(each.ids) for each in tokenizer.encode_batch(prompts)]
     texts = [list(answer_options_of(question).values()) for question in questions]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import config_files, model_file_dimension, read_model_file, tokenizer_of_model_files
+from sciqa.core.model_files import model_config_files, model_file_dimension, model_file_tokenizer, read_model_file
 from sciqa.corpus.articles import find_article_files, read_articles, split_articles
 from sciqa.corpus.chunking import ChunkSplitter, titled_chunk
 from sciqa.corpus.passages import check_passage_tokens
@@ -67,7 +67,7 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     if not sections:
         raise InputError(f"{', '.join(options.corpus)}: no article in the parts that were tried; pass --articles")
     cut = sections[:: math.ceil(len(sections) / SAMPLED_SECTIONS)]
-    tokenizer = tokenizer_of_model_files(options.embedder)
+    tokenizer = model_file_tokenizer(options.embedder)
     splitter = ChunkSplitter(tokenizer, options.passage_tokens, options.passage_overlap)
     passages = [
         (section["title"], section["section"], text)
@@ -143,7 +143,7 @@ def volume_embedder(options: VolumeOptions) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModel
 
-    folder, _ = config_files(options.embedder)
+    folder, _ = model_config_files(options.embedder)
     try:
         with torch.device("meta"):
             return AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))

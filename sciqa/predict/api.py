@@ -171,7 +171,7 @@ def _template(options: "PredictOptions") -> dict:
     return template_style(options.template, _completion(options))
 
 
-def api_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
+def api_server_arguments(options: "PredictOptions", answers: str, workers: int) -> dict:
     """Return the arguments of `ApiReader`, of which each of the workers gets its share of `--concurrency`."""
     return {
         "server": find_client_server(options),

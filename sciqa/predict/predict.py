@@ -35,9 +35,9 @@ from sciqa.models.prompt_template import check_template, check_template_context
 from sciqa.models.streamed_weights import StreamedWeightsSettings, check_streamed_weights, streamed_weight_bytes
 from sciqa.predict.api import (
     ApiReader,
-    api_arguments,
     api_inputs,
     api_prompt_format,
+    api_server_arguments,
     api_server_pool,
     api_workers,
     check_api,
@@ -57,15 +57,15 @@ from sciqa.predict.scored_answers import (
     read_scored_answer_sources,
     write_scored_answers,
 )
-from sciqa.predict.streamed_passes import report_passes, split_passes
+from sciqa.predict.streamed_passes import show_streamed_passes, split_passes
 from sciqa.predict.vllm import VllmShards, answer_vllm_requests, check_vllm
 from sciqa.predict.work import (
     ReaderWork,
     blend_work,
     cascade_work,
-    check_reader_files,
-    reader_files,
+    check_work_files,
     replaced_work_source,
+    work_files,
     work_sources,
 )
 from sciqa.retrieval.contexts import open_contexts
@@ -116,9 +116,9 @@ def _fill(options: PredictOptions, exam: Exam, inputs: dict, started: float) -> 
     missing = [part for part in range(exam.shards) if tables.table_part_name(part) not in begun.names]
     if not is_local_predict(options, exam):
         cluster.connect_cluster(options)
-    with report_passes() if options.streams else nullcontext() as say:
+    with show_streamed_passes() if options.streams else nullcontext() as say:
         work = cascade_work(options, exam, _work(options, exam, missing, say))
-        check_reader_files(options, inputs)
+        check_work_files(options, inputs)
         list(_answer_all(exam, options, folder, work))
     if replaced := replaced_work_source(options, exam, inputs):
         tables.delete_table(folder)
@@ -220,12 +220,12 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     if options.reader in BASELINES:
         return inputs | {"baseline": options.reader}
     if options.reader == "retrieval":
-        inputs |= reader_files(options) | {"backend": options.embed_backend}
+        inputs |= work_files(options) | {"backend": options.embed_backend}
         return inputs | {"prefixes": [options.prefix("query"), options.prefix("passage")]}
     check_predict_model(options, exam.sample)
     if options.in_api:
         return inputs | api_inputs(options)
-    inputs |= reader_files(options) | {"precision": options.precision, "nf4": options.nf4}
+    inputs |= work_files(options) | {"precision": options.precision, "nf4": options.nf4}
     given = ("prompt", "completion", "normalise", "rotations", "engine")
     return inputs | {name: getattr(options, name) for name in given} | reasoned_work_inputs(options)
 
@@ -262,7 +262,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
         return ReaderWork(parts, workers, "retrieval", arguments, options.embedder, sources, _weights(options))
     if options.in_api:
         workers = api_workers(options, len(parts))
-        arguments = api_arguments(options, options.folder, workers)
+        arguments = api_server_arguments(options, options.folder, workers)
         return ReaderWork(parts, workers, "api", arguments, options.model, sources)
     arguments = options.reader_arguments(cluster.cluster_device(options), cluster.cluster_threads_per_worker(workers))
     if options.streams:

@@ -20,7 +20,7 @@ from sciqa.predict.scored_answers import ScoredAnswer, tie_scored_answers
 from sciqa.predict.scorer_reader import ScorerReader
 from sciqa.predict.shots import ShotChooser
 from sciqa.predict.uncertainty import DOUBT
-from sciqa.retrieval.embedder import Kind, embedder_one_by_one
+from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.query_limit import QueryLimit
 
@@ -115,7 +115,7 @@ class RetrievalReader:
         return ScoredAnswer(settle_probability_ties(COSINE_SCALE * nearness, NOISE), any(cut for _, cut in asked))
 
     def _embed(self, texts: list[str], kind: Kind, names: list[str]) -> np.ndarray:
-        return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+        return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
 
 class BlendReader:

@@ -9,7 +9,7 @@ from sciqa.core.cache import cached_folder
 from sciqa.core.hashes import fingerprint
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.question_key import NEAR_COPY, question_key
-from sciqa.retrieval.embedder import embedder_one_by_one
+from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
 
@@ -91,7 +91,7 @@ class ShotChooser:
     def _embed(self, questions: list[dict]) -> np.ndarray:
         """Return unit vectors of questions with their options, as the audit compares them."""
         names = [f"question {question['id']!r}" for question in questions]
-        return embedder_one_by_one(self.embedder, _texts(questions), prefix=self.prefix, kind="query", names=names)
+        return embed_one_by_one(self.embedder, _texts(questions), prefix=self.prefix, kind="query", names=names)
 
 
 def _texts(questions: list[dict]) -> list[str]:

@@ -29,7 +29,7 @@ def split_passes(options: "PredictOptions", shard_questions: int, parts: list[in
 
 
 @contextmanager
-def report_passes() -> Iterator[Callable[[str], None]]:
+def show_streamed_passes() -> Iterator[Callable[[str], None]]:
     """Yield a function by which workers report progress, and print their messages."""
     told = cluster.cluster_queue()
     done = threading.Event()

@@ -96,7 +96,7 @@ def work_sources(options: PredictOptions, exam: Exam, found: bool = True) -> dic
     return sources
 
 
-def reader_files(options: PredictOptions) -> dict:
+def work_files(options: PredictOptions) -> dict:
     """Return the identities of the files that the reader is loaded from; none of a blend, a baseline or a server."""
     if options.reader == "retrieval" and not options.blend:
         return {"embedder": find_model(options.embedder).revision}
@@ -109,9 +109,9 @@ def reader_files(options: PredictOptions) -> dict:
     return found | options.shots_identity()
 
 
-def check_reader_files(options: PredictOptions, inputs: dict) -> None:
+def check_work_files(options: PredictOptions, inputs: dict) -> None:
     """Raise `InputError` if files that the workers are told of, or given, are others now than among the inputs."""
-    begun, now = json.loads(json.dumps(inputs)), json.loads(json.dumps(reader_files(options)))
+    begun, now = json.loads(json.dumps(inputs)), json.loads(json.dumps(work_files(options)))
     if changed := [name for name, value in now.items() if begun.get(name) != value]:
         raise InputError(f"{options.folder}: {', '.join(changed)} changed since the command was given; run it again")
 

@@ -76,7 +76,7 @@ class Embedder(ABC):
         """Return vectors as the model gives them, float32, shape (texts, dimension); see `encode`."""
 
 
-def embedder_one_by_one(
+def embed_one_by_one(
     embedder: Embedder, texts: list[str], prefix: str = "", kind: Kind | None = None, names: Sequence[str] | None = None
 ) -> np.ndarray:
     """Embed texts by `Embedder.encode`, each in a batch of its own.
@@ -105,13 +105,13 @@ class TorchEmbedder(Embedder):
     ) -> None:
         import torch
 
-        from sciqa.retrieval.checkpoints import load_whole_checkpoint
+        from sciqa.retrieval.embedder_checkpoint import load_embedder_checkpoint
 
         super().__init__()
         torch.set_num_threads(threads)
         dtype = getattr(torch, precision) if precision else device_half_precision(device)
         self.model, self.computing = model, f"PyTorch in {str(dtype).removeprefix('torch.')} on {device}"
-        self.module = load_whole_checkpoint(model, "SentenceTransformer", device, dtype, attention)
+        self.module = load_embedder_checkpoint(model, "SentenceTransformer", device, dtype, attention)
         self.module.default_prompt_name = None
 
     def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:

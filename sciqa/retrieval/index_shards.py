@@ -9,7 +9,7 @@ import numpy as np
 from sciqa.core import hashes, storage, tables
 from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, model_file_sequence_length, tokenizer_of_model_files
+from sciqa.core.model_files import find_model, model_file_sequence_length, model_file_tokenizer
 from sciqa.corpus.chunking import LEAST_TOKENS, titled_chunk
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.retrieval.load_embedder import load_embedder
@@ -32,7 +32,7 @@ class EmbedIndexShard:
         self.embedder = load_embedder(**embed)
         self.options, self.embedding = options, embedding
         self.longest, self.made = model_file_sequence_length(options.embedder), _made_within(options)
-        self.tokenizer = tokenizer_of_model_files(options.embedder) if self.longest else None
+        self.tokenizer = model_file_tokenizer(options.embedder) if self.longest else None
         if self.tokenizer and self.longest:
             self.longest -= len(self.tokenizer.encode(embedding["prefix"], add_special_tokens=False).ids)
 

@@ -11,7 +11,7 @@ from sciqa.core.local_stage import is_local_stage
 from sciqa.core.model_files import model_file_bytes
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.open_exam import Exam
-from sciqa.retrieval.embedder import Kind, embedder_one_by_one
+from sciqa.retrieval.embedder import Kind, embed_one_by_one
 from sciqa.retrieval.index import check_index_unchanged
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
@@ -84,7 +84,7 @@ class QueryRanker:
 
     def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
         """Return unit vectors of texts, shape (texts, dimension), each by its own text alone; messages use `names`."""
-        return embedder_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
+        return embed_one_by_one(self.embedder, texts, prefix=self.prefixes[kind], kind=kind, names=names)
 
     def vectors(self, query: Query) -> list[np.ndarray]:
         """Return the vectors of a kind of query, one array for each of its rankings.

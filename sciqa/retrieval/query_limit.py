@@ -5,7 +5,7 @@ from bisect import bisect_left
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sciqa.core.model_files import model_file_sequence_length, tokenizer_of_model_files
+from sciqa.core.model_files import model_file_sequence_length, model_file_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ class QueryLimit:
     @cached_property
     def tokenizer(self) -> "Tokenizer":
         """The model's tokenizer."""
-        return tokenizer_of_model_files(self.model)
+        return model_file_tokenizer(self.model)
 
     def cut(self, prompt: str, end: str) -> tuple[str, bool]:
         """Return a query of a prompt and what follows it, and whether the end of the prompt was cut off to fit it."""

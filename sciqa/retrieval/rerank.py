@@ -46,13 +46,13 @@ class Reranker:
     """
 
     def __init__(self, name: str, device: Device, revision: str | None = None) -> None:
-        from sciqa.retrieval.checkpoints import load_whole_checkpoint
+        from sciqa.retrieval.embedder_checkpoint import load_embedder_checkpoint
 
         check_device(device)
         find_model(name, revision)
         check_reranker(name)
         self.name = name
-        self.module = load_whole_checkpoint(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")
+        self.module = load_embedder_checkpoint(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")
         if self.module.num_labels != 1:
             raise InputError(f"--rerank {name}: gives {self.module.num_labels} numbers for a pair; {EXPECTED}")
 

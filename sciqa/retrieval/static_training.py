@@ -121,9 +121,9 @@ def distil_static_embedder(options: EmbedderOptions) -> "StaticEmbedding":
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 
     from sciqa.models.weights import UNLOADABLE
-    from sciqa.retrieval.checkpoints import load_whole_checkpoint
+    from sciqa.retrieval.embedder_checkpoint import load_embedder_checkpoint
 
-    first, *others = load_whole_checkpoint(options.teacher, "SentenceTransformer", "cpu", "float32")
+    first, *others = load_embedder_checkpoint(options.teacher, "SentenceTransformer", "cpu", "float32")
     pooling = [module.pooling_mode for module in others if isinstance(module, Pooling)]
     strange = [type(each).__name__ for each in others if not isinstance(each, Pooling | Normalize)]
     if not isinstance(first, Transformer) or strange or len(pooling) != 1 or pooling[0] not in POOLING:

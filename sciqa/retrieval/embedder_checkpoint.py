@@ -23,7 +23,7 @@ POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 
 
 @overload
-def load_whole_checkpoint(
+def load_embedder_checkpoint(
     name: str,
     kind: Literal["SentenceTransformer"],
     device: str,
@@ -33,12 +33,12 @@ def load_whole_checkpoint(
 
 
 @overload
-def load_whole_checkpoint(
+def load_embedder_checkpoint(
     name: str, kind: Literal["CrossEncoder"], device: str, dtype: "torch.dtype | str", attention: str | None = None
 ) -> "CrossEncoder": ...
 
 
-def load_whole_checkpoint(
+def load_embedder_checkpoint(
     name: str,
     kind: Literal["SentenceTransformer", "CrossEncoder"],
     device: str,
