@@ -1,5 +1,6 @@
 """Three nodes, one of which is lost while it works: the tables are those of an undisturbed run."""
 
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import ray.train
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from test_training import history, losses, tiny_run
@@ -25,7 +27,7 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam import read_exam
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, queries, retrieve
 from sciqa.run import RunExamOptions, run_exam
-from sciqa.training import FinetuneOptions, finetune
+from sciqa.training import FinetuneOptions, finetune, ray_train
 
 #: Of each step: its function and options, files that tell by their number that it is in its middle, and the Ray actors
 #: that do its work; none where tasks do it, on every node.
@@ -67,6 +69,29 @@ def lose_a_node(step: str, given: str) -> None:
     ray.shutdown()
     nodes.shutdown()
     os._exit(0)  # Ray's own exit code tells of the node that was lost
+
+
+def gain_a_node(given: str) -> None:
+    """Train on one node of one CPU, which a second one joins in its middle."""
+    scaling = functools.partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=2)  # by default a minute
+    ray_train.ScalingConfig = scaling  # type: ignore[assignment, misc]
+    options = FinetuneOptions(**json.loads(given))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    connect_cluster(RunOptions(address=nodes.address))
+
+    node = [str(Path(sys.executable).parent / "ray"), "start", f"--address={nodes.address}", "--num-cpus=1", "--block"]
+
+    def gain() -> None:
+        while len(list(Path(options.output).glob(STEPS["finetune"][2]))) < 2:
+            time.sleep(0.05)
+        subprocess.run(node, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # until the cluster ends
+
+    thread = threading.Thread(target=gain, daemon=True)
+    thread.start()
+    finetune(options)
+    ray.shutdown()
+    nodes.shutdown()
+    thread.join(timeout=60)
 
 
 def run_losing_a_node(step, **options):
@@ -128,5 +153,20 @@ def test_a_node_lost_while_training(tmp_path, cluster, data, workers, zero, drop
     assert list(dict.fromkeys(numbers)) == had
 
 
+@pytest.mark.slow
+def test_a_node_that_joins_while_training(tmp_path, cluster, data):
+    common = {"zero": 0, "eval_every": 5, "steps": 150, "batch_size": 4, "peft": "{r: 4, lora_dropout: 0.0}"}
+    common |= {"model": tiny_folder(tmp_path / "model", "llama")}
+    given = tiny_run(data, tmp_path / "joined", num_workers="1-2", **common)
+    options = json.dumps({name: value for name, value in vars(given).items() if value is not None}, default=str)
+    subprocess.run([sys.executable, __file__, "join", options], check=True, timeout=500)
+    made = finetune(tiny_run(data, tmp_path / "whole", num_workers=1, **common))
+    joined, whole = losses(given.folder), losses(made.path)
+    assert len(joined) == len(whole) == 150
+    np.testing.assert_allclose(joined, whole, atol=1e-3)
+    numbers = [row["workers"] for row in history(given.folder) if row["workers"]]
+    assert list(dict.fromkeys(numbers)) == [1, 2]
+
+
 if __name__ == "__main__":
-    lose_a_node(*sys.argv[1:])
+    gain_a_node(*sys.argv[2:]) if sys.argv[1] == "join" else lose_a_node(*sys.argv[1:])

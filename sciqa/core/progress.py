@@ -23,7 +23,7 @@ BETWEEN_LINES = 30
 
 
 def rows_with_progress(
-    dataset: "Dataset | Iterator[dict]", stage: str, total: int, unit: str, count: Callable[[dict], int]
+    dataset: "Dataset | Iterator[dict]", stage: str, total: int, unit: str, count: Callable[[dict], int], by: str = ""
 ) -> Iterator[dict]:
     """Yield the rows of a dataset, or those of this process, as they finish, and show progress.
 
@@ -36,6 +36,7 @@ def rows_with_progress(
         total: number of units in all parts.
         unit: name of the unit, in plural.
         count: returns the number of units in a row.
+        by: name of what works on the units, if there are several in turn; shown with the unit.
 
     Raises:
         InputError: a worker found bad input.
@@ -44,7 +45,7 @@ def rows_with_progress(
     gauge = _gauges(stage, unit)
     gauge("total", total)
     done, noted = 0, set()
-    with (_bar if console.is_terminal else _lines)(stage, total, unit) as show:
+    with (_bar if console.is_terminal else _lines)(stage, total, unit, f"{unit} by {by}" if by else unit) as show:
         for row in _rows(dataset):
             for note in dict.fromkeys(row.pop("notes", None) or ()):
                 if note not in noted:
@@ -82,12 +83,12 @@ def _rows(dataset: "Dataset | Iterator[dict]") -> Iterator[dict]:
 
 
 @contextlib.contextmanager
-def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
+def _bar(stage: str, total: int, unit: str, shown: str) -> Iterator[Callable[[int, dict], None]]:
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(shown, markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -97,11 +98,11 @@ def _bar(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], No
 
 
 @contextlib.contextmanager
-def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], None]]:
+def _lines(stage: str, total: int, unit: str, shown: str) -> Iterator[Callable[[int, dict], None]]:
     started = said = time.monotonic()
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     begun = "starting workers" if ray.is_initialized() else "loading models"
-    with progress_lines(stage, f"0 of {total} {unit}, {begun}") as say:
+    with progress_lines(stage, f"0 of {total} {shown}, {begun}") as say:
 
         def show(done: int, row: dict) -> None:
             nonlocal said
@@ -111,7 +112,7 @@ def _lines(stage: str, total: int, unit: str) -> Iterator[Callable[[int, dict], 
                 console.out(json.dumps(about | {"part": row}, default=str), highlight=False)
             if now - said > BETWEEN_LINES:
                 said = now
-                say(f"{done} of {total} {unit}, {_at_work()}")
+                say(f"{done} of {total} {shown}, {_at_work()}")
 
         yield show
 
@@ -132,14 +133,14 @@ def progress_lines(stage: str, begun: str) -> Iterator[Callable[[str], None]]:
 
     `begun` is the first line; later ones end with the seconds since then.
     """
-    console.print(f"{stage}: {begun}")
+    console.print(f"{stage}: {begun}", markup=False)
     started = last = time.monotonic()
     done = threading.Event()
 
     def say(line: str) -> None:
         nonlocal last
         last = time.monotonic()
-        console.print(f"{stage}: {line}, {last - started:.0f} s")
+        console.print(f"{stage}: {line}, {last - started:.0f} s", markup=False)
 
     def watch() -> None:
         while not done.wait(1):

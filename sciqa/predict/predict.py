@@ -292,7 +292,8 @@ def _answer_all(exam: Exam, options: PredictOptions, folder: str, work: ReaderWo
     else:
         rows = run_model_workers(options, PredictShard, arguments, work.parts, pool)
     total = exam.questions_of(np.hstack(work.parts).tolist())
-    yield from progress.rows_with_progress(rows, "predict", total, "questions", lambda row: row["questions"])
+    by = folder.rsplit("/", 1)[-1]
+    yield from progress.rows_with_progress(rows, "predict", total, "questions", lambda row: row["questions"], by)
 
 
 class PredictShard:
