@@ -73,7 +73,7 @@ def resident(name):
 
 
 def measured(config):
-    """A worker's training function that also tells the most bytes that it allocated, and those that Linux gave it."""
+    """A worker's training function that also writes the most bytes that it allocated, and those that Linux gave it."""
     from torch.profiler import ProfilerActivity, profile
 
     from sciqa.training import loop
@@ -87,12 +87,14 @@ def measured(config):
     run.scorer.padded_tokens = lambda batch: batches.append(batch) or count(batch)
     there = tensor_bytes(run.scorer)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        made = run.train()
+        run.train()
     changes = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
     changes = np.cumsum([each.nbytes() for each in sorted(changes, key=lambda each: each.start_ns())])
     largest = max(batches, key=lambda batch: len(batch) * max(question.length for question in batch))
     lengths = [[len(question.prompt), *map(len, question.options)] for question in largest]
-    return made | {"allocated": there + int(changes.max()), "grown": resident("VmHWM") - before, "lengths": lengths}
+    found = {"allocated": there + int(changes.max()), "grown": resident("VmHWM") - before, "lengths": lengths}
+    Path(config["options"].output, "measured.json").write_text(json.dumps(found))
+    return {}
 
 
 def tensor_bytes(model):
@@ -454,9 +456,18 @@ def test_training_takes_the_memory_that_is_planned(tmp_path, cluster, data, monk
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(sciqa.training.loop, "train_loop", measured)
     options = FinetuneOptions(
-        **data, output=str(tmp_path), model=SMOLLM2, method=method, num_workers=1, steps=3, batch_size=4, eval_every=100
+        **data,
+        output=str(tmp_path),
+        model=SMOLLM2,
+        method=method,
+        num_workers=1,
+        steps=3,
+        batch_size=4,
+        eval_every=100,
+        max_failures=0,
     )
-    made = finetune(options).details
+    finetune(options)
+    made = json.loads((tmp_path / "measured.json").read_text())
     model = build_memory_sketch(SMOLLM2, method, {})
     batch = [encoded(*lengths) for lengths in made["lengths"]]
     planned = training_memory(model, options, 1, peak_activation_memory(model, batch, nf4=method == "qlora"))
