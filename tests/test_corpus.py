@@ -69,6 +69,12 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
     assert max(lengths) <= 64
 
 
+@pytest.mark.parametrize("space", "\u00a0\u2009\u202f\u3000")
+def test_a_wide_space_after_a_capital_letter_and_before_a_full_stop(space):
+    text = f"He took vitamin K{space}. It\thelped{space}. Then\u00a0he rose."
+    assert split_sentences(text) == [f"He took vitamin K{space}. ", f"It\thelped{space}. ", "Then\u00a0he rose."]
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.text("abcde", min_size=1, max_size=5), min_size=1, max_size=90),
