@@ -372,6 +372,7 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
         (r"a \$5 note, the $n$th", r"a \$5 note, the n th".replace("n th", "nth")),
         ("no end $x", "no end $x"),
         ("$$", "$$"),
+        (r"cut off: $n\operatorname$", "cut off: n operatorname"),
         ("<i>$a<b$</i>", "&lt;i&gt;a&lt;b&lt;/i&gt;"),
     ],
 )
