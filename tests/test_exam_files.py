@@ -333,6 +333,18 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = write(tmp_path, "exam.parquet", parquet([GOOD[0] | {"A": b"ok"}, GOOD[1] | {"A": b"caf\xe9"}]))
     with pytest.raises(InputError, match="row 2, column 'A': bytes that are not UTF-8"):
         read_exam(path)
+    told = pa.table({"question": pa.array([b"caf\xe9"]).view(pa.string()), "choices": [["a", "b"]], "answer": ["b"]})
+    pq.write_table(told, tmp_path / "told.parquet")
+    with pytest.raises(InputError, match=r"told\.parquet: not a whole Parquet file .*Invalid UTF8"):
+        read_exam(str(tmp_path / "told.parquet"))
+
+
+def test_an_arrow_file_of_what_parquet_cannot_hold(tmp_path):
+    empty = pa.array([{}], pa.struct([]))
+    table = pa.table({"question": ["q"], "choices": [["a", "b"]], "answer": [1], "about": empty})
+    with pa.ipc.new_file(tmp_path / "exam.arrow", table.schema) as file:
+        file.write_table(table)
+    assert read_exam(str(tmp_path / "exam.arrow")).to_pylist()[0]["answer"] == "B"
 
 
 def test_a_key_twice_in_an_object_is_refused(tmp_path):
