@@ -333,6 +333,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     findings.add("article", 3, 1.0, ("train.jsonl", "t2", ""))
     findings.add("passage run", 5, 8, ("", "p1", "<Last>"), 0)
     findings.add("near", 1, 0.5, ("train.jsonl", "t9", ""))
+    findings.add("question run", 2, 6, ("other.jsonl", "o1", ""))
     inputs = INPUTS | {"exam": exam.sha256}
     rows = contamination_rows(questions, findings, inputs, 2)
     assert [row["kind"] for row in rows] == ["exact", "clean", "near", "same article", "clean", "clean"]
@@ -356,7 +357,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     marks = re.findall(r'class="stands" dir="auto">([^<]*)<', page)
     assert marks == [
         "exact: train.jsonl t1, cosine 1.00",
-        "near: train.jsonl &lt;t2&gt;, cosine 0.93",
+        "near: train.jsonl &lt;t2&gt;, cosine 0.93, 6 words in a row in other.jsonl o1",
         "same article as another question",
         "8 words in a row in passages, &lt;Last&gt;",
     ]
