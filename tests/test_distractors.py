@@ -1,10 +1,13 @@
 """Wrong options for open questions: of the answer's form, from the corpus, none that says the same."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import write_jsonl
 
 from sciqa import cli
 from sciqa.core import tables
+from sciqa.core.errors import InputError
 from sciqa.exam import open_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.options import ExamOptions
@@ -78,6 +81,8 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
     assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")
     assert open_exam(ExamOptions(output=str(tmp_path / "other"), exam=made.path), write=False).questions == 2
     assert generate(options).made.endswith("kept as it was")
+    with pytest.raises(InputError, match=r"made from other inputs \(embed_backend: auto there, torch now\)"):
+        generate(replace(options, embed_backend="torch"))
 
 
 def test_the_sentence_that_decides_is_no_wrong_option(indexed, tmp_path):
