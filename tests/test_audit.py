@@ -215,6 +215,13 @@ def test_a_corpus_of_which_no_article_is_read_is_bad_input(tmp_path, cluster):
     assert step.audit(options).made.endswith("1 of 4 questions have an n-gram of 8 words in a.jsonl")
 
 
+def test_a_corpus_that_changes_while_it_is_read_is_bad_input(tmp_path, cluster, monkeypatch):
+    exam, corpus = write(tmp_path / "exam.jsonl", EXAM), write(tmp_path / "a.jsonl", TEXTS)
+    monkeypatch.setattr(sources, "find_article_files", lambda *_: [(corpus, [1, 0])])
+    with pytest.raises(InputError, match=r"a\.jsonl: changed while the corpus was read, or not the same file on"):
+        step.audit(AuditOptions(output=str(tmp_path / "run"), exam=exam, corpus=(corpus,)))
+
+
 def test_an_audit_that_was_stopped_goes_on_from_its_parts(tmp_path, base, monkeypatch):
     options = AuditOptions(output=str(tmp_path / "run"), **base)
     monkeypatch.setattr(step, "contamination_rows", lambda *_: 1 / 0)

@@ -375,7 +375,7 @@ def test_a_listing_of_object_storage_may_have_parts_of_a_second(monkeypatch):
     header = [7, 1649623866 * 10**9]
     monkeypatch.setattr(storage, "stat_files", lambda path: [(path, header)])
     listed = [7, header[1] + 821_000_000]
-    parts._check_files({"demo": [0, 0], "s3://bucket/a.jsonl": listed})
+    parts.check_corpus_files({"demo": [0, 0], "s3://bucket/a.jsonl": listed})
     for path, other in (("s3://bucket/a.jsonl", [7, header[1] + 10**9]), ("/a.jsonl", listed), ("file:///a", listed)):
         with pytest.raises(InputError, match="changed while the corpus was read"):
-            parts._check_files({path: other})
+            parts.check_corpus_files({path: other})
