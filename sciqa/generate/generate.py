@@ -176,10 +176,9 @@ def _fill(
     """Write what is missing of the table; return its counts."""
     done = set(storage.list_names(options.folder))
     jsonl = [storage.join_paths(filter_result_jsonl_folder(options), shape) for shape in SHAPES]
-    if not done:
-        storage.delete_path(filter_result_jsonl_folder(options))  # of a table that this one replaces
-        for folder in jsonl:
-            tables.begin_table(folder, {})  # so that no step takes them for whole
+    for folder in () if done else jsonl:
+        tables.delete_table(folder)  # of a table that this one replaces
+        tables.begin_table(folder, {})  # so that no step takes it for whole
     cluster.connect_cluster(options)
     written = done | set(storage.list_names(tables.table_records_path(options.folder, "candidates")))
     missing = [part for part in parts if tables.table_part_name(part.number) not in written]
