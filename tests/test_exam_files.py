@@ -433,6 +433,13 @@ def test_answers_are_read_or_their_row_is_refused(tmp_path, name):
             read_exam(path)
 
 
+def test_a_0_in_the_name_of_a_list_of_options_does_not_say_that_answers_count_from_0(tmp_path):
+    rows = [{"question": "p", "choices10": list("abcd"), "answer": number} for number in (1, 2)]
+    path = write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="row 1, column 'answer': '1' found, and nowhere a 0"):
+        read_exam(path, ("options=choices10",))
+
+
 @pytest.mark.parametrize(("said", "letter"), [("0", "E"), ("1", "D"), ("text", "B"), ("letter", None)])
 def test_answers_from_says_what_an_answer_is(tmp_path, said, letter):
     path = write(tmp_path, "exam.jsonl", json.dumps(question("34526", "4")))

@@ -95,7 +95,7 @@ class Columns:
     def first(self) -> str | None:
         """Number of the first option, "0" or "1"; None if the columns' names do not tell."""
         option, answer = next(iter(self.options), ""), next(iter(self.answer), "")
-        return COUNTED.get((option, answer)) or ("0" if option.endswith("0") else None)
+        return COUNTED.get((option, answer)) or ("0" if option.endswith("0") and self.options[1:] else None)
 
     @property
     def used(self) -> set[str]:
