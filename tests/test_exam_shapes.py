@@ -472,7 +472,7 @@ def test_columns_read_all_else(tmp_path, name):
         (["prompt=a", "prompt=b"], "once for each of prompt"),
         (["text=a"], "PART=COLUMN expected, once for each of prompt, options, answer, correct"),
         (["prompt=Questions"], "--columns prompt=Questions, but no column 'Questions'; did you mean 'question'"),
-        (["answer=choices.right"], "--columns answer=choices.right, but no column 'choices.right'"),
+        (["answer=answer.right"], "--columns answer=answer.right, but no column 'answer.right'"),
         (["title=question,answer"], "--columns title=question,answer, but no column 'question,answer'"),
     ],
 )
