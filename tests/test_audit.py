@@ -215,6 +215,13 @@ def test_a_corpus_of_which_no_article_is_read_is_bad_input(tmp_path, cluster):
     assert step.audit(options).made.endswith("1 of 4 questions have an n-gram of 8 words in a.jsonl")
 
 
+def test_a_corpus_that_changes_while_it_is_read_is_bad_input(tmp_path, cluster, monkeypatch):
+    exam, corpus = write(tmp_path / "exam.jsonl", EXAM), write(tmp_path / "a.jsonl", TEXTS)
+    monkeypatch.setattr(sources, "find_article_files", lambda *_: [(corpus, [1, 0])])
+    with pytest.raises(InputError, match=r"a\.jsonl: changed while the corpus was read, or not the same file on"):
+        step.audit(AuditOptions(output=str(tmp_path / "run"), exam=exam, corpus=(corpus,)))
+
+
 def test_an_audit_that_was_stopped_goes_on_from_its_parts(tmp_path, base, monkeypatch):
     options = AuditOptions(output=str(tmp_path / "run"), **base)
     monkeypatch.setattr(step, "contamination_rows", lambda *_: 1 / 0)
@@ -333,6 +340,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     findings.add("article", 3, 1.0, ("train.jsonl", "t2", ""))
     findings.add("passage run", 5, 8, ("", "p1", "<Last>"), 0)
     findings.add("near", 1, 0.5, ("train.jsonl", "t9", ""))
+    findings.add("question run", 2, 6, ("other.jsonl", "o1", ""))
     inputs = INPUTS | {"exam": exam.sha256}
     rows = contamination_rows(questions, findings, inputs, 2)
     assert [row["kind"] for row in rows] == ["exact", "clean", "near", "same article", "clean", "clean"]
@@ -356,7 +364,7 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
     marks = re.findall(r'class="stands" dir="auto">([^<]*)<', page)
     assert marks == [
         "exact: train.jsonl t1, cosine 1.00",
-        "near: train.jsonl &lt;t2&gt;, cosine 0.93",
+        "near: train.jsonl &lt;t2&gt;, cosine 0.93, 6 words in a row in other.jsonl o1",
         "same article as another question",
         "8 words in a row in passages, &lt;Last&gt;",
     ]

@@ -69,6 +69,12 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
     assert max(lengths) <= 64
 
 
+@pytest.mark.parametrize("space", "\u00a0\u2009\u202f\u3000")
+def test_a_wide_space_after_a_capital_letter_and_before_a_full_stop(space):
+    text = f"He took vitamin K{space}. It\thelped{space}. Then\u00a0he rose."
+    assert split_sentences(text) == [f"He took vitamin K{space}. ", f"It\thelped{space}. ", "Then\u00a0he rose."]
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.text("abcde", min_size=1, max_size=5), min_size=1, max_size=90),
@@ -369,7 +375,7 @@ def test_a_listing_of_object_storage_may_have_parts_of_a_second(monkeypatch):
     header = [7, 1649623866 * 10**9]
     monkeypatch.setattr(storage, "stat_files", lambda path: [(path, header)])
     listed = [7, header[1] + 821_000_000]
-    parts._check_files({"demo": [0, 0], "s3://bucket/a.jsonl": listed})
+    parts.check_corpus_files({"demo": [0, 0], "s3://bucket/a.jsonl": listed})
     for path, other in (("s3://bucket/a.jsonl", [7, header[1] + 10**9]), ("/a.jsonl", listed), ("file:///a", listed)):
         with pytest.raises(InputError, match="changed while the corpus was read"):
-            parts._check_files({path: other})
+            parts.check_corpus_files({path: other})

@@ -1,16 +1,21 @@
 """Wrong options for open questions: of the answer's form, from the corpus, none that says the same."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import write_jsonl
 
 from sciqa import cli
 from sciqa.core import tables
+from sciqa.core.errors import InputError
 from sciqa.exam import open_exam
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.options import ExamOptions
 from sciqa.generate import GenerateOptions, generate
 from sciqa.generate.distractors import WriteDistractors, find_distractors
 from sciqa.generate.filter_results import filter_result_rejects_path
+from sciqa.generate.generate import _filter_inputs
+from sciqa.predict import PredictOptions
 from sciqa.retrieval.index import read_index_manifest
 from sciqa.retrieval.search import LocalSearch
 
@@ -78,6 +83,10 @@ def test_open_questions_become_an_exam(indexed, tmp_path, cluster):
     assert (rejected["id"], rejected["fault"]) == ("odd", "few-distractors")
     assert open_exam(ExamOptions(output=str(tmp_path / "other"), exam=made.path), write=False).questions == 2
     assert generate(options).made.endswith("kept as it was")
+    with pytest.raises(InputError, match=r"made from other inputs \(embed_backend: auto there, torch now\)"):
+        generate(replace(options, embed_backend="torch"))
+    inputs = _filter_inputs(replace(options, precision="float32"), [], PredictOptions(output=options.output))
+    assert inputs["precision"] == "float32", "in which a checker computes"
 
 
 def test_the_sentence_that_decides_is_no_wrong_option(indexed, tmp_path):

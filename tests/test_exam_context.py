@@ -85,6 +85,13 @@ def test_questions_without_a_context_are_counted(tmp_path, capsys):
     assert capsys.readouterr().err == "", "once in a process is enough"
 
 
+def test_the_runs_own_exam_is_read_whatever_columns_it_keeps(tmp_path):
+    kind, cells = SHAPES["SciQ"]
+    path = save(tmp_path, kind, [row | {"Subject": "physics"} for row in cells])
+    for exam in (path, None):
+        assert open_exam(ExamOptions(exam=exam, output=str(tmp_path / "run"), context="given")).questions == 4
+
+
 @pytest.mark.parametrize("option", [{"columns": ("prompt=question",)}, {"answers_from": "0"}])
 def test_how_a_file_is_read_is_refused_where_no_file_is(tmp_path, race, option):
     flag = f"--{next(iter(option)).replace('_', '-')}"

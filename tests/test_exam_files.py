@@ -333,6 +333,18 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = write(tmp_path, "exam.parquet", parquet([GOOD[0] | {"A": b"ok"}, GOOD[1] | {"A": b"caf\xe9"}]))
     with pytest.raises(InputError, match="row 2, column 'A': bytes that are not UTF-8"):
         read_exam(path)
+    told = pa.table({"question": pa.array([b"caf\xe9"]).view(pa.string()), "choices": [["a", "b"]], "answer": ["b"]})
+    pq.write_table(told, tmp_path / "told.parquet")
+    with pytest.raises(InputError, match=r"told\.parquet: not a whole Parquet file .*Invalid UTF8"):
+        read_exam(str(tmp_path / "told.parquet"))
+
+
+def test_an_arrow_file_of_what_parquet_cannot_hold(tmp_path):
+    empty = pa.array([{}], pa.struct([]))
+    table = pa.table({"question": ["q"], "choices": [["a", "b"]], "answer": [1], "about": empty})
+    with pa.ipc.new_file(tmp_path / "exam.arrow", table.schema) as file:
+        file.write_table(table)
+    assert read_exam(str(tmp_path / "exam.arrow")).to_pylist()[0]["answer"] == "B"
 
 
 def test_a_key_twice_in_an_object_is_refused(tmp_path):
@@ -419,6 +431,13 @@ def test_answers_are_read_or_their_row_is_refused(tmp_path, name):
     else:
         with pytest.raises(InputError, match=rf"exam.jsonl, row {expected}, column '(answer|answerKey|choices)': "):
             read_exam(path)
+
+
+def test_a_0_in_the_name_of_a_list_of_options_does_not_say_that_answers_count_from_0(tmp_path):
+    rows = [{"question": "p", "choices10": list("abcd"), "answer": number} for number in (1, 2)]
+    path = write(tmp_path, "exam.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="row 1, column 'answer': '1' found, and nowhere a 0"):
+        read_exam(path, ("options=choices10",))
 
 
 @pytest.mark.parametrize(("said", "letter"), [("0", "E"), ("1", "D"), ("text", "B"), ("letter", None)])

@@ -472,6 +472,8 @@ def test_columns_read_all_else(tmp_path, name):
         (["prompt=a", "prompt=b"], "once for each of prompt"),
         (["text=a"], "PART=COLUMN expected, once for each of prompt, options, answer, correct"),
         (["prompt=Questions"], "--columns prompt=Questions, but no column 'Questions'; did you mean 'question'"),
+        (["answer=answer.right"], "--columns answer=answer.right, but no column 'answer.right'"),
+        (["title=question,answer"], "--columns title=question,answer, but no column 'question,answer'"),
     ],
 )
 def test_columns_that_are_not_there_are_refused(tmp_path, said, message):
@@ -486,8 +488,9 @@ def test_two_columns_of_answers_must_agree(tmp_path):
         read_exam(path)
     kind, cells = SHAPES["MedQA"]
     path = save(tmp_path, kind, [cells[0] | {"answer": "Lead"}])
-    with pytest.raises(InputError, match=r"row 1, column 'answer': 'Lead' found, but column 'answer_idx' says B"):
-        read_exam(path)
+    for columns in ((), ("answer=answer_idx,answer",)):
+        with pytest.raises(InputError, match=r"row 1, column 'answer': 'Lead' found, but column 'answer_idx' says B"):
+            read_exam(path, columns)
 
 
 def test_questions_without_an_answer_are_counted(tmp_path):

@@ -30,6 +30,7 @@ from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.corpus import dedup
 from sciqa.exam import open_exam, read_exam
 from sciqa.exam.answer_options import answer_options_of
+from sciqa.exam.exam_files import read_exam_files
 from sciqa.exam.options import ExamOptions
 from sciqa.generate import GenerateOptions, generate
 from sciqa.generate.candidates import CandidatePart, WriteCandidates, candidates_path
@@ -179,6 +180,13 @@ def test_every_reply_is_kept_or_counted_and_none_is_asked_for_twice(server, inde
     assert sum(server.answered.values()) == 15
     with pytest.raises(InputError, match=r"made from other inputs \(licence: CC0 there, no now\)"):
         generate(asked_of(server, indexed, against=(exam,), similarity=1.0, licence="no"))
+    whole, server.revoke = read_exam_files(f"{options.output}/jsonl/questions/trl"), 16
+    with pytest.raises(InputError, match=r"the server refuses the key \(status 401\)"):
+        generate(asked_of(server, indexed, against=(exam,), similarity=1.0, licence="no", overwrite=True))
+    for folder in ("generated/questions", "jsonl/questions/trl", "jsonl/questions/alpaca"):
+        with pytest.raises(InputError, match=f"{folder}: not finished"):
+            read_exam_files(f"{options.output}/{folder}")
+    assert len(whole) == 3
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import write_jsonl
+from jinja2 import Environment, PackageLoader
 
 from sciqa import run
 from sciqa.audit import contamination as audited
@@ -273,6 +274,8 @@ def test_confusion_counts_letters_that_are_first_and_ties_in_part():
     third = pytest.approx(1 / 3)
     assert report_confusion(rows) == {"A": [1, 0.5, 0.5], "C": [third, pytest.approx(4 / 3), third]}
     assert report_confusion([]) == {}
+    amount = Environment(loader=PackageLoader("sciqa.report", ".")).get_template("figures.html.j2").module.amount
+    assert [amount(number) for number in (14_042.0, 4 / 3, 0.1 + 0.2 + 0.7)] == ["14,042", "1.33", "1"]
 
 
 def marked(parts):
@@ -372,6 +375,7 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
         (r"a \$5 note, the $n$th", r"a \$5 note, the n th".replace("n th", "nth")),
         ("no end $x", "no end $x"),
         ("$$", "$$"),
+        (r"cut off: $n\operatorname$", "cut off: n operatorname"),
         ("<i>$a<b$</i>", "&lt;i&gt;a&lt;b&lt;/i&gt;"),
     ],
 )

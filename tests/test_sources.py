@@ -135,10 +135,10 @@ def test_what_wikiextractor_wrote_is_read_in_both_its_forms(tmp_path):
     folder = tmp_path / "text" / "AA"
     folder.mkdir(parents=True)
     (folder / "wiki_00").write_bytes(EXTRACTED)
-    (folder / "wiki_01.bz2").write_bytes(bz2.compress(JSONL))
+    (folder / "wiki_01.bz2").write_bytes(bz2.compress(JSONL + b'{"title": "AT&amp;T", "text": "p &lt; 1"}'))
     (folder / "together.txt").write_bytes(EXTRACTED)
     both = [("Ice", "Ice is <frozen> water."), ('Quotes "x"', "They are marks.")]
-    assert sorted(read(tmp_path)) == sorted([*both, *both, ("Ice", ICE)])
+    assert sorted(read(tmp_path)) == sorted([*both, *both, ("Ice", ICE), ("AT&T", "p < 1")])
     (folder / "wiki_00").write_bytes(EXTRACTED[:-8])
     with pytest.raises(InputError, match=r"wiki_00: cut off before </doc> of 'Quotes \"x\"'"):
         read(tmp_path)
@@ -256,6 +256,8 @@ def test_tables_of_text_are_read_with_their_quotes_and_lines(tmp_path, encoding)
         ("a.csv", b"title,text,text\nIce,a,b\n", "column 'text' stands twice; leave one of them out"),
         ("a.parquet", parquet("title", "title", "text"), "column 'title' stands twice; leave one of them out"),
         ("a.jsonl", JSONL + b'{"title": "Ice", "text": "a", "text": "b"}\n', "row 2: not JSON ('text' stands twice"),
+        ("a.parquet", flipped(parquet("title", "text"), 19), "a.parquet: cannot be read (Corrupt snappy"),
+        ("a.parquet", flipped(parquet("title", "text"), 24), "cannot be read (In column 0: Invalid: Invalid UTF8"),
         ("wiki_00", EXTRACTED.replace(b"</doc>\n", b"", 1), "row 6: <doc> begins before </doc> of 'Ice'; extract"),
         ("wiki_00", EXTRACTED.replace(b"frozen", b"fro\xe9en"), "row 4, byte 15: not UTF-8; convert it to UTF-8"),
         ("a.xml.bz2", LONG + flipped(bz2.compress(DUMP[-12:]), 30), "its last bz2 stream is damaged"),
@@ -305,9 +307,10 @@ def test_web_pages_become_sections_of_text(encoding):
 def test_web_pages_are_articles_named_by_title_or_file(tmp_path):
     (tmp_path / "a.HTML").write_text("<title>Ice</title><p>Ice is frozen water.")
     (tmp_path / "Steam.htm").write_text("<p>Steam is gas.")
+    (tmp_path / "headed.html").write_text("<title> </title><svg><title>Menu</title></svg><h1>Dew</h1><p>Dew is wet.")
     (tmp_path / "deep.html").write_text("<div>" * 5000 + "deep")
     tally = ArticleCounts()
-    assert dict(read(tmp_path, tally)) == {"Ice": ICE, "Steam": "Steam is gas."} | (
+    assert dict(read(tmp_path, tally)) == {"Ice": ICE, "Steam": "Steam is gas.", "Dew": "Dew is wet."} | (
         {} if tally["unreadable web page"] else {"deep": "deep"}
     )
     (tmp_path / "a.HTML").write_bytes(b'<meta charset="klingon"><p>x')

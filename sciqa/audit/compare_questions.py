@@ -11,6 +11,7 @@ from sciqa.audit.contamination import ARTICLE, EXACT, NEAR, PASSAGE_RUN, QUESTIO
 from sciqa.audit.words import ExamWords, question_word_texts, question_words, split_words
 from sciqa.core import storage, tables
 from sciqa.corpus.articles import ArticleCounts, read_articles
+from sciqa.corpus.parts import check_corpus_files
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_key import question_key
@@ -133,9 +134,11 @@ def _texts(part: dict, tally: ArticleCounts) -> Iterator[tuple[tuple[str, str, s
         table = read_passage_shard(path, content) if content else tables.read_table(path)
         for passage in tables.table_rows(table.select(["passage_id", "title", "text"])):
             yield ("", passage["passage_id"], passage["title"]), passage["text"]
+    check_corpus_files(files := part.get("files") or {})
     for piece in part.get("pieces") or ():
         for article in read_articles(**piece, tally=tally):
             yield ("", piece["path"], article["title"]), article["text"]
+    check_corpus_files(files)
 
 
 def _add_runs(

@@ -198,7 +198,8 @@ def contamination_mark(row: dict, inputs: dict) -> str:
     """Return in words where a question stands, from its row and the table's inputs; an empty text if nowhere."""
     parts = []
     if row["kind"] in KINDS[:2]:
-        words = f", {row['question_run']:,} words in a row" * bool(row["question_run"])
+        stand = f"{row['question_run_source']} {row['question_run_id']}"
+        words = f", {row['question_run']:,} words in a row in {stand}" * bool(row["question_run"])
         parts.append(f"{row['kind']}: {row['nearest_source']} {row['nearest']}, cosine {row['cosine']:.2f}{words}")
     elif row["kind"] == "same article":
         parts.append("same article as another question")

@@ -40,7 +40,8 @@ class TextSource(NamedTuple):
     Attributes:
         name: name for messages.
         identity: hash of what they are made from.
-        parts: a task's work each: `path` of a shard, of passages with `content`, its hash, or `pieces` of a corpus.
+        parts: a task's work each: `path` of a shard, of passages with `content`, its hash, or `pieces` of a corpus
+            with the sizes and times of their `files`.
     """
 
     name: str
@@ -151,7 +152,11 @@ def _corpus_source(corpus: tuple[str, ...]) -> TextSource:
     left_out: dict[str, str] = {}
     sources = sorted(find_article_files(corpus, left_out))
     say_sources_left_out([f"{path}: {reason.partition(';')[0]}" for path, reason in sorted(left_out.items())])
-    parts = [{"pieces": pieces} for pieces in split_articles(sources, PART_BYTES)]
+    about = dict(sources)
+    parts = [
+        {"pieces": pieces, "files": {piece["path"]: about[piece["path"]] for piece in pieces}}
+        for pieces in split_articles(sources, PART_BYTES)
+    ]
     if not parts:
         raise InputError(f"{', '.join(corpus)}: empty; files with articles expected")
     names = [path.rstrip("/").rpartition("/")[2] for path in corpus]

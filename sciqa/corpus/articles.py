@@ -299,7 +299,8 @@ def _read_extracted(path: str) -> Iterator[list[dict]]:
     with open_corpus_file(path) as file:
         lines_of_json = file.read(1) == b"{"
     if lines_of_json:
-        yield from check_table_file_rows(path, read_jsonl_table_file(path))
+        for (row,) in check_table_file_rows(path, read_jsonl_table_file(path)):
+            yield [row | {name: html.unescape(row[name]) for name in ("title", "text")}]
         return
     article: dict | None = None
     with open_corpus_file(path) as file:

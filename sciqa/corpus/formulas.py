@@ -87,7 +87,7 @@ def math_formula(latex: str) -> str:
     latex = SCRIPT.sub(_script, _put_before(html.unescape(latex)))
     try:
         text = LATEX.latex_to_text(latex, latex_context=LATEX_SYNTAX)
-    except (RecursionError, ValueError, TypeError, AttributeError, IndexError):
+    except (RecursionError, ValueError, TypeError, AttributeError, LookupError):
         text = re.sub(r"[\\{}$&]+", " ", latex)
     text = STYLED.sub(lambda letter: unicodedata.normalize("NFKC", letter[0]), HYPHEN.sub("−", text))
     text = DEGREES.sub("°", text).replace("”", "''").replace("^′", "′")

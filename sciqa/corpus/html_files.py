@@ -46,8 +46,8 @@ def read_html(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
     except LookupError as error:
         raise InputError(f"{path}: says that it is in {encoding!r}, which is not known; convert it to UTF-8") from error
     page = LexborHTMLParser(text)
-    heading = page.css_first("title") or page.css_first("h1")
-    title = " ".join(heading.text().split()) if heading is not None else ""
+    titles = (" ".join(heading.text().split()) for heading in page.css("title:not(svg *), h1"))
+    title = next(filter(None, titles), "")
     # By section: the headings above it and its own, each with its level, and its text in pieces.
     sections: list[tuple[list[tuple[int, str]], list[str]]] = [([], [])]
     root = page.body or page.root

@@ -46,7 +46,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     record = storage.join_paths(folder, "part.json")
     if storage.path_exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
         return {"done": done}
-    _check_files(part["files"])
+    check_corpus_files(part["files"])
     storage.delete_path(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
     splitter = ChunkSplitter(model_file_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
@@ -59,7 +59,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
         tables.write_table(storage.join_paths(folder, f"{chunks:05d}.parquet"), table)
         entries.append(duplicates.make_dedup_entries(chunk, rows, options.near_duplicates))
         chunks, rows = chunks + 1, rows + len(chunk)
-    _check_files(part["files"])
+    check_corpus_files(part["files"])
     duplicates.write_dedup_entries(storage.join_paths(folder, "entries.arrow"), np.concatenate(entries))
     beside = tables.table_records_path(options.passages, LEFT_OUT, tables.table_part_name(part["number"]))
     write_corpus_part_rows(beside, tally.named, LEFT_OUT_SCHEMA)
@@ -69,7 +69,7 @@ def split_part(row: dict, options: CorpusOptions) -> dict:
     return {"done": done}
 
 
-def _check_files(files: dict[str, list]) -> None:
+def check_corpus_files(files: dict[str, list]) -> None:
     """Raise `InputError` if a file of the corpus has here another size or time of change than where it was listed."""
     paths = [path for path in files if path != "demo"]
     for path, found in zip(paths, storage.map_storage(storage.stat_files, paths), strict=True):

@@ -70,8 +70,11 @@ def read_parquet_table_file(path: str, start: int, end: int | None) -> Iterator[
     columns = [name for name in file.schema_arrow.names if name in FIELDS]
     groups = range(start, file.num_row_groups if end is None else end)
     first = sum(file.metadata.row_group(number).num_rows for number in range(start))
-    rows = (row for batch in file.iter_batches(256, groups, columns) for row in batch.to_pylist())
-    return enumerate(rows, first)
+    with storage.storage_errors(path, "read"):
+        for batch in file.iter_batches(256, groups, columns):
+            batch.validate(full=True)  # texts that are not UTF-8 would be a `UnicodeDecodeError`
+            yield from enumerate(batch.to_pylist(), first)
+            first += len(batch)
 
 
 def read_jsonl_table_file(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, object]]:

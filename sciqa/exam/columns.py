@@ -57,6 +57,8 @@ COUNTED = {
 }
 #: Fields of `Columns` that are parts of a question.
 PARTS = ("prompt", "options", "answer", "correct", "incorrect", "context", "id")
+#: Parts that several columns may hold.
+SEVERAL = ("prompt", "options", "answer", "incorrect", "context")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Columns:
     def first(self) -> str | None:
         """Number of the first option, "0" or "1"; None if the columns' names do not tell."""
         option, answer = next(iter(self.options), ""), next(iter(self.answer), "")
-        return COUNTED.get((option, answer)) or ("0" if option.endswith("0") else None)
+        return COUNTED.get((option, answer)) or ("0" if option.endswith("0") and self.options[1:] else None)
 
     @property
     def used(self) -> set[str]:
@@ -169,7 +171,7 @@ def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Colu
         InputError: lists all missing columns, with similar names that are present.
     """
     names = _names(rows)
-    _check_given(exam, given, names)
+    _check_given(exam, given, names, rows)
     prompt = _several(given["prompt"], names) if given.get("prompt") else _prompt(names)
     options, correct, incorrect = _options(given, names)
     own = prompt == ("prompt",) and options[:1] == ("A",) and "options" not in given
@@ -246,7 +248,7 @@ def _numbered(names: list[str]) -> tuple[str, ...]:
 def _answer(given: dict[str, str], names: list[str], prompt: tuple[str, ...], rows: list[Row]) -> tuple[str, ...]:
     """Return the columns of answers; among known names, columns that hold answers take precedence over empty ones."""
     if "answer" in given:
-        return (given["answer"],) if given["answer"] else ()
+        return _several(given["answer"], names) if given["answer"] else ()
     known = ANSWERS if prompt != ("Question",) else (*ANSWERS, "Answer")
     present = [name for name in known if name in names and name not in LISTS]
     found = [name for name in present if any(row.cells.get(name) not in (None, "") for row in rows)] or present
@@ -263,11 +265,11 @@ def _context(given: dict[str, str], names: list[str], own: bool) -> tuple[str, .
     return tuple(known[:1] + [name for name in FACTS if name in names])
 
 
-def _check_given(exam: str, given: dict[str, str], names: list[str]) -> None:
-    """Raise `InputError` unless all given columns exist."""
+def _check_given(exam: str, given: dict[str, str], names: list[str], rows: list[Row]) -> None:
+    """Raise `InputError` unless all given columns exist, and some row has something at a path into fields."""
     for part, path in given.items():
-        for each in _several(path, names) if path else ():
-            if each not in names and each.partition(".")[0] not in {name.partition(".")[0] for name in names}:
+        for each in filter(None, _several(path, names) if part in SEVERAL else (path,)):
+            if each not in names and all(find_column_cell(row.cells, each) is None for row in rows):
                 raise InputError(
                     f"{exam}: --columns {part}={path}, but {_missing(each, names)}; found {_listed(names)}"
                 )

@@ -3,12 +3,12 @@
 import bz2
 import fnmatch
 import gzip
-import io
 import json
 import lzma
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 
 import pyarrow as pa
@@ -165,15 +165,10 @@ def _read_file(path: str) -> Iterable[Row]:
 
 
 def _read_arrow(path: str, data: bytes) -> Iterator[Row]:
-    """Return the rows of an Arrow file, read like a Parquet file of the same table."""
-    try:
+    with _whole_file(path, "Arrow"):
         opened = pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream
         table = opened(pa.BufferReader(data)).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole Arrow file ({error}); write or fetch it again") from error
-    written = io.BytesIO()
-    pq.write_table(table, written)
-    return _read_parquet(path, written)
+        yield from _read_batches(path, table.schema.names, table.to_batches(1024))
 
 
 def _decode(path: str, data: bytes) -> str:
@@ -279,18 +274,29 @@ def _row(path: str, number: int, line: int | None, cells: object) -> Row:
     return row._replace(cells=cells)
 
 
-def _read_parquet(path: str, source: pq.ParquetFile | pa.BufferReader | io.BytesIO) -> Iterator[Row]:
-    number = 0
-    try:
+def _read_parquet(path: str, source: pq.ParquetFile | pa.BufferReader) -> Iterator[Row]:
+    with _whole_file(path, "Parquet"):
         file = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(source)
-        names = clean_row_names(path, file.schema_arrow.names)
-        for batch in file.iter_batches(1024):
-            columns = [_shortest_decimals(column).to_pylist() for column in batch.columns]
-            for cells in zip(*columns, strict=True):
-                number += 1
-                yield Row(path, number, None, dict(zip(names, cells, strict=True)))
+        yield from _read_batches(path, file.schema_arrow.names, file.iter_batches(1024))
+
+
+@contextmanager
+def _whole_file(path: str, kind: str) -> Iterator[None]:
+    """Turn the errors of a damaged file into an `InputError`."""
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from error
+        raise InputError(f"{path}: not a whole {kind} file ({error}); write or fetch it again") from error
+
+
+def _read_batches(path: str, names: list[str], batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    number, names = 0, clean_row_names(path, names)
+    for batch in batches:
+        batch.validate(full=True)  # texts that are not UTF-8 would be a `UnicodeDecodeError`
+        columns = [_shortest_decimals(column).to_pylist() for column in batch.columns]
+        for cells in zip(*columns, strict=True):
+            number += 1
+            yield Row(path, number, None, dict(zip(names, cells, strict=True)))
 
 
 def _shortest_decimals(column: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
 from sciqa.exam.exam_files import SPLITS
 from sciqa.exam.options import SHARD_QUESTIONS, ExamOptions, ExamQuestionOptions
-from sciqa.exam.read_exam import ContextFrom, read_exam, read_exam_questions
+from sciqa.exam.read_exam import ContextFrom, check_given_contexts, read_exam, read_exam_questions
 
 __all__ = ["SPLITS", "Exam", "ExamOptions", "answer_options_of", "open_exam", "read_exam", "rotate_answer_options"]
 
@@ -129,8 +129,10 @@ def _read_own(path: str, context: ContextFrom) -> pa.Table:
     """Return the exam in a run's folder: unchanged if a step wrote it, else read like any file of questions."""
     table = tables.open_parquet(path).read()
     marked = (table.schema.metadata or {}).get(EXAM_HASH)
-    if marked != hashes.rows_hash(tables.table_rows(table)).encode() or context == "given":
+    if marked != hashes.rows_hash(tables.table_rows(table)).encode():
         return read_exam_questions(path, context=context).table
+    if context == "given":
+        check_given_contexts(path, ("context",), table["context"].to_pylist())
     if context == "found":
         number = table.column_names.index("context")
         table = table.set_column(number, "context", pa.nulls(len(table), pa.string()))

@@ -83,12 +83,8 @@ def read_exam_questions(
         "is_question": [_is_question(row, found) for row in rows],
         "context": [None] * len(rows) if context == "found" else contexts,
     }
-    if context == "given" and not any(contexts):
-        names = " and ".join(map(repr, found.context)) or "of that name"
-        raise InputError(
-            f"{exam}: --context given, but no question has one (column {names}); name it by --columns context=…, or "
-            "leave --context out"
-        )
+    if context == "given":
+        check_given_contexts(exam, found.context, contexts)
     lettered = [read_answer_options(row, found) for row in rows]
     options = options_without_letters(lettered) if len(found.options) == 1 else lettered
     places = _places(found, rows, options, answers_from)
@@ -105,6 +101,16 @@ def read_exam_questions(
     if options != lettered:
         notes.append(f"{exam}: the letters before its options are left out, as in {lettered[0].texts[0][:40]!r}")
     return ReadExam(table, found, notes)
+
+
+def check_given_contexts(exam: str, columns: Sequence[str], contexts: Sequence[str | None]) -> None:
+    """Raise `InputError` unless some question has a context of its own, which these columns of the exam hold."""
+    if not any(contexts):
+        names = " and ".join(map(repr, columns)) or "of that name"
+        raise InputError(
+            f"{exam}: --context given, but no question has one (column {names}); name it by --columns context=…, or "
+            "leave --context out"
+        )
 
 
 def _text(row: Row, path: str) -> str | None:

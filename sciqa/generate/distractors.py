@@ -158,7 +158,7 @@ def distractor_inputs(options: GenerateOptions) -> dict:
     """
     index = read_index_manifest(options.index)
     check_index_embedder(distractor_search(options))
-    return {"index": index_identity(index), "prefix": options.prefix("query")}
+    return {"index": index_identity(index), "prefix": options.prefix("query"), "embed_backend": options.embed_backend}
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from sciqa.generate.distractors import (
     write_distractor_questions,
 )
 from sciqa.generate.filter_results import (
+    SHAPES,
     WriteFilterResults,
     filter_result_counts_path,
     filter_result_exams_folder,
@@ -158,6 +159,7 @@ def _filter_inputs(options: GenerateOptions, against: list[OtherSource], checker
         inputs |= {"embedder": find_model(options.embedder).revision, "backend": options.embed_backend}
         inputs |= {name: getattr(options, name) for name in ("ngram", "similarity", "share")}
     if checker:
+        inputs["precision"] = options.precision
         inputs["checker"] = options.checker if checker.in_api else find_model(checker.model).revision
         inputs["checker_adapter"] = checker.adapter and adapter_hash(checker.adapter)
     return inputs
@@ -172,19 +174,24 @@ def _fill(
     inputs: dict,
 ) -> dict:
     """Write what is missing of the table; return its counts."""
-    cluster.connect_cluster(options)
     done = set(storage.list_names(options.folder))
+    jsonl = [storage.join_paths(filter_result_jsonl_folder(options), shape) for shape in SHAPES]
+    for folder in () if done else jsonl:
+        tables.delete_table(folder)  # of a table that this one replaces
+        tables.begin_table(folder, {})  # so that no step takes it for whole
+    cluster.connect_cluster(options)
     written = done | set(storage.list_names(tables.table_records_path(options.folder, "candidates")))
     missing = [part for part in parts if tables.table_part_name(part.number) not in written]
     _write_candidates(options, writing, missing)
     if not done:
-        storage.delete_path(filter_result_jsonl_folder(options))  # of a table that this one replaces
         _find_duplicates(options.folder, parts)
         for number, others in enumerate(against):
             path = tables.table_part_path(filter_result_exams_folder(options.folder), number)
             tables.write_table(path, others.table.replace_schema_metadata(None))
     left = [part.number for part in parts if tables.table_part_name(part.number) not in done]
     _filter(options, _provenance(options, inputs), left, bool(against), checker)
+    for folder in jsonl:
+        tables.finish_table(folder, {})
     counts = _sum_counts(options, parts)
     if checker and checker.in_api:
         asked = collect_records(tables.table_records_path(options.folder, "checks")).values()
