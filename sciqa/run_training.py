@@ -1,8 +1,9 @@
 """Steps in a row, of which finished ones are kept: an adapter, or many side by side, from corpus to training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.summary import Summary
@@ -40,13 +41,31 @@ def run_finetune(options: RunFinetuneOptions) -> list[Summary]:
 def _find_split_contexts(options: RunFinetuneOptions, runs: Sequence[FinetuneOptions]) -> list[Summary]:
     """Find the contexts of both splits of runs, each folder once; objectives besides `rank` bring their own texts."""
     if options.objective != "rank":
+        _check_nothing_found(options)
         return []
     summaries = prepare_run_index(options)
     folders = {getattr(run, f"{split}_contexts"): (run, split) for run in runs for split in SPLITS}
     for folder, (run, split) in folders.items():
         exam = open_finetune_split(run, split, write=False)
-        summaries.append(find_contexts(options, exam, folder, evidence=False))
+        summaries.append(find_contexts(options, exam, folder, _has_evidence(folder)))
     return summaries
+
+
+def _check_nothing_found(options: RunFinetuneOptions) -> None:
+    """Raise `InputError` if an option says how contexts are found, for an objective that finds none."""
+    plain, own = RunFinetuneOptions(output=options.output), {field.name for field in fields(FinetuneOptions)}
+    for name in (field.name for field in fields(RunIndexOptions) if field.name not in own):
+        if getattr(options, name) != getattr(plain, name):
+            raise InputError(
+                f"--{name.replace('_', '-')}: is for the contexts of --objective rank, and none are found for "
+                f"{options.objective}; leave it out"
+            )
+
+
+def _has_evidence(folder: str) -> bool:
+    """Whether contexts are there, or begun, that have evidence: as `retrieve` makes them; it is left there."""
+    path = tables.table_records_path(folder, tables.INPUTS)
+    return storage.path_exists(path) and bool(storage.read_json(path)["inputs"].get("evidence"))
 
 
 @dataclass(kw_only=True)
@@ -86,5 +105,5 @@ def run_sweep_predict(options: RunSweepPredictOptions) -> list[Summary]:
     exam = check_sweep_predict(trials, options.overwrite and options.corpus is not None)
     folders = sweep_predict_contexts(trials)
     summaries = prepare_run_index(options) if folders else []
-    summaries += [find_contexts(each, exam, folder, evidence=False) for folder, each in folders.items()]
+    summaries += [find_contexts(each, exam, folder, _has_evidence(folder)) for folder, each in folders.items()]
     return [*summaries, sweep_predict(options, trials)]

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER, mostly_slow, tiny_folder, tiny_tokenizer
 
 from sciqa.core.adapter_files import describe_adapter_files
 from sciqa.core.errors import InputError
+from sciqa.core.lock import lock
 from sciqa.core.model_files import model_file_family, model_file_tokenizer
 from sciqa.exam import read_exam
 from sciqa.models import adapter
@@ -344,7 +346,17 @@ def test_a_merged_model_is_moved_into_place(tmp_path, folders, monkeypatch):
         patch.setattr("sciqa.models.merge.adapter_files.check_adapter_files", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):  # when all but the record is written
             merge(options)
-    assert list(output.parent.iterdir()) == []
+    assert [path.name for path in output.parent.iterdir()] == [".merged.lock"]
+    with lock(str(output)), pytest.raises(InputError, match=r"merged: process .* is writing there"):
+        merge(options)
+
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(InputError, match=r"merged: cannot be written \(No space left on device\)"):
+            merge(options)
     monkeypatch.setattr("sciqa.models.merge.storage.copy_files", stopped)  # no file is copied there
     merge(options)
-    assert [path.name for path in output.parent.iterdir()] == ["merged"]
+    assert sorted(path.name for path in output.parent.iterdir()) == [".merged.lock", "merged"]

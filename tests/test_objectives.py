@@ -34,7 +34,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam import read_exam
 from sciqa.exam.instructions import read_instructions_examples
 from sciqa.models import adapter
-from sciqa.models.load import load_base, load_scorer, load_without_weights, scorer_of_loaded
+from sciqa.models.load import load_base, load_on_meta_device, load_scorer, load_without_weights, scorer_of_loaded
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import FOLDER
 from sciqa.predict import PredictOptions, predict
@@ -641,6 +641,10 @@ def test_conversations_give_an_example_for_each_answer(tmp_path):
 
 
 GOOD = {"instruction": "Add.", "input": "", "output": "3"}
+#: The prompt is in the answers too, as in files that hold whole conversations.
+TWICE = {"prompt": "Hi?"} | {
+    name: messages(("user", "Hi?"), ("assistant", answer)) for name, answer in (("chosen", "Yes."), ("rejected", "No."))
+}
 
 
 @pytest.mark.parametrize(
@@ -660,6 +664,8 @@ GOOD = {"instruction": "Add.", "input": "", "output": "3"}
         ("dpo", {"prompt": "Hi?", "chosen": "Yes."}, ["row 2, column 'rejected'", "nothing given"]),
         ("dpo", {"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, ["row 2, column 'rejected'", "same as"]),
         ("dpo", {"prompt": "", "chosen": "Yes.", "rejected": "No."}, ["row 2, column 'prompt'", "empty"]),
+        ("dpo", TWICE, ["row 2, column 'chosen'", "begins with a message of the user", "'prompt'"]),
+        ("instruct", GOOD | {"output": "3 \ud83d"}, ["row 2, column 'output'", "surrogate"]),
     ],
 )
 def test_bad_rows_are_refused_by_file_row_and_column(tmp_path, options, objective, row, parts):
@@ -733,7 +739,11 @@ def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, ex
     retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=exam_file))
     path = tables.table_records_path(made.path, tables.MANIFEST)
     record = storage.read_json(path)
-    for changed, said in (({"contexts": {"index": "other"}}, "other contexts than"), ({"exam": "x"}, "another exam")):
+    for changed, said in (
+        ({"contexts": {"index": "other"}}, "other contexts than"),
+        ({"exam": "x"}, "another exam"),
+        ({"answers": {"one": "1", "two": "2"}}, r"a blend, .* pass the answers of one of its readers \(one, two\)"),
+    ):
         storage.write_json(path, record | {"inputs": record["inputs"] | changed})
         with pytest.raises(InputError, match=said):
             read_preferences(made.path, options("dpo"))
@@ -876,6 +886,48 @@ def test_bad_adapters_are_refused(options):
         check_finetune_model(options(peft="{peft_type: ADALORA, total_step: 9}", zero=2))
     with pytest.raises(InputError, match=r"--peft: deltaT: .* leave it at 1"):
         check_finetune_model(options(peft="{peft_type: ADALORA, total_step: 9, deltaT: 3}"))
+    with pytest.raises(InputError, match=r"--zero 3: a soft prompt .* use --zero 2"):
+        check_finetune_model(options(method="prompt-tuning", zero=3))
+    check_finetune_model(options(method="prompt-tuning", zero=2))
+    with pytest.raises(InputError, match=r"--peft: no weight is trained .* leave inference_mode out"):
+        check_finetune_model(options(peft="{inference_mode: true}"))
+
+
+@pytest.mark.parametrize(
+    ("field", "right", "wrong"),
+    [
+        ("target_modules", ["q_proj", "v_proj"], ["q_proj", "v_porj"]),
+        ("modules_to_save", ["head"], ["v_porj"]),
+        ("rank_pattern", {r"^model\.layers\.0\..*v_proj": 2}, {"v_porj": 2}),
+    ],
+)
+def test_modules_that_a_model_has_not_are_refused(options, field, right, wrong):
+    check_finetune_model(options(peft=json.dumps({field: right})))
+    with pytest.raises(InputError, match=f"--peft: {field}: the model has no module 'v_porj'"):
+        check_finetune_model(options(peft=json.dumps({field: wrong})))
+
+
+def test_a_module_to_save_may_be_given_alone(model):
+    base = load_on_meta_device(model, "causal", torch.float32)
+    config = adapter.adapter_peft_config(base, "causal", "lora", {"modules_to_save": "lm_head"})
+    assert config.modules_to_save == ["lm_head"]
+
+
+def test_a_reward_model_needs_a_type_with_a_score(tmp_path, options, model):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shutil.copytree(model, tmp_path / "granite")
+    config = transformers.GraniteConfig(vocab_size=len(tiny_tokenizer("llama")), **sizes)
+    transformers.GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
+    check_objective(options("dpo", model=str(tmp_path / "granite")))
+    with pytest.raises(InputError, match=r"--objective reward: .*granite is of the type granite, of which"):
+        check_objective(options("reward", model=str(tmp_path / "granite")))
+
+
+def test_a_row_has_no_more_tokens_than_the_model_has_positions(tmp_path, options):
+    short = tiny_folder(tmp_path / "short", "llama", max_position_embeddings=64)
+    assert in_process(options("dpo", model=short), tmp_path, 1).args.max_length == 64
+    soft = {"method": "prompt-tuning", "peft": "{num_virtual_tokens: 4}"}
+    assert in_process(options(model=short, **soft), tmp_path, 1).args.max_length == 60
 
 
 def test_an_adapter_that_adapts_its_ranks_goes_on_with_what_it_has_seen(tmp_path, model):

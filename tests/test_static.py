@@ -197,6 +197,9 @@ def test_the_same_inputs_give_the_same_files_and_others_are_refused(passages):
     files = contents(first.path)
     assert set(files) == {"model.safetensors", "modules.json", "config_sentence_transformers.json", "tokenizer.json"}
     assert make_embedder(EmbedderOptions(**options)).made.endswith(", kept")
+    Path(first.path, "model.safetensors").unlink()
+    assert not make_embedder(EmbedderOptions(**options)).made.endswith(", kept")
+    assert contents(first.path) == files
     again = make_embedder(EmbedderOptions(**options, name="again"))
     assert contents(again.path) == files
     with pytest.raises(InputError, match=r"made from other inputs \(seed: 0 there, 1 now\)"):

@@ -28,6 +28,7 @@ from conftest import QUESTIONS, write_jsonl
 from ray.train import TrainingFailedError
 from tiny import CAUSAL, FAMILIES, tiny_folder
 
+from sciqa import run_training
 from sciqa.core import storage, tables, worker_loss
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
@@ -367,6 +368,7 @@ def test_a_range_of_workers_shares_each_batch_and_checkpoint():
 def test_only_a_run_without_sharded_checkpoints_goes_on_with_other_workers(tmp_path, zero):
     options = FinetuneOptions(output=str(tmp_path), zero=zero)
     tables.begin_table(options.folder, {"zero": zero, "num_workers": 2})
+    storage.write_bytes(f"{options.folder}/checkpoints/1/model", b"")
     refused = pytest.raises(InputError, match="num_workers: 2 there, 1 now") if zero else contextlib.nullcontext()
     with refused:
         assert check_ray_train_folder(options, {"zero": zero, "num_workers": 1})
@@ -544,25 +546,36 @@ def test_examples_are_mapped_from_a_file_of_questions_and_their_contexts(data, t
         list(example_file_batches(replace(exam, path=str(turned)), options.train_contexts))
 
 
-def test_a_training_whose_result_was_deleted_is_not_finished_by_its_checkpoints(tmp_path, monkeypatch):
-    options = FinetuneOptions(output=str(tmp_path))
+@pytest.fixture
+def once(tmp_path, monkeypatch):
+    """Train by a function in place of Ray Train; return what the summary says."""
     for name in ("check_optimizer", "cluster.connect_cluster"):
         monkeypatch.setattr(f"sciqa.training.ray_train.{name}", lambda options: None)
     monkeypatch.setattr(ray_train, "num_ray_train_workers", lambda options: 1)
-    inputs, folder = {"format": 1}, Path(options.folder)
+    options = FinetuneOptions(output=str(tmp_path))
+
+    def run(fit, number=1):
+        return ray_train.ray_train_once(options, {"format": number}, fit, lambda manifest: "trained", 0.0).made
+
+    return run, Path(options.folder)
+
+
+def test_a_training_whose_result_was_deleted_is_not_finished_by_its_checkpoints(once):
+    run, folder = once
 
     def fit(workers):
         storage.write_bytes(f"{folder}/checkpoints/1/model", b"")
-        storage.write_bytes(f"{folder}/adapter_model.safetensors", b"")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            storage.write_bytes(f"{folder}/{name}", b"")
         return {"figure": 1}
 
     def stopped(workers):
         storage.write_bytes(f"{folder}/checkpoints/1/model", b"")
         raise KeyboardInterrupt
 
-    def run(fit):
-        return ray_train.ray_train_once(options, inputs, fit, lambda manifest: "trained", 0.0).made
-
+    assert run(fit) == "trained"
+    assert run(fit) == "trained, kept"
+    (folder / "adapter_model.safetensors").unlink()  # as to make room
     assert run(fit) == "trained"
     assert run(fit) == "trained, kept"
     shutil.rmtree(folder)
@@ -570,6 +583,25 @@ def test_a_training_whose_result_was_deleted_is_not_finished_by_its_checkpoints(
         run(stopped)
     assert run(fit) == "trained"
     assert (folder / "adapter_model.safetensors").exists()
+
+
+def test_a_run_that_has_written_nothing_gives_way_to_one_with_other_inputs(once):
+    run, folder = once
+
+    def changed(workers):
+        storage.write_json(tables.table_records_path(str(folder), "train.json"), {})
+        raise InputError("changed while the command waited; run it again")
+
+    def stopped(workers):
+        storage.write_bytes(f"{folder}/checkpoints/1/model", b"")
+        raise KeyboardInterrupt
+
+    with pytest.raises(InputError, match="run it again"):
+        run(changed)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, 2)
+    with pytest.raises(InputError, match="begun with other options"):
+        run(stopped, 3)
 
 
 def test_inputs_that_change_before_the_workers_have_them_are_refused():
@@ -605,6 +637,9 @@ def test_rotation_moves_the_answer_with_its_text_and_hiding_takes_the_gold_passa
         ({"peft": "{target_modules: [no_such]}"}, ["--peft", "no_such"]),
         ({"peft": "{rank: 4}"}, ["--peft", "rank"]),
         ({"peft": "[r"}, ["--peft", "YAML"]),
+        ({"peft": "{r: 4}", "method": "full"}, ["--peft", "--method full"]),
+        ({"weight_decay": -0.1}, ["--weight-decay: -0.1", "at least 0"]),
+        ({"clip": -1.0}, ["--clip: -1.0", "at least 0"]),
         ({"batch_size": 7}, ["--batch-size: 7", "multiple"]),
         ({"hide_gold": 0.5}, ["--hide-gold", "--max-passages"]),
         ({"offload": True}, ["--offload", "--zero"]),
@@ -664,6 +699,24 @@ def test_passages_of_training_are_among_those_that_were_found(tmp_path, models):
             check(max_passages=2)
         with pytest.raises(InputError, match=f"--max-passages: 2 given, and {said}"):
             check(RunFinetuneOptions, max_passages=2, **found)
+
+
+def test_contexts_that_retrieve_has_made_are_read_as_they_are(tmp_path, data, small_index, monkeypatch):
+    monkeypatch.setattr(run_training, "finetune", lambda options: None)
+    options = RunFinetuneOptions(**data, index=f"{small_index}/index", output=str(tmp_path))
+    _, train, validation, _ = run_training.run_finetune(options)
+    assert train.made.endswith(", kept")
+    assert validation.made.endswith(", kept")
+
+
+def test_options_of_contexts_are_refused_where_none_are_found(tmp_path, monkeypatch):
+    for name in ("finetune", "check_before_finetune"):
+        monkeypatch.setattr(run_training, name, lambda options: options)
+    grpo = {"objective": "grpo", "output": str(tmp_path)}
+    assert len(run_training.run_finetune(RunFinetuneOptions(**grpo))) == 1
+    for name, value in (("context_passages", 3), ("index", "other"), ("corpus", ("a.jsonl",))):
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: is for the contexts of --objective rank"):
+            run_training.run_finetune(RunFinetuneOptions(**grpo, **{name: value}))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Instructions with their answers: rows as they are, and examples of `--objective instruct` as messages of a chat."""
 
 from sciqa.core.errors import InputError
+from sciqa.exam.answer_options import answer_option_text
 from sciqa.exam.exam_files import read_exam_files
 from sciqa.exam.row import Row
 
@@ -102,6 +103,9 @@ def _checked_text(value: object, place: str) -> str:
     if type(value) is not str:  # numbers are read as a kind of text
         given = "nothing" if value is None else f"{value!r:.40}"
         raise InputError(f"{place}: {given} given, text expected")
-    if not value.strip():
-        raise InputError(f"{place}: empty, text expected; fill it, or leave the row out")
+    try:
+        if answer_option_text(value) is None:
+            raise InputError(f"{place}: empty, text expected; fill it, or leave the row out")
+    except ValueError as error:
+        raise InputError(f"{place}: {error}; write it otherwise, or leave the row out") from error
     return value

@@ -139,7 +139,8 @@ def adapter_peft_config(model: PreTrainedModel, family: Family, method: Method, 
             raise InputError(f"{kind}: a soft prompt, for causal models only; use another --peft, or --method full")
         return peft.get_peft_config({"num_virtual_tokens": 16} | given)
     heads = adapter_head_modules(model)
-    saved = sorted({*heads, *_new_modules(model, heads), *(fields.get("modules_to_save") or [])})
+    asked = fields.get("modules_to_save") or []
+    saved = sorted({*heads, *_new_modules(model, heads), *([asked] if isinstance(asked, str) else asked)})
     if kind == "LORA":
         given.setdefault("target_modules", "all-linear")
     if "modules_to_save" in {field.name for field in dataclasses.fields(config)}:

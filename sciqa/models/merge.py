@@ -3,14 +3,21 @@
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from sciqa.core import adapter_files, storage
 from sciqa.core.console import console
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
+from sciqa.core.lock import lock
 from sciqa.core.model_files import ABOUT_TRAINED, model_file_family
 from sciqa.core.summary import Summary
 from sciqa.models.options import MergeOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def merge(options: MergeOptions) -> Summary:
@@ -30,7 +37,18 @@ def merge(options: MergeOptions) -> Summary:
     on_disk = "://" not in options.output
     parent = str(Path(options.output).parent) if on_disk else options.output.rpartition("/")[0]
     storage.check_storage_writable(parent)
-    import peft
+    if adapter_files.adapter_virtual_tokens(options.adapter):
+        raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
+    with lock(options.output):
+        model, tokenizer = _merged(options)
+        with storage.storage_errors(options.output, "written"):
+            weights = _write(options, model, tokenizer, parent if on_disk else None)
+    made = f"{model.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
+    return Summary("merge", options.output, made, time.monotonic() - started)
+
+
+def _merged(options: MergeOptions) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the model with the adapter's weights added to its own, and the tokenizer with the adapter's template."""
     import torch
 
     from sciqa.models import adapter
@@ -38,8 +56,6 @@ def merge(options: MergeOptions) -> Summary:
     from sciqa.models.weights import has_quantised_weights
 
     folder = adapter_files.local_adapter(options.adapter)
-    if peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
-        raise InputError(f"{options.adapter}: soft prompts are not weights, so there is nothing to merge")
     model, tokenizer = load_base(options.model, model_file_family(options.model), torch.float32)
     if has_quantised_weights(model):
         raise InputError(
@@ -47,16 +63,25 @@ def merge(options: MergeOptions) -> Summary:
             "pass the model that it was made of as --model"
         )
     tokenizer.chat_template = adapter_files.adapter_files_chat_template(folder) or tokenizer.chat_template
-    merged = adapter.adapter_merged_model(adapter.attach_adapter(model, folder)).to(getattr(torch, options.precision))
-    with tempfile.TemporaryDirectory(prefix=".merge-", dir=parent if on_disk else None) as around:
+    merged = adapter.adapter_merged_model(adapter.attach_adapter(model, folder))
+    return merged.to(getattr(torch, options.precision)), tokenizer
+
+
+def _write(
+    options: MergeOptions, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", parent: str | None
+) -> int:
+    """Write a model in a folder of `parent`, move or copy it into place, and return the bytes of its weights."""
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=parent) as around:
         aside = Path(around, "model")
-        merged.save_pretrained(aside)
+        try:
+            model.save_pretrained(aside)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
         tokenizer.save_pretrained(aside)
-        weights = sum(file.stat().st_size for file in aside.glob("*.safetensors"))
         storage.write_json(str(aside / ABOUT_TRAINED), adapter_files.read_adapter_record(options.adapter))
-        if on_disk:
+        weights = sum(file.stat().st_size for file in aside.glob("*.safetensors"))
+        if parent:
             aside.rename(options.output)
         else:
             storage.copy_files(str(aside), options.output)
-    made = f"{merged.num_parameters():,} parameters, {weights / 1e6:,.0f} MB in safetensors"
-    return Summary("merge", options.output, made, time.monotonic() - started)
+    return weights

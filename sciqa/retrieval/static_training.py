@@ -59,7 +59,8 @@ def make_embedder(options: EmbedderOptions) -> Summary:
     with lock(options.folder):
         defaults = defaults_of(EmbedderOptions)
         begun = tables.begin_table(options.folder, inputs, defaults, overwrite=options.overwrite)
-        if begun.whole:
+        whole = begun.whole and storage.path_exists(storage.join_paths(options.folder, WEIGHTS))
+        if whole:
             manifest = tables.read_table_manifest(options.folder, "embedder")
         else:
             quiet_console("gensim", "model2vec", "skeletoken", "sentence_transformers")
@@ -74,7 +75,7 @@ def make_embedder(options: EmbedderOptions) -> Summary:
             manifest = {"format": EMBEDDER_FORMAT, "inputs": inputs, "tokens": tokens, "dimension": dimension}
             tables.finish_table(options.folder, manifest)
     made = f"{manifest['tokens']:,} tokens with vectors of {manifest['dimension']} dimensions, {options.method}"
-    return Summary("embedder", options.folder, made + ", kept" * begun.whole, time.monotonic() - started, manifest)
+    return Summary("embedder", options.folder, made + ", kept" * whole, time.monotonic() - started, manifest)
 
 
 def _inputs(options: EmbedderOptions) -> dict:

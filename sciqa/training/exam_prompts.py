@@ -46,6 +46,11 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tu
     run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
     if not _is_of_answers(manifest):
         raise InputError(f"{folder}: a table, but not of answers; RUN/answers/NAME expected")
+    if "answers" in manifest["inputs"]:
+        raise InputError(
+            f"{folder}: a blend, which read no contexts itself; pass the answers of one of its readers "
+            f"({', '.join(manifest['inputs']['answers'])})"
+        )
     path = storage.join_paths(run, "exam.parquet")
     exam = open_exam_table(options, path, path, write=False)
     table = tables.read_table(path)

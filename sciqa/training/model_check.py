@@ -1,13 +1,20 @@
 """Checks before training: whether a model can be trained as the options say, and the memory that a batch needs."""
 
+import re
+from typing import TYPE_CHECKING, cast
+
 import torch
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto as auto
 
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_file_family
 from sciqa.models import adapter, load
 from sciqa.models.scorer import EncodedForScorer, Scorer
 from sciqa.training.options import FinetuneOptions, TrainOptions
+
+if TYPE_CHECKING:
+    import peft
 
 
 def check_finetune_model(options: FinetuneOptions) -> None:
@@ -19,6 +26,9 @@ def check_finetune_model(options: FinetuneOptions) -> None:
     model = load.load_on_meta_device(options.model, family, torch.float32)
     model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
     check_checkpointing(options, model)
+    _check_score_head(options, model)
+    if options.method != "full":
+        _check_adapter(options, cast("peft.PeftModel", model))
     if options.zero and adapter.adapts_ranks(model):
         raise InputError("--zero: this adapter reads whole gradients, which ZeRO shards; use --zero 0")
     if "peft_type" in options.peft_fields() and family == "causal":
@@ -28,6 +38,30 @@ def check_finetune_model(options: FinetuneOptions) -> None:
             raise InputError(f"--peft: {error}") from error
         except RuntimeError:  # it computes with values, which there are none of here
             return
+
+
+def _check_score_head(options: FinetuneOptions, model: PreTrainedModel) -> None:
+    """Raise `InputError` if a model that scores answers is to be trained, and transformers has none of this type."""
+    kind = model.config.model_type
+    if options.objective == "reward" and kind not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise InputError(
+            f"--objective reward: {options.model} is of the type {kind}, of which transformers has no model that gives "
+            "a score; pass another --model"
+        )
+
+
+def _check_adapter(options: FinetuneOptions, model: "peft.PeftModel") -> None:
+    """Raise `InputError` if an adapter cannot be saved, trains nothing, or names a module that peft would leave out."""
+    if options.zero == 3 and model.active_peft_config.is_prompt_learning:  # which peft computes when it saves it
+        raise InputError("--zero 3: a soft prompt is saved by one worker, which has a share of it alone; use --zero 2")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise InputError("--peft: no weight is trained with these fields; leave inference_mode out")
+    names = [name for name, _ in model.get_base_model().named_modules()] + ["score"] * (options.objective == "reward")
+    for field in ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        given = getattr(model.active_peft_config, field, None) or ()
+        for each in () if isinstance(given, str) else given:
+            if not any(re.fullmatch(f".*({each})", name) for name in names):
+                raise InputError(f"--peft: {field}: the model has no module {each!r}, so that nothing would change")
 
 
 def check_checkpointing(options: TrainOptions, model: PreTrainedModel) -> None:

@@ -87,7 +87,10 @@ class TrainOptions(ModelOptions):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        self.peft_fields()
+        if self.peft_fields() and self.method == "full":
+            raise InputError(
+                "--peft: fields of an adapter, and --method full trains all weights; leave out one of them"
+            )
         self.at_least(1, "batch_size", "micro_batch", "eval_every", "max_length")
         if self.epochs <= 0:
             raise InputError(f"--epochs: {self.epochs} given, more than 0 expected")
@@ -204,6 +207,7 @@ class FinetuneOptions(
         self.fill_folder("train_contexts", "train", "contexts")
         self.fill_folder("validation_contexts", "validation", "contexts")
         self.at_least(1, "steps", "patience")
+        self.at_least(0, "weight_decay", "clip")
         if self.learning_rate <= 0:
             raise InputError(f"--learning-rate: {self.learning_rate} given, more than 0 expected")
         for name in ("hide_gold", "warmup"):

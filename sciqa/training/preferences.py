@@ -50,7 +50,12 @@ def _pair(row: Row) -> dict:
 
 def _messages(row: Row, column: str, role: str) -> list[Message]:
     if isinstance(row.cells.get(column), list):
-        return instruction_messages(row, column)
+        messages = instruction_messages(row, column)
+        if role == "assistant" != messages[0]["role"]:  # as in files whose answers repeat the prompt
+            raise row.error(
+                column, f"begins with a message of the {messages[0]['role']}; leave out what stands in 'prompt'"
+            )
+        return messages
     return [{"role": role, "content": instruction_text(row, column)}]
 
 

@@ -83,7 +83,7 @@ def check_ray_train_folder(options: FinetuneOptions, inputs: dict, early: bool =
     begun, inputs = ({name: v for name, v in each.items() if name not in passed} for each in (begun, inputs))
     defaults = defaults_of(FinetuneOptions, IndexOptions, FindOptions)
     if changed := tables.differing_table_inputs(begun, inputs, defaults):
-        if options.overwrite:
+        if options.overwrite or not storage.list_names(folder):  # it has written nothing yet
             if not early:
                 tables.delete_table(folder)
             return False
@@ -180,7 +180,8 @@ def ray_train_once(
     inputs = inputs | {"num_workers": workers}
     with lock(folder):
         begun = check_ray_train_folder(options, inputs)
-        if tables.is_finished_table(folder):
+        held = storage.list_names(folder)
+        if tables.is_finished_table(folder) and any(name.endswith(".safetensors") for name in held):
             manifest = tables.read_table_manifest(folder, "finetune")
             said = made(manifest) + ", kept"
             if manifest.get("stopped"):

@@ -22,6 +22,8 @@ SHARED = {field.name for kind in (RayOptions, WriteOptions, ExamQuestionOptions)
 #: Options of `finetune` that may vary: all others but what trials are compared on.
 VARYING = {field.name for field in fields(FinetuneOptions)} - SHARED
 VARYING -= {"objective", "validation", "validation_contexts"}
+#: By objective, the option that its validation loss, or reward, follows from.
+MEASURES = {"dpo": "beta", "grpo": "rewards"}
 #: Random values of an option by the name of their distribution: functions of the arguments given and of a generator.
 DRAWS: dict[str, Callable] = {
     "uniform": lambda given, rng: rng.uniform(*map(float, given)),
@@ -107,13 +109,19 @@ def sweep_trials(
     """Return the trials of a sweep over `finetune`; see `sweep_option_trials`.
 
     Raises:
-        InputError: as `sweep_option_trials`, or trials with other questions but the same contexts.
+        InputError: as `sweep_option_trials`, or trials that cannot be compared, or rank with questions of their own.
     """
     trials = sweep_option_trials(options, kind, VARYING, "finetune")
-    questions: dict[str, str] = {}
-    for trial in trials:
-        if questions.setdefault(trial.options.train_contexts, trial.options.train) != trial.options.train:
-            raise InputError(f"{trial.name}: other questions than those of trials before need another train_contexts")
+    if (name := MEASURES.get(options.objective)) in trials[0].varied:
+        raise InputError(
+            f"{name}: the figure that trials of --objective {options.objective} are compared by follows from it; give "
+            "each value a sweep of its own"
+        )
+    if options.objective == "rank" and len({trial.options.train for trial in trials}) > 1:
+        raise InputError(
+            f"{trials[-1].name}: train: trials of --objective rank share the questions in {options.output}/train; give "
+            "each of these a sweep of its own, with another --output"
+        )
     return trials
 
 

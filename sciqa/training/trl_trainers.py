@@ -23,6 +23,7 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
+from sciqa.models.attention_limits import position_limit
 from sciqa.models.load import load_base, load_safetensors_folder, load_without_weights, nf4_load_config
 from sciqa.models.prompt_template import FOLDER
 from sciqa.models.text_encoder import text_encoder_template
@@ -100,7 +101,9 @@ def make_trl_trainer(
     )
     common = dict(zip(("train_dataset", "eval_dataset"), examples, strict=True))
     common |= {"model": model.train(), "processing_class": tokenizer, "peft_config": config}
-    limit = options.max_length or model.config.get_text_config().max_position_embeddings
+    soft_prompt = getattr(config, "num_virtual_tokens", 0)
+    positions = position_limit(model, model.config.get_text_config()) - soft_prompt
+    limit = min(options.max_length or positions, positions)
     trainer = MAKERS[options.objective](options, given, limit, common, base, device)
     _evaluate_all(trainer)
     if options.objective != "grpo":  # which samples answers to the same questions several times
