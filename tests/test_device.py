@@ -18,7 +18,7 @@ from sciqa.models.load import load_base, load_scorer
 from sciqa.models.streamed_weights import StreamedWeightsSettings
 from sciqa.predict import PredictOptions
 from sciqa.predict.vllm import check_vllm
-from sciqa.retrieval import IndexOptions, checkpoints
+from sciqa.retrieval import IndexOptions, embedder_checkpoint
 from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions
@@ -63,7 +63,7 @@ def test_the_cross_encoder_computes_where_it_is_told(monkeypatch, tmp_path, gpu_
         asked.append(device)
         return SimpleNamespace(num_labels=1)
 
-    monkeypatch.setattr(checkpoints, "load_embedder_checkpoint", load)  # there is no GPU to load it on
+    monkeypatch.setattr(embedder_checkpoint, "load_embedder_checkpoint", load)  # there is no GPU to load it on
     embed = {"model": "all-MiniLM-L6-v2", "threads": 1, "backend": "openvino"}
     options = FindOptions(output=str(tmp_path), rerank=folder)
     for device in ("cpu", "cuda"):

@@ -901,6 +901,7 @@ def test_bad_adapters_are_refused(options):
         ("rank_pattern", {r"^model\.layers\.0\..*v_proj": 2}, {"v_porj": 2}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # of peft, which leaves them out
 def test_modules_that_a_model_has_not_are_refused(options, field, right, wrong):
     check_finetune_model(options(peft=json.dumps({field: right})))
     with pytest.raises(InputError, match=f"--peft: {field}: the model has no module 'v_porj'"):

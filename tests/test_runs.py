@@ -572,8 +572,8 @@ def test_a_run_that_goes_on_counts_to_what_is_missing(indexed, exam, monkeypatch
     asked = []
     rows_with_progress = progress.rows_with_progress
 
-    def counted(rows, stage, total, unit, number):
-        found = list(rows_with_progress(rows, stage, total, unit, number))
+    def counted(rows, stage, total, unit, number, *by):
+        found = list(rows_with_progress(rows, stage, total, unit, number, *by))
         asked.append((stage, total, sum(map(number, found))))
         return found
 
