@@ -73,9 +73,7 @@ def resident(name):
 
 
 def measured(config):
-    """A worker's training function that also writes the most bytes that it allocated, and those that Linux gave it."""
-    from torch.profiler import ProfilerActivity, profile
-
+    """A worker's training function that also writes the most bytes that Linux gave it, and its longest batch."""
     from sciqa.training import loop
 
     # By default glibc keeps what is freed and cuts it up; so it gives large blocks back at once.
@@ -85,14 +83,10 @@ def measured(config):
     Path("/proc/self/clear_refs").write_text("5")  # so that the most is not that of loading weights
     batches, count = [], run.scorer.padded_tokens
     run.scorer.padded_tokens = lambda batch: batches.append(batch) or count(batch)
-    there = tensor_bytes(run.scorer)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run.train()
-    changes = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
-    changes = np.cumsum([each.nbytes() for each in sorted(changes, key=lambda each: each.start_ns())])
+    run.train()
     largest = max(batches, key=lambda batch: len(batch) * max(question.length for question in batch))
     lengths = [[len(question.prompt), *map(len, question.options)] for question in largest]
-    found = {"allocated": there + int(changes.max()), "grown": resident("VmHWM") - before, "lengths": lengths}
+    found = {"grown": resident("VmHWM") - before, "lengths": lengths}
     Path(config["options"].output, "measured.json").write_text(json.dumps(found))
     return {}
 
@@ -471,7 +465,6 @@ def test_training_takes_the_memory_that_is_planned(tmp_path, cluster, data, monk
     model = build_memory_sketch(SMOLLM2, method, {})
     batch = [encoded(*lengths) for lengths in made["lengths"]]
     planned = training_memory(model, options, 1, peak_activation_memory(model, batch, nf4=method == "qlora"))
-    print(f"{method}: {planned.total} planned, {made['allocated']} allocated, {made['grown']} grown; {made['lengths']}")
+    print(f"{method}: {planned.total} planned, {made['grown']} grown; {made['lengths']}")
     print(planned)
-    assert planned.total == pytest.approx(made["allocated"], rel=0.25)
-    assert planned.total == pytest.approx(made["grown"], rel=0.25)
+    assert planned.total == pytest.approx(made["grown"], rel=0.15)
