@@ -71,6 +71,7 @@ def test_the_cross_encoder_computes_where_it_is_told(monkeypatch, tmp_path, gpu_
     assert asked == ["cpu", "cuda"]
 
 
+@pytest.mark.usefixtures("cluster")  # without Ray all is computed in this process, on its CPUs
 @pytest.mark.parametrize(("accelerator", "expected"), [("cpu", "cpu"), ("auto", "cuda"), ("gpu", "cuda")])
 def test_the_driver_tells_workers_what_to_compute_on(monkeypatch, tmp_path, accelerator, expected):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4, "GPU": 1})
