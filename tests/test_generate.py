@@ -40,7 +40,7 @@ from sciqa.generate.filters import filter_key_words, filter_option_order, filter
 from sciqa.generate.generate import _find_writer, generate_parts
 from sciqa.generate.local_writer import LocalWriter
 from sciqa.generate.passage_template import read_passage_template
-from sciqa.generate.replies import UnusableReplyError, parse_reply, reply_schema, reply_sentences
+from sciqa.generate.replies import GenerateReplyError, parse_reply, reply_schema, reply_sentences
 from sciqa.generate.server_writer import ServerWriter, find_writer_server
 from sciqa.models.prompt_template import TemplatePrompt
 from sciqa.predict.api import api_letter_prompt
@@ -210,7 +210,7 @@ def test_every_reply_is_kept_or_counted_and_none_is_asked_for_twice(server, inde
     ],
 )
 def test_a_reply_that_is_not_what_was_asked_for(text, fault):
-    with pytest.raises(UnusableReplyError, match=f"^{fault}$"):
+    with pytest.raises(GenerateReplyError, match=f"^{fault}$"):
         parse_reply(text, "questions", 3)
 
 
@@ -218,7 +218,7 @@ def test_a_good_reply_is_taken_as_it_is():
     assert parse_reply(f" {changed(GOOD, prompt=' Why? ')}\n", "questions", 3)["prompt"] == "Why?"
     assert parse_reply(json.dumps(INSTRUCTION), "instructions", 4) == INSTRUCTION
     for name, fault in (("output", "empty-text"), ("instruction", "empty-text")):
-        with pytest.raises(UnusableReplyError, match=fault):
+        with pytest.raises(GenerateReplyError, match=fault):
             parse_reply(changed(INSTRUCTION, **{name: ""}), "instructions", 4)
     schema = reply_schema("questions", 3, "sentences", "It\nrusts. It is grey. ... It rusts.")
     assert schema["properties"]["answer"]["enum"] == schema["properties"]["options"]["required"] == ["A", "B", "C"]

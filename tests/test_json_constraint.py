@@ -8,7 +8,7 @@ from tiny import tiny_folder
 
 from sciqa.generate import replies
 from sciqa.generate.local_writer import LocalWriter
-from sciqa.generate.replies import UnusableReplyError, parse_reply, reply_schema, reply_sentences
+from sciqa.generate.replies import GenerateReplyError, parse_reply, reply_schema, reply_sentences
 from sciqa.models.decoding import decoding_end_tokens
 from sciqa.models.json_constraint import JsonConstraint, constraint_tokenizer
 from sciqa.models.prompt_template import TemplatePrompt
@@ -66,10 +66,10 @@ def test_the_likeliest_reply_is_one_too_and_a_cut_one_is_counted(folder, writer,
     monkeypatch.setattr(writer, "tokens", reply.tokens_out - 5)
     (cut,) = ask(writer, "questions", ["1-0"])
     assert reply.text.startswith(cut.text)
-    with pytest.raises(UnusableReplyError, match="not-json"):
+    with pytest.raises(GenerateReplyError, match="not-json"):
         parse_reply(cut.text, "questions", 3, "bounded")
     (free,) = writer.write([TemplatePrompt("", [], "Of it")], ["1-0"], "")
-    with pytest.raises(UnusableReplyError, match="not-json"):
+    with pytest.raises(GenerateReplyError, match="not-json"):
         parse_reply(free.text, "questions", 3)
 
 
@@ -78,7 +78,7 @@ def test_texts_of_full_length_count_as_cut(monkeypatch):
     question = {"prompt": "Why?", "options": {"A": "x" * 11, "B": "y"}, "answer": "A", "sentence": "z" * 700}
     assert parse_reply(json.dumps(question), "questions", 2, "bounded")["A"] == "x" * 11
     longer = json.dumps(question | {"options": {"A": "x" * 12, "B": "y"}})
-    with pytest.raises(UnusableReplyError, match="cut-text"):
+    with pytest.raises(GenerateReplyError, match="cut-text"):
         parse_reply(longer, "questions", 2, "bounded")
     assert parse_reply(longer, "questions", 2, "sentences")["A"] == "x" * 12
 

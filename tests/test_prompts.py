@@ -24,10 +24,9 @@ from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.models.adapter import read_adapter_style
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_without_weights
-from sciqa.models.prompt_format import PromptFormat
+from sciqa.models.prompt_format import PromptFormat, read_prompt_format
 from sciqa.models.prompt_template import PromptTemplate, prompt_template_names, read_template, render_prompt
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, api, predict
@@ -240,7 +239,7 @@ def test_a_template_is_kept_with_what_was_trained(tmp_path, llama, tokenizer):
     style = training_loop_style(options, tokenizer, options.template_style())
     (tmp_path / "sciqa.json").write_text(json.dumps({"style": asdict(style)}))
     (tmp_path / "mine.jinja").unlink()
-    assert read_adapter_style(str(tmp_path)) == style
+    assert read_prompt_format(str(tmp_path)) == style
     encoder = load_without_weights(llama, {}, str(tmp_path))
     assert tokenizer.decode(encoder.encode(QUESTION, "").prompt) == "Q: Which gas?\nA:"
 

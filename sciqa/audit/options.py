@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sciqa.core import storage
 from sciqa.core.errors import InputError
 from sciqa.core.options import RunOptions
-from sciqa.corpus.options import absolute_corpus_sources
+from sciqa.corpus.options import check_corpus_option
 from sciqa.exam.exam_files import exam_file_splits
 from sciqa.exam.options import ExamOptions, QuestionFileOptions
 from sciqa.exam.question_key import NEAR_COPY
@@ -53,7 +53,7 @@ class AuditOptions(NearCopyOptions, ExamOptions, RunOptions):
         """Make local paths absolute."""
         super().__post_init__()
         if self.corpus is not None:
-            self.corpus = absolute_corpus_sources(self.corpus)
+            self.corpus = check_corpus_option(self.corpus)
             if self.passages or self.index:
                 raise InputError("--corpus: questions are looked up in it alone; leave --passages and --index out")
         self.passages = self.passages and storage.absolute_path(self.passages)

@@ -74,7 +74,7 @@ class CorpusOptions(ChunkingOptions, PassagesOptions, RunOptions):
     def __post_init__(self) -> None:
         """Make local paths absolute and check the numbers."""
         super().__post_init__()
-        self.corpus = None if self.corpus is None else absolute_corpus_sources(self.corpus)
+        self.corpus = None if self.corpus is None else check_corpus_option(self.corpus)
         self.at_least(1, "part_bytes")
 
     def cut(self) -> dict[str, int | bool]:
@@ -83,7 +83,7 @@ class CorpusOptions(ChunkingOptions, PassagesOptions, RunOptions):
         return {name: getattr(self, name) for name in names}
 
 
-def absolute_corpus_sources(corpus: tuple[str, ...], default: tuple[str, ...] = ()) -> tuple[str, ...]:
+def check_corpus_option(corpus: tuple[str, ...], default: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the sources of a corpus with absolute local paths; raise `InputError` if there are none.
 
     `demo`, as a source, is refused where a file or folder has that name, unless it is the option's default.

@@ -13,7 +13,7 @@ from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.generate.filters import filter_option_order, filter_question, filter_repeat_text
 from sciqa.generate.options import GenerateOptions
 from sciqa.generate.passage_template import PassageTemplate
-from sciqa.generate.replies import SchemaForm, UnusableReplyError, parse_reply, reply_schema
+from sciqa.generate.replies import GenerateReplyError, SchemaForm, parse_reply, reply_schema
 from sciqa.generate.server_writer import ServerWriter, ServerWriterReply
 from sciqa.predict.api_client import ApiClientServer
 
@@ -139,7 +139,7 @@ def make_candidate(
         return row
     try:
         fields = parse_reply(reply.text, options.kind, options.choices, form)
-    except UnusableReplyError as error:
+    except GenerateReplyError as error:
         return row | {"fault": str(error)}
     return judge_candidate(row, fields, options) if options.kind == "questions" else row | fields
 

@@ -40,7 +40,7 @@ ANY, VISIBLE = r"[^\x00-\x08\x0b-\x1f\x7f]", r"[^\s\x00-\x1f\x7f]"
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL)
 
 
-class UnusableReplyError(Exception):
+class GenerateReplyError(Exception):
     """A reply that is not what was asked for; its text is one of `REPLY_FAULTS`."""
 
 
@@ -51,17 +51,17 @@ def parse_reply(text: str, kind: Kind, choices: int, form: SchemaForm = "free") 
     schema that the model was limited to.
 
     Raises:
-        UnusableReplyError: the reply has a fault.
+        GenerateReplyError: the reply has a fault.
     """
     found = _read_object(text)
     if set(found) != set(FIELDS[kind]):
-        raise UnusableReplyError("wrong-keys")
+        raise GenerateReplyError("wrong-keys")
     fields = _read_fields(found, kind, choices)
     written = {name: value for name, value in fields.items() if name != "sentence"}  # which is the passage's
     if form == "bounded" and any(
         len(value) >= LONGEST.get(name, LONGEST["options"]) for name, value in written.items()
     ):
-        raise UnusableReplyError("cut-text")
+        raise GenerateReplyError("cut-text")
     return fields
 
 
@@ -71,11 +71,11 @@ def _read_fields(found: dict, kind: Kind, choices: int) -> dict[str, str]:
     options = found.pop("options")
     letters = string.ascii_uppercase[:choices]
     if not isinstance(options, dict) or sorted(options) != list(letters):
-        raise UnusableReplyError("wrong-options")
+        raise GenerateReplyError("wrong-options")
     fields = {name: _text(value) for name, value in found.items()}
     fields |= {letter: _text(options[letter]) for letter in letters}
     if fields["answer"] not in options:
-        raise UnusableReplyError("wrong-answer")
+        raise GenerateReplyError("wrong-answer")
     return fields
 
 
@@ -86,28 +86,28 @@ def _read_object(text: str) -> dict:
     try:
         found = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise UnusableReplyError("not-json") from error
+        raise GenerateReplyError("not-json") from error
     if not isinstance(found, dict):
-        raise UnusableReplyError("not-json")
+        raise GenerateReplyError("not-json")
     return found
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise UnusableReplyError("wrong-keys")
+        raise GenerateReplyError("wrong-keys")
     return found
 
 
 def _text(value: object, may_be_empty: bool = False) -> str:
     try:
         if not isinstance(value, str) or "\0" in value:
-            raise UnusableReplyError("wrong-type")
+            raise GenerateReplyError("wrong-type")
         value.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair
-        raise UnusableReplyError("wrong-type") from error
+        raise GenerateReplyError("wrong-type") from error
     if not (value := value.strip()) and not may_be_empty:
-        raise UnusableReplyError("empty-text")
+        raise GenerateReplyError("empty-text")
     return value
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from sciqa.core.adapter_files import read_adapter_config, read_adapter_record
+from sciqa.core.adapter_files import read_adapter_config
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_WEIGHTS, Family
-from sciqa.models.prompt_format import Method, PromptFormat
+from sciqa.models.prompt_format import Method
 from sciqa.models.weights import list_weight_names, newly_initialised_weights, settle_tied_weights, shared_weights
 
 if TYPE_CHECKING:  # importing peft takes a second, which models without an adapter can save
@@ -286,15 +286,6 @@ def adapter_merged_model(attached: "peft.PeftModel") -> PreTrainedModel:
         head.weight = table.weight
     settle_tied_weights(model)
     return model
-
-
-def read_adapter_style(folder: str) -> PromptFormat | None:
-    """Return the question format that an adapter or fine-tuned model was trained with, if known."""
-    style = read_adapter_record(folder).get("style")
-    try:
-        return PromptFormat(**style) if style else None
-    except TypeError as error:
-        raise InputError(f"{folder}: {ABOUT_TRAINED} is of another version of this program ({error})") from error
 
 
 def save_adapter_or_model(

@@ -13,12 +13,19 @@ from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.attention_limits import SELECTIONS, RopeLengthLimit, attention_window, position_limit
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
-from sciqa.models.packing import PackedRows, pack_by_shared_prefix, pack_rows, packed_row_tokens, unpacked_rows
+from sciqa.models.packing import (
+    PackedRows,
+    pack_by_shared_prefix,
+    pack_rows,
+    packed_row_tokens,
+    packing_common_tokens,
+    unpacked_rows,
+)
 from sciqa.models.packing_check import packing_check_layout
 from sciqa.models.prefix_cache import PrefixScorer
 from sciqa.models.prompt_format import PromptFormat
 from sciqa.models.prompt_template import render_prompt
-from sciqa.models.scorer import EncodedForScorer, check_scorer_option, scorer_common_tokens, scorer_divisors
+from sciqa.models.scorer import EncodedForScorer, check_scorer_option, scorer_divisors
 from sciqa.models.soft_prompt import add_soft_prompt, soft_prompt_tokens
 from sciqa.models.text_encoder import TextEncoder
 
@@ -89,7 +96,7 @@ class CausalScorer(PrefixScorer):
         prompts = [self._prompt(question, context, option) for option in answer_options_of(question).values()]
         pairs = [self.text.continued(prompt, [yes], bool(self._space)) for prompt in prompts]
         rows = [before + tokens for before, (tokens,) in pairs]
-        shared = max(0, min(scorer_common_tokens(rows), *(len(before) - 1 for before, _ in pairs)))
+        shared = max(0, min(packing_common_tokens(rows), *(len(before) - 1 for before, _ in pairs)))
         counted = [len(tokens) for _, (tokens,) in pairs]
         return EncodedForScorer(rows[0][:shared], [row[shared:] for row in rows], [1.0] * len(rows), counted)
 

@@ -5,8 +5,12 @@ that lacks a part still gives answers.
 """
 
 import json
+import os
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -193,6 +197,26 @@ def _set_rotations(about: GgufMetadata, config: PreTrainedConfig, scaling: dict)
             )
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Read a file's metadata and the table of tensor names once while this context lasts.
+
+    transformers parses the file for the configuration, for the tokenizer and for the weights, and has gguf build the
+    table again for each module of the model, which takes most of the time of a conversion.
+    """
+    import gguf
+
+    reader, table = gguf.GGUFReader, gguf.get_tensor_name_map
+    opened = cache(reader)
+    gguf.GGUFReader = lambda path: opened(os.path.realpath(path))  # type: ignore[misc, assignment]
+    gguf.get_tensor_name_map = cache(table)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, table  # type: ignore[misc]
+
+
+@_read_once()
 def convert_gguf(files: ModelFiles, folder: Path) -> None:
     """Write the model of a GGUF file as float32 safetensors, with its tokenizer.
 

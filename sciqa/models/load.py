@@ -35,7 +35,7 @@ from sciqa.models.causal import CausalScorer
 from sciqa.models.from_gguf import convert_gguf, gguf_config
 from sciqa.models.multiple_choice import MultipleChoiceScorer
 from sciqa.models.packing_check import stored_packing_check
-from sciqa.models.prompt_format import Precision, PromptFormat
+from sciqa.models.prompt_format import Precision, PromptFormat, read_prompt_format
 from sciqa.models.scorer import Scorer
 from sciqa.models.seq2seq import Seq2SeqScorer
 from sciqa.models.streamed_scorer import StreamedScorer
@@ -114,7 +114,7 @@ def load_scorer(
             f"{name}: its files hold no head that scores options ({list_weight_names(new)}); run `sciqa finetune` on "
             "it and pass what that makes as --adapter, or as --model"
         )
-    style = style or adapters.read_adapter_style(folder) or PromptFormat()
+    style = style or read_prompt_format(folder) or PromptFormat()
     return scorer_of_loaded(name, family, model, tokenizer, style).eval()
 
 
@@ -144,7 +144,7 @@ def _load_streamed(
     check_streamed_weights(folder)
     tokenizer = _load_tokenizer(name, "causal")
     try:
-        style = style or adapters.read_adapter_style(find_model(name).folder) or PromptFormat()
+        style = style or read_prompt_format(find_model(name).folder) or PromptFormat()
         return StreamedScorer(folder, tokenizer, style, dtype, streaming, device)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a causal model with a tokenizer ({error})") from error
@@ -166,7 +166,7 @@ def load_without_weights(name: str, style: dict, adapter: str | None = None) -> 
     folder = local_adapter(adapter) if adapter else files.folder
     if adapter:
         tokenizer.chat_template = adapter_files_chat_template(folder) or tokenizer.chat_template
-    trained = adapters.read_adapter_style(folder)
+    trained = read_prompt_format(folder)
     scorer = SCORERS[family](model, tokenizer, replace(trained or PromptFormat(), **style))
     scorer.limit = min(scorer.limit, scorer.positions - adapter_virtual_tokens(folder))
     return scorer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sciqa.models.scorer import EncodedForScorer, scorer_common_tokens
+from sciqa.models.scorer import EncodedForScorer
 
 #: Prompts share a row if at least this many tokens at their start are equal.
 SHARED_AT_LEAST = 64
@@ -73,12 +73,20 @@ def pack_by_shared_prefix(questions: Sequence[EncodedForScorer], most: int | Non
     return rows
 
 
+def packing_common_tokens(rows: list[list[int]]) -> int:
+    """Return the length of the common prefix of all rows, in tokens."""
+    first, last = min(rows), max(rows)
+    return next(
+        (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), min(map(len, rows))
+    )
+
+
 def packed_prefix_tokens(questions: Sequence[EncodedForScorer]) -> int:
     """Return the length of the common prompt prefix, shorter than every prompt; 0 for one question."""
     if len(questions) == 1:
         return 0
     prompts = [question.prompt for question in questions]
-    return min(scorer_common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
+    return min(packing_common_tokens(prompts), *(len(prompt) - 1 for prompt in prompts))
 
 
 def packed_row_tokens(questions: Sequence[EncodedForScorer]) -> int:

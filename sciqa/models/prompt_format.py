@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import Family
+from sciqa.core.model_files import ABOUT_TRAINED, Family
 
 Method = Literal["lora", "qlora", "prompt-tuning", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -42,3 +43,12 @@ def check_prompt_format(prompt: str, model: str, family: Family) -> None:
     """Raise `InputError` if `--prompt chat` is given for a model that is not causal, and so has no chat template."""
     if prompt == "chat" and family != "causal":
         raise InputError(f"--prompt chat: for causal models only, and {model} is {family}; leave it out")
+
+
+def read_prompt_format(folder: str) -> PromptFormat | None:
+    """Return the question format that an adapter or fine-tuned model was trained with, if known."""
+    style = read_adapter_record(folder).get("style")
+    try:
+        return PromptFormat(**style) if style else None
+    except TypeError as error:
+        raise InputError(f"{folder}: {ABOUT_TRAINED} is of another version of this program ({error})") from error

@@ -233,14 +233,6 @@ def check_scorer_option(question: dict, options: dict[str, str], tokens: list[li
             )
 
 
-def scorer_common_tokens(rows: list[list[int]]) -> int:
-    """Return the length of the common prefix of all rows, in tokens."""
-    first, last = min(rows), max(rows)
-    return next(
-        (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), min(map(len, rows))
-    )
-
-
 def scorer_divisors(options: list[str], tokens: list[list[int]], by: Normalise) -> list[float]:
     """Return the divisor of each option's log-likelihood: its length in tokens or characters, or 1."""
     lengths = {"none": [1] * len(options), "tokens": map(len, tokens), "characters": map(len, options)}[by]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sciqa.core.errors import InputError
 from sciqa.core.options import defaults_of
-from sciqa.corpus.options import ChunkingOptions, absolute_corpus_sources
+from sciqa.corpus.options import ChunkingOptions, check_corpus_option
 from sciqa.exam.options import QuestionFileOptions
 from sciqa.planning.hardware import ACCELERATORS
 from sciqa.retrieval.options import ContextSizeOptions, StoredVectorsOptions
@@ -29,7 +29,7 @@ class VolumeOptions(StoredVectorsOptions, ChunkingOptions):
         """Make local paths absolute and check the number."""
         super().__post_init__()
         if self.articles is None:
-            self.corpus = absolute_corpus_sources(self.corpus, VolumeOptions.corpus)
+            self.corpus = check_corpus_option(self.corpus, VolumeOptions.corpus)
         self.at_least(1, "articles")
         for name in ("passage_tokens", "passage_overlap"):
             if self.articles and (given := getattr(self, name)) != defaults_of(ChunkingOptions)[name]:

@@ -73,13 +73,13 @@ def _contexts(options: PromptOptions, exam: Exam, questions: list[dict]) -> list
 
 def _shared_lines(scorer: "Scorer", encoded: "list[EncodedForScorer]") -> Iterator[str]:
     """Yield the form of the prompts, and what all of them begin with."""
-    from sciqa.models.scorer import scorer_common_tokens
+    from sciqa.models.packing import packing_common_tokens
 
     style = scorer.style
     template = f"template {style.template_name}" if style.template is not None else "built-in template"
     yield f"{template}, --prompt {style.prompt}, --completion {style.completion}; at most {scorer.limit:,} tokens"
     if len(encoded) > 1 and all(each.prompt for each in encoded):
-        shared = scorer_common_tokens([each.prompt for each in encoded])
+        shared = packing_common_tokens([each.prompt for each in encoded])
         yield f"the prompts of these {len(encoded)} questions begin with the same {shared:,} tokens"
 
 

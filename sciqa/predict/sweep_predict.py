@@ -33,12 +33,12 @@ COLUMNS = {
 
 
 @dataclass(kw_only=True)
-class SweepPredictTrialOptions(PredictOptions, FindOptions):
+class SweepPredictTrial(PredictOptions, FindOptions):
     """Options of one trial: how contexts are found, and how questions are ranked with them."""
 
 
 @dataclass(kw_only=True)
-class SweepPredictOptions(TrialsOptions, SweepPredictTrialOptions):
+class SweepPredictOptions(TrialsOptions, SweepPredictTrial):
     """Options of the `sweep-predict` step, and those that its trials share."""
 
     def __post_init__(self) -> None:
@@ -48,14 +48,14 @@ class SweepPredictOptions(TrialsOptions, SweepPredictTrialOptions):
         super().__post_init__()
 
 
-def sweep_predict_trials(options: SweepPredictOptions) -> list[SweepTrial[SweepPredictTrialOptions]]:
+def sweep_predict_trials(options: SweepPredictOptions) -> list[SweepTrial[SweepPredictTrial]]:
     """Return the trials of a sweep over `predict`: runs in `OUTPUT/validation`, each with answers of its own.
 
     Raises:
         InputError: as `sweep_option_trials`.
     """
     output = storage.join_paths(options.output, "validation")
-    trials = sweep_option_trials(options, SweepPredictTrialOptions, VARYING, "predict", output=output)
+    trials = sweep_option_trials(options, SweepPredictTrial, VARYING, "predict", output=output)
     for trial in trials:
         if FINDING & trial.varied.keys():
             trial.options.contexts += f"-{fingerprint(trial.options.finding())}"
@@ -63,14 +63,14 @@ def sweep_predict_trials(options: SweepPredictOptions) -> list[SweepTrial[SweepP
 
 
 def sweep_predict_contexts(
-    trials: Sequence[SweepTrial[SweepPredictTrialOptions]],
-) -> dict[str, SweepPredictTrialOptions]:
+    trials: Sequence[SweepTrial[SweepPredictTrial]],
+) -> dict[str, SweepPredictTrial]:
     """Return the folders of contexts that trials read, each with the options by which these are found."""
     readers = [trial.options for trial in trials if trial.options.has_context and not trial.options.blend]
     return {options.contexts: options for options in readers}
 
 
-def check_sweep_predict(trials: Sequence[SweepTrial[SweepPredictTrialOptions]], replaced: bool) -> Exam:
+def check_sweep_predict(trials: Sequence[SweepTrial[SweepPredictTrial]], replaced: bool) -> Exam:
     """Check everything of all trials that needs neither contexts nor a cluster; return the exam.
 
     An index of another model is no error if it may be `replaced`.
@@ -91,7 +91,7 @@ def check_sweep_predict(trials: Sequence[SweepTrial[SweepPredictTrialOptions]], 
     return exam
 
 
-def sweep_predict(options: SweepPredictOptions, trials: list[SweepTrial[SweepPredictTrialOptions]]) -> Summary:
+def sweep_predict(options: SweepPredictOptions, trials: list[SweepTrial[SweepPredictTrial]]) -> Summary:
     """Rank the exam in every trial, whose contexts are found, and write `OUTPUT/sweeps/NAME/`; see `sweep_table`.
 
     Raises:
@@ -104,14 +104,14 @@ def sweep_predict(options: SweepPredictOptions, trials: list[SweepTrial[SweepPre
     return sweep_table(options, options.name, trials, {"trials": inputs}, step)
 
 
-def _room_for(options: SweepPredictTrialOptions, exam: Exam) -> int:
+def _room_for(options: SweepPredictTrial, exam: Exam) -> int:
     """Return how many trials the cluster has room for at once, each with all its workers."""
     workers = cluster.num_cluster_workers(options, exam.shards, whole_nodes=options.streams or options.in_vllm)
     weights = model_file_bytes(options.model) if options.has_model and not options.in_api else 0
     return sweep_room(options, workers, weights)
 
 
-def _figures(trial: SweepTrial[SweepPredictTrialOptions]) -> dict:
+def _figures(trial: SweepTrial[SweepPredictTrial]) -> dict:
     """Return the figures of a finished trial over the whole exam."""
     whole = tables.read_table(result_metrics_path(trial.options.output, trial.name)).to_pylist()[0]
     return {name: whole[name] for name in COLUMNS}

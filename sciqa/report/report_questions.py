@@ -25,7 +25,7 @@ SHALLOW = {
 }
 
 
-class ReportExplanation(NamedTuple):
+class ReportQuestionNote(NamedTuple):
     """How a reader came to an answer.
 
     Attributes:
@@ -145,7 +145,7 @@ def _evidence(row: dict) -> list[str] | None:
     return [text[:start], text[start:end], text[end:], found["title"]]
 
 
-def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None) -> list[ReportExplanation]:
+def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts | None) -> list[ReportQuestionNote]:
     """Return how a reader came to each answer; an answer that a cascade kept has the way of the earlier reader."""
     inputs, answers = readers[name]["inputs"], readers[name]["answers"]
     if "answers" in inputs:
@@ -156,11 +156,11 @@ def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts 
     ((before, _),) = inputs["cascade"].items()
     if _replaced(inputs["cascade"], readers):
         return [
-            ReportExplanation(f"It read only where {before} was least certain; whether it did here is not known.")
+            ReportQuestionNote(f"It read only where {before} was least certain; whether it did here is not known.")
         ] * len(answers)
     kept = zip(answers, readers[before]["answers"], _ways(before, readers, contexts), strict=True)
     return [
-        ReportExplanation(f"Kept as {before} answered. {way.said}", way.marks)
+        ReportQuestionNote(f"Kept as {before} answered. {way.said}", way.marks)
         if row["scores"] == other["scores"]
         else own
         for row, other, way in kept
@@ -173,26 +173,26 @@ def _replaced(made_from: dict[str, str], readers: dict[str, dict]) -> list[str]:
     return [name for name, recorded in made_from.items() if now.get(name) != recorded]
 
 
-def _blend_way(made_from: dict[str, str], readers: dict[str, dict]) -> ReportExplanation:
+def _blend_way(made_from: dict[str, str], readers: dict[str, dict]) -> ReportQuestionNote:
     said = f"Pooled from the answers of {', '.join(made_from)}, without reading anew."
     if replaced := _replaced(made_from, readers):
         said += f" Since then, those of {', '.join(replaced)} were replaced or deleted."
-    return ReportExplanation(said)
+    return ReportQuestionNote(said)
 
 
-def _way(inputs: dict, contexts: ReportQuestionContexts | None) -> ReportExplanation:
+def _way(inputs: dict, contexts: ReportQuestionContexts | None) -> ReportQuestionNote:
     if (baseline := inputs.get("baseline")) in SHALLOW:
-        return ReportExplanation(SHALLOW[baseline])
+        return ReportQuestionNote(SHALLOW[baseline])
     if "contexts" not in inputs:
-        return ReportExplanation("Answered without a context: nothing that stands here was read.")
+        return ReportQuestionNote("Answered without a context: nothing that stands here was read.")
     if contexts is None:
-        return ReportExplanation("What it read is not in this run's folder any more.")
+        return ReportQuestionNote("What it read is not in this run's folder any more.")
     if contexts.inputs != inputs["contexts"]:
-        return ReportExplanation("It read other contexts than these.")
+        return ReportQuestionNote("It read other contexts than these.")
     if baseline:
-        return ReportExplanation("It counted each option's words in what is marked.", True)
+        return ReportQuestionNote("It counted each option's words in what is marked.", True)
     if "embedder" in inputs:
-        return ReportExplanation("It compared the options with every passage as a whole.")
+        return ReportQuestionNote("It compared the options with every passage as a whole.")
     if inputs["contexts"].get("context") == "given":
-        return ReportExplanation("It read the context that the exam gives.", True)
-    return ReportExplanation("It read what is marked.", True)
+        return ReportQuestionNote("It read the context that the exam gives.", True)
+    return ReportQuestionNote("It read what is marked.", True)
