@@ -48,6 +48,7 @@ from sciqa.training.examples import ExampleOrder, Examples
 from sciqa.training.finetune import check_before_finetune
 from sciqa.training.loop import _Run
 from sciqa.training.loss import mean_loss
+from sciqa.training.model_check import check_finetune_model
 from sciqa.training.ray_train import check_ray_train_batch, check_ray_train_folder, num_ray_train_workers
 from sciqa.training.sharding import keep_4bit_sharding
 
@@ -170,6 +171,12 @@ def test_evaluation_leaves_4_bit_weights_as_they_are(models):
     for name, layer in layers.items():
         assert torch.equal(layer.weight.data.view(torch.uint8), before[name])
         assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_of_every_architecture_is_accepted(models, family):
+    """Heads that are saved whole have other names in peft's model."""
+    check_finetune_model(FinetuneOptions(model=models(family)))
 
 
 ARCHITECTURES = [

@@ -56,7 +56,9 @@ def _check_adapter(options: FinetuneOptions, model: "peft.PeftModel") -> None:
         raise InputError("--zero 3: a soft prompt is saved by one worker, which has a share of it alone; use --zero 2")
     if not any(weight.requires_grad for weight in model.parameters()):
         raise InputError("--peft: no weight is trained with these fields; leave inference_mode out")
-    names = [name for name, _ in model.get_base_model().named_modules()] + ["score"] * (options.objective == "reward")
+    modules = model.get_base_model().named_modules()
+    names = [name.replace(".original_module", "") for name, _ in modules]  # where peft has a module saved whole
+    names += ["score"] * (options.objective == "reward")
     for field in ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
         given = getattr(model.active_peft_config, field, None) or ()
         for each in () if isinstance(given, str) else given:
