@@ -1,14 +1,18 @@
 """Steps in a row, of which finished ones are kept: an exam from corpus to report."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import ray
+
 from sciqa.core import storage, tables
 from sciqa.core.cluster import check_cluster_accelerator
 from sciqa.core.errors import InputError
-from sciqa.core.local_stage import before_local_stage
+from sciqa.core.local_stage import WEIGHTS, before_local_stage
+from sciqa.core.model_files import find_model, model_file_bytes
 from sciqa.core.options import defaults_of
 from sciqa.core.packaged import is_packaged_installed
 from sciqa.core.summary import Summary
@@ -67,7 +71,8 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
         check_predict_model(reading[0], exam.sample, f"--reader closed-book{alone}")
     summaries = []
     if options.reader != "closed-book" or any(each.has_context for each in asked):
-        summaries += prepare_run_index(options)
+        models = [each.model for each in asked if each.has_model and not each.in_api and not each.in_vllm]
+        summaries += prepare_run_index(options, *models[:1])
         loads = any(each.has_model and is_local_predict(each, exam) for each in asked)
         with before_local_stage(READERS_MODULE if loads else None):
             summaries.append(retrieve(options))
@@ -124,15 +129,18 @@ def _baselines(options: RunExamOptions, exam: Exam) -> list[Baseline]:
     return [name for name in BASELINES if name not in OVERLAPS or (options.has_context and name in overlaps)]
 
 
-def prepare_run_index(options: RunIndexOptions) -> list[Summary]:
-    """Build passages and index after all checks, unless only the exams' own contexts are used."""
+def prepare_run_index(options: RunIndexOptions, model: str | None = None) -> list[Summary]:
+    """Build passages and index after all checks, unless only the exams' own contexts are used.
+
+    A small model that a later step loads from a GGUF file is converted meanwhile, if it has not been.
+    """
     if options.context == "given":
         return []
     check_run_passages(options)
     check_find_contexts(options, options.overwrite and options.corpus is not None)
     check_cluster_accelerator(options)
     storage.check_storage_writable(options.output)
-    return find_run_passages(options)
+    return find_run_passages(options, model)
 
 
 def check_run_passages(options: RunIndexOptions) -> None:
@@ -150,10 +158,20 @@ def check_run_passages(options: RunIndexOptions) -> None:
     check_index(options, options.overwrite)
 
 
-def find_run_passages(options: RunIndexOptions) -> list[Summary]:
-    """Build passages and index; if no corpus is named, finished ones are used as they are."""
+def find_run_passages(options: RunIndexOptions, model: str | None = None) -> list[Summary]:
+    """Build passages and index; if no corpus is named, finished ones are used as they are. See `prepare_run_index`."""
     if options.corpus is None and (manifest := finished_index(options)):
         made = f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions, {manifest['factory']}, kept"
         return [Summary("index", options.index, made, 0.0, {"built": 0, "kept": len(manifest["shards"])})]
     passages = build_passages(options)
+    if model and ray.is_initialized() and find_model(model).gguf_file and model_file_bytes(model) <= WEIGHTS:
+        _convert_run_model.remote(model)
     return [passages, build_index(options_of_index(options) if options.corpus is None else options)]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _convert_run_model(model: str) -> None:
+    from sciqa.models.load import load_safetensors_folder
+
+    with contextlib.suppress(Exception):  # the step that loads the model tries again, and raises
+        load_safetensors_folder(find_model(model))

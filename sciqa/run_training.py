@@ -43,7 +43,7 @@ def _find_split_contexts(options: RunFinetuneOptions, runs: Sequence[FinetuneOpt
     if options.objective != "rank":
         _check_nothing_found(options)
         return []
-    summaries = prepare_run_index(options)
+    summaries = prepare_run_index(options, options.model)
     folders = {getattr(run, f"{split}_contexts"): (run, split) for run in runs for split in SPLITS}
     for folder, (run, split) in folders.items():
         exam = open_finetune_split(run, split, write=False)

@@ -1,12 +1,17 @@
-"""Stages share worker processes where their models are small; each stage has workers of its own."""
+"""Stages share worker processes where their models are small, and prepare what later ones need."""
 
 import os
+import time
 
 import pytest
+from test_gguf import decoder, write_gguf
 
-from sciqa.core import cluster, model_workers
+from sciqa.core import cache, cluster, model_workers
+from sciqa.core.model_files import find_model
 from sciqa.core.model_workers import LARGEST, model_worker_arguments
 from sciqa.core.options import RunOptions
+from sciqa.models.load import GGUF_FORMAT
+from sciqa.run import RunIndexOptions, find_run_passages
 
 
 def processes(name: str, weights: int = 0) -> set[int]:
@@ -34,3 +39,15 @@ def processes(name: str, weights: int = 0) -> set[int]:
 def test_the_next_stage_takes_the_processes_of_the_last_one(cluster, weights, shared):
     first, second = processes("first", weights), processes("second", weights)
     assert bool(first & second) == shared
+
+
+def test_a_gguf_model_is_converted_while_the_index_is_built(tmp_path, cluster, corpus_file, embedder):
+    model = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"))
+    folder = cache.cache_root() / f"gguf-{GGUF_FORMAT}-{find_model(model).revision}"
+    options = RunIndexOptions(output=str(tmp_path / "run"), corpus=(corpus_file,), embedder=str(embedder))
+    find_run_passages(options, model)
+    for _ in range(600):
+        if folder.exists():
+            break
+        time.sleep(0.1)
+    assert (folder / "model.safetensors").exists()
