@@ -9,12 +9,14 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import CAUSAL, ENCODER, tiny_model, tiny_tokenizer
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from sciqa.core.errors import InputError
 from sciqa.corpus.articles import read_articles
 from sciqa.exam import read_exam
 from sciqa.exam.answer_options import answer_options_of
-from sciqa.models import adapter
+from sciqa.models import adapter, packed_attention
 from sciqa.models.batch_layout import BatchLayout
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_scorer
@@ -61,7 +63,9 @@ def test_shared_prompts_score_as_separate_sequences(family, budget):
 
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("budget", [1, 400, 100_000])
-def test_shared_contexts_score_as_separate_sequences(family, budget):
+@pytest.mark.parametrize("least", [1, packed_attention.LEAST_TOKENS], ids=["by parts", "whole"])
+def test_shared_contexts_score_as_separate_sequences(family, budget, least, monkeypatch):
+    monkeypatch.setattr(packed_attention, "LEAST_TOKENS", least)
     scorer = CausalScorer(tiny_model(family), None, PromptFormat())
     rng = np.random.default_rng(3)
     contexts = [rng.integers(1, 200, length).tolist() for length in (90, 140)]
@@ -77,6 +81,32 @@ def test_shared_contexts_score_as_separate_sequences(family, budget):
         assert packed.ids.numel() < len(questions) * max(question.length for question in questions)
     for question, scores in zip(questions, score_options(scorer, questions, budget), strict=True):
         np.testing.assert_allclose(scores, one_by_one(scorer.model, question), atol=1e-4)
+
+
+@pytest.mark.parametrize("before", [0, 80])
+def test_attention_by_parts_leaves_out_what_the_mask_excludes(before, monkeypatch):
+    """Keys that no token of a part sees are not given to PyTorch; those of a kept prefix are."""
+    monkeypatch.setattr(packed_attention, "LEAST_TOKENS", 1)
+    scorer, seen = CausalScorer(tiny_model("llama"), None, PromptFormat()), []
+    scorer.batch_layout = BatchLayout("packed")
+    alike = [replace(question, prompt=[5] * 150 + question.prompt) for question in random_questions(2)]
+    questions = [replace(question, prompt=[9] * 80 + question.prompt) for question in alike]
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is scaled_dot_product_attention:
+                seen.append((args[0].shape[2], args[1].shape[2]))
+            return function(*args, **kwargs or {})
+
+    with torch.inference_mode():
+        if before:
+            scorer.prefix = scorer._compute_prefix([9] * 80, questions[0])
+        with Seen():
+            scores = scorer(alike if before else questions)
+    prefix, own = (150 + 80 - before), [question.length - 150 for question in alike]
+    assert set(seen) == {(prefix, prefix + before), *((length, length + prefix + before) for length in own)}
+    for question, found in zip(questions, scores, strict=True):
+        np.testing.assert_allclose(found, one_by_one(scorer.model, question), atol=1e-4)
 
 
 def test_batches_with_shared_contexts_keep_to_the_budget():

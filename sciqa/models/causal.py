@@ -13,6 +13,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.attention_limits import SELECTIONS, RopeLengthLimit, attention_window, position_limit
 from sciqa.models.batch_layout import BatchLayout, batch_by_tokens
+from sciqa.models.packed_attention import packed_attention
 from sciqa.models.packing import (
     PackedRows,
     pack_by_shared_prefix,
@@ -251,12 +252,12 @@ class CausalScorer(PrefixScorer):
         elif self.prefix:
             rows = self.prefix.extend(rows)
             given |= {"past_key_values": self.prefix.repeat(len(rows.ids)), "use_cache": True}
-        return call(
-            **given,
-            attention_mask=self.mask(rows, next(self.model.parameters()).dtype),
-            position_ids=None if rows.positions is None else rows.positions.to(self.device),
-            logits_to_keep=columns,
-        ).logits[:, -columns:]
+        mask = self.mask(rows, next(self.model.parameters()).dtype)
+        positions = None if rows.positions is None else rows.positions.to(self.device)
+        with packed_attention(rows, mask):
+            return call(**given, attention_mask=mask, position_ids=positions, logits_to_keep=columns).logits[
+                :, -columns:
+            ]
 
     def mask(self, rows: PackedRows, dtype: torch.dtype) -> torch.Tensor:
         """Return the attention mask of rows in the form that the model takes.

@@ -7,7 +7,7 @@ the scores equal those of separate sequences.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -41,12 +41,16 @@ class PackedRows:
         positions: position ids of packed rows, shape (rows, tokens); None for plain rows, whose positions the model
             counts.
         places: places of all options in the rows.
+        ends: of each packed row, the column where what all later tokens see ends (the common prefix, or the prompt of a
+            single question), and where what each question has besides ends; no question sees another's. Empty for plain
+            rows.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor | None
     places: list[PackedOption]
+    ends: list[list[int]] = field(default_factory=list)
 
     @property
     def first(self) -> int:
@@ -100,11 +104,13 @@ def pack_rows(questions: Sequence[EncodedForScorer]) -> PackedRows:
     width = max(packed_row_tokens([questions[number] for number in row]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions, sees = torch.zeros_like(ids), torch.zeros(len(rows), width, width, dtype=torch.bool)
-    places = []
+    places, ends = [], []
     for at, numbers in enumerate(rows):
         row = _Row(ids[at], positions[at])
         shared = packed_prefix_tokens([questions[number] for number in numbers])
         prefix = row.add(questions[numbers[0]].prompt[:shared])
+        alone = len(numbers) == 1  # then its options see its whole prompt
+        ends.append([shared] * (not alone))
         for number in numbers:
             question = questions[number]
             stem = row.add(question.prompt[shared:], prefix)
@@ -112,8 +118,9 @@ def pack_rows(questions: Sequence[EncodedForScorer]) -> PackedRows:
                 start = row.parts[row.add(tokens, stem)].start
                 columns = [row.parts[stem].stop - 1, *range(start, start + len(tokens) - 1)]
                 places.append(PackedOption(number, option, at, columns[len(tokens) - counted : len(tokens)]))
+            ends[at] += [row.parts[stem].stop] * alone + [row.parts[-1].stop]
         sees[at] = row.sees()
-    return PackedRows(ids, sees[:, None], positions, places)
+    return PackedRows(ids, sees[:, None], positions, places, ends)
 
 
 def unpacked_rows(questions: Sequence[EncodedForScorer], options: Sequence[tuple[int, int]]) -> PackedRows:

@@ -47,7 +47,7 @@ def add_soft_prompt(
     positions[:, :before] = torch.arange(before)
     if about_soft_prompt(model)[0] in KEYS_AND_VALUES:
         given = {"input_ids": ids, "past_key_values": soft.get_prompt(len(ids)), "use_cache": True}
-        return base, replace(rows, mask=sees[:, :, before:], positions=positions[:, before:]), given
+        return base, replace(rows, mask=sees[:, :, before:], positions=positions[:, before:], ends=[]), given
     embedded = base.get_input_embeddings()(ids)  # first, as in peft: under ZeRO-3 all ranks gather alike
     embedded = torch.cat([soft.get_prompt(len(ids)).to(embedded.dtype), embedded], dim=1)
-    return base, replace(rows, mask=sees, positions=positions), {"inputs_embeds": embedded}
+    return base, replace(rows, mask=sees, positions=positions, ends=[]), {"inputs_embeds": embedded}
