@@ -20,7 +20,7 @@ from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.
-ANSWERS_FORMAT = 5
+ANSWERS_FORMAT = 6
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
