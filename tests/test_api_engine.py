@@ -385,6 +385,31 @@ def test_tokens_of_the_same_text_are_summed(serve, monkeypatch):
     assert reply.model == "small-2026-08-06"
 
 
+def test_a_reply_is_read_as_it_came_but_for_a_long_key(serve, monkeypatch):
+    server = serve()
+    server.reply = lambda body: f"\\boxed{{B}} {KEY}"
+    texts = []
+    for key in ("x", KEY):
+        monkeypatch.setenv("NO_SUCH_KEY", key)
+        client = client_of(server, listed=0)
+        texts.append(client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question").text)
+    assert texts == [f"\\boxed{{B}} {KEY}", "\\boxed{B} ***"]
+
+
+@pytest.mark.parametrize("listed", [0, 20])
+def test_half_a_character_of_a_reply_can_be_kept(serve, monkeypatch, tmp_path, listed):
+    server = serve(answers_as="small")
+    server.reply = lambda body: "B \ud83d"
+    monkeypatch.setattr("api_server.listed_tokens", lambda *_: {"B \ud83d": -0.1, "\ud83e": -2.5})
+    client = client_of(server, listed=listed)
+    reply = client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question")
+    assert reply.text == "B \ufffd"
+    assert reply.logprobs == ({"B \ufffd": -0.1, "\ufffd": -2.5} if listed else {})
+    folder = str(tmp_path / "answers" / "api")
+    RequestRecords(folder).put("1", {"id": "1", "rotation": 0, "sample": 0, "letter": None} | vars(reply))
+    assert collect_records(folder)
+
+
 def test_answers_of_several_models_are_told_of(tmp_path, capsys):
     folder = str(tmp_path / "answers" / "api")
     for number, model in enumerate(["small-2026-08-06", "small-2026-11-20", "small-2026-11-20", ""]):
