@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 
 from sciqa import run
 from sciqa.audit import contamination as audited
-from sciqa.core import hashes, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.read_parts import split_read_parts
@@ -260,6 +260,8 @@ def test_answers_are_not_replaced_by_what_reads_them(tmp_path, given):
     with pytest.raises(InputError, match=r"--name: 'sure' is also what is read; .* pass another --name"):
         predict(PredictOptions(output=output, name="sure", reader="longest", overwrite=True, **given))
     assert {path: path.read_bytes() for path in Path(output).rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match="--blend: 'a' given twice"):
+        PredictOptions(blend=("a", "b", "a"))
     with pytest.raises(InputError, match="--name: 'blend' is also what is read"):
         PredictOptions(output=output, blend=("blend", "sure"))
 
@@ -330,12 +332,11 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
         "nearest": (UNSURE, {"contexts": {}, "embedder": "e"}),
     }
     output = make_run(tmp_path, kinds, contexts=[context("It is rare.")] * 6)
-    before = tables.read_table_manifest(f"{output}/answers/nearest", "predict")["inputs"]
     made_from = scored_answer_inputs(output, ("sure", "nearest"))
     cascades = {
         "pool": (SURE, {"answers": made_from}),
         "old pool": (SURE, {"answers": made_from | {"nearest": "of other answers", "gone": "1"}}),
-        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": hashes.fingerprint(before)}}),
+        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": made_from["nearest"]}}),
         "lost": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": "of other answers"}}),
     }
     make_run(tmp_path, cascades, contexts=[context("It is rare.")] * 6)

@@ -232,6 +232,8 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
         check_name_option(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
+        if repeated := [name for at, name in enumerate(self.blend) if name in self.blend[:at]]:
+            raise InputError(f"--blend: {repeated[0]!r} given twice; name each reader once")
         if self.cascade and self.blend:
             raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
         if self.cascade and self.engine == "vllm":

@@ -64,6 +64,7 @@ from sciqa.predict.work import (
     blend_work,
     cascade_work,
     check_work_files,
+    check_work_fit,
     replaced_work_source,
     work_files,
     work_sources,
@@ -212,6 +213,7 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     inputs |= work_sources(options, exam, found)
     if options.blend:
+        check_work_fit(options)
         return inputs
     if options.cascade:
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
