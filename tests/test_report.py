@@ -229,20 +229,45 @@ def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [({"blend": ("a", "b"), "blend_fit": "other"}, "blend"), ({"cascade": "a"}, "a-then-open-book")],
+    [
+        ({"blend": ("a", "b"), "blend_fit": "other"}, "blend"),
+        ({"cascade": "a", "cascade_share": 0.3}, "a-then-open-book"),
+    ],
 )
 def test_readers_compared_with_a_blend_or_a_cascade_answer_alone_and_before_it(monkeypatch, tmp_path, given, name):
     asked = []
-    for step in ("check_predict_model", "prepare_run_index", "retrieve", "report"):
+    for step in ("check_predict_model", "check_run_mixed", "prepare_run_index", "retrieve", "report"):
         monkeypatch.setattr(run, step, lambda *_, **__: [])
     monkeypatch.setattr(run, "predict", asked.append)
     run_exam(RunExamOptions(output=str(tmp_path), compare=True, baselines=False, **given))
     assert [each.name for each in asked] == [*run.COMPARED, name]
     assert [each.reader for each in asked] == [*run.COMPARED, "open-book"]
     assert not any(each.blend or each.blend_fit or each.cascade for each in asked[:-1])
+    for each in asked:
+        each.check_effects()
     asked.clear()
     run_exam(RunExamOptions(output=str(tmp_path), compare=False, **given))
     assert [each.name for each in asked] == ["overlap", "overlap-gold", "longest", "majority", name]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"blend": ("open-book", "oopen-book")},
+            "--blend: no reader 'oopen-book' in .* run: open-book, closed-book,",
+        ),
+        ({"cascade": "typo"}, "--cascade: no reader 'typo' in"),
+        ({"blend": ("open-book",), "blend_fit": "away"}, "away/answers/open-book"),
+        ({"seed": 3}, "--seed: has no effect without --completion reasoned"),
+    ],
+)
+def test_what_a_run_would_refuse_at_its_end_is_refused_before_it(monkeypatch, tmp_path, given, said):
+    for step in ("check_predict_model", "prepare_run_index", "retrieve", "predict", "report"):
+        monkeypatch.setattr(run, step, lambda *_, **__: [])
+    run_exam(RunExamOptions(output=str(tmp_path), compare=True, blend=("retrieval", "longest")))
+    with pytest.raises(InputError, match=said):
+        run_exam(RunExamOptions(output=str(tmp_path), compare=True, **given))
 
 
 @pytest.mark.parametrize("name", ["closed-book", "longest"])

@@ -9,7 +9,7 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import rows_hash
 from sciqa.core.model_files import Family, find_model, model_files_name
-from sciqa.core.options import RunOptions, check_name_option
+from sciqa.core.options import RunOptions, check_name_option, defaults_of
 from sciqa.core.packaged import PACKAGED
 from sciqa.exam.exam_files import exam_file_splits
 from sciqa.exam.finished_answers import finished_answers_path
@@ -246,6 +246,20 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
             raise InputError(
                 f"--name: {self.name!r} is also what is read; its answers would be deleted; pass another --name"
             )
+
+    def check_effects(self) -> None:
+        """Raise `InputError` for an option that is given without the one that gives it an effect."""
+        drawn = self.in_api or self.is_reasoned
+        for needed, lacks, names in (
+            ("--cascade", not self.cascade, ("cascade_share", "cascade_by")),
+            ("--shots", self.reads_model and not self.shots, ("shots_from", "shots_by", "shots_seed")),
+            ("--completion reasoned", self.reads_model and not drawn, ("samples", "temperature", "seed", "max_tokens")),
+        ):
+            if given := [name for name in names if lacks and getattr(self, name) != defaults_of(PredictOptions)[name]]:
+                flag = f"--{given[0].replace('_', '-')}"
+                raise InputError(f"{flag}: has no effect without {needed}; leave it out, or pass {needed} too")
+        if self.normalise != "auto" and self.reads_model and self.style().get("completion") == "yes":
+            raise InputError("--normalise: not with --completion yes, which scores one word alone; leave it out")
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""

@@ -210,6 +210,7 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
         exam: questions to rank the options of.
         found: whether their contexts are found already; otherwise these are not looked at.
     """
+    options.check_effects()
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     inputs |= work_sources(options, exam, found)
     if options.blend:
