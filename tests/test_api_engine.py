@@ -309,6 +309,7 @@ def test_a_model_may_answer_by_the_name_of_its_version(serve, tmp_path, exam_fil
         ({"base_url": "http://localhost:1"}, "--base-url: not with --engine torch"),
         ({"engine": "openai", "base_url": "localhost:1"}, "--base-url: an address expected"),
         ({"engine": "openai", "base_url": "http://[1"}, "--base-url: an address expected"),
+        ({"engine": "openai", "base_url": "http://h/v1\r"}, "--base-url: an address expected"),
         ({"engine": "openai", "base_url": "http://u:secret@h/v1"}, "--base-url: an address without user"),
         ({"engine": "openai", "base_url": "http://h/v1?key=secret"}, "--base-url: an address without user"),
         ({"api_key_env": "sk-secret"}, "--api-key-env: the name of an environment variable"),
