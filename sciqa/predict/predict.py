@@ -256,7 +256,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
     workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
     if options.reader in BASELINES:
-        counts = baseline_answer_counts(tables.read_table(exam.path, ["answer"]).to_pylist())
+        counts = baseline_answer_counts(exam.open_table().read(["answer"]).to_pylist())
         arguments: dict = {"name": options.reader, "counts": counts}
         return ReaderWork(parts, workers, "baseline", arguments, options.reader, sources)
     if options.reader == "retrieval":
