@@ -79,7 +79,8 @@ class ShotOptions(EmbedOptions):
         if not self.shots:
             return {}
         chosen = {"shots": self.shots, "shots_by": self.shots_by, "shots_from": rows_hash(self.read_shots())}
-        return chosen | {"shots_embedder": [find_model(self.embedder).revision, self.prefix("query")]}
+        backend = {"shots_backend": self.embed_backend} if self.shots_by == "similarity" else {}
+        return chosen | backend | {"shots_embedder": [find_model(self.embedder).revision, self.prefix("query")]}
 
     def shots_arguments(self, device: Device, threads: int) -> dict | None:
         """Return the arguments of `sciqa.predict.shots.ShotChooser`, or None without examples."""
