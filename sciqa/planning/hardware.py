@@ -128,8 +128,8 @@ def _node_type(path: str, name: str, about: dict | None, most: int, is_head: boo
 
 def _check_amount(place: str, key: str, amount: object) -> None:
     """Raise `InputError` unless a resource is a finite number of at least 0, of GPUs a whole one."""
-    is_number = isinstance(amount, int | float) and not isinstance(amount, bool) and 0 <= amount < math.inf
-    if not is_number or (key == "GPU" and amount != int(amount)):
+    given = amount if isinstance(amount, int | float) and not isinstance(amount, bool) else -1
+    if not 0 <= given < math.inf or (key == "GPU" and given % 1):
         kind = "whole number" if key == "GPU" else "number"
         raise InputError(f"{place}: {key} {amount!r} found, a {kind} of at least 0 expected")
 

@@ -9,7 +9,7 @@ several tokens takes one more for each token after the first.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -146,7 +146,7 @@ def check_vllm_nodes(model: str, revision: str, kind: str) -> None:
 
     An engine of vLLM, which may be placed on any of them, loads what it finds there.
     """
-    find = ray.remote(num_cpus=0)(find_model)
+    find: Any = ray.remote(num_cpus=0)(find_model)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     ray.get([find.options(scheduling_strategy=place).remote(model, revision) for place in places])
