@@ -277,8 +277,8 @@ def read_cli_config(path: str, kind: type) -> list[str]:
                 flags += [f"--{flag}", *value]
             elif value is not None:
                 flags += [f"--{flag}"] if value else [f"--no-{flag}"] * (name != "verbose")
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a date as the key of a mapping
+        raise InputError(f"{path}: not YAML of options ({error})") from error
     return flags
 
 
@@ -292,10 +292,13 @@ def _config_pairs(path: str, root: "yaml.Node | None") -> list[tuple]:
 
 
 def _config_value(loader: "yaml.SafeLoader", node: "yaml.Node", is_flag: bool) -> bool | list[str] | None:
-    """Return an option's value from its node in a YAML file: None for null, else texts, mappings as JSON."""
+    """Return an option's value from its node in a YAML file: None for null, else texts, mappings as JSON.
+
+    JSON has no dates, which are texts there.
+    """
     if node.tag.endswith(":null") or (is_flag and node.tag.endswith(":bool")):
         return loader.construct_object(node)
     return [
-        each.value if each.id == "scalar" else json.dumps(loader.construct_object(each, deep=True))
+        each.value if each.id == "scalar" else json.dumps(loader.construct_object(each, deep=True), default=str)
         for each in (node.value if node.id == "sequence" else [node])
     ]

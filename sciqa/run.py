@@ -27,6 +27,7 @@ from sciqa.exam.open_exam import Exam
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.options import ReaderName
 from sciqa.predict.predict import READERS_MODULE, check_predict_model, is_local_predict
+from sciqa.predict.scored_answers import scored_answer_inputs
 from sciqa.report import ReportOptions, report
 from sciqa.report.report import check_report_reader
 from sciqa.retrieval import FindOptions, IndexOptions, RetrieveOptions, build_index, retrieve
@@ -35,7 +36,9 @@ from sciqa.retrieval.index import check_index, finished_index, options_of_index
 
 COMPARED: tuple[ReaderName, ...] = ("open-book", "closed-book", "retrieval")
 #: Options of a reader that is asked beside that of the command: it has its own name, and takes no others' answers.
-BESIDE: dict[str, Any] = {"name": "", "blend": (), "blend_fit": None, "cascade": None}
+BESIDE: dict[str, Any] = {"name": "", "blend": (), "blend_fit": None, "cascade": None} | {
+    name: defaults_of(PredictOptions)[name] for name in ("cascade_share", "cascade_by")
+}
 
 
 @dataclass(kw_only=True)
@@ -63,9 +66,12 @@ def run_exam(options: RunExamOptions) -> list[Summary]:
     """
     if options.check:
         return [check_exam(options, partial(_gold_texts, options))]
+    options.check_effects()
     exam = open_exam(options, write=False)
     asked = _asked(options, exam)
-    check_report_reader(options.show, [*(each.name for each in asked), *finished_answers(options.output, exam)])
+    names = [*(each.name for each in asked), *finished_answers(options.output, exam)]
+    check_report_reader(options.show, names)
+    check_run_mixed(options, names)
     if reading := sorted((each for each in asked if each.reads_model), key=lambda each: not each.has_context):
         alone = " without --compare" if options.compare else ""
         check_predict_model(reading[0], exam.sample, f"--reader closed-book{alone}")
@@ -96,6 +102,20 @@ def _asked(options: RunExamOptions, exam: Exam) -> list[RunExamOptions]:
         raise InputError(f"--name: {options.name!r} is another reader of this run too; pass another --name")
     # A blend or cascade may read the others' answers, which must not be replaced after it.
     return [*beside, options] if mixed else [options, *beside]
+
+
+def check_run_mixed(options: RunExamOptions, names: list[str]) -> None:
+    """Raise `InputError` unless the readers that a blend or cascade takes are among `names`, and weights can be fitted.
+
+    They are the readers of this run and those of finished answers.
+    """
+    read = {"blend": options.blend, "cascade": (options.cascade,) if options.cascade else ()}
+    for flag, name in ((flag, name) for flag, taken in read.items() for name in taken):
+        if name not in names:
+            among = ", ".join(dict.fromkeys(each for each in names if each != options.name))
+            raise InputError(f"--{flag}: no reader {name!r} in {options.output} or among those of this run: {among}")
+    if options.blend_fit:
+        scored_answer_inputs(options.blend_fit, options.blend)
 
 
 def _without_model(options: RunExamOptions, baseline: Baseline) -> RunExamOptions:

@@ -309,6 +309,7 @@ def test_a_model_may_answer_by_the_name_of_its_version(serve, tmp_path, exam_fil
         ({"base_url": "http://localhost:1"}, "--base-url: not with --engine torch"),
         ({"engine": "openai", "base_url": "localhost:1"}, "--base-url: an address expected"),
         ({"engine": "openai", "base_url": "http://[1"}, "--base-url: an address expected"),
+        ({"engine": "openai", "base_url": "http://h/v1\r"}, "--base-url: an address expected"),
         ({"engine": "openai", "base_url": "http://u:secret@h/v1"}, "--base-url: an address without user"),
         ({"engine": "openai", "base_url": "http://h/v1?key=secret"}, "--base-url: an address without user"),
         ({"api_key_env": "sk-secret"}, "--api-key-env: the name of an environment variable"),
@@ -383,6 +384,31 @@ def test_tokens_of_the_same_text_are_summed(serve, monkeypatch):
     reply = client.ask(client.server.request("Which?", 0, 0.0), "a question")
     assert {token: round(math.exp(logprob), 6) for token, logprob in reply.logprobs.items()} == {"A": 0.7, "B": 0.25}
     assert reply.model == "small-2026-08-06"
+
+
+def test_a_reply_is_read_as_it_came_but_for_a_long_key(serve, monkeypatch):
+    server = serve()
+    server.reply = lambda body: f"\\boxed{{B}} {KEY}"
+    texts = []
+    for key in ("x", KEY):
+        monkeypatch.setenv("NO_SUCH_KEY", key)
+        client = client_of(server, listed=0)
+        texts.append(client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question").text)
+    assert texts == [f"\\boxed{{B}} {KEY}", "\\boxed{B} ***"]
+
+
+@pytest.mark.parametrize("listed", [0, 20])
+def test_half_a_character_of_a_reply_can_be_kept(serve, monkeypatch, tmp_path, listed):
+    server = serve(answers_as="small")
+    server.reply = lambda body: "B \ud83d"
+    monkeypatch.setattr("api_server.listed_tokens", lambda *_: {"B \ud83d": -0.1, "\ud83e": -2.5})
+    client = client_of(server, listed=listed)
+    reply = client.ask(client.server.request("Which?\nA. iron\nB. helium", 0, 0.0), "a question")
+    assert reply.text == "B \ufffd"
+    assert reply.logprobs == ({"B \ufffd": -0.1, "\ufffd": -2.5} if listed else {})
+    folder = str(tmp_path / "answers" / "api")
+    RequestRecords(folder).put("1", {"id": "1", "rotation": 0, "sample": 0, "letter": None} | vars(reply))
+    assert collect_records(folder)
 
 
 def test_answers_of_several_models_are_told_of(tmp_path, capsys):

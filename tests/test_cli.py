@@ -199,10 +199,15 @@ def test_a_yaml_file_gives_options_that_flags_override(tmp_path):
 
 def test_texts_of_a_yaml_file_are_taken_as_they_are_written(tmp_path):
     path = tmp_path / "options.yaml"
-    lines = ["name: 1.10", "show: 010", "columns: [Yes, no, 10:30, 2020-01-01, '', {a: Yes}]", "rerank: 'null'"]
+    lines = [
+        "name: 1.10",
+        "show: 010",
+        "columns: [Yes, no, 10:30, 2020-01-01, '', {a: Yes, b: 2020-01-01}]",
+        "rerank: 'null'",
+    ]
     lines += ["query_prefix: 'Off: '", "corpus: On", "adapter: null", "nf4: no", "compare: on", "verbose: true"]
     path.write_text("\n".join(lines))
-    columns = ["Yes", "no", "10:30", "2020-01-01", "", '{"a": true}']
+    columns = ["Yes", "no", "10:30", "2020-01-01", "", '{"a": true, "b": "2020-01-01"}']
     texts = ["--query-prefix", "Off: ", "--corpus", "On", "--no-nf4", "--compare", "--verbose"]
     flags = ["--name", "1.10", "--show", "010", "--columns", *columns, "--rerank", "null", *texts]
     assert read_cli_config(str(path), RunExamOptions) == flags
@@ -220,6 +225,7 @@ def test_texts_of_a_yaml_file_are_taken_as_they_are_written(tmp_path):
         ("<<: {seed: 3}\n", "no option '<<'"),
         ("seed: [3\n", "not YAML"),
         ("peft: {r: !unknown 3}\n", "not YAML"),
+        ("peft: {2020-01-01: 3}\n", "not YAML of options .* not date"),
     ],
 )
 def test_a_yaml_file_that_cannot_be_taken_is_refused(tmp_path, content, message):

@@ -227,6 +227,18 @@ def test_options_of_contexts_count_among_readers_that_have_contexts(tmp_path):
     assert {"contexts: context_passages", "format", "model"} <= dict(same).keys()
 
 
+def test_no_reader_takes_the_place_of_the_names_of_options(tmp_path, output):
+    readers = {"option": (DRAWN[0], {"answers": {"a": "1", "A": "2"}}), "b": (DRAWN[1], {"answers": {"a": "3"}})}
+    details = compare_readers(CompareOptions(runs=(write_run(tmp_path, readers),), output=output)).details
+    printed = details["Options in which the readers differ"]
+    assert printed == [
+        {"option / reader": "answers: A", "option": "2", "b": "–"},
+        {"option / reader": "answers: a", "option": "1", "b": "3"},
+    ]
+    page = Path(output, "comparison.html").read_text(encoding="utf-8")
+    assert all(f"<td>{row['option / reader']}</td>" in page for row in printed)
+
+
 def test_what_answers_took_is_copied_from_the_metrics(tmp_path, output, capsys):
     run = write_run(tmp_path, {name: READERS[name] for name in ("good", "weak")})
     path = f"{run}/metrics/weak.parquet"

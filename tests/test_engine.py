@@ -2,7 +2,9 @@
 
 import importlib.util
 import random
+import re
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,7 +25,14 @@ from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, predict
 from sciqa.predict.readers import encode_for_reader
 from sciqa.predict.rotations import mean_over_rotations
-from sciqa.predict.vllm import VllmShards, add_vllm_option_scores, scored_vllm_rotations, vllm_requests
+from sciqa.predict.vllm import (
+    EncodeVllmShard,
+    VllmShards,
+    add_vllm_option_scores,
+    check_vllm_nodes,
+    scored_vllm_rotations,
+    vllm_requests,
+)
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 PACKAGED = "SmolLM2-135M-Instruct"
@@ -159,6 +168,16 @@ def test_without_a_gpu_vllm_must_be_built_for_cpus(monkeypatch, tmp_path, cluste
     options = PredictOptions(engine="vllm", model=llama, reader="closed-book", accelerator="cpu", output=str(tmp_path))
     with pytest.raises(InputError, match="this build of vLLM needs a GPU"):
         predict(options)
+
+
+def test_vllm_does_not_answer_by_other_files_than_the_recorded_ones(cluster, llama):
+    revision = find_model(llama).revision
+    check_vllm_nodes(llama, revision, "CPU")
+    with pytest.raises(InputError, match=re.escape(llama)):
+        check_vllm_nodes(llama, "another", "CPU")
+    for recorded in (revision, "another"):
+        with pytest.raises(InputError, match=re.escape(llama)) if recorded == "another" else nullcontext():
+            EncodeVllmShard(None, (), llama, recorded, {}, 1)
 
 
 @pytest.fixture(scope="module")

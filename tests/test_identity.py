@@ -28,6 +28,7 @@ from sciqa.corpus.passages import build_passages
 from sciqa.exam import ExamOptions, open_exam, read_exam
 from sciqa.models.load import load_base, load_scorer
 from sciqa.predict import PredictOptions, predict
+from sciqa.predict.results import _slices
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, contexts, index, retrieve
 from sciqa.retrieval import options as index_options
@@ -304,8 +305,9 @@ def test_an_exam_written_over_while_it_is_read_is_noticed(tmp_path):
         open_exam(ExamOptions(**other))
     exam.read_shard(0)
     open_exam(ExamOptions(overwrite=True, **other))
-    with pytest.raises(InputError, match=r"exam\.parquet: replaced by another exam"):
-        exam.read_shard(0)
+    for read in (lambda: exam.read_shard(0), exam.read_ids, lambda: _slices(exam, [])):
+        with pytest.raises(InputError, match=r"exam\.parquet: replaced by another exam"):
+            read()
 
 
 @pytest.fixture(scope="module")

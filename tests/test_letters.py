@@ -81,6 +81,15 @@ OPTIONS = {"A": "iron", "B": "helium", "C": "A noble gas"}
         ("<think>A</think>B<think>C", None),  # thinks again, and is cut off
         ("Answer: B\n", "B"),
         ("Answers: B", None),
+        ("The incorrect answer is A. Therefore, B is the correct answer.", None),
+        ("A tempting but wrong answer is (C). So it must be option B.", None),
+        ("The answer is B. A common **wrong** answer is (C).", "B"),
+        ("A is not the right answer: A rusts.\nB", "B"),
+        ("Answer choice A: rusts.\nAnswer choice B: fits.\nAnswer choice C: vague.\nB", "B"),
+        ("Answer (A) rusts, answer B: fits, answer **C** is vague.", None),
+        ("The correct answer choice is B.", "B"),
+        ("So the right answer (B) fits.", "B"),
+        ("Iron is wrong\nAnswer: B. It is inert.", "B"),
     ],
 )
 def test_letters_are_read_by_strict_rules(answer, letter):

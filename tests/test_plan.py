@@ -37,7 +37,7 @@ from sciqa.planning.memory import (
     training_memory,
 )
 from sciqa.planning.options import PlanOptions
-from sciqa.planning.plan import PlanQuestions, _memory_rows, _read_questions, plan
+from sciqa.planning.plan import PlanQuestions, _memory_rows, _read_questions, _shape, plan
 from sciqa.planning.volume import corpus_volume, faiss_volume_bytes, index_volume_row, volume_embedder
 from sciqa.training import FinetuneOptions, finetune
 
@@ -274,6 +274,13 @@ def test_contexts_of_an_exam_are_planned_with_the_passages(tmp_path):
     assert [long - none > 300 for long, none in zip(lengths["long"], lengths["none"], strict=True)] == [True, True]
 
 
+@pytest.mark.parametrize(("positions", "tokens"), [(-1, 300), (None, 300), (100, 90)])
+def test_a_question_is_as_long_as_its_model_takes(positions, tokens):
+    config = SimpleNamespace(max_position_embeddings=positions)
+    sketch = SimpleNamespace(model=SimpleNamespace(config=config), family="causal")
+    assert len(_shape(PlanOptions(), sketch, 300, [10, 5]).prompt) == tokens
+
+
 def test_what_would_fit_an_answer_is_counted_with_the_exam_s_own_questions(monkeypatch):
     asked = []
     exams = {name: PlanQuestions(1, None, encoded(length, 5)) for name, length in (("train", 900), ("exam", 90))}
@@ -337,7 +344,7 @@ def test_nodes_are_limited_by_their_type_and_by_the_whole_cluster(tmp_path):
     for head, most in (("0", 1), ("1", 2), ("null", None)):
         (tmp_path / "cluster.yaml").write_text(text.replace("HEAD", head))
         if most is None:
-            with pytest.raises(InputError, match="node type 'head': max_workers None found, a whole number expected"):
+            with pytest.raises(InputError, match="node type 'head': max_workers None found, a whole number of"):
                 read_node_types(str(tmp_path / "cluster.yaml"))
         else:
             found = {node.name: node.most for node in read_node_types(str(tmp_path / "cluster.yaml"))}
@@ -362,7 +369,14 @@ def test_what_is_offloaded_is_in_the_same_memory_where_there_is_no_gpu(cluster_f
         ("cluster_name: x", "available_node_types"),
         ("available_node_types: {a: {resources: {GPU: 1}}}", "no CPU in its resources"),
         ("available_node_types: {a: {resources: {CPU: 4, GPU: 1}}}", "kind of GPU is not known"),
-        ("available_node_types: {a: {resources: {CPU: many}}}", "a number expected"),
+        ("available_node_types: {a: {resources: {CPU: many}}}", "a number of at least 0 expected"),
+        ("available_node_types: {a: {resources: {CPU: true}}}", "CPU True found, a number"),
+        ("available_node_types: {a: {resources: {CPU: -1}}}", "CPU -1 found, a number"),
+        ("available_node_types: {a: {resources: {CPU: 4, memory: .nan}}}", "memory nan found, a number"),
+        ("available_node_types: {a: {resources: {CPU: 4, GPU: .inf}}}", "GPU inf found, a whole number"),
+        ("available_node_types: {a: {resources: {CPU: 4, GPU: 0.5}}}", "GPU 0.5 found, a whole number"),
+        ("available_node_types: {a: {resources: {CPU: 4, GPU: 1, 5: 1}}}", "kind of GPU is not known"),
+        ("{max_workers: -1, available_node_types: {a: {resources: {CPU: 1}}}}", "max_workers -1 found"),
     ],
 )
 def test_cluster_files_that_do_not_tell_are_refused(tmp_path, text, said):

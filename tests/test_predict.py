@@ -10,6 +10,7 @@ from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.metrics import average_precision_at_3
 from sciqa.predict import PredictOptions, predict
+from sciqa.predict.sweep_predict import SweepPredictTrial
 from sciqa.report import ReportOptions, report
 from sciqa.retrieval import RetrieveOptions, retrieve
 
@@ -59,6 +60,27 @@ def test_a_rerun_keeps_answers_and_other_options_replace_them(run, exam_file):
     assert predict(PredictOptions(**common, shard_questions=5)).made.endswith("kept")
     with pytest.raises(InputError, match="another exam"):
         predict(PredictOptions(**common | {"exam": "test"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "effective"),
+    [
+        ({"samples": 8}, {"completion": "reasoned"}),
+        ({"temperature": 0.7}, {"completion": "reasoned"}),
+        ({"seed": 3}, {"engine": "openai", "base_url": "http://localhost:1"}),
+        ({"max_tokens": 9}, {"reader": "longest"}),  # a baseline beside a model
+        ({"cascade_share": 0.3}, {"cascade": "longest"}),
+        ({"cascade_by": "entropy"}, {"cascade": "longest"}),
+        ({"shots_by": "similarity"}, {"shots": 1}),
+        ({"normalise": "none", "completion": "yes"}, {"completion": "letter"}),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, given, effective):
+    flag = f"--{next(iter(given)).replace('_', '-')}"
+    with pytest.raises(InputError, match=f"^{flag}: "):
+        predict(PredictOptions(output=str(tmp_path), **given))
+    PredictOptions(**given | effective).check_effects()
+    SweepPredictTrial(**given).check_effects()
 
 
 def test_report_is_one_page_that_needs_no_network(run, exam_file):

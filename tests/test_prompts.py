@@ -27,7 +27,13 @@ from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.causal import CausalScorer
 from sciqa.models.load import load_without_weights
 from sciqa.models.prompt_format import PromptFormat, read_prompt_format
-from sciqa.models.prompt_template import PromptTemplate, prompt_template_names, read_template, render_prompt
+from sciqa.models.prompt_template import (
+    PromptTemplate,
+    check_template,
+    prompt_template_names,
+    read_template,
+    render_prompt,
+)
 from sciqa.models.scorer import score_options
 from sciqa.predict import PredictOptions, api, predict
 from sciqa.predict.options import PromptOptions
@@ -141,6 +147,18 @@ def test_what_templates_do_not_go_with(tmp_path):
     (tmp_path / "latin.jinja").write_bytes(b"\xff")
     with pytest.raises(InputError, match="not UTF-8"):
         read_template(str(tmp_path / "latin.jinja"))
+    for completion, shown in (("letter", "options"), ("reasoned", "options"), ("yes", "proposed")):
+        style = PromptFormat(completion=completion, template="{{ question }}", template_name="mine.jinja")
+        for question in (None, QUESTION):
+            with pytest.raises(InputError, match=f"mine.jinja: names no `{shown}`, so --completion {completion} would"):
+                check_template(style, question)
+        check_template(replace(style, template=f"{{{{ question }}}} {{{{ {shown} }}}}"), QUESTION)
+        check_template(style, {name: value for name, value in QUESTION.items() if name not in "AB"})  # in words
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ question }}", encoding="utf-8-sig")
+    assert read_template(str(tmp_path / "mine.jinja")).text == "{{ question }}"
 
 
 def test_a_template_is_a_system_message_and_a_question(tokenizer):
@@ -372,7 +390,7 @@ def test_a_reader_with_contexts_has_a_prompt_with_them(llama, tmp_path, monkeypa
     given = {"engine": engine, "model": llama, "base_url": "http://localhost:1/v1" if engine == "openai" else ""}
 
     def check(text, **more):
-        (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
+        (tmp_path / "mine.jinja").write_text(text + "{{ options }}", encoding="utf-8")
         check_predict_model(PredictOptions(**given, template=str(tmp_path / "mine.jinja"), **more), QUESTION)
 
     for text in ("{{ context }} {{ question }}", "{% for p in passages %}{{ p.text }}{% endfor %}{{ question }}"):

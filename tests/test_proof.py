@@ -30,6 +30,13 @@ MODELS = {
     "llama-eager": ("Llama", SIZES, "eager", "packed"),
     "gemma2-eager": ("Gemma2", SIZES | {"head_dim": 16, "sliding_window": 24}, "eager", "packed"),
     "mistral-window": ("Mistral", SIZES | {"sliding_window": 32}, "sdpa", "packed"),
+    "gpt-neo-window": (
+        "GPTNeo",
+        {"vocab_size": 200, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["local"], 2]]}
+        | {"window_size": 100, "max_position_embeddings": 120, "initializer_range": 0.2},
+        None,
+        "packed",
+    ),
     "phi3-longrope": (
         "Phi3",
         SIZES | {"max_position_embeddings": 256, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE},

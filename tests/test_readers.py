@@ -27,6 +27,7 @@ from sciqa.predict import PredictOptions, predict, uncertainty
 from sciqa.predict.blend import blend_weights
 from sciqa.predict.readers import ModelReader
 from sciqa.predict.scored_answers import ANSWERS_FORMAT, scored_answer_inputs
+from sciqa.predict.work import check_work_fit
 from sciqa.retrieval import RetrieveOptions, retrieve
 
 
@@ -118,6 +119,7 @@ def test_a_blend_is_the_log_linear_pool(run, llama):
     fitted = predict(PredictOptions(**run, blend=blend.blend, blend_fit=run["output"], name="fitted"))
     assert fitted.details["log_loss"] <= even.details["log_loss"] + 1e-6
     assert f"cross-validated on {QUESTIONS} questions: MAP@3" in fitted.made
+    assert "; fitted on this exam itself, " in fitted.made
     for first, second, pooled in zip(*(answers(run, name) for name in (*blend.blend, "blend")), strict=True):
         product = np.sqrt(np.array(first["probabilities"]) * second["probabilities"])
         np.testing.assert_allclose(pooled["probabilities"], product / product.sum(), atol=1e-9)
@@ -125,15 +127,33 @@ def test_a_blend_is_the_log_linear_pool(run, llama):
         predict(PredictOptions(**run, blend=("absent",)))
 
 
+def write_table(output, name, score=0.5, **inputs):
+    folder = finished_answers_path(output, name)
+    tables.write_table(tables.table_part_path(folder, 0), pa.table({"id": ["1"], "scores": [[score, 0.1]]}))
+    tables.finish_table(folder, {"format": ANSWERS_FORMAT, "inputs": inputs, "rows": 1})
+
+
 def test_a_blend_is_fitted_on_answers_to_one_exam(tmp_path):
     output = str(tmp_path)
     for name, exam in (("one", "a"), ("two", "a"), ("other", "b")):
-        folder = finished_answers_path(output, name)
-        tables.write_table(tables.table_part_path(folder, 0), pa.table({"id": ["1"]}))
-        tables.finish_table(folder, {"format": ANSWERS_FORMAT, "inputs": {"exam": exam}, "rows": 1})
-    assert scored_answer_inputs(output, ("one", "two")).keys() == {"one", "two"}
+        write_table(output, name, exam=exam)
+    found = scored_answer_inputs(output, ("one", "two"))
+    assert found.keys() == {"one", "two"}
     with pytest.raises(InputError, match=r"answers/other: answers to another exam than those of one, the same exam"):
         scored_answer_inputs(output, ("one", "two", "other"))
+    write_table(output, "two", score=0.7, exam="a")  # drawn anew
+    again = scored_answer_inputs(output, ("one", "two"))
+    assert (again["one"] == found["one"], again["two"] == found["two"]) == (True, False)
+
+
+def test_a_blend_is_fitted_on_answers_of_the_same_readers(tmp_path):
+    options = PredictOptions(output=str(tmp_path / "here"), blend=("one",), blend_fit=str(tmp_path / "there"))
+    write_table(options.output, "one", exam="a", completion="text", contexts={"exam": "a"}, server="http://here")
+    write_table(options.blend_fit, "one", exam="b", completion="text", contexts={"exam": "b"}, server="http://there")
+    check_work_fit(options)
+    write_table(options.blend_fit, "one", exam="b", completion="letter")
+    with pytest.raises(InputError, match=r"there/.*/one: .* than .*here/.*: completion 'letter' there, 'text' here"):
+        check_work_fit(options)
 
 
 def test_one_reader_in_a_blend_is_calibrated_by_its_temperature():

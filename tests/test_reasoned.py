@@ -240,7 +240,8 @@ def test_a_run_keeps_its_chains(tmp_path, cluster, exam_file, folder):
     assert "2 of 3 shards kept" in predict(PredictOptions(**common)).made
     assert tables.read_table(answers).equals(table)
     assert read_chain_table(answers) == chains
-    for other in ({"samples": 3}, {"max_tokens": 7}, {"temperature": 0.5}, {"seed": 1}, {"completion": "letter"}):
+    letter = {"completion": "letter", "max_tokens": "auto", "samples": "auto"}
+    for other in ({"samples": 3}, {"max_tokens": 7}, {"temperature": 0.5}, {"seed": 1}, letter):
         with pytest.raises(InputError, match=rf"made from other inputs \({next(iter(other))}"):
             predict(PredictOptions(**common | other))
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 
 from sciqa import run
 from sciqa.audit import contamination as audited
-from sciqa.core import hashes, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.chunking import titled_chunk
 from sciqa.corpus.read_parts import split_read_parts
@@ -229,20 +229,45 @@ def test_a_run_shows_the_reader_that_it_answered_with(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [({"blend": ("a", "b"), "blend_fit": "other"}, "blend"), ({"cascade": "a"}, "a-then-open-book")],
+    [
+        ({"blend": ("a", "b"), "blend_fit": "other"}, "blend"),
+        ({"cascade": "a", "cascade_share": 0.3}, "a-then-open-book"),
+    ],
 )
 def test_readers_compared_with_a_blend_or_a_cascade_answer_alone_and_before_it(monkeypatch, tmp_path, given, name):
     asked = []
-    for step in ("check_predict_model", "prepare_run_index", "retrieve", "report"):
+    for step in ("check_predict_model", "check_run_mixed", "prepare_run_index", "retrieve", "report"):
         monkeypatch.setattr(run, step, lambda *_, **__: [])
     monkeypatch.setattr(run, "predict", asked.append)
     run_exam(RunExamOptions(output=str(tmp_path), compare=True, baselines=False, **given))
     assert [each.name for each in asked] == [*run.COMPARED, name]
     assert [each.reader for each in asked] == [*run.COMPARED, "open-book"]
     assert not any(each.blend or each.blend_fit or each.cascade for each in asked[:-1])
+    for each in asked:
+        each.check_effects()
     asked.clear()
     run_exam(RunExamOptions(output=str(tmp_path), compare=False, **given))
     assert [each.name for each in asked] == ["overlap", "overlap-gold", "longest", "majority", name]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"blend": ("open-book", "oopen-book")},
+            "--blend: no reader 'oopen-book' in .* run: open-book, closed-book,",
+        ),
+        ({"cascade": "typo"}, "--cascade: no reader 'typo' in"),
+        ({"blend": ("open-book",), "blend_fit": "away"}, "away/answers/open-book"),
+        ({"seed": 3}, "--seed: has no effect without --completion reasoned"),
+    ],
+)
+def test_what_a_run_would_refuse_at_its_end_is_refused_before_it(monkeypatch, tmp_path, given, said):
+    for step in ("check_predict_model", "prepare_run_index", "retrieve", "predict", "report"):
+        monkeypatch.setattr(run, step, lambda *_, **__: [])
+    run_exam(RunExamOptions(output=str(tmp_path), compare=True, blend=("retrieval", "longest")))
+    with pytest.raises(InputError, match=said):
+        run_exam(RunExamOptions(output=str(tmp_path), compare=True, **given))
 
 
 @pytest.mark.parametrize("name", ["closed-book", "longest"])
@@ -260,6 +285,8 @@ def test_answers_are_not_replaced_by_what_reads_them(tmp_path, given):
     with pytest.raises(InputError, match=r"--name: 'sure' is also what is read; .* pass another --name"):
         predict(PredictOptions(output=output, name="sure", reader="longest", overwrite=True, **given))
     assert {path: path.read_bytes() for path in Path(output).rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match="--blend: 'a' given twice"):
+        PredictOptions(blend=("a", "b", "a"))
     with pytest.raises(InputError, match="--name: 'blend' is also what is read"):
         PredictOptions(output=output, blend=("blend", "sure"))
 
@@ -330,12 +357,11 @@ def test_every_kind_of_reader_says_how_it_came_to_an_answer(tmp_path):
         "nearest": (UNSURE, {"contexts": {}, "embedder": "e"}),
     }
     output = make_run(tmp_path, kinds, contexts=[context("It is rare.")] * 6)
-    before = tables.read_table_manifest(f"{output}/answers/nearest", "predict")["inputs"]
     made_from = scored_answer_inputs(output, ("sure", "nearest"))
     cascades = {
         "pool": (SURE, {"answers": made_from}),
         "old pool": (SURE, {"answers": made_from | {"nearest": "of other answers", "gone": "1"}}),
-        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": hashes.fingerprint(before)}}),
+        "then": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": made_from["nearest"]}}),
         "lost": (half, {"contexts": {}, "model": "a", "cascade": {"nearest": "of other answers"}}),
     }
     make_run(tmp_path, cascades, contexts=[context("It is rare.")] * 6)

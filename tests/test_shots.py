@@ -153,7 +153,9 @@ def test_bad_shots(tmp_path):
     assert PredictOptions().shots_identity() == {}
     fixed = PredictOptions(shots=2).shots_identity()
     assert fixed != PredictOptions(shots=2, shots_seed=1).shots_identity()
-    assert fixed != PredictOptions(shots=2, shots_by="similarity").shots_identity()
+    nearest = PredictOptions(shots=2, shots_by="similarity")
+    assert fixed != nearest.shots_identity()
+    assert nearest.shots_identity() != replace(nearest, embed_backend="torch").shots_identity()
 
 
 @pytest.mark.slow

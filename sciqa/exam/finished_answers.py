@@ -1,6 +1,8 @@
 """Answers of all readers of a run to its exam."""
 
-from sciqa.core import storage, tables
+from collections.abc import Iterable
+
+from sciqa.core import hashes, storage, tables
 from sciqa.exam.metrics import metric_scores
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
@@ -9,6 +11,17 @@ from sciqa.exam.question_table import QuestionTable
 def finished_answers_path(output: str, name: str) -> str:
     """Return the folder of a reader's answers table in a run."""
     return storage.join_paths(output, "answers", name)
+
+
+def finished_answers_fingerprint(inputs: dict, rows: Iterable[dict]) -> str:
+    """Return a fingerprint of a reader's answers: of what they follow from, and of their scores.
+
+    Args:
+        inputs: recorded in the manifest of the table.
+        rows: its rows, with `id` and `scores`.
+    """
+    scores = ({name: row[name] for name in ("id", "scores")} for row in rows)
+    return hashes.fingerprint([inputs, hashes.rows_hash(scores)])
 
 
 def finished_answers(output: str, exam: Exam) -> dict[str, dict]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
@@ -61,19 +62,26 @@ class Exam:
         return self.shard_table(number).to_pylist()
 
     def shard_table(self, number: int) -> pa.Table:
-        """Return the questions of one shard as a table.
+        """Return the questions of one shard as a table; see `open_table`."""
+        self.open_table()
+        return tables.read_table_slice(self.path, self.first(number), self.first(number + 1))
+
+    def read_ids(self) -> list[str]:
+        """Return the ids of all questions; see `open_table`."""
+        self.open_table()
+        return tables.read_table(self.path, ["id"])["id"].to_pylist()
+
+    def open_table(self) -> pq.ParquetFile:
+        """Return the table's file, opened.
 
         Raises:
             InputError: another exam has been written over this one.
         """
-        about = tables.open_parquet(self.path).schema_arrow.metadata or {}
+        file = tables.open_parquet(self.path)
+        about = file.schema_arrow.metadata or {}
         if about.get(EXAM_HASH, self.sha256.encode()) != self.sha256.encode():
             raise InputError(f"{self.path}: replaced by another exam while this run was reading it; run it again")
-        return tables.read_table_slice(self.path, self.first(number), self.first(number + 1))
-
-    def read_ids(self) -> list[str]:
-        """Return the ids of all questions."""
-        return tables.read_table(self.path, ["id"])["id"].to_pylist()
+        return file
 
 
 def open_exam(options: ExamOptions, write: bool = True, file: str = "exam.parquet") -> Exam:

@@ -51,6 +51,8 @@ class CausalScorer(PrefixScorer):
         # Llama 4 scales attention by a token's place in its row, beyond this length.
         scaled = getattr(config, "attn_temperature_tuning", False)
         self.longest_row = config.floor_scale - 1 if scaled else 1 << 62
+        if config.model_type == "gpt_neo":  # its windows, and its table of them, count places of the row
+            self.longest_row = min(self.limit, self.exact_within)
 
     def encode(self, question: dict, context: str) -> EncodedForScorer:
         """See `Scorer.encode`."""

@@ -8,17 +8,20 @@ import numpy as np
 from sciqa.models.thoughts import end_of_thoughts, thoughts_start_mark
 
 #: Version of `find_letter`. Raise it with every change of its rules, so that older answers are not reused.
-LETTERS_FORMAT = 4
+LETTERS_FORMAT = 5
 #: An answer that is a letter, or begins with one that its option's text follows: "B", "(B)", "B. helium".
 ALONE = re.compile(r"[(\[]?([A-Z])([)\].:]*)(?:\s+(.*))?", re.DOTALL)
 #: Marks around an answer: those of Markdown, and quotes.
 MARKS = "*_`\"' \t\r\n"
-#: A letter that a statement names: "The answer is B.", "**Answer:** (B)", "\\boxed{B}"; not the article in "is A gas".
+#: A letter that a statement names: "The answer is B.", "**Answer:** (B)", "\\boxed{B}"; not the article in "is A gas",
+#: nor a letter that is only spoken of, as in "Answer choice A: too light". "Wrong answer" matches without a letter.
 STATED = re.compile(
-    r"""(?:(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|letter)))
-        (?i:\s+to\s+(?:the|this)\s+question)?(?i:[\s*_]+is)?[\s*_:]*(?i:(?:option|letter|choice)\s+)?
-        [*_(\[<`$"']*(?:\\boxed\{)?
-        (?P<said>[A-Z])(?:[*_)\]}>`$"'.:;]|,(?!\s*(?:(?:and|or)\s+)?[A-Z]\b)|[^\S\n]*$))
+    r"""(?i:\b(?:wrong|incorrect|false|bad|worst|tempting|not\s+(?:the|an?)\s+(?:correct|right|best))[ *_]+
+        (?:answer|option|choice|letter)\b)
+    |(?i:\b(?:answer(?:\s+(?:option|choice|letter))?(?:\s+to\s+(?:the|this)\s+question)?(?:[\s*_]+is|[ *_]*[:\n])
+        |(?:correct|right|best)\s+(?:answer|option|choice|letter)(?:\s+to\s+(?:the|this)\s+question)?(?:[\s*_]+is)?))
+        [\s*_:]*(?i:(?:option|letter|choice)\s+)?[*_(\[<`$"']*(?:\\boxed\{)?
+        (?P<said>[A-Z])(?:[*_)\]}>`$"'.:;]|,(?!\s*(?:(?:and|or)\s+)?[A-Z]\b)|[^\S\n]*$)
     |\\boxed\{\s*(?:\\\w+\{)?\(?(?P<boxed>[A-Z])\b""",
     re.MULTILINE | re.VERBOSE,
 )
@@ -48,8 +51,8 @@ def find_letter(answer: str, options: Mapping[str, str]) -> tuple[str, int] | No
 
     1. the whole text, if it is a letter, a letter with its option's text, a letter and a mark with the beginning of
        that (a limit of tokens cuts answers off), or an option's text alone;
-    2. the last statement that names a letter: after the word "answer" ("The answer is B.", "**Answer:** (B)"), or in
-       LaTeX's box ("\boxed{B}");
+    2. the last statement that names a letter: after "answer is", "answer:" or "correct option" ("The answer is B.",
+       "**Answer:** (B)"), or in LaTeX's box ("\boxed{B}"); one of a wrong answer is none;
     3. the last line, if it is what 1 says of the whole text.
 
     Of several statements the last one counts. A letter of no option is no answer, also where an earlier statement
@@ -60,9 +63,8 @@ def find_letter(answer: str, options: Mapping[str, str]) -> tuple[str, int] | No
     start = end_of_thoughts(answer)
     if found := _find_alone(answer, start, options):
         return found
-    if stated := list(STATED.finditer(answer, start)):
-        name = "said" if stated[-1]["said"] else "boxed"
-        letter = stated[-1][name]
+    if stated := [found for found in STATED.finditer(answer, start) if found.lastgroup]:
+        letter = stated[-1][name := str(stated[-1].lastgroup)]
         return (letter, stated[-1].start(name)) if letter in options else None
     last = answer.rstrip().rfind("\n") + 1
     return _find_alone(answer, max(start, last), options)
@@ -77,7 +79,8 @@ def read_letter(answer: str, options: Mapping[str, str]) -> str | None:
 def ends_with_letter(text: str) -> bool:
     """Whether a text ends with a whole line "Answer: X", after which a model that goes on only invents questions."""
     found = ANSWER_LINE.search(text)
-    return bool(found and STATED.search(text, found.start()) and not thoughts_start_mark(text))
+    stated = found and STATED.search(text, found.start())
+    return bool(stated and stated.lastgroup and not thoughts_start_mark(text))
 
 
 def _find_alone(answer: str, start: int, options: Mapping[str, str]) -> tuple[str, int] | None:

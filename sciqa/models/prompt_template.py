@@ -30,6 +30,8 @@ VARIABLES = ("question", "is_question", "options", "letters", "context", "passag
 #: Columns of an exam that are variables too, empty where the exam has none.
 COLUMNS = ("subject", "topic")
 ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+#: The variable that shows what a completion answers with; a text stands after any prompt.
+SHOWN: dict[Completion, str] = {"letter": "options", "reasoned": "options", "yes": "proposed"}
 #: What stands after an example's answer.
 BETWEEN = "\n\n"
 #: A passage to try templates on.
@@ -104,6 +106,10 @@ class PromptTemplate:
     def reads_passages(self) -> bool:
         """Whether the prompt has the passages one by one."""
         return "passages" in self._names
+
+    def shows_answers(self, completion: Completion) -> bool:
+        """Whether the prompt has what a completion answers with: the options, or the one that a yes is asked for."""
+        return completion not in SHOWN or SHOWN[completion] in self._names
 
     def render(
         self, question: dict, context: str, completion: Completion, proposed: str | None = None
@@ -235,7 +241,7 @@ def read_template(path: str) -> PromptTemplate:
             f"--template {path}: no such file, and none of the package's names: {', '.join(prompt_template_names())}"
         )
     try:
-        text = storage.read_bytes(path, None).decode()
+        text = storage.read_bytes(path, None).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"--template {path}: not UTF-8 ({error})") from error
     return compiled_template(text, path.rpartition("/")[2])
@@ -279,15 +285,22 @@ def template_prompt_text(question: dict, context: str, style: PromptFormat | Non
 def check_template(style: PromptFormat, question: dict | None = None) -> None:
     """Raise `InputError` unless the template of a format, if it has one, is for its completion and renders a question.
 
-    None for the question does not try to render one.
+    None for the question does not try to render one; one without options is answered in words.
     """
     if style.template is None:
         return
-    own = compiled_template(style.template, style.template_name).completion
+    template = compiled_template(style.template, style.template_name)
+    own = template.completion
     if own not in (None, style.completion):
         raise InputError(
             f"--completion {style.completion}: {style.template_name}, the template of the prompts, is for {own} (its "
             f"`set completion`); pass --completion {own}, or another --template"
+        )
+    ranks = question is None or bool(answer_options_of(question))
+    if ranks and not template.shows_answers(style.completion):
+        raise InputError(
+            f"{style.template_name}: names no `{SHOWN[style.completion]}`, so --completion {style.completion} would be "
+            "asked for what the model does not see; name it in the template (only --completion text goes without)"
         )
     if question is None:
         return

@@ -1,5 +1,6 @@
 """Known accelerators, node types of a Ray cluster file, and checks whether a stage fits them."""
 
+import math
 from dataclasses import dataclass
 
 import yaml
@@ -104,8 +105,8 @@ def read_node_types(path: str) -> list[NodeType]:
 
 def _max_workers(place: str, about: dict, default: int) -> int:
     most = about.get("max_workers", default)
-    if not isinstance(most, int):
-        raise InputError(f"{place}: max_workers {most!r} found, a whole number expected")
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise InputError(f"{place}: max_workers {most!r} found, a whole number of at least 0 expected")
     return most
 
 
@@ -116,8 +117,7 @@ def _node_type(path: str, name: str, about: dict | None, most: int, is_head: boo
     if not isinstance(resources, dict):
         raise InputError(f"{place}: a mapping with `resources`, as {{CPU: 16, GPU: 1}}, expected")
     for key in ("CPU", "GPU", "memory"):
-        if not isinstance(resources.get(key, 0), int | float):
-            raise InputError(f"{place}: {key} {resources[key]!r} found, a number expected")
+        _check_amount(place, key, resources.get(key, 0))
     if "CPU" not in resources:
         raise InputError(f"{place}: no CPU in its resources; say what it has: {{CPU: 16, GPU: 1}}")
     gpus = int(resources.get("GPU", 0))
@@ -126,11 +126,19 @@ def _node_type(path: str, name: str, about: dict | None, most: int, is_head: boo
     return NodeType(name, resources["CPU"], gpus, kind, resources.get("memory"), nodes)
 
 
+def _check_amount(place: str, key: str, amount: object) -> None:
+    """Raise `InputError` unless a resource is a finite number of at least 0, of GPUs a whole one."""
+    given = amount if isinstance(amount, int | float) and not isinstance(amount, bool) else -1
+    if not 0 <= given < math.inf or (key == "GPU" and given % 1):
+        kind = "whole number" if key == "GPU" else "number"
+        raise InputError(f"{place}: {key} {amount!r} found, a {kind} of at least 0 expected")
+
+
 def _gpu_kind(place: str, about: dict, resources: dict) -> str:
     """Return the kind of GPU from the AWS instance type, else from Ray's name, which may omit an A100's memory."""
     config = about.get("node_config")
     family = str(config.get("InstanceType", "") if isinstance(config, dict) else "").partition(".")[0]
-    named = next((key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")), "")
+    named = next((key.partition(":")[2] for key in map(str, resources) if key.startswith("accelerator_type:")), "")
     same = (kind for kind in ACCELERATORS if named in (kind, kind.partition("-")[0]))
     kind = AWS_FAMILIES.get(family) or next(same, None)
     if kind is None:

@@ -125,7 +125,8 @@ def _shape(options: PlanOptions, model: "MemorySketch", prompt: int, lengths: li
     """Return a dummy question with so many tokens in its prompt and each option, truncated to the model's limit."""
     from sciqa.models.scorer import EncodedForScorer
 
-    own = getattr(model.model.config, "max_position_embeddings", None) or 1 << 20
+    said = getattr(model.model.config, "max_position_embeddings", None) or 0
+    own = said if said > 0 else 1 << 20  # XLNet's is -1
     limit = min(own, options.max_length or own)
     prompt = max(1, min(prompt, limit - max(lengths)))
     if model.family == "multiple-choice":

@@ -33,6 +33,8 @@ RETRIES, FIRST_RETRIES = 12, 2
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 #: Numbers of likeliest tokens that servers are asked for: the most that OpenAI's chats give, and that others do.
 LISTED = (20, 5)
+#: Least characters of a key that is masked in replies; a shorter one, as local servers take, is in them by chance.
+LONG_KEY = 16
 #: Statuses by which a server refuses one request as it is, and may take the next.
 REFUSES = (400, 413, 422)
 #: Question by which a server is tried before a run.
@@ -139,7 +141,8 @@ class Client:
                 lacks = str(error) if isinstance(error, ApiIncompleteReplyError) else "is not JSON, or only half of it"
                 continue
             self._check_model(reply.model)
-            return replace(reply, text=self._without_key(reply.text), tokens_in=spent[0], tokens_out=spent[1])
+            text = self._without_key(reply.text) if len(self.key) >= LONG_KEY else reply.text
+            return replace(reply, text=text, tokens_in=spent[0], tokens_out=spent[1])
         raise ApiIncompleteReplyError(
             f"{what}: an answer of {self.server.url} {lacks}, {self.retries + 1} times in a row"
         )

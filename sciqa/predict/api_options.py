@@ -81,5 +81,5 @@ def check_api_url_option(url: str) -> None:
             "--base-url: an address without user, password, query or fragment expected; "
             "pass a key by the environment variable of --api-key-env"
         )
-    if not named:
+    if not named or not url.isprintable() or " " in url:  # such as the end of a line from Windows
         raise InputError("--base-url: an address expected, as in http://localhost:8000/v1")

@@ -53,8 +53,14 @@ def read_api_reply(answered: Any, chat: bool, listed: int) -> ApiReply:  # noqa:
     elif not isinstance(text := getattr(first, "text", None), str):
         raise ApiIncompleteReplyError("has no text")
     finished = bool(listed) or getattr(first, "finish_reason", None) != "length"
-    model = str(getattr(answered, "model", None) or "")
-    return ApiReply(text or "", _first_tokens(first, chat) if listed else {}, finished=finished, model=model)
+    model = _whole_characters(str(getattr(answered, "model", None) or ""))
+    tokens = _first_tokens(first, chat) if listed else {}
+    return ApiReply(_whole_characters(text or ""), tokens, finished=finished, model=model)
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text with U+FFFD in place of each half of a surrogate pair, as of an emoji that was cut."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
@@ -78,5 +84,6 @@ def _first_tokens(choice: Any, chat: bool) -> dict[str, float]:  # noqa: ANN401
         if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:  # NaN too
             raise ApiIncompleteReplyError(f"has {logprob!r:.40} as a log-probability")
         if not math.isinf(logprob):
+            token = _whole_characters(token)
             sums[token] = float(np.logaddexp(sums[token], logprob)) if token in sums else float(logprob)
     return sums

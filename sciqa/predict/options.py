@@ -9,7 +9,7 @@ from sciqa.core.device import Device
 from sciqa.core.errors import InputError
 from sciqa.core.hashes import rows_hash
 from sciqa.core.model_files import Family, find_model, model_files_name
-from sciqa.core.options import RunOptions, check_name_option
+from sciqa.core.options import RunOptions, check_name_option, defaults_of
 from sciqa.core.packaged import PACKAGED
 from sciqa.exam.exam_files import exam_file_splits
 from sciqa.exam.finished_answers import finished_answers_path
@@ -79,7 +79,8 @@ class ShotOptions(EmbedOptions):
         if not self.shots:
             return {}
         chosen = {"shots": self.shots, "shots_by": self.shots_by, "shots_from": rows_hash(self.read_shots())}
-        return chosen | {"shots_embedder": [find_model(self.embedder).revision, self.prefix("query")]}
+        backend = {"shots_backend": self.embed_backend} if self.shots_by == "similarity" else {}
+        return chosen | backend | {"shots_embedder": [find_model(self.embedder).revision, self.prefix("query")]}
 
     def shots_arguments(self, device: Device, threads: int) -> dict | None:
         """Return the arguments of `sciqa.predict.shots.ShotChooser`, or None without examples."""
@@ -232,6 +233,8 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
         check_name_option(self.name)
         if self.blend_fit and not self.blend:
             raise InputError("--blend-fit: fits the weights of --blend; name the readers there")
+        if repeated := [name for at, name in enumerate(self.blend) if name in self.blend[:at]]:
+            raise InputError(f"--blend: {repeated[0]!r} given twice; name each reader once")
         if self.cascade and self.blend:
             raise InputError("--cascade: what is read after it is not a --blend; pass one of the two")
         if self.cascade and self.engine == "vllm":
@@ -244,6 +247,20 @@ class PredictOptions(PredictEngineOptions, ApiOptions, ContextsFolderOptions, Em
             raise InputError(
                 f"--name: {self.name!r} is also what is read; its answers would be deleted; pass another --name"
             )
+
+    def check_effects(self) -> None:
+        """Raise `InputError` for an option that is given without the one that gives it an effect."""
+        drawn = self.in_api or self.is_reasoned
+        for needed, lacks, names in (
+            ("--cascade", not self.cascade, ("cascade_share", "cascade_by")),
+            ("--shots", self.reads_model and not self.shots, ("shots_from", "shots_by", "shots_seed")),
+            ("--completion reasoned", self.reads_model and not drawn, ("samples", "temperature", "seed", "max_tokens")),
+        ):
+            if given := [name for name in names if lacks and getattr(self, name) != defaults_of(PredictOptions)[name]]:
+                flag = f"--{given[0].replace('_', '-')}"
+                raise InputError(f"{flag}: has no effect without {needed}; leave it out, or pass {needed} too")
+        if self.normalise != "auto" and self.reads_model and self.style().get("completion") == "yes":
+            raise InputError("--normalise: not with --completion yes, which scores one word alone; leave it out")
 
     def read_shots_file(self) -> list[dict]:
         """See `ShotOptions.read_shots_file`."""

@@ -64,6 +64,7 @@ from sciqa.predict.work import (
     blend_work,
     cascade_work,
     check_work_files,
+    check_work_fit,
     replaced_work_source,
     work_files,
     work_sources,
@@ -209,9 +210,11 @@ def predict_inputs(options: PredictOptions, exam: Exam, found: bool = True) -> d
         exam: questions to rank the options of.
         found: whether their contexts are found already; otherwise these are not looked at.
     """
+    options.check_effects()
     inputs = {"format": ANSWERS_FORMAT, "exam": exam.sha256, "reader": options.name}
     inputs |= work_sources(options, exam, found)
     if options.blend:
+        check_work_fit(options)
         return inputs
     if options.cascade:
         inputs |= {"share": options.cascade_share, "by": options.cascade_by}
@@ -253,7 +256,7 @@ def _work(options: PredictOptions, exam: Exam, parts: list, say: Callable[[str],
     workers = cluster.num_cluster_workers(options, len(parts), whole_nodes=options.streams or options.in_vllm)
     sources = (open_contexts(options.contexts, exam)[0],) if options.has_context else ()
     if options.reader in BASELINES:
-        counts = baseline_answer_counts(tables.read_table(exam.path, ["answer"]).to_pylist())
+        counts = baseline_answer_counts(exam.open_table().read(["answer"]).to_pylist())
         arguments: dict = {"name": options.reader, "counts": counts}
         return ReaderWork(parts, workers, "baseline", arguments, options.reader, sources)
     if options.reader == "retrieval":

@@ -86,7 +86,7 @@ def _sum_up(exam: Exam, folder: str, submission: str) -> tuple[list[dict], dict[
 def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
     """Return named subsets of the answers: all, each topic, subject and kind, and prompts that are not questions."""
     columns = ["topic", "subject", "kind", "is_question"]
-    file = tables.open_parquet(exam.path)
+    file = exam.open_table()
     present = [name for name in columns if name in file.schema_arrow.names]
     slices: dict[str, list[dict]] = {"all": answers}
     for question, answer in zip(file.read(present).to_pylist(), answers, strict=True):

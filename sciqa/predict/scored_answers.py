@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from sciqa.core import hashes, tables
+from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import write_chain_rows
-from sciqa.exam.finished_answers import finished_answers_path
+from sciqa.exam.finished_answers import finished_answers_fingerprint, finished_answers_path
 from sciqa.exam.metrics import answer_rank_range, average_precision_at_3
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.probabilities import settle_probability_ties, softmax
@@ -20,7 +20,7 @@ from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.contexts import EVIDENCE
 
 #: Version of what readers compute. Raise it with every change, so that older answers are not reused.
-ANSWERS_FORMAT = 5
+ANSWERS_FORMAT = 6
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -74,19 +74,23 @@ def open_scored_answers(folder: str, exam: Exam | None = None) -> tuple[Question
 
 
 def scored_answer_inputs(output: str, readers: tuple[str, ...], exam: Exam | None = None) -> dict[str, str]:
-    """Return the fingerprint of the inputs of the answers of each reader of a run, by name; see `open_scored_answers`.
+    """Return the fingerprint of the answers of each reader of a run, by name; see `finished_answers_fingerprint`.
 
     Raises:
         InputError: as `open_scored_answers`, or the readers answered different exams.
     """
-    inputs = {name: open_scored_answers(finished_answers_path(output, name), exam)[1] for name in readers}
+    folders = {name: finished_answers_path(output, name) for name in readers}
+    inputs = {name: open_scored_answers(folder, exam)[1] for name, folder in folders.items()}
     for name, each in inputs.items():
         if each["exam"] != inputs[readers[0]]["exam"]:
             raise InputError(
-                f"{finished_answers_path(output, name)}: answers to another exam than those of {readers[0]}, the same "
-                "exam expected; run `sciqa predict` for both on one exam"
+                f"{folders[name]}: answers to another exam than those of {readers[0]}, the same exam expected; run "
+                "`sciqa predict` for both on one exam"
             )
-    return {name: hashes.fingerprint(each) for name, each in inputs.items()}
+    return {
+        name: finished_answers_fingerprint(each, tables.table_rows(tables.read_table(folders[name], ["id", "scores"])))
+        for name, each in inputs.items()
+    }
 
 
 def read_scored_answer_sources(

@@ -36,6 +36,9 @@ COLUMNS = {
 class SweepPredictTrial(PredictOptions, FindOptions):
     """Options of one trial: how contexts are found, and how questions are ranked with them."""
 
+    def check_effects(self) -> None:
+        """Check nothing: what trials share need not have an effect in each of them."""
+
 
 @dataclass(kw_only=True)
 class SweepPredictOptions(TrialsOptions, SweepPredictTrial):

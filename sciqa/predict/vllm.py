@@ -9,10 +9,11 @@ several tokens takes one more for each token after the first.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sciqa.core import cluster
 from sciqa.core.console import quiet_console
@@ -104,7 +105,7 @@ class EncodeVllmShard:
     """Ray Data worker that turns shards of questions into requests; it holds a tokenizer and no weights.
 
     Its sources are tables with a row per question, such as contexts. `style`, `rotations` and `shots` are those of
-    `ModelReader`, and `name` is that of the model.
+    `ModelReader`, and `name` and `revision` are those of the model.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class EncodeVllmShard:
         exam: Exam,
         sources: tuple[QuestionTable, ...],
         name: str,
+        revision: str,
         style: dict,
         rotations: int,
         shots: dict | None = None,
@@ -119,6 +121,7 @@ class EncodeVllmShard:
         from sciqa.models.load import load_without_weights
         from sciqa.predict.shots import ShotChooser
 
+        find_model(name, revision)
         self.exam, self.sources, self.rotations = exam, sources, rotations
         self.scorer = load_without_weights(name, style)
         self.chooser = ShotChooser(**shots) if shots else None
@@ -138,6 +141,17 @@ class EncodeVllmShard:
         return [each | {"request": number, "requests": len(requests)} for number, each in enumerate(requests)]
 
 
+def check_vllm_nodes(model: str, revision: str, kind: str) -> None:
+    """Raise `InputError` if a node that has resources of a kind, `GPU` or `CPU`, has other files of the model.
+
+    An engine of vLLM, which may be placed on any of them, loads what it finds there.
+    """
+    find: Any = ray.remote(num_cpus=0)(find_model)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    ray.get([find.options(scheduling_strategy=place).remote(model, revision) for place in places])
+
+
 def answer_vllm_requests(
     parts: "Dataset", exam: Exam, options: "PredictOptions", work: "ReaderWork", pool: dict
 ) -> "Dataset":
@@ -148,6 +162,7 @@ def answer_vllm_requests(
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
+    check_vllm_nodes(options.model, work.arguments["revision"], "GPU" if cluster.cluster_uses_gpu(options) else "CPU")
     engine = {
         "dtype": options.precision,
         "load_format": "safetensors",
@@ -175,7 +190,7 @@ def answer_vllm_requests(
     processor = build_processor(
         config, postprocess=add_vllm_option_scores, preprocess_map_kwargs=few, postprocess_map_kwargs=few
     )
-    encoder = {name: work.arguments[name] for name in ("name", "style", "rotations")}
+    encoder = {name: work.arguments[name] for name in ("name", "revision", "style", "rotations")}
     encoder["shots"] = options.shots_arguments("cpu", 1)
     requests = parts.flat_map(
         EncodeVllmShard,

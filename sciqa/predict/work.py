@@ -17,6 +17,10 @@ from sciqa.predict.scored_answers import open_scored_answers, scored_answer_inpu
 from sciqa.predict.uncertainty import uncertainty_of_share
 from sciqa.retrieval.contexts import open_contexts
 
+#: Inputs of answers by which those of one reader to two exams differ: exam and contexts, answers that they are made
+#: from, and the address of a server.
+ELSEWHERE = ("exam", "contexts", "answers", "fit", "cascade", "server")
+
 
 @dataclass(frozen=True)
 class ReaderWork:
@@ -53,6 +57,8 @@ def blend_work(options: PredictOptions, exam: Exam, parts: list[int]) -> ReaderW
         fitted = {name: finished_answers_path(options.blend_fit, name) for name in folders}
         weights, metrics = run_local_or_task(fit_blend, fitted)
         said = f"; {metrics}"
+        if open_scored_answers(fitted[options.blend[0]])[1]["exam"] == exam.sha256:
+            said += "; fitted on this exam itself, whose metrics are therefore too good"
     about = " (" + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) + f"{said})"
     seconds = sum(tables.read_table_manifest(folder, "predict")["seconds"] for folder in folders.values())
     workers = cluster.num_cluster_workers(options, len(parts))
@@ -94,6 +100,20 @@ def work_sources(options: PredictOptions, exam: Exam, found: bool = True) -> dic
     if options.has_context and found:
         sources["contexts"] = open_contexts(options.contexts, exam, options.context)[1]
     return sources
+
+
+def check_work_fit(options: PredictOptions) -> None:
+    """Raise `InputError` if the answers that a blend is fitted to are not by the readers that it pools."""
+    for name in options.blend if options.blend_fit else ():
+        folders = [finished_answers_path(output or "", name) for output in (options.blend_fit, options.output)]
+        there, here = (open_scored_answers(folder)[1] for folder in folders)
+        differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+        if found := [key for key in differing if key not in ELSEWHERE]:
+            values = f"{found[0]} {there.get(found[0])!r:.40} there, {here.get(found[0])!r:.40} here"
+            raise InputError(
+                f"{folders[0]}: answers of another reader than those in {folders[1]}: {values}; for --blend-fit run "
+                "`sciqa predict` there with the options of the reader here"
+            )
 
 
 def work_files(options: PredictOptions) -> dict:

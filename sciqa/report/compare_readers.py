@@ -293,7 +293,10 @@ def _printed(rows: list[dict]) -> dict[str, list[dict]]:
         {"reader": row["reader"]} | {n.replace("_", " "): row[n] for n in USAGE if row[n] is not None} for row in rows
     ]
     names = sorted({name for row in rows for name in row["options"]})
-    differing = [{"option": name} | {row["reader"]: row["options"].get(name, "–") for row in rows} for name in names]
+    # The first column has the name of no reader, so that each reader has a column of its own.
+    differing = [
+        {"option / reader": name} | {row["reader"]: row["options"].get(name, "–") for row in rows} for name in names
+    ]
     shown = {"Scores, 95 % bootstrap intervals": scores, "What the answers took": taken}
     return shown | ({"Options in which the readers differ": differing} if differing else {})
 

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from sciqa.core import hashes, storage, tables
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.corpus.read_parts import split_read_parts
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.chain_table import read_chain_table
-from sciqa.exam.finished_answers import finished_answers_path
+from sciqa.exam.finished_answers import finished_answers_fingerprint, finished_answers_path
 from sciqa.exam.metrics import answer_rank_range
 from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
@@ -169,7 +169,7 @@ def _ways(name: str, readers: dict[str, dict], contexts: ReportQuestionContexts 
 
 def _replaced(made_from: dict[str, str], readers: dict[str, dict]) -> list[str]:
     """Return the readers whose answers are not those any more, by fingerprint, that others were made from."""
-    now = {name: hashes.fingerprint(reader["inputs"]) for name, reader in readers.items()}
+    now = {name: finished_answers_fingerprint(reader["inputs"], reader["answers"]) for name, reader in readers.items()}
     return [name for name, recorded in made_from.items() if now.get(name) != recorded]
 
 
