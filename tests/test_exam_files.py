@@ -232,6 +232,15 @@ def test_csv_that_is_refused_says_where_and_what_to_do(tmp_path, name):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "line", ["The planets are Mercury, Venus, Earth, Mars, and Neptune.", "1,2,3,4,5-pentamethyl compounds are known."]
+)
+def test_a_line_of_text_with_as_many_commas_as_a_row_is_no_row(tmp_path, line):
+    text = f"{line}\nPluto is none."
+    path = write(tmp_path, "exam.csv", f'prompt,context,A,B,answer\nWhich?,"{text}",Mars,Pluto,B\n')
+    assert read_exam(path)["context"].to_pylist() == [text]
+
+
 def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
     path = write(tmp_path, "exam.csv", "id,prompt,A,B,answer_length\n1,p,a,b,7\n")
     with pytest.raises(InputError, match=r"did you mean 'answer_length'.*answer= where there is none"):
@@ -405,6 +414,10 @@ KEYS = {
     "labels in another order": (
         [{"question": "p", "choices": {"text": list("xyz"), "label": list("CAB")}, "answerKey": "C"}],
         ["C"],
+    ),
+    "an index, and labels in another order": (
+        [{"question": "p", "choices": {"text": list("xyz"), "label": list("CAB")}, "answerKey": 0}],
+        1,
     ),
     "no such label": (
         [{"question": "p", "choices": {"text": list("xyz"), "label": list("123")}, "answerKey": "A"}],
