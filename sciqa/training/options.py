@@ -54,6 +54,33 @@ OBJECTIVES_OF: dict[str, tuple[Objective, ...]] = {
 }
 
 
+def options_mapping(flag: str, text: str, example: str) -> dict:
+    """Return a mapping in YAML, as the value of an option.
+
+    Raises:
+        InputError: it is not YAML, no mapping as in the example, or has a name twice (`-` is the same as `_`).
+    """
+    try:
+        given = yaml.safe_load(text)
+        root = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # YAML's dates, such as 2024-13-01
+        raise InputError(f"{flag}: not YAML ({error})") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{flag}: {text!r} given, a mapping such as '{example}' expected")
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            names = [name.value.replace("-", "_") for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"{flag}: {twice!r} stands twice; leave one of them out")
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    return given
+
+
 @dataclass(kw_only=True)
 class TrainOptions(ModelOptions):
     """What is trained on what, and the time and memory that it takes."""
@@ -101,13 +128,7 @@ class TrainOptions(ModelOptions):
 
     def peft_fields(self) -> dict:
         """Return the fields for peft's configuration."""
-        try:
-            fields = yaml.safe_load(self.peft) or {}
-        except yaml.YAMLError as error:
-            raise InputError(f"--peft: not a YAML mapping ({error})") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"--peft: {self.peft!r} given, a mapping such as '{{r: 16}}' expected")
-        return fields
+        return options_mapping("--peft", self.peft or "{}", "{r: 16}")
 
 
 @dataclass(kw_only=True)
