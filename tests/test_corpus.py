@@ -69,6 +69,19 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
     assert max(lengths) <= 64
 
 
+def test_headings_that_leave_no_room_for_a_text_are_cut():
+    splitter = ChunkSplitter(model_file_tokenizer("all-MiniLM-L6-v2"), 64, 0)
+    assert splitter.headings("Water", "Boiling") == ("Water", "Boiling")
+    for title, section in (("word " * 500, "Boiling"), ("Water", "part, " * 500), ("x" * 5000, "y" * 5000)):
+        cut = splitter.headings(title, section)
+        assert title.startswith(cut[0]) and section.startswith(cut[1])
+        assert cut[0]
+        passages = list(splitter.split(*cut, "It boils when it is hot. " * 20))
+        assert len(passages) > 5
+        assert max(len(splitter.tokenizer.encode(titled_chunk(*cut, text)).ids) for text in passages) <= 64
+    assert splitter.headings("Water", "part, " * 500)[0] == "Water"
+
+
 @pytest.mark.parametrize("space", "\u00a0\u2009\u202f\u3000")
 def test_a_wide_space_after_a_capital_letter_and_before_a_full_stop(space):
     text = f"He took vitamin K{space}. It\thelped{space}. Then\u00a0he rose."

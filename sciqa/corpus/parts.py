@@ -92,9 +92,11 @@ def _comparable(path: str, state: list) -> list:
 def _split_all(pieces: list[ArticleRange], splitter: ChunkSplitter, tally: ArticleCounts) -> Iterator[dict[str, str]]:
     for piece in pieces:
         for section in read_articles(**piece, tally=tally):
-            for text in splitter.split(section["title"], section["section"], section["text"]):
-                name = "\x1f".join([section["title"], section["section"], text])
-                yield section | {"passage_id": hashlib.sha256(name.encode()).hexdigest()[:16], "text": text}
+            title, name = splitter.headings(section["title"], section["section"])
+            for text in splitter.split(title, name, section["text"]):
+                named = "\x1f".join([title, name, text])
+                about = {"passage_id": hashlib.sha256(named.encode()).hexdigest()[:16], "title": title, "section": name}
+                yield section | about | {"text": text}
 
 
 def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:

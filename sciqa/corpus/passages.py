@@ -34,7 +34,7 @@ from sciqa.corpus.parts import (
 
 #: Version of what this module and its readers compute. Raise it with every change, so that passages of earlier versions
 #: are not kept.
-PASSAGES_FORMAT = 5
+PASSAGES_FORMAT = 6
 #: Name of the file that records which corpus the passages are made from.
 CORPUS = "corpus.json"
 #: Maximum number of names that a summary line shows.
