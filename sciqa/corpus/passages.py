@@ -79,7 +79,7 @@ def _fill(
         storage.write_json(tables.table_records_path(options.passages, CORPUS), about)
         storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
         cluster.connect_cluster(options)
-        manifest = _build(options, sources, left_out, removed)
+        manifest = _build(options, sources, left_out, removed, cut["tokenizer"])
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
         tables.finish_table(options.passages, manifest)
     return manifest, kept
@@ -193,7 +193,11 @@ def _summed(names: list[str]) -> dict:
 
 
 def _build(
-    options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
+    options: CorpusOptions,
+    sources: list[tuple[str, list]],
+    left_out: dict[str, str],
+    removed: list[str],
+    tokenizer: str,
 ) -> dict:
     about = dict(sources)
     parts = [
@@ -207,7 +211,7 @@ def _build(
     ]
     if not parts:
         raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
-    split = _run(parts, split_part, "parts read", options=options)
+    split = _run(parts, split_part, "parts read", options=options, tokenizer=tokenizer)
     paths = [part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
     digests = np.array([duplicates.dedup_title_hash(title) for title in removed], np.uint64)
     tasks = min(duplicates.BUCKETS, 1 + sum(row["passages"] for row in split) // 100_000)

@@ -38,8 +38,8 @@ NO_SCALER = (
     "--precision float16: with --zero 2 and 3 DeepSpeed does not scale gradients as float16 needs; pass --precision "
     "float32, bfloat16 where the hardware has it, or --zero 0"
 )
-
-
+#: Steps in a row that may be skipped to find the scale of float16 gradients: it is halved each time, from 65,536.
+MOST_SKIPPED = 24
 #: Number of questions or prompts of a split, the longest in characters, whose tokens are counted before the first step.
 LONGEST_CHECKED = 16
 #: Objectives that options other than their defaults belong to.
@@ -49,6 +49,8 @@ OBJECTIVES_OF: dict[str, tuple[Objective, ...]] = {
     "template": ("rank", "dpo", "reward", "grpo"),
     "chat_format": ("instruct", "dpo", "reward", "grpo"),
     "packing": ("instruct",),
+    **dict.fromkeys(("columns", "answers_from"), ("rank", "grpo")),
+    "context": ("rank", "dpo", "reward", "grpo"),
     "beta": ("dpo", "grpo"),
     **dict.fromkeys(("rewards", "generations", "completion_tokens"), ("grpo",)),
 }
@@ -240,6 +242,8 @@ class FinetuneOptions(
         self._check_combination()
 
     def _check_combination(self) -> None:
+        if self.objective == "grpo" and self.completion == "yes":
+            raise InputError("--completion yes: answers of --objective grpo are letters; leave it out")
         if self.loss == "completion" and self.normalise != "tokens":
             raise InputError("--loss completion: is per token; leave --normalise at tokens")
         if self.offload and self.optimizer == "paged-adamw":
