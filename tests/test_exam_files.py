@@ -241,6 +241,21 @@ def test_a_line_of_text_with_as_many_commas_as_a_row_is_no_row(tmp_path, line):
     assert read_exam(path)["context"].to_pylist() == [text]
 
 
+@pytest.mark.parametrize("kind", [pa.large_list(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_options_that_are_short_floats_keep_their_decimals(tmp_path, kind):
+    rows = [{"question": "p", "choices": [0.1, 0.7], "answer": "A"}]
+    assert reads(write(tmp_path, "exam.parquet", parquet(rows, choices=kind))) == [["0.1", "0.7"]]
+    fields = [rows[0] | {"choices": {"text": [0.1, 0.7], "label": ["A", "B"]}}]
+    kind = pa.struct([("text", pa.list_(pa.float32())), ("label", pa.list_(pa.string()))])
+    assert reads(write(tmp_path, "exam.parquet", parquet(fields, choices=kind))) == [["0.1", "0.7"]]
+
+
+def test_a_time_that_python_has_not_is_refused_by_its_column(tmp_path):
+    path = write(tmp_path, "exam.parquet", parquet([GOOD[0] | {"at": 10**14}], at=pa.timestamp("s")))
+    with pytest.raises(InputError, match=r"exam.parquet, column 'at': cannot be read .*; store it as text, or drop it"):
+        read_exam(path)
+
+
 def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
     path = write(tmp_path, "exam.csv", "id,prompt,A,B,answer_length\n1,p,a,b,7\n")
     with pytest.raises(InputError, match=r"did you mean 'answer_length'.*answer= where there is none"):

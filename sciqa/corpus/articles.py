@@ -194,6 +194,8 @@ def read_articles(
         title = sections[0]["title"] if sections else ""
         if not any(row["text"].strip() for row in sections):
             tally.leave_out("no text", path, title)
+        elif not title.strip():
+            tally.leave_out("no title", path)
         elif any(len(row["text"]) > dump.LONGEST_PAGE for row in sections):
             tally.leave_out("too long", path, title)
         else:

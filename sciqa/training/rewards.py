@@ -53,7 +53,7 @@ def read_reward_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
 
 
 def reward_hash(name: str) -> str:
-    """Return what identifies one of `--rewards`: its name, or a hash of the model, whole or an adapter, as it is here."""
+    """Return what identifies one of `--rewards`: its name, or a hash of the model or adapter as it is here."""
     if name in REWARDS:
         return name
     is_adapter = storage.path_exists(storage.join_paths(name, ADAPTER_CONFIG))
