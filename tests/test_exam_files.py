@@ -159,7 +159,8 @@ def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
 
 
 def test_reading_needs_no_ray_and_no_torch():
-    code = "import importlib.util as u; names = ('exam_files', 'columns', 'column_cells', 'answer_options', 'answer_keys', 'read_exam')\n"
+    code = "import importlib.util as u\n"
+    code += "names = ('exam_files', 'columns', 'column_cells', 'answer_options', 'answer_keys', 'read_exam')\n"
     code += (
         "for name in names: print(open(u.find_spec('sciqa.exam').submodule_search_locations[0] + f'/{name}.py').read())"
     )
