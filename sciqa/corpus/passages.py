@@ -68,7 +68,8 @@ def _fill(
     options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
 ) -> tuple[dict, bool]:
     """Complete the passages table; return its manifest, and whether it was already complete."""
-    cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
+    tokenizer = find_model(options.embedder).tokenizer
+    cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": tokenizer}
     inputs = hashes.fingerprint([sources, removed, options.part_bytes, left_out])
     paths = [path for path, _ in sources]
     _check_sources(options, paths)
@@ -79,7 +80,7 @@ def _fill(
         storage.write_json(tables.table_records_path(options.passages, CORPUS), about)
         storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
         cluster.connect_cluster(options)
-        manifest = _build(options, sources, left_out, removed, cut["tokenizer"])
+        manifest = _build(options, sources, left_out, removed, tokenizer)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
         tables.finish_table(options.passages, manifest)
     return manifest, kept
