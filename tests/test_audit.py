@@ -19,6 +19,7 @@ from sciqa.audit.contamination import (
     ContaminationFindings,
     contamination_rows,
     contamination_slice_scores,
+    contamination_slices,
     contamination_summary,
     read_contamination,
 )
@@ -32,7 +33,7 @@ from sciqa.core.model_files import ABOUT_TRAINED
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.exam.finished_answers import readers_of_finished_answers
 from sciqa.exam.metrics import score_metrics
-from sciqa.exam.question_key import question_key
+from sciqa.exam.question_key import question_key, question_keys_with_context
 from sciqa.predict.results import METRICS as RESULTS
 from sciqa.predict.results import result_metrics_path
 from sciqa.report import ReportOptions, report
@@ -72,6 +73,12 @@ def test_the_same_question_is_known_in_any_order_of_its_options():
     assert question_key(question) == question_key(turned)
     for other in ({"B": "5"}, {"A": "It is 05"}, {"C": "nothing"}, {"D": "no"}, {"prompt": "Is H2O dry?"}):
         assert question_key(question) != question_key(question | other)
+    asked, read = (question_keys_with_context(1, context) for context in ("A text.", "a  TEXT."))
+    assert set(asked[1]) & set(read[0])
+    without = question_keys_with_context(1, None)
+    assert set(asked[1]) & set(without[0])
+    assert set(without[1]) & set(asked[0])
+    assert not set(asked[1]) & set(question_keys_with_context(1, "Another text.")[0])
     assert split_words("It's CO₂, _5_ µm") == ["it", "s", "co2", "5", "μm"]
     assert question_words(question) == (["is", "h2o", "wet", "5"], 3)
     assert question_words(question | {"answer": None}) == (["is", "h2o", "wet"], 3)
@@ -369,6 +376,14 @@ def test_scores_and_page_part_the_contaminated_questions(tmp_path):
         "8 words in a row in passages, &lt;Last&gt;",
     ]
     assert '<option value="contamination: clean">contamination: clean (3)</option>' in page
+
+
+def test_questions_too_short_to_be_looked_up_are_in_no_slice_of_those_that_were():
+    inputs = {"against": {}, "texts": "0f", "texts_name": "passages", "ngram": 8}
+    rows = [{"kind": "clean", "passage_share": share} for share in (None, 0.0, 0.5)]
+    slices = {"all": [0, 1, 2], "8-gram in passages": [2], "8-gram not in passages": [1]}
+    assert contamination_slices(rows, inputs) == slices
+    assert contamination_summary(rows, inputs).endswith("too short to be looked up there: 1")
 
 
 def test_an_audit_of_another_exam_is_not_shown(tmp_path):

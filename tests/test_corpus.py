@@ -14,7 +14,7 @@ from test_sources import write_pdf
 
 from sciqa.core import storage, tables
 from sciqa.core.errors import HANDLING, InputError, QuestionError, find_input_error
-from sciqa.core.model_files import model_file_tokenizer
+from sciqa.core.model_files import find_model, model_file_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus import parts
 from sciqa.corpus.articles import find_article_files, read_articles, split_articles
@@ -30,6 +30,7 @@ ARTICLES = [
     {"title": "Nothing", "text": "  "},
     {"title": "Steam", "text": "Steam is water vapour."},
 ]
+TOKENIZER = find_model("all-MiniLM-L6-v2").tokenizer
 
 
 def passages_of(output):
@@ -67,6 +68,20 @@ def test_windows_overlap_by_whole_sentences_and_keep_room_for_their_headings():
         len(splitter.tokenizer.encode(titled_chunk("Water", "Boiling", "".join(window))).ids) for window in windows
     ]
     assert max(lengths) <= 64
+
+
+def test_headings_that_leave_no_room_for_a_text_are_cut():
+    splitter = ChunkSplitter(model_file_tokenizer("all-MiniLM-L6-v2"), 64, 0)
+    assert splitter.headings("Water", "Boiling") == ("Water", "Boiling")
+    for title, section in (("word " * 500, "Boiling"), ("Water", "part, " * 500), ("x" * 5000, "y" * 5000)):
+        cut = splitter.headings(title, section)
+        assert title.startswith(cut[0])
+        assert section.startswith(cut[1])
+        assert cut[0]
+        passages = list(splitter.split(*cut, "It boils when it is hot. " * 20))
+        assert len(passages) > 1
+        assert max(len(splitter.tokenizer.encode(titled_chunk(*cut, text)).ids) for text in passages) <= 64
+    assert splitter.headings("Water", "part, " * 500)[0] == "Water"
 
 
 @pytest.mark.parametrize("space", "\u00a0\u2009\u202f\u3000")
@@ -133,7 +148,7 @@ def test_shards_that_a_killed_run_left_or_that_are_gone_are_written_again(tmp_pa
     (pieces,) = split_articles(sources := find_article_files(options.corpus), options.part_bytes)
     part = {"number": 0, "pieces": pieces, "files": dict(sources), "key": "of the corpus"}
     row, folder = {"part": part}, options.passages
-    split_part(row, options)
+    split_part(row, options, TOKENIZER)
     buckets = {"part": {"number": 0, "buckets": list(range(duplicates.BUCKETS))}}
     write_part_duplicates(buckets, folder, [part_path(folder, 0, "entries.arrow")], np.array([], np.uint64))
     made, path = write_parts(row, folder, []), tmp_path / "run" / "passages" / "00000-00000.parquet"
@@ -361,13 +376,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, 
         write_jsonl(path, ARTICLES[1:])
     else:
         monkeypatch.setattr(parts, "_split_all", changed)
+    with pytest.raises(InputError, match=r"all-MiniLM-L6-v2: other files on .* than where the command was given"):
+        split_part(row | {"part": row["part"] | {"files": {}}}, options, "0f")
     with pytest.raises(InputError, match=r"a\.jsonl: changed while the corpus was read, or not the same file on"):
-        split_part(row, options)
+        split_part(row, options, TOKENIZER)
     monkeypatch.undo()
     assert not storage.path_exists(part_path(options.passages, 0, "part.json"))
     write_jsonl(path, ARTICLES)
     row["part"]["files"] = dict(find_article_files(options.corpus))
-    assert split_part(row, options)["done"]["articles"] == 3
+    assert split_part(row, options, TOKENIZER)["done"]["articles"] == 3
 
 
 def test_a_listing_of_object_storage_may_have_parts_of_a_second(monkeypatch):

@@ -104,7 +104,8 @@ def test_the_sentence_that_decides_is_no_wrong_option(indexed, tmp_path):
 @pytest.mark.parametrize(
     ("row", "flags", "said"),
     [
-        ({"prompt": "Who?"}, [], "row 1, column 'answer' (or 'output'): None found, a text expected"),
+        ({"prompt": "Who?"}, [], "row 1, column 'answer' (or 'output'): nothing found, a text expected"),
+        ({"prompt": "a \ud800 b", "answer": "She"}, [], "row 1, column 'prompt': half of a surrogate pair found"),
         ({"prompt": "Who?", "answer": "She"}, ["--adapter", "here"], "--distractors: asks no model"),
         ({"prompt": "Who?", "answer": "She"}, ["--index", "none"], "none"),
     ],

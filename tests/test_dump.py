@@ -103,6 +103,14 @@ def test_one_stream_is_read_whole_by_its_first_piece(tmp_path):
     assert read_all(path, part_bytes=100) == {"articles": 50}
 
 
+def test_streams_that_begin_within_a_page_are_refused_with_what_to_do(tmp_path):
+    pages = HEAD + "".join(PAGE.format(f"Title {n}", f"Ice {n}. " * 30) for n in range(50)).encode() + b"</mediawiki>"
+    path = tmp_path / "a.xml.bz2"
+    path.write_bytes(b"".join(bz2.compress(pages[at : at + 3000]) for at in range(0, len(pages), 3000)))
+    with pytest.raises(InputError, match=r"begins within a page, as those of pbzip2 do; unpack it"):
+        read_all(path, part_bytes=300)
+
+
 @pytest.mark.slow
 def test_a_huge_page_and_broken_wikitext_are_counted_not_held(tmp_path, cluster):
     huge = "A sentence that fills a page. " * 1_700_000

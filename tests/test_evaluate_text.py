@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_jsonl
 from tiny import tiny_folder
@@ -13,6 +14,7 @@ from sciqa.core.errors import InputError
 from sciqa.exam.instructions import read_instructions
 from sciqa.exam.metrics import metric_bootstrap_interval
 from sciqa.generate import EvaluateTextOptions, evaluate_text
+from sciqa.generate.distractors import read_distractor_questions
 from sciqa.generate.text_answers import WriteTextAnswers
 from sciqa.generate.text_metrics import (
     FIGURES,
@@ -24,14 +26,28 @@ from sciqa.generate.text_metrics import (
 )
 
 
-def test_token_f1_and_exact_match_are_those_of_squad():
+def test_token_f1_and_exact_match_are_nearly_those_of_squad():
     assert normalised_tokens(" The  cat's A-hat, an ox!") == ["cats", "ahat", "ox"]
     assert token_f1("a noble gas", "The gas, noble") == 1.0
     assert token_f1("helium is a gas", "helium") == pytest.approx(2 * 1 / (3 + 1))
     assert token_f1("gas gas", "gas") == pytest.approx(2 / 3)
-    assert (token_f1("", "gas"), token_f1("the", ""), token_f1("gas", "metal")) == (0.0, 1.0, 0.0)
+    assert (token_f1("", "gas"), token_f1("the", "The"), token_f1("gas", "metal")) == (0.0, 1.0, 0.0)
     assert text_scores("The gas.", "gas") == {"token_f1": 1.0, "exact_match": 1.0, "words": 2.0}
     assert text_scores("", "gas") == {"token_f1": 0.0, "exact_match": 0.0, "words": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        *[("", "A", 0), ("a.", "A", 1), ("the", "A", 0), ("<", ">", 0), ("<", "<", 1), ("3.5", "35", 0)],
+        *[("-5", "5", 0), ("\u22125", "-5.", 1), ("1e-5", "1e5", 0), ("x < 5", "x > 5", 0), ("1/2", "12", 0)],
+        ("1,000", "1000", 1),
+    ],
+)
+def test_letters_signs_and_numbers_are_compared_as_they_are(answer, reference, right):
+    scores = text_scores(answer, reference)
+    assert scores["exact_match"] == right
+    assert (scores["token_f1"] == 1) == right
 
 
 def test_rouge_counts_stems_and_their_order():
@@ -66,14 +82,22 @@ def test_instructions_are_read_and_checked(tmp_path):
     row = {"id": "1", "instruction": "Name a gas.", "input": "", "output": "Helium"}
     assert read_instructions(str(path)) == [row]
     for rows, said in (
-        ([row, row | {"output": " "}], "held.jsonl, row 2, column 'output': empty, text expected"),
+        ([row, row | {"id": "2", "output": " "}], "held.jsonl, row 2, column 'output': empty, text expected"),
         ([{"prompt": "?", "A": "a"}], "row 1, column 'instruction': nothing given, text expected"),
         ([row | {"input": ["x"]}], "row 1, column 'input'"),
+        ([row, row], "held.jsonl, row 2, column 'id': '1' is that of row 1 of"),
     ):
         write_jsonl(path, rows)
         with pytest.raises(InputError) as error:
             read_instructions(str(path))
         assert said in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_instructions, read_distractor_questions])
+def test_an_id_of_0_is_one(tmp_path, read):
+    row = {"instruction": "Name a gas.", "output": "Helium"}
+    pd.DataFrame([row | {"id": number} for number in (0.0, 1.0, None)]).to_parquet(tmp_path / "held.parquet")
+    assert [row["id"] for row in read(str(tmp_path / "held.parquet"))] == ["0.0", "1.0", "3"]
 
 
 @pytest.fixture

@@ -159,9 +159,8 @@ def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
 
 
 def test_reading_needs_no_ray_and_no_torch():
-    code = (
-        "import importlib.util as u; names = ('exam_files', 'columns', 'answer_options', 'answer_keys', 'read_exam')\n"
-    )
+    code = "import importlib.util as u\n"
+    code += "names = ('exam_files', 'columns', 'column_cells', 'answer_options', 'answer_keys', 'read_exam')\n"
     code += (
         "for name in names: print(open(u.find_spec('sciqa.exam').submodule_search_locations[0] + f'/{name}.py').read())"
     )
@@ -230,6 +229,30 @@ def test_csv_that_is_refused_says_where_and_what_to_do(tmp_path, name):
         read_exam(path)
     assert f"{path}" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["The planets are Mercury, Venus, Earth, Mars, and Neptune.", "1,2,3,4,5-pentamethyl compounds are known."]
+)
+def test_a_line_of_text_with_as_many_commas_as_a_row_is_no_row(tmp_path, line):
+    text = f"{line}\nPluto is none."
+    path = write(tmp_path, "exam.csv", f'prompt,context,A,B,answer\nWhich?,"{text}",Mars,Pluto,B\n')
+    assert read_exam(path)["context"].to_pylist() == [text]
+
+
+@pytest.mark.parametrize("kind", [pa.large_list(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_options_that_are_short_floats_keep_their_decimals(tmp_path, kind):
+    rows = [{"question": "p", "choices": [0.1, 0.7], "answer": "A"}]
+    assert reads(write(tmp_path, "exam.parquet", parquet(rows, choices=kind))) == [["0.1", "0.7"]]
+    fields = [rows[0] | {"choices": {"text": [0.1, 0.7], "label": ["A", "B"]}}]
+    kind = pa.struct([("text", pa.list_(pa.float32())), ("label", pa.list_(pa.string()))])
+    assert reads(write(tmp_path, "exam.parquet", parquet(fields, choices=kind))) == [["0.1", "0.7"]]
+
+
+def test_a_time_that_python_has_not_is_refused_by_its_column(tmp_path):
+    path = write(tmp_path, "exam.parquet", parquet([GOOD[0] | {"at": 10**14}], at=pa.timestamp("s")))
+    with pytest.raises(InputError, match=r"exam.parquet, column 'at': cannot be read .*; store it as text, or drop it"):
+        read_exam(path)
 
 
 def test_an_exam_that_has_no_answers_can_say_so(tmp_path):
@@ -405,6 +428,10 @@ KEYS = {
     "labels in another order": (
         [{"question": "p", "choices": {"text": list("xyz"), "label": list("CAB")}, "answerKey": "C"}],
         ["C"],
+    ),
+    "an index, and labels in another order": (
+        [{"question": "p", "choices": {"text": list("xyz"), "label": list("CAB")}, "answerKey": 0}],
+        1,
     ),
     "no such label": (
         [{"question": "p", "choices": {"text": list("xyz"), "label": list("123")}, "answerKey": "A"}],

@@ -471,6 +471,8 @@ def test_columns_read_all_else(tmp_path, name):
         (["prompt"], "'prompt' given, PART=COLUMN expected"),
         (["prompt=a", "prompt=b"], "once for each of prompt"),
         (["text=a"], "PART=COLUMN expected, once for each of prompt, options, answer, correct"),
+        (["correct=answer", "options=choices"], "options=choices and correct=answer given"),
+        (["correct=answer", "answer=answer"], "answer=answer and correct=answer given"),
         (["prompt=Questions"], "--columns prompt=Questions, but no column 'Questions'; did you mean 'question'"),
         (["answer=answer.right"], "--columns answer=answer.right, but no column 'answer.right'"),
         (["title=question,answer"], "--columns title=question,answer, but no column 'question,answer'"),
@@ -560,7 +562,23 @@ def test_what_datasets_saves(tmp_path):
 
 LIST = {"question": "Wet?", "options": ["a", "b", "c"]}
 #: What would be read wrong without a word: the name of the file, its text, and the error.
+APART = {"question": "Wet?", "correct_answer": "x", "distractor1": "y", "distractor2": "z", "distractor3": "w"}
+MARKS = {"question": "Wet?", "options": [{"text": "a", "isCorrect": True}, {"text": "b", "isCorrect": False}]}
 REFUSED = [
+    *(
+        ("csv", f'question,correct,incorrect\nWet?,gold,"{cell}"\nDry?,x,y\n', "which is no list, or may be one option")
+        for cell in ("['iron ore' 'tin' 'zinc']", "[1 2 3]", "[1, 2, 3]")
+    ),
+    ("csv", "question,options,answer\nWet?,['iron ore' 'tin'],A\n", "a list of options expected"),
+    (
+        "csv",
+        'question,options,answer\nWet?,"{""A"": ""x"", ""A"": ""y"", ""B"": ""z""}",B\n',
+        "a list of options expected",
+    ),
+    ("csv", "question,options,answer\nWet?,\"{'A': 'x', 'A': 'y', 'B': 'z'}\",B\n", "a list of options expected"),
+    ("csv", "question,correct,incorrect,answer\nWet?,x,y,y\n", "'answer': 'y' found, but column 'correct' says"),
+    ("jsonl", json.dumps(APART | {"answer": "y"}), "column 'answer': 'y' found, but column 'correct_answer' says"),
+    ("jsonl", json.dumps(MARKS | {"answer": "B"}), "column 'answer': B found, but 'options' marks 'a' as right"),
     *(
         ("csv", f"prompt,A,B,C,D,{name},answer\nQ?,a,b,c,d,e,B\n", f"column '{name}' looks like an option")
         for name in ("e", "Е", "Option E", "F.", "option_5", "answer 5")
@@ -599,6 +617,32 @@ def test_what_would_be_misread_is_refused(tmp_path, kind, text, message):
     (tmp_path / f"exam.{kind}").write_text(text)
     with pytest.raises(InputError, match=re.escape(message)):
         read_exam(str(tmp_path / f"exam.{kind}"))
+
+
+@pytest.mark.parametrize("cell", ["['a', 'b', 'c']", '["a", "b", "c"]'])
+def test_wrong_options_are_a_list_in_one_row_and_a_single_text_in_another(tmp_path, cell):
+    pd.DataFrame({"question": ["Wet?", "Dry?"], "correct": "x", "incorrect": [cell, "d"]}).to_csv(tmp_path / "e.csv")
+    read = [sorted(answer_options_of(row).values()) for row in read_exam(str(tmp_path / "e.csv")).to_pylist()]
+    assert read == [["a", "b", "c", "x"], ["d", "x"]]
+
+
+def test_answers_beside_the_right_option_or_marks_are_read_where_they_agree(tmp_path):
+    lines = "\n".join(json.dumps(APART | {"answer": answer}) for answer in ("x", ""))
+    (tmp_path / "apart.jsonl").write_text(lines)
+    questions = read_exam_questions(str(tmp_path / "apart.jsonl"))
+    assert [answer_options_of(row)[row["answer"]] for row in questions.table.to_pylist()] == ["x", "x"]
+    assert "not read: answer" in questions.notes[0]
+    with pytest.raises(InputError, match="answer=answer, but column 'correct_answer' says which option is right"):
+        read_exam(str(tmp_path / "apart.jsonl"), ["answer=answer"])
+    (tmp_path / "marks.jsonl").write_text(json.dumps(MARKS | {"answer": "A"}))
+    (row,) = read_exam(str(tmp_path / "marks.jsonl")).to_pylist()
+    assert (row["A"], row["B"], row["answer"]) == ("a", "b", "A")
+
+
+def test_an_object_of_options_may_have_numbers_as_keys(tmp_path):
+    pd.DataFrame([{"question": "Wet?", "options": {1: 10, 2: 20}, "answer": 2}]).to_csv(tmp_path / "e.csv")
+    (row,) = read_exam(str(tmp_path / "e.csv")).to_pylist()
+    assert (row["A"], row["B"], row["answer"]) == ("10", "20", "B")
 
 
 def test_columns_that_are_no_options_are_no_matter(tmp_path):

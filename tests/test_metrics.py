@@ -1,8 +1,11 @@
 import re
 from io import StringIO
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from sklearn import metrics as reference
@@ -17,6 +20,7 @@ from sciqa.exam.metrics import (
     position_bias,
     score_metrics,
 )
+from sciqa.predict.results import _slices
 
 
 def answer(probabilities, correct):
@@ -95,6 +99,13 @@ def test_every_score_is_shown_with_its_questions_and_beside_chance():
     older = {name: value for name, value in row.items() if not name.startswith("chance")}
     console.print(_score_table([older]))
     assert "by chance" not in console.export_text()
+
+
+def test_questions_without_a_topic_are_in_no_slice_by_topic(tmp_path):
+    path = str(tmp_path / "exam.parquet")
+    pq.write_table(pa.table({"topic": ["Gases", None], "is_question": [True, True]}), path)
+    answers = [answer([0.5, 0.5], "A"), answer([0.9, 0.1], "A")]
+    assert _slices(SimpleNamespace(path=path), answers) == {"all": answers, "topic: Gases": answers[:1]}
 
 
 def test_position_bias_is_the_spread_of_accuracy_by_letter():

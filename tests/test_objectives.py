@@ -46,6 +46,7 @@ from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import mean_loss
 from sciqa.training.model_check import check_finetune_model
 from sciqa.training.objectives import check_objective, objective_inputs
+from sciqa.training.options import MOST_SKIPPED
 from sciqa.training.preferences import preference_rejected, read_preferences
 from sciqa.training.rewards import letter_alone, read_reward_prompts, right_answer
 from sciqa.training.sharding import gather_sharded
@@ -333,6 +334,21 @@ def test_every_step_is_told_of(cluster, options):
         report.on_log(None, state, None)
     assert [progress.get(timeout=30)["step"] for _ in range(2)] == [1, 2]
     progress.shutdown()
+
+
+def test_steps_that_float16_skips_to_find_its_scale_end_no_run():
+    report = TrlReport(SimpleNamespace(write=lambda row: None), None, "validation_loss")
+
+    def step(norm, fp16=True, loss=0.5):
+        state = SimpleNamespace(log_history=[{"loss": loss, "grad_norm": norm, "step": 1}])
+        report.on_log(SimpleNamespace(fp16=fp16), state, None)
+        return state.log_history[0]["grad_norm"]
+
+    assert [step(norm) for norm in (math.inf, math.nan, 2.0)] == [0, 0, 2]
+    assert [step(math.nan) for _ in range(MOST_SKIPPED)] == [0] * MOST_SKIPPED
+    for norm, given in ((math.nan, {}), (math.inf, {"fp16": False}), (math.inf, {"loss": math.nan})):
+        with pytest.raises(InputError, match="is not a finite number"):
+            step(norm, **given)
 
 
 def test_grpo_reads_an_exam_and_begins_at_the_reference(tmp_path, options, exam):
@@ -685,10 +701,15 @@ def test_bad_rows_are_refused_by_file_row_and_column(tmp_path, options, objectiv
         ({"prompt": "plain"}, ["--prompt plain", "read as chats"]),
         ({"packing": True, "max_length": None}, ["--packing", "--max-length"]),
         ({"peft": "{target_modules: [no_such]}"}, ["--peft", "no_such"]),
+        ({"peft": "{target_modules: '*_proj'}"}, ["--peft: target_modules: '*_proj' is no regular expression"]),
+        ({"peft": "{rank_pattern: {'*': 8}}"}, ["--peft: rank_pattern: '*' is no regular expression"]),
         ({"objective": "grpo", "max_length": 64}, ["--max-length", "--objective rank"]),
         ({"beta": 0.5}, ["--beta", "--objective dpo"]),
         ({"objective": "dpo", "packing": True}, ["--packing", "--objective instruct"]),
         ({"rotate": False}, ["--rotate", "--objective rank"]),
+        ({"objective": "dpo", "columns": ("prompt=question",)}, ["--columns", "--objective rank and grpo"]),
+        ({"context": "given"}, ["--context", "--objective rank and dpo"]),
+        ({"objective": "grpo", "completion": "yes"}, ["--completion yes", "letters"]),
         ({"objective": "rank", "chat_format": "phi3"}, ["--chat-format", "--objective instruct and dpo"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -711,12 +732,14 @@ def test_other_bad_input_is_refused(tmp_path, options, files):
 
 
 def test_the_most_believed_wrong_option():
-    assert preference_rejected([0.5, 0.2, 0.3], 0) == 2
-    assert preference_rejected([0.1, 0.2, 0.7], 0) == 2
-    assert preference_rejected([0.4, 0.2, 0.2], 0) == 1
+    assert preference_rejected([0.5, 0.2, 0.3], 0, list("abc")) == 2
+    assert preference_rejected([0.1, 0.2, 0.7], 0, list("abc")) == 2
+    assert preference_rejected([0.4, 0.2, 0.2], 0, list("abc")) == 1
+    assert preference_rejected([0.4, 0.4, 0.2], 0, list("aab")) == 2
+    assert preference_rejected([0.5, 0.5], 0, list("aa")) is None
 
 
-def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, exam_file, options):
+def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, exam_file, options, monkeypatch):
     made = predict(PredictOptions(output=str(tmp_path / "run"), exam=exam_file, reader="longest"))
     questions = tables.read_table(str(tmp_path / "run/exam.parquet")).to_pylist()
     pairs = read_preferences(made.path, options("dpo"))
@@ -736,6 +759,10 @@ def test_a_runs_answers_give_preference_pairs(tmp_path, cluster, small_index, ex
     asked = read_reward_prompts(made.path, options("grpo"))
     assert [row["answer"] for row in asked] == [row["answer"] for row in questions]
     assert asked == read_reward_prompts(exam_file, options("grpo"))
+    monkeypatch.chdir(Path(made.path).parent)
+    name = Path(made.path).name
+    assert read_preferences(name, options("dpo", prompt="plain")) == plain
+    assert read_reward_prompts(name, options("grpo")) == asked
     retrieve(RetrieveOptions(output=str(tmp_path / "run"), index=f"{small_index}/index", exam=exam_file))
     path = tables.table_records_path(made.path, tables.MANIFEST)
     record = storage.read_json(path)

@@ -11,6 +11,7 @@ import datasets
 import duckdb
 import pandas as pd
 import polars
+import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from conftest import write_jsonl
@@ -32,6 +33,7 @@ from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, buil
 from sciqa.run import RunExamOptions, check_run_passages, find_run_passages
 from sciqa.run_training import RunFinetuneOptions, run_finetune
 from sciqa.training import FinetuneOptions
+from sciqa.training.examples import check_training_examples
 from sciqa.training.finetune import check_before_finetune
 
 ROWS = [
@@ -240,6 +242,15 @@ def test_the_same_questions_are_not_trained_on_and_validated_by(tmp_path, exam):
     data = {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "other.jsonl")}
     with pytest.raises(InputError, match=r"other\.jsonl, row 2: the same question as row 2 of .*train\.jsonl"):
         check_before_finetune(FinetuneOptions(**data, output=str(tmp_path / "run")))
+
+
+def test_questions_in_the_same_words_about_other_texts_are_trained_on_and_validated_by():
+    rows = [{"prompt": "True?", "A": "yes", "B": "no", "answer": "A", "context": text} for text in ("one", "two", None)]
+    exams = [(pa.Table.from_pylist([row]), name) for row, name in zip(rows, "abc", strict=True)]
+    check_training_examples(*exams[:2])
+    for pair in (exams[::2], exams[:0:-1], (exams[0], exams[0])):
+        with pytest.raises(InputError, match="row 1: the same question as row 1 of"):
+            check_training_examples(*pair)
 
 
 @pytest.mark.parametrize(

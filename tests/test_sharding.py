@@ -20,6 +20,7 @@ from sciqa.core.storage import write_json
 from sciqa.training import sharding
 from sciqa.training.loop import train_loop
 from sciqa.training.options import FinetuneOptions
+from sciqa.training.rewards import reward_hash
 from sciqa.training.trl_loop import train_trl_loop
 from sciqa.training.trl_trainers import find_trl_trainer_models
 
@@ -111,12 +112,16 @@ def test_a_reward_model_is_looked_for_on_every_rank(tmp_path):
     model = tiny_folder(tmp_path / "llama", "llama")
     common = {"objective": "grpo", "model": model}
     with pytest.raises(InputError, match=r"--rewards: .*judge is not there on "):
-        find_trl_trainer_models(FinetuneOptions(**common, rewards=("answer", str(tmp_path / "judge"))))
+        find_trl_trainer_models(FinetuneOptions(**common, rewards=("answer", str(tmp_path / "judge"))), {})
     (tmp_path / "judge").mkdir()
     write_json(f"{tmp_path}/judge/{ADAPTER_CONFIG}", {})
     write_json(f"{tmp_path}/judge/{ABOUT_TRAINED}", {"base": str(tmp_path / "base")})
     with pytest.raises(InputError, match=r"/base"):
-        find_trl_trainer_models(FinetuneOptions(**common, rewards=(str(tmp_path / "judge"),)))
+        find_trl_trainer_models(FinetuneOptions(**common, rewards=(str(tmp_path / "judge"),)), {})
+    options = FinetuneOptions(**common, rewards=("answer", model))
+    find_trl_trainer_models(options, {"rewards": ["answer", reward_hash(model)]})
+    with pytest.raises(InputError, match=r"llama: other files on .* than where the command was given"):
+        find_trl_trainer_models(options, {"rewards": ["answer", "0f"]})
 
 
 def lose_the_model_on_one_rank(model: str) -> None:

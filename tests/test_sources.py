@@ -253,6 +253,8 @@ def test_tables_of_text_are_read_with_their_quotes_and_lines(tmp_path, encoding)
         ("a.tsv", b"title\ttext\nIce\tcaf\xe9\n", "convert it to UTF-8"),
         ("a.jsonl", b'{"title": "Ice", "text": 0}\n', "row 1, column 'text': text expected, 0 found"),
         ("a.jsonl", JSONL + b'{"title": "Ice", "text": "\\ud800"}\n', "row 2, column 'text': half a character"),
+        ("a.jsonl", JSONL + b'{"title": "Ice", "text": "a\\u0000b"}\n', "row 2, column 'text': a NUL character"),
+        ("a.jsonl", JSONL + b'{"title": "Ice", "more": ' + b"[" * 100_000, "row 2: not JSON (maximum recursion"),
         ("a.csv", b"title,text,text\nIce,a,b\n", "column 'text' stands twice; leave one of them out"),
         ("a.parquet", parquet("title", "title", "text"), "column 'title' stands twice; leave one of them out"),
         ("a.jsonl", JSONL + b'{"title": "Ice", "text": "a", "text": "b"}\n', "row 2: not JSON ('text' stands twice"),
@@ -313,9 +315,10 @@ def test_web_pages_are_articles_named_by_title_or_file(tmp_path):
     assert dict(read(tmp_path, tally)) == {"Ice": ICE, "Steam": "Steam is gas.", "Dew": "Dew is wet."} | (
         {} if tally["unreadable web page"] else {"deep": "deep"}
     )
-    (tmp_path / "a.HTML").write_bytes(b'<meta charset="klingon"><p>x')
-    with pytest.raises(InputError, match="'klingon', which is not known"):
-        read(tmp_path)
+    for encoding in ("klingon", "undefined", "unicode_escape"):
+        (tmp_path / "a.HTML").write_bytes(f'<meta charset="{encoding}"><p>x'.encode())
+        with pytest.raises(InputError, match=f"'{encoding}', which is not known"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize(

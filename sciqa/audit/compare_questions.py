@@ -14,7 +14,7 @@ from sciqa.corpus.articles import ArticleCounts, read_articles
 from sciqa.corpus.parts import check_corpus_files
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.exam.open_exam import Exam
-from sciqa.exam.question_key import question_key
+from sciqa.exam.question_key import question_key, question_keys_with_context
 from sciqa.retrieval.embedder import embed_one_by_one
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.queries import query_texts
@@ -61,7 +61,8 @@ class ComparedExam:
         self.keys: dict[tuple, list[int]] = {}
         self.titles: dict[str, list[int]] = {}
         for number, question in enumerate(questions):
-            self.keys.setdefault(question_key(question), []).append(number)
+            for key in question_keys_with_context(question_key(question), question.get("context"))[0]:
+                self.keys.setdefault(key, []).append(number)
             if question.get("title"):
                 self.titles.setdefault(question["title"], []).append(number)
 
@@ -98,7 +99,8 @@ def _compare_questions(part: dict, held: ComparedExam, findings: ContaminationFi
         for at, cosine in several:
             findings.add(NEAR, number, cosine, places[at])
     for at, question in enumerate(others):
-        for number in held.keys.get(question_key(question), ()):
+        keys = question_keys_with_context(question_key(question), question.get("context"))[1]
+        for number in (number for key in keys for number in held.keys.get(key, ())):
             findings.add(EXACT, number, compare_question_cosines(asked[number], vectors[[at]])[0], places[at])
         for number in held.titles.get(question.get("title") or "", ()):
             findings.add(ARTICLE, number, 1.0, places[at])

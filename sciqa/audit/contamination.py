@@ -12,7 +12,7 @@ from sciqa.exam.open_exam import Exam
 from sciqa.exam.question_table import QuestionTable
 
 #: Version of what the audit computes. Raise it with every change, so that tables of earlier versions are not kept.
-AUDIT_FORMAT = 1
+AUDIT_FORMAT = 2
 #: What stands where: the same question, the nearest one by its vector, one of the same gold article, and runs of words
 #: in other questions and in passages.
 EXACT, NEAR, ARTICLE, QUESTION_RUN, PASSAGE_RUN = "exact", "near", "article", "question run", "passage run"
@@ -150,14 +150,17 @@ def _kind(row: dict, own: dict[str, list], inputs: dict) -> str:
 
 
 def contamination_slices(rows: Iterable[dict], inputs: dict) -> dict[str, list[int]]:
-    """Return the numbers of the questions in each slice of an audited exam, such as `clean`, that is not empty."""
+    """Return the numbers of the questions in each slice of an audited exam, such as `clean`, that is not empty.
+
+    Questions too short to be looked up in texts are in neither of the slices by n-grams.
+    """
     held, not_held = (f"{inputs['ngram']}-gram {where} {inputs['texts_name']}" for where in ("in", "not in"))
     named: dict[str, list[int]] = {name: [] for name in ("all", *SLICES, held, not_held)}
     for number, row in enumerate(rows):
         named["all"].append(number)
         if inputs["against"]:
             named[row["kind"] if row["kind"] in SLICES else "contaminated"].append(number)
-        if inputs["texts"]:
+        if inputs["texts"] and row["passage_share"] is not None:
             named[held if row["passage_share"] else not_held].append(number)
     return {name: numbers for name, numbers in named.items() if numbers}
 
@@ -191,6 +194,8 @@ def contamination_summary(rows: list[dict], inputs: dict) -> str:
             f"{sum(bool(row['passage_share']) for row in rows):,} {of} have an n-gram of {inputs['ngram']} words in "
             f"{inputs['texts_name']}"
         )
+        if short := sum(row["passage_share"] is None for row in rows):
+            parts.append(f"too short to be looked up there: {short:,}")
     return "; ".join(parts)
 
 

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 from sentencex import segment
 from tokenizers import Tokenizer
 
-#: Minimum number of tokens for the text of a passage, however long its headings are.
+#: Minimum number of tokens for the text of a passage; headings that leave fewer are cut.
 LEAST_TOKENS = 16
 #: A space of several bytes before a full stop: `sentencex` 1.0 fails at one that a capital letter stands before.
 WIDE_SPACE = re.compile(r"[^\S\x00-\x7f](?=\.)")
@@ -38,10 +38,32 @@ class ChunkSplitter:
         self.tokenizer, self.tokens, self.overlap = tokenizer, tokens, overlap
         self.marks = tokenizer.num_special_tokens_to_add(is_pair=False)
 
+    def headings(self, title: str, section: str) -> tuple[str, str]:
+        """Return title and section of a passage, cut where they leave no `LEAST_TOKENS` for its text.
+
+        The section is cut first; a title keeps at least one token.
+        """
+        room = self.tokens - self.marks - LEAST_TOKENS
+        most = room
+        shown = title, section
+        while self._count(titled_chunk(*shown, "")) > room and most:
+            cut = self._beginning(title, most)
+            left = most - self._count(titled_chunk(cut, "", ""))
+            shown = cut, self._beginning(section, left)
+            most -= 1
+        return shown
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _beginning(self, text: str, most: int) -> str:
+        """Return the first tokens of a text, at most so many."""
+        ends = [end for _, end in self.tokenizer.encode(text, add_special_tokens=False).offsets[: max(0, most)]]
+        return text[: max(ends, default=0)].strip()
+
     def split(self, title: str, section: str, text: str) -> Iterator[str]:
         """Yield the passages of a section, without surrounding white space."""
-        headings = len(self.tokenizer.encode(titled_chunk(title, section, ""), add_special_tokens=False).ids)
-        room = max(LEAST_TOKENS, self.tokens - self.marks - headings)
+        room = self.tokens - self.marks - self._count(titled_chunk(*self.headings(title, section), ""))
         sentences, lengths = self._sentences(text, room)
         start = 0
         while start < len(sentences):

@@ -17,6 +17,8 @@ CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s
 #: Declared encodings, and the larger ones that browsers use instead.
 LARGER = {"iso-8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
 LARGER |= {"utf-16": "utf-8", "utf-16le": "utf-8", "utf-16be": "utf-8"}  # a declaration in ASCII rules out UTF-16
+#: Codecs of Python that are no encodings of pages.
+NO_ENCODINGS = {"undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7"}
 # fmt: off
 DROPPED = {
     "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "nav", "footer", "button", "select",
@@ -42,7 +44,10 @@ def read_html(data: bytes, path: str) -> tuple[str, list[tuple[str, str]]]:
     declared = CHARSET.search(data[:4096])
     encoding = declared[1].decode().lower() if declared else "utf-8"
     try:
-        text = decode_corpus_file(data, path, codecs.lookup(LARGER.get(encoding, encoding)).name)
+        codec = codecs.lookup(LARGER.get(encoding, encoding)).name
+        if codec in NO_ENCODINGS:
+            raise LookupError(codec)
+        text = decode_corpus_file(data, path, codec)
     except LookupError as error:
         raise InputError(f"{path}: says that it is in {encoding!r}, which is not known; convert it to UTF-8") from error
     page = LexborHTMLParser(text)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from sciqa.core import hashes, storage, tables
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import model_file_tokenizer
+from sciqa.core.model_files import find_model, model_file_tokenizer
 from sciqa.corpus import dedup as duplicates
 from sciqa.corpus.articles import ArticleCounts, ArticleRange, read_articles
 from sciqa.corpus.chunking import ChunkSplitter
@@ -39,14 +39,18 @@ def part_path(folder: str, part: int, *names: str) -> str:
     return tables.table_records_path(folder, "parts", f"{part:05d}", *names)
 
 
-def split_part(row: dict, options: CorpusOptions) -> dict:
-    """Write one part's passages, including duplicates, and the entries to find these; write its record last."""
+def split_part(row: dict, options: CorpusOptions, tokenizer: str) -> dict:
+    """Write one part's passages, including duplicates, and the entries to find these; write its record last.
+
+    `tokenizer` is the hash of the embedder's tokenizer on record, which that of this machine must have.
+    """
     part = row["part"]
     folder = part_path(options.passages, part["number"])
     record = storage.join_paths(folder, "part.json")
     if storage.path_exists(record) and (done := storage.read_json(record))["key"] == part["key"]:
         return {"done": done}
     check_corpus_files(part["files"])
+    hashes.check_same_hash(options.embedder, find_model(options.embedder).tokenizer, tokenizer)
     storage.delete_path(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
     splitter = ChunkSplitter(model_file_tokenizer(options.embedder), options.passage_tokens, options.passage_overlap)
@@ -92,9 +96,11 @@ def _comparable(path: str, state: list) -> list:
 def _split_all(pieces: list[ArticleRange], splitter: ChunkSplitter, tally: ArticleCounts) -> Iterator[dict[str, str]]:
     for piece in pieces:
         for section in read_articles(**piece, tally=tally):
-            for text in splitter.split(section["title"], section["section"], section["text"]):
-                name = "\x1f".join([section["title"], section["section"], text])
-                yield section | {"passage_id": hashlib.sha256(name.encode()).hexdigest()[:16], "text": text}
+            title, name = splitter.headings(section["title"], section["section"])
+            for text in splitter.split(title, name, section["text"]):
+                named = "\x1f".join([title, name, text])
+                about = {"passage_id": hashlib.sha256(named.encode()).hexdigest()[:16], "title": title, "section": name}
+                yield section | about | {"text": text}
 
 
 def write_part_duplicates(row: dict, folder: str, paths: list[str], removed: np.ndarray) -> dict:

@@ -34,7 +34,7 @@ from sciqa.corpus.parts import (
 
 #: Version of what this module and its readers compute. Raise it with every change, so that passages of earlier versions
 #: are not kept.
-PASSAGES_FORMAT = 5
+PASSAGES_FORMAT = 6
 #: Name of the file that records which corpus the passages are made from.
 CORPUS = "corpus.json"
 #: Maximum number of names that a summary line shows.
@@ -68,7 +68,8 @@ def _fill(
     options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
 ) -> tuple[dict, bool]:
     """Complete the passages table; return its manifest, and whether it was already complete."""
-    cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": find_model(options.embedder).tokenizer}
+    tokenizer = find_model(options.embedder).tokenizer
+    cut = options.cut() | {"format": PASSAGES_FORMAT, "tokenizer": tokenizer}
     inputs = hashes.fingerprint([sources, removed, options.part_bytes, left_out])
     paths = [path for path, _ in sources]
     _check_sources(options, paths)
@@ -79,7 +80,7 @@ def _fill(
         storage.write_json(tables.table_records_path(options.passages, CORPUS), about)
         storage.delete_path(tables.table_records_path(options.passages, tables.MANIFEST))
         cluster.connect_cluster(options)
-        manifest = _build(options, sources, left_out, removed)
+        manifest = _build(options, sources, left_out, removed, tokenizer)
         manifest |= {"inputs": inputs, "format": PASSAGES_FORMAT}
         tables.finish_table(options.passages, manifest)
     return manifest, kept
@@ -193,7 +194,11 @@ def _summed(names: list[str]) -> dict:
 
 
 def _build(
-    options: CorpusOptions, sources: list[tuple[str, list]], left_out: dict[str, str], removed: list[str]
+    options: CorpusOptions,
+    sources: list[tuple[str, list]],
+    left_out: dict[str, str],
+    removed: list[str],
+    tokenizer: str,
 ) -> dict:
     about = dict(sources)
     parts = [
@@ -207,7 +212,7 @@ def _build(
     ]
     if not parts:
         raise InputError(f"{', '.join(_corpus_of(options))}: empty; files with articles expected")
-    split = _run(parts, split_part, "parts read", options=options)
+    split = _run(parts, split_part, "parts read", options=options, tokenizer=tokenizer)
     paths = [part_path(options.passages, part, "entries.arrow") for part in range(len(parts))]
     digests = np.array([duplicates.dedup_title_hash(title) for title in removed], np.uint64)
     tasks = min(duplicates.BUCKETS, 1 + sum(row["passages"] for row in split) // 100_000)

@@ -48,6 +48,8 @@ def check_table_file_rows(path: str, rows: Iterator[tuple[int, object]]) -> Iter
                 raise InputError(f"{_place(path, at)}, column {field!r}: text expected, {value!r:.60} found")
             if SURROGATE.search(value):
                 raise InputError(f"{_place(path, at)}, column {field!r}: half a character (a lone surrogate) in it")
+            if "\0" in value:
+                raise InputError(f"{_place(path, at)}, column {field!r}: a NUL character in it, which no text has")
         for field in ("title", "text"):
             if field not in row:
                 raise InputError(f"{_place(path, at)}: no column {field!r}; every article has a title and a text")
@@ -140,5 +142,5 @@ def _parse_json_line(path: str, at: int, line: bytes) -> object:
         return json.loads(line, object_pairs_hook=_fields_once)
     except UnicodeDecodeError as error:
         raise InputError(f"{_place(path, at)}, byte {error.start + 1}: not UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{_place(path, at)}: not JSON ({error}); one article a line expected") from error

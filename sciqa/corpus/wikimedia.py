@@ -78,6 +78,7 @@ def read_wikimedia_pages(path: str, start: int = 0, end: int | None = None) -> I
     parser = _PageParser(path)
     if start:
         parser.feed(b"<mediawiki>")
+        parser.remedy = "a bz2 stream begins within a page, as those of pbzip2 do; unpack it, or pack it with bzip2"
     empty = True
     for chunk in chunks:
         empty = False
@@ -183,6 +184,7 @@ class _PageParser:
         self.path, self.closed = path, False
         self._pages: list[WikimediaPage] = []
         self._page, self._length = WikimediaPage(), 0
+        self.remedy = "fetch it again"  # until a page begins
         self._parts: list[str] | None = None
         self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
@@ -198,12 +200,13 @@ class _PageParser:
             self._parser.Parse(data)
         except expat.ExpatError as error:
             after = f" after the page {self._page.title!r}" if self._page.title else ""
-            raise InputError(f"{self.path}: not well-formed XML{after} ({error}); fetch it again") from error
+            raise InputError(f"{self.path}: not well-formed XML{after} ({error}); {self.remedy}") from error
         return self._pages
 
     def _begin(self, tag: str, attributes: dict) -> None:
         if tag == "page":
             self._page = WikimediaPage()
+            self.remedy = "fetch it again"
         elif tag == "redirect":
             self._page.redirect = True
         elif tag in ("title", "ns", "text"):

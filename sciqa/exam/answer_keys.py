@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import BEFORE, LetteredAnswerOptions, answer_option_text, is_number_answer_option
-from sciqa.exam.columns import Columns, find_column_cell, structured_column_cell
+from sciqa.exam.column_cells import find_column_cell, structured_column_cell
+from sciqa.exam.columns import Columns
 from sciqa.exam.row import LETTERS, Row
 
 #: Values of `--answers-from`.
@@ -162,6 +163,12 @@ class AnswerKeyColumn:
         place = reading.number - (self.first or 0)
         if not 0 <= place < len(self.options[at].texts):
             raise self._expected(at)
+        if self.options[at].sorted:
+            raise self._error(
+                at,
+                f"{reading.text!r} found, but the labels of the options are not in order, so that an index may count "
+                f"them as they stand or as they are labelled; {self._letters(at)} expected",
+            )
         return place
 
     def _any(self, at: int) -> int:

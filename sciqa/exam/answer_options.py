@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from sciqa.exam.columns import MARKED, Columns, find_column_cell, structured_column_cell
+from sciqa.exam.column_cells import find_column_cell, structured_column_cell
+from sciqa.exam.columns import MARKED, Columns
 from sciqa.exam.row import LETTERS, Row, RowNumber
 
 #: Fields that hold the text and the label of options.
@@ -25,12 +26,16 @@ class LetteredAnswerOptions(NamedTuple):
         labels: names by which an answer may refer to them; empty if only letters do.
         right: index of the option that is marked as right, if any.
         numbers: whether the file stores any option as a number, and not text.
+        sorted: whether the file has the options in another order, which their labels tell.
+        marked: text of the option that is marked as right beside a column of answers, if one is.
     """
 
     texts: list[str]
     labels: list[str] = []  # noqa: RUF012 (never changed)
     right: int | None = None
     numbers: bool = False
+    sorted: bool = False
+    marked: str | None = None
 
 
 def is_number_answer_option(cell: object) -> bool:
@@ -75,7 +80,7 @@ def read_answer_options(row: Row, columns: Columns) -> LetteredAnswerOptions:
     path = columns.options[0]
     cell = structured_column_cell(find_column_cell(row.cells, path))
     labels: object = []
-    marks: object = _field(cell, MARKS) if not columns.answer else None
+    marks: object = _field(cell, MARKS)
     if isinstance(cell, dict) and not path.startswith(MARKED) and _are_marks(cell):
         raise row.error(path, f"options as a list, or by letters, expected; {str(cell)[:60]} found")
     if isinstance(cell, dict) or (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
@@ -85,20 +90,23 @@ def read_answer_options(row: Row, columns: Columns) -> LetteredAnswerOptions:
     elif path not in row.cells:  # labels are in a field beside that of the texts
         labels = _field(structured_column_cell(find_column_cell(row.cells, path.rpartition(".")[0])), LABELS) or []
     if not isinstance(cell, list):
-        raise row.error(path, f"a list of options expected, {'nothing' if cell is None else repr(cell)[:60]} found")
+        found = "nothing" if cell is None else repr(cell)[:60]
+        raise row.error(path, f'a list of options expected, {found} found; as JSON it is such as ["tin", "zinc"]')
     if not isinstance(labels, list) or (labels and len(labels) != len(cell)):
         raise row.error(path, f"{len(cell)} options, but labels {str(labels)[:60]}")
     marks = labels if path.partition(".")[0] == MARKED else marks
-    if isinstance(marks, list):
+    if isinstance(marks, list) and not columns.answer:
         return _marked(row, cell, marks, path)
-    return _checked(row, cell, labels, [path] * len(cell))
+    checked = _checked(row, cell, labels, [path] * len(cell))
+    right = [text for text, mark in zip(cell, _binary(marks), strict=False) if mark == "1"]
+    return checked._replace(marked=answer_option_text(right[0])) if len(right) == 1 else checked
 
 
 def _are_marks(cell: dict) -> bool:
     """Whether an object's keys are the texts of options, and its values only marks or scores."""
     marks = [mark for mark in cell.values() if mark is not None]
     return all(isinstance(mark, bool) or is_number_answer_option(mark) for mark in marks) and any(
-        len(name) > 2 for name in cell
+        len(str(name)) > 2 for name in cell
     )
 
 
@@ -147,23 +155,44 @@ def split_lettered_options(text: str) -> list[str] | str:
 
 
 def _apart(row: Row, correct: str, columns: Columns) -> LetteredAnswerOptions:
-    names = [correct, *columns.incorrect]
-    cells = [find_column_cell(row.cells, name) for name in names]
-    if columns.listed and isinstance(wrong := structured_column_cell(cells[1]), list):
-        cells, names = [cells[0], *wrong], [names[0], *[names[1]] * len(wrong)]
-    return _checked(row, cells, [], names)._replace(right=0)
+    names = list(columns.incorrect)
+    wrong = [find_column_cell(row.cells, name) for name in names]
+    if len(names) == 1:
+        wrong = _listed(row, names[0], wrong[0], columns.listed)
+        names *= len(wrong)
+    right = find_column_cell(row.cells, correct)
+    return _checked(row, [right, *wrong], [], [correct, *names])._replace(right=0)
+
+
+def _listed(row: Row, name: str, cell: object, listed: bool) -> list:
+    """Return the wrong options of a cell: a list, or one option."""
+    wrong = structured_column_cell(cell)
+    if isinstance(wrong, list) and (wrong is cell or listed or all(type(each) is str for each in wrong)):
+        return wrong
+    if isinstance(cell, str) and cell.strip()[:1] + cell.strip()[-1:] == "[]":
+        raise row.error(
+            name,
+            f"{cell[:60]!r} found, which is no list, or may be one option; a list has quotes and commas, such as "
+            '["tin", "zinc"]',
+        )
+    return [cell]
 
 
 def _marked(row: Row, cell: list, marks: list, path: str) -> LetteredAnswerOptions:
     """Return options of which one is marked as right: `{choices: […], labels: [1, 0, …]}`, or `{text: 1, …}`."""
     if marks and {str(each) for each in cell} <= {"0", "1"}:  # the keys are the texts
         cell, marks = marks, cell
-    marks = [str(int(each) if isinstance(each, bool) else each) for each in marks]
+    marks = _binary(marks)
     if marks.count("1") != 1 or set(marks) > {"0", "1"}:
         raise row.error(
             path, f"labels {', '.join(marks)[:60]} found; 1 for the right option and 0 for the others expected"
         )
     return _checked(row, cell, [], [path] * len(cell))._replace(right=marks.index("1"))
+
+
+def _binary(marks: object) -> list[str]:
+    """Return marks as texts, true as "1" and false as "0"; none for what is no list."""
+    return [str(int(each) if isinstance(each, bool) else each) for each in marks] if isinstance(marks, list) else []
 
 
 def _checked(row: Row, cells: list, labels: list, names: list[str]) -> LetteredAnswerOptions:
@@ -198,7 +227,8 @@ def _in_order(row: Row, texts: list[str], labels: list[str], name: str) -> Lette
     order = list(range(len(texts)))
     if set(labels) == set(LETTERS[: len(texts)]):
         order = sorted(order, key=lambda at: labels[at])
-    return LetteredAnswerOptions([texts[at] for at in order], [labels[at] for at in order])
+    moved = order != sorted(order)
+    return LetteredAnswerOptions([texts[at] for at in order], [labels[at] for at in order], sorted=moved)
 
 
 def options_without_letters(options: list[LetteredAnswerOptions]) -> list[LetteredAnswerOptions]:

@@ -1,13 +1,12 @@
 """The columns of a file that hold the question, its options and the answer: recognised by name, or given."""
 
-import ast
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from sciqa.core.errors import InputError
-from sciqa.exam.exam_files import parse_exam_file_json
+from sciqa.exam.column_cells import find_column_cell, structured_column_cell
 from sciqa.exam.row import LETTERS, Row
 
 #: Names of each part in public exams, likelier names first; `a.b` is the field b of the column a.
@@ -75,7 +74,7 @@ class Columns:
         id: column of the question's id; without one, the row number is the id.
         kept: columns that have another name in the exam table, by that name.
         own: whether these are the columns of the exam table itself, in which numbers count from 0.
-        listed: whether one column lists the wrong options.
+        listed: whether one column lists the wrong options, in all rows.
         also: further columns that seem to hold the answer, and must agree with it.
     """
 
@@ -123,6 +122,11 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
         if not equals or name not in parts or name in found:
             raise InputError(f"--columns: {each!r} given, PART=COLUMN expected, once for each of {', '.join(parts)}")
         found[name] = column
+    if (apart := {"correct", "incorrect"} & found.keys()) and (other := {"options", "answer"} & found.keys()):
+        raise InputError(
+            f"--columns: {min(other)}={found[min(other)]} and {min(apart)}={found[min(apart)]} given; either the right "
+            "and the wrong options have columns of their own, or all options have some, and the answers one"
+        )
     return found
 
 
@@ -139,31 +143,6 @@ def unwrap_columns(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def find_column_cell(cells: dict[str, object], path: str) -> object:
-    """Return the cell of a column, or the value at a path into its fields; None if there is none."""
-    if path in cells or "." not in path:
-        return cells.get(path)
-    name, _, rest = path.partition(".")
-    cell = structured_column_cell(cells.get(name))
-    if isinstance(cell, list):
-        return [find_column_cell(each, rest) if isinstance(each, dict) else None for each in cell]
-    return find_column_cell(cell, rest) if isinstance(cell, dict) else None
-
-
-def structured_column_cell(cell: object) -> object:
-    """Return a cell; text that holds a list or an object, in JSON or Python syntax, is parsed."""
-    if not isinstance(cell, str) or cell.lstrip()[:1] not in ("[", "{"):
-        return cell
-    for parse in (parse_exam_file_json, ast.literal_eval):
-        try:
-            parsed = parse(cell.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(parsed, list | dict):
-            return parsed
-    return cell
-
-
 def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Columns:
     """Return the columns of an exam: those of `parse_columns`, and for other parts the first known name in its rows.
 
@@ -174,6 +153,11 @@ def recognise_columns(exam: str, rows: list[Row], given: dict[str, str]) -> Colu
     _check_given(exam, given, names, rows)
     prompt = _several(given["prompt"], names) if given.get("prompt") else _prompt(names)
     options, correct, incorrect = _options(given, names)
+    if "answer" in given and (correct or options == (MARKED,)):
+        raise InputError(
+            f"{exam}: --columns answer={given['answer']}, but column {correct or MARKED!r} says which option is right; "
+            "leave answer out, or name the columns of all options by options=…"
+        )
     own = prompt == ("prompt",) and options[:1] == ("A",) and "options" not in given
     columns = Columns(
         prompt=prompt,

@@ -27,12 +27,13 @@ def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
         header = _named(path, line, header, [cells for _, cells in body])
     named = iter(clean_row_names(path, filter(None, header)))
     header, width = [name and next(named) for name in header], len(header)
+    short = [at for at in range(width) if all(len(cells[at].strip()) == 1 for _, cells in body if at < len(cells))]
     for number, (line, cells) in enumerate(body, 1):
         given = zip(header, cells, strict=False)  # those beyond the header are empty, or refused
         row = Row(path, number, line, {name: cell for name, cell in given if name})
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):
             raise InputError(f"{row.place}: {len(cells)} cells, {width} expected; quote cells with separators in them")
-        if swallowed := next((cell for cell in cells if _holds_rows(cell, width)), None):
+        if swallowed := next((cell for cell in cells if _holds_rows(cell, width, short)), None):
             raise InputError(
                 f"{row.place}: a cell that holds whole rows, {swallowed[:60]!r}; a quote before it is not closed, or "
                 "not doubled inside its cell"
@@ -40,10 +41,19 @@ def read_csv(path: str, text: str, kind: str) -> Iterator[Row]:
         yield row
 
 
-def _holds_rows(cell: str, width: int) -> bool:
-    """Whether a line of a multi-line cell, other than the last, has as many cells as the header."""
+def _holds_rows(cell: str, width: int, short: list[int]) -> bool:
+    """Whether a line of a multi-line cell, other than the last, is a row, with as many cells as the header.
+
+    Prose has a space after a comma, and no single character where all rows have one (`short`: such columns).
+    """
     lines = cell.split("\n")[:-1] if width >= 4 else []
-    return any(line.count(",") + 1 >= width and len(next(csv.reader([line]), [])) == width for line in lines)
+    found = [next(csv.reader([line]), []) for line in lines if line.count(",") + 1 >= width]
+    return any(
+        len(cells) == width
+        and not any(each[:1].isspace() for each in cells[1:])
+        and (not short or any(len(cells[at].strip()) == 1 for at in short))
+        for cells in found
+    )
 
 
 def _csv_lines(path: str, text: str, kind: str) -> list[tuple[int, list[str]]]:

@@ -293,16 +293,31 @@ def _read_batches(path: str, names: list[str], batches: Iterable[pa.RecordBatch]
     number, names = 0, clean_row_names(path, names)
     for batch in batches:
         batch.validate(full=True)  # texts that are not UTF-8 would be a `UnicodeDecodeError`
-        columns = [_shortest_decimals(column).to_pylist() for column in batch.columns]
+        columns = [_cells(path, name, column) for name, column in zip(names, batch.columns, strict=True)]
         for cells in zip(*columns, strict=True):
             number += 1
             yield Row(path, number, None, dict(zip(names, cells, strict=True)))
 
 
-def _shortest_decimals(column: pa.Array) -> pa.Array:
-    """Return a column with 32-bit floats as their shortest decimals; Python would make 0.10000000149011612 of 0.1."""
-    if column.type == pa.float32():
-        return column.cast(pa.string()).cast(pa.float64())
-    if pa.types.is_list(column.type) and column.type.value_type == pa.float32():
-        return column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
-    return column
+def _cells(path: str, name: str, column: pa.Array) -> list:
+    """Return the cells of a column.
+
+    32-bit floats become their shortest decimals, also in lists and fields; Python makes 0.10000000149011612 of 0.1.
+    """
+    if (texts := _with_floats_as(column.type, pa.string())) != column.type:
+        column = column.cast(texts).cast(_with_floats_as(column.type, pa.float64()))
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError, KeyError) as error:  # times, which Python has from the year 1 to 9999
+        raise InputError(f"{path}, column {name!r}: cannot be read ({error}); store it as text, or drop it") from error
+
+
+def _with_floats_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return a type with another one in place of 32-bit floats."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _with_floats_as(field.type, other)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_with_floats_as(kind.value_type, other), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_with_floats_as(kind.value_type, other))
+    return other if kind == pa.float32() else kind

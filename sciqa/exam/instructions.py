@@ -18,8 +18,26 @@ def read_instructions(path: str) -> list[dict[str, str]]:
     Raises:
         InputError: names file, row and column of what is missing, empty or no text.
     """
-    rows = enumerate(read_exam_files(path), 1)
-    return [{"id": str(row.cells.get("id") or number)} | _texts(row) for number, row in rows]
+    rows = read_exam_files(path)
+    return [{"id": name} | _texts(row) for name, row in zip(instruction_ids(rows), rows, strict=True)]
+
+
+def instruction_ids(rows: list[Row]) -> list[str]:
+    """Return the id of each row, by default its number from 1 on.
+
+    Raises:
+        InputError: an id that is no text, or stands twice.
+    """
+    seen: dict[str, Row] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            name = answer_option_text(row.cells.get("id")) or str(number)
+        except ValueError as error:
+            raise row.error("id", str(error)) from error
+        if first := seen.get(name):
+            raise row.error("id", f"{name!r} is that of row {first.number} of {first.path} already; ids must differ")
+        seen[name] = row
+    return list(seen)
 
 
 def read_instructions_examples(path: str) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Hashable
 
 from sciqa.exam.answer_options import answer_options_of
 
@@ -15,6 +16,20 @@ def question_key(question: dict) -> tuple:
     """Return what is equal for two questions with the same prompt and options: case, punctuation and order aside."""
     options = sorted(tuple(SIGN.findall(folded_question_text(text))) for text in answer_options_of(question).values())
     return tuple(SIGN.findall(folded_question_text(question["prompt"]))), tuple(options)
+
+
+def question_keys_with_context(key: Hashable, context: str | None) -> tuple[list[tuple], list[tuple]]:
+    """Return the keys that a question is held by, and those that it is looked up by, so that its context counts.
+
+    Two questions of the same key share one of them unless each has a context, and these differ by more than case and
+    white space.
+
+    Args:
+        key: what says that two questions are the same, but for their contexts.
+        context: the question's own context, if it has one.
+    """
+    own = " ".join(folded_question_text(context or "").split())
+    return [(key, own), (key, None)], [(key, own), (key, "")] if own else [(key, None)]
 
 
 def folded_question_text(text: str) -> str:

@@ -17,7 +17,8 @@ from sciqa.exam.answer_options import (
     options_without_letters,
     read_answer_options,
 )
-from sciqa.exam.columns import KEPT, Columns, find_column_cell, parse_columns, recognise_columns, unwrap_columns
+from sciqa.exam.column_cells import find_column_cell
+from sciqa.exam.columns import KEPT, Columns, parse_columns, recognise_columns, unwrap_columns
 from sciqa.exam.exam_files import exam_file_splits, read_exam_files
 from sciqa.exam.row import LETTERS, Row
 
@@ -157,11 +158,19 @@ def _places(
 ) -> list[int | None]:
     """Return the index of each question's right option; None for a question without an answer."""
     if not columns.answer:
-        return [each.right for each in options]
+        places = [each.right for each in options]
+        for other in _also_answers(columns, rows, options):
+            if all(each.text is None or each.place is not None for each in other.readings):  # no letters of this order
+                other.check_agrees(places, columns.correct or columns.options[0])
+        return places
     first, *others = [AnswerKeyColumn(name, rows, options, columns) for name in columns.answer]
     places = first.places(meant)
     for other in [*others, *_also_answers(columns, rows, options)]:
         other.check_agrees(places, first.name)
+    for row, place, each in zip(rows, places, options, strict=True):
+        if each.marked is not None and (place is None or each.texts[place] != each.marked):
+            said = "nothing" if place is None else LETTERS[place]
+            raise row.error(first.name, f"{said} found, but {columns.options[0]!r} marks {each.marked[:60]!r} as right")
     return places
 
 
@@ -212,6 +221,7 @@ def _notes(exam: str, columns: Columns, table: pa.Table, texts: list[list[str]],
     """Yield messages for the user about an exam that was read."""
     if not columns.own:
         unread = [name for name in table.column_names if name not in READ and name not in KEPT]
+        unread += [name for name in columns.also if name in READ]
         said = f"{exam}: read as {columns.said()}" + ("" if columns.id else "; ids are row numbers")
         yield said + (f"; not read: {', '.join(unread)}" if unread else "")
     missing = table["answer"].null_count

@@ -2,7 +2,6 @@
 
 import re
 import string
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +12,11 @@ from sciqa.core import cluster, hashes, model_workers, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import model_file_bytes
 from sciqa.corpus.chunking import split_sentences, titled_chunk
+from sciqa.exam.answer_options import answer_option_text
 from sciqa.exam.baselines import FUNCTION_WORDS
 from sciqa.exam.exam_files import read_exam_files
+from sciqa.exam.instructions import instruction_ids
+from sciqa.exam.row import Row
 from sciqa.generate.candidates import PASSAGE, CandidatePart, judge_candidate, write_candidates
 from sciqa.generate.filters import filter_key_words
 from sciqa.generate.options import GenerateOptions
@@ -177,20 +179,23 @@ def read_distractor_questions(path: str) -> list[dict[str, str]]:
     Raises:
         InputError: names file, row and column of the problem.
     """
-    rows: list[dict[str, str]] = []
-    for row in read_exam_files(path):
-        found = {"id": str(row.cells.get("id") or len(rows) + 1)}
-        for name, other in (("prompt", "instruction"), ("answer", "output")):
-            value = row.cells.get(name, row.cells.get(other))
-            if not isinstance(value, str) or not value.strip():
-                raise InputError(f"{row.place}, column {name!r} (or {other!r}): {value!r} found, a text expected")
-            found[name] = value.strip()
-        rows.append(found)
-    if not rows:
-        raise InputError(f"{path}: no open questions; rows with prompt and answer expected")
-    if repeated := [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]:
-        raise InputError(f"{path}: the id {repeated[0]!r} stands there twice; ids must differ")
-    return rows
+    rows = read_exam_files(path)
+    return [
+        {"id": name, "prompt": _text(row, "prompt", "instruction"), "answer": _text(row, "answer", "output")}
+        for name, row in zip(instruction_ids(rows), rows, strict=True)
+    ]
+
+
+def _text(row: Row, name: str, other: str) -> str:
+    """Return the text of a column that has one of two names."""
+    column = name if name in row.cells else other
+    try:
+        text = answer_option_text(row.cells.get(column))
+    except ValueError as error:
+        raise row.error(column, str(error)) from error
+    if text is None:
+        raise InputError(f"{row.place}, column {name!r} (or {other!r}): nothing found, a text expected")
+    return text
 
 
 def distractor_questions_path(folder: str) -> str:

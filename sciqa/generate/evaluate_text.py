@@ -17,7 +17,7 @@ from sciqa.generate.options import EvaluateTextOptions
 from sciqa.generate.text_metrics import FIGURES, text_metric_rows
 
 #: Version of what this step computes. Raise it with every change, so that tables of earlier versions are not kept.
-EVALUATE_FORMAT = 3
+EVALUATE_FORMAT = 4
 #: Instructions per part, the unit of work and of resuming.
 PART_INSTRUCTIONS = 32
 FIGURES_SCHEMA = pa.schema(

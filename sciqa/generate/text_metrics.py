@@ -20,25 +20,39 @@ FIGURES = {
     "words": "words",
 }
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+#: Punctuation; the group is what belongs to a number: its sign, its point, and what stands between two digits.
+PUNCTUATION = re.compile(
+    r"((?<=\d)[./:^](?=[-.]?\d)|[<>](?=\s?[-.]?\d)|(?:(?<!\w)|(?<=\de))-(?=\.?\d)|(?<!\w)\.(?=\d))"
+    rf"|[{re.escape(string.punctuation)}]"
+)
 
 
 def normalised_tokens(text: str) -> list[str]:
-    """Return the words of a text as SQuAD's evaluation compares them: no case, punctuation and articles.
+    """Return the words of a text nearly as SQuAD's evaluation compares them: no case, punctuation and articles.
 
-    The rules are those of the official script of Rajpurkar et al. 2016 (SQuAD).
+    The rules are those of the official script of Rajpurkar et al. 2016 (SQuAD), but that numbers keep their signs and
+    points: 3.5 is not 35, and -5 not 5.
     """
-    return ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split()
+    plain = PUNCTUATION.sub(lambda found: found[1] or "", text.lower().replace("\N{MINUS SIGN}", "-"))
+    return ARTICLES.sub(" ", plain).split()
+
+
+def _compared_tokens(answer: str, reference: str) -> tuple[list[str], list[str]]:
+    """Return the words of an answer and of a reference; of two texts without words, such as `A` and `<`, the texts."""
+    given, expected = normalised_tokens(answer), normalised_tokens(reference)
+    if given or expected:
+        return given, expected
+    whole = [text.strip().casefold() for text in (answer, reference)]
+    given, expected = ([text.strip(string.punctuation) or text] for text in whole)
+    return given, expected
 
 
 def token_f1(answer: str, reference: str) -> float:
     """Return the F1 of an answer's words, as a bag, against those of a reference (Rajpurkar et al. 2016).
 
-    Two texts without any words are equal, so their F1 is 1.
+    Texts without any words are compared as a whole.
     """
-    given, expected = normalised_tokens(answer), normalised_tokens(reference)
-    if not given or not expected:
-        return float(given == expected)
+    given, expected = _compared_tokens(answer, reference)
     common = (Counter(given) & Counter(expected)).total()
     return 2 * common / (len(given) + len(expected))
 
@@ -57,9 +71,10 @@ def rouge_scores(answers: Sequence[str], references: Sequence[str]) -> list[dict
 
 def text_scores(answer: str, reference: str) -> dict[str, float]:
     """Return the figures of an answer that its words give, without those of ROUGE."""
+    given, expected = _compared_tokens(answer, reference)
     return {
         "token_f1": token_f1(answer, reference),
-        "exact_match": float(normalised_tokens(answer) == normalised_tokens(reference)),
+        "exact_match": float(given == expected),
         "words": float(len(answer.split())),
     }
 

@@ -90,7 +90,7 @@ def _slices(exam: Exam, answers: list[dict]) -> dict[str, list[dict]]:
     present = [name for name in columns if name in file.schema_arrow.names]
     slices: dict[str, list[dict]] = {"all": answers}
     for question, answer in zip(file.read(present).to_pylist(), answers, strict=True):
-        for name in present[:-1]:
+        for name in (name for name in present[:-1] if question[name] is not None):
             slices.setdefault(f"{name}: {question[name]}", []).append(answer)
         if not question["is_question"]:
             slices.setdefault("instructions", []).append(answer)

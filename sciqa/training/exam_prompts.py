@@ -20,6 +20,7 @@ Text = list[Message] | str
 
 def is_answers_table(folder: str) -> bool:
     """Whether a folder holds what `sciqa predict` has finished."""
+    folder = storage.absolute_path(folder)
     return tables.is_finished_table(folder) and _is_of_answers(tables.read_table_manifest(folder, "predict"))
 
 
@@ -42,7 +43,7 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tu
         InputError: a question without an answer, probabilities that are no numbers, or answers to another exam, or from
             other contexts, than those in the run.
     """
-    folder = storage.absolute_path(folder)
+    folder = storage.absolute_path(folder).rstrip("/")
     run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
     if not _is_of_answers(manifest):
         raise InputError(f"{folder}: a table, but not of answers; RUN/answers/NAME expected")

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from sciqa.core import tables
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of, rotate_answer_options
+from sciqa.exam.question_key import question_keys_with_context
 from sciqa.retrieval.contexts import context_text
 from sciqa.training.options import FinetuneOptions
 
@@ -152,26 +153,27 @@ class ExampleOrder:
 def check_training_examples(*exams: tuple[pa.Table, str]) -> None:
     """Raise `InputError` if a question has no answer, or is in two exams: memorising would then give a good score.
 
-    Each exam is a pair of its questions and its name.
+    Each exam is a pair of its questions and its name. Questions about different contexts of the exam are not the same.
     """
-    seen: dict[bytes, tuple[str, int]] = {}
+    seen: dict[tuple, tuple[str, int]] = {}
     for questions, name in exams:
         check_example_answers(questions, name)
-        asked = [_question_digest(row) for row in tables.table_rows(questions)]
-        for number, question in enumerate(asked, 1):
-            if question in seen:
-                other, row = seen[question]
+        asked = [_keys(row) for row in tables.table_rows(questions)]
+        for number, (_, keys) in enumerate(asked, 1):
+            if again := [seen[key] for key in keys if key in seen]:
+                other, row = again[0]
                 raise InputError(
                     f"{name}, row {number}: the same question as row {row} of {other}; what is trained on would "
                     "choose the best step, so leave it out of one of them"
                 )
-        seen |= {question: (name, number) for number, question in enumerate(asked, 1)}
+        seen |= {key: (name, number) for number, (keys, _) in enumerate(asked, 1) for key in keys}
 
 
-def _question_digest(question: dict) -> bytes:
-    """Return a hash of prompt and options, of which order, case and spaces do not matter."""
+def _keys(question: dict) -> tuple[list[tuple], list[tuple]]:
+    """Return `question_keys_with_context` of prompt and options, of which order, case and spaces do not matter."""
     texts = (question["prompt"], *sorted(answer_options_of(question).values()))
-    return hashlib.sha256(json.dumps([" ".join(text.casefold().split()) for text in texts]).encode()).digest()
+    digest = hashlib.sha256(json.dumps([" ".join(text.casefold().split()) for text in texts]).encode()).digest()
+    return question_keys_with_context(digest, question.get("context"))
 
 
 def check_example_answers(questions: pa.Table, name: str) -> None:

@@ -37,12 +37,10 @@ from sciqa.training.loggers import MetricLoggers
 from sciqa.training.loss import DivergedError, mean_loss
 from sciqa.training.model_check import check_minimum_memory
 from sciqa.training.optimizer import learning_rate_schedule, optimizer_gradient_norm, optimizer_is_paged
-from sciqa.training.options import HISTORY, LONGEST_CHECKED, NO_SCALER, FinetuneOptions
+from sciqa.training.options import HISTORY, LONGEST_CHECKED, MOST_SKIPPED, NO_SCALER, FinetuneOptions
 
 #: Padded tokens per evaluation batch of a worker.
 EVALUATION_TOKENS = 2048
-#: Steps in a row that may be skipped to find the scale of float16 gradients: it is halved each time, from 65,536.
-MOST_SKIPPED = 24
 
 
 def train_loop(config: dict) -> dict:

@@ -16,12 +16,16 @@ from sciqa.training.options import FinetuneOptions, TrainOptions
 if TYPE_CHECKING:
     import peft
 
+#: Fields of peft's configurations that name modules.
+NAMING = ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern")
+
 
 def check_finetune_model(options: FinetuneOptions) -> None:
     """Raise `InputError` if the model is incomplete, or peft or `--gradient-checkpointing` cannot be used with it.
 
     This needs no values of weights, so the driver calls it.
     """
+    _check_patterns(options.peft_fields())
     family = model_file_family(options.model)
     model = load.load_on_meta_device(options.model, family, torch.float32)
     model = adapter.add_trainable_adapter(model, family, options.method, options.peft_fields())
@@ -38,6 +42,20 @@ def check_finetune_model(options: FinetuneOptions) -> None:
             raise InputError(f"--peft: {error}") from error
         except RuntimeError:  # it computes with values, which there are none of here
             return
+
+
+def _check_patterns(fields: dict) -> None:
+    """Raise `InputError` if a name of modules is no regular expression, as which peft reads most of them."""
+    for field in (*NAMING, "exclude_modules"):
+        given = fields.get(field) or ()
+        for each in [given] if isinstance(given, str) else given if isinstance(given, list | dict) else ():
+            try:
+                re.compile(str(each))
+            except re.error as error:
+                raise InputError(
+                    f"--peft: {field}: {each!r} is no regular expression ({error}); any letters are .* there, as in "
+                    "'.*_proj'"
+                ) from error
 
 
 def _check_score_head(options: FinetuneOptions, model: PreTrainedModel) -> None:
@@ -59,7 +77,7 @@ def _check_adapter(options: FinetuneOptions, model: "peft.PeftModel") -> None:
     modules = model.get_base_model().named_modules()
     names = [name.replace(".original_module", "") for name, _ in modules]  # where peft has a module saved whole
     names += ["score"] * (options.objective == "reward")
-    for field in ("target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
+    for field in NAMING:
         given = getattr(model.active_peft_config, field, None) or ()
         for each in () if isinstance(given, str) else given:
             if not any(re.fullmatch(f".*({each})", name) for name in names):

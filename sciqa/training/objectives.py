@@ -10,7 +10,7 @@ import pyarrow as pa
 from ray.train import Result, UserCallback
 
 from sciqa.core import hashes, storage, tables
-from sciqa.core.adapter_files import adapter_hash, check_adapter_files, describe_adapter_files, read_adapter_record
+from sciqa.core.adapter_files import check_adapter_files, describe_adapter_files, read_adapter_record
 from sciqa.core.errors import InputError
 from sciqa.core.extras import require_extra
 from sciqa.core.model_files import ABOUT_TRAINED, ADAPTER_CONFIG, find_model, model_file_family
@@ -31,7 +31,7 @@ from sciqa.training.ray_train import (
     reported_ray_train_figures,
     run_ray_train_workers,
 )
-from sciqa.training.rewards import REWARDS, read_reward_prompts
+from sciqa.training.rewards import REWARDS, read_reward_prompts, reward_hash
 
 #: Version of what is computed from the same examples; raise it when that changes.
 OBJECTIVE_FORMAT = 3
@@ -171,18 +171,11 @@ def _read_inputs(options: FinetuneOptions) -> dict:
     """Return those of the inputs that are read from files, which may change before workers read them."""
     files = find_model(options.model)
     return {
-        "rewards": [name if name in REWARDS else _judge_hash(name) for name in options.rewards],
+        "rewards": list(map(reward_hash, options.rewards)),
         "weights of the model": files.weights_hash,
         "others of the model": files.others,
         "text of the template": _exam_style(options).template,
     }
-
-
-def _judge_hash(folder: str) -> str:
-    """Return a hash of a reward model: of an adapter, or of all weights where they were trained."""
-    if storage.path_exists(storage.join_paths(folder, ADAPTER_CONFIG)):
-        return adapter_hash(folder)
-    return find_model(folder).revision
 
 
 def _examples_path(options: FinetuneOptions, split: str) -> str:
@@ -201,7 +194,7 @@ def _fit(
         tables.write_table(_examples_path(options, split), pa.Table.from_pylist(rows))
     steps = options.trl_steps(len(examples["train"]))
     config: dict = {split: _examples_path(options, split) for split in SPLITS}
-    config["recorded"] = {"revision": find_model(options.model).revision}
+    config["recorded"] = {"revision": find_model(options.model).revision, "rewards": inputs["rewards"]}
     check_ray_train_inputs(inputs, _read_inputs(options))
     return keep_best_objective(options, run_ray_train_workers(options, config, steps, workers, callbacks))
 

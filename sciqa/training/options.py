@@ -38,8 +38,8 @@ NO_SCALER = (
     "--precision float16: with --zero 2 and 3 DeepSpeed does not scale gradients as float16 needs; pass --precision "
     "float32, bfloat16 where the hardware has it, or --zero 0"
 )
-
-
+#: Steps in a row that may be skipped to find the scale of float16 gradients: it is halved each time, from 65,536.
+MOST_SKIPPED = 24
 #: Number of questions or prompts of a split, the longest in characters, whose tokens are counted before the first step.
 LONGEST_CHECKED = 16
 #: Objectives that options other than their defaults belong to.
@@ -49,9 +49,38 @@ OBJECTIVES_OF: dict[str, tuple[Objective, ...]] = {
     "template": ("rank", "dpo", "reward", "grpo"),
     "chat_format": ("instruct", "dpo", "reward", "grpo"),
     "packing": ("instruct",),
+    **dict.fromkeys(("columns", "answers_from"), ("rank", "grpo")),
+    "context": ("rank", "dpo", "reward", "grpo"),
     "beta": ("dpo", "grpo"),
     **dict.fromkeys(("rewards", "generations", "completion_tokens"), ("grpo",)),
 }
+
+
+def options_mapping(flag: str, text: str, example: str) -> dict:
+    """Return a mapping in YAML, as the value of an option.
+
+    Raises:
+        InputError: it is not YAML, no mapping as in the example, or has a name twice (`-` is the same as `_`).
+    """
+    try:
+        given = yaml.safe_load(text)
+        root = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # YAML's dates, such as 2024-13-01
+        raise InputError(f"{flag}: not YAML ({error})") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{flag}: {text!r} given, a mapping such as '{example}' expected")
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            names = [name.value.replace("-", "_") for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"{flag}: {twice!r} stands twice; leave one of them out")
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    return given
 
 
 @dataclass(kw_only=True)
@@ -101,13 +130,7 @@ class TrainOptions(ModelOptions):
 
     def peft_fields(self) -> dict:
         """Return the fields for peft's configuration."""
-        try:
-            fields = yaml.safe_load(self.peft) or {}
-        except yaml.YAMLError as error:
-            raise InputError(f"--peft: not a YAML mapping ({error})") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"--peft: {self.peft!r} given, a mapping such as '{{r: 16}}' expected")
-        return fields
+        return options_mapping("--peft", self.peft or "{}", "{r: 16}")
 
 
 @dataclass(kw_only=True)
@@ -219,6 +242,8 @@ class FinetuneOptions(
         self._check_combination()
 
     def _check_combination(self) -> None:
+        if self.objective == "grpo" and self.completion == "yes":
+            raise InputError("--completion yes: answers of --objective grpo are letters; leave it out")
         if self.loss == "completion" and self.normalise != "tokens":
             raise InputError("--loss completion: is per token; leave --normalise at tokens")
         if self.offload and self.optimizer == "paged-adamw":

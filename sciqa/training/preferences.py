@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sciqa.core import tables
+from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.exam.exam_files import read_exam_files
@@ -29,16 +29,19 @@ def read_preferences(path: str, options: FinetuneOptions) -> list[dict]:
     Raises:
         InputError: names file, row and column of what is missing, empty or no text.
     """
-    if tables.is_finished_table(path):
+    if tables.is_finished_table(storage.absolute_path(path)):
         return _pairs_of_answers(path, options)
     return [_pair(row) for row in read_exam_files(path)]
 
 
-def preference_rejected(probabilities: list[float], gold: int) -> int:
-    """Return the index of the wrong option with the highest probability, the first of several; `gold` is right."""
+def preference_rejected(probabilities: list[float], gold: int, texts: list[str]) -> int | None:
+    """Return the index of the wrong option with the highest probability, the first of several; `gold` is right.
+
+    An option with the text of the right one is not wrong; if all have it, the result is None.
+    """
     wrong = np.array(probabilities, dtype=float)
-    wrong[gold] = -np.inf
-    return int(wrong.argmax())
+    wrong[[text == texts[gold] for text in texts]] = -np.inf
+    return int(wrong.argmax()) if np.isfinite(wrong).any() else None
 
 
 def _pair(row: Row) -> dict:
@@ -71,7 +74,12 @@ def _pairs_of_answers(folder: str, options: FinetuneOptions) -> list[dict]:
         by_letter = answer_options_of(question)
         given = list(by_letter if options.completion == "letter" else by_letter.values())
         gold = list(by_letter).index(question["answer"])
-        wrong = preference_rejected(probabilities, gold)
+        wrong = preference_rejected(probabilities, gold, list(by_letter.values()))
+        if wrong is None:
+            raise InputError(
+                f"{folder}, question {question['id']!r}: all options have the text of the right one, so that there is "
+                "nothing to prefer; leave it out of the exam"
+            )
         pair = {
             "prompt": exam_prompt(question, context, style),
             "chosen": exam_prompt_answer(given[gold], style),

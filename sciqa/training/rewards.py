@@ -3,6 +3,9 @@
 Rewards are functions as TRL's GRPOTrainer calls them: with the answers, and the columns of their examples.
 """
 
+from sciqa.core import storage
+from sciqa.core.adapter_files import adapter_hash
+from sciqa.core.model_files import ADAPTER_CONFIG, find_model
 from sciqa.exam.answer_options import answer_options_of
 from sciqa.models.letters import read_letter
 from sciqa.training.exam_prompts import (
@@ -47,6 +50,14 @@ def read_reward_prompts(exam: str, options: FinetuneOptions) -> list[dict]:
         }
         for question, context in asked
     ]
+
+
+def reward_hash(name: str) -> str:
+    """Return what identifies one of `--rewards`: its name, or a hash of the model or adapter as it is here."""
+    if name in REWARDS:
+        return name
+    is_adapter = storage.path_exists(storage.join_paths(name, ADAPTER_CONFIG))
+    return adapter_hash(name) if is_adapter else find_model(name).revision
 
 
 def right_answer(

@@ -15,15 +15,20 @@ import yaml
 from sciqa.core.errors import InputError
 from sciqa.core.options import RayOptions, SeedOptions, WriteOptions
 from sciqa.exam.options import ExamQuestionOptions
-from sciqa.training.options import FinetuneOptions
+from sciqa.training.options import FinetuneOptions, options_mapping
 
 #: Options that the trials of every sweep share: where they run and write, and how questions are read.
 SHARED = {field.name for kind in (RayOptions, WriteOptions, ExamQuestionOptions) for field in fields(kind)} | {"name"}
 #: Options of `finetune` that may vary: all others but what trials are compared on.
 VARYING = {field.name for field in fields(FinetuneOptions)} - SHARED
 VARYING -= {"objective", "validation", "validation_contexts"}
-#: By objective, the option that its validation loss, or reward, follows from.
-MEASURES = {"dpo": "beta", "grpo": "rewards"}
+#: By objective, the options that its validation loss, or reward, is measured by: on which texts, in which tokens.
+MEASURES = {
+    "instruct": ("model", "max_length", "packing", "chat_format"),
+    "dpo": ("beta", "max_length", "completion", "prompt", "template", "chat_format"),
+    "reward": ("max_length", "completion", "prompt", "template", "chat_format"),
+    "grpo": ("rewards",),
+}
 #: Random values of an option by the name of their distribution: functions of the arguments given and of a generator.
 DRAWS: dict[str, Callable] = {
     "uniform": lambda given, rng: rng.uniform(*map(float, given)),
@@ -112,10 +117,11 @@ def sweep_trials(
         InputError: as `sweep_option_trials`, or trials that cannot be compared, or rank with questions of their own.
     """
     trials = sweep_option_trials(options, kind, VARYING, "finetune")
-    if (name := MEASURES.get(options.objective)) in trials[0].varied:
+    measures = MEASURES.get(options.objective, ())
+    if varied := [name for name in measures if len({getattr(trial.options, name) for trial in trials}) > 1]:
         raise InputError(
-            f"{name}: the figure that trials of --objective {options.objective} are compared by follows from it; give "
-            "each value a sweep of its own"
+            f"{varied[0]}: the figure that trials of --objective {options.objective} are compared by follows from it; "
+            "give each value a sweep of its own"
         )
     if options.objective == "rank" and len({trial.options.train for trial in trials}) > 1:
         raise InputError(
@@ -182,13 +188,7 @@ def _check_samples(options: TrialsOptions, search: dict) -> None:
 
 def _read_mapping(flag: str, text: str) -> dict:
     """Return a mapping in YAML; names may have hyphens or underscores."""
-    try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{flag}: not YAML ({error})") from error
-    if not isinstance(given, dict):
-        raise InputError(f"{flag}: {text!r} given, a mapping such as '{{seed: 1}}' expected")
-    return {str(name).replace("-", "_"): value for name, value in given.items()}
+    return {str(name).replace("-", "_"): value for name, value in options_mapping(flag, text, "{seed: 1}").items()}
 
 
 def _alternatives(name: str, given: object) -> list:

@@ -30,7 +30,7 @@ from sciqa.models.load import load_dtype
 from sciqa.training.example_files import copy_to_example_file
 from sciqa.training.loggers import MetricLoggers, logged_history_row, logged_measure
 from sciqa.training.loss import DivergedError
-from sciqa.training.options import NO_SCALER, FinetuneOptions
+from sciqa.training.options import MOST_SKIPPED, NO_SCALER, FinetuneOptions
 from sciqa.training.sharding import sharded_model_figures, sharding_checked
 from sciqa.training.trl_trainers import (
     find_trl_trainer_models,
@@ -54,7 +54,8 @@ def train_trl_loop(config: dict) -> dict:
 
     Args:
         config: `options`, the Parquet files of the `train` and `validation` examples, `threads` and `device` of this
-            worker, `progress`, a queue that takes the rows of the history, and `recorded`: the model's `revision`.
+            worker, `progress`, a queue that takes the rows of the history, and `recorded`: the model's `revision` and
+            the hashes of `rewards`.
 
     Returns:
         Nothing, or `input_error` if the input is bad, and whether the run `diverged`.
@@ -81,7 +82,7 @@ def _train(
     dtype = load_dtype(options.precision, device)
     if dtype == torch.float16 and options.zero:
         raise InputError(f"{NO_SCALER} (float16 is what this GPU computes in by itself)")
-    sharding_checked(partial(find_trl_trainer_models, options, recorded.get("revision")))
+    sharding_checked(partial(find_trl_trainer_models, options, recorded))
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -150,9 +151,19 @@ class TrlReport(TrainerCallback):
 
     def __init__(self, writers: MetricLoggers, progress: Queue | None, measure: str) -> None:
         self.writers, self.progress, self.measure = writers, progress, measure
+        self.skipped = 0
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Show the figures; raise `InputError`, on all workers alike, if one is not finite."""
+        """Show the figures; raise `InputError`, on all workers alike, if one is not finite.
+
+        In float16 the gradient norm of a step that is skipped to find the scale counts as 0, up to `MOST_SKIPPED` in a
+        row.
+        """
+        logged = state.log_history[-1]
+        if "grad_norm" in logged and args.fp16 and math.isfinite(logged.get("loss", math.nan)):
+            self.skipped = 0 if math.isfinite(logged["grad_norm"]) else self.skipped + 1
+            if 0 < self.skipped <= MOST_SKIPPED:
+                logged["grad_norm"] = 0.0
         row = logged_history_row(state.log_history[-1])
         for name, remedy in MUST_BE_FINITE.items():
             if not math.isfinite(row.get(name, 0.0)):

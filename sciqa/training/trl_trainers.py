@@ -21,6 +21,7 @@ from torch import nn
 from sciqa.core.adapter_files import read_adapter_record
 from sciqa.core.device import Device
 from sciqa.core.errors import InputError
+from sciqa.core.hashes import check_same_hash
 from sciqa.core.model_files import ADAPTER_CONFIG, find_model, local_model_copy
 from sciqa.models import adapter
 from sciqa.models.attention_limits import position_limit
@@ -31,7 +32,7 @@ from sciqa.training.exam_prompts import Text
 from sciqa.training.loggers import logged_measure
 from sciqa.training.optimizer import optimizer_is_paged
 from sciqa.training.options import LONGEST_CHECKED, SPLITS, FinetuneOptions, Objective
-from sciqa.training.rewards import REWARDS
+from sciqa.training.rewards import REWARDS, reward_hash
 from sciqa.training.sharding import deepspeed_config, keep_4bit_sharding, save_sharded_model, shard_while_loading
 
 Tokenizer = transformers.PreTrainedTokenizerBase
@@ -298,16 +299,21 @@ def _load_scoring(folder: str, dtype: torch.dtype, device: Device, nf4: bool = F
     return (model if nf4 else model.to(device)), tokenizer
 
 
-def find_trl_trainer_models(options: FinetuneOptions, revision: str | None = None) -> None:
-    """Find the files of the model to train, and of the bases of reward models, on this machine.
+def find_trl_trainer_models(options: FinetuneOptions, recorded: dict) -> None:
+    """Find the files of the model to train, and of reward models and their bases, on this machine.
 
     Raises:
-        InputError: one of them is not there, or the model to train is another one than the `revision` on record.
+        InputError: one of them is not there, or is another one than on record: `revision` of the model, and the hashes
+            of `rewards`.
     """
-    find_model(options.model, revision)
-    for base in [trl_trainer_reward_base(name) for name in options.rewards if name not in REWARDS]:
-        if base:
-            find_model(base)
+    find_model(options.model, recorded.get("revision"))
+    hashed = dict(zip(options.rewards, recorded.get("rewards", ()), strict=False))
+    for name in options.rewards:
+        if name not in REWARDS:
+            if base := trl_trainer_reward_base(name):
+                find_model(base)
+            if name in hashed:
+                check_same_hash(name, reward_hash(str(local_model_copy(name))), hashed[name])
 
 
 def trl_trainer_reward_base(name: str) -> str | None:
