@@ -162,6 +162,8 @@ def test_passages_longer_than_the_embedder_reads_are_not_indexed(tmp_path, index
     given |= {"index": str(tmp_path / "prefixed"), "passage_prefix": "passage: " * 15}
     with pytest.raises(InputError, match=r"passage '\w+' has \d+ tokens, but .*short reads no more than 10 after the"):
         build_index(IndexOptions(**given))
+    with pytest.raises(InputError, match="reads no more than 0 after the prefix; pass a shorter --passage-prefix"):
+        build_index(IndexOptions(**given | {"passage_prefix": "passage: " * 20}))
 
 
 def test_passages_with_headings_that_fill_the_embedder_are_not_indexed(tmp_path, cluster):

@@ -27,6 +27,7 @@ from sciqa.retrieval.search import (
     merge_search_hits,
     search_flat,
 )
+from sciqa.retrieval.search_parameters import check_search_parameters
 from sciqa.retrieval.shard_files import ShardFiles
 from sciqa.retrieval.vectors import StoredVectors
 
@@ -169,13 +170,24 @@ def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_
         ("Flat", "nprobe=32", "could not set parameter nprobe"),
         ("HNSW4", "efSerch=9", "could not set parameter efSerch"),
         ("HNSW4", "efSearch", "could not interpret parameters efSearch"),
+        ("HNSW4", "efSearch=0", "0 given for efSearch, 1 or more expected"),
+        ("HNSW4", "efSearch=-5", "-5 given for efSearch"),
+        ("HNSW4", "efSearch=9,efSearch=1e30", "1e30 given for efSearch"),
+        ("HNSW4", "efSearch=nan", "nan given for efSearch"),
+        ("HNSW4", "efSearch=2efSearch", "2efSearch given for efSearch"),
+        ("HNSW4,RFlat", "k_factor_rf=0.5", "0.5 given for k_factor_rf"),
     ],
 )
 def test_search_parameters_that_an_index_has_not_are_refused(tmp_path, unit_vectors, factory, parameters, reason):
     manifest = make_index(tmp_path, unit_vectors[:40], 2, factory=factory)
     for opened in (LocalSearch, partial(ShardedSearch, groups=2)):
-        with pytest.raises(InputError, match=rf"--search-parameters {parameters}: .* --factory {factory} \({reason}\)"):
+        with pytest.raises(InputError, match=rf"--search-parameters {parameters}: .*{reason}"):
             opened(str(tmp_path), manifest, parameters=parameters)
+
+
+def test_parameters_of_all_kinds_are_taken():
+    about = {"factory": "IVF4_HNSW4,Flat,RFlat", "metric": "l2", "shards": [{"dimension": 8}]}
+    check_search_parameters(about, "nprobe=2, quantizer_efSearch=16,max_codes=0,k_factor_rf=1.5")
 
 
 def test_search_parameters_are_tried_with_the_metric_of_the_index(tmp_path, unit_vectors):

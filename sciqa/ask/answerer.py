@@ -113,7 +113,7 @@ class Answerer:
     @property
     def notes(self) -> list[str]:
         """Messages for the user on how embedder and reader are computed."""
-        return [*self.finder.embedder.notes, *self.reader.notes]
+        return [*self.finder.notes, *self.reader.notes]
 
     def open_files(self) -> None:
         """Open the files of the index that are otherwise opened when a hit first asks for them."""

@@ -24,6 +24,8 @@ from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOpt
 
 #: Records of an index: of all of it, written last, and of what its FAISS files are trained with.
 MANIFEST, TRAINED = "manifest.json", "trained.json"
+#: Options that an index is built with, by their names in its manifest.
+BUILT_WITH = ("factory", "metric", "vector_type", "train_vectors")
 
 
 def build_index(options: IndexOptions) -> Summary:
@@ -138,8 +140,16 @@ def finished_index(options: IndexOptions) -> dict | None:
     manifest = _read_file(options.index, MANIFEST)
     if not _is_current(manifest):
         return None
+    check_index_built_as(options, manifest)
+    beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
+    own = beside or manifest.get("passages") == options.passages
+    return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
+
+
+def check_index_built_as(options: IndexOptions, manifest: dict) -> None:
+    """Raise `InputError` if an index was built with another passage prefix, or another value of a given option."""
     defaults = defaults_of(IndexOptions)
-    for name in ("factory", "metric", "vector_type", "train_vectors"):
+    for name in BUILT_WITH:
         if name in manifest and (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
@@ -147,9 +157,6 @@ def finished_index(options: IndexOptions) -> dict | None:
                 f"leave {flag} out, or run `sciqa index` with it"
             )
     check_index_prefix(options, manifest)
-    beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
-    own = beside or manifest.get("passages") == options.passages
-    return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
 
 
 def _have_changed(passages: str, contents: list[str]) -> bool:
@@ -226,7 +233,7 @@ def options_of_index(options: IndexOptions) -> IndexOptions:
         return options
     check_index_prefix(options, made)
     defaults = defaults_of(IndexOptions)
-    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in made]
+    names = [name for name in BUILT_WITH if name in made]
     return replace(options, **{n: made[n] for n in names if getattr(options, n) == defaults[n]})
 
 

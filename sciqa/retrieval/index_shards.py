@@ -9,7 +9,7 @@ import numpy as np
 from sciqa.core import hashes, storage, tables
 from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, model_file_sequence_length, model_file_tokenizer
+from sciqa.core.model_files import find_model, model_file_tokenizer
 from sciqa.corpus.chunking import LEAST_TOKENS, titled_chunk
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.retrieval.load_embedder import load_embedder
@@ -31,7 +31,7 @@ class EmbedIndexShard:
     def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
         self.embedder = load_embedder(**embed)
         self.options, self.embedding = options, embedding
-        self.longest, self.made = model_file_sequence_length(options.embedder), _made_within(options)
+        self.longest, self.made = self.embedder.longest, _made_within(options)
         self.tokenizer = model_file_tokenizer(options.embedder) if self.longest else None
         if self.tokenizer and self.longest:
             self.longest -= len(self.tokenizer.encode(embedding["prefix"], add_special_tokens=False).ids)
@@ -84,7 +84,7 @@ class EmbedIndexShard:
 
     def _check_tokens(self, path: str, texts: dict[str, str]) -> None:
         """Raise `InputError` if the embedder would read only the beginning of one of the passages of a file."""
-        if not (self.tokenizer and self.longest):
+        if self.tokenizer is None or self.longest is None:
             return
         embedder, longest = self.options.embedder, self.longest
         for name, found in zip(texts, self.tokenizer.encode_batch(list(texts.values())), strict=True):
@@ -95,6 +95,8 @@ class EmbedIndexShard:
                 )
                 if self.made is not None and self.made <= longest:  # however short passages are, it has its headings
                     remedy = "shorten its headings, or leave its article out (--remove of `sciqa corpus`)"
+                if longest < 1:
+                    remedy = "pass a shorter --passage-prefix"
                 raise InputError(
                     f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}"
                     f"{' after the prefix' * bool(self.embedding['prefix'])}; {remedy}"
