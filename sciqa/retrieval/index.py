@@ -15,6 +15,7 @@ from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.index_shards import (
     EmbedIndexShard,
+    check_index_factory,
     empty_shards_index,
     index_shard_key,
     train_index_shards,
@@ -119,7 +120,8 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
     for name in (MANIFEST, "model.json"):
         about = _read_file(options.index, name)
         made, held = about.get("passages", options.passages), about.get("contents", contents)
-        if made != options.passages and not contents & set(held) and not options.overwrite:
+        known = options.overwrite or bool(contents & set(held))
+        if not known and not storage.is_same_path(made, options.passages):
             raise InputError(
                 f"{options.index}: made from other inputs (passages: {made} there, {options.passages} now); "
                 "pass another --index, or --overwrite to replace it"
@@ -141,8 +143,8 @@ def finished_index(options: IndexOptions) -> dict | None:
     if not _is_current(manifest):
         return None
     check_index_built_as(options, manifest)
-    beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
-    own = beside or manifest.get("passages") == options.passages
+    beside = storage.is_same_path(*(path.rpartition("/")[0] for path in (options.passages, options.index)))
+    own = beside or storage.is_same_path(manifest.get("passages", options.passages), options.passages)
     return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
 
 
@@ -238,8 +240,9 @@ def options_of_index(options: IndexOptions) -> IndexOptions:
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
-    """Raise `InputError` as `check_index_embedder` does, or if FAISS rejects the factory."""
+    """Raise `InputError` as `check_index_embedder` does, or if the factory makes no index that passages can fill."""
     check_index_embedder(options, replaced)
+    check_index_factory(options.factory)
     if options.factory != "Flat" and (dimension := model_file_dimension(options.embedder)):
         empty_shards_index(options.factory, dimension, options.metric)
 
