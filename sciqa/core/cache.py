@@ -94,7 +94,7 @@ def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
     copy, found, every = root / digest, hashlib.sha256(), root / ".lock"
     with storage_errors(str(root), "written"), _locked(root / f".{digest}.lock"):  # one process copies a file
         with _locked(every):
-            if copy.exists():
+            if copy.exists() and copy.stat().st_size == size:
                 return _opened(copy)
             _make_room(root, size, limit)
             aside = tempfile.NamedTemporaryFile(prefix=".", dir=root, delete=False)  # noqa: SIM115 (closed below)
@@ -106,6 +106,7 @@ def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
                     found.update(piece)
                     aside.write(piece)
                 aside.flush()
+                os.fsync(aside.fileno())  # a machine that loses power must not keep a copy with holes under its name
                 if (found.hexdigest(), aside.tell()) != (digest, size):
                     raise InputError(f"{path}: not the file that was written (its sha256 differs)")
                 with _locked(every):

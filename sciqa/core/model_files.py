@@ -292,11 +292,12 @@ def _copy(address: str, only: tuple[str, ...]) -> Path:
     """
     never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
     address = address.rstrip("/")
+    name = address.rpartition("/")[2]
     files = [
         (path, state)
         for path, state in storage.stat_files(address)
         if any(fnmatch.fnmatch(path, pattern) for pattern in only)
-        and not any(fnmatch.fnmatch(path, pattern) for pattern in never)
+        and not any(fnmatch.fnmatch(path.removeprefix(address) or f"/{name}", pattern) for pattern in never)
     ]
     parent = address.rpartition("/")[0] if [path for path, _ in files] == [address] else address
 
