@@ -17,7 +17,7 @@ from sciqa.corpus.chunking import titled_chunk
 from sciqa.retrieval import IndexOptions, bm25, search
 from sciqa.retrieval.bm25 import split_bm25_terms
 from sciqa.retrieval.index import check_index, read_index_manifest, train_index_factory
-from sciqa.retrieval.index_shards import ROW_GROUP, write_index_shard
+from sciqa.retrieval.index_shards import ROW_GROUP, train_index_shards, write_index_shard
 from sciqa.retrieval.queries import rank_queries
 from sciqa.retrieval.search import (
     LocalSearch,
@@ -196,9 +196,39 @@ def test_search_parameters_are_tried_with_the_metric_of_the_index(tmp_path, unit
         LocalSearch(str(tmp_path), manifest, parameters="nprobe=32")
 
 
-def test_a_factory_that_takes_no_vectors_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--factory IDMap,Flat: .*leave IDMap out"):
-        check_index(IndexOptions(index=str(tmp_path), factory="IDMap,Flat"))
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("IDMap,Flat", "leave IDMap out"),
+        ("PCA64,IDMap,Flat", "leave IDMap out"),
+        ("HNSW0", "HNSW0 given, a number of at least 1 expected"),
+        ("PQ48x0", "x0 given, a number"),
+        ("IVF0,Flat", "IVF0 given, a number"),
+        ("NSG32", "NSG takes neither the few vectors"),
+    ],
+)
+def test_a_factory_that_takes_no_vectors_is_refused(tmp_path, factory, reason):
+    with pytest.raises(InputError, match=rf"--factory {factory}: .*{reason}"):
+        check_index(IndexOptions(index=str(tmp_path), factory=factory))
+    check_index(IndexOptions(index=str(tmp_path), factory="OPQ48,IVF1024_NSG32,PQ48x10"))
+
+
+def test_vectors_that_an_index_does_not_take_are_one_line(tmp_path, unit_vectors):
+    with pytest.raises(InputError, match=r"--factory NSG4: .* 40 vectors of 00000 \(.*cannot build a graph smaller"):
+        make_index(tmp_path, unit_vectors[:40], 1, factory="NSG4")
+
+
+def test_no_more_vectors_train_an_index_than_are_asked_for(tmp_path, unit_vectors, monkeypatch):
+    trained = []
+    monkeypatch.setattr(faiss.IndexIVFFlat, "train", lambda self, sample: trained.append(sample))
+    shards = [{"name": f"{number:05d}", "rows": 1 + number % 3} for number in range(20)]  # 39 in all
+    ends = np.cumsum([shard["rows"] for shard in shards])
+    for shard, end in zip(shards, ends, strict=True):
+        (tmp_path / shard["name"]).mkdir()
+        np.save(tmp_path / shard["name"] / "vectors.npy", unit_vectors[end - shard["rows"] : end])
+    options = IndexOptions(index=str(tmp_path), factory="IVF4,Flat", train_vectors=10)
+    assert train_index_shards({"part": shards}, options)["rows"] == 10
+    np.testing.assert_array_equal(trained[0], unit_vectors[: ends[-1] : 4])
 
 
 def test_vectors_that_are_cut_short_on_object_storage_are_one_line(tmp_path, s3, unit_vectors):
@@ -334,6 +364,17 @@ def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(t
     for name, action in ask.items():
         with pytest.raises(InputError, match=f"{name}: 45 rows, 46 expected; run `sciqa index --verify`"):
             action()
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "words.arrow", "vectors.npy", "passages.parquet"])
+def test_files_that_vanish_or_are_emptied_after_the_check_are_one_line(tmp_path, unit_vectors, name):
+    (record,) = make_index(tmp_path, unit_vectors[:40], 1, factory="HNSW4")["shards"]
+    path = tmp_path / "00000" / name
+    for change in (lambda: path.write_bytes(b""), path.unlink):
+        change()
+        shard = ShardFiles(str(tmp_path / "00000"), record, 0)
+        with pytest.raises(InputError, match=f"{path}: "):
+            getattr(shard, {"index": "faiss"}.get(path.stem, path.stem))
 
 
 def test_passages_of_an_index_that_was_built_anew_are_not_taken_for_those_that_were_found(tmp_path, unit_vectors):
