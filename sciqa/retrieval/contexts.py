@@ -242,7 +242,10 @@ class FindContexts(QueryRanker):
         return [*self.embedder.notes, *(judge.notes if judge else [])]
 
     def find(self, questions: list[dict]) -> list[dict]:
-        """Return a row of the contexts table for each question, plus `read`: the passages that form its context."""
+        """Return a row of the contexts table for each question, and more.
+
+        `read` has the passages that form its context; `question_cut` tells whether its end was cut off for the search.
+        """
         options = self.options
         self.take(questions)
         found = self._passages(options.rerank_passages if options.rerank else options.top_k)
@@ -252,10 +255,11 @@ class FindContexts(QueryRanker):
         read = [passages[: self.context.context_passages] for passages in found]
         if self.context.context_sentences or options.context_tokens:
             read = self._sentences(read)
-        return [
+        rows = [
             {"id": question["id"], "passages": passages, "context": context_text(question, chosen), "read": chosen}
             for question, passages, chosen in zip(questions, found, read, strict=True)
         ]
+        return [row | {"question_cut": number in self.cut} for number, row in enumerate(rows)]
 
     def _passages(self, k: int) -> list[list[dict]]:
         dense, words = self.options.dense, self.options.words

@@ -72,6 +72,7 @@ class QueryRanker:
         self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
         self.limit = QueryLimit(self.embedder, self.prefixes["query"])
         self.questions: list[dict] = []
+        self.cut: set[int] = set()
         self._vectors: dict[Query, list[np.ndarray]] = {}
 
     def read(self, part: int) -> list[dict]:
@@ -79,8 +80,8 @@ class QueryRanker:
         return self.exam.read_shard(part) if self.exam else []
 
     def take(self, questions: list[dict]) -> None:
-        """Set the questions that the other methods work on."""
-        self.questions, self._vectors = questions, {}
+        """Set the questions that the other methods work on; `cut` gets the numbers of those that are cut to fit."""
+        self.questions, self.cut, self._vectors = questions, set(), {}
 
     def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
         """Return unit vectors of texts, shape (texts, dimension), each by its own text alone; messages use `names`."""
@@ -113,7 +114,8 @@ class QueryRanker:
         ]
         reads = f"reads no more than {self.limit.tokens} tokens"
         note = f"{self.embedder.model} {reads}: longer questions are cut before their options"
-        if any(is_cut for _, is_cut in cut) and note not in self.embedder.notes:
+        self.cut |= {number for number, (_, is_cut) in enumerate(cut) if is_cut}
+        if self.cut and note not in self.embedder.notes:
             self.embedder.notes.append(note)
         return [text for text, _ in cut]
 
