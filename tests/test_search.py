@@ -1,5 +1,6 @@
 """Sharded search against one FAISS index over all vectors."""
 
+import pickle
 from functools import partial
 
 import bm25s
@@ -349,6 +350,29 @@ def test_words_of_no_query_and_of_passages_without_words_are_no_hits(tmp_path):
         scores, rows = bm25.search_bm25([(bm25.Bm25Index(str(path)), 0)], queries, 2)
         assert (scores.dtype, rows.dtype, rows.tolist()) == (np.float32, np.int64, [[-1, -1]] * len(queries))
         assert np.isneginf(scores).all()
+
+
+def test_terms_of_other_stems_are_refused_and_are_those_of_another_index(tmp_path, monkeypatch):
+    assert bm25.bm25_terms_hash() == bm25.TERMS
+    path, building = tmp_path / "words.arrow", IndexOptions(index=str(tmp_path)).building({})
+    path.write_bytes(bm25.bm25_file(["Iron rusts."]))
+    monkeypatch.setattr(bm25, "bm25_terms_hash", lambda: "another")
+    with pytest.raises(InputError, match=f"{path}: made with other versions of PyStemmer or bm25s"):
+        bm25.Bm25Index(str(path))
+    assert IndexOptions(index=str(tmp_path)).building({}) == building | {"terms": "another"}
+    batch = pa.ipc.open_file(path.read_bytes()).get_batch(0).replace_schema_metadata({"passages": "1"})
+    with pa.ipc.new_file(str(path), batch.schema) as writer:  # as earlier versions wrote it
+        writer.write_batch(batch)
+    assert bm25.Bm25Index(str(path)).passages == 1
+
+
+def test_a_copy_of_an_index_with_files_of_another_is_not_searched(tmp_path, unit_vectors):
+    sent = pickle.dumps(LocalSearch(str(tmp_path), make_index(tmp_path, unit_vectors[:40], 2)))
+    pickle.loads(sent)
+    path = tmp_path / "00001" / "words.arrow"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=f"{path}: not the file that was written"):
+        pickle.loads(sent)
 
 
 def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(tmp_path, unit_vectors):

@@ -67,6 +67,7 @@ class Reranker:
         self.name = name
         self.notes: list[str] = []
         self.module = load_embedder_checkpoint(name, "CrossEncoder", device, "float32" if device == "cpu" else "auto")
+        find_model(name, revision)  # its files may have been replaced meanwhile
         if self.module.num_labels != 1:
             raise InputError(f"--rerank {name}: gives {self.module.num_labels} numbers for a pair; {EXPECTED}")
 

@@ -10,6 +10,8 @@ import numpy as np
 import ray
 
 from sciqa.core import cluster, storage, worker_loss
+from sciqa.retrieval.index import MANIFEST
+from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.options import CACHE_BYTES
 from sciqa.retrieval.search_parameters import check_search_parameters
 from sciqa.retrieval.shard_files import ShardFiles
@@ -132,12 +134,14 @@ class SearchActor:
         cache_bytes: most bytes of files from object storage in the machine's cache.
 
     Raises:
-        InputError: a file that is not there, or holds another number of rows than its record says.
+        InputError: a file that is not there, or is not the one that its record describes; see `IndexListing`.
     """
 
     def __init__(self, index: str, shards: list[dict], exact: bool, parameters: str | None, cache_bytes: int) -> None:
         import faiss
 
+        if "://" not in index:  # a node may have a copy of its own
+            IndexListing(index, MANIFEST).check(shards)
         faiss.omp_set_num_threads(1)
         self.exact = exact
         self.offsets = [shard["offset"] for shard in shards]
