@@ -74,7 +74,9 @@ class Reranker:
     def _reads_whole(self, pairs: list[tuple[str, str]]) -> bool:
         """Whether the model reads all of each pair; only long ones are measured, as no token has less than a byte."""
         limit = self.module.max_seq_length
-        long = [pair for pair in pairs if limit and len("".join(pair).encode(errors="replace")) + AROUND > limit]
+        if not limit:
+            return True
+        long = [pair for pair in pairs if len("".join(pair).encode(errors="replace")) + AROUND > limit]
         asked, texts = map(list, zip(*long, strict=True)) if long else ([], [])
         return not long or max(map(len, self.module.tokenizer(asked, texts)["input_ids"])) <= limit
 
