@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import write_jsonl
 from tiny import mostly_slow, tiny_folder
 
 from sciqa.ask import AskOptions, ask
-from sciqa.ask.answerer import answerer_name, passages_answerer_read
+from sciqa.ask.answerer import Answerer, answerer_name, passages_answerer_read
 from sciqa.ask.generate_answer import (
     NEAR,
     GeneratedAnswerStream,
@@ -290,7 +291,7 @@ def test_a_long_context_is_cut_to_leave_room_for_the_answer(tmp_path, asked, cap
         assert 5 not in summary.details["read"]
 
 
-def test_passages_that_are_cut_off_are_not_read():
+def test_passages_that_are_cut_off_are_not_read(monkeypatch):
     texts = [("b", "One."), ("a", "Two."), ("b", "Three."), ("c", "Four.")]
     read = [{"passage_id": name, "title": "T", "section": "", "text": text} for name, text in texts]
     found = {"read": read, "passages": [{"passage_id": name} for name in "abcd"]}
@@ -300,6 +301,11 @@ def test_passages_that_are_cut_off_are_not_read():
     assert passages_answerer_read(found, context.index("Two.") + 4) == [1, 2]
     assert passages_answerer_read(found, context.index("One.") + 4) == [2]
     assert passages_answerer_read(found, 0) == []
+    # Nor is there evidence in them.
+    monkeypatch.setattr("sciqa.ask.answerer.find_evidence", lambda asked, read, embed: read)
+    asked, answerer = AskOptions(question="?", options=("a", "b")), SimpleNamespace(finder=SimpleNamespace(embed=None))
+    assert Answerer.evidence(answerer, asked, found) == read
+    assert Answerer.evidence(answerer, asked, found, context.index("Three.")) == read[:2]
 
 
 def test_a_question_stays_apart_from_lists_of_a_config_file(tmp_path):

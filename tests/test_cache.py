@@ -75,6 +75,18 @@ def test_a_partial_or_wrong_copy_is_never_used(tmp_path, copies, monkeypatch):
     assert not left.exists()
 
 
+def test_a_copy_that_lost_its_end_is_made_anew_and_a_new_one_is_on_the_disk(copies, monkeypatch):
+    synced = []
+    monkeypatch.setattr(cache.os, "fsync", synced.append)
+    with copies("a") as file:
+        os.truncate(file.name, SIZE - 1)
+    with copies("a") as file:
+        assert file.read() == b"a" * SIZE
+    assert len(synced) == 2
+    cached_folder("of two files", lambda aside: [(aside / name).touch() for name in "ab"])
+    assert len(synced) == 4
+
+
 def test_many_at_once_share_their_copies_and_the_limit(tmp_path, copies):
     def read(number):
         letter = "abcdefgh"[number % 8]

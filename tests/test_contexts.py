@@ -9,6 +9,7 @@ import transformers
 from conftest import write_jsonl
 from sentence_transformers import CrossEncoder
 
+from sciqa.ask.options import AskOptions
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.model_files import find_model, model_file_tokenizer
@@ -17,11 +18,14 @@ from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam import ExamOptions, open_exam
 from sciqa.retrieval import EvaluateOptions, IndexOptions, RetrieveOptions, build_index, evaluate_or_retrieve, retrieve
+from sciqa.retrieval.contexts import FindContexts
 from sciqa.retrieval.evaluate import evaluate_question
 from sciqa.retrieval.index import index_identity, read_index_manifest
 from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.options import ContextOptions
 from sciqa.retrieval.passage_sentences import join_passage_sentences, passage_sentences
 from sciqa.retrieval.queries import query_texts
+from sciqa.retrieval.search import LocalSearch
 
 MINILM = "all-MiniLM-L6-v2"
 
@@ -60,6 +64,29 @@ def test_sentences_of_a_question_for_which_nothing_was_found(tmp_path, small_ind
     assert nothing["passages"] == []
     assert nothing["context"] == ""
     assert some["context"]
+    # One line tells of empty contexts, and a table of nothing else is not kept.
+    options = RetrieveOptions(
+        output=str(tmp_path / "run"), index=f"{small_index}/index", exam=str(tmp_path / "exam.jsonl"), **how
+    )
+    assert "contexts of 2 questions, 1 of them empty (nothing was found" in retrieve(options).made
+    with pytest.raises(InputError, match=r"every context is empty \(.* no sentence of at most --context-tokens\)"):
+        find(tmp_path / "none", small_index, str(tmp_path / "exam.jsonl"), context_tokens=1)
+    assert not (tmp_path / "none/contexts").exists()
+
+
+def test_no_more_passages_are_asked_for_than_there_are(tmp_path, small_index, exam_file):
+    many = {"top_k": 10**12, "depth": 10**13, "evidence": False}
+    passages = read_index_manifest(f"{small_index}/index")["rows"]
+    assert {len(row["passages"]) for row in find(tmp_path, small_index, exam_file, **many)} == {passages}
+
+
+def test_as_many_passages_of_one_ranking_are_reranked_as_of_several(small_index):
+    how = {"dense": ("options",), "words": (), "rerank": MINILM, "rerank_passages": 7}
+    options = AskOptions(question="Why?", output=small_index, **how)
+    index = LocalSearch(options.index, read_index_manifest(options.index))
+    finder = FindContexts(None, options, index, options.embed_on("cpu", 2), ContextOptions())
+    finder.take([options.as_row()])
+    assert [len(passages) for passages in finder._passages(7)] == [7]
 
 
 def test_a_sentence_that_two_passages_have_counts_once():
@@ -139,6 +166,8 @@ def test_evaluation_agrees_with_the_contexts_that_the_same_queries_find(tmp_path
     ("wrong", "message"),
     [
         ({"depth": 5}, "--depth: 5 given, at least 10 expected"),
+        ({"factory": "IVF4,Flat"}, "built with --factory Flat, not IVF4,Flat; leave --factory out"),
+        ({"passage_prefix": "passage: "}, "built with --passage-prefix '', not 'passage: '"),
         ({"rerank": MINILM}, "--rerank: --evaluate measures the rankings before it; leave it out"),
         ({}, "exam.jsonl: no question has a title"),
     ],
@@ -149,6 +178,9 @@ def test_what_cannot_be_measured_is_refused(tmp_path, small_index, wrong, messag
     options = {"index": f"{small_index}/index", "exam": str(exam), "output": str(tmp_path / "run")}
     with pytest.raises(InputError, match=message):
         evaluate_or_retrieve(EvaluateOptions(evaluate=True, **options, **wrong))
+    if "factory" in wrong:
+        with pytest.raises(InputError, match=message):
+            evaluate_or_retrieve(EvaluateOptions(**options, **wrong))
     assert not (tmp_path / "run/retrieval.parquet").exists()
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ from sciqa.retrieval import IndexOptions, build_index
 from sciqa.retrieval.embedder import OpenVinoEmbedder, TorchEmbedder
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
+from sciqa.retrieval.openvino_check import check_openvino
 from sciqa.retrieval.queries import QueryRanker
+from sciqa.retrieval.query_limit import QueryLimit
 from sciqa.run import RunIndexOptions
 
 BACKENDS = ("openvino", "torch")
@@ -139,6 +142,25 @@ def test_texts_longer_than_the_proof_are_not_given_to_the_trace(tmp_path):
     long = " ".join(["cell wall"] * 300)  # 602 of 900 tokens
     assert least_cosine(embedder.encode([long, "Water"]), own_vectors(folder, [long, "Water"])) > 0.99
     assert "more than 512 tokens" in embedder.notes[0]
+
+
+def test_a_model_that_is_replaced_after_it_was_loaded_embeds_nothing_more(tmp_path):
+    folder = tiny_embedder(tmp_path)
+    embedder = load_embedder(folder, 2, revision=find_model(folder).revision)
+    embedder.about["proven_tokens"] = 4
+    change_weights(folder, lambda weights: weights[min(weights)].add_(1))
+    with pytest.raises(InputError, match="or replaced since"):
+        embedder.encode(["Water flows down."])
+
+
+def test_no_trace_is_kept_of_a_model_that_is_replaced_while_it_is_traced(tmp_path, monkeypatch):
+    folder = tiny_embedder(tmp_path)
+    monkeypatch.setattr(
+        "sciqa.retrieval.openvino_check._prove", lambda *_: Path(folder, "config.json").write_text("{}")
+    )
+    with pytest.raises(InputError, match="or replaced since"):
+        check_openvino(folder, 2)
+    assert not list(tmp_path.glob("cache/sciqa/embedder-*"))
 
 
 @pytest.mark.slow
@@ -314,7 +336,19 @@ def test_two_workers_at_once_build_a_cached_folder_once(tmp_path):
 def test_the_limit_in_the_files_is_the_one_that_texts_are_cut_at(tmp_path, family, longest):
     folder = tiny_embedder(tmp_path, family)
     assert "max_seq_length" not in json.loads(Path(folder, "sentence_bert_config.json").read_text())
-    assert model_file_sequence_length(folder) == load_embedder(folder, 2, "torch").module.max_seq_length == longest
+    assert model_file_sequence_length(folder) == load_embedder(folder, 2, "torch").longest == longest
+    file = Path(folder, "sentence_bert_config.json")
+    about = json.loads(file.read_text())
+    for more, limit in [
+        ({"max_seq_length": 200}, longest),
+        ({"max_seq_length": 40, "processor_kwargs": {"model_max_length": 30}}, 30),
+        ({"max_seq_length": 40, "tokenizer_args": {"model_max_length": 20}}, 20),
+    ]:
+        file.write_text(json.dumps(about | more))
+        assert model_file_sequence_length(folder) == load_embedder(folder, 2, "torch").longest == limit
+    file.rename(file.with_name("sentence_roberta_config.json"))
+    assert model_file_sequence_length(folder) == load_embedder(folder, 2, "torch").longest == limit
+    file.write_text(json.dumps(about))
     model = SentenceTransformer(folder, device="cpu")
     model.max_seq_length = 40
     model.save(str(tmp_path / "short"))
@@ -334,6 +368,7 @@ def test_the_limit_in_the_files_is_the_one_that_texts_are_cut_at(tmp_path, famil
     ("own", "tokenizer", "config", "longest"),
     [
         ({"max_seq_length": 40}, {"model_max_length": 20}, {"max_position_embeddings": 30}, 40),
+        ({"max_seq_length": 40}, {}, {"model_type": "bert", "max_position_embeddings": 30}, 30),
         ({"max_seq_length": None}, {"model_max_length": 512}, {"max_position_embeddings": 8192}, 512),
         ({}, {"model_max_length": 10**30}, {"max_position_embeddings": 8192}, 8192),
         ({}, {"model_max_length": 1e30}, {"max_position_embeddings": -1}, None),
@@ -409,6 +444,10 @@ def test_the_options_of_a_long_question_are_embedded(tmp_path):
     np.testing.assert_array_equal(finder.vectors("whole")[0], finder.embed(["What is iron? air rain"], "query"))
     assert finder.embedder.notes == []
     assert "tokenizer" not in vars(finder.limit)  # short texts are not measured
+    finder.embedder.revision = "that of other files"
+    with pytest.raises(InputError, match="or replaced since"):
+        finder.limit.fits("iron " * 100)
+    finder.embedder.revision = None
     finder.take([short | {"prompt": "What is iron and " * 200}])
     one, other = finder.vectors("options")
     assert not np.array_equal(one, other)
@@ -423,6 +462,17 @@ def test_the_options_of_a_long_question_are_embedded(tmp_path):
     assert finder.limit.tokens - 5 < len(finder.limit.tokenizer.encode(f"query: {query}").ids) <= finder.limit.tokens
     assert query.startswith("What is iron and What")
     assert query.endswith(" air rain")
+
+
+def test_as_much_of_a_question_without_spaces_is_embedded_as_fits():
+    limit = QueryLimit(SimpleNamespace(model=MINILM, longest=256, revision=None), "")
+    asked = "土星是太阳系中的一颗气态巨行星" * 30
+    for prompt, end in ((asked, " 土星"), ("问题： " + asked, ""), (asked[:30] + " " + asked, "")):
+        query, is_cut = limit.cut(prompt, end)
+        assert is_cut
+        assert query == prompt[: len(query) - len(end)] + end
+        assert len(limit.tokenizer.encode(query).ids) == 256
+    assert limit.cut(" ", "水" * 300) == ("水" * 300, True)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from sciqa.corpus.articles import read_articles
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.retrieval import IndexOptions, RetrieveOptions, build_index, index_listing, retrieve
-from sciqa.retrieval.index import check_index_unchanged, read_index_manifest
+from sciqa.retrieval.index import check_index_unchanged, finished_index, read_index_manifest
 from sciqa.retrieval.index_shards import EmbedIndexShard
 from sciqa.retrieval.load_embedder import load_embedder
 
@@ -162,6 +162,8 @@ def test_passages_longer_than_the_embedder_reads_are_not_indexed(tmp_path, index
     given |= {"index": str(tmp_path / "prefixed"), "passage_prefix": "passage: " * 15}
     with pytest.raises(InputError, match=r"passage '\w+' has \d+ tokens, but .*short reads no more than 10 after the"):
         build_index(IndexOptions(**given))
+    with pytest.raises(InputError, match="reads no more than 0 after the prefix; pass a shorter --passage-prefix"):
+        build_index(IndexOptions(**given | {"passage_prefix": "passage: " * 20}))
 
 
 def test_passages_with_headings_that_fill_the_embedder_are_not_indexed(tmp_path, cluster):
@@ -191,6 +193,21 @@ def test_what_was_trained_is_not_known_while_another_is_trained(indexed, monkeyp
     with pytest.raises(KeyboardInterrupt):
         build_index(replace(options, factory="IVF1,SQ8"))
     assert not Path(options.index, "trained.json").exists()
+
+
+def test_passages_that_changed_are_told_by_any_path_to_them(tmp_path, indexed):
+    (tmp_path / "link").symlink_to(indexed["output"])
+    shutil.copytree(Path(indexed["output"], "index"), tmp_path / "index")
+    made = read_index_manifest(str(tmp_path / "index")) | {"passages": f"{indexed['output']}/passages"}
+    storage.write_json(str(tmp_path / "index/manifest.json"), made)
+    given = indexed | {"output": str(tmp_path / "link")}
+    both = [IndexOptions(**given, index=index) for index in (f"{indexed['output']}/index", str(tmp_path / "index"))]
+    assert all(map(finished_index, both))
+    manifest = Path(indexed["output"], "_passages/manifest.json")
+    about = json.loads(manifest.read_text())
+    about["shards"][0]["content"] = "another"
+    manifest.write_text(json.dumps(about))
+    assert list(map(finished_index, both)) == [None, None]
 
 
 def test_passages_that_are_not_those_of_the_manifest_are_not_embedded(indexed):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tiny_embedders import ENCODER, MINILM, tiny_embedder, tiny_tokenizer
 from sciqa.core.errors import InputError
 from sciqa.retrieval import RetrieveOptions, retrieve
 from sciqa.retrieval.options import SearchOptions
-from sciqa.retrieval.rerank import Reranker, check_reranker
+from sciqa.retrieval.rerank import Reranker, check_reranker, note_reranked_by_beginning
 
 PAIRS = [("What is iron?", "Iron is a metal."), ("What is iron?", " ".join(["Rain is water."] * 60)), ("Why?", "So.")]
 NAMES = ["question 1 with passage a", "question 1 with passage b", "question 2 with passage c"]
@@ -67,7 +68,20 @@ def test_pairs_are_cut_where_the_table_of_positions_ends(tmp_path):
     folder = cross_encoder(tmp_path / "model", "Roberta")  # of 96 positions the first is never used
     model = CrossEncoder(folder, device="cpu")
     model.max_seq_length = 95
-    np.testing.assert_allclose(Reranker(folder, "cpu").score(PAIRS, NAMES), model.predict(PAIRS), atol=1e-5)
+    reranker = Reranker(folder, "cpu")
+    np.testing.assert_allclose(reranker.score(PAIRS, NAMES), model.predict(PAIRS), atol=1e-5)
+    assert reranker.notes == [f"{folder} reads no more than 95 tokens: longer passages are judged by their beginning"]
+    whole = Reranker(folder, "cpu")
+    whole.score([("What is iron?", "Iron is. " * 12)], NAMES)  # of more bytes than 95, but fewer tokens
+    assert whole.notes == []
+
+
+def test_an_embedder_tells_that_it_reranks_by_the_beginning():
+    embedder = SimpleNamespace(model=MINILM, longest=256, revision=None, notes=[])
+    note_reranked_by_beginning(embedder, "", ["Rain is water. " * 50])
+    assert embedder.notes == []
+    note_reranked_by_beginning(embedder, "", ["Rain.", "Rain is water. " * 100])
+    assert embedder.notes == [f"{MINILM} reads no more than 256 tokens: longer passages are judged by their beginning"]
 
 
 def test_a_head_that_gives_several_numbers_is_refused(tmp_path, small_index):

@@ -1,5 +1,6 @@
 """Sharded search against one FAISS index over all vectors."""
 
+import pickle
 from functools import partial
 
 import bm25s
@@ -17,7 +18,7 @@ from sciqa.corpus.chunking import titled_chunk
 from sciqa.retrieval import IndexOptions, bm25, search
 from sciqa.retrieval.bm25 import split_bm25_terms
 from sciqa.retrieval.index import check_index, read_index_manifest, train_index_factory
-from sciqa.retrieval.index_shards import ROW_GROUP, write_index_shard
+from sciqa.retrieval.index_shards import ROW_GROUP, train_index_shards, write_index_shard
 from sciqa.retrieval.queries import rank_queries
 from sciqa.retrieval.search import (
     LocalSearch,
@@ -27,6 +28,7 @@ from sciqa.retrieval.search import (
     merge_search_hits,
     search_flat,
 )
+from sciqa.retrieval.search_parameters import check_search_parameters
 from sciqa.retrieval.shard_files import ShardFiles
 from sciqa.retrieval.vectors import StoredVectors
 
@@ -169,13 +171,24 @@ def test_candidates_of_any_factory_get_the_exact_scores(tmp_path, cluster, unit_
         ("Flat", "nprobe=32", "could not set parameter nprobe"),
         ("HNSW4", "efSerch=9", "could not set parameter efSerch"),
         ("HNSW4", "efSearch", "could not interpret parameters efSearch"),
+        ("HNSW4", "efSearch=0", "0 given for efSearch, 1 or more expected"),
+        ("HNSW4", "efSearch=-5", "-5 given for efSearch"),
+        ("HNSW4", "efSearch=9,efSearch=1e30", "1e30 given for efSearch"),
+        ("HNSW4", "efSearch=nan", "nan given for efSearch"),
+        ("HNSW4", "efSearch=2efSearch", "2efSearch given for efSearch"),
+        ("HNSW4,RFlat", "k_factor_rf=0.5", "0.5 given for k_factor_rf"),
     ],
 )
 def test_search_parameters_that_an_index_has_not_are_refused(tmp_path, unit_vectors, factory, parameters, reason):
     manifest = make_index(tmp_path, unit_vectors[:40], 2, factory=factory)
     for opened in (LocalSearch, partial(ShardedSearch, groups=2)):
-        with pytest.raises(InputError, match=rf"--search-parameters {parameters}: .* --factory {factory} \({reason}\)"):
+        with pytest.raises(InputError, match=rf"--search-parameters {parameters}: .*{reason}"):
             opened(str(tmp_path), manifest, parameters=parameters)
+
+
+def test_parameters_of_all_kinds_are_taken():
+    about = {"factory": "IVF4_HNSW4,Flat,RFlat", "metric": "l2", "shards": [{"dimension": 8}]}
+    check_search_parameters(about, "nprobe=2, quantizer_efSearch=16,max_codes=0,k_factor_rf=1.5")
 
 
 def test_search_parameters_are_tried_with_the_metric_of_the_index(tmp_path, unit_vectors):
@@ -184,9 +197,39 @@ def test_search_parameters_are_tried_with_the_metric_of_the_index(tmp_path, unit
         LocalSearch(str(tmp_path), manifest, parameters="nprobe=32")
 
 
-def test_a_factory_that_takes_no_vectors_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--factory IDMap,Flat: .*leave IDMap out"):
-        check_index(IndexOptions(index=str(tmp_path), factory="IDMap,Flat"))
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("IDMap,Flat", "leave IDMap out"),
+        ("PCA64,IDMap,Flat", "leave IDMap out"),
+        ("HNSW0", "HNSW0 given, a number of at least 1 expected"),
+        ("PQ48x0", "x0 given, a number"),
+        ("IVF0,Flat", "IVF0 given, a number"),
+        ("NSG32", "NSG takes neither the few vectors"),
+    ],
+)
+def test_a_factory_that_takes_no_vectors_is_refused(tmp_path, factory, reason):
+    with pytest.raises(InputError, match=rf"--factory {factory}: .*{reason}"):
+        check_index(IndexOptions(index=str(tmp_path), factory=factory))
+    check_index(IndexOptions(index=str(tmp_path), factory="OPQ48,IVF1024_NSG32,PQ48x10"))
+
+
+def test_vectors_that_an_index_does_not_take_are_one_line(tmp_path, unit_vectors):
+    with pytest.raises(InputError, match=r"--factory NSG4: .* 40 vectors of 00000 \(.*cannot build a graph smaller"):
+        make_index(tmp_path, unit_vectors[:40], 1, factory="NSG4")
+
+
+def test_no_more_vectors_train_an_index_than_are_asked_for(tmp_path, unit_vectors, monkeypatch):
+    trained = []
+    monkeypatch.setattr(faiss.IndexIVFFlat, "train", lambda self, sample: trained.append(sample))
+    shards = [{"name": f"{number:05d}", "rows": 1 + number % 3} for number in range(20)]  # 39 in all
+    ends = np.cumsum([shard["rows"] for shard in shards])
+    for shard, end in zip(shards, ends, strict=True):
+        (tmp_path / shard["name"]).mkdir()
+        np.save(tmp_path / shard["name"] / "vectors.npy", unit_vectors[end - shard["rows"] : end])
+    options = IndexOptions(index=str(tmp_path), factory="IVF4,Flat", train_vectors=10)
+    assert train_index_shards({"part": shards}, options)["rows"] == 10
+    np.testing.assert_array_equal(trained[0], unit_vectors[: ends[-1] : 4])
 
 
 def test_vectors_that_are_cut_short_on_object_storage_are_one_line(tmp_path, s3, unit_vectors):
@@ -309,6 +352,29 @@ def test_words_of_no_query_and_of_passages_without_words_are_no_hits(tmp_path):
         assert np.isneginf(scores).all()
 
 
+def test_terms_of_other_stems_are_refused_and_are_those_of_another_index(tmp_path, monkeypatch):
+    assert bm25.bm25_terms_hash() == bm25.TERMS
+    path, building = tmp_path / "words.arrow", IndexOptions(index=str(tmp_path)).building({})
+    path.write_bytes(bm25.bm25_file(["Iron rusts."]))
+    monkeypatch.setattr(bm25, "bm25_terms_hash", lambda: "another")
+    with pytest.raises(InputError, match=f"{path}: made with other versions of PyStemmer or bm25s"):
+        bm25.Bm25Index(str(path))
+    assert IndexOptions(index=str(tmp_path)).building({}) == building | {"terms": "another"}
+    batch = pa.ipc.open_file(path.read_bytes()).get_batch(0).replace_schema_metadata({"passages": "1"})
+    with pa.ipc.new_file(str(path), batch.schema) as writer:  # as earlier versions wrote it
+        writer.write_batch(batch)
+    assert bm25.Bm25Index(str(path)).passages == 1
+
+
+def test_a_copy_of_an_index_with_files_of_another_is_not_searched(tmp_path, unit_vectors):
+    sent = pickle.dumps(LocalSearch(str(tmp_path), make_index(tmp_path, unit_vectors[:40], 2)))
+    pickle.loads(sent)
+    path = tmp_path / "00001" / "words.arrow"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=f"{path}: not the file that was written"):
+        pickle.loads(sent)
+
+
 def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(tmp_path, unit_vectors):
     manifest = make_index(tmp_path, unit_vectors[:90], 2, factory="HNSW4")
     index = LocalSearch(str(tmp_path), manifest)
@@ -322,6 +388,17 @@ def test_a_shard_of_other_rows_than_its_record_says_is_found_when_it_is_opened(t
     for name, action in ask.items():
         with pytest.raises(InputError, match=f"{name}: 45 rows, 46 expected; run `sciqa index --verify`"):
             action()
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "words.arrow", "vectors.npy", "passages.parquet"])
+def test_files_that_vanish_or_are_emptied_after_the_check_are_one_line(tmp_path, unit_vectors, name):
+    (record,) = make_index(tmp_path, unit_vectors[:40], 1, factory="HNSW4")["shards"]
+    path = tmp_path / "00000" / name
+    for change in (lambda: path.write_bytes(b""), path.unlink):
+        change()
+        shard = ShardFiles(str(tmp_path / "00000"), record, 0)
+        with pytest.raises(InputError, match=f"{path}: "):
+            getattr(shard, {"index": "faiss"}.get(path.stem, path.stem))
 
 
 def test_passages_of_an_index_that_was_built_anew_are_not_taken_for_those_that_were_found(tmp_path, unit_vectors):

@@ -168,6 +168,21 @@ def test_an_answer_says_that_its_context_was_cut(client, replica, monkeypatch):
     assert client.post("/v1/chat/completions", json=CHAT).json()["context_cut"] is True
 
 
+def test_an_answer_says_that_its_question_was_cut_for_the_search(client, replica, monkeypatch):
+    asked = [("/v1/rank", RANK), ("/v1/ask", {"question": QUESTION}), ("/v1/chat/completions", CHAT)]
+    assert [client.post(path, json=body).json()["question_cut"] for path, body in asked] == [False] * 3
+    monkeypatch.setattr(replica.answerer.finder.limit, "tokens", 5)
+    assert [client.post(path, json=body).json()["question_cut"] for path, body in asked] == [True] * 3
+
+
+def test_a_body_of_another_type_is_told_its_header(client):
+    body = json.dumps(RANK)
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        refused = client.post("/v1/rank", content=body, headers=headers)
+        assert refused.status_code == 415
+        assert "Content-Type: application/json expected" in refused.json()["error"]["message"]
+
+
 def test_a_conversation_goes_through_the_chat_template(client, settings, replica):
     before = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     before += [{"role": "assistant", "content": "Good day."}]
@@ -191,6 +206,8 @@ def test_a_conversation_goes_through_the_chat_template(client, settings, replica
     ("path", "body", "status", "part"),
     [
         ("/v1/rank", b"{", 400, "the body is not JSON (character 1: "),
+        ("/v1/rank", b'{"question": "?", "options": ["a", "b"], "options": ["c", "d"]}', 400, "options: given twice"),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user", "role": "user"}]}', 400, "role: given twice"),
         ("/v1/rank", b'{"question": "\\ud800?", "options": ["a", "b"]}', 422, "question: "),
         ("/v1/rank", b"[" * 2000, 400, ""),
         ("/v1/rank", {"question": "Which?"}, 422, "options: Field required"),

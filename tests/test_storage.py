@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import write_jsonl
+from pyarrow import fs
 from tiny import tiny_folder
 
 from sciqa.core import lock as locks
 from sciqa.core import storage, tables
 from sciqa.core.errors import InputError
 from sciqa.core.lock import lock
+from sciqa.core.model_files import local_model_copy
 from sciqa.corpus.options import CorpusOptions
 from sciqa.corpus.passages import build_passages
 from sciqa.exam.exam_files import read_exam_files
@@ -66,6 +68,50 @@ def test_files_and_tables(place):
     assert storage.path_exists(storage.join_paths(place, "copy"))
     with pytest.raises(InputError, match=f"{re.escape(path)}: no such file"):
         storage.read_bytes(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "inner"),
+    [
+        ("gs://bucket", "bucket"),
+        ("gs://bucket/run#1/a b%20é.txt", "bucket/run#1/a b%20é.txt"),
+        ("gs://bucket/run/", "bucket/run"),
+        ("abfs://files@account.dfs.core.windows.net/run#1", "files/run#1"),
+        ("abfs://account.dfs.core.windows.net/files/run#1", "files/run#1"),
+        ("file://localhost/data/run", "/data/run"),
+    ],
+)
+def test_names_are_taken_as_they_are_written(address, inner):
+    assert storage.resolve_storage(address)[1] == inner
+
+
+def test_paths_are_the_same_however_they_are_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path in ("run", "./run/", "link/run", f"file://{tmp_path}/run/", f"file://localhost{tmp_path}/run"):
+        assert storage.is_same_path(path, f"{tmp_path}/run"), path
+        assert storage.resolve_storage(storage.absolute_path(path))[1].endswith("/run")
+    assert storage.is_same_path("s3://bucket/run/", "s3://bucket/run")
+    assert not storage.is_same_path("s3://bucket/run", "s3://bucket/run2")
+    for path in ("file://run", "file:/data/run", "file:run"):
+        with pytest.raises(InputError, match=f"{path}: file:// and a whole path expected"):
+            storage.absolute_path(path)
+    for path in ("~", "~/run", "~anna/run"):
+        with pytest.raises(InputError, match=f"{path}: ~ stands for no folder here"):
+            storage.absolute_path(path)
+    (tmp_path / "~").mkdir()
+    assert storage.absolute_path("~") == f"{tmp_path}/~"
+
+
+def test_a_model_is_fetched_from_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / "openvino" / "mine"
+    (folder / "openvino").mkdir(parents=True)
+    for name in ("model.safetensors", "config.json", "openvino/model.xml"):
+        (folder / name).write_text("{}")
+    assert sorted(path.name for path in local_model_copy(f"file://{folder}").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_file_on_s3_is_one_request(s3):
@@ -128,6 +174,17 @@ def test_a_table_whose_shards_were_deleted_is_not_finished(place):
             tables.read_table_manifest(folder, "generate")
         with pytest.raises(InputError, match="generated/x: not finished"):
             read_exam_files(folder)
+
+
+def test_a_finished_table_that_has_gained_a_copy_of_a_shard_is_refused(place):
+    folder = storage.join_paths(place, "exam/x")
+    for part in range(2 if not tables.begin_table(folder, {"format": 1}).whole else 0):
+        tables.write_table(tables.table_part_path(folder, part), TABLE)
+    tables.finish_table(folder, {})
+    tables.write_table(storage.join_paths(folder, "00000 (copy).parquet"), TABLE)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"holds 3 files, of which 2 were .* such as 00000 \(copy\)\.parquet"):
+            tables.begin_table(folder, {"format": 1})
 
 
 def test_damaged_pages_of_a_table_are_one_line(tmp_path):
@@ -261,6 +318,23 @@ def test_a_holder_on_s3_shows_that_it_lives(s3, monkeypatch):
     with lock("s3://bucket/alive/contexts"):
         while len([path for _, path in requests(s3, before) if "/alive/.contexts.lock-" in path]) < 4:
             time.sleep(0.01)
+
+
+def test_a_lock_that_was_taken_over_is_not_taken_back(s3, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    folder = "s3://bucket/taken/contexts"
+    held = lock(folder)
+    held.__enter__()
+    filesystem, inner = storage.resolve_storage("s3://bucket/taken")
+    (entry,) = filesystem.get_file_info(fs.FileSelector(inner))
+    filesystem.delete_file(entry.path)
+    while folder not in locks._taken:
+        time.sleep(0.01)
+    for end in (lambda: tables.finish_table(folder, {}), lambda: held.__exit__(None, None, None)):
+        with pytest.raises(InputError, match=f"{folder}: another process has taken over its lock"):
+            end()
+    with lock(folder):
+        tables.finish_table(folder, {})
 
 
 @pytest.mark.parametrize(

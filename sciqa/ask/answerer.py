@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from sciqa.ask.options import AskAnswerOptions, AskOptions
@@ -113,7 +114,7 @@ class Answerer:
     @property
     def notes(self) -> list[str]:
         """Messages for the user on how embedder and reader are computed."""
-        return [*self.finder.embedder.notes, *self.reader.notes]
+        return [*self.finder.notes, *self.reader.notes]
 
     def open_files(self) -> None:
         """Open the files of the index that are otherwise opened when a hit first asks for them."""
@@ -150,9 +151,12 @@ class Answerer:
         kept = [turn.kept for turn in turns if turn.kept is not None]
         return max(kept) if len(kept) == len(turns) else None
 
-    def evidence(self, options: AskOptions, found: dict) -> list[dict] | None:
-        """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`."""
-        return find_evidence([options.as_row()], [found["read"]], self.finder.embed)[0]
+    def evidence(self, options: AskOptions, found: dict, kept: int | None = None) -> list[dict] | None:
+        """Return the evidence for each option in the context; see `sciqa.retrieval.evidence.find_evidence`.
+
+        Of a context that was cut, only the passages that begin in its first `kept` characters count.
+        """
+        return find_evidence([options.as_row()], [_passages_before(found, kept)], self.finder.embed)[0]
 
     def encode(self, options: AskOptions, found: dict, earlier: Sequence[dict] = ()) -> "EncodedForScorer":
         """Return the prompt of an answer in words; see `sciqa.ask.generate_answer.encode_for_generated_answer`."""
@@ -174,9 +178,12 @@ def passages_answerer_read(found: dict, kept: int | None = None) -> list[int]:
 
     Of a context that was cut, only the first `kept` characters count.
     """
-    start, read = 0, set[str]()
-    for passage in found["read"]:
-        if kept is None or start < kept:
-            read.add(passage["passage_id"])
-        start += len(titled_chunk(passage["title"], passage["section"], passage["text"])) + 1  # and the end of its line
+    read = {passage["passage_id"] for passage in _passages_before(found, kept)}
     return [number for number, passage in enumerate(found["passages"], 1) if passage["passage_id"] in read]
+
+
+def _passages_before(found: dict, kept: int | None) -> list[dict]:
+    """Return the passages of a context that begin in its first `kept` characters, all of them if that is None."""
+    lengths = [len(titled_chunk(each["title"], each["section"], each["text"])) + 1 for each in found["read"]]
+    starts = accumulate(lengths, initial=0)  # each passage is followed by the end of its line
+    return [each for each, start in zip(found["read"], starts, strict=False) if kept is None or start < kept]

@@ -67,12 +67,20 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     aside.mkdir()  # of mode 0700, as `tempfile` makes them, other users could not read it
     try:
         build(aside)
+        for path in filter(Path.is_file, aside.rglob("*")):
+            _sync(path)
         aside.rename(folder)
     except OSError:
         if not folder.exists():  # else another worker has built it first
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk: a machine that loses power must not keep one with holes under its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
@@ -94,7 +102,7 @@ def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
     copy, found, every = root / digest, hashlib.sha256(), root / ".lock"
     with storage_errors(str(root), "written"), _locked(root / f".{digest}.lock"):  # one process copies a file
         with _locked(every):
-            if copy.exists():
+            if copy.exists() and copy.stat().st_size == size:
                 return _opened(copy)
             _make_room(root, size, limit)
             aside = tempfile.NamedTemporaryFile(prefix=".", dir=root, delete=False)  # noqa: SIM115 (closed below)
@@ -106,6 +114,7 @@ def cached_copy(path: str, digest: str, size: int, limit: int) -> BinaryIO:
                     found.update(piece)
                     aside.write(piece)
                 aside.flush()
+                _sync(Path(aside.name))
                 if (found.hexdigest(), aside.tell()) != (digest, size):
                     raise InputError(f"{path}: not the file that was written (its sha256 differs)")
                 with _locked(every):

@@ -18,6 +18,8 @@ from sciqa.core.errors import InputError
 
 #: Seconds between two heartbeats, and since the last heartbeat after which a holder on another machine counts as gone.
 BEAT, LOST = 10.0, 60.0
+#: Folders whose lock this process has lost to another one.
+_taken: set[str] = set()
 
 
 def lock(folder: str) -> contextlib.AbstractContextManager[None]:
@@ -29,13 +31,22 @@ def lock(folder: str) -> contextlib.AbstractContextManager[None]:
     cannot be written either.
 
     Raises:
-        InputError: another process holds the lock.
+        InputError: another process holds the lock, or has taken it over, as this one gave no sign of life for long.
     """
     filesystem, inner = storage.resolve_storage(folder)
     parent, _, name = inner.rstrip("/").rpartition("/")
     if isinstance(filesystem, fs.LocalFileSystem):
         return _lock_files(folder, {Path(parent).resolve() / name, Path(inner).resolve()})
     return _lock_objects(folder, filesystem, parent, f".{name}.lock-")
+
+
+def check_lock_held(folder: str) -> None:
+    """Raise `InputError` if another process has taken over the lock of a folder that this one locked."""
+    if folder.rstrip("/") in _taken:
+        raise InputError(
+            f"{folder}: another process has taken over its lock, as this one gave no sign of life for {LOST:.0f} "
+            "seconds, and may have written there; wait for it, and run this step again"
+        )
 
 
 @contextlib.contextmanager
@@ -88,6 +99,9 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
     def keep_beating() -> None:
         while not done.wait(BEAT):
             with contextlib.suppress(OSError):
+                if filesystem.get_file_info(mine).type == fs.FileType.NotFound:
+                    _taken.add(folder.rstrip("/"))
+                    return
                 beat()
 
     thread = threading.Thread(target=keep_beating, daemon=True)
@@ -95,7 +109,9 @@ def _lock_objects(folder: str, filesystem: fs.FileSystem, parent: str, prefix: s
         _check_others(folder, filesystem, parent, prefix, mine)
         thread.start()
         yield
+        check_lock_held(folder)
     finally:
+        _taken.discard(folder.rstrip("/"))
         done.set()
         if thread.is_alive():
             thread.join()

@@ -25,6 +25,11 @@ NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx
 #: Types of models whose positions begin behind the number of the padding token: the places up to it are never used.
 BEHIND_PADDING = ["camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta"]
 BEHIND_PADDING += ["roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
+#: Types of models with a table of learned positions, which no setting makes longer.
+LEARNED_POSITIONS = [*BEHIND_PADDING, "albert", "bert", "distilbert", "electra"]
+#: Names of the file with the settings of a model's first module, in the order in which sentence-transformers looks.
+SETTINGS = [f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert")]
+SETTINGS += ["sentence_xlm-roberta_config.json", "sentence_xlnet_config.json"]
 #: Names of a model's prompts for each kind of text, in the order of preference of sentence-transformers.
 PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
@@ -182,17 +187,20 @@ def has_static_model_files(name: str) -> bool:
 def model_file_sequence_length(name: str) -> int | None:
     """Return the maximum number of tokens that a sentence-transformers model reads; None if it does not say.
 
-    As in sentence-transformers, that is its own setting, or else the least of its tokenizer's and its positions.
+    As in sentence-transformers, that is its own setting, or else the least of its tokenizer's and its positions; but no
+    more than it has learned positions.
     """
     if has_static_model_files(name):
         return None
     folder = Path(_first_module(name).get("path", ""))
-    if own := read_model_file(name, str(folder / "sentence_bert_config.json")).get("max_seq_length"):
-        return own
+    own = next(filter(None, (read_model_file(name, str(folder / file)) for file in SETTINGS)), {})
+    given = own.get("tokenizer_args", own.get("processor_kwargs")) or {}
     about = read_model_file(name, str(folder / "config.json"))
     positions = about.get("max_position_embeddings")
     if positions and about.get("model_type") in BEHIND_PADDING:
         positions -= 1 + (about.get("pad_token_id") or 0)
+    if said := given.get("model_max_length") or own.get("max_seq_length"):
+        return min(said, positions or said) if about.get("model_type") in LEARNED_POSITIONS else said
     said = read_model_file(name, str(folder / "tokenizer_config.json")).get("model_max_length")
     return min((limit for limit in (said, positions) if isinstance(limit, int) and 0 < limit < 1 << 30), default=None)
 
@@ -284,11 +292,12 @@ def _copy(address: str, only: tuple[str, ...]) -> Path:
     """
     never = [f"*/{pattern}" for pattern in NEVER_FETCHED]
     address = address.rstrip("/")
+    name = address.rpartition("/")[2]
     files = [
         (path, state)
         for path, state in storage.stat_files(address)
         if any(fnmatch.fnmatch(path, pattern) for pattern in only)
-        and not any(fnmatch.fnmatch(path, pattern) for pattern in never)
+        and not any(fnmatch.fnmatch(path.removeprefix(address) or f"/{name}", pattern) for pattern in never)
     ]
     parent = address.rpartition("/")[0] if [path for path, _ in files] == [address] else address
 

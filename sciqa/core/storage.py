@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ READERS = 32
 
 def resolve_storage(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
     """Return the filesystem of a path (local, or a URI such as `s3://bucket/run`) and the path within it."""
-    text = os.fspath(path).removeprefix("file://")
+    text = _without_file_scheme(os.fspath(path))
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).absolute())
     if "?" in text:
@@ -32,19 +33,32 @@ def resolve_storage(path: str | os.PathLike) -> tuple[fs.FileSystem, str]:
             f"{text}: options in a path's address are not taken; set them in the environment of every node "
             "(AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
         )
+    scheme, _, rest = text.partition("://")
+    authority, _, name = rest.strip("/").partition("/")
     try:
-        if text.startswith("s3://"):
-            inner = text.removeprefix("s3://").strip("/")
-            return _open_bucket(inner.partition("/")[0]), inner
-        return fs.FileSystem.from_uri(text)
+        filesystem, root = _open_filesystem(scheme, authority)
     except (pa.ArrowException, ImportError, OSError) as error:
         raise InputError(f"{text}: not a storage path that can be opened ({error})") from error
+    # The name is taken as it is written; within a URI `#`, `%`, spaces and letters such as é would be something else.
+    inner = f"{root.rstrip('/')}/{name}"
+    return filesystem, inner.strip("/") if is_object_storage(filesystem) else inner
+
+
+def _without_file_scheme(text: str) -> str:
+    """Return the local path in a URI such as `file:///data/run`, and any other path unchanged."""
+    inner = re.sub(r"^file://(localhost)?(?=/)", "", text)
+    if inner.startswith("file:"):
+        raise InputError(f"{text}: file:// and a whole path expected, such as file:///data/run")
+    return inner
 
 
 @functools.cache
-def _open_bucket(bucket: str) -> fs.FileSystem:
-    """Return the filesystem of an S3 bucket, which uploads a file in one PUT unless it is too large for one."""
-    return fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")[0]
+def _open_filesystem(scheme: str, authority: str) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a bucket or server, and the path of its top, which is that of a bucket or container.
+
+    That of S3 uploads a file in one PUT unless it is too large for one.
+    """
+    return fs.FileSystem.from_uri(f"{scheme}://{authority}{'?allow_delayed_open=true' * (scheme == 's3')}")
 
 
 def is_object_storage(filesystem: fs.FileSystem) -> bool:
@@ -194,8 +208,23 @@ def _list_entries(folder: str) -> list[fs.FileInfo]:
 
 
 def absolute_path(path: str) -> str:
-    """Return the absolute path, since workers may not share the driver's working folder; a URI is unchanged."""
-    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+    """Return the absolute path, since workers may not share the driver's working folder; a URI has no `/` at its end.
+
+    Raises:
+        InputError: a path that begins with `~`, which only a shell replaces, or a `file:` without a whole path.
+    """
+    if re.match(r"~[^/]*/|~$", path) and not Path(path).exists():
+        raise InputError(f"{path}: ~ stands for no folder here; write $HOME, or the whole path")
+    local = _without_file_scheme(path)
+    if local == path and "://" not in path:
+        return os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+    return re.sub(r"(?<=[^/:])/+$", "", path if "://" in local else f"file://{local}")
+
+
+def is_same_path(one: str, other: str) -> bool:
+    """Whether two paths name one place, however they are spelled; links on this machine are followed."""
+    one, other = (_without_file_scheme(absolute_path(path)) for path in (one, other))
+    return one == other or ("://" not in one + other and Path(one).resolve() == Path(other).resolve())
 
 
 def copy_files(source: str, destination: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sciqa.core import storage
 from sciqa.core.errors import InputError
+from sciqa.core.lock import check_lock_held
 
 #: Files in the records of a table: the inputs that determine its content, and the manifest, which is written last.
 INPUTS, MANIFEST = "inputs.json", "manifest.json"
@@ -86,7 +88,8 @@ def begin_table(
             differently.
 
     Raises:
-        InputError: the folder has to be emptied and `overwrite` is off, or it holds files that no step has made.
+        InputError: the folder has to be emptied and `overwrite` is off, it holds files that no step has made, or it
+            was finished and has gained files.
     """
     held = set(storage.list_names(folder))
     if storage.path_exists(table_records_path(folder, INPUTS)):
@@ -96,6 +99,7 @@ def begin_table(
             if made or begun.get("rows") == rows:
                 whole = is_finished_table(folder)
                 if not whole:  # else a manifest of earlier files would vouch for those that are written now
+                    _check_not_more(folder, held)
                     storage.delete_path(table_records_path(folder, MANIFEST))
                 return BegunTable(held, begun.get("rows"), whole)
         elif made and not overwrite:
@@ -114,6 +118,18 @@ def begin_table(
     return BegunTable(set(), rows, False)
 
 
+def _check_not_more(folder: str, held: set[str]) -> None:
+    """Raise `InputError` if a finished table has gained shards, as copies that other programs make."""
+    path = table_records_path(folder, MANIFEST)
+    files = storage.read_json(path)["files"] if storage.path_exists(path) else len(held)
+    if len(held) > files and all(name.endswith(".parquet") for name in held):
+        odd = sorted(name for name in held if not re.fullmatch(r"\d+(-\d+)?\.parquet", name))
+        raise InputError(
+            f"{folder}: holds {len(held):,} files, of which {files:,} were written; delete what no step has made"
+            + f", such as {odd[0]}" * bool(odd)
+        )
+
+
 def delete_table(folder: str) -> None:
     """Delete a table, then its records: without records, `begin_table` would take its files for foreign ones."""
     storage.delete_path(folder)
@@ -130,7 +146,12 @@ def _said_changes(changed: dict[str, tuple]) -> str:
 
 
 def finish_table(folder: str, manifest: dict) -> None:
-    """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing."""
+    """Mark a table as complete: the manifest is written last, so its presence means that nothing is missing.
+
+    Raises:
+        InputError: another process has taken over the lock of the table meanwhile.
+    """
+    check_lock_held(folder)
     storage.write_json(table_records_path(folder, MANIFEST), manifest | {"files": len(storage.list_names(folder))})
 
 

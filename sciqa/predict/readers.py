@@ -94,7 +94,7 @@ class RetrievalReader:
         self.embedder = load_embedder(**embed)
         self.notes = self.embedder.notes
         self.prefixes = {"query": query_prefix, "passage": passage_prefix}
-        self.limit = QueryLimit(embed["model"], query_prefix)
+        self.limit = QueryLimit(self.embedder, query_prefix)
 
     def score(self, questions: list[dict], found: list[tuple[dict, ...]]) -> list[ScoredAnswer]:
         """See `Reader.score`."""

@@ -8,6 +8,7 @@ numbers of the passages that hold the term) and `scores` (what the term adds to 
 a search finds its terms by binary search, and reads their postings alone.
 """
 
+import functools
 import hashlib
 import io
 import re
@@ -21,15 +22,39 @@ import pyarrow as pa
 import Stemmer
 from scipy import sparse
 
+from sciqa.core.errors import InputError
+from sciqa.core.hashes import fingerprint
+
 TERM = r"(?u)\b\w+\b"
 #: The position between a digit and a superscript or a fraction: 10¹⁹ is not 1019.
 RAISED = re.compile(r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹¼-¾⅐-⅞])")
+#: Words of many endings, exceptions of stemmers, stop words and signs, by whose terms one way to split is told from
+#: another, and the hash of their terms in English stems of PyStemmer 3 without the stop words of bm25s 0.3.
+SAMPLE = """
+generously communism arsenal skis dying lying news howe atlas cosmos bias andes inning outing herring earring evening
+proceed exceed succeed geologist geology analogously apologies archaeology conversational relational valenci hesitanci
+digitizer conformabli radicalli vileli predication operator feudalism decisiveness hopefulness callousness formaliti
+sensitiviti sensibiliti triplicate formative formalize electriciti electrical hopeful goodness revival allowance
+inference airliner gyroscopic adjustable defensible irritant replacement adjustment dependent adoption homologou
+effective bowdlerize probate rate cease controlling rolling caresses ponies ties cats feed agreed plastered bled
+motoring sing conflated troubled sized hopping tanned falling hissing fizzed failing filing happy sky youth boy
+past passed running runner ran easily fairly idly gently ugly early only singly quickly nation's nations' James's
+a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to
+was will with H2O CO2 1984 3.14 x² naïve Größe 光合作用 e.g. U.S. mRNA state-of-the-art don't can't
+"""
+TERMS = "cd157adfc212a04c"
 #: Passages that are scored at once; smaller shards are read together.
 BLOCK = 1 << 16
 #: Share of a block's passages above which a term's scores are laid out for all of them, which adds them sooner.
 DENSE = 0.05
 #: The smallest score of a passage that holds a term of the query.
 LEAST = np.finfo(np.float32).tiny
+
+
+@functools.cache
+def bm25_terms_hash() -> str:
+    """Return a hash of the terms of `SAMPLE`, which other stems or stop words change."""
+    return fingerprint(split_bm25_terms([SAMPLE]))
 
 
 def split_bm25_terms(texts: list[str]) -> list[list[str]]:
@@ -62,7 +87,7 @@ def bm25_file(texts: list[str]) -> bytes:
     starts, rows, scores = (index.scores[name] for name in ("indptr", "indices", "data"))
     lists = [pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(values)) for values in (rows, scores)]
     batch = pa.record_batch([pa.array(names), *lists], names=["term", "passages", "scores"])
-    batch = batch.replace_schema_metadata({"passages": str(len(texts))})
+    batch = batch.replace_schema_metadata({"passages": str(len(texts)), "terms": bm25_terms_hash()})
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -70,10 +95,19 @@ def bm25_file(texts: list[str]) -> bytes:
 
 
 class Bm25Index:
-    """A shard's BM25 index, memory-mapped from a file on this machine of what `bm25_file` returns."""
+    """A shard's BM25 index, memory-mapped from a file on this machine of what `bm25_file` returns.
+
+    Raises:
+        InputError: texts are split into other terms here than where the file was made.
+    """
 
     def __init__(self, path: str) -> None:
         batch = pa.ipc.open_file(pa.memory_map(path)).get_batch(0)
+        if batch.schema.metadata.get(b"terms", b"") not in (b"", bm25_terms_hash().encode()):
+            raise InputError(
+                f"{path}: made with other versions of PyStemmer or bm25s, whose terms differ from those of the "
+                "versions here; install those, or run `sciqa index` with these"
+            )
         rows, scores = batch["passages"], batch["scores"]
         self.terms = batch["term"].to_numpy()
         arrays = (scores.values.to_numpy(), rows.values.to_numpy(), rows.offsets.to_numpy())

@@ -1,7 +1,7 @@
 """The `retrieve` step: finds the passages nearest to each question, and writes the text for the reader."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from sciqa.exam.question_table import QuestionTable
 from sciqa.retrieval.evidence import find_evidence
 from sciqa.retrieval.index import (
     check_index,
+    check_index_built_as,
     check_index_embedder,
     check_index_prefix,
     index_identity,
@@ -28,11 +29,13 @@ from sciqa.retrieval.index import (
 from sciqa.retrieval.options import ContextOptions, FindOptions, RetrieveOptions, SearchOptions
 from sciqa.retrieval.passage_sentences import join_passage_sentences, passage_sentences
 from sciqa.retrieval.queries import QueryRanker, query_texts, run_query_workers
-from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker
-from sciqa.retrieval.search import LocalSearch, ShardedSearch, fuse_search_hits
+from sciqa.retrieval.rerank import Reranker, check_reranker, is_embedding_reranker, note_reranked_by_beginning
+from sciqa.retrieval.search import LocalSearch, ShardedSearch, fuse_search_hits, merge_search_hits
 
 #: Version of what this module computes. Raise it with every change, so that contexts of earlier versions are not kept.
 CONTEXTS_FORMAT = 6
+#: Why a context is empty.
+NOTHING = "nothing was found, or no sentence of at most --context-tokens"
 TEXTS = ("passage_id", "title", "section", "text")
 PASSAGE = pa.struct([*((name, pa.string()) for name in TEXTS), ("score", pa.float32())])
 EVIDENCE = pa.struct(
@@ -43,12 +46,7 @@ EVIDENCE = pa.struct(
     ]
 )
 SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("passages", pa.list_(PASSAGE)),
-        ("context", pa.string()),
-        ("evidence", pa.list_(EVIDENCE)),
-    ]
+    [("id", pa.string()), ("passages", pa.list_(PASSAGE)), ("context", pa.string()), ("evidence", pa.list_(EVIDENCE))]
 )
 
 
@@ -64,6 +62,7 @@ def retrieve(options: RetrieveOptions) -> Summary:
     exam = open_exam(options, write=False)
     if options.context != "given":
         check_index(options)
+        check_index_built_as(options, read_index_manifest(options.index))
     return find_contexts(options, exam, options.contexts, options.evidence)
 
 
@@ -91,6 +90,8 @@ def find_contexts(options: FindOptions, exam: Exam, folder: str, evidence: bool)
     with lock(folder):
         manifest, kept = _fill(options, exam, folder, index, inputs)
     made = f"contexts of {exam.questions:,} questions"
+    if empty := manifest.get("empty"):
+        made += f", {empty:,} of them empty ({NOTHING})"
     if manifest["recall"] is not None:
         made += f"; gold article among the first {options.top_k} for {manifest['recall']:.1%}"
     made += ", kept" * kept
@@ -134,10 +135,12 @@ def _fill(options: FindOptions, exam: Exam, folder: str, index: dict, inputs: di
     more = {"context": options, "folder": folder, "evidence": inputs["evidence"], "rerank": inputs["rerank"]}
     rows.extend(run_query_workers(FindContexts, exam, options, index, missing, **more))
     _check_filled(options, exam, folder, inputs)
-    gold = sum(row["gold"] for row in rows)
-    recall = sum(row["found"] for row in rows) / gold if gold else None
-    manifest = {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows}
-    manifest |= {"questions": exam.questions, "recall": recall}
+    empty, gold, found = (sum(row[name] for row in rows) for name in ("empty", "gold", "found"))
+    if empty == exam.questions:
+        tables.delete_table(folder)
+        raise InputError(f"{folder}: every context is empty ({NOTHING}); give more tokens, or other --dense or --words")
+    about = {"questions": exam.questions, "empty": empty, "recall": found / gold if gold else None}
+    manifest = {"format": CONTEXTS_FORMAT, "inputs": inputs, "rows": begun.rows} | about
     tables.finish_table(folder, manifest)
     return manifest, False
 
@@ -230,11 +233,19 @@ class FindContexts(QueryRanker):
                 context["evidence"] = evidence
         table = pa.Table.from_pylist(contexts, schema=SCHEMA)
         tables.write_table(tables.table_part_path(self.folder, row["part"]), table)
-        notes = self.embedder.notes + (self.judge.embedder.notes if isinstance(self.judge, QueryRanker) else [])
-        return _count(questions, contexts) | {"notes": notes}
+        return _count(questions, contexts) | {"notes": self.notes}
+
+    @property
+    def notes(self) -> list[str]:
+        """Messages for the user on how vectors and scores are computed."""
+        judge = self.judge.embedder if isinstance(self.judge, QueryRanker) else self.judge
+        return [*self.embedder.notes, *(judge.notes if judge else [])]
 
     def find(self, questions: list[dict]) -> list[dict]:
-        """Return a row of the contexts table for each question, plus `read`: the passages that form its context."""
+        """Return a row of the contexts table for each question, and more.
+
+        `read` has the passages that form its context; `question_cut` tells whether its end was cut off for the search.
+        """
         options = self.options
         self.take(questions)
         found = self._passages(options.rerank_passages if options.rerank else options.top_k)
@@ -244,10 +255,11 @@ class FindContexts(QueryRanker):
         read = [passages[: self.context.context_passages] for passages in found]
         if self.context.context_sentences or options.context_tokens:
             read = self._sentences(read)
-        return [
+        rows = [
             {"id": question["id"], "passages": passages, "context": context_text(question, chosen), "read": chosen}
             for question, passages, chosen in zip(questions, found, read, strict=True)
         ]
+        return [row | {"question_cut": number in self.cut} for number, row in enumerate(rows)]
 
     def _passages(self, k: int) -> list[list[dict]]:
         dense, words = self.options.dense, self.options.words
@@ -255,7 +267,7 @@ class FindContexts(QueryRanker):
         depth = max(k, self.options.depth) if fused else k
         lists = [hits for query in dense for hits in self.rank_dense(query, depth)]
         lists += [hits for query in words for hits in self.rank_words(query, depth)]
-        hits = fuse_search_hits(lists, k) if len(lists) > 1 else lists[0]
+        hits = fuse_search_hits(lists, k) if len(lists) > 1 else merge_search_hits(lists, k)
         there = hits.rows >= 0
         passages = iter(self.index.passages(hits.rows[there]))
         return [
@@ -283,6 +295,7 @@ class FindContexts(QueryRanker):
     def _cosines(self, finder: QueryRanker, found: list[list[dict]]) -> Iterator[np.ndarray]:
         """Yield the cosines of each question's `mean` query and its passages; each passage is embedded once."""
         texts = {p["passage_id"]: titled_chunk(p["title"], p["section"], p["text"]) for each in found for p in each}
+        note_reranked_by_beginning(finder.embedder, finder.prefixes["passage"], texts.values())
         vectors = finder.embed([*texts.values()], "passage", [f"passage {name!r}" for name in texts])
         rows = {name: number for number, name in enumerate(texts)}
         finder.take(self.questions)
@@ -297,15 +310,12 @@ class FindContexts(QueryRanker):
         sentences = list(map(passage_sentences, found))
         texts = [titled_chunk(s["title"], s["section"], s["text"]) for several in sentences for s in several]
         names = [f"a sentence of passage {s['passage_id']!r}" for several in sentences for s in several]
-        vectors: Sequence | np.ndarray = self.embed(texts, "passage", names) if texts else []
+        vectors = self.embed(texts, "passage", names) if texts else np.zeros((0, queries.shape[1]))
         chosen: list[list[dict]] = []
         first = 0
         for query, several in zip(queries, sentences, strict=True):
-            if not several:  # nothing was found
-                chosen.append([])
-                continue
-            own = np.array(vectors[first : first + len(several)]).reshape(len(several), -1)
-            nearness = (own * query).sum(axis=1)  # not a matrix product, which may sum each row in another order
+            # No matrix product, which may sum each row in another order.
+            nearness = (vectors[first : first + len(several)] * query).sum(axis=1)
             first += len(several)
             nearest = np.argsort(-nearness, kind="stable")[: self.context.context_sentences]
             order = self._within_budget(several, nearest.tolist())
@@ -334,7 +344,7 @@ def context_text(question: dict, passages: list[dict]) -> str:
 
 
 def _count(questions: list[dict], contexts: list[dict]) -> dict[str, int]:
-    """Return how many questions name their gold article (column `title`) and how many found it."""
-    pairs = [(q["title"], c["passages"]) for q, c in zip(questions, contexts, strict=True) if q.get("title")]
-    found = sum(title in {passage["title"] for passage in passages} for title, passages in pairs)
-    return {"questions": len(questions), "gold": len(pairs), "found": found}
+    """Return how many questions have no context, name their gold article (column `title`), and found it."""
+    gold = [(q["title"], c["passages"]) for q, c in zip(questions, contexts, strict=True) if q.get("title")]
+    counts = {"questions": len(questions), "empty": sum(not each["context"] for each in contexts), "gold": len(gold)}
+    return counts | {"found": sum(title in {passage["title"] for passage in found} for title, found in gold)}

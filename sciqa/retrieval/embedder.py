@@ -9,7 +9,7 @@ import numpy as np
 
 from sciqa.core.device import Device, device_half_precision
 from sciqa.core.errors import InputError, QuestionError
-from sciqa.core.model_files import model_files_name
+from sciqa.core.model_files import find_model, model_files_name
 
 Backend = Literal["auto", "torch", "openvino"]
 Kind = Literal["query", "passage"]
@@ -23,12 +23,16 @@ class Embedder(ABC):
     Attributes:
         model: name of the model.
         computing: backend and precision, in words.
+        longest: most tokens of a text that are read, the rest is cut off; None if there is no limit.
+        revision: hash of the model's files that the command has recorded, if it has.
         notes: messages for the user on how vectors are computed.
         batch_size: texts that are computed at once.
     """
 
     model: str
     computing: str
+    longest: int | None = None
+    revision: str | None = None
     batch_size = 16
 
     def __init__(self) -> None:
@@ -113,6 +117,8 @@ class TorchEmbedder(Embedder):
         self.model, self.computing = model, f"PyTorch in {str(dtype).removeprefix('torch.')} on {device}"
         self.module = load_embedder_checkpoint(model, "SentenceTransformer", device, dtype, attention)
         self.module.default_prompt_name = None
+        longest = self.module.max_seq_length
+        self.longest = longest if longest and longest < 1 << 30 else None
 
     def raw(self, texts: list[str], batch_size: int, prefix: str = "", kind: Kind | None = None) -> np.ndarray:
         """See `Embedder.raw`."""
@@ -152,7 +158,7 @@ class OpenVinoEmbedder(Embedder):
 
         super().__init__()
         self.model, self.threads, self.about = model, threads, about
-        self.computing = f"OpenVINO in {about['precision']}"
+        self.computing, self.longest = f"OpenVINO in {about['precision']}", about["max_tokens"]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -192,7 +198,9 @@ class OpenVinoEmbedder(Embedder):
     def _longer(self, texts: list[str], batch_size: int, prefix: str, kind: Kind | None) -> np.ndarray:
         """Return the vectors of texts longer than those that the traced model was checked with."""
         if self.for_longer is None:
-            self.for_longer = TorchEmbedder(self.model, self.threads, "cpu", "float32")
+            loaded = TorchEmbedder(self.model, self.threads, "cpu", "float32")
+            find_model(self.model, self.revision)  # its files may have been replaced since the trace was loaded
+            self.for_longer = loaded
             self.notes.append(
                 f"texts of more than {self.about['proven_tokens']} tokens are embedded by PyTorch, not OpenVINO"
             )

@@ -12,7 +12,7 @@ from sciqa.core.errors import InputError
 from sciqa.core.summary import Summary
 from sciqa.exam.open_exam import open_exam
 from sciqa.retrieval.contexts import retrieve
-from sciqa.retrieval.index import check_index, index_identity, is_same_index, read_index_manifest
+from sciqa.retrieval.index import check_index, check_index_built_as, index_identity, is_same_index, read_index_manifest
 from sciqa.retrieval.options import EvaluateOptions, Query, RetrieveOptions
 from sciqa.retrieval.queries import QueryRanker, run_query_workers
 from sciqa.retrieval.search import fuse_search_hits
@@ -69,6 +69,7 @@ def evaluate(options: RetrieveOptions) -> Summary:
     exam = open_exam(options, write=False, file=file)
     check_index(options)
     index = read_index_manifest(options.index)
+    check_index_built_as(options, index)
     if not set(exam.columns) & {"title", "passage_id"}:
         raise InputError(f"{exam.name}: no column 'title' (gold article) or 'passage_id' to measure retrieval by")
     open_exam(options, file=file)

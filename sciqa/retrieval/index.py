@@ -15,6 +15,7 @@ from sciqa.corpus.passages import PASSAGES_FORMAT
 from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.index_shards import (
     EmbedIndexShard,
+    check_index_factory,
     empty_shards_index,
     index_shard_key,
     train_index_shards,
@@ -24,6 +25,8 @@ from sciqa.retrieval.options import INDEX_FORMAT, VECTORS_FORMAT, IndexFolderOpt
 
 #: Records of an index: of all of it, written last, and of what its FAISS files are trained with.
 MANIFEST, TRAINED = "manifest.json", "trained.json"
+#: Options that an index is built with, by their names in its manifest.
+BUILT_WITH = ("factory", "metric", "vector_type", "train_vectors")
 
 
 def build_index(options: IndexOptions) -> Summary:
@@ -117,7 +120,8 @@ def _check_passages(options: IndexOptions, shards: list[dict]) -> None:
     for name in (MANIFEST, "model.json"):
         about = _read_file(options.index, name)
         made, held = about.get("passages", options.passages), about.get("contents", contents)
-        if made != options.passages and not contents & set(held) and not options.overwrite:
+        known = options.overwrite or bool(contents & set(held))
+        if not known and not storage.is_same_path(made, options.passages):
             raise InputError(
                 f"{options.index}: made from other inputs (passages: {made} there, {options.passages} now); "
                 "pass another --index, or --overwrite to replace it"
@@ -138,8 +142,16 @@ def finished_index(options: IndexOptions) -> dict | None:
     manifest = _read_file(options.index, MANIFEST)
     if not _is_current(manifest):
         return None
+    check_index_built_as(options, manifest)
+    beside = storage.is_same_path(*(path.rpartition("/")[0] for path in (options.passages, options.index)))
+    own = beside or storage.is_same_path(manifest.get("passages", options.passages), options.passages)
+    return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
+
+
+def check_index_built_as(options: IndexOptions, manifest: dict) -> None:
+    """Raise `InputError` if an index was built with another passage prefix, or another value of a given option."""
     defaults = defaults_of(IndexOptions)
-    for name in ("factory", "metric", "vector_type", "train_vectors"):
+    for name in BUILT_WITH:
         if name in manifest and (wanted := getattr(options, name)) not in (defaults[name], manifest[name]):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
@@ -147,9 +159,6 @@ def finished_index(options: IndexOptions) -> dict | None:
                 f"leave {flag} out, or run `sciqa index` with it"
             )
     check_index_prefix(options, manifest)
-    beside = options.passages.rpartition("/")[0] == options.index.rpartition("/")[0]
-    own = beside or manifest.get("passages") == options.passages
-    return None if own and _have_changed(options.passages, manifest["contents"]) else manifest
 
 
 def _have_changed(passages: str, contents: list[str]) -> bool:
@@ -226,13 +235,14 @@ def options_of_index(options: IndexOptions) -> IndexOptions:
         return options
     check_index_prefix(options, made)
     defaults = defaults_of(IndexOptions)
-    names = [name for name in ("factory", "metric", "vector_type", "train_vectors") if name in made]
+    names = [name for name in BUILT_WITH if name in made]
     return replace(options, **{n: made[n] for n in names if getattr(options, n) == defaults[n]})
 
 
 def check_index(options: IndexOptions, replaced: bool = False) -> None:
-    """Raise `InputError` as `check_index_embedder` does, or if FAISS rejects the factory."""
+    """Raise `InputError` as `check_index_embedder` does, or if the factory makes no index that passages can fill."""
     check_index_embedder(options, replaced)
+    check_index_factory(options.factory)
     if options.factory != "Flat" and (dimension := model_file_dimension(options.embedder)):
         empty_shards_index(options.factory, dimension, options.metric)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from sciqa.core import hashes, storage, tables
 from sciqa.core.device import device_cpus
 from sciqa.core.errors import InputError
-from sciqa.core.model_files import find_model, model_file_sequence_length, model_file_tokenizer
+from sciqa.core.model_files import find_model, model_file_tokenizer
 from sciqa.corpus.chunking import LEAST_TOKENS, titled_chunk
 from sciqa.corpus.passage_shards import read_passage_shard
 from sciqa.retrieval.load_embedder import load_embedder
@@ -31,7 +32,7 @@ class EmbedIndexShard:
     def __init__(self, options: IndexOptions, embed: dict, embedding: dict) -> None:
         self.embedder = load_embedder(**embed)
         self.options, self.embedding = options, embedding
-        self.longest, self.made = model_file_sequence_length(options.embedder), _made_within(options)
+        self.longest, self.made = self.embedder.longest, _made_within(options)
         self.tokenizer = model_file_tokenizer(options.embedder) if self.longest else None
         if self.tokenizer and self.longest:
             self.longest -= len(self.tokenizer.encode(embedding["prefix"], add_special_tokens=False).ids)
@@ -84,7 +85,7 @@ class EmbedIndexShard:
 
     def _check_tokens(self, path: str, texts: dict[str, str]) -> None:
         """Raise `InputError` if the embedder would read only the beginning of one of the passages of a file."""
-        if not (self.tokenizer and self.longest):
+        if self.tokenizer is None or self.longest is None:
             return
         embedder, longest = self.options.embedder, self.longest
         for name, found in zip(texts, self.tokenizer.encode_batch(list(texts.values())), strict=True):
@@ -95,6 +96,8 @@ class EmbedIndexShard:
                 )
                 if self.made is not None and self.made <= longest:  # however short passages are, it has its headings
                     remedy = "shorten its headings, or leave its article out (--remove of `sciqa corpus`)"
+                if longest < 1:
+                    remedy = "pass a shorter --passage-prefix"
                 raise InputError(
                     f"{path}: passage {name!r} has {tokens} tokens, but {embedder} reads no more than {longest}"
                     f"{' after the prefix' * bool(self.embedding['prefix'])}; {remedy}"
@@ -136,20 +139,23 @@ def train_index_shards(row: dict, options: IndexOptions) -> dict:
 
     faiss.omp_set_num_threads(device_cpus())  # nothing else of this job runs at the same time
     shards = row["part"]
-    step = max(1, -(-sum(shard["rows"] for shard in shards) // options.train_vectors))
+    ends = np.cumsum([shard["rows"] for shard in shards])
+    step = max(1, -(-int(ends[-1]) // options.train_vectors))
+    chosen = np.split(np.arange(0, ends[-1], step), np.searchsorted(np.arange(0, ends[-1], step), ends[:-1]))
 
-    def read(shard: dict) -> np.ndarray:
+    def read(taken: tuple[dict, int, np.ndarray]) -> np.ndarray:
+        shard, end, rows = taken
         stored = StoredVectors(storage.join_paths(options.index, shard["name"], "vectors.npy"))
-        return stored.read(np.arange(0, shard["rows"], step))
+        return stored.read(rows - (end - shard["rows"]))
 
-    sample: np.ndarray = np.concatenate(storage.map_storage(read, shards))
+    taken = [each for each in zip(shards, ends.tolist(), chosen, strict=True) if len(each[2])]
+    sample: np.ndarray = np.concatenate(storage.map_storage(read, taken))
     index = empty_shards_index(options.factory, sample.shape[1], options.metric)
     try:
         index.train(sample)
     except RuntimeError as error:
-        reason = str(error).rpartition("failed: ")[2].strip()
         raise InputError(
-            f"--factory {options.factory}: cannot be trained on {len(sample):,} vectors ({reason}); "
+            f"--factory {options.factory}: cannot be trained on {len(sample):,} vectors ({_reason(error)}); "
             "choose one with fewer lists or codes, or Flat"
         ) from error
     path = storage.join_paths(options.index, "trained.faiss")
@@ -178,8 +184,14 @@ def write_index_shard(row: dict, options: IndexOptions, trained: dict) -> dict:
         index: faiss.Index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     else:
         index = empty_shards_index(options.factory, vectors.shape[1], options.metric)
-    for start in range(0, len(vectors), ADDED):
-        index.add(vectors[start : start + ADDED].astype(np.float32))
+    try:
+        for start in range(0, len(vectors), ADDED):
+            index.add(vectors[start : start + ADDED].astype(np.float32))
+    except RuntimeError as error:
+        raise InputError(
+            f"--factory {options.factory}: does not take the {len(vectors):,} vectors of {shard['name']} "
+            f"({_reason(error)}); choose another one"
+        ) from error
     path = storage.join_paths(folder, "index.faiss")
     digests = {"index.faiss": storage.write_bytes(path, faiss.serialize_index(index).tobytes())}
     table = tables.read_table(storage.join_paths(folder, "passages.parquet"), ["title", "section", "text"])
@@ -192,6 +204,24 @@ def write_index_shard(row: dict, options: IndexOptions, trained: dict) -> dict:
     return {"record": record}
 
 
+def _reason(error: RuntimeError) -> str:
+    """Return what FAISS says, without the place in its code."""
+    return re.split(r"failed: |Error: ", str(error))[-1].strip()
+
+
+def check_index_factory(factory: str) -> None:
+    """Raise `InputError` for a FAISS factory string of which indexes are made, but not filled or searched."""
+    if "IDMap" in factory:
+        raise InputError(f"--factory {factory}: an index that numbers vectors by itself is needed; leave IDMap out")
+    if zero := re.search(r"[A-Za-z]+0+(?!\d)", factory):
+        raise InputError(f"--factory {factory}: {zero[0]} given, a number of at least 1 expected")
+    if re.search(r"(^|,)NSG", factory):
+        raise InputError(
+            f"--factory {factory}: NSG takes neither the few vectors of a small shard nor those of a large one in "
+            "parts; HNSW32 is a graph that does"
+        )
+
+
 def empty_shards_index(factory: str, dimension: int, metric: str = "inner-product") -> "faiss.Index":
     """Return an empty FAISS index made from the factory string."""
     import faiss
@@ -200,12 +230,9 @@ def empty_shards_index(factory: str, dimension: int, metric: str = "inner-produc
     try:
         index = faiss.index_factory(dimension, factory, measure)
     except RuntimeError as error:
-        reason = str(error).rpartition("Error: ")[2].strip()
         raise InputError(
-            f"--factory {factory}: FAISS makes no index of {dimension} dimensions from it ({reason})"
+            f"--factory {factory}: FAISS makes no index of {dimension} dimensions from it ({_reason(error)})"
         ) from error
-    if isinstance(index, faiss.IndexIDMap):
-        raise InputError(f"--factory {factory}: an index that numbers vectors by itself is needed; leave IDMap out")
     return index
 
 

@@ -26,6 +26,13 @@ def load_embedder(
     """
     check_device(device)
     find_model(model, revision)
+    embedder = _load(model, threads, backend, device)
+    find_model(model, revision)  # its files may have been replaced meanwhile
+    embedder.revision = revision
+    return embedder
+
+
+def _load(model: str, threads: int, backend: Backend, device: Device) -> Embedder:
     if has_static_model_files(model):
         return StaticEmbedder(model, threads)
     if backend == "torch":

@@ -59,11 +59,17 @@ def check_openvino(model: str, threads: int) -> tuple[Path, dict]:
     differ, or the model cannot be traced, the backend is PyTorch, and `reason` says why.
 
     Raises:
-        InputError: no such model, or one that gives no vectors.
+        InputError: no such model, one that gives no vectors, or one that was replaced meanwhile.
     """
     made_by = {package: version(package) for package in ("openvino", "torch", "transformers", "sentence-transformers")}
-    about = [PROOF_FORMAT, find_model(model).revision, made_by, _precisions()]
-    folder = cached_folder(f"embedder-{hashes.fingerprint(about)}", lambda aside: _prove(model, threads, aside))
+    revision = find_model(model).revision
+    about = [PROOF_FORMAT, revision, made_by, _precisions()]
+
+    def build(folder: Path) -> None:
+        _prove(model, threads, folder)
+        find_model(model, revision)  # files that were replaced meanwhile would be kept under the hash of others
+
+    folder = cached_folder(f"embedder-{hashes.fingerprint(about)}", build)
     return folder, json.loads((folder / "embedder.json").read_text(encoding="utf-8"))
 
 
@@ -77,8 +83,7 @@ def _precisions() -> list[str]:
 
 def _prove(model: str, threads: int, folder: Path) -> None:
     own = TorchEmbedder(model, threads, "cpu", "float32")
-    limit = own.module.max_seq_length
-    limit = limit if limit and limit < 1 << 30 else None
+    limit = own.longest
     batches = _batches(own, limit)
     truth = [_unit(own.raw([*each.texts], 1, each.prefix, each.kind)) for each in batches]
     del own

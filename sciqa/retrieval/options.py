@@ -119,10 +119,17 @@ class IndexOptions(StoredVectorsOptions, IndexFolderOptions, PassagesOptions, Ru
         }
 
     def building(self, embedding: dict) -> dict:
-        """Return everything that determines a trained FAISS index, except the passages: `embedding` and more."""
+        """Return everything that determines a trained FAISS index, except the passages: `embedding` and more.
+
+        `terms` tells how BM25 splits texts, where that differs from `sciqa.retrieval.bm25.TERMS`.
+        """
+        from sciqa.retrieval.bm25 import TERMS, bm25_terms_hash  # spares the command line the import of SciPy
+
         building = {"index_format": INDEX_FORMAT, "factory": self.factory, "metric": self.metric}
         if self.factory != "Flat":
             building["train_vectors"] = self.train_vectors
+        if (terms := bm25_terms_hash()) != TERMS:
+            building["terms"] = terms
         return embedding | building
 
 

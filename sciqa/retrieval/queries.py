@@ -16,7 +16,7 @@ from sciqa.retrieval.index import check_index_unchanged
 from sciqa.retrieval.load_embedder import load_embedder
 from sciqa.retrieval.options import FindOptions, Query, SearchOptions
 from sciqa.retrieval.query_limit import QueryLimit
-from sciqa.retrieval.search import SEARCH_MEMORY, LocalSearch, SearchHits, ShardedSearch
+from sciqa.retrieval.search import SEARCH_MEMORY, LocalSearch, SearchHits, ShardedSearch, count_search_rows
 
 #: Embedding fewer questions than this takes less time than starting a worker for them.
 QUESTIONS_PER_WORKER = 1024
@@ -70,8 +70,9 @@ class QueryRanker:
         self.exam, self.options, self.index = exam, options, index
         self.embedder = load_embedder(**embed)
         self.prefixes = {kind: options.prefix(kind) for kind in ("query", "passage")}
-        self.limit = QueryLimit(options.embedder, self.prefixes["query"])
+        self.limit = QueryLimit(self.embedder, self.prefixes["query"])
         self.questions: list[dict] = []
+        self.cut: set[int] = set()
         self._vectors: dict[Query, list[np.ndarray]] = {}
 
     def read(self, part: int) -> list[dict]:
@@ -79,8 +80,8 @@ class QueryRanker:
         return self.exam.read_shard(part) if self.exam else []
 
     def take(self, questions: list[dict]) -> None:
-        """Set the questions that the other methods work on."""
-        self.questions, self._vectors = questions, {}
+        """Set the questions that the other methods work on; `cut` gets the numbers of those that are cut to fit."""
+        self.questions, self.cut, self._vectors = questions, set(), {}
 
     def embed(self, texts: list[str], kind: Kind, names: list[str] | None = None) -> np.ndarray:
         """Return unit vectors of texts, shape (texts, dimension), each by its own text alone; messages use `names`."""
@@ -113,17 +114,20 @@ class QueryRanker:
         ]
         reads = f"reads no more than {self.limit.tokens} tokens"
         note = f"{self.embedder.model} {reads}: longer questions are cut before their options"
-        if any(is_cut for _, is_cut in cut) and note not in self.embedder.notes:
+        self.cut |= {number for number, (_, is_cut) in enumerate(cut) if is_cut}
+        if self.cut and note not in self.embedder.notes:
             self.embedder.notes.append(note)
         return [text for text, _ in cut]
 
     def rank_dense(self, query: Query, k: int) -> list[SearchHits]:
-        """Return the rankings of a kind of query by vector similarity."""
+        """Return the rankings of a kind of query by vector similarity, of k passages, or all if there are fewer."""
+        k = min(k, self.index.rows)
         texts, vectors = query_texts(self.questions, "whole" if query == "mean" else query), self.vectors(query)
         return rank_queries(texts, lambda numbers: self.index.search(np.concatenate(vectors)[numbers], k), k)
 
     def rank_words(self, query: Query, k: int) -> list[SearchHits]:
-        """Return the rankings of a kind of query by BM25."""
+        """Return the rankings of a kind of query by BM25, of k passages, or all if there are fewer."""
+        k = min(k, self.index.rows)
         rankings = query_texts(self.questions, query)
         texts = [text for ranking in rankings for text in ranking if text is not None]
         return rank_queries(rankings, lambda numbers: self.index.search_words([texts[n] for n in numbers], k), k)
@@ -131,7 +135,7 @@ class QueryRanker:
 
 def is_small_query_index(manifest: dict) -> bool:
     """Whether an index is so small that each worker opens it."""
-    return sum(shard["rows"] for shard in manifest["shards"]) <= SMALL_INDEX
+    return count_search_rows(manifest) <= SMALL_INDEX
 
 
 @contextmanager

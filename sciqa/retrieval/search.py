@@ -10,9 +10,10 @@ import numpy as np
 import ray
 
 from sciqa.core import cluster, storage, worker_loss
-from sciqa.core.errors import InputError
-from sciqa.retrieval.index_shards import empty_shards_index
+from sciqa.retrieval.index import MANIFEST
+from sciqa.retrieval.index_listing import IndexListing
 from sciqa.retrieval.options import CACHE_BYTES
+from sciqa.retrieval.search_parameters import check_search_parameters
 from sciqa.retrieval.shard_files import ShardFiles
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def fuse_search_hits(lists: list[SearchHits], k: int) -> SearchHits:
     A row's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher 2009),
     rounded once, so that the order of the rankings changes nothing.
     """
+    k = min(k, sum(hits.rows.shape[1] for hits in lists))
     scores = np.full((len(lists[0].rows), k), -np.inf, np.float32)
     rows = np.full(scores.shape, -1, np.int64)
     for question in range(len(scores)):
@@ -118,22 +120,6 @@ def search_any(index: "faiss.Index", queries: np.ndarray, k: int, offset: int = 
     return SearchHits(np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + offset))
 
 
-def check_search_parameters(manifest: dict, parameters: str | None) -> None:
-    """Raise `InputError` if FAISS does not take the search parameters, tried on an empty index of the factory."""
-    if not parameters:
-        return
-    import faiss
-
-    index = empty_shards_index(manifest["factory"], manifest["shards"][0]["dimension"], manifest["metric"])
-    try:
-        faiss.ParameterSpace().set_index_parameters(index, parameters)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise InputError(
-            f"--search-parameters {parameters}: not taken by an index of --factory {manifest['factory']} "
-            f"({str(error).rpartition(':')[2].strip()}); leave them out, or give those that FAISS has for it"
-        ) from error
-
-
 class SearchActor:
     """Searches some shards of an index; as a Ray actor, it is restarted from storage when lost.
 
@@ -148,12 +134,14 @@ class SearchActor:
         cache_bytes: most bytes of files from object storage in the machine's cache.
 
     Raises:
-        InputError: a file that is not there, or holds another number of rows than its record says.
+        InputError: a file that is not there, or is not the one that its record describes; see `IndexListing`.
     """
 
     def __init__(self, index: str, shards: list[dict], exact: bool, parameters: str | None, cache_bytes: int) -> None:
         import faiss
 
+        if "://" not in index:  # a node may have a copy of its own
+            IndexListing(index, MANIFEST).check(shards)
         faiss.omp_set_num_threads(1)
         self.exact = exact
         self.offsets = [shard["offset"] for shard in shards]
@@ -208,6 +196,11 @@ class SearchActor:
         return [(self.shards[which[places[0]]], places, inner[places]) for places in parts if len(places)]
 
 
+def count_search_rows(manifest: dict) -> int:
+    """Return the number of passages of an index."""
+    return sum(shard["rows"] for shard in manifest["shards"])
+
+
 def _placed(manifest: dict) -> list[dict]:
     """Return the records of an index's shards with `offset`, the number of each shard's first row."""
     starts = np.cumsum([0, *(shard["rows"] for shard in manifest["shards"])])
@@ -246,7 +239,7 @@ class LocalSearch:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         check_search_parameters(manifest, parameters)
-        self.exact, self.candidates = manifest["factory"] == "Flat", candidates
+        self.exact, self.candidates, self.rows = manifest["factory"] == "Flat", candidates, count_search_rows(manifest)
         self.arguments = (index, manifest, parameters, candidates, cache_bytes)
         self.group = SearchActor(index, _placed(manifest), self.exact, parameters, cache_bytes)
         self.search_words, self.passages = self.group.search_words, self.group.passages
@@ -288,7 +281,7 @@ class ShardedSearch:
         cluster.wait_for_cluster_room({"CPU": cluster.SEARCH_CPUS, "memory": SEARCH_MEMORY})
         needs = {"num_cpus": cluster.SEARCH_CPUS, "memory": SEARCH_MEMORY, "scheduling_strategy": "SPREAD"}
         actor = ray.remote(SearchActor).options(**needs, **limits)
-        self.exact, self.candidates = manifest["factory"] == "Flat", candidates
+        self.exact, self.candidates, self.rows = manifest["factory"] == "Flat", candidates, count_search_rows(manifest)
         self.firsts = [placed[part[0]]["offset"] for part in parts]
         start, how = cast("Callable[..., ActorHandle]", actor.remote), (self.exact, parameters, cache_bytes)
         self.groups = [start(index, [placed[number] for number in part], *how) for part in parts]

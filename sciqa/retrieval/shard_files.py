@@ -1,7 +1,9 @@
 """Open a shard's files on any storage: FAISS and BM25 indexes, vectors, passages."""
 
+import contextlib
 import functools
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +45,8 @@ class ShardFiles:
         """Return the FAISS index."""
         import faiss
 
-        opened = faiss.read_index(self._local_path("index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        with self._opening("index.faiss"):
+            opened = faiss.read_index(self._local_path("index.faiss"), faiss.IO_FLAG_MMAP_IFC)
         self._check_rows("index.faiss", opened.ntotal)
         return opened
 
@@ -52,7 +55,8 @@ class ShardFiles:
         """Return the BM25 index."""
         from sciqa.retrieval.bm25 import Bm25Index
 
-        opened = Bm25Index(self._local_path("words.arrow"))
+        with self._opening("words.arrow"):
+            opened = Bm25Index(self._local_path("words.arrow"))
         self._check_rows("words.arrow", opened.passages)
         return opened
 
@@ -73,15 +77,28 @@ class ShardFiles:
     @functools.cached_property
     def vectors(self) -> StoredVectors:
         """Return the vectors."""
-        opened = StoredVectors(storage.join_paths(self.folder, "vectors.npy"))
+        with self._opening("vectors.npy"):
+            opened = StoredVectors(storage.join_paths(self.folder, "vectors.npy"))
         self._check_rows("vectors.npy", opened.shape[0])
         return opened
 
     def read_passages(self, rows: np.ndarray) -> list[dict]:
         """Return passages by row number, in that order."""
         groups, places = np.unique(rows // ROW_GROUP, return_inverse=True)
-        table = self.passages.read_row_groups(groups.tolist())
+        with self._opening("passages.parquet"):
+            table = self.passages.read_row_groups(groups.tolist())
         return table.take(places * ROW_GROUP + rows % ROW_GROUP).to_pylist()
+
+    @contextlib.contextmanager
+    def _opening(self, name: str) -> Iterator[None]:
+        """Turn errors of storage and of the libraries that read a file into an `InputError`."""
+        path = storage.join_paths(self.folder, name)
+        try:
+            with storage.storage_errors(path, "read"):
+                yield
+        except (RuntimeError, ValueError, EOFError) as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise InputError(f"{path}: cannot be read ({reason}); run `sciqa index --verify`") from error
 
     def _check_rows(self, name: str, rows: int) -> None:
         if rows != (expected := self.record["rows"]):

@@ -33,6 +33,7 @@ class StaticEmbedder(TorchEmbedder):
         table: Any = self.module[0]
         self.tokenizer: Any = table.tokenizer
         self.tokenizer.no_truncation()  # a mean of any number of vectors can be computed
+        self.longest = None
         if self.tokenizer.get_vocab_size() > table.num_embeddings:
             raise InputError(
                 f"{model}: {table.num_embeddings:,} vectors for the {self.tokenizer.get_vocab_size():,} tokens of its "

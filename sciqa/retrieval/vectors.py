@@ -39,7 +39,8 @@ class StoredVectors:
 
     def _read_range(self, rows: np.ndarray) -> np.ndarray:
         first, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
-        data = self.file.read_at(count * self.width, self.start + first * self.width)
+        with storage.storage_errors(self.path, "read"):
+            data = self.file.read_at(count * self.width, self.start + first * self.width)
         if len(data) < count * self.width:
             raise InputError(f"{self.path}: cut short; run `sciqa index --verify`, which builds that shard again")
         return np.frombuffer(data, self.dtype).reshape(count, -1)[rows - first]

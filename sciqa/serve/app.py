@@ -5,12 +5,15 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -52,6 +55,7 @@ def create_app(models: ModelsInterface, options: ServeOptions, digest: str | Non
     """
     # The pages of documentation that FastAPI makes would load scripts from elsewhere.
     app = FastAPI(title="sciqa", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = StrictJsonRoute
     metrics = MetricsMiddleware()
     routes = AppRoutes(models, options, metrics, digest is not None)
     app.add_api_route("/", routes.page, methods=["GET"], response_class=HTMLResponse)
@@ -71,6 +75,35 @@ def create_app(models: ModelsInterface, options: ServeOptions, digest: str | Non
     app.add_middleware(TokenMiddleware, digest=digest)
     app.add_middleware(CountRequestsMiddleware, metrics=metrics)  # added last, so it is outermost
     return app
+
+
+class StrictJsonRequest(Request):
+    """A request whose body is refused if an object in it has a field twice, of which Python takes the last."""
+
+    async def json(self) -> object:
+        """Return the body as JSON."""
+        return json.loads(await self.body(), object_pairs_hook=_fields_once)
+
+
+class StrictJsonRoute(APIRoute):
+    """A route that reads its requests as `StrictJsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function that answers a request."""
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            return await handler(StrictJsonRequest(request.scope, request.receive))
+
+        return answer
+
+
+def _fields_once(pairs: list[tuple[str, object]]) -> dict:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise HTTPException(400, f"{name}: given twice in the body")
+    return fields
 
 
 class AppRoutes:
@@ -188,9 +221,12 @@ def raise_app_error(event: dict) -> None:
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """Answer a body that is not JSON (400) or has other fields than expected (422); the body is not repeated."""
+    """Answer a body that is not JSON (400, 415) or has other fields than expected (422); the body is not repeated."""
     assert isinstance(error, RequestValidationError)
     details = error.errors()
+    if any(each["loc"] == ("body",) for each in details) and "json" not in request.headers.get("content-type", ""):
+        said = "Content-Type: application/json expected, as a header of the request"
+        return middleware_error(415, said, "invalid_request_error")
     if broken := next((each for each in details if each["type"] == "json_invalid"), None):
         said = f"the body is not JSON (character {broken['loc'][-1]}: {broken['ctx']['error']})"
         return middleware_error(400, said, "invalid_request_error")

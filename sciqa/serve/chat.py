@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 from sciqa.core.errors import InputError
 from sciqa.serve.schemas import MessageSchema
 
+#: What an answer tells of itself beside OpenAI's fields.
+ABOUT = ("cited", "context_cut", "question_cut")
+
 
 def split_chat_messages(messages: list[MessageSchema]) -> tuple[list[dict], str]:
     """Return the messages before the last one, for the chat template of the model, and the question: the last one.
@@ -27,14 +30,14 @@ def chat_completion(model: str, whole: dict) -> dict:
     message = {"role": "assistant", "content": whole["answer"]}
     choice = {"index": 0, "message": message, "finish_reason": whole["finish_reason"], "logprobs": None}
     about = _about(model, "chat.completion") | {"choices": [choice], "usage": _usage(whole)}
-    return about | {name: whole[name] for name in ("passages", "cited", "context_cut")}
+    return about | {name: whole[name] for name in ("passages", *ABOUT)}
 
 
 async def chat_chunks(model: str, events: AsyncIterator[dict], usage: bool) -> AsyncIterator[str]:
     """Yield an answer as server-sent chunks of a chat completion, as it is written.
 
-    The first chunk has the `passages`, the last one the numbers `cited` and `context_cut`, beside OpenAI's fields. The
-    events are those of `sciqa.serve.replica.Replica.write`; with `usage`, one more chunk counts the tokens.
+    The first chunk has the `passages`, the last one the fields of `ABOUT`, beside OpenAI's. The events are those of
+    `sciqa.serve.replica.Replica.write`; with `usage`, one more chunk counts the tokens.
     """
     about = _about(model, "chat.completion.chunk")
 
@@ -48,7 +51,7 @@ async def chat_chunks(model: str, events: AsyncIterator[dict], usage: bool) -> A
         elif event["type"] == "text":
             yield chunk({"content": event["text"]})
         elif event["type"] == "done":
-            yield chunk({}, event["finish_reason"], cited=event["cited"], context_cut=event["context_cut"])
+            yield chunk({}, event["finish_reason"], **{name: event[name] for name in ABOUT})
             if usage:
                 yield _event(about | {"choices": [], "usage": _usage(event)})
         else:

@@ -96,20 +96,22 @@ class Replica:
 
         Returns:
             `type` `ranked`, `ranking` (for each option, likeliest first, its `option`, `letter`, `probability` and
-            `evidence`), `tied`, `context_cut` and `passages`.
+            `evidence`), `tied`, `context_cut`, `question_cut` (whether the passages were found by the beginning of the
+            question alone) and `passages`.
         """
 
         def work() -> dict:
             asked = self.options.for_question(question, tuple(options))
             found = self.answerer.find(asked)
             ranked = self.answerer.rank(asked, found)
-            every = (self.answerer.evidence(asked, found) if evidence else None) or []
+            every = (self.answerer.evidence(asked, found, ranked.kept) if evidence else None) or []
             of_letter = dict(zip(string.ascii_uppercase, every, strict=False))
             ranking = [
                 {"option": option, "letter": letter, "probability": probability, "evidence": of_letter.get(letter)}
                 for letter, (option, probability) in zip(ranked.letters, ranked.ranking, strict=True)
             ]
             about = {"type": "ranked", "ranking": ranking, "tied": ranked.tied, "context_cut": ranked.cut}
+            about |= {"question_cut": found["question_cut"]}
             return about | {"passages": replica_passages(found, ranked.kept)}
 
         done: Future = Future()
@@ -141,8 +143,8 @@ class Replica:
 
         Yields:
             `type` `passages` with the `passages`; `text` with a piece of `text`, as often as there is one; last `done`
-            with the numbers of the passages `cited`, `tokens`, `prompt_tokens`, `finish_reason` (`stop` or `length`)
-            and `context_cut`. `error` or `failure` comes instead where there is one.
+            with the numbers of the passages `cited`, `tokens`, `prompt_tokens`, `finish_reason` (`stop` or `length`),
+            `context_cut` and `question_cut`. `error` or `failure` comes instead where there is one.
         """
         loop, events, gone = asyncio.get_running_loop(), asyncio.Queue[dict | None](), threading.Event()
 
@@ -182,7 +184,8 @@ class Replica:
             prompt = self.answerer.encode(options, found, earlier)
             send({"type": "passages", "passages": replica_passages(found, prompt.kept)})
             written = self.answerer.write(options, found, prompt, show)
-            send({"type": "done", "context_cut": prompt.cut} | written._asdict())
+            cut = {"context_cut": prompt.cut, "question_cut": found["question_cut"]}
+            send({"type": "done"} | cut | written._asdict())
         except _ClientGoneError:
             pass
         except Exception as error:
