@@ -121,7 +121,7 @@ def test_a_file_on_s3_is_one_request(s3):
     assert requests(s3, before) == [("PUT", "/bucket/one/file.bin")]
 
 
-def test_near_vectors_are_read_by_one_request(s3):
+def test_near_vectors_are_read_by_one_request_of_bounded_size(s3, monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float16)
     buffer = io.BytesIO()
     np.save(buffer, vectors)
@@ -131,6 +131,10 @@ def test_near_vectors_are_read_by_one_request(s3):
     rows = np.array([3999, 7, 9, 100, 7, 3990])
     np.testing.assert_array_equal(stored.read(rows), vectors[rows].astype(np.float32))
     assert requests(s3, before) == [("GET", "/bucket/vectors.npy")] * 2
+    monkeypatch.setattr("sciqa.retrieval.vectors.REQUEST", 1 << 16)
+    before = len(s3.read_text())
+    np.testing.assert_array_equal(stored.read(np.arange(4000)), vectors.astype(np.float32))
+    assert requests(s3, before) == [("GET", "/bucket/vectors.npy")] * 4
 
 
 def test_filters_read_no_other_row_group(tmp_path):

@@ -76,8 +76,8 @@ class EmbedIndexShard:
     def _may_be_too_long(self, headings: str) -> bool:
         """Whether a passage with these headings may have more tokens than the embedder reads, by how it was made.
 
-        However long its headings are, a passage has at least `LEAST_TOKENS` of text, so very long ones exceed what was
-        asked for. No token has less than a byte.
+        Headings are cut to leave `LEAST_TOKENS` for the text, and a whole may have a few tokens more than its parts, so
+        passages with the longest headings are counted. No token has less than a byte.
         """
         if self.longest is None or self.made is None or self.made > self.longest:
             return True

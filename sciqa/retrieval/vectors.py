@@ -10,6 +10,8 @@ from sciqa.core.errors import InputError
 
 #: Bytes between two vectors up to which one request for both takes less time than two.
 HOLE = 1 << 16
+#: Bytes of a request: what is held of a file while vectors are read.
+REQUEST = 1 << 22
 
 
 class StoredVectors:
@@ -33,7 +35,8 @@ class StoredVectors:
         if self.mapped is not None:
             return self.mapped[rows].astype(np.float32)
         wanted, places = np.unique(rows, return_inverse=True)
-        ends = np.flatnonzero(np.diff(wanted) * self.width > HOLE) + 1
+        at = wanted * self.width
+        ends = np.flatnonzero((np.diff(at) > HOLE) | (np.diff(at // REQUEST) > 0)) + 1
         vectors: np.ndarray = np.concatenate(storage.map_storage(self._read_range, np.split(wanted, ends)))
         return vectors.astype(np.float32)[places]
 
