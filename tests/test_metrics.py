@@ -105,7 +105,8 @@ def test_questions_without_a_topic_are_in_no_slice_by_topic(tmp_path):
     path = str(tmp_path / "exam.parquet")
     pq.write_table(pa.table({"topic": ["Gases", None], "is_question": [True, True]}), path)
     answers = [answer([0.5, 0.5], "A"), answer([0.9, 0.1], "A")]
-    assert _slices(SimpleNamespace(path=path), answers) == {"all": answers, "topic: Gases": answers[:1]}
+    exam = SimpleNamespace(open_table=lambda: pq.ParquetFile(path))
+    assert _slices(exam, answers) == {"all": answers, "topic: Gases": answers[:1]}
 
 
 def test_position_bias_is_the_spread_of_accuracy_by_letter():

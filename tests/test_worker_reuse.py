@@ -41,6 +41,7 @@ def test_the_next_stage_takes_the_processes_of_the_last_one(cluster, weights, sh
     assert bool(first & second) == shared
 
 
+@pytest.mark.slow
 def test_a_gguf_model_is_converted_while_the_index_is_built(tmp_path, cluster, corpus_file, embedder):
     model = write_gguf(tmp_path / "model.gguf", decoder(tmp_path / "model"))
     folder = cache.cache_root() / f"gguf-{GGUF_FORMAT}-{find_model(model).revision}"
