@@ -167,7 +167,8 @@ def test_passages_longer_than_the_embedder_reads_are_not_indexed(tmp_path, index
 
 
 def test_passages_with_headings_that_fill_the_embedder_have_vectors_of_their_own(tmp_path, cluster):
-    (tmp_path / "articles.jsonl").write_text(json.dumps({"title": "iron " * 250, "text": "It rusts. " * 40}) + "\n")
+    text = " ".join(f"This is fact {number} of iron." for number in range(20))
+    (tmp_path / "articles.jsonl").write_text(json.dumps({"title": "iron " * 250, "text": text}) + "\n")
     output = str(tmp_path / "run")
     build_passages(CorpusOptions(output=output, corpus=(str(tmp_path / "articles.jsonl"),)))
     build_index(IndexOptions(output=output))
