@@ -173,6 +173,14 @@ def test_evaluation_leaves_4_bit_weights_as_they_are(models):
         assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
 
 
+def test_lists_as_options_are_what_tuples_are():
+    given = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in vars(FinetuneOptions()).items()
+    }
+    assert FinetuneOptions(**given) == FinetuneOptions()
+    assert FinetuneOptions(**given | {"objective": "reward", "train": "a.jsonl", "validation": "b.jsonl"}).columns == ()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_of_every_architecture_is_accepted(models, family):
     """Heads that are saved whole have other names in peft's model."""

@@ -24,11 +24,15 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse numbers that are not finite, which no option has a use for; this ends the chain of the groups' checks.
 
+        Lists, as JSON and callers in Python give them, become tuples, so that they equal the defaults.
+
         Raises:
             InputError: an option is NaN or infinite.
         """
         for field in fields(self):
             given = getattr(self, field.name)
+            if isinstance(given, list):
+                setattr(self, field.name, given := tuple(given))
             for value in given if isinstance(given, tuple) else (given,):
                 if isinstance(value, float) and not math.isfinite(value):
                     raise InputError(f"--{field.name.replace('_', '-')}: {value} given, a finite number expected")

@@ -64,9 +64,8 @@ class PackedAttention(TorchFunctionMode):
         ours = attn_mask is not None and attn_mask.data_ptr() == self.mask.data_ptr()
         if not ours or (*query.shape[::2], *key.shape[::2]) != (rows, tokens, rows, seen):
             return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **settings)
-        each = (part.split(1) for part in (query, key, value, self.mask))
-        found = [_attend_row(ends, *row, **settings) for ends, *row in zip(self.ends, *each, strict=True)]
-        return torch.cat(found)
+        parts = zip(self.ends, query.split(1), key.split(1), value.split(1), self.mask.split(1), strict=True)
+        return torch.cat([_attend_row(*row, **settings) for row in parts])
 
 
 def _attend_row(
@@ -83,15 +82,15 @@ def _attend_row(
 
     def attend(start: int, stop: int) -> torch.Tensor:
         own = slice(before + start, before + stop)
-        seen = [torch.cat([part[:, :, :prefix], part[:, :, own]], dim=2) for part in (key, value)]
+        keys, values = (torch.cat([part[:, :, :prefix], part[:, :, own]], dim=2) for part in (key, value))
         shown = torch.cat([mask[:, :, start:stop, :prefix], mask[:, :, start:stop, own]], dim=3)
-        return scaled_dot_product_attention(query[:, :, start:stop], *seen, attn_mask=shown, **settings)
+        return scaled_dot_product_attention(query[:, :, start:stop], keys, values, attn_mask=shown, **settings)
 
     parts = [attend(start, stop) for start, stop in itertools.pairwise(ends)]
     if ends[0]:
         end = ends[0]
-        how = {"attn_mask": mask[:, :, :end, :prefix]} if before else {"is_causal": True}
-        seen = (part[:, :, :prefix] for part in (query[:, :, :end], key, value))
-        parts.insert(0, scaled_dot_product_attention(*seen, **settings | how))
+        how: dict[str, Any] = {"attn_mask": mask[:, :, :end, :prefix]} if before else {"is_causal": True}
+        keys, values = key[:, :, :prefix], value[:, :, :prefix]
+        parts.insert(0, scaled_dot_product_attention(query[:, :, :end], keys, values, **settings | how))
     padding = query.new_zeros(*query.shape[:2], query.shape[2] - ends[-1], value.shape[3])  # which nothing looks at
     return torch.cat([*parts, padding], dim=2)
