@@ -27,6 +27,7 @@ from sciqa.predict import PredictOptions, predict
 from sciqa.training import finetune
 from sciqa.training import sweep as sweeping
 from sciqa.training.left_groups import left_groups_removed
+from sciqa.training.options import options_mapping
 from sciqa.training.sweep import (
     _is_done,
     run_sweep_trial,
@@ -333,3 +334,8 @@ def test_asha_stops_trials_whose_best_step_is_kept_and_a_failed_one_is_a_row(tmp
         assert rows[name]["best_step"] <= rows[name]["steps_done"] <= 20
         assert Path(tmp_path, "run", "trained", name, "adapter_model.safetensors").exists()
     assert any(row["stopped"] for row in rows.values())
+
+
+def test_a_mapping_that_names_itself_is_read_once():
+    given = options_mapping("--peft", "&all {r: 8, again: *all}", "{r: 16}")
+    assert given["again"]["again"]["r"] == 8

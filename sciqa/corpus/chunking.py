@@ -62,8 +62,8 @@ class ChunkSplitter:
         return text[: max(ends, default=0)].strip()
 
     def split(self, title: str, section: str, text: str) -> Iterator[str]:
-        """Yield the passages of a section, without surrounding white space."""
-        room = self.tokens - self.marks - self._count(titled_chunk(*self.headings(title, section), ""))
+        """Yield the passages of a section, without surrounding white space, below headings from `headings`."""
+        room = self.tokens - self.marks - self._count(titled_chunk(title, section, ""))
         sentences, lengths = self._sentences(text, room)
         start = 0
         while start < len(sentences):

@@ -68,8 +68,7 @@ class Exam:
 
     def read_ids(self) -> list[str]:
         """Return the ids of all questions; see `open_table`."""
-        self.open_table()
-        return tables.read_table(self.path, ["id"])["id"].to_pylist()
+        return self.open_table().read(["id"])["id"].to_pylist()
 
     def open_table(self) -> pq.ParquetFile:
         """Return the table's file, opened.

@@ -60,12 +60,16 @@ class PackedAttention(TorchFunctionMode):
         attn_mask: torch.Tensor | None = None,
         **settings: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        rows, _, tokens, seen = self.mask.shape
-        ours = attn_mask is not None and attn_mask.data_ptr() == self.mask.data_ptr()
-        if not ours or (*query.shape[::2], *key.shape[::2]) != (rows, tokens, rows, seen):
+        if attn_mask is None or not self._is_ours(query, key, attn_mask):
             return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **settings)
         parts = zip(self.ends, query.split(1), key.split(1), value.split(1), self.mask.split(1), strict=True)
         return torch.cat([_attend_row(*row, **settings) for row in parts])
+
+    def _is_ours(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> bool:
+        """Whether a mask is the whole of this mode's, by its place in memory, and not a part or a changed copy."""
+        rows, _, tokens, seen = self.mask.shape
+        sizes = (*query.shape[::2], *key.shape[::2], *mask.shape[-2:])
+        return mask.data_ptr() == self.mask.data_ptr() and sizes == (rows, tokens, rows, seen, tokens, seen)
 
 
 def _attend_row(

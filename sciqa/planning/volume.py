@@ -69,10 +69,9 @@ def corpus_volume(options: VolumeOptions) -> Volume:
     cut = sections[:: math.ceil(len(sections) / SAMPLED_SECTIONS)]
     tokenizer = model_file_tokenizer(options.embedder)
     splitter = ChunkSplitter(tokenizer, options.passage_tokens, options.passage_overlap)
+    headed = [(*splitter.headings(section["title"], section["section"]), section["text"]) for section in cut]
     passages = [
-        (section["title"], section["section"], text)
-        for section in cut
-        for text in splitter.split(section["title"], section["section"], section["text"])
+        (title, section, text) for title, section, whole in headed for text in splitter.split(title, section, whole)
     ]
     share = sum(len(section["text"]) for section in cut) / sum(len(section["text"]) for section in sections)
     return Volume(

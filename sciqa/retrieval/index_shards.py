@@ -141,10 +141,11 @@ def train_index_shards(row: dict, options: IndexOptions) -> dict:
     shards = row["part"]
     ends = np.cumsum([shard["rows"] for shard in shards])
     step = max(1, -(-int(ends[-1]) // options.train_vectors))
-    chosen = np.split(np.arange(0, ends[-1], step), np.searchsorted(np.arange(0, ends[-1], step), ends[:-1]))
+    rows = np.arange(0, ends[-1], step)
+    chosen = np.split(rows, np.searchsorted(rows, ends[:-1]))
 
-    def read(taken: tuple[dict, int, np.ndarray]) -> np.ndarray:
-        shard, end, rows = taken
+    def read(part: tuple[dict, int, np.ndarray]) -> np.ndarray:
+        shard, end, rows = part
         stored = StoredVectors(storage.join_paths(options.index, shard["name"], "vectors.npy"))
         return stored.read(rows - (end - shard["rows"]))
 

@@ -43,7 +43,7 @@ def read_exam_prompt_questions(folder: str, options: FinetuneOptions) -> list[tu
         InputError: a question without an answer, probabilities that are no numbers, or answers to another exam, or from
             other contexts, than those in the run.
     """
-    folder = storage.absolute_path(folder).rstrip("/")
+    folder = storage.absolute_path(folder)
     run, manifest = folder.rsplit("/", 2)[0], tables.read_table_manifest(folder, "predict")
     if not _is_of_answers(manifest):
         raise InputError(f"{folder}: a table, but not of answers; RUN/answers/NAME expected")

@@ -69,9 +69,12 @@ def options_mapping(flag: str, text: str, example: str) -> dict:
         raise InputError(f"{flag}: not YAML ({error})") from error
     if not isinstance(given, dict):
         raise InputError(f"{flag}: {text!r} given, a mapping such as '{example}' expected")
-    nodes = [root]
+    nodes, seen = [root], set()
     while nodes:
         node = nodes.pop()
+        if id(node) in seen:  # an alias, which may stand within what it names
+            continue
+        seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             names = [name.value.replace("-", "_") for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
             if len(set(names)) < len(names):
